@@ -1,0 +1,124 @@
+"""What the two input files say, validated: a search-space file and a fitness file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from evomerge.errors import Where
+
+Axis = Literal["sources", "layers", "modules"]
+AXES: tuple[Axis, ...] = ("sources", "layers", "modules")
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A checkpoint folder (absolute path) or a hub id with its revision."""
+
+    path: str
+    revision: str | None = None
+    where: Where = field(default=Where(), compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.path}@{self.revision}" if self.revision else self.path
+
+    @property
+    def local(self) -> bool:
+        return Path(self.path).is_absolute()
+
+
+@dataclass(frozen=True)
+class GeneSpec:
+    """One gene as written: a numeric range or choices, and the axes along which it takes separate values."""
+
+    name: str
+    per: tuple[Axis, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    init: float | str | None = None
+    log: bool = False
+    choices: tuple[str, ...] = ()
+    where: Where = field(default=Where(), compare=False)
+
+
+@dataclass(frozen=True)
+class SpaceSpec:
+    """A search-space file. `layers` is a number of equal groups, "each", or explicit [start, end) ranges."""
+
+    file: Path
+    base: ModelRef
+    sources: dict[str, ModelRef]
+    genes: tuple[GeneSpec, ...]
+    methods: tuple[str, ...]
+    fitness: Path
+    tokenizer: str = "base"
+    chat_template: str | None = None
+    dtype: str | None = None
+    layers: int | str | tuple[tuple[int, int], ...] = 1
+    modules: dict[str, str] = field(default_factory=dict)
+    interpolate: bool = False
+    fixed: dict[str, float | bool] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    trials: int = 100
+    seconds: float | None = None
+    where: dict[str, Where] = field(default_factory=dict, compare=False)
+
+    def at(self, key: str) -> Where:
+        """Where `key` stands in the file."""
+        return self.where.get(key, Where(self.file, None, key))
+
+
+@dataclass(frozen=True)
+class FloorSpec:
+    """The worst acceptable score: `value` in the metric's natural direction, or relative to the score of
+    `of` ("base", "best_source" or a source's name) by ratio (`keep`) or by distance (`margin`)."""
+
+    value: float | None = None
+    of: str | None = None
+    keep: float | None = None
+    margin: float | None = None
+    where: Where = field(default=Where(), compare=False)
+
+
+@dataclass(frozen=True)
+class SliceSpec:
+    """One slice: an lm-eval `task`, or a `python` callable ("module:function") with `data` (a JSONL file).
+
+    `items` caps the number of items of each split. `options` holds what is handed to lm-eval as it is:
+    num_fewshot, filter, apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs.
+    """
+
+    name: str
+    task: str | None = None
+    python: str | None = None
+    data: Path | None = None
+    metric: str | None = None
+    direction: Literal["higher", "lower"] | None = None
+    floor: FloorSpec | None = None
+    weight: float = 1.0
+    items: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    where: Where = field(default=Where(), compare=False)
+    lines: dict[str, Where] = field(default_factory=dict, compare=False)
+
+    def at(self, key: str) -> Where:
+        return self.lines.get(key, self.where)
+
+
+@dataclass(frozen=True)
+class FitnessSpec:
+    """A fitness file. `search` is the share of items dealt to the search split."""
+
+    file: Path
+    slices: dict[str, SliceSpec]
+    include: tuple[Path, ...] = ()
+    objective: str = "mean"
+    search: float = 0.5
+    split_seed: int = 0
+    confidence: float | None = None
+    batch_size: int = 16
+    where: dict[str, Where] = field(default_factory=dict, compare=False)
+
+    def at(self, key: str) -> Where:
+        return self.where.get(key, Where(self.file, None, key))

@@ -1,0 +1,81 @@
+"""Values that pass between the rooms: dimensions, genomes, outcomes, scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Value = float | str
+"""One gene's value: a number, or the name of a choice."""
+
+Genome = dict[str, Value]
+"""One value for every dimension, by its key, such as ``weight[shipping,0]``."""
+
+SplitName = Literal["search", "holdout", "all"]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched coordinate: a numeric range, or (`choices`) a set of names.
+
+    `key` is the gene's name with its place on the gene's axes: ``density[refunds]``.
+    """
+
+    key: str
+    low: float = 0.0
+    high: float = 1.0
+    init: Value = 0.5
+    log: bool = False
+    choices: tuple[str, ...] = ()
+
+    def tidy(self, value: Value) -> Value:
+        """The legal value nearest to `value`: a known choice, or a number inside the range, rounded to 6
+        significant digits so that the exported recipe is short and still exactly the one that was scored."""
+        if self.choices:
+            if value not in self.choices:
+                raise ValueError(f"{self.key}: {value!r} is not one of {', '.join(self.choices)}")
+            return value
+        number = float(f"{float(value):.6g}")
+        return min(max(number, self.low), self.high)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the optimizer learns of one trial. `objective`: higher is better; `shortfall`: total
+    normalised distance below the floors, 0 when feasible; both are ignored where the trial failed."""
+
+    failed: bool = False
+    feasible: bool = False
+    objective: float = -math.inf
+    shortfall: float = math.inf
+
+
+@dataclass(frozen=True)
+class ItemScore:
+    """One item's part of a slice's score.
+
+    `item` identifies the document whatever its position; `score` is the item's own value in the metric's
+    natural direction (None where the metric has no per-item number); `weight` its share in the mean (1.0,
+    or for example the bytes of a text); `raw` what the metric returned for it, JSON-compatible.
+    """
+
+    item: str
+    score: float | None
+    weight: float = 1.0
+    raw: Any = None
+
+
+@dataclass(frozen=True)
+class SliceScore:
+    """A slice's score of one candidate. `value` is oriented: higher is always better (the sign of a
+    lower-is-better metric was flipped once, when it was made). `stderr` is None where unknown."""
+
+    value: float
+    stderr: float | None
+    items: tuple[ItemScore, ...] = field(default=(), repr=False)
+
+
+Scores = Mapping[str, SliceScore]
+"""Slice name -> score."""
