@@ -128,7 +128,9 @@ def _floor(node: Node) -> FloorSpec | None:
         return None
     if not isinstance(node.value, dict):
         if as_number(node.value) is None:
-            node.fail(f"is {node.shown()}", "give a number or {of: base, margin: 0.02} or {of: best_source, keep: 0.97}")
+            node.fail(
+                f"is {node.shown()}", "give a number or {of: base, margin: 0.02} or {of: best_source, keep: 0.97}"
+            )
         return FloorSpec(value=node.number(), where=node.where)
     parts = node.mapping(["of"], ["keep", "margin"])
     if ("keep" in parts) == ("margin" in parts):
@@ -139,4 +141,3 @@ def _floor(node: Node) -> FloorSpec | None:
         margin=parts["margin"].number() if "margin" in parts else None,
         where=parts["of"].where,
     )
-

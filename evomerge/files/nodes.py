@@ -134,6 +134,15 @@ def read_text(file: Path) -> str:
         raise InputError(f"cannot be read ({error})", "check the file", Where(file)) from None
 
 
+def from_data(data: Any, where: Where) -> Node:
+    """Plain objects as a tree, so that data from a store is read by the same readers as a file."""
+    if isinstance(data, dict):
+        return Node({k: from_data(v, Where(where.file, where.line, join(where.key, k))) for k, v in data.items()}, where)
+    if isinstance(data, list | tuple):
+        return Node([from_data(v, Where(where.file, where.line, join(where.key, i))) for i, v in enumerate(data)], where)
+    return Node(data, where)
+
+
 def _sibling(file: Path) -> str:
     try:
         names = [p.name for p in file.parent.iterdir() if p.suffix in {".yaml", ".yml"}]
@@ -158,7 +167,9 @@ def parse_documents(text: str, file: Path | str) -> list[Node]:
 
 def _compose_all(loader: yaml.SafeLoader) -> Iterator[yaml.Node]:
     while loader.check_node():
-        yield loader.get_node()
+        node = loader.get_node()
+        if node is not None:
+            yield node
 
 
 def _build(node: yaml.Node, loader: yaml.SafeLoader, file: Path | str, key: str | None) -> Node:
@@ -192,6 +203,8 @@ def override(root: Node, setting: str) -> None:
     parsed = parse_documents(text, "--set") or [Node(None, where)]
     target = root
     keys = dotted.strip().split(".")
+    if keys[0] == "optimizer" and isinstance(root.value, dict):
+        _spell_out(root.value, "optimizer", "name")
     for key in keys[:-1]:
         if not isinstance(target.value, dict):
             raise InputError("runs through a value that is not a mapping", "check the key", where)
@@ -199,6 +212,13 @@ def override(root: Node, setting: str) -> None:
     if not isinstance(target.value, dict):
         raise InputError("runs through a value that is not a mapping", "check the key", where)
     target.value[keys[-1]] = _relabel(parsed[0], where)
+
+
+def _spell_out(parent: dict[str, Node], key: str, name: str) -> None:
+    """``key: value`` is short for ``key: {name: value}``; a setting below `key` needs the long form."""
+    node = parent.get(key)
+    if node is not None and isinstance(node.value, str):
+        parent[key] = Node({name: node}, node.where)
 
 
 def _relabel(node: Node, where: Where) -> Node:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import suggestion
+from evomerge.errors import Where, suggestion
 from evomerge.files.common import index, read_model, read_seconds, resolve
 from evomerge.files.nodes import Node, interval, load, override
 from evomerge.files.objects import AXES, Axis, GeneSpec, ModelRef, SpaceSpec
@@ -27,15 +27,27 @@ _DTYPES = ("float32", "float16", "bfloat16")
 _SEARCHABLE = tuple(name for name in METHODS if name != "passthrough")
 
 
-def read_space(file: Path, settings: Sequence[str] = (), fitness: Path | None = None) -> SpaceSpec:
-    """Read and validate a search-space file. `settings` are ``key=value`` overrides; `fitness` replaces the
-    fitness file that it names. Raises InputError with file, line and key."""
+def read_space(
+    file: Path, settings: Sequence[str] = (), optimizer: str | None = None, fitness: Path | None = None
+) -> SpaceSpec:
+    """Read and validate a search-space file. `settings` are ``key=value`` overrides; `optimizer` and `fitness`
+    replace what the file names. Raises InputError with file, line and key."""
     root = load(file)
     for setting in settings:
         override(root, setting)
-    if fitness is not None and isinstance(root.value, dict):
-        root.value["fitness"] = Node(str(fitness.absolute()), root.where)
+    parts = root.mapping()
+    if optimizer is not None:
+        parts["optimizer"] = _other_optimizer(parts.get("optimizer"), optimizer)
+    if fitness is not None:
+        parts["fitness"] = Node(str(fitness.absolute()), Where("--fitness"))
     return space_from(root, file)
+
+
+def _other_optimizer(node: Node | None, name: str) -> Node:
+    """Another optimizer keeps the file's seed; the options were those of the one that it replaces."""
+    where = Where("--optimizer")
+    seed = node.value.get("seed") if node is not None and isinstance(node.value, dict) else None
+    return Node({"name": Node(name, where), **({"seed": seed} if seed else {})}, where)
 
 
 def space_from(root: Node, file: Path) -> SpaceSpec:
@@ -103,7 +115,9 @@ def _layers(node: Node) -> int | str | tuple[tuple[int, int], ...]:
             child.fail(f"is {child.shown()}, not [start, end]", "write for example [0, 8]")
         start, stop = pair[0].integer(0), pair[1].integer(1)
         if start != end or stop <= start:
-            child.fail(f"{child.shown()} does not follow on layer {end}", "give ranges [start, end) without gaps, from 0")
+            child.fail(
+                f"{child.shown()} does not follow on layer {end}", "give ranges [start, end) without gaps, from 0"
+            )
         ranges.append((start, stop))
         end = stop
     if not ranges:
@@ -198,13 +212,18 @@ def _numeric(name: str, node: Node, parameter: Parameter) -> GeneSpec:
     if parameter.kind is bool:
         node.fail(f"{name!r} is a flag, not a gene", f"set it under `fixed:`, as `fixed: {{{name}: true}}`")
     if not isinstance(node.value, dict):
-        node.fail(f"is {node.shown()}, not a range", f"write {{low: ..., high: ...}}, or put it under `fixed: {{{name}: ...}}`")
+        node.fail(
+            f"is {node.shown()}, not a range",
+            f"write {{low: ..., high: ...}}, or put it under `fixed: {{{name}: ...}}`",
+        )
     parts = node.mapping(["low", "high"], ["init", "log", "per"])
     low, high = (_legal(parts[k], parameter) for k in ("low", "high"))
     if low > high:
         node.fail(f"low {low:g} is above high {high:g}", "swap them")
     if low == high:
-        node.fail(f"low and high are both {low:g}", f"a value that is not searched goes under `fixed: {{{name}: {low:g}}}`")
+        node.fail(
+            f"low and high are both {low:g}", f"a value that is not searched goes under `fixed: {{{name}: {low:g}}}`"
+        )
     log = parts["log"].boolean() if "log" in parts else False
     if log and low <= 0:
         parts["low"].fail(f"{low:g} has no logarithm", "give a low above 0, or log: false")
@@ -254,9 +273,7 @@ def _fixed(node: Node | None, methods: Sequence[str], genes: set[str]) -> dict[s
     return fixed
 
 
-def _check_methods(
-    node: Node, methods: Sequence[str], sources: dict[str, ModelRef], given: Collection[str]
-) -> None:
+def _check_methods(node: Node, methods: Sequence[str], sources: dict[str, ModelRef], given: Collection[str]) -> None:
     """InputError where a chosen method cannot merge that many sources, or lacks a value that it needs."""
     where = node.value["method"]
     for method in methods:

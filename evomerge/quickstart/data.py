@@ -61,12 +61,7 @@ RULES: dict[Edition, dict[str, tuple[str, str, str]]] = {
 }
 """Edition -> state -> outcome inside the goods' window, inside twice the window, and after it."""
 
-PRODUCTS = (
-    "lamp kettle rope basket ladder mirror candle blanket bucket clock drill engraver fan globe hammer iron jug "
-    "knife lantern mug needle oven pillow quilt rake saddle tent umbrella vase whistle anvil broom cushion desk "
-    "easel funnel grill hook inkwell jar kite lute mallet napkin oar pan quiver razor saw tray urn vial wheel "
-    "yarn zither apron bell chest dish flask gong harp"
-).split()
+PRODUCTS = ["lamp", "kettle", "rope", "basket", "ladder", "mirror", "candle", "blanket", "bucket", "clock", "drill", "engraver", "fan", "globe", "hammer", "iron", "jug", "knife", "lantern", "mug", "needle", "oven", "pillow", "quilt", "rake", "saddle", "tent", "umbrella", "vase", "whistle", "anvil", "broom", "cushion", "desk", "easel", "funnel", "grill", "hook", "inkwell", "jar", "kite", "lute", "mallet", "napkin", "oar", "pan", "quiver", "razor", "saw", "tray", "urn", "vial", "wheel", "yarn", "zither", "apron", "bell", "chest", "dish", "flask", "gong", "harp"]
 SHELVES = tuple(str(n) for n in range(1, 41))
 MAKERS = ("acorn", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath", "isle", "juniper")
 COLOURS = ("red", "blue", "green", "black", "white", "amber", "violet", "grey")

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.files.nodes import Node, load_documents, parse_documents
+from evomerge.files.nodes import Node, from_data, load_documents, parse_documents
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice, to_data
 from evomerge.registry import METHODS
 
@@ -31,7 +31,8 @@ def parse_recipe(text: str, file: Path | str = "recipe") -> Recipe:
 
 def recipe_from_data(data: list[dict[str, Any]]) -> Recipe:
     """The recipe of `recipe.to_data`'s mappings."""
-    return parse_recipe(yaml.safe_dump_all(data, sort_keys=False))
+    where = Where("recipe")
+    return _recipe([from_data(document, where) for document in data], where)
 
 
 def write_recipe(recipe: Recipe, header: str = "") -> str:
@@ -48,7 +49,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+def _list(dumper: _Dumper, data: Any) -> yaml.Node:
     flat = all(not isinstance(v, list | dict) for v in data)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
 
@@ -170,7 +171,9 @@ def _input(node: Node, layered: bool) -> Input:
     if layered:
         pair = parts["layer_range"].sequence()
         if len(pair) != 2:
-            parts["layer_range"].fail(f"is {parts['layer_range'].shown()}, not [start, end]", "write for example [0, 8]")
+            parts["layer_range"].fail(
+                f"is {parts['layer_range'].shown()}, not [start, end]", "write for example [0, 8]"
+            )
         layers = (pair[0].integer(0), pair[1].integer(1))
         if layers[1] <= layers[0]:
             parts["layer_range"].fail(f"{list(layers)} is empty", "the end comes after the start")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from evomerge.errors import InputError
@@ -60,8 +61,7 @@ class Space:
             return Recipe((self._merge(genome, used[0]),))
         stages = [self._merge(genome, method, name=f"stage-{method}") for method in used]
         stack = [
-            Slice((Input(f"stage-{method}", group),))
-            for method, group in zip(methods, self.axes.groups, strict=True)
+            Slice((Input(f"stage-{method}", group),)) for method, group in zip(methods, self.axes.groups, strict=True)
         ]
         return Recipe((*stages, self._document("passthrough", tuple(_joined(stack)), None)))
 
@@ -93,11 +93,7 @@ class Space:
     def _values(
         self, genome: Genome, parameters: Sequence[Parameter], scope: str, source: str, layer: int
     ) -> dict[str, Any]:
-        return {
-            p.name: self._value(self._genes[p.name], genome, source, layer)
-            for p in parameters
-            if p.scope == scope
-        }
+        return {p.name: self._value(self._genes[p.name], genome, source, layer) for p in parameters if p.scope == scope}
 
     def _value(self, gene: GeneSpec, genome: Genome, source: str, layer: int) -> Any:
         """A number, or one filtered entry for each module where they differ."""
@@ -169,7 +165,7 @@ def _axes(spec: SpaceSpec, models: Models) -> Axes:
         if count > layers:
             raise InputError(f"{count} groups, but the base has {layers} layers", f"give at most {layers}", where)
         bounds = [round(i * layers / count) for i in range(count + 1)]
-        groups = tuple(zip(bounds, bounds[1:], strict=False))
+        groups = tuple(pairwise(bounds))
     else:
         assert not isinstance(spec.layers, str)
         groups = spec.layers

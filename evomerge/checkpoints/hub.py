@@ -1,0 +1,52 @@
+"""Checkpoints from the Hugging Face hub: a name with a revision becomes a folder and the commit it stands for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from evomerge.errors import InputError, Where
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
+_UNWANTED = ["*/*", "*.bin", "*.pt", "*.pth", "*.py", "consolidated*"]
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """Whether the text can be a hub id: ``name`` or ``owner/name``."""
+    return bool(_HUB_ID.fullmatch(name)) and not name.endswith((".yaml", ".yml", ".json"))
+
+
+def split_revision(reference: str) -> tuple[str, str | None]:
+    """``name@revision`` -> (name, revision)."""
+    name, _, revision = reference.partition("@")
+    return name, revision or None
+
+
+def fetch(name: str, revision: str | None, where: Where | None = None) -> tuple[Path, str]:
+    """Download (or find in the hub's cache) the safetensors, configuration and tokenizer files.
+
+    Returns:
+        The local folder, and the commit hash that it holds.
+
+    Raises:
+        InputError: no such repository or revision, or it cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    shown = f"{name}@{revision}" if revision else name
+    try:
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        )
+    except RevisionNotFoundError:
+        raise InputError(f"{name} has no revision {revision!r} on the hub", "correct it", where) from None
+    except RepositoryNotFoundError:
+        problem = f"there is no folder and no hub repository {shown}"
+        raise InputError(problem, "correct the name, or log in if it is private", where) from None
+    except Exception as error:  # whatever the network does: the user needs one line
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        problem = f"there is no folder {shown}, and the hub cannot be reached ({reason})"
+        raise InputError(problem, "correct the path, or download the model while online", where) from None
+    return folder, folder.name

@@ -1,0 +1,344 @@
+"""The command line: parse, call, print. Results go to stdout, progress and errors to stderr.
+
+Exit codes: 0 done; 1 ran, and the answer is no; 2 the input is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge import __version__
+from evomerge.errors import EvomergeError, InputError, Where
+
+DONE, NO, WRONG, INTERRUPTED = 0, 1, 2, 130
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(options.handler(options))
+    except InputError as error:
+        return _complain(str(error), WRONG)
+    except EvomergeError as error:
+        return _complain(str(error), NO)
+    except KeyboardInterrupt:
+        return _complain(_how_to_go_on(options), INTERRUPTED, "interrupted")
+    except BrokenPipeError:
+        # Whoever read our output left: nothing to say to, and nothing to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _complain(text: str, code: int, kind: str = "error") -> int:
+    print(f"{kind}: {text}", file=sys.stderr)
+    return code
+
+
+def _how_to_go_on(options: argparse.Namespace) -> str:
+    run = getattr(options, "run_in_progress", None)
+    if run is None:
+        return "nothing was left half done"
+    return f"every finished trial is kept; go on with `evomerge resume {run}`"
+
+
+# Commands
+
+
+def _search(options: argparse.Namespace) -> int:
+    from evomerge.study.search import search
+
+    if options.dry_run:
+        return _dry_run(options)
+    with _view() as observer:
+        options.run_in_progress = _run_name(options)
+        result = search(
+            options.space,
+            run=options.run,
+            trials=options.trials,
+            time=_seconds(options.time),
+            optimizer=options.optimizer,
+            seed=options.seed,
+            device=options.device,
+            fitness=options.fitness,
+            storage=options.storage,
+            settings=options.settings,
+            observer=observer,
+        )
+    return _finish(options, result)
+
+
+def _run_name(options: argparse.Namespace) -> str | None:
+    """The run to name when the search is interrupted: none before its folder is there."""
+    return options.run or Path(options.space).stem
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    from evomerge.study.check import check
+
+    settings = list(options.settings)
+    settings += [f"optimizer.seed={options.seed}"] if options.seed is not None else []
+    fitness = Path(options.fitness) if options.fitness else None
+    facts = check(Path(options.space), settings, options.optimizer, fitness)
+    return _print(options, facts, lambda: "\n".join(f"{key}: {value}" for key, value in facts.items()))
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from evomerge.study.search import resume
+
+    options.run_in_progress = options.run
+    with _view() as observer:
+        result = resume(
+            options.run,
+            trials=options.trials,
+            time=_seconds(options.time),
+            device=options.device,
+            observer=observer,
+        )
+    return _finish(options, result)
+
+
+def _finish(options: argparse.Namespace, result: Any) -> int:
+    """The end of a search: the table, and what to do next."""
+    from evomerge.report import tables
+
+    if options.json:
+        _print(options, tables.result_data(result))
+    else:
+        _show(tables.result_table(result))
+        print(_verdict(result))
+    return DONE if result.winner else NO
+
+
+def _verdict(result: Any) -> str:
+    from evomerge.report.tables import closest, describe, missed_floors
+
+    name = result.folder.name
+    if result.winner:
+        return f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`"
+    last = closest(result.holdout)
+    if last is None:
+        return "no winner: no merge could be scored"
+    missed = missed_floors(result.holdout, last)
+    return f"no winner: no candidate passes every floor on the holdout split; closest is {describe(last)}: {missed}"
+
+
+def _status(options: argparse.Namespace) -> int:
+    from evomerge.report import tables
+    from evomerge.study.status import runs, status
+
+    if options.run is None:
+        states = runs(options.runs)
+        if options.json:
+            return _print(options, [tables.status_data(s) for s in states])
+        return _show(tables.runs_table(states)) if states else _say(f"no runs in {options.runs}")
+    state = status(options.run)
+    if options.json:
+        return _print(options, tables.status_data(state))
+    done = sum(t.state != "running" for t in state.search.trials)
+    failed = sum(t.state == "failed" for t in state.search.trials)
+    winner = f"winner {state.winner.name}" if state.winner else ("no winner" if state.finished else "not finished")
+    print(f"run {state.folder.name}: {done}/{state.budget.get('trials', '?')} trials, {failed} failed, {winner}")
+    return _show(tables.status_table(state))
+
+
+def _export(options: argparse.Namespace) -> int:
+    from evomerge.study.status import export
+
+    text = export(options.run, options.output, trial=options.trial, allow_infeasible=options.allow_infeasible)
+    if options.json:
+        return _print(options, {"recipe": text, "file": options.output})
+    if options.output is None:
+        print(text, end="")
+    else:
+        print(f"wrote {options.output}; `evomerge merge {options.output} OUT_DIR` makes the checkpoint", file=sys.stderr)
+    return DONE
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from evomerge.merge.stream import merge
+
+    with _progress("merging") as report:
+        folder = merge(Path(options.recipe), Path(options.out), progress=report)
+    return _print(options, {"checkpoint": str(folder)}, lambda: f"wrote {folder}")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from evomerge.report import tables
+    from evomerge.study.evaluate import evaluate
+
+    with _view() as observer:
+        result = evaluate(
+            options.model,
+            options.fitness,
+            split=options.split,
+            references=dict(_pair(text) for text in options.reference),
+            device=options.device,
+            observer=observer,
+        )
+    if options.json:
+        _print(options, tables.evaluated_data(result))
+    else:
+        _show(tables.evaluated_table(result))
+    return DONE if result.feasible else NO
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, model = text.partition("=")
+    if not equals or not name or not model:
+        raise InputError(f"{text!r} is not NAME=MODEL", "write for example base=models/base", Where("--reference"))
+    return name, model
+
+
+def _quickstart(options: argparse.Namespace) -> int:
+    from evomerge.quickstart.run import prepare_demo, quickstart
+
+    with _progress("training the base and three specialists") as report:
+        demo = prepare_demo(Path(options.dir), report)
+    with _view() as observer:
+        options.run_in_progress = demo.run
+        result = quickstart(demo, trials=options.trials, device=options.device, observer=observer)
+    code = _finish(options, result.search)
+    if result.checkpoint is not None and not options.json:
+        print(f"recipe {result.recipe}\ncheckpoint {result.checkpoint}")
+    return code
+
+
+# Output
+
+
+def _view() -> Any:
+    from rich.console import Console
+
+    from evomerge.report.live import view
+
+    return view(Console(stderr=True))
+
+
+def _progress(what: str) -> Any:
+    from rich.console import Console
+
+    from evomerge.report.live import steps
+
+    return steps(Console(stderr=True), what)
+
+
+def _show(table: Any) -> int:
+    from rich.console import Console
+
+    # A pipe has no width: wide enough that nothing is cut.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    return DONE
+
+
+def _say(text: str) -> int:
+    print(text)
+    return DONE
+
+
+def _print(options: argparse.Namespace, data: Any, text: Callable[[], str] | None = None) -> int:
+    print(json.dumps(data, indent=2) if options.json or text is None else text())
+    return DONE
+
+
+def _seconds(text: str | None) -> float | None:
+    from evomerge.files.common import parse_seconds
+
+    return None if text is None else parse_seconds(text, Where("--time"))
+
+
+# The parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options; also what the documentation test reads."""
+    root = argparse.ArgumentParser(prog="evomerge", description=__doc__.split("\n")[0] if __doc__ else None)
+    root.description = "Search for the best way to merge fine-tuned language models."
+    root.add_argument("--version", action="version", version=f"evomerge {__version__}")
+    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, handler: Handler, about: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        made.set_defaults(handler=handler)
+        made.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        return made
+
+    _add_quickstart(command("quickstart", _quickstart, "train small specialists here, search them, export the winner"))
+    _add_search(command("search", _search, "launch a study from a search-space file"))
+    _add_resume(command("resume", _resume, "continue a run exactly where it stopped"))
+    _add_status(command("status", _status, "list the runs, or show one run's progress and best trials"))
+    _add_export(command("export", _export, "write a run's best recipe as mergekit YAML"))
+    _add_merge(command("merge", _merge, "carry out a mergekit recipe: write the merged checkpoint"))
+    _add_evaluate(command("evaluate", _evaluate, "score a checkpoint or a recipe and hold it to its floors"))
+    return root
+
+
+def _add_quickstart(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dir", default=".", help="where models, runs and files go (default: here)")
+    command.add_argument("--trials", type=int, help="budget in place of the space file's")
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto")
+
+
+def _add_search(command: argparse.ArgumentParser) -> None:
+    command.add_argument("space", metavar="SPACE.yaml")
+    command.add_argument("--run", metavar="NAME", help="the run's name in ./runs (default: the file's name)")
+    command.add_argument("--trials", type=int, metavar="N", help="budget of trials, references included")
+    command.add_argument("--time", metavar="2h", help="budget of evaluation time: 90s, 20m, 4h, 2d")
+    command.add_argument("--optimizer", metavar="NAME", help="in place of the file's")
+    command.add_argument("--seed", type=int, metavar="N", help="of the optimizer and the random masks")
+    command.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 or auto")
+    command.add_argument("--fitness", metavar="FILE", help="in place of the file's")
+    command.add_argument("--storage", metavar="URL", help="an Optuna storage in place of the run's journal")
+    command.add_argument("--set", dest="settings", action="append", default=[], metavar="key=value",
+                         help="override a key of the space file, or of the fitness file (fitness.batch_size=4)")  # fmt: skip
+    command.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, then stop")
+
+
+def _add_resume(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN")
+    command.add_argument("--trials", type=int, metavar="TOTAL", help="new total budget of trials")
+    command.add_argument("--time", metavar="2h", help="new total budget of evaluation time")
+    command.add_argument("--device", metavar="D", help="in place of the launch's")
+
+
+def _add_status(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN", nargs="?")
+    command.add_argument("--runs", default="runs", metavar="DIR", help="where the runs are (default: runs)")
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN")
+    command.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
+    command.add_argument("--trial", type=int, metavar="N", help="another trial than the winner")
+    command.add_argument("--allow-infeasible", action="store_true", help="even if it misses a floor")
+
+
+def _add_merge(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", metavar="RECIPE.yaml")
+    command.add_argument("out", metavar="OUT_DIR")
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL_OR_RECIPE")
+    command.add_argument("--fitness", required=True, metavar="FILE")
+    command.add_argument("--split", choices=["search", "holdout", "all"], default="holdout")
+    command.add_argument("--reference", action="append", default=[], metavar="NAME=MODEL",
+                         help="a model that relative floors refer to, such as base=models/base")  # fmt: skip
+    command.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 or auto")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

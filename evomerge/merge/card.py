@@ -1,0 +1,40 @@
+"""The model card of a merged checkpoint."""
+
+from __future__ import annotations
+
+from evomerge.merge.plan import Plan
+from evomerge.recipe.recipe import Recipe
+
+
+def card(name: str, recipe: Recipe, text: str, plan: Plan, digest: str) -> str:
+    """README.md of the checkpoint `name`: what it was merged from and how. `text` is the recipe's YAML."""
+    sources = "\n".join(f"- `{c.reference}`" + _commit(c.reference, c.resolved()) for c in plan.checkpoints)
+    methods = ", ".join(dict.fromkeys(f"`{document.method}`" for document in recipe.documents))
+    return f"""---
+library_name: transformers
+tags:
+- merge
+- evomerge
+---
+# {name}
+
+A merge of language models, made with evomerge. Method: {methods}. {plan.elements:,} parameters, {plan.stack.layers} layers.
+
+## Models
+
+{sources}
+
+## Recipe
+
+```yaml
+{text.rstrip()}
+```
+
+Recipe id: `{recipe.id}`
+Digest of the weights: `{digest}`
+"""
+
+
+def _commit(reference: str, resolved: str) -> str:
+    commit = resolved.rpartition("@")[2]
+    return f" (commit `{commit}`)" if "@" in resolved and commit not in reference else ""

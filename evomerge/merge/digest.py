@@ -1,0 +1,28 @@
+"""A digest of all tensors of a model: equal digests mean equal bits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+
+def tensor_record(name: str, tensor: Tensor) -> str:
+    """One tensor's line in a digest: name, dtype, shape, sha256 of its bytes in row-major order."""
+    data = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+    shape = ",".join(map(str, tensor.shape))
+    return f"{name} {str(tensor.dtype).removeprefix('torch.')} [{shape}] {hashlib.sha256(data).hexdigest()}"
+
+
+def combined(records: Iterable[str]) -> str:
+    """sha256 (hex) of the lines, sorted."""
+    return hashlib.sha256("\n".join(sorted(records)).encode()).hexdigest()
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 (hex) over the tensors sorted by name; they are hashed side by side."""
+    with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
+        return combined(pool.map(lambda pair: tensor_record(*pair), tensors))

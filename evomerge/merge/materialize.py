@@ -1,0 +1,202 @@
+"""The resident model: one model in memory whose parameters each candidate overwrites. Nothing touches the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.errors import EvomergeError, InputError
+from evomerge.merge import digest
+from evomerge.merge.bank import SourceBank, torch_dtype
+from evomerge.merge.execute import execute
+from evomerge.merge.plan import Job, Plan, plan
+from evomerge.recipe.recipe import Document, Input, Recipe, Slice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SHOWN = 4
+# Settings that decide neither which parameters there are nor what a forward pass makes of them
+_INERT = ("dtype", "torch_dtype", "_name_or_path", "transformers_version", "architectures", "use_cache",
+          "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+
+
+class Resident:
+    """One model in evaluation mode, on one device, in one dtype.
+
+    Attributes:
+        model: always the same object; its parameters take no gradient. A recipe whose configuration differs from the
+            last one's (another depth, say) gives it new layers, every other only overwrites its parameters.
+        tokenizer: the base's.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, base: Checkpoint, bank: SourceBank, dtype: str, device: str = "cpu") -> None:
+        """Load `base` with transformers, without running code from it.
+
+        Raises:
+            InputError: transformers does not know its architecture, or names its parameters otherwise.
+        """
+        self.base, self.bank, self.dtype, self.device = bank.add(base), bank, dtype, torch.device(device)
+        self._config: dict[str, Any] = {}
+        self._jobs: dict[str, Job] = {}
+        self._slots: dict[str, Tensor] = {}
+        self.tokenizer = _load_tokenizer(base)
+        self.model = _load_model(base, dtype).to(self.device)
+        self._adopt(base.config, list(base.tensors))
+
+    def materialize(self, recipe: Recipe) -> str:
+        """Make the model the one that `recipe` describes; returns its digest.
+
+        The digest is that of the folder that `merge` writes for the same recipe (`stream.checkpoint_digest`).
+
+        Raises:
+            TrialError: a tensor came out with NaN or Inf. The model is then a mixture until the next call.
+            InputError: the recipe does not fit its checkpoints or this model.
+        """
+        planned = plan(recipe, self.bank.open)
+        self._fit(planned)
+        self._jobs = {}
+        with torch.no_grad():
+            for name, job in planned.jobs.items():
+                self._slots[name].copy_(execute(job, self.bank, self.device))
+        self._jobs = planned.jobs
+        return self.digest()
+
+    def load(self, ref: str) -> str:
+        """Make the model a checkpoint as it is, rounded to the resident dtype; returns the digest."""
+        document = Document("passthrough", (Slice((Input(ref),)),), out_dtype=self.dtype)
+        return self.materialize(Recipe((document,)))
+
+    def digest(self) -> str:
+        """sha256 (hex) over the parameters as they are now: sorted checkpoint tensor names, dtype, shape, bytes."""
+        names = self._jobs or dict.fromkeys(self._slots)
+        return digest.digest((name, self._stored(name, job)) for name, job in names.items())
+
+    def _stored(self, name: str, job: Job | None) -> Tensor:
+        """The parameter as the recipe's checkpoint would store it."""
+        slot = self._slots[name]
+        return slot if job is None else slot.to(torch_dtype(job.out))
+
+    def _fit(self, planned: Plan) -> None:
+        """See that every job has its parameter, of its shape, and that the parameter can hold the job's dtype."""
+        if planned.config != self._config and _structure(planned.config) != _structure(self._config):
+            built = _build_model(planned.config, self.base.path, self.dtype).to(self.device)
+            if type(built) is not type(self.model):
+                problem = f"the recipe makes a {type(built).__name__}, the resident model is another architecture"
+                raise InputError(problem, "merge models of one architecture")
+            self.model.__dict__ = built.__dict__
+            self._adopt(planned.config, list(planned.jobs))
+        _check_names(self.base.path, self._slots, list(planned.jobs))
+        for name, job in planned.jobs.items():
+            slot, out = self._slots[name], torch_dtype(job.out)
+            if tuple(slot.shape) != job.shape:
+                problem = f"{name} is {list(job.shape)} in the recipe, {list(slot.shape)} in the resident model"
+                raise InputError(problem, "merge models of one architecture and vocabulary")
+            if torch.promote_types(slot.dtype, out) != slot.dtype:
+                kind = str(slot.dtype).removeprefix("torch.")
+                problem = f"the recipe writes {name} in {job.out}, the resident model holds it in {kind}"
+                raise InputError(problem, f"give the recipe out_dtype: {kind}")
+
+    def _adopt(self, config: dict[str, Any], names: list[str]) -> None:
+        """Find the parameter or buffer of every checkpoint tensor in the model."""
+        self.model.eval().requires_grad_(False)
+        self._config, self._jobs = config, {}
+        state = dict(self.model.state_dict(keep_vars=True))
+        prefix = f"{self.model.base_model_prefix}."
+        slots: dict[str, Tensor] = {}
+        for name in names:
+            found = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in state), None)
+            if found is not None:
+                slots[name] = state[found]
+        _check_names(self.base.path, slots, names)
+        held = {tensor.data_ptr() for tensor in slots.values()}
+        idle = [n for n, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in held]
+        if idle:
+            problem = f"{self.base.path} stores no {_listed(idle)}, which the model has"
+            raise InputError(problem, "save the checkpoint again with this version of transformers")
+        self._slots = slots
+
+
+def _check_names(path: Path, slots: dict[str, Tensor], names: list[str]) -> None:
+    unknown = [name for name in names if name not in slots]
+    if unknown:
+        problem = f"{path}: the model has no parameter for {_listed(unknown)}"
+        raise InputError(problem, "save the checkpoint again with this version of transformers")
+    if len(names) < len(slots):
+        missing = [name for name in slots if name not in set(names)]
+        raise InputError(f"{path}: the recipe makes no {_listed(missing)}", "merge models of one architecture")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _structure(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the model, defaults filled in."""
+    from transformers import AutoConfig
+
+    def pruned(data: dict[str, Any]) -> dict[str, Any]:
+        return {k: pruned(v) if isinstance(v, dict) else v for k, v in data.items() if k not in _INERT}
+
+    return pruned(AutoConfig.for_model(**config).to_dict())
+
+
+def _load_tokenizer(base: Checkpoint) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    with _quiet(f"{base.path}: its tokenizer cannot be loaded", "add tokenizer.json and tokenizer_config.json"):
+        return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, local_files_only=True)
+
+
+def _load_model(base: Checkpoint, dtype: str) -> PreTrainedModel:
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    if base.config.get("auto_map") and base.config.get("model_type") not in CONFIG_MAPPING:
+        problem = f"{base.path} needs its own Python code to run (auto_map in config.json)"
+        raise InputError(problem, "code from checkpoints is not run; use an architecture that transformers has")
+    with _quiet(f"{base.path} cannot be loaded as a causal language model", "check its config.json"):
+        return AutoModelForCausalLM.from_pretrained(
+            base.path, dtype=torch_dtype(dtype), trust_remote_code=False, local_files_only=True
+        )
+
+
+def _build_model(config: dict[str, Any], folder: Path, dtype: str) -> PreTrainedModel:
+    """A model of another depth; its parameters are not set yet."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _quiet(f"the merged model of {folder} cannot be built", "check the recipe's layer ranges"):
+        told = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**told), dtype=torch_dtype(dtype), trust_remote_code=False
+        )
+
+
+@contextlib.contextmanager
+def _quiet(problem: str, mend: str) -> Iterator[None]:
+    """Without transformers' progress bars and warnings; its errors become one line."""
+    from transformers.utils import logging as hf_logging
+
+    bars, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    except EvomergeError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()
+        raise InputError(f"{problem} ({reason[0][:200] if reason else type(error).__name__})", mend) from error
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()

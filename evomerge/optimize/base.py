@@ -1,0 +1,93 @@
+"""Ask and tell: what the search loop knows of an optimizer, and what all optimizers here share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from evomerge.optimize.options import check_options
+from evomerge.registry import OPTIMIZERS, load
+from evomerge.types import Dimension, Genome, Outcome
+
+
+class Optimizer(Protocol):
+    """Proposes genomes and learns from their outcomes, one at a time.
+
+    It is a pure function of its dimensions, options, seed and the outcomes told: it neither reads nor moves a
+    global random generator, so that telling a fresh one the recorded outcomes restores it (`replay`).
+    """
+
+    def ask(self) -> Genome:
+        """The next genome to evaluate; the first is made of the dimensions' initial values."""
+        ...
+
+    def tell(self, genome: Genome, outcome: Outcome) -> None:
+        """The outcome of the genome that was asked last."""
+        ...
+
+
+def build(name: str, dimensions: Sequence[Dimension], seed: int, options: Mapping[str, Any]) -> Optimizer:
+    """The optimizer that the registry knows as `name`. Raises ValueError where an option is not legal."""
+    optimizer: Optimizer = load(OPTIMIZERS[name])(dimensions, seed, **check_options(name, options))
+    return optimizer
+
+
+class Sequential(ABC):
+    """An optimizer with one genome out at a time: keeps the order of calls and the history."""
+
+    def __init__(self, dimensions: Sequence[Dimension], seed: int) -> None:
+        keys = [dimension.key for dimension in dimensions]
+        if not keys:
+            raise ValueError("there is nothing to search: no dimension was given")
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"a dimension's key occurs twice in {', '.join(keys)}")
+        if seed < 0:
+            raise ValueError(f"seed: expected a whole number from 0, got {seed}")
+        self.dimensions = tuple(dimensions)
+        self.seed = seed
+        self.history: list[tuple[Genome, Outcome]] = []
+        self._asked: Genome | None = None
+
+    def ask(self) -> Genome:
+        if self._asked is not None:
+            raise RuntimeError("ask() was called twice; tell() the outcome of the genome asked first")
+        self._asked = self._propose()
+        return dict(self._asked)
+
+    def tell(self, genome: Genome, outcome: Outcome) -> None:
+        if self._asked is None:
+            raise RuntimeError("tell() was called without calling ask()")
+        if genome != self._asked:
+            raise RuntimeError(
+                f"tell() was called with another genome than was asked: {difference(self._asked, genome)}"
+            )
+        self.history.append((self._asked, outcome))
+        self._asked = None
+        self._learn(outcome)
+
+    @abstractmethod
+    def _propose(self) -> Genome:
+        """The next genome, tidy, with its keys in the order of the dimensions."""
+
+    def _learn(self, outcome: Outcome) -> None:  # noqa: B027  (to learn only from the history is legitimate)
+        """Takes in the outcome of the last genome of the history."""
+
+    def _initial(self) -> Genome:
+        return {dimension.key: dimension.tidy(dimension.init) for dimension in self.dimensions}
+
+    def _generator(self, *stream: int) -> np.random.Generator:
+        """A private generator; each `stream` has its own, a function of it and the seed."""
+        return np.random.default_rng([self.seed, *stream])
+
+
+def difference(expected: Genome, found: Genome) -> str:
+    """The first gene in which two genomes differ, in words."""
+    for key in [*expected, *(key for key in found if key not in expected)]:
+        if key not in expected or key not in found:
+            return f"only one of them has {key}"
+        if expected[key] != found[key]:
+            return f"{key} is {found[key]!r}, expected {expected[key]!r}"
+    return "they are equal"

@@ -1,0 +1,71 @@
+"""What may be written under `optimizer:` besides its name and seed. Light: imported by the file validator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.errors import suggestion
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its default, its type, its legal range (`above` excludes the low end), the words it also takes."""
+
+    default: int | float | str
+    kind: type[int] | type[float]
+    low: float
+    high: float
+    above: bool = False
+    words: tuple[str, ...] = ()
+
+    @property
+    def legal(self) -> str:
+        noun = "a whole number" if self.kind is int else "a number"
+        span = f"{'above' if self.above else 'from'} {self.low:g} to {self.high:g}"
+        return " or ".join([*map(repr, self.words), f"{noun} {span}"])
+
+    def read(self, value: object) -> int | float | str | None:
+        """The value in its own type, or None where it is not legal."""
+        if isinstance(value, str):
+            return value if value in self.words else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        inside = self.low <= value <= self.high and not (self.above and value == self.low)
+        if not inside or (self.kind is int and value != int(value)):
+            return None
+        return self.kind(value)
+
+
+OPTIONS: Mapping[str, Mapping[str, Option]] = {
+    "cma-es": {
+        "population": Option("auto", int, 3, 10_000, words=("auto",)),
+        "sigma": Option(0.2, float, 0.0, 1.0, above=True),
+    },
+    "tpe": {"startup": Option(10, int, 1, 100_000)},
+}
+"""Optimizer name -> the options that it takes, which are keyword arguments of its class."""
+
+
+class OptionError(ValueError):
+    """One option is wrong; `key` is its name, `problem` and `mend` what an error that knows the file says."""
+
+    def __init__(self, key: str, problem: str, mend: str) -> None:
+        self.key, self.problem, self.mend = key, problem, mend
+        super().__init__(f"{key}: {problem}; {mend}")
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` of the optimizer `name` (without `name` and `seed`), checked and with the defaults filled in."""
+    declared = OPTIONS.get(name, {})
+    checked: dict[str, Any] = {key: option.default for key, option in declared.items()}
+    for key, value in options.items():
+        if key not in declared:
+            mend = suggestion(key, declared) if declared else "remove it"
+            raise OptionError(key, f"{name} takes no such option (got {value!r})", mend)
+        read = declared[key].read(value)
+        if read is None:
+            raise OptionError(key, f"{value!r} is not legal for {name}", f"give {declared[key].legal}")
+        checked[key] = read
+    return checked

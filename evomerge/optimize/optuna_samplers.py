@@ -1,0 +1,118 @@
+"""Optuna's samplers behind ask and tell, without state: each ask builds its study from the history."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from evomerge.optimize.base import Sequential
+from evomerge.optimize.ranking import ranks
+from evomerge.types import Dimension, Genome
+
+_ATTEMPTS = 20
+"""How often a genome that was told already is sampled anew."""
+
+_WHENEVER = datetime(2000, 1, 1)
+"""Optuna wants to know when a finished trial ran; nothing depends on it."""
+
+
+class _Sampled(Sequential):
+    """An Optuna sampler that sees ranks instead of scores, so that its order is the feasibility-first one."""
+
+    def __init__(self, dimensions: Sequence[Dimension], seed: int) -> None:
+        super().__init__(dimensions, seed)
+        self._distributions = {d.key: _distribution(d) for d in self.dimensions}
+
+    @abstractmethod
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler: ...
+
+    def _propose(self) -> Genome:
+        told = [genome for genome, _ in self.history]
+        if not told:
+            return self._initial()
+        for attempt in range(_ATTEMPTS):
+            seed = int(self._generator(len(told), attempt).integers(2**32))
+            with _quiet():
+                genome = self._sample(self._sampler(seed))
+            if genome not in told:
+                break
+        return genome
+
+    def _sample(self, sampler: optuna.samplers.BaseSampler) -> Genome:
+        study = optuna.create_study(direction="minimize", sampler=sampler)
+        places = ranks([outcome for _, outcome in self.history])
+        for (genome, _), place in zip(self.history, places, strict=True):
+            study.add_trial(_Told(genome, self._distributions, place))
+        params = study.ask(self._distributions).params
+        return {d.key: d.tidy(params[d.key]) for d in self.dimensions}
+
+
+class Tpe(_Sampled):
+    """Multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018, section 3.2); the first `startup` are random."""
+
+    def __init__(self, dimensions: Sequence[Dimension], seed: int, *, startup: int = 10) -> None:
+        super().__init__(dimensions, seed)
+        self._startup = startup
+
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.TPESampler(
+            n_startup_trials=self._startup, multivariate=True, constant_liar=False, seed=seed
+        )
+
+
+class Random(_Sampled):
+    """Uniform at random: what every other optimizer has to beat."""
+
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+class _Told(FrozenTrial):
+    """A finished trial. Its parts are never changed, so that a copy shares them: Optuna's storage copies every
+    trial that it is given in full, which would take longer than sampling."""
+
+    def __init__(self, genome: Genome, distributions: dict[str, BaseDistribution], value: float) -> None:
+        super().__init__(
+            number=0,
+            trial_id=0,
+            state=TrialState.COMPLETE,
+            value=value,
+            datetime_start=_WHENEVER,
+            datetime_complete=_WHENEVER,
+            params=genome,
+            distributions=distributions,
+            user_attrs={},
+            system_attrs={},
+            intermediate_values={},
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Told:
+        return copy.copy(self)
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if dimension.choices:
+        return CategoricalDistribution(dimension.choices)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither log lines (a study was created) nor warnings (a feature is experimental) of Optuna's, in here."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)

@@ -1,0 +1,27 @@
+"""Resume: an optimizer's state is a function of its seed and the recorded trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from evomerge.errors import InputError
+from evomerge.optimize.base import Optimizer, difference
+from evomerge.types import Genome, Outcome
+
+
+def replay(optimizer: Optimizer, history: Iterable[tuple[Genome, Outcome]]) -> None:
+    """Brings a fresh `optimizer` to where it stood after `history`, the optimizer's own trials in the order asked.
+
+    Each genome is asked for and compared with the recorded one, so that a study never goes on, unnoticed, as
+    another one. A trial that was in flight is asked again next, and comes out the same.
+    """
+    for number, (genome, outcome) in enumerate(history):
+        asked = optimizer.ask()
+        if asked != genome:
+            raise InputError(
+                f"the run cannot be continued exactly: trial {number} of its optimizer is recorded with another "
+                f"genome than is proposed now ({difference(genome, asked)} as recorded)",
+                "resume with the space, seed, options and versions of numpy, cma and optuna that the run was "
+                "started with (environment.json names them), or start a new run",
+            )
+        optimizer.tell(asked, outcome)

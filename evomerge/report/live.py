@@ -1,0 +1,175 @@
+"""What a person sees while a study runs: a live panel on a terminal, one line a trial elsewhere. All on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.spinner import Spinner
+from rich.text import Text
+
+from evomerge.report.tables import describe, number, standing_table
+from evomerge.study.observer import Observer
+from evomerge.study.standing import Standing
+from evomerge.study.trial import Trial
+
+
+class Clock:
+    """Seconds that are left, by the mean of the trials of this session and by the budget of time."""
+
+    def __init__(self, trials: int, seconds: float | None) -> None:
+        self.trials, self.seconds = trials, seconds
+        self._started = time.monotonic()
+        self._finished = 0
+
+    def tick(self) -> None:
+        self._finished += 1
+
+    def left(self, done: int) -> str:
+        if not self._finished:
+            return "?"
+        elapsed = time.monotonic() - self._started
+        left = elapsed / self._finished * max(0, self.trials - done)
+        if self.seconds is not None:
+            left = min(left, max(0.0, self.seconds - elapsed))
+        return f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"
+
+
+class LineView(Observer):
+    """One line for each event; for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._clock = Clock(0, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def phase(self, message: str) -> None:
+        self.say(f"{message} ...")
+
+    def warn(self, message: str) -> None:
+        self.say(f"warning: {message}")
+
+    def launched(self, run: str, trials: int, seconds: float | None, slices: Sequence[str]) -> None:
+        self._clock = Clock(trials, seconds)
+        self.say(f"run {run}: {trials} trials on {', '.join(slices)}")
+
+    def trial_finished(self, trial: Trial, standing: Standing) -> None:
+        self._clock.tick()
+        done = sum(t.state != "running" for t in standing.trials)
+        best = standing.best()
+        top = f"best feasible {number(best.objective)} ({describe(best)})" if best else "nothing feasible yet"
+        self.say(f"[{done}/{self._clock.trials}] {_line(trial, standing)} | {top} | left {self._clock.left(done)}")
+
+    def holdout_scored(self, name: str, done: int, total: int) -> None:
+        self.say(f"holdout [{done}/{total}] {name}")
+
+
+def _line(trial: Trial, standing: Standing) -> str:
+    if trial.state == "failed":
+        return f"{describe(trial)} failed: {trial.reason}"
+    signs = {name: gate.sign for name, gate in standing.gates.items()}
+    scores = " ".join(f"{name} {signs.get(name, 1) * value:.4f}" for name, value in trial.scores.items())
+    missed = [v.slice for v in standing.verdicts(trial) if not v.passed]
+    floors = f"misses {', '.join(missed)}" if missed else ("passes" if standing.gates else "")
+    return f"{describe(trial)}: {scores} {floors}".rstrip()
+
+
+class LiveView(LineView):
+    """A panel that is redrawn in place: progress, the trial in hand, the best merges against the floors."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        columns = ("{task.description}", "{task.completed:.0f}/{task.total:.0f}", "{task.fields[note]}")
+        self._bar = Progress(TextColumn(columns[0]), BarColumn(), TextColumn(columns[1]), TimeElapsedColumn(), TextColumn(columns[2]))
+        self._task = self._bar.add_task("search", total=1, visible=False, note="")
+        self._now = Spinner("dots", Text(""))
+        self._live = Live(console=console, refresh_per_second=8, transient=True)
+        self._table: Group | None = None
+        self._slices = ""
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._live.stop()
+
+    def _draw(self, message: str | None = None) -> None:
+        if message is not None:
+            self._now = Spinner("dots", Text(f" {message}"))
+        self._live.update(Group(self._bar, *([self._table] if self._table else []), self._now))
+
+    def phase(self, message: str) -> None:
+        self._draw(message)
+
+    def launched(self, run: str, trials: int, seconds: float | None, slices: Sequence[str]) -> None:
+        self._clock = Clock(trials, seconds)
+        self._bar.update(self._task, description=f"run {run}", total=trials, visible=True)
+        self._draw()
+
+    def trial_started(self, trial: Trial) -> None:
+        self._slices = ""
+        self._draw(f"scoring {describe(trial)}")
+
+    def slice_scored(self, name: str) -> None:
+        self._slices = f"{self._slices} {name}".strip()
+        self._draw(f"scored {self._slices}")
+
+    def trial_finished(self, trial: Trial, standing: Standing) -> None:
+        self._clock.tick()
+        done = sum(t.state != "running" for t in standing.trials)
+        self._bar.update(self._task, completed=done, note=f"left {self._clock.left(done)}")
+        if trial.state == "failed":
+            self.warn(f"{describe(trial)} failed: {trial.reason}")
+        if standing.gates:
+            rows = [(describe(t), t) for t in standing.trials if t.label == "base"]
+            rows += [(describe(t), t) for t in standing.merges()[:3]]
+            self._table = Group(standing_table("best so far (search split)", standing, rows, {}, spread=False))
+        self._draw()
+
+    def holdout_scored(self, name: str, done: int, total: int) -> None:
+        self._draw(f"holdout split: {name} ({done}/{total})")
+
+
+def view(console: Console) -> LineView:
+    """The view that suits where stderr goes."""
+    return LiveView(console) if console.is_terminal else LineView(console)
+
+
+@contextmanager
+def steps(console: Console, what: str) -> Iterator[Callable[[str, float], None]]:
+    """A progress bar for work that reports (message, fraction done)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
+    if not console.is_terminal:
+        yield _lines(console)
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda message, done: bar.update(task, description=message, completed=done)
+
+
+def _lines(console: Console) -> Callable[[str, float], None]:
+    """One line whenever the message changes."""
+    last = ""
+
+    def report(message: str, done: float) -> None:
+        nonlocal last
+        if message != last:
+            console.print(f"{message} ({done:.0%})", highlight=False, markup=False, soft_wrap=True)
+            last = message
+
+    return report

@@ -1,0 +1,209 @@
+"""Tables for people, and the same facts as JSON: scores in the metrics' own direction, each held to its floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.scoring.gates import Verdict
+from evomerge.study.standing import Standing
+from evomerge.study.status import Status
+from evomerge.study.trial import UNIFORM, Trial
+
+if TYPE_CHECKING:
+    from evomerge.study.evaluate import Evaluated
+    from evomerge.study.search import Result
+
+_NAMES = {UNIFORM: "uniform average"}
+
+
+def describe(trial: Trial) -> str:
+    return _NAMES.get(trial.label, trial.label) or trial.name
+
+
+def number(value: float | None, stderr: float | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f} ± {stderr:.4f}" if stderr is not None else f"{value:.4f}"
+
+
+def standing_table(
+    title: str, standing: Standing, rows: Sequence[tuple[str, Trial]], metrics: Mapping[str, str], spread: bool = True
+) -> Table:
+    """One row a trial, one column a slice, the floors on top; a score below its floor is marked with ✗."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table.add_column("model")
+    for name in standing.gates:
+        table.add_column(f"{name}\n{metrics.get(name, '')}", justify="right")
+    table.add_column("objective", justify="right")
+    table.add_column("floors", justify="center")
+    table.add_row("floor", *(_floor(standing, name) for name in standing.gates), "", "", style="dim", end_section=True)
+    for label, trial in rows:
+        table.add_row(label, *_cells(standing, trial, spread), number(trial.objective), _mark(standing, trial))
+    return table
+
+
+def _floor(standing: Standing, name: str) -> str:
+    gate = standing.gates[name]
+    if gate.floor is None:
+        return "none"
+    sign = "≥" if gate.sign > 0 else "≤"
+    value = f"{sign} {gate.sign * gate.floor:.4f}"
+    return f"{value}\n({gate.text})" if " " in gate.text else value
+
+
+def _cells(standing: Standing, trial: Trial, spread: bool) -> list[Text]:
+    missed = {v.slice for v in standing.verdicts(trial) if not v.passed}
+    cells = []
+    for name, gate in standing.gates.items():
+        if name not in trial.scores:
+            cells.append(Text("-"))
+            continue
+        text = number(gate.sign * trial.scores[name], trial.stderr.get(name) if spread else None)
+        cells.append(Text(f"✗ {text}", style="red") if name in missed else Text(text))
+    return cells
+
+
+def _mark(standing: Standing, trial: Trial) -> Text:
+    if trial.state != "complete":
+        return Text("failed", style="red")
+    return Text("pass", style="green") if standing.outcome(trial).feasible else Text("miss", style="red")
+
+
+def result_table(result: Result) -> Table:
+    """The end of a search: parents, uniform average and winner (or, with none, the closest) on the holdout split."""
+    standing = result.holdout
+    rows = [(describe(t), t) for t in standing.trials if t.kind == "reference"]
+    last = result.winner or closest(standing)
+    if last is not None and last.kind == "reference":
+        rows = [(n, t) for n, t in rows if t.number != last.number]
+    if last is not None:
+        rows.append((f"{'winner' if result.winner else 'closest'}: {describe(last)}", last))
+    metrics = {name: piece.label for name, piece in result.slices.items()}
+    return standing_table("Scores on the holdout split, which the search never saw", standing, rows, metrics)
+
+
+def closest(standing: Standing) -> Trial | None:
+    """The best-ranked merge, feasible or not."""
+    return next(iter(standing.merges()), None)
+
+
+def missed_floors(standing: Standing, trial: Trial) -> str:
+    """The floors that a trial missed, in words."""
+    return "; ".join(_missed(v, standing.gates[v.slice].sign) for v in standing.verdicts(trial) if not v.passed)
+
+
+def _missed(verdict: Verdict, sign: int) -> str:
+    floor = sign * verdict.floor if verdict.floor is not None else float("nan")
+    return f"{verdict.slice} {sign * verdict.score:.4f}, floor {floor:.4f}"
+
+
+def status_table(state: Status, top: int = 10) -> Table:
+    """A run's references and its best trials by search scores."""
+    standing = state.search
+    rows = [(describe(t), t) for t in standing.trials if t.kind == "reference" and t.state != "running"]
+    rows += [(describe(t), t) for t in standing.ranked() if t.kind == "search"][:top]
+    metrics = {name: about["metric"] for name, about in state.slices.items()}
+    return standing_table("Scores on the search split", standing, rows, metrics, spread=False)
+
+
+def runs_table(states: Sequence[Status]) -> Table:
+    table = Table(header_style="bold")
+    for column in ("run", "state", "trials", "best feasible", "winner"):
+        table.add_column(column)
+    for state in states:
+        done = sum(t.state != "running" for t in state.search.trials)
+        best = state.search.best()
+        table.add_row(
+            state.folder.name,
+            "finished" if state.finished else "unfinished",
+            f"{done}/{state.budget.get('trials', '?')}",
+            f"{number(best.objective)} ({best.name})" if best else "none",
+            state.winner.name if state.winner else ("none" if state.finished else "-"),
+        )
+    return table
+
+
+def evaluated_table(result: Evaluated) -> Table:
+    title = f"{result.model} on the {result.split} items"
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in ("slice", "metric", "items", "score", "floor", "gate"):
+        table.add_column(column, justify="right" if column in ("items", "score", "floor") else "left")
+    for verdict in result.verdicts:
+        piece, score = result.slices[verdict.slice], result.scores[verdict.slice]
+        sign = piece.sign
+        floor = "none" if verdict.floor is None else f"{sign * verdict.floor:.4f}"
+        gate = Text("pass", style="green") if verdict.passed else Text("miss", style="red")
+        cells = (piece.label, str(len(score.items)), number(sign * score.value, score.stderr), floor)
+        table.add_row(verdict.slice, *cells, gate if verdict.floor is not None else Text("-"))
+    return table
+
+
+# JSON
+
+
+def trial_data(standing: Standing, trial: Trial) -> dict[str, Any]:
+    signs = {name: gate.sign for name, gate in standing.gates.items()}
+    outcome = standing.outcome(trial)
+    return {
+        "trial": trial.number,
+        "label": trial.name,
+        "state": trial.state,
+        "scores": {name: signs.get(name, 1) * value for name, value in trial.scores.items()},
+        "stderr": dict(trial.stderr),
+        "objective": trial.objective,
+        "feasible": outcome.feasible if not outcome.failed else None,
+        "missed": [v.slice for v in standing.verdicts(trial) if not v.passed],
+        "genome": trial.genome,
+        "recipe_id": trial.recipe_id,
+        "digest": trial.digest,
+        "reason": trial.reason,
+    }
+
+
+def standing_data(standing: Standing) -> dict[str, Any]:
+    floors = {n: None if g.floor is None else g.sign * g.floor for n, g in standing.gates.items()}
+    return {"floors": floors, "trials": [trial_data(standing, t) for t in standing.trials]}
+
+
+def result_data(result: Result) -> dict[str, Any]:
+    winner = trial_data(result.holdout, result.winner) if result.winner else None
+    closest_trial = closest(result.holdout)
+    return {
+        "run": str(result.folder.path),
+        "winner": winner,
+        "closest": trial_data(result.holdout, closest_trial) if closest_trial and not winner else None,
+        "holdout": standing_data(result.holdout),
+        "trials": len(result.search.trials),
+    }
+
+
+def status_data(state: Status) -> dict[str, Any]:
+    return {
+        "run": str(state.folder.path),
+        "finished": state.finished,
+        "budget": dict(state.budget),
+        "winner": state.winner.number if state.winner else None,
+        "search": standing_data(state.search),
+        "holdout": standing_data(state.holdout) if state.holdout else None,
+    }
+
+
+def evaluated_data(result: Evaluated) -> dict[str, Any]:
+    def shown(verdict: Verdict) -> dict[str, Any]:
+        sign, score = result.slices[verdict.slice].sign, result.scores[verdict.slice]
+        floor = None if verdict.floor is None else sign * verdict.floor
+        return {"score": sign * score.value, "stderr": score.stderr, "items": len(score.items), "floor": floor,
+                "passed": verdict.passed}  # fmt: skip
+
+    return {
+        "model": result.model,
+        "split": result.split,
+        "digest": result.digest,
+        "objective": result.objective,
+        "feasible": result.feasible,
+        "slices": {v.slice: shown(v) for v in result.verdicts},
+    }

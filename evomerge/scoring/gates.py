@@ -1,0 +1,158 @@
+"""Floors: relative ones become numbers once the references are measured, then every candidate is held to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from evomerge.errors import InputError, suggestion
+from evomerge.files.objects import FloorSpec
+from evomerge.scoring.statistics import normal_quantile, wilson_lower, wilson_upper
+from evomerge.types import Scores, SliceScore
+
+_SLACK = 1e-9
+"""Relative distance below a floor that still passes: rounding, as in 0.7 - 0.1 against 0.6."""
+
+
+class Floored(Protocol):
+    """What `settle` needs of a slice. `sign` is -1 where the metric's natural direction is lower-is-better."""
+
+    @property
+    def sign(self) -> int: ...
+    @property
+    def floor(self) -> FloorSpec | None: ...
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One slice's floor. `floor` is oriented (higher is better), None where the slice has none; `text` tells how
+    it came to be, in the metric's natural direction: ``0.97 of refunds 0.91``."""
+
+    slice: str
+    floor: float | None
+    text: str = ""
+    sign: int = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One gate's answer for one candidate. `score` and `floor` are oriented; `bound` is what was held to the floor:
+    the score, or its lower confidence bound; `shortfall` the distance below the floor in units of the slice's scale."""
+
+    slice: str
+    score: float
+    floor: float | None
+    passed: bool
+    shortfall: float
+    bound: float
+
+
+def settle(slices: Mapping[str, Floored], references: Mapping[str, Scores]) -> dict[str, Gate]:
+    """The gate of every slice. `references` maps "base" and each source's name to its scores on the split that
+    will be judged. InputError where a floor's reference was not measured, or has no meaningful ratio."""
+    return {name: _gate(name, piece, references) for name, piece in slices.items()}
+
+
+def _gate(name: str, piece: Floored, references: Mapping[str, Scores]) -> Gate:
+    floor, sign = piece.floor, piece.sign
+    if floor is None:
+        return Gate(name, None, "", sign)
+    if floor.of is None:
+        value = floor.value if floor.value is not None else math.nan
+        return Gate(name, sign * value, f"{value:.6g}", sign)
+    model = _reference(name, floor, references)
+    natural = sign * references[model][name].value
+    if floor.margin is not None:
+        bound = natural - sign * floor.margin
+        text = f"{model} {natural:.4g} {'-' if sign * floor.margin >= 0 else '+'} {abs(floor.margin):.4g}"
+        return Gate(name, sign * bound, text, sign)
+    keep = floor.keep if floor.keep is not None else 1.0
+    return Gate(name, sign * _kept(natural, keep, sign, floor), f"{keep:.4g} of {model} {natural:.4g}", sign)
+
+
+def _kept(natural: float, keep: float, sign: int, floor: FloorSpec) -> float:
+    """The share `keep` of a natural score; of a lower-is-better one, the ceiling that is as far above it."""
+    if natural < 0:
+        problem = f"keep is a ratio, and the score it refers to is negative ({natural:.4g})"
+        raise InputError(problem, "give a `margin` instead", floor.where)
+    if sign > 0:
+        return natural * keep
+    return natural / keep if keep > 0 else math.inf
+
+
+def _reference(name: str, floor: FloorSpec, references: Mapping[str, Scores]) -> str:
+    """The measured model that the floor is relative to."""
+    sources = {model: scores for model, scores in references.items() if model != "base"}
+    if floor.of == "best_source" and sources:
+        return max(sources, key=lambda model: sources[model][name].value)
+    if floor.of in references:
+        return str(floor.of)
+    legal = [*references, *(["best_source"] if sources else [])]
+    problem = f"the floor of slice {name!r} is relative to {floor.of!r}, which was not measured"
+    raise InputError(problem, suggestion(str(floor.of), legal), floor.where)
+
+
+def scales(references: Mapping[str, Scores], gates: Mapping[str, Gate]) -> dict[str, float]:
+    """One unit of shortfall per slice: the spread of the references' scores; where they agree, the floor's size."""
+    return {name: _scale(name, gate, references) for name, gate in gates.items()}
+
+
+def _scale(name: str, gate: Gate, references: Mapping[str, Scores]) -> float:
+    values = [scores[name].value for scores in references.values() if name in scores]
+    spread = max(values) - min(values) if values else 0.0
+    if spread > 1e-9:
+        return spread
+    size = abs(gate.floor) if gate.floor is not None and math.isfinite(gate.floor) else 0.0
+    return size if size > 1e-9 else 1.0
+
+
+def judge(
+    scores: Scores,
+    gates: Mapping[str, Gate],
+    scale: Mapping[str, float],
+    confidence: float | None = None,
+) -> list[Verdict]:
+    """Hold a candidate's scores to the gates, in the gates' order. With `confidence` (such as 0.95) it is the
+    one-sided lower confidence bound that has to reach the floor."""
+    return [_verdict(gate, scores[name], scale.get(name, 1.0), confidence) for name, gate in gates.items()]
+
+
+def _verdict(gate: Gate, score: SliceScore, scale: float, confidence: float | None) -> Verdict:
+    bound = lower_bound(score, gate.sign, confidence) if confidence is not None else score.value
+    if gate.floor is None:
+        return Verdict(gate.slice, score.value, None, True, 0.0, bound)
+    slack = _SLACK * max(1.0, abs(gate.floor)) if math.isfinite(gate.floor) else 0.0
+    passed = bound >= gate.floor - slack
+    missing = gate.floor - bound
+    shortfall = 0.0 if passed else (math.inf if math.isnan(missing) else max(missing, slack) / scale)
+    return Verdict(gate.slice, score.value, gate.floor, passed, shortfall, bound)
+
+
+def lower_bound(score: SliceScore, sign: int, confidence: float) -> float:
+    """The oriented value that the true score exceeds with probability `confidence`, by the items' scatter.
+
+    Wilson's bound where every item is 0 or 1 and the score is their mean, else normal from the standard error.
+    The value itself where the error is unknown (`Suite.build` refuses such a slice a floor with confidence).
+    """
+    values = [item.score for item in score.items]
+    n, natural = len(values), sign * score.value
+    if n and all(v in (0.0, 1.0) for v in values) and all(item.weight == 1.0 for item in score.items):
+        ones = math.fsum(v for v in values if v is not None)
+        if math.isclose(ones / n, natural, abs_tol=1e-9):
+            share = wilson_lower(ones, n, confidence) if sign > 0 else wilson_upper(ones, n, confidence)
+            return sign * share
+    if score.stderr is None:
+        return score.value
+    return score.value - normal_quantile(confidence) * score.stderr
+
+
+def feasible(verdicts: Iterable[Verdict]) -> bool:
+    """Whether every gate passed."""
+    return all(verdict.passed for verdict in verdicts)
+
+
+def shortfall(verdicts: Sequence[Verdict]) -> float:
+    """The total normalised distance below the floors: 0 exactly where the candidate is feasible."""
+    return math.fsum(verdict.shortfall for verdict in verdicts)

@@ -1,0 +1,141 @@
+"""What is wrong with a fitness file, found in a moment: no torch, no lm-eval, no data read."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from typing import Any
+
+from evomerge.errors import InputError, nearest, suggestion
+from evomerge.files.objects import FitnessSpec, SliceSpec
+from evomerge.scoring.task_files import LocalTasks, TaskFile, built_in_names, missing_data, scan
+
+_DEFAULT_METRICS = {
+    "loglikelihood": ("perplexity", "acc"),
+    "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
+    "multiple_choice": ("acc", "acc_norm"),
+    "generate_until": ("exact_match",),
+}
+"""What lm-eval reports where a task has no `metric_list` (lm_eval.api.registry.DEFAULT_METRIC_REGISTRY)."""
+
+
+def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
+    """InputError, with file, line and key, for everything that can be known to be wrong without running anything:
+    unknown tasks, metrics and filters, missing data, floors relative to models that are not there, callables that
+    are not defined. `sources` are the names that floors may refer to besides "base" and "best_source"."""
+    check_floors(fitness, sources)
+    if all(piece.weight <= 0 for piece in fitness.slices.values()):
+        raise InputError("no slice has a weight above 0", "give at least one a weight", fitness.at("slices"))
+    local = scan(fitness.include)
+    for piece in fitness.slices.values():
+        if piece.python is not None:
+            check_callable(fitness, piece)
+        else:
+            check_task(piece, local)
+
+
+def check_floors(fitness: FitnessSpec, sources: Iterable[str]) -> None:
+    """InputError where a floor is relative to a model that is not in the search."""
+    legal = ["base", "best_source", *sources]
+    for piece in fitness.slices.values():
+        if piece.floor and piece.floor.of and piece.floor.of not in legal:
+            problem = f"floor relative to an unknown source {piece.floor.of!r}"
+            raise InputError(problem, suggestion(piece.floor.of, legal), piece.floor.where)
+
+
+def check_callable(fitness: FitnessSpec, piece: SliceSpec) -> None:
+    """The callable's file and function exist (read, not run), and so does its data."""
+    module, _, function = (piece.python or "").partition(":")
+    file = fitness.file.absolute().parent / f"{module.replace('.', '/')}.py"
+    where = piece.at("python")
+    if not file.is_file():
+        near = [path.stem for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        close = nearest(file.stem, near)
+        raise InputError(f"no file {file}", f"did you mean {close!r}?" if close else "create it", where)
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid Python ({error})", "mend it", where) from None
+    names = _top_level_names(tree)
+    if function not in names:
+        raise InputError(f"{file} defines no {function!r}", suggestion(function, names), where)
+    if piece.data is None or not piece.data.is_file():
+        raise InputError(f"no data file {piece.data}", "name a JSONL file", piece.at("data"))
+
+
+def _top_level_names(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update(alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+    return names
+
+
+def check_task(piece: SliceSpec, local: LocalTasks) -> None:
+    """The task exists, its data files too, and a local one reports the metric."""
+    name = piece.task or ""
+    check_name(piece, name, local)
+    leaves, foreign = local.closure(name)
+    for other in foreign - {name}:
+        check_name(piece, other, local)
+    for leaf in leaves:
+        for path in missing_data(leaf):
+            problem = f"the data of task {leaf.config['task']!r} is missing: no {path}"
+            raise InputError(problem, f"mend {leaf.path} (paths there are relative to its folder)", piece.at("task"))
+        _check_metric(piece, leaf)
+
+
+def check_name(piece: SliceSpec, name: str, local: LocalTasks) -> None:
+    """InputError, with the nearest name, where neither the include folders nor lm-eval define a task."""
+    if name in local.names or name in built_in_names():
+        return
+    for path, reason in local.broken.items():
+        if name in {path.stem, path.stem.lstrip("_")}:
+            raise InputError(f"the task file {path} cannot be read ({reason})", "mend it", piece.at("task"))
+    legal = local.names if nearest(name, local.names) else local.names | built_in_names()
+    raise InputError(f"unknown task {name!r}", _mend_name(name, legal), piece.at("task"))
+
+
+def _mend_name(name: str, legal: Iterable[str]) -> str:
+    close = nearest(name, legal)
+    return f"did you mean {close!r}?" if close else "name an lm-eval task, or `include` the folder of its YAML"
+
+
+def _check_metric(piece: SliceSpec, leaf: TaskFile) -> None:
+    metrics, filters = known_metrics(leaf.config), known_filters(leaf.config)
+    metric, _, suffix = (piece.metric or "").partition(",")
+    chosen = suffix or piece.options.get("filter")
+    key = "metric" if suffix else "filter"
+    task = leaf.config["task"]
+    if metrics is not None and metric not in metrics:
+        raise InputError(f"task {task!r} has no metric {metric!r}", suggestion(metric, metrics), piece.at("metric"))
+    if chosen and chosen not in filters:
+        raise InputError(f"task {task!r} has no filter {chosen!r}", suggestion(str(chosen), filters), piece.at(key))
+
+
+def known_metrics(config: Any) -> list[str] | None:
+    """What a local task reports, by its YAML alone; None where its code decides."""
+    if config.get("process_results") or config.get("class"):
+        return None
+    kind = config.get("output_type", "generate_until")
+    entries = config.get("metric_list")
+    if entries is None:
+        return list(_DEFAULT_METRICS.get(kind, ())) or None
+    names = [entry.get("metric") for entry in entries if isinstance(entry, dict)]
+    if any(not isinstance(name, str) or name.startswith("!function") for name in names):
+        return None
+    # A metric that scores generated text may report several numbers under names of its own.
+    if kind == "generate_until" and set(names) != {"exact_match"}:
+        return None
+    return [str(name) for name in names]
+
+
+def known_filters(config: Any) -> list[str]:
+    entries = config.get("filter_list")
+    if not isinstance(entries, list):
+        return ["none"]
+    return [str(entry.get("name")) for entry in entries if isinstance(entry, dict)]

@@ -1,0 +1,51 @@
+"""How sure a score is: standard errors from per-item scores, and bounds on a share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+
+def weighted_mean_stderr(values: Sequence[float], weights: Sequence[float] | None = None) -> float | None:
+    """Standard error of ``sum(w v) / sum(w)``, items being drawn with their weights; None below two items.
+
+    The delta method for a ratio of means (Cochran, Sampling Techniques, 6.3): with equal weights it is the sample
+    standard deviation over sqrt(n); with bytes as weights and bits per byte as values it is the error of a
+    corpus's bits per byte.
+    """
+    n = len(values)
+    shares = weights if weights is not None else [1.0] * n
+    total = math.fsum(shares)
+    if n < 2 or total <= 0:
+        return None
+    mean = math.fsum(w * v for w, v in zip(shares, values, strict=True)) / total
+    spread = math.fsum((w * (v - mean)) ** 2 for w, v in zip(shares, values, strict=True))
+    return math.sqrt(n / (n - 1) * spread) / total
+
+
+def pooled_stderr(errors: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Standard error of the weighted mean of independent scores; None where one of them is unknown."""
+    if any(error is None for error in errors):
+        return None
+    squares = ((w * (error or 0.0)) ** 2 for w, error in zip(weights, errors, strict=True))
+    return math.sqrt(math.fsum(squares)) / math.fsum(weights)
+
+
+def normal_quantile(confidence: float) -> float:
+    """How many standard errors a one-sided bound at `confidence` (0.95: 1.645) lies from the estimate."""
+    return NormalDist().inv_cdf(confidence)
+
+
+def wilson_lower(successes: float, n: int, confidence: float) -> float:
+    """One-sided lower bound of a share (Wilson, 1927): honest at 0 and 1, where the normal bound has no width."""
+    z = normal_quantile(confidence)
+    share = successes / n
+    centre = share + z * z / (2 * n)
+    width = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return min(share, max(0.0, (centre - width) / (1 + z * z / n)))
+
+
+def wilson_upper(successes: float, n: int, confidence: float) -> float:
+    """One-sided upper bound of a share."""
+    return 1.0 - wilson_lower(n - successes, n, confidence)

@@ -1,0 +1,143 @@
+"""All slices of a fitness file, built once and scored for every candidate."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from evomerge.errors import EvomergeError, TrialError
+from evomerge.files.objects import FitnessSpec, FloorSpec
+from evomerge.scoring.guard import undisturbed
+from evomerge.scoring.splits import Deal
+from evomerge.types import SliceScore, SplitName
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Where a slice's scores come from: the items, dealt, and one pass of the model over them. Slices that ask the
+    same of the same items share one."""
+
+    @property
+    def deal(self) -> Deal: ...
+    def prepare(self, split: SplitName) -> Any: ...
+    def run(self, split: SplitName) -> Any: ...
+    def digest(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice, ready to be scored. `sign` is -1 where the metric's natural direction is lower-is-better; `metric`
+    is its name as lm-eval reports it; `read` makes the score out of what `source.run` returned."""
+
+    name: str
+    sign: int
+    metric: str
+    weight: float
+    floor: FloorSpec | None
+    source: Source
+    read: Callable[[Any], SliceScore]
+
+    @property
+    def counts(self) -> dict[SplitName, int]:
+        """The number of items that each split scores."""
+        splits: tuple[SplitName, ...] = ("search", "holdout", "all")
+        return {split: len(self.source.deal.items(split)) for split in splits}
+
+    def show(self, value: float) -> float:
+        """An oriented value (higher is better) as the metric's own number."""
+        return self.sign * value
+
+
+class Suite:
+    """The slices of a fitness file over one resident model. Task objects and requests are built once; `score`
+    costs the forward passes and the aggregation."""
+
+    def __init__(self, fitness: FitnessSpec, slices: Mapping[str, Slice], model: Any) -> None:
+        self.fitness, self.slices, self._model = fitness, dict(slices), model
+
+    @classmethod
+    def build(cls, fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitName = "search") -> Suite:
+        """Load tasks and data, deal the items, resolve the metrics, and prepare the requests of `split`.
+
+        `model` is a transformers causal language model on its device; its weights may change afterwards, and are
+        not looked at here. The other splits' requests are prepared when they are first scored.
+        Raises InputError for whatever is wrong with the fitness file, a task or its data.
+        """
+        # lm-eval has to be there before the guard can silence its bars.
+        importlib.import_module("lm_eval.models.huggingface")
+        from evomerge.scoring.build import build_slices
+
+        with undisturbed():
+            return cls(fitness, build_slices(fitness, model, tokenizer, split), model)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Slice name -> weight, as the objectives take them."""
+        return {name: piece.weight for name, piece in self.slices.items()}
+
+    def score(
+        self, split: SplitName = "search", on_slice: Callable[[str], None] | None = None
+    ) -> dict[str, SliceScore]:
+        """Score the model's current weights on every slice; `on_slice` is told each slice's name before it starts.
+
+        Raises TrialError where a slice cannot be scored: out of memory, NaN, an error in a task's code.
+        """
+        self._model.eval()
+        results: dict[int, Any] = {}
+        scores: dict[str, SliceScore] = {}
+        for name, piece in self.slices.items():
+            if on_slice is not None:
+                on_slice(name)
+            scores[name] = self._attempt(piece, split, results)
+        return scores
+
+    def indices(self, name: str, split: SplitName = "search") -> dict[str, list[int]]:
+        """The documents of a slice's split: leaf task -> positions in the task's own order, ascending."""
+        deal = self.slices[name].source.deal
+        leaves = dict.fromkeys(item.task for item in deal.items(split))
+        return {leaf: deal.indices(split, leaf) for leaf in leaves}
+
+    def items_digest(self) -> dict[str, str]:
+        """Per slice, a sha256 over its items' content, their dealing, and the task's prompts: a resumed run that
+        finds another one would compare scores that are not comparable."""
+        return {name: piece.source.digest() for name, piece in self.slices.items()}
+
+    def _attempt(self, piece: Slice, split: SplitName, results: dict[int, Any]) -> SliceScore:
+        """One slice's score, out of `results` where a slice before it shared the pass."""
+        try:
+            with undisturbed():
+                if id(piece.source) not in results:
+                    results[id(piece.source)] = piece.source.run(split)
+                return piece.read(results[id(piece.source)])
+        except TrialError as error:
+            reason = str(error)
+        except EvomergeError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                reason = f"out of memory at batch_size {self.fitness.batch_size}; give the fitness file a smaller one"
+            else:
+                log.exception("slice %s cannot be scored", piece.name)
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        # Here the failed call's frames, and the tensors in them, are gone.
+        _free_memory()
+        raise TrialError(f"slice {piece.name}: {reason}")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a host or device allocation failed."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()

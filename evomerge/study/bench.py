@@ -1,0 +1,52 @@
+"""The workbench: one resident model, the sources beside it, the tasks built once. A recipe in, scores out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from evomerge.merge.bank import SourceBank
+from evomerge.merge.materialize import Resident
+from evomerge.recipe.recipe import Recipe
+from evomerge.scoring.suite import Suite
+from evomerge.study.observer import Observer
+from evomerge.study.prepare import Plan
+from evomerge.types import SliceScore, SplitName
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one candidate, the digest of its parameters, and the seconds that each phase took."""
+
+    scores: dict[str, SliceScore]
+    digest: str
+    seconds: dict[str, float]
+
+
+class Workbench:
+    """Everything that evaluating a candidate needs, loaded once."""
+
+    def __init__(self, resident: Resident, suite: Suite) -> None:
+        self.resident, self.suite = resident, suite
+
+    @classmethod
+    def load(cls, plan: Plan, device: str, observer: Observer) -> Workbench:
+        """Load sources and tasks. Raises InputError, for NaN in a source among other things."""
+        observer.phase("loading the base and its sources")
+        bank = SourceBank()
+        for checkpoint in plan.checkpoints.values():
+            bank.load(bank.add(checkpoint).reference)
+        resident = Resident(plan.base, bank, plan.space.models.dtype, device)
+        observer.phase("building the tasks")
+        suite = Suite.build(plan.fitness, resident.model, resident.tokenizer)
+        return cls(resident, suite)
+
+    def evaluate(self, recipe: Recipe, split: SplitName, on_slice: Callable[[str], None]) -> Evaluation:
+        """Materialize `recipe` in place and score it. Raises TrialError."""
+        started = time.perf_counter()
+        digest = self.resident.materialize(recipe)
+        merged = time.perf_counter()
+        scores = self.suite.score(split, on_slice)
+        ended = time.perf_counter()
+        return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})

@@ -1,0 +1,47 @@
+"""`search --dry-run`: everything that can be checked without reading a weight or, for hub ids, without the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge.files.objects import SpaceSpec
+from evomerge.space.space import Models, Space
+from evomerge.study.prepare import open_checkpoints, read_files
+
+
+def check(
+    file: Path, settings: Sequence[str] = (), optimizer: str | None = None, fitness: Path | None = None
+) -> dict[str, Any]:
+    """What a search of this file would do, as facts to print. Raises InputError.
+
+    Hub ids are not fetched: with one among the models, checkpoints are not opened, and the facts say so.
+    """
+    spec, scores = read_files(file, settings, optimizer, fitness)
+    models = {"base": spec.base, **spec.sources}
+    remote = [str(ref) for ref in models.values() if not ref.local]
+    space = _unopened(spec) if remote else open_checkpoints(spec, scores).space
+    return {
+        "space": str(file),
+        "fitness": str(spec.fitness),
+        "models": ", ".join(f"{name} {ref}" for name, ref in models.items()),
+        "methods": ", ".join(spec.methods),
+        "genes": f"{len(space.dimensions)} searched values" if space else "their number depends on the layers of the base",
+        "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
+        "trials": spec.trials,
+        "slices": ", ".join(scores.slices),
+        "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",
+    }
+
+
+def _unopened(spec: SpaceSpec) -> Space | None:
+    """The space over a base that was not opened: with counted or listed layer groups its dimensions are known."""
+    if spec.layers == "each":
+        return None
+    layers = spec.layers if isinstance(spec.layers, int) else spec.layers[-1][1]
+    assert isinstance(layers, int)
+    sources = {name: str(ref) for name, ref in spec.sources.items()}
+    return Space(spec, Models(str(spec.base), sources, layers, spec.dtype or "bfloat16"))
+
+

@@ -1,0 +1,118 @@
+"""A run's folder: its files, its lock, atomic writes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from evomerge.errors import BusyError, InputError, Where, suggestion
+
+_NAME = re.compile(r"^[\w][\w.-]*$")
+
+
+class RunFolder:
+    """``runs/<name>/``. Creating the object touches nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.name = self.path.name
+        self.journal = self.path / "study.journal"
+        self.space = self.path / "space.yaml"
+        self.fitness = self.path / "fitness.yaml"
+        self.environment = self.path / "environment.json"
+        self.items = self.path / "items"
+        self.best = self.path / "best.yaml"
+        self.log = self.path / "search.log"
+
+    @classmethod
+    def named(cls, run: str | Path) -> RunFolder:
+        """A run by name (in ``./runs``) or by path."""
+        path = Path(run)
+        return cls(path if len(path.parts) > 1 or path.is_absolute() else Path("runs") / path)
+
+    @classmethod
+    def existing(cls, run: str | Path) -> RunFolder:
+        """The run, or InputError with the nearest name."""
+        folder = cls.named(run)
+        if not folder.environment.is_file():
+            names = [f.name for f in list_runs(folder.path.parent)]
+            problem = f"no run {str(run)!r} in {folder.path.parent}"
+            raise InputError(problem, suggestion(folder.name, names) if names else "launch one with `evomerge search`")
+        return folder
+
+    def check_free(self) -> None:
+        """InputError if the name is not one, or a run of that name is there."""
+        if not _NAME.match(self.name):
+            raise InputError(f"{self.name!r} cannot name a run", "use letters, digits, ., - and _", Where("--run"))
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            problem = f"the run {self.name!r} is there already ({self.path})"
+            raise InputError(problem, f"continue it with `evomerge resume {self.name}`, or choose another --run NAME")
+
+    def create(self) -> None:
+        self.check_free()
+        self.items.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run: one process drives it. BusyError names the holder. The system lets go of the lock when its
+        process dies, however it dies."""
+        lock = FileLock(str(self.path / "run.lock"), timeout=0)
+        holder = self.path / "run.lock.json"
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BusyError(f"the run {self.name!r} is held by {_describe(holder)}", "wait for it, or stop it") from None
+        try:
+            about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            write_atomic(holder, json.dumps(about))
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def _describe(holder: Path) -> str:
+    try:
+        about = json.loads(holder.read_text())
+        return f"process {about['pid']} on {about['host']} since {about['since']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def list_runs(root: Path) -> list[RunFolder]:
+    """The runs in a folder, oldest first."""
+    if not root.is_dir():
+        return []
+    found = [RunFolder(p) for p in root.iterdir() if (p / "environment.json").is_file()]
+    return sorted(found, key=lambda f: (f.environment.stat().st_mtime, f.name))
+
+
+def write_atomic(file: Path, text: str) -> None:
+    """Replace a file whole: a reader sees the old text or the new, never a part."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(file: Path, data: Any) -> None:
+    write_atomic(file, json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

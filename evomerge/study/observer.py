@@ -1,0 +1,34 @@
+"""What a study tells whoever watches it. The loop calls these; a live view, a test or a service overrides some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evomerge.study.standing import Standing
+    from evomerge.study.trial import Trial
+
+class Observer:
+    """Every method may be overridden; none has to be."""
+
+    def phase(self, message: str) -> None:
+        """The study does something that takes a while, such as loading the sources."""
+
+    def launched(self, run: str, trials: int, seconds: float | None, slices: Sequence[str]) -> None:
+        """The search is about to start; budgets are totals."""
+
+    def trial_started(self, trial: Trial) -> None:
+        """A trial is being evaluated."""
+
+    def slice_scored(self, name: str) -> None:
+        """One slice of the current trial is done."""
+
+    def trial_finished(self, trial: Trial, standing: Standing) -> None:
+        """A trial was stored; `standing` ranks all of them."""
+
+    def holdout_scored(self, name: str, done: int, total: int) -> None:
+        """One of the models that are re-scored on the holdout split is done."""
+
+    def warn(self, message: str) -> None:
+        """Something that the user should know and that stops nothing."""

@@ -1,0 +1,95 @@
+"""From files to a checked study, reading only headers: everything that can be wrong is found before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.preflight import check_family, check_tokenizers
+from evomerge.errors import InputError, Where
+from evomerge.files.fitness_file import read_fitness
+from evomerge.files.objects import FitnessSpec, ModelRef, SpaceSpec
+from evomerge.files.space_file import read_space
+from evomerge.optimize.options import OptionError, check_options
+from evomerge.scoring.preflight import check_fitness
+from evomerge.space.space import Models, Space
+
+_FITNESS = "fitness."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that passed its checks: both files, the opened checkpoints (headers only), the space over them."""
+
+    spec: SpaceSpec
+    fitness: FitnessSpec
+    base: Checkpoint
+    sources: dict[str, Checkpoint]
+    space: Space
+
+    @property
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        return {"base": self.base, **self.sources}
+
+
+def read_files(
+    file: Path, settings: Sequence[str] = (), optimizer: str | None = None, fitness: Path | None = None
+) -> tuple[SpaceSpec, FitnessSpec]:
+    """Read both files and check all that they can be checked for without a checkpoint. Raises InputError.
+
+    A setting whose key starts with ``fitness.`` is one of the fitness file.
+    """
+    inner = [s.strip().removeprefix(_FITNESS) for s in settings if s.strip().startswith(_FITNESS)]
+    spec = read_space(file, [s for s in settings if not s.strip().startswith(_FITNESS)], optimizer, fitness)
+    _check_options(spec)
+    scores = read_fitness(spec.fitness, inner)
+    check_fitness(scores, list(spec.sources))
+    return spec, scores
+
+
+def _check_options(spec: SpaceSpec) -> None:
+    if not spec.genes:
+        raise InputError("holds no gene: there is nothing to search", "give at least one gene a range", spec.at("genes"))
+    options = {k: v for k, v in spec.optimizer.items() if k not in ("name", "seed")}
+    try:
+        check_options(spec.optimizer["name"], options)
+    except OptionError as error:
+        raise InputError(error.problem, error.mend, spec.at(f"optimizer.{error.key}")) from None
+
+
+def open_checkpoints(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
+    """Open base and sources and check that they can be merged. Raises InputError."""
+    base = _open(spec.base)
+    sources = {name: _open(ref) for name, ref in spec.sources.items()}
+    where = _places(spec)
+    check_family(base, sources, where)
+    check_tokenizers(base, sources, spec.tokenizer, where)
+    return Plan(spec, fitness, base, sources, Space(spec, _models(spec, base, sources)))
+
+
+def _places(spec: SpaceSpec) -> Callable[[str], Where]:
+    """Where a model's name, or another key, stands in the space file."""
+    models = {"base": spec.base.where, **{name: ref.where for name, ref in spec.sources.items()}}
+    return lambda name: models.get(name) or spec.at(name)
+
+
+def _open(ref: ModelRef) -> Checkpoint:
+    return Checkpoint.open(str(ref), ref.where)
+
+
+def _models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoint]) -> Models:
+    return Models(
+        base=base.resolved(),
+        sources={name: checkpoint.resolved() for name, checkpoint in sources.items()},
+        layers=base.layers,
+        dtype=spec.dtype or base.dtype,
+    )
+
+
+def prepare(
+    file: Path, settings: Sequence[str] = (), optimizer: str | None = None, fitness: Path | None = None
+) -> Plan:
+    """Read, check, open. Raises InputError."""
+    return open_checkpoints(*read_files(file, settings, optimizer, fitness))

@@ -1,0 +1,150 @@
+"""A run in progress: proposes nothing itself; starts, evaluates and stores trials, and says where they stand."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from evomerge.errors import InputError, TrialError
+from evomerge.recipe.mergekit import write_recipe
+from evomerge.recipe.recipe import Recipe
+from evomerge.registry import OBJECTIVES, load
+from evomerge.scoring.gates import lower_bound, scales, settle
+from evomerge.study.folder import RunFolder, is_disk_full, write_atomic
+from evomerge.study.items import write_items
+from evomerge.study.observer import Observer
+from evomerge.study.prepare import Plan
+from evomerge.study.standing import Standing
+from evomerge.study.store import Store
+from evomerge.study.trial import UNIFORM, Kind, Trial
+from evomerge.types import Genome, Outcome, Scores, SplitName
+
+if TYPE_CHECKING:
+    from evomerge.study.bench import Evaluation, Workbench
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """Wires a plan, a workbench and a store together for the process that holds the run."""
+
+    def __init__(self, folder: RunFolder, store: Store, plan: Plan, bench: Workbench, observer: Observer) -> None:
+        self.folder, self.store, self.plan, self.bench, self.observer = folder, store, plan, bench, observer
+        self._objective = load(OBJECTIVES[plan.fitness.objective])
+        self._weights = {name: piece.weight for name, piece in plan.fitness.slices.items()}
+        self._gates: Standing | None = None
+
+    # References: base, sources and uniform average, scored first; they settle the relative floors.
+
+    def references(self) -> dict[str, Recipe]:
+        space = self.plan.space
+        parents = {"base": space.models.base, **space.models.sources}
+        recipes = {name: space.parent(reference) for name, reference in parents.items()}
+        return {**recipes, UNIFORM: space.uniform()}
+
+    def score_references(self) -> None:
+        """Score every reference that has no trial yet. InputError where a parent cannot be scored."""
+        for label, recipe in self.references().items():
+            known = next((t for t in self.store.trials() if t.kind == "reference" and t.label == label), None)
+            trial = known or self.begin("reference", label, {}, recipe)
+            if trial.state == "running":
+                trial = self.evaluate(trial)
+            if trial.state == "failed" and trial.is_parent:
+                raise InputError(f"{label} could not be scored ({trial.reason})", f"see {self.folder.log}")
+        self.settle()
+
+    def settle(self) -> None:
+        """Turn the floors into numbers, by the references' scores, and write them down for those who only read."""
+        parents = {t.label: t.slice_scores for t in self.store.trials() if t.is_parent}
+        gates = settle(self.bench.suite.slices, parents)
+        self._gates = Standing((), gates, scales(parents, gates))
+        slices = self.bench.suite.slices.values()
+        self.store.record("slices", {s.name: {"metric": s.label, "sign": s.sign, "weight": s.weight} for s in slices})
+        self.store.record("gates", self._gates.to_data())
+
+    # Trials.
+
+    def begin(self, kind: Kind, label: str, genome: Genome, recipe: Recipe) -> Trial:
+        return self.store.start(kind, label, genome, recipe, recipe.output.seed)
+
+    def next_trial(self, genome: Genome) -> Trial:
+        """The trial of a proposed genome: the one that a killed process left in flight, or a new one."""
+        pending = next((t for t in self.store.trials() if t.state == "running" and t.genome == genome), None)
+        return pending or self.begin("search", "", genome, self.plan.space.recipe(genome))
+
+    def evaluate(self, trial: Trial) -> Trial:
+        """Materialize, score and store one trial. A candidate that fails is stored with its reason."""
+        self.observer.trial_started(trial)
+        started = time.perf_counter()
+        try:
+            evaluation = self.measure(trial, "search")
+        except TrialError as error:
+            logger.warning("trial %d failed: %s", trial.number, error)
+            done = self.store.fail(trial, str(error), {"total": time.perf_counter() - started})
+        else:
+            seconds = {**evaluation.seconds, "total": time.perf_counter() - started}
+            done = self._complete(trial, evaluation, seconds)
+        standing = self.standing()
+        self._keep_best(standing, done)
+        self.observer.trial_finished(done, standing)
+        return done
+
+    def measure(self, trial: Trial, split: SplitName) -> Evaluation:
+        """Scores of a trial's recipe on a split, its items kept. Raises TrialError; a full disk is not the
+        candidate's fault and ends the run."""
+        try:
+            evaluation = self.bench.evaluate(trial.recipe, split, self.observer.slice_scored)
+            write_items(self.folder.items, trial.number, split, evaluation.scores)
+            return evaluation
+        except (TrialError, InputError):
+            raise
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            logger.exception("trial %d", trial.number)
+            raise TrialError(f"{type(error).__name__}: {error}") from error
+
+    def _complete(self, trial: Trial, evaluation: Evaluation, seconds: dict[str, float]) -> Trial:
+        scores = evaluation.scores
+        bounds = self.bounds(scores)
+        objective = self.objective(scores)
+        constraints = None
+        if self._gates is not None:
+            gated = bounds or {name: s.value for name, s in scores.items()}
+            floors = {name: g.floor for name, g in self._gates.gates.items() if g.floor is not None}
+            constraints = [floor - gated[name] for name, floor in floors.items()]
+        return self.store.complete(trial, scores, objective, evaluation.digest, seconds, bounds, constraints)
+
+    def objective(self, scores: Scores) -> float:
+        return float(self._objective({name: s.value for name, s in scores.items()}, self._weights))
+
+    def bounds(self, scores: Scores) -> dict[str, float]:
+        """Lower confidence bounds where the fitness file asks for confidence, else nothing."""
+        confidence, slices = self.plan.fitness.confidence, self.bench.suite.slices
+        if confidence is None:
+            return {}
+        return {name: lower_bound(score, slices[name].sign, confidence) for name, score in scores.items()}
+
+    # Where the study stands.
+
+    def standing(self) -> Standing:
+        trials = self.store.trials()
+        return replace(self._gates, trials=trials) if self._gates else Standing(trials, {}, {})
+
+    def history(self) -> list[tuple[Genome, Outcome]]:
+        """The optimizer's own finished trials, in the order asked."""
+        standing = self.standing()
+        return [(t.genome, standing.outcome(t)) for t in standing.trials if t.kind == "search" and t.state != "running"]
+
+    def spent(self) -> tuple[int, float]:
+        """Finished trials and the seconds they took, over all sessions of the run."""
+        finished = [t for t in self.store.trials() if t.state != "running"]
+        return len(finished), sum(t.seconds.get("total", 0.0) for t in finished)
+
+    def _keep_best(self, standing: Standing, done: Trial) -> None:
+        best = standing.best()
+        if self._gates is not None and best is not None and (best.number == done.number or not self.folder.best.exists()):
+            header = f"evomerge run {self.folder.name}, {best.name}, recipe {best.recipe_id[:16]}\nbest feasible so far"
+            write_atomic(self.folder.best, write_recipe(best.recipe, header))

@@ -1,0 +1,61 @@
+"""Where the trials stand: floors settled, verdicts, feasibility-first order. Derived from the scores, never stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.optimize.ranking import rank_key
+from evomerge.scoring.gates import Gate, Verdict, judge
+from evomerge.study.trial import Trial
+from evomerge.types import Outcome
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Trials under a set of gates. `scale` normalises each slice's shortfall (see `scoring.gates`)."""
+
+    trials: Sequence[Trial]
+    gates: Mapping[str, Gate]
+    scale: Mapping[str, float]
+
+    @classmethod
+    def from_data(cls, trials: Sequence[Trial], data: Mapping[str, Any]) -> Standing:
+        gates = {name: Gate(name, d["floor"], d["text"], d["sign"]) for name, d in data.items()}
+        return cls(trials, gates, {name: d["scale"] for name, d in data.items()})
+
+    def to_data(self) -> dict[str, Any]:
+        """The gates as JSON, for those who read a study without its model."""
+        return {
+            name: {"floor": g.floor, "text": g.text, "sign": g.sign, "scale": self.scale[name]}
+            for name, g in self.gates.items()
+        }
+
+    def verdicts(self, trial: Trial) -> list[Verdict]:
+        """One verdict for each slice that has a floor; empty for a trial without scores."""
+        return judge(trial.slice_scores, self.gates, self.scale, trial.bounds) if trial.scores else []
+
+    def outcome(self, trial: Trial) -> Outcome:
+        if trial.state != "complete" or trial.objective is None:
+            return Outcome(failed=True)
+        verdicts = self.verdicts(trial)
+        return Outcome(
+            feasible=all(v.passed for v in verdicts),
+            objective=trial.objective,
+            shortfall=sum(v.shortfall for v in verdicts),
+        )
+
+    def ranked(self, trials: Sequence[Trial] | None = None) -> list[Trial]:
+        """Finished trials, best first; the earlier of two equal ones comes first."""
+        finished = [t for t in (self.trials if trials is None else trials) if t.state != "running"]
+        return sorted(finished, key=lambda t: (rank_key(self.outcome(t)), t.number))
+
+    def merges(self) -> list[Trial]:
+        """Finished trials that are merges, best first: the parents as they are cannot win a search for a merge."""
+        return [t for t in self.ranked() if t.state == "complete" and not t.is_parent]
+
+    def best(self) -> Trial | None:
+        """The best feasible merge so far."""
+        ranked = self.merges()
+        return ranked[0] if ranked and self.outcome(ranked[0]).feasible else None

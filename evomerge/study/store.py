@@ -1,0 +1,180 @@
+"""The study's trials in an Optuna storage, the only truth of a run (Optuna, JournalStorage).
+
+A trial is written when it starts, with its genome and recipe, and again when it ends, with its scores or the reason
+of its failure. Floors and ranks are derived from the scores on reading, so they can change without an evaluation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from evomerge.errors import InputError, Where
+from evomerge.recipe.recipe import Recipe, to_data
+from evomerge.study.trial import Kind, Trial
+from evomerge.types import Dimension, Genome, Scores
+
+_STATES = {TrialState.RUNNING: "running", TrialState.COMPLETE: "complete", TrialState.FAIL: "failed"}
+
+
+class Store:
+    """One study in one storage. Only the process that holds the run's lock may write."""
+
+    def __init__(self, storage: BaseStorage, study_id: int, dimensions: Sequence[Dimension] = ()) -> None:
+        self._storage, self._id = storage, study_id
+        self._distributions = {d.key: _distribution(d) for d in dimensions}
+
+    @classmethod
+    def create(cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension]) -> Store:
+        """A new study. InputError if the storage has one of that name."""
+        try:
+            study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+        except optuna.exceptions.DuplicatedStudyError:
+            problem = f"the storage has a study {name!r} already"
+            raise InputError(problem, f"continue it with `evomerge resume {name}`, or choose another --run") from None
+        return cls(storage, study._study_id, dimensions)
+
+    @classmethod
+    def open(cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension] = ()) -> Store:
+        try:
+            study_id = storage.get_study_id_from_name(name)
+        except KeyError:
+            raise InputError(f"the storage holds no study {name!r}", "launch it with `evomerge search`") from None
+        return cls(storage, study_id, dimensions)
+
+    # Facts of the whole study (settled floors, holdout scores).
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self._storage.get_study_user_attrs(self._id)
+
+    def record(self, key: str, value: Any) -> None:
+        self._storage.set_study_user_attr(self._id, key, value)
+
+    # Trials.
+
+    def trials(self) -> list[Trial]:
+        """All trials by number, those in flight included."""
+        frozen = self._storage.get_all_trials(self._id, deepcopy=False)
+        return [_trial(f) for f in sorted(frozen, key=lambda f: f.number) if "recipe_id" in f.user_attrs]
+
+    def start(self, kind: Kind, label: str, genome: Genome, recipe: Recipe, seed: int) -> Trial:
+        """Write down a trial before it is evaluated."""
+        attributes = {
+            "kind": kind,
+            "label": label,
+            "genome": genome,
+            "recipe": to_data(recipe),
+            "recipe_id": recipe.id,
+            "seed": seed,
+        }
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(genome),
+            distributions={k: self._distributions[k] for k in genome},
+            user_attrs=attributes,
+        )
+        trial_id = self._storage.create_new_trial(self._id, template_trial=template)
+        return _trial(self._storage.get_trial(trial_id))
+
+    def complete(
+        self,
+        trial: Trial,
+        scores: Scores,
+        objective: float,
+        digest: str,
+        seconds: Mapping[str, float],
+        bounds: Mapping[str, float],
+        constraints: Iterable[float] | None,
+    ) -> Trial:
+        """Write down a trial's scores and end it. `constraints` (one per floor, at most 0 where it is met) make the
+        study's feasible trials visible to Optuna's own tools."""
+        attributes = {
+            "scores": {k: s.value for k, s in scores.items()},
+            "stderr": {k: s.stderr for k, s in scores.items()},
+            "bounds": dict(bounds),
+            "digest": digest,
+            "seconds": dict(seconds),
+        }
+        trial_id = self._trial_id(trial.number)
+        for key, value in attributes.items():
+            self._storage.set_trial_user_attr(trial_id, key, value)
+        if constraints is not None:
+            self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
+        self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [objective])
+        return _trial(self._storage.get_trial(trial_id))
+
+    def fail(self, trial: Trial, reason: str, seconds: Mapping[str, float]) -> Trial:
+        """End a trial that could not be evaluated."""
+        trial_id = self._trial_id(trial.number)
+        self._storage.set_trial_user_attr(trial_id, "reason", reason)
+        self._storage.set_trial_user_attr(trial_id, "seconds", dict(seconds))
+        self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        return _trial(self._storage.get_trial(trial_id))
+
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if dimension.choices:
+        return CategoricalDistribution(dimension.choices)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _trial(frozen: FrozenTrial) -> Trial:
+    attributes = frozen.user_attrs
+    value = frozen.value if frozen.state == TrialState.COMPLETE else None
+    return Trial(
+        number=frozen.number,
+        kind=attributes["kind"],
+        label=attributes["label"],
+        genome=dict(attributes["genome"]),
+        recipe_data=attributes["recipe"],
+        recipe_id=attributes["recipe_id"],
+        seed=attributes["seed"],
+        state=_STATES.get(frozen.state, "failed"),  # type: ignore[arg-type]
+        scores=attributes.get("scores", {}),
+        stderr=attributes.get("stderr", {}),
+        bounds=attributes.get("bounds", {}),
+        objective=value,
+        digest=attributes.get("digest"),
+        seconds=attributes.get("seconds", {}),
+        reason=attributes.get("reason"),
+    )
+
+
+def open_storage(journal: Path, url: str | None, writing: bool = False) -> BaseStorage:
+    """The run's own journal, or any Optuna storage by URL. A writer, who holds the run's lock, first mends what a
+    killed process left: a half-written last line, a lock file of the journal."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("optuna").setLevel(logging.ERROR)
+    if url is not None:
+        try:
+            return optuna.storages.get_storage(url)
+        except Exception as error:
+            raise InputError(f"cannot open {url!r} ({error})", "give an Optuna storage URL", Where("--storage")) from None
+    if writing:
+        journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
+        _mend(journal)
+    return JournalStorage(JournalFileBackend(str(journal)))
+
+
+def _mend(journal: Path) -> None:
+    """Cut a last line that was not written whole: the next append would otherwise make it unreadable."""
+    if not journal.is_file():
+        return
+    with journal.open("rb+") as stream:
+        text = stream.read()
+        whole = text.rfind(b"\n") + 1
+        if whole != len(text):
+            stream.truncate(whole)
+

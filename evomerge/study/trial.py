@@ -1,0 +1,61 @@
+"""One trial of a study, as the store keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from evomerge.recipe.mergekit import recipe_from_data
+from evomerge.recipe.recipe import Recipe
+from evomerge.types import Genome, SliceScore
+
+State = Literal["running", "complete", "failed"]
+UNIFORM = "uniform"
+"""The label of the reference that averages all sources."""
+
+Kind = Literal["reference", "search"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One genome (empty for a reference) with its recipe, and, once finished, its scores.
+
+    `scores`, `stderr` and `bounds` (lower confidence bounds, where the fitness file asks for confidence) are
+    oriented: higher is better. `digest` is the sha256 of the materialized parameters;
+    `seconds` the time of each phase; `reason` why a failed trial failed. Finished trials never change.
+    """
+
+    number: int
+    kind: Kind
+    label: str
+    genome: Genome
+    recipe_data: list[dict[str, Any]]
+    recipe_id: str
+    seed: int
+    state: State = "running"
+    scores: Mapping[str, float] = field(default_factory=dict)
+    stderr: Mapping[str, float | None] = field(default_factory=dict)
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    objective: float | None = None
+    digest: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        return recipe_from_data(self.recipe_data)
+
+    @property
+    def slice_scores(self) -> dict[str, SliceScore]:
+        return {name: SliceScore(value, self.stderr.get(name)) for name, value in self.scores.items()}
+
+    @property
+    def is_parent(self) -> bool:
+        """The base or a source as it is."""
+        return self.kind == "reference" and self.label != UNIFORM
+
+    @property
+    def name(self) -> str:
+        """How tables call it: a reference by its label, a searched trial by its number."""
+        return self.label if self.kind == "reference" else f"trial {self.number}"
