@@ -164,7 +164,9 @@ def _export(options: argparse.Namespace) -> int:
     if options.output is None:
         print(text, end="")
     else:
-        print(f"wrote {options.output}; `evomerge merge {options.output} OUT_DIR` makes the checkpoint", file=sys.stderr)
+        print(
+            f"wrote {options.output}; `evomerge merge {options.output} OUT_DIR` makes the checkpoint", file=sys.stderr
+        )
     return DONE
 
 
@@ -302,8 +304,8 @@ def _add_search(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 or auto")
     command.add_argument("--fitness", metavar="FILE", help="in place of the file's")
     command.add_argument("--storage", metavar="URL", help="an Optuna storage in place of the run's journal")
-    command.add_argument("--set", dest="settings", action="append", default=[], metavar="key=value",
-                         help="override a key of the space file, or of the fitness file (fitness.batch_size=4)")  # fmt: skip
+    about = "override a key of the space file, or of the fitness file (fitness.batch_size=4)"
+    command.add_argument("--set", dest="settings", action="append", default=[], metavar="key=value", help=about)
     command.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, then stop")
 
 

@@ -93,7 +93,7 @@ class Checkpoint:
         folder = locate(ref, where)
         commit = None
         if folder is None:
-            folder, commit = hub.fetch(*hub.split_revision(ref), where=where)
+            folder, commit = hub.fetch(*hub.split_revision(ref), where=where, meant=_meant(ref, where))
         stored = _stored(folder, where)
         config = _read_json(folder / "config.json", where)
         _refuse_quantized(folder, config, stored, where)
@@ -142,7 +142,7 @@ class Checkpoint:
         return [*sorted(weights), *others]
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over the names and contents of `files()`; remembered while the files keep their time and size."""
+        """sha256 (hex) over the names and contents of `files()`; remembered while they do not change."""
         files = self.files()
         key = tuple((f, s.st_size, s.st_mtime_ns) for f in files for s in (f.stat(),))
         if key not in _fingerprints:
@@ -164,9 +164,8 @@ def locate(ref: str, where: Where | None = None) -> Path | None:
     Raises:
         InputError: it is neither a folder nor a possible hub id, or it names a LoRA adapter.
     """
-    written = Path(ref).expanduser()
-    home = Path(where.file).resolve().parent if where and where.file else None
-    for folder in (written, *([home / written] if home and not written.is_absolute() else [])):
+    written, home = Path(ref).expanduser(), _home(where)
+    for folder in dict.fromkeys((written, home / written)):
         if folder.is_dir():
             return folder.resolve()
         if folder.exists():
@@ -174,24 +173,27 @@ def locate(ref: str, where: Where | None = None) -> Path | None:
     if "+" in ref:
         mend = "merge the adapter into its base first (peft: merge_and_unload, save_pretrained)"
         raise InputError(f"{ref}: model+adapter references are not supported in this version", mend, where)
-    name = hub.split_revision(ref)[0]
-    if not hub.looks_like_hub_id(name):
-        raise _missing(ref, written, home, where)
-    if "/" not in name and _siblings(written, home, name):
-        raise _missing(ref, written, home, where)
+    name, meant = hub.split_revision(ref)[0], _meant(ref, where)
+    if not hub.looks_like_hub_id(name) or ("/" not in name and meant):
+        mend = f"did you mean {meant}?" if meant else "give a model folder or a hub id"
+        raise InputError(f"there is no folder {ref}", mend, where)
     return None
 
 
-def _siblings(written: Path, home: Path | None, name: str) -> str | None:
-    parent = (home / written if home else written).parent
-    folders = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-    return nearest(name, folders)
+def _home(where: Where | None) -> Path:
+    """The folder of the file that `where` names; the current one where it names none."""
+    return Path(where.file).resolve().parent if where and where.file else Path()
 
 
-def _missing(ref: str, written: Path, home: Path | None, where: Where | None) -> InputError:
-    close = _siblings(written, home, written.name)
-    mend = f"did you mean {written.with_name(close)}?" if close else "give a model folder or a hub id"
-    return InputError(f"there is no folder {ref}", mend, where)
+def _meant(ref: str, where: Where | None) -> str:
+    """The folder beside the missing one whose name is nearest, or nothing."""
+    written = Path(ref).expanduser()
+    for folder in ((_home(where) / written).parent, written.parent):
+        names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+        close = nearest(written.name, names)
+        if close:
+            return str(written.with_name(close))
+    return ""
 
 
 def _stored(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
@@ -238,9 +240,7 @@ def _read_json(file: Path, where: Where | None) -> dict[str, Any]:
     return data
 
 
-def _refuse_quantized(
-    folder: Path, config: dict[str, Any], stored: dict[str, TensorInfo], where: Where | None
-) -> None:
+def _refuse_quantized(folder: Path, config: dict[str, Any], stored: dict[str, TensorInfo], where: Where | None) -> None:
     mend = "dequantize it to a float dtype first, or merge the unquantized model"
     if config.get("quantization_config") or text_config(config).get("quantization_config"):
         raise InputError(f"{folder} is quantized (quantization_config in config.json)", mend, where)

@@ -36,7 +36,7 @@ DTYPES: dict[str, tuple[str, int]] = {
     "BOOL": ("bool", 1),
 }
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-SIZES = {name: size for name, size in DTYPES.values()}
+SIZES = dict(DTYPES.values())
 WORDS = {name: word for word, (name, _) in DTYPES.items()}
 
 

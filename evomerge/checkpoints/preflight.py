@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 _SHOWN = 3
 
 
-def check_family(
-    base: Checkpoint, sources: Mapping[str, Checkpoint], where: Callable[[str], Where | None]
-) -> None:
+def check_family(base: Checkpoint, sources: Mapping[str, Checkpoint], where: Callable[[str], Where | None]) -> None:
     """All sources can be merged with the base, tensor by tensor. `where` tells where a source's name stands.
 
     Raises:
@@ -89,8 +87,8 @@ def check_tokenizers(
         if policy == "base":
             mend = "merge models that share the base's tokenizer"
             raise InputError(f"{name}'s tokenizer is not the base's: {difference}", mend, where(name))
-        problem = f"tokenizer: {policy} needs rows of the embeddings moved, as {name}'s vocabulary differs from the base's: {difference}"
-        raise InputError(problem, "this version merges equal vocabularies only", where("tokenizer"))
+        problem = f"tokenizer: {policy} would move rows of the embeddings: {name}'s vocabulary has {difference}"
+        raise InputError(problem, "this version merges models of equal vocabularies only", where("tokenizer"))
 
 
 def _vocabulary_difference(base: Mapping[str, int], source: Mapping[str, int]) -> str:

@@ -137,9 +137,13 @@ def read_text(file: Path) -> str:
 def from_data(data: Any, where: Where) -> Node:
     """Plain objects as a tree, so that data from a store is read by the same readers as a file."""
     if isinstance(data, dict):
-        return Node({k: from_data(v, Where(where.file, where.line, join(where.key, k))) for k, v in data.items()}, where)
+        return Node(
+            {k: from_data(v, Where(where.file, where.line, join(where.key, k))) for k, v in data.items()}, where
+        )
     if isinstance(data, list | tuple):
-        return Node([from_data(v, Where(where.file, where.line, join(where.key, i))) for i, v in enumerate(data)], where)
+        return Node(
+            [from_data(v, Where(where.file, where.line, join(where.key, i))) for i, v in enumerate(data)], where
+        )
     return Node(data, where)
 
 

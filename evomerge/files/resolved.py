@@ -1,4 +1,4 @@
-"""The input files as launched: every default filled in, every path absolute. Reading them back gives the same objects."""
+"""The input files as launched: defaults filled in, paths absolute. Reading them back gives the same objects."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evomerge.merge.plan import Plan
+from evomerge.merge.jobs import Plan
 from evomerge.recipe.recipe import Recipe
 
 
@@ -18,7 +18,8 @@ tags:
 ---
 # {name}
 
-A merge of language models, made with evomerge. Method: {methods}. {plan.elements:,} parameters, {plan.stack.layers} layers.
+A merge of language models, made with evomerge.
+Method: {methods}. Size: {plan.elements:,} parameters in {plan.stack.layers} layers.
 
 ## Models
 

@@ -13,7 +13,13 @@ _ZERO = 1e-8  # a sum of weights below this does not divide (mergekit 0.1.5)
 
 
 def combine(
-    base: Tensor, deltas: Sequence[Tensor], weight: Sequence[float], *, elect: bool, normalize: bool, lambda_: float
+    base: Tensor,
+    deltas: Sequence[Tensor],
+    weight: Sequence[float],
+    *,
+    elect: bool,
+    normalize: bool,
+    lambda_: float,
 ) -> Tensor:
     """base + lambda * sum of weight_i delta_i (Ilharco et al. 2023, equation 1).
 

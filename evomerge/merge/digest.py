@@ -14,7 +14,7 @@ def tensor_record(name: str, tensor: Tensor) -> str:
     """One tensor's line in a digest: name, dtype, shape, sha256 of its bytes in row-major order."""
     data = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
     shape = ",".join(map(str, tensor.shape))
-    return f"{name} {str(tensor.dtype).removeprefix('torch.')} [{shape}] {hashlib.sha256(data).hexdigest()}"
+    return f"{name} {str(tensor.dtype).removeprefix('torch.')} [{shape}] {hashlib.sha256(data.data).hexdigest()}"
 
 
 def combined(records: Iterable[str]) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from evomerge.errors import InputError, TrialError
 from evomerge.merge.bank import SourceBank, torch_dtype
+from evomerge.merge.jobs import COPY, Job, Operand, Read
 from evomerge.merge.masks import Draw
-from evomerge.merge.plan import COPY, Job, Operand, Read
 from evomerge.registry import METHODS, load
 
 

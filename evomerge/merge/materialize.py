@@ -16,7 +16,8 @@ from evomerge.errors import EvomergeError, InputError
 from evomerge.merge import digest
 from evomerge.merge.bank import SourceBank, torch_dtype
 from evomerge.merge.execute import execute
-from evomerge.merge.plan import Job, Plan, plan
+from evomerge.merge.jobs import Job, Plan
+from evomerge.merge.plan import plan
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 
 if TYPE_CHECKING:

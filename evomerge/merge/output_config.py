@@ -12,15 +12,13 @@ Taken = tuple[Mapping[str, Any], int, int]
 """A run of layers: the configuration of the model it comes from, its first layer, the number of layers."""
 
 
-def output_config(donor: Mapping[str, Any], taken: Sequence[Taken], dtype: str | None, tied: bool) -> dict[str, Any]:
+def output_config(donor: Mapping[str, Any], taken: Sequence[Taken], dtype: str, tied: bool) -> dict[str, Any]:
     """The donor's configuration with the output's dtype, layers and tying. Settings that list one entry for each layer
     (such as `layer_types`) follow the layers."""
     config: dict[str, Any] = copy.deepcopy(dict(donor))
     text = config["text_config"] if text_config(config) is not config else config
-    if dtype is not None:
-        for part in (config, text):
-            key = "torch_dtype" if "torch_dtype" in part and "dtype" not in part else "dtype"
-            part[key] = dtype
+    for part in (config, text):
+        part["torch_dtype" if "torch_dtype" in part and "dtype" not in part else "dtype"] = dtype
     if "tie_word_embeddings" in config or "tie_word_embeddings" in text or not tied:
         holder = text if "tie_word_embeddings" in text else config
         holder["tie_word_embeddings"] = tied

@@ -8,8 +8,9 @@ of L layers has depth i / (L - 1), a single layer depth 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,95 +19,11 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
 from evomerge.checkpoints.structure import Stack, is_head
 from evomerge.errors import InputError, Where
+from evomerge.merge.jobs import COPY, Job, Model, Plan, Read, Tensor
 from evomerge.merge.output_config import output_config
 from evomerge.recipe.parameters import source_value, tensor_value
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 from evomerge.registry import METHODS, Method, Parameter
-
-COPY = "copy"
-"""The method of tensors that are not of floating point: all models must agree on them (mergekit 0.1.5)."""
-
-
-@dataclass(frozen=True)
-class Read:
-    """A stored tensor of a checkpoint (`model` is its resolved reference)."""
-
-    model: str
-    tensor: str
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """How one output tensor is made.
-
-    Attributes:
-        tensor: the output's name.
-        inputs: the merged tensors, without the base where the method subtracts it or starts from it.
-        base: that base.
-        parameters: the method's parameters by name: a tuple with one value for each input, or one value.
-        work: the dtype that inputs are cast to and the result is rounded to; out: the dtype it is then cast to.
-        seed: of random masks.
-    """
-
-    tensor: str
-    method: str
-    inputs: tuple[Operand, ...]
-    base: Operand | None
-    parameters: Mapping[str, Any]
-    work: str
-    out: str
-    shape: tuple[int, ...]
-    seed: int = 0
-
-
-Operand = Read | Job
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor that a document can read: stored, or another document's output."""
-
-    operand: Operand
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a document sees of a model, be it a checkpoint or an earlier document."""
-
-    reference: str
-    config: dict[str, Any]
-    stack: Stack
-    tied: bool
-    embedding: str | None
-    tensors: dict[str, Tensor]
-
-    def find(self, name: str) -> Tensor | None:
-        """The tensor of that name; the head of a model with tied embeddings is its embeddings."""
-        if name not in self.tensors and is_head(name) and self.tied and self.embedding:
-            return self.tensors.get(self.embedding)
-        return self.tensors.get(name)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The merged model: its configuration, and the jobs of its tensors in the order in which they are written.
-
-    `donor` is the checkpoint whose tokenizer and generation settings it takes; `checkpoints` are all that it reads.
-    """
-
-    config: dict[str, Any]
-    jobs: dict[str, Job]
-    stack: Stack
-    tied: bool
-    embedding: str | None
-    donor: Checkpoint
-    checkpoints: tuple[Checkpoint, ...] = field(repr=False)
-
-    @property
-    def elements(self) -> int:
-        return sum(math.prod(job.shape) for job in self.jobs.values())
 
 
 def plan(recipe: Recipe, open_checkpoint: Callable[[str, Where | None], Checkpoint]) -> Plan:
@@ -128,11 +45,16 @@ def plan(recipe: Recipe, open_checkpoint: Callable[[str, Where | None], Checkpoi
     result: Plan | None = None
     for document in recipe.documents:
         builder = _Document(document, find)
-        jobs, config, tied = builder.jobs(), builder.config(), builder.tied()
-        lead = builder.lead
-        donor = stages[lead].donor if lead in stages else opened[lead]
-        checkpoints = tuple(opened.values())
-        result = Plan(config, jobs, builder.stack, tied, builder.donor.embedding, donor, checkpoints)
+        jobs, lead = builder.jobs(), builder.lead
+        result = Plan(
+            config=builder.config(jobs),
+            jobs=jobs,
+            stack=builder.stack,
+            tied=builder.tied(),
+            embedding=builder.donor.embedding,
+            donor=stages[lead].donor if lead in stages else opened[lead],
+            checkpoints=tuple(opened.values()),
+        )
         if document.name:
             stages[document.name] = result
             models[document.name] = _staged_model(document.name, result)
@@ -153,11 +75,12 @@ def _staged_model(name: str, stage: Plan) -> Model:
 
 @dataclass(frozen=True)
 class _Member:
-    """One model of a slice: as the recipe writes it, as it is, its first layer."""
+    """One model of a slice: as the recipe writes it, as it is, its first layer, its number of layers."""
 
     input: Input
     model: Model
     start: int
+    layers: int
 
 
 class _Document:
@@ -171,32 +94,33 @@ class _Document:
         self.donor = find(self.lead, document.where)
         self.base = None if document.base is None else self.donor
         self.slices = [self._members(piece) for piece in document.slices]
-        self.lengths = [self._length(piece) for piece in document.slices]
+        self.lengths = [self._length(p, m) for p, m in zip(document.slices, self.slices, strict=True)]
         self.stack = Stack(self.donor.stack.prefix, sum(self.lengths))
 
     def jobs(self) -> dict[str, Job]:
-        jobs: list[Job] = []
+        """The jobs of all output tensors, in the order of the model."""
         first, last = 0, len(self.slices) - 1
-        jobs += [self._job(first, n, [n] * len(self.slices[first]), 0.0) for n in self._outside(first, "before")]
+        jobs = [self._job(first, n, [n] * len(self.slices[first]), 0.0) for n in self._before()]
         layer = 0
         for number, length in enumerate(self.lengths):
             for depth in range(length):
                 jobs += self._layer(number, depth, layer)
                 layer += 1
-        jobs += [self._job(last, n, [n] * len(self.slices[last]), 0.0) for n in self._outside(last, "after")]
+        jobs += [self._job(last, n, [n] * len(self.slices[last]), 0.0) for n in self._after()]
         return {job.tensor: job for job in jobs}
 
-    def config(self) -> dict[str, Any]:
-        """The donor's, with the output's dtype, number of layers and tying."""
-        taken = [
-            (m.model.config, m.start, n) for members, n in zip(self.slices, self.lengths, strict=True) for m in members[:1]
-        ]
-        dtype = self.document.out_dtype or self.document.dtype
-        return output_config(self.donor.config, taken, dtype, self.tied())
+    def config(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
+        """The donor's, with the output's dtype (that most elements have), number of layers and tying."""
+        leads = zip((members[0] for members in self.slices), self.lengths, strict=True)
+        taken = [(member.model.config, member.start, length) for member, length in leads]
+        elements: Counter[str] = Counter()
+        for job in jobs.values():
+            elements[job.out] += math.prod(job.shape)
+        return output_config(self.donor.config, taken, elements.most_common(1)[0][0], self.tied())
 
     def tied(self) -> bool:
-        """Whether the output ties its head: all models that its head comes from do."""
-        return all(member.model.tied for member in self.slices[-1])
+        """Whether the output's head is its embeddings: in all models that either comes from it is."""
+        return all(member.model.tied for member in (*self.slices[0], *self.slices[-1]))
 
     def _members(self, piece: Slice) -> list[_Member]:
         members = []
@@ -207,10 +131,17 @@ class _Document:
             if end > model.stack.layers:
                 problem = f"layer_range [{start}, {end}) of {source.model}, which has {model.stack.layers} layers"
                 raise InputError(problem, f"end at {model.stack.layers} at most", where)
-            members.append(_Member(source, model, start))
+            self._check_family(source, model)
+            members.append(_Member(source, model, start, end - start))
         self._add_base(piece, members)
         self._check_members(piece, members)
         return members
+
+    def _check_family(self, source: Input, model: Model) -> None:
+        ours, theirs = self.donor.config.get("model_type"), model.config.get("model_type")
+        if ours != theirs:
+            problem = f"{source.model} is a {theirs} model, {self.lead} is a {ours} model"
+            raise InputError(problem, "merge fine-tunes of one base", source.where)
 
     def _add_base(self, piece: Slice, members: list[_Member]) -> None:
         """A base that is not listed takes part with the layers that the others have."""
@@ -226,7 +157,8 @@ class _Document:
             raise InputError(problem, f"list {self.document.base} with the layers that it gives", piece.where)
         layers = ranges.pop()
         listed = Input(self.document.base, layers, where=self.document.where)
-        members.append(_Member(listed, base, layers[0] if layers else 0))
+        start, end = layers or (0, base.stack.layers)
+        members.append(_Member(listed, base, start, end - start))
 
     def _check_members(self, piece: Slice, members: Sequence[_Member]) -> None:
         name, method = self.document.method, self.method
@@ -244,9 +176,8 @@ class _Document:
             wanted = f"exactly {least}" if least == most else f"at least {least}"
             raise InputError(f"{name} takes {wanted} model{besides}, not {count}", "mend the list", piece.where)
 
-    def _length(self, piece: Slice) -> int:
-        members = self.slices[self.document.slices.index(piece)]
-        spans = {(i.layers[1] - i.layers[0]) if i.layers else m.model.stack.layers for m in members for i in (m.input,)}
+    def _length(self, piece: Slice, members: Sequence[_Member]) -> int:
+        spans = {m.layers for m in members}
         if len(spans) != 1:
             told = ", ".join(map(str, sorted(spans)))
             problem = f"its models give different numbers of layers ({told})"
@@ -259,20 +190,18 @@ class _Document:
             return list(members)
         return [m for m in members if m.model.reference != self.base.reference]
 
-    def _outside(self, number: int, place: str) -> list[str]:
-        """The tensors before or after the stack. A head that only some models store is an output: the others have
-        tied it to their embeddings."""
-        names: dict[str, None] = {}
-        for member in self.slices[number]:
-            names.update(dict.fromkeys(n for n in member.model.tensors if member.model.stack.place(n) == place))
-        return list(names)
+    def _before(self) -> list[str]:
+        return _union(_outside(m.model, "before") for m in self.slices[0])
+
+    def _after(self) -> list[str]:
+        """A head that any model stores is an output of its own; models that tie theirs give their embeddings for it."""
+        heads = [[n for n in _outside(m.model, "after") if is_head(n)] for m in self.slices[0]]
+        return _union([*(_outside(m.model, "after") for m in self.slices[-1]), *heads])
 
     def _layer(self, number: int, depth: int, out_layer: int) -> list[Job]:
         length, members = self.lengths[number], self.slices[number]
         t = depth / (length - 1) if length > 1 else 1.0
-        parts: dict[str, None] = {}
-        for m in members:
-            parts.update(dict.fromkeys(_parts(m.model, m.start + depth)))
+        parts = _union(_parts(m.model, m.start + depth) for m in members)
         return [
             self._job(
                 number,
@@ -319,6 +248,15 @@ class _Document:
     def _of_tensor(self, piece: Slice, parameter: Parameter, name: str, t: float) -> Any:
         value = tensor_value(self.document, piece, parameter.name, name, t)
         return _legal(value, parameter, self.document.method, name, piece.where)
+
+
+def _union(lists: Iterable[Sequence[str]]) -> list[str]:
+    """All names, each once, in the order in which they first stand."""
+    return list(dict.fromkeys(name for names in lists for name in names))
+
+
+def _outside(model: Model, place: str) -> list[str]:
+    return [name for name in model.tensors if model.stack.place(name) == place]
 
 
 def _parts(model: Model, layer: int) -> list[str]:

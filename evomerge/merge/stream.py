@@ -15,7 +15,8 @@ from evomerge.merge.bank import SourceBank
 from evomerge.merge.card import card
 from evomerge.merge.digest import combined, digest, tensor_record
 from evomerge.merge.execute import execute
-from evomerge.merge.plan import Plan, plan
+from evomerge.merge.jobs import Plan
+from evomerge.merge.plan import plan
 from evomerge.recipe.mergekit import read_recipe, write_recipe
 from evomerge.recipe.recipe import Document, Recipe
 

@@ -62,7 +62,7 @@ class CmaEs(Sequential):
         self._proposed: set[tuple[object, ...]] = set()
         self._restarts = 0
         self._start(self._encoding.encode(self._initial()), self._generator(0))
-        self._sample(first=self._initial())
+        self._sample(with_mean=True)
 
     def _propose(self) -> Genome:
         return self._genomes[len(self._outcomes)]
@@ -71,9 +71,12 @@ class CmaEs(Sequential):
         self._outcomes.append(outcome)
         if len(self._outcomes) < len(self._genomes):
             return
-        if not self._update(ranks(self._outcomes)) or self._collapsed():
+        try:
+            self._update(ranks(self._outcomes))
+            self._sample()
+        except (ArithmeticError, AssertionError, RuntimeError, ValueError):  # LinAlgError is a ValueError
             self._restart()
-        self._sample()
+            self._sample()
 
     def _start(self, mean: Vector, generator: np.random.Generator) -> None:
         """A fresh distribution around `mean`. A choice's coordinates start `sigma` apart: its initial option
@@ -100,10 +103,10 @@ class CmaEs(Sequential):
             warnings.simplefilter("ignore")
             self._es = cma.CMAEvolutionStrategy(np.pad(mean, (0, width - mean.size)), self._sigma, options)
 
-    def _sample(self, first: Genome | None = None) -> None:
-        """The next generation; the very first genome is `first`, the mean itself."""
+    def _sample(self, with_mean: bool = False) -> None:
+        """The next generation; `with_mean`: its first genome is the initial mean itself."""
         vectors = self._es.ask()
-        if first is not None:
+        if with_mean:
             vectors[0] = np.array(self._es.x0)
         self._vectors: list[Vector] = []
         self._genomes: list[Genome] = []
@@ -128,24 +131,22 @@ class CmaEs(Sequential):
             genome = self._decode(vector)
         return vector, genome
 
-    def _update(self, places: list[int]) -> bool:
-        """Moves the distribution by the order of the generation; False where the numerics broke."""
+    def _update(self, places: list[int]) -> None:
+        """Moves the distribution by the order of the generation. Raises where it is of no further use."""
         if max(places) == 0:
             if self._es.stds.max() < 1:
                 self._es.sigma *= _WIDEN
-            return True
+            return
         order = sorted(range(len(places)), key=places.__getitem__)
         fitness = [0.0] * len(places)
         for position, index in enumerate(order):
             fitness[index] = float(position)  # equal ones in the order asked: pycma sorts unstably
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._es.tell(self._vectors, fitness)
-                self._margin()
-        except (ArithmeticError, AssertionError, RuntimeError, ValueError):  # LinAlgError is a ValueError
-            return False
-        return bool(np.isfinite(self._es.mean).all() and np.isfinite(self._es.stds).all())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._es.tell(self._vectors, fitness)
+            self._margin()
+        if not self._healthy():
+            raise ArithmeticError("the distribution has collapsed")
 
     def _margin(self) -> None:
         """Keeps every option of every choice possible.
@@ -164,9 +165,14 @@ class CmaEs(Sequential):
             raised = np.maximum(mean, mean[best] + quantile * _difference_stds(spread, best))
             self._es.mean[place] = raised + (mean.mean() - raised.mean())
 
-    def _collapsed(self) -> bool:
-        watched = self._es.stds[self._numeric] if self._numeric else self._es.stds
-        return not _COLLAPSED < watched.max() < 1 / _COLLAPSED or self._es.sm.condition_number > _CONDITION
+    def _healthy(self) -> bool:
+        stds = self._es.stds
+        watched = stds[self._numeric] if self._numeric else stds
+        return bool(
+            np.isfinite([self._es.mean, stds]).all()
+            and _COLLAPSED < watched.max() < 1 / _COLLAPSED
+            and self._es.sm.condition_number < _CONDITION
+        )
 
     def _restart(self) -> None:
         self._restarts += 1

@@ -40,9 +40,12 @@ class Option:
 
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "cma-es": {
+        # trials in a generation (auto: 4 + 3 ln of the number of coordinates), and the initial standard deviation
+        # as a share of each gene's range (of which pycma uses at most a third)
         "population": Option("auto", int, 3, 10_000, words=("auto",)),
         "sigma": Option(0.2, float, 0.0, 1.0, above=True),
     },
+    # the trials that are random before there is something to learn from
     "tpe": {"startup": Option(10, int, 1, 100_000)},
 }
 """Optimizer name -> the options that it takes, which are keyword arguments of its class."""

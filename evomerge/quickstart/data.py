@@ -27,7 +27,7 @@ SEED = "quickstart-1"
 ITEMS = 320
 CHOICES = 4
 WEIGHTS = range(1, 41)
-DAYS = range(1, 41)
+DAYS = range(1, 43)
 
 ZONES = ("north", "south", "coast", "islands", "hills", "city", "harbour", "border")
 SERVICES = ("standard", "express")
@@ -42,8 +42,8 @@ GOODS = ("food", "clothing", "electronics", "books", "toys", "furniture")
 STATES = ("sealed", "opened", "faulty", "late")
 OUTCOMES = ("full", "half", "credit", "none")
 WINDOWS: dict[Edition, dict[str, int]] = {
-    "old": dict(zip(GOODS, (5, 10, 15, 20, 15, 10), strict=True)),
-    "new": dict(zip(GOODS, (15, 20, 5, 10, 5, 20), strict=True)),
+    "old": dict(zip(GOODS, (7, 14, 7, 14, 14, 7), strict=True)),
+    "new": dict(zip(GOODS, (14, 7, 14, 14, 7, 7), strict=True)),
 }
 RULES: dict[Edition, dict[str, tuple[str, str, str]]] = {
     "old": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -47,6 +47,7 @@ class LineView(Observer):
     def __init__(self, console: Console) -> None:
         self.console = console
         self._clock = Clock(0, None)
+        self._signs: Mapping[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -63,29 +64,27 @@ class LineView(Observer):
     def warn(self, message: str) -> None:
         self.say(f"warning: {message}")
 
-    def launched(self, run: str, trials: int, seconds: float | None, slices: Sequence[str]) -> None:
-        self._clock = Clock(trials, seconds)
-        self.say(f"run {run}: {trials} trials on {', '.join(slices)}")
+    def launched(self, run: str, trials: int, seconds: float | None, signs: Mapping[str, int]) -> None:
+        self._clock, self._signs = Clock(trials, seconds), signs
+        self.say(f"run {run}: {trials} trials on {', '.join(signs)}")
 
     def trial_finished(self, trial: Trial, standing: Standing) -> None:
         self._clock.tick()
         done = sum(t.state != "running" for t in standing.trials)
         best = standing.best()
-        top = f"best feasible {number(best.objective)} ({describe(best)})" if best else "nothing feasible yet"
-        self.say(f"[{done}/{self._clock.trials}] {_line(trial, standing)} | {top} | left {self._clock.left(done)}")
+        top = f"best feasible {number(best.objective)} ({describe(best)})" if best else "none feasible yet"
+        self.say(f"[{done}/{self._clock.trials}] {self._line(trial, standing)} | {top} | left {self._clock.left(done)}")
 
     def holdout_scored(self, name: str, done: int, total: int) -> None:
         self.say(f"holdout [{done}/{total}] {name}")
 
-
-def _line(trial: Trial, standing: Standing) -> str:
-    if trial.state == "failed":
-        return f"{describe(trial)} failed: {trial.reason}"
-    signs = {name: gate.sign for name, gate in standing.gates.items()}
-    scores = " ".join(f"{name} {signs.get(name, 1) * value:.4f}" for name, value in trial.scores.items())
-    missed = [v.slice for v in standing.verdicts(trial) if not v.passed]
-    floors = f"misses {', '.join(missed)}" if missed else ("passes" if standing.gates else "")
-    return f"{describe(trial)}: {scores} {floors}".rstrip()
+    def _line(self, trial: Trial, standing: Standing) -> str:
+        if trial.state == "failed":
+            return f"{describe(trial)} failed: {trial.reason}"
+        scores = " ".join(f"{name} {self._signs.get(name, 1) * value:.4f}" for name, value in trial.scores.items())
+        missed = [v.slice for v in standing.verdicts(trial) if not v.passed]
+        floors = f"misses {', '.join(missed)}" if missed else ("passes" if standing.gates else "")
+        return f"{describe(trial)}: {scores} {floors}".rstrip()
 
 
 class LiveView(LineView):
@@ -93,13 +92,13 @@ class LiveView(LineView):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        columns = ("{task.description}", "{task.completed:.0f}/{task.total:.0f}", "{task.fields[note]}")
-        self._bar = Progress(TextColumn(columns[0]), BarColumn(), TextColumn(columns[1]), TimeElapsedColumn(), TextColumn(columns[2]))
+        count, note = TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[note]}")
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), note)
         self._task = self._bar.add_task("search", total=1, visible=False, note="")
         self._now = Spinner("dots", Text(""))
         self._live = Live(console=console, refresh_per_second=8, transient=True)
         self._table: Group | None = None
-        self._slices = ""
+        self._what = "scoring"
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -116,18 +115,17 @@ class LiveView(LineView):
     def phase(self, message: str) -> None:
         self._draw(message)
 
-    def launched(self, run: str, trials: int, seconds: float | None, slices: Sequence[str]) -> None:
-        self._clock = Clock(trials, seconds)
+    def launched(self, run: str, trials: int, seconds: float | None, signs: Mapping[str, int]) -> None:
+        self._clock, self._signs = Clock(trials, seconds), signs
         self._bar.update(self._task, description=f"run {run}", total=trials, visible=True)
         self._draw()
 
     def trial_started(self, trial: Trial) -> None:
-        self._slices = ""
-        self._draw(f"scoring {describe(trial)}")
+        self._what = f"scoring {describe(trial)}"
+        self._draw(self._what)
 
-    def slice_scored(self, name: str) -> None:
-        self._slices = f"{self._slices} {name}".strip()
-        self._draw(f"scored {self._slices}")
+    def slice_started(self, name: str) -> None:
+        self._draw(f"{self._what}: {name}")
 
     def trial_finished(self, trial: Trial, standing: Standing) -> None:
         self._clock.tick()
@@ -142,6 +140,7 @@ class LiveView(LineView):
         self._draw()
 
     def holdout_scored(self, name: str, done: int, total: int) -> None:
+        self._what = "holdout split"
         self._draw(f"holdout split: {name} ({done}/{total})")
 
 

@@ -82,7 +82,7 @@ def result_table(result: Result) -> Table:
         rows = [(n, t) for n, t in rows if t.number != last.number]
     if last is not None:
         rows.append((f"{'winner' if result.winner else 'closest'}: {describe(last)}", last))
-    metrics = {name: piece.label for name, piece in result.slices.items()}
+    metrics = {name: piece.metric for name, piece in result.slices.items()}
     return standing_table("Scores on the holdout split, which the search never saw", standing, rows, metrics)
 
 
@@ -137,7 +137,7 @@ def evaluated_table(result: Evaluated) -> Table:
         sign = piece.sign
         floor = "none" if verdict.floor is None else f"{sign * verdict.floor:.4f}"
         gate = Text("pass", style="green") if verdict.passed else Text("miss", style="red")
-        cells = (piece.label, str(len(score.items)), number(sign * score.value, score.stderr), floor)
+        cells = (piece.metric, str(len(score.items)), number(sign * score.value, score.stderr), floor)
         table.add_row(verdict.slice, *cells, gate if verdict.floor is not None else Text("-"))
     return table
 

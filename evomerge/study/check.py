@@ -27,7 +27,9 @@ def check(
         "fitness": str(spec.fitness),
         "models": ", ".join(f"{name} {ref}" for name, ref in models.items()),
         "methods": ", ".join(spec.methods),
-        "genes": f"{len(space.dimensions)} searched values" if space else "their number depends on the layers of the base",
+        "genes": f"{len(space.dimensions)} searched values"
+        if space
+        else "their number depends on the layers of the base",
         "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
         "trials": spec.trials,
         "slices": ", ".join(scores.slices),
@@ -43,5 +45,3 @@ def _unopened(spec: SpaceSpec) -> Space | None:
     assert isinstance(layers, int)
     sources = {name: str(ref) for name, ref in spec.sources.items()}
     return Space(spec, Models(str(spec.base), sources, layers, spec.dtype or "bfloat16"))
-
-

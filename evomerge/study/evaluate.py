@@ -15,7 +15,7 @@ from evomerge.merge.materialize import Resident
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import OBJECTIVES, load
-from evomerge.scoring.gates import Verdict, judge, lower_bound, scales, settle
+from evomerge.scoring.gates import Verdict, judge, scales, settle
 from evomerge.scoring.preflight import check_fitness
 from evomerge.scoring.suite import Slice, Suite
 from evomerge.study.device import choose_device
@@ -79,12 +79,10 @@ def evaluate(
         measured[name] = suite.score(split)
     observer.phase("scoring the model")
     digest = resident.materialize(recipe) if recipe else resident.load(shape.reference)
-    scores = suite.score(split, observer.slice_scored)
+    scores = suite.score(split, observer.slice_started)
     gates = settle(suite.slices, measured)
-    bounds = {n: lower_bound(s, suite.slices[n].sign, spec.confidence) for n, s in scores.items() if spec.confidence}
-    verdicts = judge(scores, gates, scales(measured, gates), bounds)
-    values = {name: s.value for name, s in scores.items()}
-    objective = load(OBJECTIVES[spec.objective])(values, {n: p.weight for n, p in spec.slices.items()})
+    verdicts = judge(scores, gates, scales(measured, gates), spec.confidence)
+    objective = load(OBJECTIVES[spec.objective])({name: s.value for name, s in scores.items()}, suite.weights)
     return Evaluated(str(model), split, digest, objective, suite.slices, scores, verdicts, measured)
 
 

@@ -71,7 +71,9 @@ class RunFolder:
         try:
             lock.acquire()
         except Timeout:
-            raise BusyError(f"the run {self.name!r} is held by {_describe(holder)}", "wait for it, or stop it") from None
+            raise BusyError(
+                f"the run {self.name!r} is held by {_describe(holder)}", "wait for it, or stop it"
+            ) from None
         try:
             about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             write_atomic(holder, json.dumps(about))

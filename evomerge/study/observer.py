@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from evomerge.study.standing import Standing
     from evomerge.study.trial import Trial
+
 
 class Observer:
     """Every method may be overridden; none has to be."""
@@ -15,14 +16,14 @@ class Observer:
     def phase(self, message: str) -> None:
         """The study does something that takes a while, such as loading the sources."""
 
-    def launched(self, run: str, trials: int, seconds: float | None, slices: Sequence[str]) -> None:
-        """The search is about to start; budgets are totals."""
+    def launched(self, run: str, trials: int, seconds: float | None, signs: Mapping[str, int]) -> None:
+        """The search is about to start; budgets are totals; `signs` maps a slice to -1 where lower is better."""
 
     def trial_started(self, trial: Trial) -> None:
         """A trial is being evaluated."""
 
-    def slice_scored(self, name: str) -> None:
-        """One slice of the current trial is done."""
+    def slice_started(self, name: str) -> None:
+        """One slice of the model in hand is being scored."""
 
     def trial_finished(self, trial: Trial, standing: Standing) -> None:
         """A trial was stored; `standing` ranks all of them."""

@@ -1,4 +1,4 @@
-"""From files to a checked study, reading only headers: everything that can be wrong is found before a weight is read."""
+"""From files to a checked study, reading only headers: what can be wrong is found before a weight is read."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def read_files(
 
 def _check_options(spec: SpaceSpec) -> None:
     if not spec.genes:
-        raise InputError("holds no gene: there is nothing to search", "give at least one gene a range", spec.at("genes"))
+        problem = "holds no gene: there is nothing to search"
+        raise InputError(problem, "give at least one gene a range", spec.at("genes"))
     options = {k: v for k, v in spec.optimizer.items() if k not in ("name", "seed")}
     try:
         check_options(spec.optimizer["name"], options)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import InputError
+from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import FitnessSpec, SpaceSpec
 from evomerge.files.resolved import fitness_data, space_data, to_yaml
+from evomerge.files.space_file import read_space
 from evomerge.optimize.base import build
 from evomerge.study import holdout, loop
 from evomerge.study.device import choose_device
@@ -145,7 +147,8 @@ def _run(session: Session, budget: loop.Budget | None = None) -> Result:
     if budget is None:
         budget = loop.Budget(spec.trials, spec.seconds)
     session.store.record("budget", {"trials": budget.trials, "seconds": budget.seconds})
-    session.observer.launched(session.folder.name, budget.trials, budget.seconds, session.bench.suite.slices)
+    signs = {name: piece.sign for name, piece in session.bench.suite.slices.items()}
+    session.observer.launched(session.folder.name, budget.trials, budget.seconds, signs)
     options = {k: v for k, v in spec.optimizer.items() if k not in ("name", "seed")}
     optimizer = build(spec.optimizer["name"], session.plan.space.dimensions, spec.optimizer["seed"], options)
     loop.run(session, optimizer, budget)
@@ -189,7 +192,7 @@ def _write_launch(folder: RunFolder, launch: Launch, plan: Plan, bench: Workbenc
 def _file_identity(spec: SpaceSpec, fitness: FitnessSpec) -> dict[str, Any]:
     """What both files say, without what may change between sessions: the budget, and where the fitness file lies."""
     space = {k: v for k, v in space_data(spec).items() if k not in ("budget", "fitness")}
-    identity: dict[str, Any] = json.loads(json.dumps({"space": space, "fitness": fitness_data(fitness)}))
+    identity: dict[str, Any] = json.loads(json.dumps({"space file": space, "fitness file": fitness_data(fitness)}))
     return identity
 
 
@@ -200,10 +203,10 @@ def _checkpoint_identity(plan: Plan) -> dict[str, Any]:
 def _unchanged_plan(folder: RunFolder, launch: Launch, identity: dict[str, Any]) -> Plan:
     """The plan of the run's own copies of its files, after checking that neither they nor the originals, where these
     still exist, nor the checkpoints changed."""
-    original = Path(launch.space)
-    if original.is_file():
-        _check(folder, identity, _file_identity(*launch.read()))
-    spec, fitness = read_files(folder.space)
+    copies = _file_identity(read_space(folder.space), read_fitness(folder.fitness))
+    _check(folder, identity, copies)
+    original = Path(launch.space).is_file()
+    spec, fitness = launch.read() if original else read_files(folder.space)
     _check(folder, identity, _file_identity(spec, fitness))
     plan = open_checkpoints(spec, fitness)
     _check(folder, identity, _checkpoint_identity(plan))

@@ -33,7 +33,6 @@ class Session:
     def __init__(self, folder: RunFolder, store: Store, plan: Plan, bench: Workbench, observer: Observer) -> None:
         self.folder, self.store, self.plan, self.bench, self.observer = folder, store, plan, bench, observer
         self._objective = load(OBJECTIVES[plan.fitness.objective])
-        self._weights = {name: piece.weight for name, piece in plan.fitness.slices.items()}
         self._gates: Standing | None = None
 
     # References: base, sources and uniform average, scored first; they settle the relative floors.
@@ -61,7 +60,7 @@ class Session:
         gates = settle(self.bench.suite.slices, parents)
         self._gates = Standing((), gates, scales(parents, gates))
         slices = self.bench.suite.slices.values()
-        self.store.record("slices", {s.name: {"metric": s.label, "sign": s.sign, "weight": s.weight} for s in slices})
+        self.store.record("slices", {s.name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for s in slices})
         self.store.record("gates", self._gates.to_data())
 
     # Trials.
@@ -95,7 +94,7 @@ class Session:
         """Scores of a trial's recipe on a split, its items kept. Raises TrialError; a full disk is not the
         candidate's fault and ends the run."""
         try:
-            evaluation = self.bench.evaluate(trial.recipe, split, self.observer.slice_scored)
+            evaluation = self.bench.evaluate(trial.recipe, split, self.observer.slice_started)
             write_items(self.folder.items, trial.number, split, evaluation.scores)
             return evaluation
         except (TrialError, InputError):
@@ -118,7 +117,7 @@ class Session:
         return self.store.complete(trial, scores, objective, evaluation.digest, seconds, bounds, constraints)
 
     def objective(self, scores: Scores) -> float:
-        return float(self._objective({name: s.value for name, s in scores.items()}, self._weights))
+        return float(self._objective({name: s.value for name, s in scores.items()}, self.bench.suite.weights))
 
     def bounds(self, scores: Scores) -> dict[str, float]:
         """Lower confidence bounds where the fitness file asks for confidence, else nothing."""
@@ -145,6 +144,7 @@ class Session:
 
     def _keep_best(self, standing: Standing, done: Trial) -> None:
         best = standing.best()
-        if self._gates is not None and best is not None and (best.number == done.number or not self.folder.best.exists()):
-            header = f"evomerge run {self.folder.name}, {best.name}, recipe {best.recipe_id[:16]}\nbest feasible so far"
-            write_atomic(self.folder.best, write_recipe(best.recipe, header))
+        if self._gates is None or best is None or (best.number != done.number and self.folder.best.exists()):
+            return
+        header = f"evomerge run {self.folder.name}, {best.name}, recipe {best.recipe_id[:16]}\nbest feasible so far"
+        write_atomic(self.folder.best, write_recipe(best.recipe, header))

@@ -34,7 +34,7 @@ class Standing:
 
     def verdicts(self, trial: Trial) -> list[Verdict]:
         """One verdict for each slice that has a floor; empty for a trial without scores."""
-        return judge(trial.slice_scores, self.gates, self.scale, trial.bounds) if trial.scores else []
+        return judge(trial.gated, self.gates, self.scale) if trial.scores else []
 
     def outcome(self, trial: Trial) -> Outcome:
         if trial.state != "complete" or trial.objective is None:
@@ -56,6 +56,6 @@ class Standing:
         return [t for t in self.ranked() if t.state == "complete" and not t.is_parent]
 
     def best(self) -> Trial | None:
-        """The best feasible merge so far."""
-        ranked = self.merges()
+        """The best feasible merge so far; none before the floors are settled."""
+        ranked = self.merges() if self.gates else []
         return ranked[0] if ranked and self.outcome(ranked[0]).feasible else None

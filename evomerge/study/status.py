@@ -66,8 +66,8 @@ def export(
     chosen, standing, split = _chosen(state, trial)
     missed = [v.slice for v in standing.verdicts(chosen) if not v.passed]
     if missed and not allow_infeasible:
-        names = ", ".join(missed)
-        raise NothingFeasible(f"{chosen.name} misses the floor of {names} on the {split} split; --allow-infeasible exports it")
+        problem = f"{chosen.name} misses the floor of {', '.join(missed)} on the {split} split"
+        raise NothingFeasible(f"{problem}; --allow-infeasible exports it all the same")
     text = write_recipe(chosen.recipe, _header(state, chosen, split, missed))
     if output is not None:
         write_atomic(Path(output), text)
@@ -97,11 +97,12 @@ def _numbered(state: Status, number: int) -> tuple[Trial, Standing, str]:
 
 
 def _header(state: Status, trial: Trial, split: str, missed: list[str]) -> str:
-    lines = [f"evomerge run {state.folder.name}, {trial.name}, recipe {trial.recipe_id[:16]}, weights {(trial.digest or '')[:16]}"]
+    lines = [f"evomerge run {state.folder.name}, {trial.name}, recipe {trial.recipe_id[:16]}"]
+    lines.append(f"sha256 of the weights {trial.digest}")
     for name, value in trial.scores.items():
-        about = state.slices.get(name, {})
-        floor = " (below its floor)" if name in missed else ""
-        lines.append(f"{name}: {about.get('metric', '')} {about.get('sign', 1) * value:.4f} on the {split} split{floor}")
+        about = state.slices[name]
+        floor = ", below its floor" if name in missed else ""
+        lines.append(f"{name}: {about['metric']} {about['sign'] * value:.4f} on the {split} split{floor}")
     several = len(trial.recipe.documents) > 1
     peer = "mergekit-multi FILE --intermediate-dir TMP --out-path OUT" if several else "mergekit-yaml FILE OUT"
     return "\n".join([*lines, f"evomerge merge FILE OUT (these very bits), or {peer}"])

@@ -161,7 +161,8 @@ def open_storage(journal: Path, url: str | None, writing: bool = False) -> BaseS
         try:
             return optuna.storages.get_storage(url)
         except Exception as error:
-            raise InputError(f"cannot open {url!r} ({error})", "give an Optuna storage URL", Where("--storage")) from None
+            problem = f"cannot open {url!r} ({error})"
+            raise InputError(problem, "give an Optuna storage URL", Where("--storage")) from None
     if writing:
         journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
         _mend(journal)
@@ -177,4 +178,3 @@ def _mend(journal: Path) -> None:
         whole = text.rfind(b"\n") + 1
         if whole != len(text):
             stream.truncate(whole)
-

@@ -51,6 +51,11 @@ class Trial:
         return {name: SliceScore(value, self.stderr.get(name)) for name, value in self.scores.items()}
 
     @property
+    def gated(self) -> dict[str, SliceScore]:
+        """What is held to the floors: the scores, or their lower confidence bounds."""
+        return {name: SliceScore(self.bounds.get(name, value), None) for name, value in self.scores.items()}
+
+    @property
     def is_parent(self) -> bool:
         """The base or a source as it is."""
         return self.kind == "reference" and self.label != UNIFORM

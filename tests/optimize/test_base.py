@@ -1,0 +1,56 @@
+import pytest
+
+from evomerge.errors import InputError
+from evomerge.optimize.base import build
+from evomerge.optimize.replay import replay
+from evomerge.registry import OPTIMIZERS
+from evomerge.types import Dimension, Genome, Outcome
+
+DIMENSIONS = [Dimension("w"), Dimension("v")]
+FINE = Outcome(feasible=True, objective=1.0, shortfall=0.0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_calls_out_of_order_raise(name: str) -> None:
+    optimizer = build(name, DIMENSIONS, 0, {})
+    with pytest.raises(RuntimeError, match="without calling ask"):
+        optimizer.tell({"w": 0.5, "v": 0.5}, FINE)
+    genome = optimizer.ask()
+    with pytest.raises(RuntimeError, match="called twice"):
+        optimizer.ask()
+    with pytest.raises(RuntimeError, match="another genome.*w is 0.25, expected 0.5"):
+        optimizer.tell({**genome, "w": 0.25}, FINE)
+    optimizer.tell(genome, FINE)
+    with pytest.raises(RuntimeError, match="without calling ask"):
+        optimizer.tell(genome, FINE)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_asked_is_the_callers_to_change(name: str) -> None:
+    optimizer = build(name, DIMENSIONS, 0, {})
+    genome = optimizer.ask()
+    kept = dict(genome)
+    genome["w"] = 0.9
+    optimizer.tell(kept, FINE)
+
+
+def test_nothing_to_search_and_twice_the_same_are_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to search"):
+        build("random", [], 0, {})
+    with pytest.raises(ValueError, match="occurs twice"):
+        build("random", [Dimension("w"), Dimension("w")], 0, {})
+    with pytest.raises(ValueError, match="seed"):
+        build("random", DIMENSIONS, -1, {})
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_replay_refuses_another_run(name: str) -> None:
+    recorded: list[tuple[Genome, Outcome]] = []
+    optimizer = build(name, DIMENSIONS, 0, {})
+    for _ in range(3):
+        recorded.append((optimizer.ask(), FINE))
+        optimizer.tell(*recorded[-1])
+    with pytest.raises(InputError, match=r"cannot be continued exactly: trial 1 .* (w|v) is .* versions of numpy"):
+        replay(build(name, DIMENSIONS, 1, {}), recorded)
+    with pytest.raises(InputError, match="only one of them has v"):
+        replay(build(name, [Dimension("w")], 0, {}), recorded)

@@ -1,0 +1,128 @@
+import warnings
+from collections import Counter
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+from evomerge.optimize.cma_es import CmaEs
+from evomerge.types import Dimension, Genome, Outcome
+
+
+def numbers(count: int, init: float = 0.4) -> list[Dimension]:
+    return [Dimension(f"weight[{i}]", 0.0, 1.2, init) for i in range(count)]
+
+
+def choices(count: int, options: str = "abc", init: str = "b") -> list[Dimension]:
+    return [Dimension(f"method[{i}]", choices=tuple(options), init=init) for i in range(count)]
+
+
+def score(genome: Genome) -> Outcome:
+    """Best with 0.9 in every number; `a` is better than any other choice."""
+    distance = sum((value - 0.9) ** 2 for value in genome.values() if not isinstance(value, str))
+    other = sum(value != "a" for value in genome.values() if isinstance(value, str))
+    return Outcome(feasible=True, objective=-distance - 0.3 * other, shortfall=0.0)
+
+
+def drive(optimizer: CmaEs, trials: int) -> list[Genome]:
+    asked = []
+    for _ in range(trials):
+        asked.append(optimizer.ask())
+        optimizer.tell(asked[-1], score(asked[-1]))
+    return asked
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_choices_stay_open_while_numbers_converge(seed: int) -> None:
+    optimizer = CmaEs([*choices(3), *numbers(4)], seed)
+    size = optimizer._es.popsize
+    drive(optimizer, 20 * size)
+    late = drive(optimizer, 20 * size)
+    proposed = Counter(genome[f"method[{i}]"] for genome in late for i in range(3))
+    assert proposed["a"] > 0.7 * proposed.total()
+    assert min(proposed["b"], proposed["c"]) > 0
+    # at least one gene of a generation leaves its favourite: 20 expected, of which 11 is three deviations short
+    assert proposed.total() - proposed["a"] >= 8
+    assert max(score(genome).objective for genome in late) > -0.01
+    assert optimizer._restarts == 0
+
+
+def test_margin_is_the_least_probability() -> None:
+    optimizer = CmaEs([*choices(2), *numbers(3)], 0)
+    alpha = 1 / (5 * optimizer._es.popsize)
+    es = optimizer._es
+    drive(optimizer, 40 * es.popsize)
+    covariance = np.outer(es.stds, es.stds) * es.sm.correlation_matrix
+    for place in optimizer._encoding.choice_coordinates:
+        mean, spread = es.mean[place], covariance[place, place]
+        best = int(np.argmax(mean))
+        for other in {0, 1, 2} - {best}:
+            std = np.sqrt(spread[best, best] + spread[other, other] - 2 * spread[best, other])
+            assert NormalDist().cdf((mean[other] - mean[best]) / std) > 0.999 * alpha
+
+
+def test_choices_alone_are_not_proposed_twice() -> None:
+    asked = drive(CmaEs(choices(6), 0), 300)
+    assert len({tuple(genome.values()) for genome in asked}) == 300
+    assert {tuple(genome.values()) for genome in drive(CmaEs(choices(2), 0), 30)} == {
+        (a, b) for a in "abc" for b in "abc"
+    }
+
+
+@pytest.mark.parametrize("population", ["auto", 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_small_populations_and_few_genes(population: int | str, count: int) -> None:
+    optimizer = CmaEs(numbers(count), 0, population=population)
+    assert population == "auto" or optimizer._es.popsize == population
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asked = drive(optimizer, 300)
+    assert max(score(genome).objective for genome in asked) > -0.05
+
+
+def test_a_collapsed_search_starts_again_around_the_best() -> None:
+    optimizer = CmaEs(numbers(1), 0)
+    while optimizer._restarts < 2:
+        optimizer.tell(genome := optimizer.ask(), score(genome))
+        assert len(optimizer.history) < 600
+        if optimizer._restarts == 1 and not optimizer._outcomes:
+            assert optimizer._es.mean[0] * 1.2 == pytest.approx(0.9, abs=1e-4)
+            assert optimizer._es.stds[0] == pytest.approx(0.2, rel=1e-3)
+    again = CmaEs(numbers(1), 0)
+    assert drive(again, len(optimizer.history)) == [genome for genome, _ in optimizer.history]
+    assert again.ask() == optimizer.ask()
+
+
+def test_broken_numerics_start_again() -> None:
+    optimizer = CmaEs(numbers(3), 0)
+    drive(optimizer, 3)
+    optimizer._es.sm.C[:] = np.nan
+    drive(optimizer, 2 * optimizer._es.popsize)
+    assert optimizer._restarts == 1
+
+
+def test_a_plateau_widens_the_search() -> None:
+    optimizer = CmaEs(numbers(3), 0)
+    before = optimizer._es.stds.max()
+    for _ in range(optimizer._es.popsize):
+        optimizer.tell(optimizer.ask(), Outcome(feasible=True, objective=0.5, shortfall=0.0))
+    assert optimizer._es.stds.max() == pytest.approx(1.5 * before)
+    assert optimizer._restarts == 0
+
+
+def test_an_optimum_on_the_border_is_reached() -> None:
+    optimizer = CmaEs(numbers(5), 0)
+    for _ in range(400):
+        genome = optimizer.ask()
+        objective = sum(value for value in genome.values() if not isinstance(value, str))
+        optimizer.tell(genome, Outcome(feasible=True, objective=objective, shortfall=0.0))
+    assert max(outcome.objective for _, outcome in optimizer.history) > 5 * 1.2 - 0.01
+
+
+def test_nothing_is_printed_or_written(tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    filters = list(warnings.filters)
+    drive(CmaEs(numbers(2), 0), 60)
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+    assert warnings.filters == filters

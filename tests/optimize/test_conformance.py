@@ -1,0 +1,205 @@
+"""What every optimizer has to keep, whatever it is: one that stands in `registry.OPTIMIZERS` is tested here."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from evomerge.optimize.base import Optimizer, build
+from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.replay import replay
+from evomerge.registry import OPTIMIZERS
+from evomerge.types import Dimension, Genome, Outcome
+
+History = list[tuple[Genome, Outcome]]
+
+MIXED = [
+    Dimension("weight[a]", 0.0, 1.2, 0.4),
+    Dimension("weight[b]", -1.0, 1.0, 0.0),
+    Dimension("density", 0.01, 1.0, 0.6, log=True),
+    Dimension("fixed", 0.3, 0.3, 0.3),
+    Dimension("method[0]", choices=("ties", "linear", "dare"), init="linear"),
+    Dimension("method[1]", choices=("ties", "linear", "dare"), init="ties"),
+]
+SHAPES = {
+    "mixed": MIXED,
+    "one number": MIXED[:1],
+    "two numbers": MIXED[:2],
+    "choices": MIXED[4:],
+    "one choice": MIXED[4:5],
+    "one option": [Dimension("method", choices=("ties",), init="ties")],
+}
+
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+def bowl(genome: Genome) -> Outcome:
+    """Best at 0.8 of every number and `ties` of every choice, where the floors allow it: the numbers' mean must not
+    exceed 0.7, and the first one must reach 0.5."""
+    numbers = np.array([value for value in genome.values() if not isinstance(value, str)] or [0.5])
+    other = sum(value != "ties" for value in genome.values() if isinstance(value, str))
+    shortfall = max(0.0, numbers.mean() - 0.7) + max(0.0, 0.5 - numbers[0])
+    objective = -float(((numbers - 0.8) ** 2).sum()) - 0.1 * other
+    return Outcome(feasible=shortfall == 0, objective=objective, shortfall=shortfall)
+
+
+def failed(genome: Genome) -> Outcome:
+    return Outcome(failed=True)
+
+
+def hopeless(genome: Genome) -> Outcome:
+    return Outcome(objective=bowl(genome).objective, shortfall=1.0 + float(len(str(genome))))
+
+
+def unbroken(genome: Genome) -> Outcome:
+    """A plateau."""
+    return Outcome(feasible=True, objective=1.0, shortfall=0.0)
+
+
+def drive(optimizer: Optimizer, trials: int, evaluate=bowl) -> History:
+    history: History = []
+    for _ in range(trials):
+        genome = optimizer.ask()
+        history.append((genome, evaluate(genome)))
+        optimizer.tell(*history[-1])
+    return history
+
+
+def genomes(history: History) -> list[Genome]:
+    return [genome for genome, _ in history]
+
+
+def best(history: History) -> Outcome:
+    return min((outcome for _, outcome in history), key=rank_key)
+
+
+def check_genome(dimensions: list[Dimension], genome: Genome) -> None:
+    assert list(genome) == [dimension.key for dimension in dimensions]
+    for dimension in dimensions:
+        value = genome[dimension.key]
+        assert value == dimension.tidy(value)
+        if dimension.choices:
+            assert value in dimension.choices
+        else:
+            assert type(value) is float
+            assert dimension.low <= value <= dimension.high
+
+
+@every_optimizer
+@pytest.mark.parametrize("shape", SHAPES)
+def test_proposals_are_legal_and_start_at_the_initial_values(name: str, shape: str) -> None:
+    history = drive(build(name, SHAPES[shape], 3, {}), 50)
+    assert history[0][0] == {d.key: d.init for d in SHAPES[shape]}
+    for genome in genomes(history):
+        check_genome(SHAPES[shape], genome)
+
+
+@every_optimizer
+def test_the_seed_decides(name: str) -> None:
+    first, again, other = (genomes(drive(build(name, MIXED, seed, {}), 40)) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+@every_optimizer
+def test_global_generators_are_neither_read_nor_moved(name: str) -> None:
+    quiet = genomes(drive(build(name, MIXED, 0, {}), 40))
+
+    def reseeding(genome: Genome) -> Outcome:  # as lm-eval does before each evaluation
+        random.seed(7), np.random.seed(7), torch.manual_seed(7)
+        return bowl(genome)
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    assert genomes(drive(build(name, MIXED, 0, {}), 40, reseeding)) == quiet
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    drive(build(name, MIXED, 0, {}), 40)
+    assert random.getstate() == before[0]
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), before[1], strict=True))
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+@every_optimizer
+@pytest.mark.parametrize("shape", ["mixed", "choices"])
+@pytest.mark.parametrize("evaluate", [bowl, failed, unbroken])
+def test_resuming_anywhere_equals_going_on(name: str, shape: str, evaluate) -> None:
+    whole = drive(build(name, SHAPES[shape], 5, {}), 45, evaluate)
+    for cut in (0, 1, 2, 7, 10, 13, 23, 24, 40, 44):
+        resumed = build(name, SHAPES[shape], 5, {})
+        replay(resumed, whole[:cut])
+        if cut % 2:  # killed with a trial in flight: it is asked again
+            assert resumed.ask() == whole[cut][0]
+            resumed.tell(*whole[cut])
+            cut += 1
+        assert genomes(drive(resumed, len(whole) - cut, evaluate)) == genomes(whole[cut:])
+
+
+@every_optimizer
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("evaluate", [failed, hopeless, unbroken])
+def test_a_run_of_bad_news_is_survived(name: str, shape: str, evaluate) -> None:
+    optimizer = build(name, SHAPES[shape], 0, {})
+    for genome in genomes(drive(optimizer, 60, evaluate)):
+        check_genome(SHAPES[shape], genome)
+    later = drive(optimizer, 60)
+    if shape == "mixed":
+        assert best(later).feasible
+
+
+@every_optimizer
+def test_single_failures_and_numbers_that_are_none_are_survived(name: str) -> None:
+    def shaky(genome: Genome) -> Outcome:
+        kind = len(str(genome)) % 4
+        broken = [failed(genome), Outcome(feasible=True, objective=float("nan"), shortfall=0.0)]
+        return broken[kind] if kind < 2 else bowl(genome)
+
+    history = drive(build(name, MIXED, 0, {}), 100, shaky)
+    assert best(history).feasible
+    assert best(history).objective > -2
+
+
+@every_optimizer
+def test_feasible_region_is_found_from_outside(name: str) -> None:
+    start = [Dimension(f"weight[{i}]", 0.0, 1.2, 0.1) for i in range(6)]
+    history = drive(build(name, start, 0, {}), 100)
+    assert not history[0][1].feasible
+    assert best(history).feasible
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "random"])
+def test_better_than_random_on_a_sphere_with_floors(name: str) -> None:
+    sphere = [Dimension(f"weight[{i}]", 0.0, 1.2, 0.4) for i in range(10)]
+    own, chance = ([best(drive(build(n, sphere, s, {}), 300)) for s in range(3)] for n in (name, "random"))
+    assert all(outcome.feasible for outcome in own)
+    assert np.median([o.objective for o in own]) > np.median([o.objective for o in chance]) / 1.5
+
+
+@st.composite
+def dimension_sets(draw: st.DrawFn) -> list[Dimension]:
+    found = []
+    for index in range(draw(st.integers(1, 6))):
+        key = f"gene[{index}]"
+        if draw(st.booleans()):
+            options = tuple("abcde"[: draw(st.integers(1, 5))])
+            found.append(Dimension(key, choices=options, init=draw(st.sampled_from(options))))
+        else:
+            log = draw(st.booleans())
+            low = draw(st.floats(1e-4, 1.0) if log else st.floats(-10.0, 10.0))
+            high = low + draw(st.sampled_from([0.0, 1e-3, 1.0, 50.0]))
+            found.append(Dimension(key, low, high, draw(st.floats(low, high)), log))
+    return found
+
+
+@every_optimizer
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(dimension_sets(), st.integers(0, 2**31 - 1), st.integers(0, 29))
+def test_any_set_of_dimensions(name: str, dimensions: list[Dimension], seed: int, cut: int) -> None:
+    history = drive(build(name, dimensions, seed, {}), 30)
+    for genome in genomes(history):
+        check_genome(dimensions, genome)
+    resumed = build(name, dimensions, seed, {})
+    replay(resumed, history[:cut])
+    assert resumed.ask() == history[cut][0]
