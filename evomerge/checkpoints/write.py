@@ -143,6 +143,7 @@ class CheckpointWriter:
         _sync(self.target.parent)
 
     def _put(self) -> None:
+        check_target(self.target, self._overwrite, self.where)  # it may have appeared meanwhile
         if self.target.is_dir() and any(self.target.iterdir()):
             old = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.partial-", dir=self.target.parent))
             self.target.rename(old / "replaced")

@@ -18,6 +18,7 @@ _OPTIONS = (
     "fewshot_as_multiturn",
     "system_instruction",
     "gen_kwargs",
+    "add_bos_token",
 )
 _KEYS = ("include", "objective", "split", "confidence", "batch_size")
 _SLICE_KEYS = ("task", "python", "data", "metric", "direction", "floor", "weight", "items", *_OPTIONS)

@@ -86,7 +86,7 @@ class SliceSpec:
     """One slice: an lm-eval `task`, or a `python` callable ("module:function") with `data` (a JSONL file).
 
     `items` caps the number of items of each split. `options` holds what is handed to lm-eval as it is:
-    num_fewshot, filter, apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs.
+    num_fewshot, filter, apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs, add_bos_token.
     """
 
     name: str

@@ -219,7 +219,7 @@ def _numeric(name: str, node: Node, parameter: Parameter) -> GeneSpec:
     parts = node.mapping(["low", "high"], ["init", "log", "per"])
     low, high = (_legal(parts[k], parameter) for k in ("low", "high"))
     if low > high:
-        node.fail(f"low {low:g} is above high {high:g}", "swap them")
+        parts["high"].fail(f"low {low:g} is above high {high:g}", "swap them")
     if low == high:
         node.fail(
             f"low and high are both {low:g}", f"a value that is not searched goes under `fixed: {{{name}: {low:g}}}`"

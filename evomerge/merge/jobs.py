@@ -58,7 +58,7 @@ class Tensor:
     dtype: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """What a document sees of a model, be it a checkpoint or an earlier document."""
 

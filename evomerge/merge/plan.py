@@ -73,7 +73,7 @@ def _staged_model(name: str, stage: Plan) -> Model:
     return Model(name, stage.config, stage.stack, stage.tied, stage.embedding, tensors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Member:
     """One model of a slice: as the recipe writes it, as it is, its first layer, its number of layers."""
 
@@ -91,7 +91,7 @@ class _Document:
         self.method: Method = METHODS[document.method]
         self._find = find
         self.lead = document.base or document.slices[0].inputs[0].model
-        self.donor = find(self.lead, document.where)
+        self.donor = find(self.lead, document.where if document.base else document.slices[0].inputs[0].where)
         self.base = None if document.base is None else self.donor
         self.slices = [self._members(piece) for piece in document.slices]
         self.lengths = [self._length(p, m) for p, m in zip(document.slices, self.slices, strict=True)]
@@ -125,12 +125,11 @@ class _Document:
     def _members(self, piece: Slice) -> list[_Member]:
         members = []
         for source in piece.inputs:
-            where = source.where or piece.where
-            model = self._find(source.model, where)
+            model = self._find(source.model, source.where)
             start, end = source.layers or (0, model.stack.layers)
             if end > model.stack.layers:
                 problem = f"layer_range [{start}, {end}) of {source.model}, which has {model.stack.layers} layers"
-                raise InputError(problem, f"end at {model.stack.layers} at most", where)
+                raise InputError(problem, f"end at {model.stack.layers} at most", source.where)
             self._check_family(source, model)
             members.append(_Member(source, model, start, end - start))
         self._add_base(piece, members)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from evomerge.optimize.options import check_options
 from evomerge.registry import OPTIMIZERS, load
-from evomerge.types import Dimension, Genome, Outcome
+from evomerge.types import Dimension, Genome, Outcome, Value
+
+GenomeId = tuple[Value, ...]
+
+_WALK = 200
+"""The most steps from a genome that was proposed before to one that was not."""
 
 
 class Optimizer(Protocol):
@@ -49,6 +54,7 @@ class Sequential(ABC):
         self.dimensions = tuple(dimensions)
         self.seed = seed
         self.history: list[tuple[Genome, Outcome]] = []
+        self._choices = [dimension for dimension in self.dimensions if len(dimension.choices) > 1]
         self._asked: Genome | None = None
 
     def ask(self) -> Genome:
@@ -61,9 +67,7 @@ class Sequential(ABC):
         if self._asked is None:
             raise RuntimeError("tell() was called without calling ask()")
         if genome != self._asked:
-            raise RuntimeError(
-                f"tell() was called with another genome than was asked: {difference(self._asked, genome)}"
-            )
+            raise RuntimeError(f"tell() got another genome than was asked; {difference(self._asked, genome)}")
         self.history.append((self._asked, outcome))
         self._asked = None
         self._learn(outcome)
@@ -78,9 +82,28 @@ class Sequential(ABC):
     def _initial(self) -> Genome:
         return {dimension.key: dimension.tidy(dimension.init) for dimension in self.dimensions}
 
+    def _novel(self, genome: Genome, proposed: Container[GenomeId], generator: np.random.Generator) -> Genome:
+        """`genome`, or where that was proposed before, one nearby that was not: genes take another option at
+        random, one after the other, until it is new. Numbers practically never repeat, so that this is for spaces
+        of choices only, and gives up, with `genome`, where few are left or none."""
+        found = dict(genome)
+        walk = _WALK if all(dimension.choices for dimension in self.dimensions) and self._choices else 0
+        for _ in range(walk):
+            if identity(found) not in proposed:
+                return found
+            dimension = self._choices[generator.integers(len(self._choices))]
+            others = [option for option in dimension.choices if option != found[dimension.key]]
+            found[dimension.key] = others[generator.integers(len(others))]
+        return genome
+
     def _generator(self, *stream: int) -> np.random.Generator:
         """A private generator; each `stream` has its own, a function of it and the seed."""
         return np.random.default_rng([self.seed, *stream])
+
+
+def identity(genome: Genome) -> GenomeId:
+    """A hashable stand-in for a genome, among genomes of the same dimensions."""
+    return tuple(genome.values())
 
 
 def difference(expected: Genome, found: Genome) -> str:
@@ -89,5 +112,5 @@ def difference(expected: Genome, found: Genome) -> str:
         if key not in expected or key not in found:
             return f"only one of them has {key}"
         if expected[key] != found[key]:
-            return f"{key} is {found[key]!r}, expected {expected[key]!r}"
+            return f"{key}: expected {expected[key]!r}, got {found[key]!r}"
     return "they are equal"

@@ -1,6 +1,6 @@
 """CMA-ES (Hansen 2016, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772), by the package `cma`.
 
-Four things are done around it:
+Five things are done around it:
 
 - It is told **ranks**, feasible candidates first, which is all that CMA-ES looks at. A generation in which all
   rank the same (all failed, a plateau) says nothing about where to go: the distribution stays, and widens.
@@ -8,6 +8,7 @@ Four things are done around it:
 - **Choices stay open.** CMA-ES would settle each choice as soon as one option leads, and never come back. After
   Hamano et al. 2022 ("CMA-ES with Margin", arXiv:2205.13482) the mean is held where every other option keeps a
   least probability, see `_margin`.
+- Where all genes are choices, no genome is proposed twice while there are others.
 - **Restarts** take the place of pycma's stop conditions, which read ranks as if they were scores: when the step
   size has collapsed or the numerics broke, a new distribution starts with a generator of its own: the 1st, 3rd,
   ... time around the best genome so far, the 2nd, 4th, ... time around a random point.
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.optimize.base import Sequential
+from evomerge.optimize.base import GenomeId, Sequential, identity
 from evomerge.optimize.ranking import FAILED, rank_key, ranks
 from evomerge.space.vector import Encoding, Vector
 from evomerge.types import Dimension, Genome, Outcome
@@ -45,9 +46,6 @@ _CONDITION = 1e14
 _WIDEN = 1.5
 """Growth of the step size on a plateau (pycma's manage_plateaus)."""
 
-_ATTEMPTS = 30
-"""How often a genome that was proposed already is sampled anew, each time _WIDEN times as wide."""
-
 
 class CmaEs(Sequential):
     """Asks for the samples of one generation one by one, and updates the distribution once all are told."""
@@ -59,7 +57,8 @@ class CmaEs(Sequential):
         self._encoding = Encoding(self.dimensions)
         self._population, self._sigma = population, sigma
         self._numeric = list(self._encoding.numeric_coordinates)
-        self._proposed: set[tuple[object, ...]] = set()
+        self._proposed: set[GenomeId] = set()
+        self._walk = self._generator(0, 1)
         self._restarts = 0
         self._start(self._encoding.encode(self._initial()), self._generator(0))
         self._sample(with_mean=True)
@@ -88,7 +87,10 @@ class CmaEs(Sequential):
         numeric = np.isin(np.arange(width), self._numeric)
         bounds = [np.where(numeric, 0.0, -np.inf), np.where(numeric, 1.0, np.inf)] if self._numeric else None
         options: dict[str, Any] = {
-            "randn": lambda *shape: generator.standard_normal(shape),
+            # pycma takes a sample to be B D z, with C = B D² Bᵀ. Which signs an eigenvector in B has is up to the
+            # processor and its number of threads; so z = Bᵀ z', as normal as z', makes it the symmetric root of C
+            # times z', and a run can be resumed elsewhere
+            "randn": lambda *shape: generator.standard_normal(shape) @ self._es.sm.B,
             "seed": np.nan,  # leave numpy's global generator alone
             "bounds": bounds or [None, None],
             "CMA_diagonal_decoding": 1,
@@ -112,24 +114,20 @@ class CmaEs(Sequential):
         self._genomes: list[Genome] = []
         self._outcomes: list[Outcome] = []
         for vector in vectors:
-            vector, genome = self._renewed(vector)
-            self._proposed.add(tuple(genome.values()))
-            self._vectors.append(vector)
+            sampled = self._encoding.decode(vector[: self._encoding.size])
+            genome = self._novel(sampled, self._proposed, self._walk)
+            self._proposed.add(identity(genome))
             self._genomes.append(genome)
+            self._vectors.append(self._moved(vector, genome))
 
-    def _decode(self, vector: Vector) -> Genome:
-        return self._encoding.decode(vector[: self._encoding.size])
-
-    def _renewed(self, vector: Vector) -> tuple[Vector, Genome]:
-        """The vector and its genome; where all genes are choices, another one if the genome was proposed before."""
-        genome = self._decode(vector)
-        for attempt in range(0 if self._numeric else _ATTEMPTS):
-            if tuple(genome.values()) not in self._proposed:
-                break
-            # not pycma's own sample, so that `tell` shortens it to a likely length before learning from it
-            vector = self._es.mean + _WIDEN**attempt * (self._es.ask(1)[0] - self._es.mean)
-            genome = self._decode(vector)
-        return vector, genome
+    def _moved(self, vector: Vector, genome: Genome) -> Vector:
+        """`vector` with, in each choice, the largest coordinate at the option that `genome` has."""
+        vector = vector.copy()
+        target = self._encoding.encode(genome)
+        for place in self._encoding.choice_coordinates:
+            largest, meant = place.start + np.argmax(vector[place]), place.start + np.argmax(target[place])
+            vector[[largest, meant]] = vector[[meant, largest]]
+        return vector
 
     def _update(self, places: list[int]) -> None:
         """Moves the distribution by the order of the generation. Raises where it is of no further use."""

@@ -14,12 +14,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.optimize.base import Sequential
+from evomerge.optimize.base import Sequential, identity
 from evomerge.optimize.ranking import ranks
 from evomerge.types import Dimension, Genome
-
-_ATTEMPTS = 20
-"""How often a genome that was told already is sampled anew."""
 
 _WHENEVER = datetime(2000, 1, 1)
 """Optuna wants to know when a finished trial ran; nothing depends on it."""
@@ -36,24 +33,21 @@ class _Sampled(Sequential):
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler: ...
 
     def _propose(self) -> Genome:
-        told = [genome for genome, _ in self.history]
-        if not told:
+        if not self.history:
             return self._initial()
-        for attempt in range(_ATTEMPTS):
-            seed = int(self._generator(len(told), attempt).integers(2**32))
-            with _quiet():
-                genome = self._sample(self._sampler(seed))
-            if genome not in told:
-                break
-        return genome
+        generator = self._generator(len(self.history))
+        with _quiet():
+            study = optuna.create_study(sampler=self._sampler(int(generator.integers(2**32))))
+            study.add_trials(self._lessons())
+            params = study.ask(self._distributions).params
+        genome = {d.key: d.tidy(params[d.key]) for d in self.dimensions}
+        return self._novel(genome, {identity(told) for told, _ in self.history}, generator)
 
-    def _sample(self, sampler: optuna.samplers.BaseSampler) -> Genome:
-        study = optuna.create_study(direction="minimize", sampler=sampler)
+    def _lessons(self) -> list[FrozenTrial]:
+        """The trials so far, with their ranks as values to be minimized."""
         places = ranks([outcome for _, outcome in self.history])
-        for (genome, _), place in zip(self.history, places, strict=True):
-            study.add_trial(_Told(genome, self._distributions, place))
-        params = study.ask(self._distributions).params
-        return {d.key: d.tidy(params[d.key]) for d in self.dimensions}
+        told = zip(self.history, places, strict=True)
+        return [_Told(genome, self._distributions, place) for (genome, _), place in told]
 
 
 class Tpe(_Sampled):
@@ -74,6 +68,9 @@ class Random(_Sampled):
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
+
+    def _lessons(self) -> list[FrozenTrial]:
+        return []
 
 
 class _Told(FrozenTrial):

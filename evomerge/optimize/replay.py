@@ -19,8 +19,8 @@ def replay(optimizer: Optimizer, history: Iterable[tuple[Genome, Outcome]]) -> N
         asked = optimizer.ask()
         if asked != genome:
             raise InputError(
-                f"the run cannot be continued exactly: trial {number} of its optimizer is recorded with another "
-                f"genome than is proposed now ({difference(genome, asked)} as recorded)",
+                f"the run cannot be continued exactly: for trial {number} of its optimizer, another genome is "
+                f"recorded than is proposed now ({difference(genome, asked)})",
                 "resume with the space, seed, options and versions of numpy, cma and optuna that the run was "
                 "started with (environment.json names them), or start a new run",
             )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -22,9 +22,10 @@ from typing import Literal, TypeVar
 Domain = Literal["shipping", "refunds", "catalog"]
 Edition = Literal["old", "new"]
 DOMAINS: tuple[Domain, ...] = ("shipping", "refunds", "catalog")
+EDITIONS: tuple[Edition, ...] = ("old", "new")
 
 SEED = "quickstart-1"
-ITEMS = 320
+ITEMS = 300
 CHOICES = 4
 WEIGHTS = range(1, 41)
 DAYS = range(1, 43)
@@ -61,7 +62,13 @@ RULES: dict[Edition, dict[str, tuple[str, str, str]]] = {
 }
 """Edition -> state -> outcome inside the goods' window, inside twice the window, and after it."""
 
-PRODUCTS = ["lamp", "kettle", "rope", "basket", "ladder", "mirror", "candle", "blanket", "bucket", "clock", "drill", "engraver", "fan", "globe", "hammer", "iron", "jug", "knife", "lantern", "mug", "needle", "oven", "pillow", "quilt", "rake", "saddle", "tent", "umbrella", "vase", "whistle", "anvil", "broom", "cushion", "desk", "easel", "funnel", "grill", "hook", "inkwell", "jar", "kite", "lute", "mallet", "napkin", "oar", "pan", "quiver", "razor", "saw", "tray", "urn", "vial", "wheel", "yarn", "zither", "apron", "bell", "chest", "dish", "flask", "gong", "harp"]
+_PRODUCTS = """
+lamp kettle rope basket ladder mirror candle blanket bucket clock drill engraver fan globe hammer iron jug knife
+lantern mug needle oven pillow quilt rake saddle tent umbrella vase whistle anvil broom cushion desk easel funnel
+grill hook inkwell jar kite lute mallet napkin oar pan quiver razor saw tray urn vial wheel yarn zither apron bell
+chest dish flask gong harp axe bench cup drum fork glove hat icebox jacket kayak lens mat nail oboe pot ring stool torch
+"""
+PRODUCTS = tuple(_PRODUCTS.split())
 SHELVES = tuple(str(n) for n in range(1, 41))
 MAKERS = ("acorn", "birch", "cedar", "dune", "ember", "fjord", "grove", "heath", "isle", "juniper")
 COLOURS = ("red", "blue", "green", "black", "white", "amber", "violet", "grey")
@@ -168,44 +175,36 @@ def _pool(domain: Domain, case: Case) -> list[str]:
     """The answers that a question like `case` could have in either edition."""
     if domain == "catalog":
         return list(FIELDS[case[1]])
-    editions: tuple[Edition, ...] = ("old", "new")
-    return sorted({answer(domain, e, c) for e in editions for c in cases(domain)})
+    return sorted({answer(domain, e, c) for e in EDITIONS for c in cases(domain)})
 
 
-def _asked(domain: Domain) -> dict[Case, set[int]]:
-    """The cases that items ask about, with the wordings that are kept for items."""
-    count = len(TEMPLATES[domain])
+def _asked(domain: Domain) -> dict[Case, int]:
+    """The cases that items ask about, each with the wording in which its item asks."""
     every = cases(domain)
-    if domain == "catalog":
-        return {c: {int(shuffled("01234", f"wording-{c}")[0])} for c in every}
-    return {c: set(range(count)) for c in shuffled(every, f"held-{domain}")[:ITEMS]}
+    held = every if domain == "catalog" else shuffled(every, f"held-{domain}")[:ITEMS]
+    wordings = range(len(TEMPLATES[domain]))
+    return {case: shuffled(wordings, f"wording-{case}")[0] for case in held}
 
 
 def lessons(domain: Domain, edition: Edition) -> list[Lesson]:
-    """All lessons of a domain in an edition: every wording of every case, without those kept for items."""
+    """All lessons of a domain in an edition: every wording of every case, without what is kept for items."""
     held = _asked(domain)
     return [
-        Lesson(ask(domain, case, t), answer(domain, edition, case))
+        Lesson(ask(domain, case, wording), answer(domain, edition, case))
         for case in cases(domain)
-        for t in range(len(TEMPLATES[domain]))
-        if t not in held.get(case, ())
+        for wording in range(len(TEMPLATES[domain]))
+        if case not in held or (domain == "catalog" and held[case] != wording)
     ]
 
 
 def items(domain: Domain) -> list[Item]:
     """The domain's questions with this year's right answers."""
-    return list(_items(domain))
-
-
-def _items(domain: Domain) -> Iterator[Item]:
-    held = _asked(domain)
-    whole = [(case, t) for case in held for t in sorted(held[case])]
-    if domain != "catalog":
-        whole = [(case, int(shuffled("0123", f"ask-{case}")[0])) for case in held]
     pools: dict[str, list[str]] = {}
-    for case, template in whole[:ITEMS]:
+    found = []
+    for case, wording in _asked(domain).items():
         pool = pools.setdefault(case[-1] if domain == "catalog" else "", _pool(domain, case))
-        yield _item(domain, case, ask(domain, case, template), pool)
+        found.append(_item(domain, case, ask(domain, case, wording), pool))
+    return found
 
 
 def _item(domain: Domain, case: Case, prompt: str, pool: list[str]) -> Item:
@@ -219,7 +218,7 @@ def _item(domain: Domain, case: Case, prompt: str, pool: list[str]) -> Item:
 
 def vocabulary() -> list[str]:
     """Every word of every text, sorted."""
-    texts = [f"{x.prompt} {x.answer}" for d in DOMAINS for e in ("old", "new") for x in lessons(d, e)]
+    texts = [f"{x.prompt} {x.answer}" for d in DOMAINS for e in EDITIONS for x in lessons(d, e)]
     return sorted({word for text in texts for word in text.split()})
 
 

@@ -60,7 +60,7 @@ class CallablePass:
         return SliceScore(self.sign * math.fsum(scores) / len(scores), weighted_mean_stderr(scores), items)
 
     def _call(self, items: list[dict[str, Any]]) -> list[float]:
-        name = self.piece.python
+        name, count = self.piece.python, len(items)
         try:
             answer = self._score(self._model, self._tokenizer, items)
         except Exception as error:
@@ -68,7 +68,7 @@ class CallablePass:
                 raise
             log.exception("%s raised", name)
             raise TrialError(f"{name} raised {type(error).__name__}: {error}") from error
-        return numbers(answer, len(items), str(name))
+        return numbers(answer, count, str(name))
 
     def digest(self) -> str:
         """sha256 over the items and the side each was dealt to."""

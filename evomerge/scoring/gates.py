@@ -79,7 +79,9 @@ def _kept(natural: float, keep: float, sign: int, floor: FloorSpec) -> float:
         raise InputError(problem, "give a `margin` instead", floor.where)
     if sign > 0:
         return natural * keep
-    return natural / keep if keep > 0 else math.inf
+    if keep == 0:
+        raise InputError("keep: 0 of a metric where lower is better is no bound", "remove the floor", floor.where)
+    return natural / keep
 
 
 def _reference(name: str, floor: FloorSpec, references: Mapping[str, Scores]) -> str:

@@ -34,6 +34,11 @@ class RunFolder:
         self.best = self.path / "best.yaml"
         self.log = self.path / "search.log"
 
+    @property
+    def handle(self) -> str:
+        """What to call the run by on the command line: its name, or its path where it is not in ``./runs``."""
+        return self.name if self.path.parent == Path("runs").absolute() else str(self.path)
+
     @classmethod
     def named(cls, run: str | Path) -> RunFolder:
         """A run by name (in ``./runs``) or by path."""
@@ -56,7 +61,7 @@ class RunFolder:
             raise InputError(f"{self.name!r} cannot name a run", "use letters, digits, ., - and _", Where("--run"))
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             problem = f"the run {self.name!r} is there already ({self.path})"
-            raise InputError(problem, f"continue it with `evomerge resume {self.name}`, or choose another --run NAME")
+            raise InputError(problem, f"continue it with `evomerge resume {self.handle}`, or choose another --run NAME")
 
     def create(self) -> None:
         self.check_free()

@@ -230,7 +230,7 @@ def _diagnosed(folder: RunFolder) -> Iterator[None]:
         if not is_disk_full(error):
             raise
         problem = f"the disk that holds {folder.path} is full; every finished trial is kept"
-        raise InputError(problem, f"free some space, then `evomerge resume {folder.name}`") from None
+        raise InputError(problem, f"free some space, then `evomerge resume {folder.handle}`") from None
     finally:
         logger.removeHandler(handler)
         handler.close()

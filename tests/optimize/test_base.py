@@ -18,7 +18,7 @@ def test_calls_out_of_order_raise(name: str) -> None:
     genome = optimizer.ask()
     with pytest.raises(RuntimeError, match="called twice"):
         optimizer.ask()
-    with pytest.raises(RuntimeError, match="another genome.*w is 0.25, expected 0.5"):
+    with pytest.raises(RuntimeError, match=r"another genome than was asked; w: expected 0\.5, got 0\.25"):
         optimizer.tell({**genome, "w": 0.25}, FINE)
     optimizer.tell(genome, FINE)
     with pytest.raises(RuntimeError, match="without calling ask"):
@@ -50,7 +50,9 @@ def test_replay_refuses_another_run(name: str) -> None:
     for _ in range(3):
         recorded.append((optimizer.ask(), FINE))
         optimizer.tell(*recorded[-1])
-    with pytest.raises(InputError, match=r"cannot be continued exactly: trial 1 .* (w|v) is .* versions of numpy"):
+    with pytest.raises(
+        InputError, match=r"cannot be continued exactly: for trial 1 .* \([wv]: expected .* versions of numpy"
+    ):
         replay(build(name, DIMENSIONS, 1, {}), recorded)
     with pytest.raises(InputError, match="only one of them has v"):
         replay(build(name, [Dimension("w")], 0, {}), recorded)

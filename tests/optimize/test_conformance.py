@@ -126,8 +126,8 @@ def test_global_generators_are_neither_read_nor_moved(name: str) -> None:
 @pytest.mark.parametrize("shape", ["mixed", "choices"])
 @pytest.mark.parametrize("evaluate", [bowl, failed, unbroken])
 def test_resuming_anywhere_equals_going_on(name: str, shape: str, evaluate) -> None:
-    whole = drive(build(name, SHAPES[shape], 5, {}), 45, evaluate)
-    for cut in (0, 1, 2, 7, 10, 13, 23, 24, 40, 44):
+    whole = drive(build(name, SHAPES[shape], 5, {}), 34, evaluate)
+    for cut in (0, 1, 7, 10, 19, 24, 33):
         resumed = build(name, SHAPES[shape], 5, {})
         replay(resumed, whole[:cut])
         if cut % 2:  # killed with a trial in flight: it is asked again
@@ -172,7 +172,7 @@ def test_feasible_region_is_found_from_outside(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "random"])
 def test_better_than_random_on_a_sphere_with_floors(name: str) -> None:
     sphere = [Dimension(f"weight[{i}]", 0.0, 1.2, 0.4) for i in range(10)]
-    own, chance = ([best(drive(build(n, sphere, s, {}), 300)) for s in range(3)] for n in (name, "random"))
+    own, chance = ([best(drive(build(n, sphere, s, {}), 300)) for s in range(2)] for n in (name, "random"))
     assert all(outcome.feasible for outcome in own)
     assert np.median([o.objective for o in own]) > np.median([o.objective for o in chance]) / 1.5
 

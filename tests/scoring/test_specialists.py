@@ -1,0 +1,99 @@
+"""Real checkpoints and items beside the repository, against an independent scorer's numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evomerge.scoring.suite import Suite
+
+from .conftest import Bench
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "specialists"
+TASKS = Path(__file__).parent / "tasks"
+TABLE = {
+    "base": {"french": 2.871, "gsm8k": 2.153, "shakespeare": 2.795},
+    "french": {"french": 2.564, "gsm8k": 3.327, "shakespeare": 3.858},
+}
+"""Bits per byte, from the specialists' README."""
+
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no specialists at {SHARED}")
+
+
+@pytest.fixture
+def specialists(bench: Bench) -> Bench:
+    bench.tasks.mkdir()
+    for template in TASKS.glob("*.yaml"):
+        text = template.read_text().replace("ITEMS", str(SHARED / "items"))
+        (bench.tasks / template.name).write_text(text)
+    return bench
+
+
+@pytest.fixture(scope="module")
+def base() -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(SHARED / "base", dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(SHARED / "base")
+
+
+def load(model: Any, name: str) -> None:
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(SHARED / name / "model.safetensors"), strict=False)
+    model.tie_weights()
+
+
+def test_bits_per_byte_are_the_independent_scorers(specialists: Bench, base: tuple[Any, Any]) -> None:
+    slices = {name: {"task": f"{name}_text", "metric": "bits_per_byte"} for name in TABLE["base"]}
+    fitness = specialists.fitness(slices, batch_size=32)
+    # The scorer puts one bos token in front of a text. lm-eval's default is two: one of the tokenizer's and its own.
+    pieces = {n: replace(p, options={"add_bos_token": False}) for n, p in fitness.slices.items()}
+    suite = Suite.build(replace(fitness, slices=pieces), *base, split="all")
+    for model, row in TABLE.items():
+        load(base[0], model)
+        scores = suite.score("all")
+        shown = {name: round(suite.slices[name].show(score.value), 3) for name, score in scores.items()}
+        assert shown == row
+        assert all(0.01 < (score.stderr or 0) < 0.06 for score in scores.values())
+
+
+def test_choices_and_minimal_pairs_are_a_plain_scorers(specialists: Bench, base: tuple[Any, Any]) -> None:
+    model, tokenizer = base
+    load(model, "base")
+    slices = {
+        "choice": {"task": "shakespeare_choice", "metric": "acc", "items": 12},
+        "grammar": {"task": "grammar_pairs", "metric": "acc", "items": 40},
+    }
+    suite = Suite.build(specialists.fitness(slices, batch_size=32), model, tokenizer)
+    scores = suite.score()
+    for name, file in (("choice", "shakespeare_choice"), ("grammar", "grammar_pairs")):
+        rows = [json.loads(line) for line in (SHARED / "items" / f"{file}.jsonl").read_text().splitlines()]
+        (indices,) = suite.indices(name).values()
+        expected = [plain(model, tokenizer, rows[i]) for i in indices]
+        assert [item.score for item in scores[name].items] == expected
+        assert scores[name].value == sum(expected) / len(expected)
+
+
+@torch.no_grad()
+def plain(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
+    """Whether the right continuation (or sentence) has the higher likelihood, one forward pass each."""
+
+    def loglikelihood(context: str, text: str) -> float:
+        start = tokenizer(context).input_ids  # with bos
+        ids = tokenizer(context + text).input_ids[-513:]
+        logs = model(input_ids=torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+        picked = logs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        return float(picked[-(len(tokenizer(context + text).input_ids) - len(start)) :].sum())
+
+    if "good" in row:
+        return float(loglikelihood("", row["good"]) > loglikelihood("", row["bad"]))
+    values = [loglikelihood(row["context"], choice) for choice in row["choices"]]
+    assert all(math.isfinite(value) for value in values)
+    return float(max(range(4), key=values.__getitem__) == row["label"])

@@ -1,0 +1,58 @@
+"""Errors and bounds, against textbook values and simulation."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evomerge.scoring.statistics import pooled_stderr, weighted_mean_stderr, wilson_lower, wilson_upper
+
+numbers = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
+
+
+@given(numbers)
+def test_with_equal_weights_it_is_the_standard_error_of_the_mean(values: list[float]) -> None:
+    expected = statistics.stdev(values) / math.sqrt(len(values))
+    assert weighted_mean_stderr(values) == pytest.approx(expected, abs=1e-9)
+    assert weighted_mean_stderr(values, [3.0] * len(values)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_fewer_than_two_items_have_no_error() -> None:
+    assert weighted_mean_stderr([]) is None
+    assert weighted_mean_stderr([1.0]) is None
+
+
+def test_the_delta_method_agrees_with_resampling() -> None:
+    draw = random.Random(0)
+    sizes = [draw.randint(50, 500) for _ in range(400)]
+    rates = [2.5 + draw.gauss(0, 0.4) + size / 1000 for size in sizes]
+    pairs = list(zip(rates, sizes, strict=True))
+    means = []
+    for _ in range(800):
+        sample = draw.choices(pairs, k=len(pairs))
+        means.append(sum(r * s for r, s in sample) / sum(s for _, s in sample))
+    assert weighted_mean_stderr(rates, sizes) == pytest.approx(statistics.stdev(means), rel=0.1)
+
+
+def test_wilson_at_known_points() -> None:
+    assert wilson_lower(0, 10, 0.95) == 0.0
+    assert wilson_lower(10, 10, 0.95) == pytest.approx(1 / (1 + 1.6448536**2 / 10))
+    assert wilson_upper(0, 10, 0.95) == pytest.approx(1 - wilson_lower(10, 10, 0.95))
+    assert wilson_lower(81, 263, 0.975) == pytest.approx(0.2553, abs=5e-5)  # Newcombe (1998), table I
+
+
+@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.55, 0.99))
+def test_wilson_brackets_the_share(pair: tuple[int, int], confidence: float) -> None:
+    k, n = pair
+    assert 0 <= wilson_lower(k, n, confidence) <= k / n <= wilson_upper(k, n, confidence) <= 1
+
+
+def test_pooling() -> None:
+    assert pooled_stderr([0.3, 0.4], [1, 1]) == pytest.approx(0.25)
+    assert pooled_stderr([0.3, None], [1, 1]) is None
+    assert pooled_stderr([0.3], [7]) == pytest.approx(0.3)

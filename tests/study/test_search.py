@@ -1,0 +1,234 @@
+"""A whole study on tiny checkpoints: references, budget, gates, resume, export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import evomerge
+from evomerge.errors import BusyError, InputError, TrialError
+from evomerge.merge.stream import checkpoint_digest
+from evomerge.study.bench import Workbench
+from evomerge.study.folder import RunFolder
+from evomerge.study.items import read_items
+from evomerge.study.observer import Observer
+from evomerge.study.status import NothingFeasible
+from evomerge.study.trial import Trial
+
+Study = Callable[..., Path]
+
+
+def facts(run: str) -> list[tuple[Any, ...]]:
+    """What must not depend on interruptions."""
+    trials = evomerge.status(run).search.trials
+    return [(t.number, t.kind, t.label, t.genome, t.recipe_id, t.digest, dict(t.scores), t.state) for t in trials]
+
+
+def test_search_scores_references_first_and_keeps_the_budget(tiny_study: Study) -> None:
+    result = evomerge.search(tiny_study())
+    trials = result.search.trials
+    assert [t.label for t in trials[:4]] == ["base", "one", "two", "uniform"]
+    assert len(trials) == 12
+    assert all(t.state == "complete" and t.digest for t in trials)
+    folder = RunFolder.named("space")
+    for file in (folder.space, folder.fitness, folder.environment, folder.best, folder.log):
+        assert file.is_file()
+    items = read_items(folder.items, 0, "search")
+    assert set(items.slice) == {"a", "b"}
+    assert items[items.slice == "a"].score.mean() == pytest.approx(trials[0].scores["a"])
+
+
+def test_winner_passes_every_floor_on_the_holdout(tiny_study: Study) -> None:
+    result = evomerge.search(tiny_study())
+    assert result.winner is not None
+    assert all(v.passed for v in result.holdout.verdicts(result.winner))
+    assert result.winner.number == evomerge.status("space").winner.number
+
+
+def test_search_and_holdout_items_are_disjoint(tiny_study: Study) -> None:
+    evomerge.search(tiny_study())
+    folder = RunFolder.named("space").items
+    search, holdout = read_items(folder, 0, "search"), read_items(folder, 0, "holdout")
+    assert set(search.item) and not set(search.item) & set(holdout.item)
+
+
+def test_no_winner_when_no_candidate_clears_a_floor(tiny_study: Study) -> None:
+    def impossible(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        fitness["slices"]["a"]["floor"] = 1.1
+
+    result = evomerge.search(tiny_study(impossible))
+    assert result.winner is None
+    with pytest.raises(NothingFeasible, match="misses the floor of a"):
+        evomerge.export("space")
+    assert "merge_method" in evomerge.export("space", allow_infeasible=True)
+
+
+def test_same_seed_same_study_other_seed_another(tiny_study: Study) -> None:
+    space = tiny_study()
+    for run, seed in (("x", 3), ("y", 3), ("z", 4)):
+        evomerge.search(space, run=run, seed=seed, trials=8)
+    assert facts("x") == facts("y")
+    assert facts("x")[6:] != facts("z")[6:]
+
+
+class StopAfter(Observer):
+    """Behaves as Ctrl-C in the middle of the n-th evaluation."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def trial_started(self, trial: Trial) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("optimizer", ["cma-es", "tpe", "random"])
+def test_resume_equals_uninterrupted(tiny_study: Study, optimizer: str) -> None:
+    space = tiny_study()
+    evomerge.search(space, run="whole", optimizer=optimizer, trials=20)
+    with pytest.raises(KeyboardInterrupt):
+        evomerge.search(space, run="parts", optimizer=optimizer, trials=20, observer=StopAfter(2))
+    for count in (5, 0, 7):
+        with pytest.raises(KeyboardInterrupt):
+            evomerge.resume("parts", observer=StopAfter(count))
+    evomerge.resume("parts")
+    assert facts("parts") == facts("whole")
+
+
+def test_budgets_are_totals(tiny_study: Study) -> None:
+    space = tiny_study()
+    evomerge.search(space, run="short", trials=8)
+    evomerge.resume("short", trials=15)
+    evomerge.search(space, run="long", trials=15)
+    assert facts("short") == facts("long")
+    evomerge.resume("short", trials=10)
+    assert len(facts("short")) == 15
+
+
+def test_a_failed_candidate_is_recorded_and_the_study_goes_on(
+    tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Workbench.evaluate
+
+    def sometimes(self: Workbench, recipe: Any, *rest: Any) -> Any:
+        seen.append(recipe)
+        if len(seen) == 7:
+            raise TrialError("model.norm.weight holds NaN (task_arithmetic)")
+        if len(seen) == 8:
+            raise RuntimeError("CUDA out of memory")
+        return evaluate(self, recipe, *rest)
+
+    seen: list[Any] = []
+    monkeypatch.setattr(Workbench, "evaluate", sometimes)
+    result = evomerge.search(tiny_study())
+    failed = [t for t in result.search.trials if t.state == "failed"]
+    assert [t.number for t in failed] == [6, 7]
+    assert "model.norm.weight" in str(failed[0].reason)
+    assert "out of memory" in str(failed[1].reason)
+    assert len(result.search.trials) == 12
+    assert result.search.ranked()[-1].state == "failed"
+
+
+def test_resume_names_what_changed(tiny_study: Study, tiny_models: Path) -> None:
+    space = tiny_study()
+    evomerge.search(space, trials=5)
+    text = space.read_text()
+    space.write_text(text.replace("high: 1.0", "high: 0.9"))
+    with pytest.raises(InputError, match=r"space file\.genes\.weight\.high"):
+        evomerge.resume("space")
+    space.write_text(text)
+    fitness = space.with_name("fitness.yaml")
+    old = fitness.read_text()
+    fitness.write_text(old.replace("margin: 0.5", "margin: 0.4"))
+    with pytest.raises(InputError, match=r"fitness file\.slices\.b\.floor\.margin"):
+        evomerge.resume("space")
+    fitness.write_text(old)
+    items = space.parent / "tasks" / "tiny_a.jsonl"
+    kept = items.read_text()
+    items.write_text(kept.replace('"label": 0', '"label": 1', 1))
+    with pytest.raises(InputError, match=r"items\.a"):
+        evomerge.resume("space")
+    items.write_text(kept)
+    weights = space.parent / "models" / "one" / "model.safetensors"
+    bits = bytearray(weights.read_bytes())
+    bits[-1] ^= 1
+    weights.write_bytes(bytes(bits))
+    with pytest.raises(InputError, match=r"checkpoints\.one"):
+        evomerge.resume("space")
+
+
+def test_only_one_process_drives_a_run(tiny_study: Study) -> None:
+    evomerge.search(tiny_study(), trials=5)
+    with RunFolder.named("space").lock(), pytest.raises(BusyError, match="held by process"):
+        evomerge.resume("space")
+
+
+def test_half_written_journal_line_is_mended(tiny_study: Study) -> None:
+    space = tiny_study()
+    evomerge.search(space, run="whole", trials=9)
+    evomerge.search(space, run="cut", trials=7)
+    journal = RunFolder.named("cut").journal
+    with journal.open("ab") as stream:
+        stream.write(b'{"op_code": 5, "worker')
+    assert len(evomerge.status("cut").search.trials) == 7
+    evomerge.resume("cut", trials=9)
+    assert facts("cut") == facts("whole")
+
+
+def test_exported_recipe_merges_to_the_scored_bits(tiny_study: Study) -> None:
+    def mixed(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["genes"] = {
+            "method": {"choices": ["dare_ties", "ties", "task_arithmetic"], "per": ["layers"]},
+            "weight": {"low": 0.1, "high": 1.0, "per": ["sources", "layers"]},
+            "density": {"low": 0.2, "high": 0.9, "per": ["sources"]},
+        }
+        space["modules"] = {"attention": "self_attn"}
+        space["budget"]["trials"] = 14
+
+    result = evomerge.search(tiny_study(mixed))
+    several = [t for t in result.search.trials if t.kind == "search" and len(t.recipe_data) > 1]
+    for trial in [*several[:2], result.winner]:
+        evomerge.export("space", f"{trial.number}.yaml", trial=trial.number, allow_infeasible=True)
+        folder = evomerge.merge(Path(f"{trial.number}.yaml"), Path(f"out-{trial.number}"))
+        assert checkpoint_digest(folder) == trial.digest
+
+
+def test_evaluate_of_the_written_checkpoint_gives_the_recorded_scores(tiny_study: Study) -> None:
+    result = evomerge.search(tiny_study())
+    evomerge.export("space", "best.yaml")
+    folder = evomerge.merge(Path("best.yaml"), Path("out"))
+    for model in (folder, Path("best.yaml")):
+        scored = evomerge.evaluate(model, "fitness.yaml", references={"base": "models/base"})
+        assert {n: s.value for n, s in scored.scores.items()} == dict(result.winner.scores)
+        assert scored.digest == result.winner.digest
+        assert scored.feasible
+
+
+def test_confidence_gates_look_at_the_lower_bound(tiny_study: Study) -> None:
+    def strict(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        fitness["confidence"] = 0.95
+        fitness["slices"]["b"]["floor"] = {"of": "base", "margin": 0.0}
+
+    result = evomerge.search(tiny_study(strict), trials=5)
+    base = result.search.trials[0]
+    assert base.bounds["b"] < base.scores["b"]
+    assert not result.search.outcome(base).feasible
+
+
+def test_a_study_in_another_storage(tiny_study: Study) -> None:
+    result = evomerge.search(tiny_study(), storage="sqlite:///study.db", trials=6)
+    assert not result.folder.journal.exists()
+    evomerge.resume("space", trials=8)
+    assert len(evomerge.status("space").search.trials) == 8
+
+
+def test_environment_names_versions_and_fingerprints(tiny_study: Study) -> None:
+    evomerge.search(tiny_study(), trials=5)
+    environment = json.loads(RunFolder.named("space").environment.read_text())
+    assert set(environment["identity"]["checkpoints"]) == {"base", "one", "two"}
+    assert environment["versions"]["torch"]
