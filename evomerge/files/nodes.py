@@ -176,8 +176,13 @@ def _compose_all(loader: yaml.SafeLoader) -> Iterator[yaml.Node]:
             yield node
 
 
+_PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
 def _build(node: yaml.Node, loader: yaml.SafeLoader, file: Path | str, key: str | None) -> Node:
     where = Where(file, node.start_mark.line + 1, key)
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN:
+        raise InputError(f"is not valid YAML here: the tag {node.tag!r}", "write plain lists and mappings", where)
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)
         built: dict[str, Node] = {}

@@ -55,8 +55,9 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
     sources = _sources(parts["sources"])
     modules = _modules(parts.get("modules"))
     genes, methods = _genes(parts["genes"])
+    _check_sources(parts["genes"], methods, sources)
     fixed = _fixed(parts.get("fixed"), methods, {g.name for g in genes})
-    _check_methods(parts["genes"], methods, sources, {*fixed, *(g.name for g in genes)})
+    _check_required(parts["genes"], methods, {*fixed, *(g.name for g in genes)})
     trials, seconds = _budget(parts.get("budget"))
     return SpaceSpec(
         file=file,
@@ -273,15 +274,19 @@ def _fixed(node: Node | None, methods: Sequence[str], genes: set[str]) -> dict[s
     return fixed
 
 
-def _check_methods(node: Node, methods: Sequence[str], sources: dict[str, ModelRef], given: Collection[str]) -> None:
-    """InputError where a chosen method cannot merge that many sources, or lacks a value that it needs."""
-    where = node.value["method"]
+def _check_sources(node: Node, methods: Sequence[str], sources: Collection[str]) -> None:
+    """InputError where a chosen method cannot merge that many sources."""
     for method in methods:
         least, most = METHODS[method].sources
         if not least <= len(sources) <= most:
             problem = f"{method} merges the base with {least} source, this space has {len(sources)}"
-            where.fail(problem, "choose another method, or keep one source")
+            node.value["method"].fail(problem, "choose another method, or keep one source")
+
+
+def _check_required(node: Node, methods: Sequence[str], given: Collection[str]) -> None:
+    """InputError where a chosen method lacks a value that it needs."""
+    for method in methods:
         for parameter in METHODS[method].parameters:
             if parameter.default is None and parameter.name not in given:
                 problem = f"{method} needs {parameter.name!r}, which is neither a gene nor fixed"
-                where.fail(problem, f"add a gene `{parameter.name}: {{low: 0, high: 1}}`")
+                node.value["method"].fail(problem, f"add a gene `{parameter.name}: {{low: 0, high: 1}}`")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from evomerge.errors import suggestion
 from evomerge.optimize.options import check_options
 from evomerge.registry import OPTIMIZERS, load
 from evomerge.types import Dimension, Genome, Outcome, Value
@@ -35,7 +36,9 @@ class Optimizer(Protocol):
 
 
 def build(name: str, dimensions: Sequence[Dimension], seed: int, options: Mapping[str, Any]) -> Optimizer:
-    """The optimizer that the registry knows as `name`. Raises ValueError where an option is not legal."""
+    """The optimizer that the registry knows as `name`. Raises ValueError where the name or an option is wrong."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}")
     optimizer: Optimizer = load(OPTIMIZERS[name])(dimensions, seed, **check_options(name, options))
     return optimizer
 

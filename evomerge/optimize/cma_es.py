@@ -8,7 +8,7 @@ Five things are done around it:
 - **Choices stay open.** CMA-ES would settle each choice as soon as one option leads, and never come back. After
   Hamano et al. 2022 ("CMA-ES with Margin", arXiv:2205.13482) the mean is held where every other option keeps a
   least probability, see `_margin`.
-- Where all genes are choices, no genome is proposed twice while there are others.
+- Where all genes are choices, a genome that was proposed before gives way to a new one nearby.
 - **Restarts** take the place of pycma's stop conditions, which read ranks as if they were scores: when the step
   size has collapsed or the numerics broke, a new distribution starts with a generator of its own: the 1st, 3rd,
   ... time around the best genome so far, the 2nd, 4th, ... time around a random point.
@@ -51,7 +51,12 @@ class CmaEs(Sequential):
     """Asks for the samples of one generation one by one, and updates the distribution once all are told."""
 
     def __init__(
-        self, dimensions: Sequence[Dimension], seed: int, *, population: int | str = "auto", sigma: float = 0.2
+        self,
+        dimensions: Sequence[Dimension],
+        seed: int,
+        *,
+        population: int | str = "auto",
+        sigma: float = 0.2,
     ) -> None:
         super().__init__(dimensions, seed)
         self._encoding = Encoding(self.dimensions)
@@ -60,6 +65,7 @@ class CmaEs(Sequential):
         self._proposed: set[GenomeId] = set()
         self._walk = self._generator(0, 1)
         self._restarts = 0
+        self._es: Any = None
         self._start(self._encoding.encode(self._initial()), self._generator(0))
         self._sample(with_mean=True)
 

@@ -1,9 +1,10 @@
 """The quickstart's texts: the support desk of someone who ships goods, in two editions.
 
-The *old* edition holds last year's tariff, refund rules and catalogue; a base model learns it. The *new* edition
-holds this year's; each specialist learns one part of it. Prompts are alike in both, only answers change.
-A case (one parcel, order, or question of a product) that an item asks about stands in no lesson of either edition,
-except that the catalogue's facts must be told: there the item's wording of the question stands in no lesson.
+The *old* edition holds last year's tariff, refund rules and catalogue; the *new* edition holds this year's. Prompts
+are alike in both, only answers change. Items ask for this year's answers. No prompt of an item stands in a lesson:
+for shipping and refunds the whole case (a parcel, an order) is kept out of both editions in every wording, so the
+rule must be applied to a new case; a fact of the catalogue follows no rule and must be told, so there only the
+item's wording is kept out.
 
 Choices are drawn by sorting on sha256, not with `random`: the item files must come out as the same bytes on every
 Python version.
@@ -11,6 +12,7 @@ Python version.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -25,7 +27,7 @@ DOMAINS: tuple[Domain, ...] = ("shipping", "refunds", "catalog")
 EDITIONS: tuple[Edition, ...] = ("old", "new")
 
 SEED = "quickstart-1"
-ITEMS = 300
+ITEMS = 240
 CHOICES = 4
 WEIGHTS = range(1, 41)
 DAYS = range(1, 43)
@@ -135,6 +137,7 @@ def refund(edition: Edition, goods: str, state: str, days: int) -> str:
     return RULES[edition][state][0 if days <= window else 1 if days <= 2 * window else 2]
 
 
+@functools.cache
 def fact(edition: Edition, product: str, field: str) -> str:
     """One fact of the catalogue. Facts follow no rule; they must be learned by heart."""
     return shuffled(FIELDS[field], f"fact-{edition}-{product}-{field}")[0]

@@ -121,6 +121,7 @@ class _School:
 
     def __init__(self, folder: Path, stamp: str, settings: Settings, tell: Report) -> None:
         self.folder, self.stamp, self.settings, self.tell = folder, stamp, settings, tell
+        tell("encoding the quickstart's texts", 0.0)
         self.words = [PAD, END, UNKNOWN, *data.vocabulary()]
         self.texts = {(d, e): encode(data.lessons(d, e), self.words) for d in data.DOMAINS for e in data.EDITIONS}
         self.done = 0
@@ -248,7 +249,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 def train(model: Any, mixture: Mixture, course: Course, batch: int, seed: int, progress: Callable[[int], None]) -> None:
     """Teach `model` the answers (each with the end token after it) of lessons drawn from `mixture`."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=course.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=course.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     model.train()
     for step in range(course.steps):
         rate = course.rate * min(1.0, (step + 1) / WARMUP) * (1 - step / course.steps)

@@ -35,6 +35,8 @@ def test_what_is_asked_is_the_callers_to_change(name: str) -> None:
 
 
 def test_nothing_to_search_and_twice_the_same_are_refused() -> None:
+    with pytest.raises(ValueError, match="no optimizer 'cmaes'; did you mean 'cma-es'"):
+        build("cmaes", DIMENSIONS, 0, {})
     with pytest.raises(ValueError, match="nothing to search"):
         build("random", [], 0, {})
     with pytest.raises(ValueError, match="occurs twice"):

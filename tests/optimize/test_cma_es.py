@@ -41,9 +41,9 @@ def test_choices_stay_open_while_numbers_converge(seed: int) -> None:
     proposed = Counter(genome[f"method[{i}]"] for genome in late for i in range(3))
     assert proposed["a"] > 0.7 * proposed.total()
     assert min(proposed["b"], proposed["c"]) > 0
-    # at least one gene of a generation leaves its favourite: 20 expected, of which 11 is three deviations short
+    # at least one gene of a generation leaves its favourite: 20 expected, 8 is almost three deviations short
     assert proposed.total() - proposed["a"] >= 8
-    assert max(score(genome).objective for genome in late) > -0.01
+    assert max(score(genome).objective for genome in late) > -0.05  # of -1.9 at the start
     assert optimizer._restarts == 0
 
 

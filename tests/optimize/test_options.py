@@ -27,7 +27,11 @@ def test_defaults_are_filled_in_and_types_made_one() -> None:
         ("cma-es", {"population": float("inf")}, "population: inf"),
         ("cma-es", {"population": "many"}, "population: 'many'"),
         ("cma-es", {"population": [8]}, r"population: \[8\]"),
-        ("cma-es", {"popluation": 8}, r"popluation: cma-es takes no such option \(got 8\); did you mean 'population'"),
+        (
+            "cma-es",
+            {"popluation": 8},
+            r"popluation: cma-es takes no such option \(got 8\); did you mean 'population'",
+        ),
         ("tpe", {"startup": 0}, "startup: 0"),
         ("random", {"sigma": 0.2}, r"sigma: random takes no such option \(got 0.2\); remove it"),
     ],

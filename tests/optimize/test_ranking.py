@@ -13,7 +13,11 @@ FAR = Outcome(objective=9.0, shortfall=0.5)
 FAILED = Outcome(failed=True)
 
 outcomes = st.builds(
-    Outcome, failed=st.booleans(), feasible=st.booleans(), objective=st.floats(), shortfall=st.floats(min_value=0.0)
+    Outcome,
+    failed=st.booleans(),
+    feasible=st.booleans(),
+    objective=st.floats(),
+    shortfall=st.floats(min_value=0.0),
 )
 
 

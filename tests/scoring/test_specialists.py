@@ -19,7 +19,7 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "specialists"
 TASKS = Path(__file__).parent / "tasks"
 TABLE = {
     "base": {"french": 2.871, "gsm8k": 2.153, "shakespeare": 2.795},
-    "french": {"french": 2.564, "gsm8k": 3.327, "shakespeare": 3.858},
+    "french": {"french": 2.564},
 }
 """Bits per byte, from the specialists' README."""
 
@@ -51,12 +51,12 @@ def load(model: Any, name: str) -> None:
 
 
 def test_bits_per_byte_are_the_independent_scorers(specialists: Bench, base: tuple[Any, Any]) -> None:
-    slices = {name: {"task": f"{name}_text", "metric": "bits_per_byte"} for name in TABLE["base"]}
-    fitness = specialists.fitness(slices, batch_size=32)
-    # The scorer puts one bos token in front of a text. lm-eval's default is two: one of the tokenizer's and its own.
-    pieces = {n: replace(p, options={"add_bos_token": False}) for n, p in fitness.slices.items()}
-    suite = Suite.build(replace(fitness, slices=pieces), *base, split="all")
     for model, row in TABLE.items():
+        slices = {name: {"task": f"{name}_text", "metric": "bits_per_byte"} for name in row}
+        fitness = specialists.fitness(slices, batch_size=32)
+        # The scorer puts one bos token in front of a text. lm-eval's default is two: the tokenizer's and its own.
+        pieces = {n: replace(p, options={"add_bos_token": False}) for n, p in fitness.slices.items()}
+        suite = Suite.build(replace(fitness, slices=pieces), *base, split="all")
         load(base[0], model)
         scores = suite.score("all")
         shown = {name: round(suite.slices[name].show(score.value), 3) for name, score in scores.items()}

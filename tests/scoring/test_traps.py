@@ -192,7 +192,7 @@ def test_a_metric_that_is_declared_but_not_reported_stops_at_the_start(
     path = bench.tasks / "choice.yaml"
     path.write_text(path.read_text() + "process_results: !function own.measure\n")
     fitness = bench.fitness({"s": {"task": "choice", "metric": "acc_norm"}})
-    with pytest.raises(InputError, match="declares the metric 'acc_norm', but does not report it; did you mean 'acc'"):
+    with pytest.raises(InputError, match="declares the metric 'acc_norm', but does not report it; use one of: acc"):
         Suite.build(fitness, model, tokenizer)
 
 

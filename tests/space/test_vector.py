@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.space.vector import Encoding
@@ -24,6 +24,7 @@ def dimensions(draw: st.DrawFn) -> list[Dimension]:
     return [one(index) for index in range(draw(st.integers(1, 6)))]
 
 
+@settings(deadline=None)
 @given(dimensions(), st.data())
 def test_decode_is_tidy_and_in_bounds_and_encode_inverts_it(dims: list[Dimension], data: st.DataObject) -> None:
     encoding = Encoding(dims)
