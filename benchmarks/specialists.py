@@ -141,7 +141,10 @@ def kill(space: Path, kills: int) -> int:
         done = sum(t.state != "running" for t in trials)
         print(f"killed at {done} finished trials, {sum(t.state == 'running' for t in trials)} in flight", flush=True)
     whole, pieces = (status(root / name).search.trials for name in ("whole", "pieces"))
-    facts = [[(t.number, t.label, t.genome, t.recipe_id, t.digest, dict(t.scores), t.state) for t in run] for run in (whole, pieces)]
+    facts = [
+        [(t.number, t.label, t.genome, t.recipe_id, t.digest, dict(t.scores), t.state) for t in run]
+        for run in (whole, pieces)
+    ]
     equal = facts[0] == facts[1]
     print(f"whole {len(whole)} trials, in pieces {len(pieces)}; genomes, scores, digests and order equal: {equal}")
     return 0 if equal else 1

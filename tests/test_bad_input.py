@@ -80,7 +80,13 @@ CASES: dict[str, tuple[str, str, Any, str, str]] = {
     "unknown key in a gene": ("space", "genes.weight.hihg", 1, "hihg", "unknown key 'hihg'; did you mean 'high'?"),
     "missing key": ("space", "base", None, "sources:", "has no 'base'"),
     "unknown method": ("space", "genes.method", "tie", "method:", "unknown merge method 'tie'; did you mean 'ties'?"),
-    "unknown optimizer": ("space", "optimizer.name", "cmaes", "name:", "unknown optimizer 'cmaes'; did you mean 'cma-es'"),
+    "unknown optimizer": (
+        "space",
+        "optimizer.name",
+        "cmaes",
+        "name:",
+        "unknown optimizer 'cmaes'; did you mean 'cma-es'",
+    ),
     "unknown option": ("space", "optimizer.popsize", 4, "popsize", "cma-es takes no such option"),
     "illegal option": ("space", "optimizer.sigma", 3, "sigma", "3 is not legal for cma-es"),
     "range reversed": ("space", "genes.weight.low", 2.0, "high: 1.0", "low 2 is above high 1; swap them"),
@@ -99,7 +105,13 @@ CASES: dict[str, tuple[str, str, Any, str, str]] = {
         "no chosen method uses the gene 'density' (chosen: task_arithmetic)",
     ),
     "misspelt gene": ("space", "genes.wieght", {"low": 0, "high": 1}, "wieght", "did you mean 'weight'?"),
-    "gene per wrong axis": ("space", "genes.lambda", {"low": 0, "high": 1, "per": "sources"}, "per: sources", "one value for all"),
+    "gene per wrong axis": (
+        "space",
+        "genes.lambda",
+        {"low": 0, "high": 1, "per": "sources"},
+        "per: sources",
+        "one value for all",
+    ),
     "no gene": ("space", "genes", {"method": "ties"}, "method: ties", "ties needs 'weight'"),
     "too many groups": ("space", "layers", 5, "layers:", "5 groups, but the base has 2 layers"),
     "source missing": ("space", "sources.two", "models/tow", "two: models", "did you mean the folder models/two?"),
@@ -114,7 +126,13 @@ CASES: dict[str, tuple[str, str, Any, str, str]] = {
         "floor relative to an unknown source 'twoo'; did you mean 'two'?",
     ),
     "floor of no kind": ("fitness", "slices.a.floor", {"of": "base"}, "floor:", "needs either `keep`"),
-    "unknown objective": ("fitness", "objective", "maen", "objective:", "unknown objective 'maen'; did you mean 'mean'?"),
+    "unknown objective": (
+        "fitness",
+        "objective",
+        "maen",
+        "objective:",
+        "unknown objective 'maen'; did you mean 'mean'?",
+    ),
     "split of one": ("fitness", "split", {"search": 1.0}, "search: 1.0", "leaves one split without items"),
     "batch size": ("fitness", "batch_size", 0, "batch_size", "outside [1, inf)"),
 }
@@ -198,7 +216,9 @@ def test_quantized_checkpoint(tiny_study: Study, complaint: Check) -> None:
 
 def test_slice_without_items(tiny_study: Study, complaint: Check) -> None:
     space = tiny_study()
-    (space.parent / "tasks/tiny_b.jsonl").write_text((space.parent / "tasks/tiny_b.jsonl").read_text().split("\n")[0] + "\n")
+    (space.parent / "tasks/tiny_b.jsonl").write_text(
+        (space.parent / "tasks/tiny_b.jsonl").read_text().split("\n")[0] + "\n"
+    )
     said = complaint("search", "space.yaml")
     assert "fitness.yaml:" in said
     assert "slices.b" in said
@@ -270,7 +290,9 @@ def test_really_full_disk(tiny_study: Study, complaint: Check, tmp_path: Path) -
     space = tiny_study()
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", disk], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", disk], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("needs the right to mount a small file system")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ def combined(records: Iterable[str]) -> str:
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 (hex) over the tensors sorted by name; they are hashed side by side."""
-    with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
-        return combined(pool.map(lambda pair: tensor_record(*pair), tensors))
+    """sha256 (hex) over the tensors sorted by name. Some are hashed side by side, and no more are asked for."""
+    workers = max(1, torch.get_num_threads())
+    rest, records = iter(tensors), list[str]()
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        while some := list(islice(rest, workers)):
+            records += pool.map(lambda pair: tensor_record(*pair), some)
+    return combined(records)

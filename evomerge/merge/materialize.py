@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.structure import is_head
 from evomerge.errors import EvomergeError, InputError
 from evomerge.merge import digest
 from evomerge.merge.bank import SourceBank, torch_dtype
@@ -119,6 +120,8 @@ class Resident:
             found = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in state), None)
             if found is not None:
                 slots[name] = state[found]
+            elif is_head(name) and self.model.get_output_embeddings() is not None:
+                slots[name] = self.model.get_output_embeddings().weight  # GPT-NeoX stores it as embed_out
         _check_names(self.base.path, slots, names)
         held = {tensor.data_ptr() for tensor in slots.values()}
         idle = [n for n, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in held]
@@ -132,7 +135,10 @@ def _check_names(path: Path, slots: dict[str, Tensor], names: list[str]) -> None
     unknown = [name for name in names if name not in slots]
     if unknown:
         problem = f"{path}: the model has no parameter for {_listed(unknown)}"
-        raise InputError(problem, "save the checkpoint again with this version of transformers")
+        mend = (
+            "it can be merged to disk, but not in memory: transformers lays its parameters out otherwise than its files"
+        )
+        raise InputError(problem, mend)
     if len(names) < len(slots):
         missing = [name for name in slots if name not in set(names)]
         raise InputError(f"{path}: the recipe makes no {_listed(missing)}", "merge models of one architecture")
@@ -149,7 +155,8 @@ def _structure(config: dict[str, Any]) -> dict[str, Any]:
     def pruned(data: dict[str, Any]) -> dict[str, Any]:
         return {k: pruned(v) if isinstance(v, dict) else v for k, v in data.items() if k not in _INERT}
 
-    return pruned(AutoConfig.for_model(**config).to_dict())
+    with _quiet("the merged model's configuration is not valid", "check the base's config.json"):
+        return pruned(AutoConfig.for_model(**config).to_dict())
 
 
 def _load_tokenizer(base: Checkpoint) -> PreTrainedTokenizerBase:

@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.errors import InputError, nearest, suggestion
 from evomerge.files.objects import FitnessSpec, SliceSpec
-from evomerge.scoring.task_files import LocalTasks, TaskFile, built_in_names, missing_data, scan
+from evomerge.scoring.task_files import LocalTasks, TaskFile, built_in_names, is_built_in, missing_data, scan
 
 _DEFAULT_METRICS = {
     "loglikelihood": ("perplexity", "acc"),
@@ -91,7 +91,7 @@ def check_task(piece: SliceSpec, local: LocalTasks) -> None:
 
 def check_name(piece: SliceSpec, name: str, local: LocalTasks) -> None:
     """InputError, with the nearest name, where neither the include folders nor lm-eval define a task."""
-    if name in local.names or name in built_in_names():
+    if name in local.names or is_built_in(name):
         return
     for path, reason in local.broken.items():
         if name in {path.stem, path.stem.lstrip("_")}:

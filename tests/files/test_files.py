@@ -38,7 +38,13 @@ FITNESS: dict[str, Any] = {
     "confidence": 0.95,
     "slices": {
         "a": {"task": "t", "metric": "acc", "floor": 0.9, "num_fewshot": 3},
-        "b": {"task": "u", "metric": "bits_per_byte", "floor": {"of": "base", "margin": 0.05}, "items": 20, "weight": 2},
+        "b": {
+            "task": "u",
+            "metric": "bits_per_byte",
+            "floor": {"of": "base", "margin": 0.05},
+            "items": 20,
+            "weight": 2,
+        },
         "c": {"python": "mine:score", "data": "items.jsonl", "floor": {"of": "best_source", "keep": 0.97}},
     },
 }
@@ -103,7 +109,11 @@ def test_another_optimizer_keeps_the_seed_and_drops_the_options(files: tuple[Pat
         ("fixed", {"normalize": 1}, "is 1, not true or false"),
         ("dtype", "int4", "unknown dtype 'int4'"),
         ("genes", {"weight": {"low": 0, "high": 1}}, "has no 'method'"),
-        ("genes", {"method": "slerp", "t": {"low": 0, "high": 1}}, "slerp merges the base with 1 source, this space has 2"),
+        (
+            "genes",
+            {"method": "slerp", "t": {"low": 0, "high": 1}},
+            "slerp merges the base with 1 source, this space has 2",
+        ),
         ("genes", {"method": "ties", "weight": 0.5}, "put it under `fixed: {weight: ...}`"),
         ("genes", {"method": "linear", "weight": {"low": 1, "high": 1}}, "not searched goes under `fixed"),
         ("genes", {"method": "linear", "weight": {"low": 0, "high": 1, "log": True}}, "has no logarithm"),

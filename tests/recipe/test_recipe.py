@@ -29,7 +29,9 @@ def recipes(draw: Any) -> Recipe:
     names = draw(st.lists(st.sampled_from(["/m/a", "org/b@main", "/m/c d"]), min_size=1, max_size=3, unique=True))
     inputs = [Input(name, layers, draw(parameters)) for name in names] + [Input("/m/base", layers)]
     piece = Slice(tuple(inputs), {} if layers is None else draw(parameters))
-    return Recipe((Document("ties", (piece,), "/m/base", draw(parameters), out_dtype="float32", seed=draw(st.integers(0, 9))),))
+    return Recipe(
+        (Document("ties", (piece,), "/m/base", draw(parameters), out_dtype="float32", seed=draw(st.integers(0, 9))),)
+    )
 
 
 @given(recipes())
@@ -79,7 +81,10 @@ def test_filters_first_match_wins_and_no_match_falls_through() -> None:
     [
         ("", "is empty"),
         ("merge_method: ties\n", "needs exactly one of models, slices and modules"),
-        ("merge_method: tise\nmodels: [{model: a}]\n", "r:1: merge_method: unknown merge method 'tise'; did you mean 'ties'?"),
+        (
+            "merge_method: tise\nmodels: [{model: a}]\n",
+            "r:1: merge_method: unknown merge method 'tise'; did you mean 'ties'?",
+        ),
         ("models: [{model: a}]\n", "has no 'merge_method'"),
         ("merge_method: linear\nmodels: [{model: a}, {model: a}]\n", "the model 'a' is listed twice"),
         ("merge_method: linear\nmodels: []\n", "names no model"),
@@ -91,7 +96,10 @@ def test_filters_first_match_wins_and_no_match_falls_through() -> None:
             "r:3: slices.0: its layer ranges differ in length",
         ),
         ("merge_method: linear\nslices: [{sources: [{model: a, layer_range: [2, 2]}]}]\n", "[2, 2] is empty"),
-        ("merge_method: linear\nmodels: [{model: a}]\n---\nmerge_method: linear\nmodels: [{model: b}]\n", "has no 'name'"),
+        (
+            "merge_method: linear\nmodels: [{model: a}]\n---\nmerge_method: linear\nmodels: [{model: b}]\n",
+            "has no 'name'",
+        ),
         ("merge_method: linear\ntokenizer: {source: union}\nmodels: [{model: a}]\n", "not supported yet"),
     ],
 )

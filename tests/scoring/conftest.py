@@ -16,7 +16,28 @@ import yaml
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import FitnessSpec
 
-WORDS = "the a red blue cat dog tree house runs sings slowly under over with seven nine old bright river stone".split()
+WORDS = (
+    "the",
+    "a",
+    "red",
+    "blue",
+    "cat",
+    "dog",
+    "tree",
+    "house",
+    "runs",
+    "sings",
+    "slowly",
+    "under",
+    "over",
+    "with",
+    "seven",
+    "nine",
+    "old",
+    "bright",
+    "river",
+    "stone",
+)
 CHAT = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -131,9 +152,7 @@ class Bench:
             doc_to_text="Question: {{question}}\nAnswer:",
             doc_to_choice="options",
             doc_to_target="gold",
-            metric_list=[
-                {"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")
-            ],
+            metric_list=[{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
             **more,
         )
 

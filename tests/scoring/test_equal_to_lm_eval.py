@@ -8,6 +8,7 @@ import pytest
 
 from evomerge.scoring.suite import Suite
 from evomerge.types import SplitName
+
 from .conftest import Bench, nudge, only_says
 
 SPLITS: tuple[SplitName, ...] = ("search", "holdout", "all")
@@ -20,7 +21,12 @@ CASES = {
     "choice, one chat turn": (
         "choice",
         "acc_norm",
-        {"num_fewshot": 2, "apply_chat_template": True, "fewshot_as_multiturn": False, "system_instruction": "Be brief."},
+        {
+            "num_fewshot": 2,
+            "apply_chat_template": True,
+            "fewshot_as_multiturn": False,
+            "system_instruction": "Be brief.",
+        },
     ),
     "text": ("text", "bits_per_byte", {}),
     "text, no second bos": ("text", "bits_per_byte", {"add_bos_token": False}),
@@ -102,9 +108,7 @@ def test_a_tag_is_pooled_by_size(bench: Bench, model: Any, tokenizer: Any) -> No
     assert scores["pair"].value == pytest.approx(hits / n["pair"], abs=1e-12)
 
 
-def test_standard_errors_are_those_of_lm_eval(
-    bench: Bench, model: Any, tokenizer: Any, simple_evaluate: Any
-) -> None:
+def test_standard_errors_are_those_of_lm_eval(bench: Bench, model: Any, tokenizer: Any, simple_evaluate: Any) -> None:
     from lm_eval.api.metrics import mean_stderr
 
     bench.choice()

@@ -72,9 +72,7 @@ def test_a_floor_that_cannot_settle(floor: FloorSpec, sign: int, message: str) -
 
 
 def test_candidates_are_judged() -> None:
-    gates = settle(
-        {"acc": Floored(1, FloorSpec(value=0.8)), "bpb": Floored(-1, FloorSpec(value=2.0))}, REFERENCES
-    )
+    gates = settle({"acc": Floored(1, FloorSpec(value=0.8)), "bpb": Floored(-1, FloorSpec(value=2.0))}, REFERENCES)
     scale = scales(REFERENCES, gates)
     assert scale == {"acc": pytest.approx(0.41), "bpb": pytest.approx(0.9)}
     good = judge(scored(acc=0.8, bpb=-1.9), gates, scale, None)

@@ -23,6 +23,8 @@ ALL = {
     "write": {"task": "write", "metric": "exact_match,first"},
 }
 
+FUN = "metric_list: [{metric: fun, aggregation: mean, higher_is_better: true}]\n"
+
 
 @pytest.fixture
 def suite(bench: Bench, model: Any, tokenizer: Any) -> Suite:
@@ -229,7 +231,7 @@ def test_an_error_in_task_code_fails_the_trial(bench: Bench, model: Any, tokeniz
         "    if calls[0] > 3: raise ZeroDivisionError('no words')\n    return {'fun': 1.0}\n"
     )
     config = (bench.tasks / "text.yaml").read_text().split("metric_list")[0]
-    config += "process_results: !function code.measure\nmetric_list:\n- {metric: fun, aggregation: mean, higher_is_better: true}\n"
+    config += f"process_results: !function code.measure\n{FUN}"
     (bench.tasks / "text.yaml").write_text(config)
     suite = Suite.build(bench.fitness({"s": {"task": "text", "metric": "fun"}}), model, tokenizer)
     with pytest.raises(TrialError, match="slice s: ZeroDivisionError: no words"):
@@ -245,15 +247,13 @@ def test_an_interruption_is_no_failed_trial(suite: Suite, model: Any, monkeypatc
         suite.score()
 
 
-def test_task_code_that_changes_its_document_changes_no_later_score(
-    bench: Bench, model: Any, tokenizer: Any
-) -> None:
+def test_task_code_that_changes_its_document_changes_no_later_score(bench: Bench, model: Any, tokenizer: Any) -> None:
     bench.text()
     (bench.tasks / "code2.py").write_text(
         "def measure(doc, results):\n    n = len(doc['text']); doc['text'] = ''\n    return {'fun': float(n)}\n"
     )
     config = (bench.tasks / "text.yaml").read_text().split("metric_list")[0]
-    config += "process_results: !function code2.measure\nmetric_list:\n- {metric: fun, aggregation: mean, higher_is_better: true}\n"
+    config += f"process_results: !function code2.measure\n{FUN}"
     (bench.tasks / "text.yaml").write_text(config)
     suite = Suite.build(bench.fitness({"s": {"task": "text", "metric": "fun"}}), model, tokenizer)
     assert suite.score()["s"].value == suite.score()["s"].value > 0

@@ -110,9 +110,7 @@ def test_items_are_no_prefix(bench: Bench, model: Any, tokenizer: Any) -> None:
     assert max(chosen) > 30
 
 
-def test_nothing_is_bootstrapped(
-    bench: Bench, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_bootstrapped(bench: Bench, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import lm_eval.api.metrics
 
     def refuse(*args: Any, **kwargs: Any) -> None:

@@ -44,9 +44,7 @@ def make(tmp_path: Path, **changes: Any) -> Space:
 
 def draw(space: Space, seed: int = 0) -> Genome:
     rng = random.Random(seed)
-    return {
-        d.key: rng.choice(d.choices) if d.choices else d.tidy(rng.uniform(d.low, d.high)) for d in space.dimensions
-    }
+    return {d.key: rng.choice(d.choices) if d.choices else d.tidy(rng.uniform(d.low, d.high)) for d in space.dimensions}
 
 
 def resolved(recipe: Recipe, name: str, model: str, layer: int, tensor: str) -> Any:
@@ -138,7 +136,10 @@ def test_recipes_survive_yaml(tmp_path: Path, seed: int, interpolate: bool) -> N
 
 @pytest.mark.parametrize(
     ("layers", "message"),
-    [(7, "7 groups, but the base has 6 layers"), ([[0, 2], [2, 8]], "the ranges end at layer 8, the base has 6 layers")],
+    [
+        (7, "7 groups, but the base has 6 layers"),
+        ([[0, 2], [2, 8]], "the ranges end at layer 8, the base has 6 layers"),
+    ],
 )
 def test_groups_must_fit(tmp_path: Path, layers: Any, message: str) -> None:
     with pytest.raises(InputError, match="layers") as caught:

@@ -1,0 +1,161 @@
+"""The command line: results on stdout, progress on stderr, exit codes, --json, quick answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import evomerge
+from evomerge.cli import main
+
+Study = Callable[..., Path]
+HEAVY = {"torch", "transformers", "lm_eval", "pandas", "cma", "datasets"}
+
+
+def imported_by(*arguments: str, cwd: Path | None = None) -> set[str]:
+    """The heavy packages that a command imports."""
+    code = f"import sys; from evomerge.cli import main\ntry: main({list(arguments)!r})\nexcept SystemExit: pass\n"
+    code += "print(' '.join(m for m in sys.modules if '.' not in m), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, check=True)
+    return HEAVY & set(done.stderr.splitlines()[-1].split())
+
+
+def test_help_and_errors_import_nothing_heavy(tmp_path: Path) -> None:
+    assert imported_by("--help") == set()
+    assert imported_by("search", "nothing.yaml", cwd=tmp_path) == set()
+
+
+def test_status_and_input_errors_import_nothing_heavy(tiny_study: Study) -> None:
+    space = tiny_study()
+    evomerge.search(space, trials=5)
+    assert imported_by("status") == set()
+    assert imported_by("status", "space") == set()
+    assert imported_by("export", "space") == set()
+    space.write_text(space.read_text().replace("task_arithmetic", "task_arithmetik"))
+    assert imported_by("search", "space.yaml", "--run", "x") == set()
+
+
+def test_search_prints_the_table_and_the_next_step(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_study()
+    assert main(["search", "space.yaml"]) == 0
+    out = capsys.readouterr().out
+    for word in ("base", "one", "two", "uniform average", "winner", "floor", "acc"):
+        assert word in out
+    assert "`evomerge export space -o best.yaml`" in out
+
+
+def test_search_without_a_winner_exits_1_and_names_the_floors(
+    tiny_study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def impossible(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        fitness["slices"]["a"]["floor"] = 1.1
+
+    tiny_study(impossible)
+    assert main(["search", "space.yaml"]) == 1
+    said = capsys.readouterr().out
+    assert "no winner" in said
+    assert re.search(r"closest is .*: a 0\.\d+, floor 1\.1000", said)
+    assert main(["export", "space"]) == 1
+    assert "misses the floor of a" in capsys.readouterr().err
+    assert main(["export", "space", "--allow-infeasible"]) == 0
+
+
+def test_json_is_one_document(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_study()
+    commands = [
+        ["search", "space.yaml", "--dry-run"],
+        ["search", "space.yaml"],
+        ["status"],
+        ["status", "space"],
+        ["resume", "space"],
+        ["export", "space", "-o", "best.yaml"],
+        ["merge", "best.yaml", "out"],
+        ["evaluate", "out", "--fitness", "fitness.yaml", "--reference", "base=models/base"],
+    ]
+    printed = []
+    for command in commands:
+        assert main([*command, "--json"]) == 0, command
+        printed.append(json.loads(capsys.readouterr().out))
+    assert printed[1]["winner"]["digest"] == printed[7]["digest"]
+    assert printed[3]["winner"] == printed[1]["winner"]["trial"]
+    assert len(printed[3]["search"]["trials"]) == 12
+
+
+def test_evaluate_exits_1_when_a_gate_fails(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    def strict(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        fitness["slices"]["b"]["floor"] = 0.99
+
+    tiny_study(strict)
+    assert main(["evaluate", "models/one", "--fitness", "fitness.yaml"]) == 1
+    assert "miss" in capsys.readouterr().out
+
+
+def test_dry_run_writes_nothing(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_study()
+    assert main(["search", "space.yaml", "--dry-run"]) == 0
+    assert "4 searched values" in capsys.readouterr().out
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_search_says_how_to_go_on(tiny_study: Study, how: signal.Signals) -> None:
+    tiny_study()
+    command = [sys.executable, "-m", "evomerge", "search", "space.yaml", "--trials", "2000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("[6/"):
+            break
+    process.send_signal(how)
+    out, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert rest.splitlines()[-1] == "interrupted: every finished trial is kept; go on with `evomerge resume space`"
+    assert "Traceback" not in rest
+    assert out == ""
+    state = evomerge.status("space")
+    done = sum(t.state == "complete" for t in state.search.trials)
+    assert done >= 6
+    assert main(["resume", "space", "--trials", str(done + 2)]) == 0
+
+
+def test_killed_runs_resume_as_if_nothing_had_happened(tiny_study: Study) -> None:
+    """Real processes, killed for real."""
+    tiny_study()
+    trials = 30
+    evomerge.search("space.yaml", run="whole", trials=trials)
+    arguments = ["search", "space.yaml", "--run", "pieces", "--trials", str(trials)]
+    for stop in ("[2/", "[9/", "[20/"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "evomerge", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(stop):
+                break
+        time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        arguments = ["resume", "pieces"]
+    evomerge.resume("pieces")
+    facts = [
+        [(t.number, t.label, t.genome, t.recipe_id, t.digest, t.scores) for t in evomerge.status(run).search.trials]
+        for run in ("whole", "pieces")
+    ]
+    assert facts[0] == facts[1]
+    assert len(facts[0]) == trials
+
+
+def test_status_of_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["status"]) == 0
+    assert "no runs" in capsys.readouterr().out
