@@ -49,8 +49,10 @@ def _complain(text: str, code: int, kind: str = "error") -> int:
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
+    from evomerge.study.folder import RunFolder
+
     run = getattr(options, "run_in_progress", None)
-    if run is None:
+    if run is None or not RunFolder.named(run).environment.is_file():
         return "nothing was left half done"
     return f"every finished trial is kept; go on with `evomerge resume {run}`"
 
@@ -64,7 +66,7 @@ def _search(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(options)
     with _view() as observer:
-        options.run_in_progress = _run_name(options)
+        options.run_in_progress = options.run or Path(options.space).stem
         result = search(
             options.space,
             run=options.run,
@@ -79,11 +81,6 @@ def _search(options: argparse.Namespace) -> int:
             observer=observer,
         )
     return _finish(options, result)
-
-
-def _run_name(options: argparse.Namespace) -> str | None:
-    """The run to name when the search is interrupted: none before its folder is there."""
-    return options.run or Path(options.space).stem
 
 
 def _dry_run(options: argparse.Namespace) -> int:
@@ -173,8 +170,8 @@ def _export(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from evomerge.merge.stream import merge
 
-    with _progress("merging") as report:
-        folder = merge(Path(options.recipe), Path(options.out), progress=report)
+    with _view() as observer:
+        folder = merge(Path(options.recipe), Path(options.out), progress=observer.progress)
     return _print(options, {"checkpoint": str(folder)}, lambda: f"wrote {folder}")
 
 
@@ -206,16 +203,15 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _quickstart(options: argparse.Namespace) -> int:
-    from evomerge.quickstart.run import prepare_demo, quickstart
+    from evomerge.quickstart.run import next_run, quickstart
 
-    with _progress("training the base and three specialists") as report:
-        demo = prepare_demo(Path(options.dir), report)
+    folder = Path(options.dir)
+    options.run_in_progress = next_run(folder)
     with _view() as observer:
-        options.run_in_progress = demo.run
-        result = quickstart(demo, trials=options.trials, device=options.device, observer=observer)
+        result = quickstart(folder, trials=options.trials, device=options.device, observer=observer)
     code = _finish(options, result.search)
     if result.checkpoint is not None and not options.json:
-        print(f"recipe {result.recipe}\ncheckpoint {result.checkpoint}")
+        print(f"recipe      {result.recipe}\ncheckpoint  {result.checkpoint}")
     return code
 
 
@@ -228,14 +224,6 @@ def _view() -> Any:
     from evomerge.report.live import view
 
     return view(Console(stderr=True))
-
-
-def _progress(what: str) -> Any:
-    from rich.console import Console
-
-    from evomerge.report.live import steps
-
-    return steps(Console(stderr=True), what)
 
 
 def _show(table: Any) -> int:

@@ -52,10 +52,10 @@ class Settings:
     spread: float = 0.1
     batch: int = 64
     new_share: float = 0.3
-    base: Course = Course(800, 3e-3)
-    shipping: Course = Course(300, 4e-3)
-    refunds: Course = Course(250, 1e-3, rehearsal=0.3)
-    catalog: Course = Course(250, 1e-3, rehearsal=0.3)
+    base: Course = Course(750, 3e-3)
+    shipping: Course = Course(260, 4e-3)
+    refunds: Course = Course(220, 1e-3, rehearsal=0.3)
+    catalog: Course = Course(200, 1e-3, rehearsal=0.3)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -48,6 +47,7 @@ class LineView(Observer):
         self.console = console
         self._clock = Clock(0, None)
         self._signs: Mapping[str, int] = {}
+        self._message = ""
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +60,11 @@ class LineView(Observer):
 
     def phase(self, message: str) -> None:
         self.say(f"{message} ...")
+
+    def progress(self, message: str, done: float) -> None:
+        if message != self._message:
+            self._message = message
+            self.say(f"{message} ({done:.0%})")
 
     def warn(self, message: str) -> None:
         self.say(f"warning: {message}")
@@ -120,6 +125,10 @@ class LiveView(LineView):
         self._bar.update(self._task, description=f"run {run}", total=trials, visible=True)
         self._draw()
 
+    def progress(self, message: str, done: float) -> None:
+        self._bar.update(self._task, description="", total=100, completed=100 * done, visible=done < 1)
+        self._draw(message)
+
     def trial_started(self, trial: Trial) -> None:
         self._what = f"scoring {describe(trial)}"
         self._draw(self._what)
@@ -147,28 +156,3 @@ class LiveView(LineView):
 def view(console: Console) -> LineView:
     """The view that suits where stderr goes."""
     return LiveView(console) if console.is_terminal else LineView(console)
-
-
-@contextmanager
-def steps(console: Console, what: str) -> Iterator[Callable[[str, float], None]]:
-    """A progress bar for work that reports (message, fraction done)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
-    if not console.is_terminal:
-        yield _lines(console)
-        return
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=1.0)
-        yield lambda message, done: bar.update(task, description=message, completed=done)
-
-
-def _lines(console: Console) -> Callable[[str, float], None]:
-    """One line whenever the message changes."""
-    last = ""
-
-    def report(message: str, done: float) -> None:
-        nonlocal last
-        if message != last:
-            console.print(f"{message} ({done:.0%})", highlight=False, markup=False, soft_wrap=True)
-            last = message
-
-    return report

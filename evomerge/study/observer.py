@@ -16,6 +16,9 @@ class Observer:
     def phase(self, message: str) -> None:
         """The study does something that takes a while, such as loading the sources."""
 
+    def progress(self, message: str, done: float) -> None:
+        """The share `done` of a phase whose length is known."""
+
     def launched(self, run: str, trials: int, seconds: float | None, signs: Mapping[str, int]) -> None:
         """The search is about to start; budgets are totals; `signs` maps a slice to -1 where lower is better."""
 

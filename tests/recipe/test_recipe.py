@@ -51,8 +51,9 @@ def test_every_recipe_of_the_peer_that_uses_known_methods_is_read(shared: Path) 
         try:
             recipe = read_recipe(file)
         except InputError as error:
-            assert "merge method" in str(error) or "token policies" in str(error)
-            continue
+            if "merge method" in str(error) or "token policies" in str(error):
+                continue
+            raise
         assert parse_recipe(write_recipe(recipe)).id == recipe.id
         read += 1
     assert read >= 20
@@ -92,7 +93,8 @@ def test_filters_first_match_wins_and_no_match_falls_through() -> None:
         ("merge_method: linear\nmodels: [{model: a, parameters: {weight: []}}]\n", "is an empty list"),
         ("merge_method: linear\ndtype: int3\nmodels: [{model: a}]\n", "unknown dtype 'int3'"),
         (
-            "merge_method: linear\nslices:\n- sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]\n",
+            "merge_method: linear\nslices:\n"
+            "- sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]\n",
             "r:3: slices.0: its layer ranges differ in length",
         ),
         ("merge_method: linear\nslices: [{sources: [{model: a, layer_range: [2, 2]}]}]\n", "[2, 2] is empty"),

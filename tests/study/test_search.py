@@ -53,7 +53,8 @@ def test_search_and_holdout_items_are_disjoint(tiny_study: Study) -> None:
     evomerge.search(tiny_study())
     folder = RunFolder.named("space").items
     search, holdout = read_items(folder, 0, "search"), read_items(folder, 0, "holdout")
-    assert set(search.item) and not set(search.item) & set(holdout.item)
+    assert set(search.item)
+    assert not set(search.item) & set(holdout.item)
 
 
 def test_no_winner_when_no_candidate_clears_a_floor(tiny_study: Study) -> None:

@@ -1,0 +1,85 @@
+"""`evomerge.quickstart`: train small specialists here, search them as any others, export and write the winner."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import evomerge
+from evomerge.errors import InputError, Where
+from evomerge.merge.stream import merge
+from evomerge.quickstart.train import prepare
+from evomerge.study.observer import Observer
+from evomerge.study.search import Result, search
+from evomerge.study.status import export
+
+SPACE = Path("search_spaces/quickstart.yaml")
+FILES = (SPACE, Path("fitness/quickstart.yaml"), Path("fitness/quickstart"))
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """How it ended; `recipe` and `checkpoint` are None where no merge cleared every floor."""
+
+    search: Result
+    recipe: Path | None
+    checkpoint: Path | None
+
+
+def quickstart(
+    folder: str | Path = ".",
+    *,
+    trials: int | None = None,
+    device: str = "auto",
+    observer: Observer | None = None,
+) -> Quickstart:
+    """Everything that a first search takes, in `folder`, without a download: train a base and three specialists
+    of a support desk (kept in ``models/quickstart`` for the next time), search `SPACE`, write recipe and checkpoint.
+
+    Raises:
+        InputError: the folder cannot be written, or holds files of these names that are not legal.
+    """
+    observer = observer or Observer()
+    root = Path(folder)
+    try:
+        lay_out(root)
+        prepare(root, observer.progress)
+    except OSError as error:
+        raise InputError(f"cannot write there ({error})", "choose another --dir", Where(root)) from None
+    result = search(root / SPACE, run=next_run(root), trials=trials, device=device, observer=observer)
+    if result.winner is None:
+        return Quickstart(result, None, None)
+    recipe, checkpoint = result.folder.path / "winner.yaml", result.folder.path / "merged"
+    export(result.folder.path, recipe)
+    merge(recipe, checkpoint, progress=observer.progress)
+    return Quickstart(result, recipe, checkpoint)
+
+
+def lay_out(root: Path) -> None:
+    """Put the files to start from into `root`, unless it has them: they are there to be read and changed."""
+    for file in FILES:
+        source, target = _starter() / file, root / file
+        if target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copyfile(source, target)
+
+
+def _starter() -> Path:
+    """Where the files to start from are: inside an installed package, or beside it in a checkout."""
+    package = Path(evomerge.__file__).parent
+    installed = package / "_starter"
+    return installed if installed.is_dir() else package.parent
+
+
+def next_run(root: Path) -> str:
+    """The first of quickstart, quickstart-2, ... that is not taken."""
+    number, path = 1, root / "runs/quickstart"
+    while path.exists():
+        number += 1
+        path = root / f"runs/quickstart-{number}"
+    return str(path)
