@@ -71,7 +71,7 @@ def evaluate(
     shape = Checkpoint.open(_shape(recipe, model))
     resident = Resident(bank.add(shape), bank, _dtype(recipe, shape), choose_device(device))
     observer.phase("building the tasks")
-    suite = Suite.build(spec, resident.model, resident.tokenizer)
+    suite = Suite.build(spec, resident.model, resident.tokenizer, split)
     measured = {}
     for name, reference in needed.items():
         observer.phase(f"scoring {name}")

@@ -11,7 +11,7 @@ from evomerge.errors import InputError, TrialError
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import OBJECTIVES, load
-from evomerge.scoring.gates import lower_bound, scales, settle
+from evomerge.scoring.gates import judge, lower_bound, scales, settle
 from evomerge.study.folder import RunFolder, is_disk_full, write_atomic
 from evomerge.study.items import write_items
 from evomerge.study.observer import Observer
@@ -19,7 +19,7 @@ from evomerge.study.prepare import Plan
 from evomerge.study.standing import Standing
 from evomerge.study.store import Store
 from evomerge.study.trial import UNIFORM, Kind, Trial
-from evomerge.types import Genome, Outcome, Scores, SplitName
+from evomerge.types import Genome, Outcome, Scores, SliceScore, SplitName
 
 if TYPE_CHECKING:
     from evomerge.study.bench import Evaluation, Workbench
@@ -111,9 +111,8 @@ class Session:
         objective = self.objective(scores)
         constraints = None
         if self._gates is not None:
-            gated = bounds or {name: s.value for name, s in scores.items()}
-            floors = {name: g.floor for name, g in self._gates.gates.items() if g.floor is not None}
-            constraints = [floor - gated[name] for name, floor in floors.items()]
+            gated = {name: SliceScore(bounds.get(name, s.value), None) for name, s in scores.items()}
+            constraints = [v.shortfall for v in judge(gated, self._gates.gates, self._gates.scale)]
         return self.store.complete(trial, scores, objective, evaluation.digest, seconds, bounds, constraints)
 
     def objective(self, scores: Scores) -> float:
