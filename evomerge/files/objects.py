@@ -53,7 +53,7 @@ class SpaceSpec:
     methods: tuple[str, ...]
     fitness: Path
     tokenizer: str = "base"
-    chat_template: str | None = None
+    chat_template: str = "auto"
     dtype: str | None = None
     layers: int | str | tuple[tuple[int, int], ...] = 1
     modules: dict[str, str] = field(default_factory=dict)

@@ -14,7 +14,7 @@ def space_data(spec: SpaceSpec) -> dict[str, Any]:
         "base": _model(spec.base),
         "sources": {name: _model(ref) for name, ref in spec.sources.items()},
         "tokenizer": spec.tokenizer,
-        "chat_template": spec.chat_template or "auto",
+        "chat_template": spec.chat_template,
         "layers": spec.layers if isinstance(spec.layers, int | str) else [list(r) for r in spec.layers],
         "modules": spec.modules,
         "interpolate": spec.interpolate,

@@ -67,7 +67,7 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
         methods=methods,
         fitness=resolve(parts["fitness"].text(), parts["fitness"].where.file),
         tokenizer=_tokenizer(parts["tokenizer"], sources) if "tokenizer" in parts else "base",
-        chat_template=_chat_template(parts.get("chat_template")),
+        chat_template=_chat_template(parts.get("chat_template"), sources),
         dtype=parts["dtype"].one_of(_DTYPES, "dtype") if "dtype" in parts else None,
         layers=_layers(parts["layers"]) if "layers" in parts else 1,
         modules=modules,
@@ -95,10 +95,13 @@ def _tokenizer(node: Node, sources: dict[str, ModelRef]) -> str:
     return node.one_of(["base", "union", *sources], "tokenizer policy")
 
 
-def _chat_template(node: Node | None) -> str | None:
-    if node is None or node.value is None or node.value == "auto":
-        return None
-    return node.text()
+def _chat_template(node: Node | None, sources: Collection[str]) -> str:
+    if node is None or node.value is None:
+        return "auto"
+    text = node.text()
+    if "{" not in text:
+        node.one_of(["auto", *sources], "chat template (neither a source nor a Jinja text)")
+    return text
 
 
 def _layers(node: Node) -> int | str | tuple[tuple[int, int], ...]:

@@ -40,6 +40,15 @@ class Space:
         """The genome of every gene's `init`."""
         return {d.key: d.tidy(d.init) for d in self.dimensions}
 
+    @property
+    def chat_template(self) -> str:
+        """As recipes say it: "auto", a source's reference, or a Jinja text."""
+        return self._reference(self.spec.chat_template)
+
+    def _reference(self, word: str) -> str:
+        """A source's reference for its name; any other word as it is."""
+        return self.models.sources.get(word, word)
+
     def parent(self, reference: str) -> Recipe:
         """A checkpoint as it is."""
         inputs = (Input(reference),)
@@ -113,15 +122,14 @@ class Space:
         parameters: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> Document:
-        policy = self.spec.tokenizer
         return Document(
             method=method,
             slices=slices,
             base=base,
             parameters=parameters or {},
             out_dtype=self.models.dtype,
-            tokenizer_source=None if policy == "base" else self.models.sources.get(policy, policy),
-            chat_template=self.spec.chat_template,
+            tokenizer_source=None if self.spec.tokenizer == "base" else self._reference(self.spec.tokenizer),
+            chat_template=self.chat_template if name is None else None,
             name=name,
             seed=int(self.spec.optimizer.get("seed", 0)) if METHODS[method].stochastic else 0,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from evomerge.merge.bank import SourceBank
 from evomerge.merge.materialize import Resident
+from evomerge.merge.stream import chat_template_of
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.suite import Suite
 from evomerge.study.observer import Observer
@@ -38,6 +39,10 @@ class Workbench:
         for checkpoint in plan.checkpoints.values():
             bank.load(bank.add(checkpoint).reference)
         resident = Resident(plan.base, bank, plan.space.models.dtype, device)
+        models = {checkpoint.resolved(): checkpoint for checkpoint in plan.checkpoints.values()}
+        template = chat_template_of(plan.space.chat_template, models, plan.base)
+        if template is not None:
+            resident.tokenizer.chat_template = template
         observer.phase("building the tasks")
         suite = Suite.build(plan.fitness, resident.model, resident.tokenizer)
         return cls(resident, suite)

@@ -12,6 +12,8 @@ from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import FitnessSpec
 from evomerge.merge.bank import SourceBank
 from evomerge.merge.materialize import Resident
+from evomerge.merge.plan import plan
+from evomerge.merge.stream import tokenizer_of
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import OBJECTIVES, load
@@ -70,6 +72,9 @@ def evaluate(
     observer.phase("loading the model")
     shape = Checkpoint.open(_shape(recipe, model))
     resident = Resident(bank.add(shape), bank, _dtype(recipe, shape), choose_device(device))
+    template = tokenizer_of(recipe.output, plan(recipe, bank.open))[1] if recipe else None
+    if template is not None:
+        resident.tokenizer.chat_template = template
     observer.phase("building the tasks")
     suite = Suite.build(spec, resident.model, resident.tokenizer, split)
     measured = {}
