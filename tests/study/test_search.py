@@ -233,3 +233,62 @@ def test_environment_names_versions_and_fingerprints(tiny_study: Study) -> None:
     environment = json.loads(RunFolder.named("space").environment.read_text())
     assert set(environment["identity"]["checkpoints"]) == {"base", "one", "two"}
     assert environment["versions"]["torch"]
+
+
+def test_resume_without_the_original_files_uses_the_runs_own_copies(tiny_study: Study) -> None:
+    space = tiny_study()
+    evomerge.search(space, run="whole", trials=9)
+    evomerge.search(space, run="cut", trials=6)
+    space.unlink()
+    evomerge.resume("cut", trials=9)
+    assert facts("cut") == facts("whole")
+
+
+CALLABLE = '''
+import torch
+
+def score(model, tokenizer, items):
+    """1 where the model gives the first letter after the prompt more than chance."""
+    found = []
+    for item in items:
+        ids = tokenizer(item["question"], return_tensors="pt").input_ids
+        with torch.no_grad():
+            last = model(ids).logits[0, -1].softmax(-1)
+        found.append(float(last[tokenizer(item["choices"][0].strip()).input_ids[0]] > 1 / 13))
+    return found
+'''
+
+
+def test_a_python_slice(tiny_study: Study) -> None:
+    def custom(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        fitness["slices"]["own"] = {"python": "mine:score", "data": "tasks/tiny_a.jsonl", "floor": 0.0}
+
+    space = tiny_study(custom)
+    space.with_name("mine.py").write_text(CALLABLE)
+    evomerge.search(space, run="whole", trials=8)
+    evomerge.search(space, run="cut", trials=6)
+    evomerge.resume("cut", trials=8)
+    assert facts("cut") == facts("whole")
+    assert all(0 <= t.scores["own"] <= 1 for t in evomerge.status("cut").search.trials)
+
+
+def test_slerp_of_base_and_one_source(tiny_study: Study) -> None:
+    def path(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        del space["sources"]["two"]
+        space["genes"] = {"method": "slerp", "t": {"low": 0.0, "high": 1.0, "per": ["layers"]}}
+        space.update(layers="each", interpolate=True)
+
+    result = evomerge.search(tiny_study(path), trials=8)
+    assert result.winner is not None
+    evomerge.export("space", "best.yaml")
+    assert checkpoint_digest(evomerge.merge("best.yaml", "out")) == result.winner.digest
+
+
+def test_bfloat16_output(tiny_study: Study) -> None:
+    def half(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["dtype"] = "bfloat16"
+
+    result = evomerge.search(tiny_study(half), trials=8)
+    assert result.winner is not None
+    evomerge.export("space", "best.yaml")
+    assert checkpoint_digest(evomerge.merge("best.yaml", "out")) == result.winner.digest
