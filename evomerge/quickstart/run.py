@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +46,8 @@ def quickstart(
     root = Path(folder)
     try:
         lay_out(root)
-        prepare(root, observer.progress)
+        with _few_threads():
+            prepare(root, observer.progress)
     except OSError as error:
         raise InputError(f"cannot write there ({error})", "choose another --dir", Where(root)) from None
     result = search(root / SPACE, run=next_run(root), trials=trials, device=device, observer=observer)
@@ -54,6 +57,19 @@ def quickstart(
     export(result.folder.path, recipe)
     merge(recipe, checkpoint, progress=observer.progress)
     return Quickstart(result, recipe, checkpoint)
+
+
+@contextmanager
+def _few_threads() -> Iterator[None]:
+    """At most two threads: the models are so small that more wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def lay_out(root: Path) -> None:
