@@ -123,7 +123,7 @@ def _finish(options: argparse.Namespace, result: Any) -> int:
 def _verdict(result: Any) -> str:
     from evomerge.report.tables import closest, describe, missed_floors
 
-    name = result.folder.name
+    name = result.folder.handle
     if result.winner:
         return f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`"
     last = closest(result.holdout)

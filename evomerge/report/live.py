@@ -47,7 +47,7 @@ class LineView(Observer):
         self.console = console
         self._clock = Clock(0, None)
         self._signs: Mapping[str, int] = {}
-        self._message = ""
+        self._message, self._said = "", 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -62,8 +62,9 @@ class LineView(Observer):
         self.say(f"{message} ...")
 
     def progress(self, message: str, done: float) -> None:
-        if message != self._message:
-            self._message = message
+        now = time.monotonic()
+        if message != self._message and (now - self._said > 1.0 or done >= 1.0):
+            self._message, self._said = message, now
             self.say(f"{message} ({done:.0%})")
 
     def warn(self, message: str) -> None:

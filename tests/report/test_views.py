@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import evomerge
 from rich.console import Console
 
+import evomerge
 from evomerge.report.live import LineView, LiveView, view
 from evomerge.report.tables import result_table, status_table
 
