@@ -133,8 +133,8 @@ def kill(space: Path, kills: int) -> int:
         if attempt == kills:
             process.wait()
             break
-        wait_for_trials(root / "pieces", done + 1, process)
-        time.sleep(draw.uniform(0.0, 8.0))
+        wait_for_trials(root / "pieces", done + draw.randint(0, 12), process)
+        time.sleep(draw.uniform(0.0, 3.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
         trials = status(root / "pieces").search.trials

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evomerge.quickstart.run import quickstart
+    from evomerge.demo.run import quickstart
     from evomerge.study.evaluate import evaluate
     from evomerge.study.search import resume, search
     from evomerge.study.status import export, runs, status
@@ -23,7 +23,7 @@ __all__ = ["evaluate", "export", "merge", "quickstart", "resume", "runs", "searc
 _HOMES = {
     "evaluate": "evomerge.study.evaluate",
     "export": "evomerge.study.status",
-    "quickstart": "evomerge.quickstart.run",
+    "quickstart": "evomerge.demo.run",
     "resume": "evomerge.study.search",
     "runs": "evomerge.study.status",
     "search": "evomerge.study.search",

@@ -203,7 +203,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _quickstart(options: argparse.Namespace) -> int:
-    from evomerge.quickstart.run import next_run, quickstart
+    from evomerge.demo.run import next_run, quickstart
 
     folder = Path(options.dir)
     options.run_in_progress = next_run(folder)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "evomerge"
 FLOORS = [
     ["cli", "__main__"],
-    ["quickstart"],
+    ["demo"],
     ["report"],
     ["study"],
     ["optimize"],

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.quickstart import data
+from evomerge.demo import data
 
 Report = Callable[[str, float], None]
 

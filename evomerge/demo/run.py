@@ -11,7 +11,7 @@ from pathlib import Path
 import evomerge
 from evomerge.errors import InputError, Where
 from evomerge.merge.stream import merge
-from evomerge.quickstart.train import prepare
+from evomerge.demo.train import prepare
 from evomerge.study.observer import Observer
 from evomerge.study.search import Result, search
 from evomerge.study.status import export

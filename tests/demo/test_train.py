@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evomerge.quickstart import data
-from evomerge.quickstart.train import MODELS, Course, Settings, prepare
+from evomerge.demo import data
+from evomerge.demo.train import MODELS, Course, Settings, prepare
 
 SHORT = Course(2, 1e-3)
 SETTINGS = Settings(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.quickstart import data
+from evomerge.demo import data
 
 FOLDER = Path(__file__).parents[2] / "fitness" / "quickstart"
 DOMAINS = pytest.mark.parametrize("domain", data.DOMAINS)
