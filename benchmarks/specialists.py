@@ -75,15 +75,15 @@ def search(space: Path) -> int:
     from evomerge.report.live import view
     from evomerge.report.tables import describe, standing_table
     from evomerge.study.bench import Workbench
+    from evomerge.study.launch import Launch
     from evomerge.study.observer import Observer
-    from evomerge.study.prepare import prepare
     from evomerge.study.trial import Trial
 
     started = time.perf_counter()
     with view(Console(stderr=True)) as observer:
         result = evomerge.search(space, run=str(space.parent / "run"), observer=observer)
     seconds = time.perf_counter() - started
-    plan = prepare(space)
+    plan = Launch(str(space)).plan()
     bench = Workbench.load(plan, "cpu", Observer())
     standing = result.holdout
     ladder = []

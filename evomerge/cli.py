@@ -17,7 +17,7 @@ from typing import Any
 from evomerge import __version__
 from evomerge.errors import EvomergeError, InputError, Where
 
-DONE, NO, WRONG, INTERRUPTED = 0, 1, 2, 130
+DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 Handler = Callable[[argparse.Namespace], int]
 
 
@@ -32,11 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EvomergeError as error:
         return _complain(str(error), NO)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return _complain(_how_to_go_on(options), INTERRUPTED, "interrupted")
     except BrokenPipeError:
         # Whoever read our output left: nothing to say to, and nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NO
+        return PIPE_CLOSED
+    except OSError as error:
+        return _complain(f"{error.filename or 'the system'}: {error.strerror or error}", WRONG)
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -85,11 +88,11 @@ def _search(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     from evomerge.study.check import check
+    from evomerge.study.launch import launch_settings
 
-    settings = list(options.settings)
-    settings += [f"optimizer.seed={options.seed}"] if options.seed is not None else []
+    settings = [*options.settings, *launch_settings(options.trials, _seconds(options.time), options.seed)]
     fitness = Path(options.fitness) if options.fitness else None
-    facts = check(Path(options.space), settings, options.optimizer, fitness)
+    facts = check(Path(options.space), settings, options.optimizer, fitness, options.run)
     return _print(options, facts, lambda: "\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 
@@ -108,12 +111,12 @@ def _resume(options: argparse.Namespace) -> int:
     return _finish(options, result)
 
 
-def _finish(options: argparse.Namespace, result: Any) -> int:
+def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | None = None) -> int:
     """The end of a search: the table, and what to do next."""
     from evomerge.report import tables
 
     if options.json:
-        _print(options, tables.result_data(result))
+        _print(options, {**tables.result_data(result), **(files or {})})
     else:
         _show(tables.result_table(result))
         print(_verdict(result))
@@ -135,6 +138,7 @@ def _verdict(result: Any) -> str:
 
 def _status(options: argparse.Namespace) -> int:
     from evomerge.report import tables
+    from evomerge.study.folder import is_name
     from evomerge.study.status import runs, status
 
     if options.run is None:
@@ -142,13 +146,14 @@ def _status(options: argparse.Namespace) -> int:
         if options.json:
             return _print(options, [tables.status_data(s) for s in states])
         return _show(tables.runs_table(states)) if states else _say(f"no runs in {options.runs}")
-    state = status(options.run)
+    state = status(Path(options.runs) / options.run if is_name(options.run) else options.run)
     if options.json:
         return _print(options, tables.status_data(state))
-    done = sum(t.state != "running" for t in state.search.trials)
     failed = sum(t.state == "failed" for t in state.search.trials)
     winner = f"winner {state.winner.name}" if state.winner else ("no winner" if state.finished else "not finished")
-    print(f"run {state.folder.name}: {done}/{state.budget.get('trials', '?')} trials, {failed} failed, {winner}")
+    print(
+        f"run {state.folder.name}: {state.done}/{state.budget.get('trials') or '-'} trials, {failed} failed, {winner}"
+    )
     return _show(tables.status_table(state))
 
 
@@ -209,9 +214,10 @@ def _quickstart(options: argparse.Namespace) -> int:
     options.run_in_progress = next_run(folder)
     with _view() as observer:
         result = quickstart(folder, trials=options.trials, device=options.device, observer=observer)
-    code = _finish(options, result.search)
-    if result.checkpoint is not None and not options.json:
-        print(f"recipe      {result.recipe}\ncheckpoint  {result.checkpoint}")
+    files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}
+    code = _finish(options, result.search, files)
+    if not options.json:
+        print("\n".join(f"{what:11} {file}" for what, file in files.items()))
     return code
 
 
@@ -229,8 +235,11 @@ def _view() -> Any:
 def _show(table: Any) -> int:
     from rich.console import Console
 
-    # A pipe has no width: wide enough that nothing is cut.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console()
+    if not sys.stdout.isatty():
+        # A pipe has no width: wide enough that nothing is cut.
+        console = Console(width=max(100, Console(width=10_000).measure(table).maximum))
+    console.print(table)
     return DONE
 
 

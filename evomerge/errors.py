@@ -16,11 +16,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Where:
-    """A place in an input: a file, a line in it (from 1), a dotted key; any part may be unknown."""
+    """A place in an input: a file, a line in it (from 1), a dotted key; any part may be unknown. `folder` is where
+    relative paths there start; by default the file's own."""
 
     file: Path | str | None = None
     line: int | None = None
     key: str | None = None
+    folder: Path | None = None
 
     def __str__(self) -> str:
         parts = [str(self.file)] if self.file is not None else []

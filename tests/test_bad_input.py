@@ -321,3 +321,32 @@ def test_relative_floor_without_its_reference(tiny_study: Study, complaint: Chec
 def test_no_such_device(tiny_study: Study, complaint: Check) -> None:
     tiny_study()
     assert "no device 'cuda:7' here" in complaint("search", "space.yaml", "--device", "cuda:7")
+
+
+@pytest.mark.parametrize("value", ["2024-99-99", '!!int "abc"', "&a [*a]", "!!float x", '"a\\0b"'])
+def test_odd_yaml_values(value: str, tiny_study: Study, complaint: Check) -> None:
+    space = tiny_study()
+    space.write_text(space.read_text().replace("base: models/base", f"base: {value}"))
+    assert "space.yaml" in complaint("search", "space.yaml")
+
+
+def test_export_to_a_bad_place(tiny_study: Study, complaint: Check) -> None:
+    tiny_study()
+    evomerge.search("space.yaml", trials=6)
+    for place in ("no/such/x.yaml", "models"):
+        assert "--output: cannot write" in complaint(
+            "export", "space", "--allow-infeasible", "-o", place, wrote_nothing=False
+        )
+
+
+def test_runs_that_cannot_be_made(tiny_study: Study, complaint: Check) -> None:
+    tiny_study()
+    Path("runs").write_text("a file")
+    assert "no folder that can be written" in complaint("search", "space.yaml", wrote_nothing=False)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--trials", "0"), ("--trials", "-3"), ("--time", "3x"), ("--time", "0s")])
+def test_budgets_that_are_none(flag: str, value: str, tiny_study: Study, complaint: Check) -> None:
+    tiny_study()
+    assert f"error: {flag}: " in complaint("search", "space.yaml", flag, value)
+    assert f"error: {flag}: " in complaint("search", "space.yaml", flag, value, "--dry-run")

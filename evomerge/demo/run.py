@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import evomerge
+from evomerge.demo.train import prepare
 from evomerge.errors import InputError, Where
 from evomerge.merge.stream import merge
-from evomerge.demo.train import prepare
 from evomerge.study.observer import Observer
 from evomerge.study.search import Result, search
 from evomerge.study.status import export
@@ -79,10 +79,12 @@ def lay_out(root: Path) -> None:
         if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
+        whole = target.with_name(f".{target.name}.partial")
         if source.is_dir():
-            shutil.copytree(source, target)
+            shutil.copytree(source, whole, dirs_exist_ok=True)
         else:
-            shutil.copyfile(source, target)
+            shutil.copyfile(source, whole)
+        whole.rename(target)
 
 
 def _starter() -> Path:

@@ -18,24 +18,28 @@ def read_model(node: Node) -> ModelRef:
     """A checkpoint: a path relative to the file, a hub id ``org/name[@revision]``, or ``{path, revision}``."""
     if isinstance(node.value, dict):
         parts = node.mapping(["path"], ["revision"])
-        text = parts["path"].text()
-        revision = parts["revision"].text() if "revision" in parts else None
-    else:
-        text, _, tail = node.text().partition("@")
-        revision = tail or None
-    folder = resolve(text, node.where.file)
-    # An existing folder wins over a hub id of the same spelling, as in transformers.
-    if not folder.is_dir() and _HUB_ID.match(text):
-        return ModelRef(text, revision, node.where)
+        model = read_model(parts["path"])
+        if "revision" not in parts:
+            return model
+        if model.local:
+            parts["revision"].fail("a folder has no revision", "remove it, or give a hub id as the path")
+        return ModelRef(model.path, parts["revision"].text(), node.where)
+    name, _, revision = node.text().partition("@")
+    folder = resolve(node)
+    # An existing folder wins over a hub id of the same spelling, as in transformers; folders may have an @.
+    if not folder.is_dir() and _HUB_ID.match(name):
+        return ModelRef(name, revision or None, node.where)
     return ModelRef(str(folder), None, node.where)
 
 
-def resolve(text: str, file: Path | str | None) -> Path:
-    """`text` as an absolute path; relative ones start at the folder of `file`."""
-    path = Path(text).expanduser()
-    if not path.is_absolute() and isinstance(file, Path):
-        path = file.absolute().parent / path
-    return Path(path.absolute().as_posix()).resolve()
+def resolve(node: Node, text: str | None = None) -> Path:
+    """The absolute path that a node (or `text` in its place) names; relative ones start at the folder of its file."""
+    named = node.text() if text is None else text
+    if any(not c.isprintable() for c in named):
+        node.fail(f"{named!r} holds characters that no path can have", "check the path")
+    file = node.where.file
+    start = node.where.folder or (file.absolute().parent if isinstance(file, Path) else Path.cwd())
+    return (start / Path(named).expanduser()).resolve()
 
 
 def read_seconds(node: Node) -> float:

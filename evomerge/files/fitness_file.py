@@ -24,11 +24,12 @@ _KEYS = ("include", "objective", "split", "confidence", "batch_size")
 _SLICE_KEYS = ("task", "python", "data", "metric", "direction", "floor", "weight", "items", *_OPTIONS)
 
 
-def read_fitness(file: Path, settings: Sequence[str] = ()) -> FitnessSpec:
-    """Read and validate a fitness file. `settings` are ``key=value`` overrides. Raises InputError."""
+def read_fitness(file: Path, settings: Sequence[str] = (), folder: Path | None = None) -> FitnessSpec:
+    """Read and validate a fitness file. `settings` are ``key=value`` overrides, with paths relative to `folder`
+    (default: the current one). Raises InputError."""
     root = load(file)
     for setting in settings:
-        override(root, setting)
+        override(root, setting, folder)
     return fitness_from(root, file)
 
 
@@ -65,7 +66,7 @@ def _include(node: Node | None) -> tuple[Path, ...]:
     entries = node.sequence() if isinstance(node.value, list) else [node]
     folders = []
     for entry in entries:
-        folder = resolve(entry.text(), entry.where.file)
+        folder = resolve(entry)
         if not folder.is_dir():
             entry.fail(f"no such folder: {folder}", "name a folder that holds lm-eval task YAML")
         folders.append(folder)
@@ -101,7 +102,8 @@ def _slice(name: str, node: Node) -> SliceSpec:
         name=name,
         task=parts["task"].text() if "task" in parts else None,
         python=parts["python"].text() if "python" in parts else None,
-        data=resolve(parts["data"].text(), node.where.file) if "data" in parts else None,
+        script=_script(parts["python"]) if "python" in parts else None,
+        data=resolve(parts["data"]) if "data" in parts else None,
         metric=parts["metric"].text() if "metric" in parts else None,
         direction=cast(Literal["higher", "lower"] | None, direction),
         floor=_floor(parts["floor"]) if "floor" in parts else None,
@@ -114,7 +116,7 @@ def _slice(name: str, node: Node) -> SliceSpec:
 
 
 def _check_callable(node: Node, parts: dict[str, Node]) -> None:
-    module, colon, function = parts["python"].text().partition(":")
+    module, colon, function = parts["python"].text().rpartition(":")
     if not colon or not module.strip() or not function.isidentifier():
         parts["python"].fail(f"{parts['python'].value!r} is not module:function", "write for example my_fitness:score")
     if "data" not in parts:
@@ -122,6 +124,12 @@ def _check_callable(node: Node, parts: dict[str, Node]) -> None:
     for key in _OPTIONS:
         if key in parts:
             parts[key].fail("only goes with an lm-eval `task`", "remove it")
+
+
+def _script(node: Node) -> Path:
+    """The file of ``module:function`` (beside the fitness file) or ``path/to/file.py:function``."""
+    module = node.text().rpartition(":")[0]
+    return resolve(node, module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
 
 
 def _floor(node: Node) -> FloorSpec | None:

@@ -96,7 +96,7 @@ def as_number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -162,7 +162,9 @@ def parse_documents(text: str, file: Path | str) -> list[Node]:
             return [_build(n, loader, file, None) for n in _compose_all(loader)]
         finally:
             loader.dispose()
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise InputError("is not valid YAML (it refers to itself)", "write the values out", Where(file)) from None
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None
         problem = getattr(error, "problem", None) or str(error)
@@ -203,10 +205,11 @@ def _build(node: yaml.Node, loader: yaml.SafeLoader, file: Path | str, key: str 
     return Node(loader.construct_object(node, deep=True), where)
 
 
-def override(root: Node, setting: str) -> None:
-    """Apply one ``dotted.key=value`` setting (the value is YAML) to a tree, creating the mappings on its way."""
+def override(root: Node, setting: str, folder: Path | None = None) -> None:
+    """Apply one ``dotted.key=value`` setting (the value is YAML) to a tree, creating the mappings on its way. Paths in
+    it start at `folder`, by default the current one."""
     dotted, equals, text = setting.partition("=")
-    where = Where("--set", None, dotted.strip() or None)
+    where = Where("--set", None, dotted.strip() or None, folder)
     if not equals or not dotted.strip():
         raise InputError(f"{setting!r} has no `key=value`", "write for example --set budget.trials=50", where)
     parsed = parse_documents(text, "--set") or [Node(None, where)]
@@ -220,7 +223,7 @@ def override(root: Node, setting: str) -> None:
         target = target.value.setdefault(key, Node({}, where))
     if not isinstance(target.value, dict):
         raise InputError("runs through a value that is not a mapping", "check the key", where)
-    target.value[keys[-1]] = _relabel(parsed[0], where)
+    target.value[keys[-1]] = from_data(parsed[0].data, where)
 
 
 def _spell_out(parent: dict[str, Node], key: str, name: str) -> None:
@@ -228,12 +231,3 @@ def _spell_out(parent: dict[str, Node], key: str, name: str) -> None:
     node = parent.get(key)
     if node is not None and isinstance(node.value, str):
         parent[key] = Node({name: node}, node.where)
-
-
-def _relabel(node: Node, where: Where) -> Node:
-    value = node.value
-    if isinstance(value, dict):
-        value = {k: _relabel(n, Where("--set", None, join(where.key, k))) for k, n in value.items()}
-    elif isinstance(value, list):
-        value = [_relabel(n, Where("--set", None, join(where.key, i))) for i, n in enumerate(value)]
-    return Node(value, where)

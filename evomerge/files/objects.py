@@ -60,7 +60,7 @@ class SpaceSpec:
     interpolate: bool = False
     fixed: dict[str, float | bool] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
-    trials: int = 100
+    trials: int | None = 100
     seconds: float | None = None
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 
@@ -85,13 +85,15 @@ class FloorSpec:
 class SliceSpec:
     """One slice: an lm-eval `task`, or a `python` callable ("module:function") with `data` (a JSONL file).
 
-    `items` caps the number of items of each split. `options` holds what is handed to lm-eval as it is:
-    num_fewshot, filter, apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs, add_bos_token.
+    `script` is the callable's file. `items` caps the number of items of each split. `options` is handed to lm-eval as
+    it is: num_fewshot, filter, apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs,
+    add_bos_token.
     """
 
     name: str
     task: str | None = None
     python: str | None = None
+    script: Path | None = None
     data: Path | None = None
     metric: str | None = None
     direction: Literal["higher", "lower"] | None = None
@@ -101,6 +103,11 @@ class SliceSpec:
     options: dict[str, Any] = field(default_factory=dict)
     where: Where = field(default=Where(), compare=False)
     lines: dict[str, Where] = field(default_factory=dict, compare=False)
+
+    @property
+    def function(self) -> str:
+        """The callable's name in its file."""
+        return (self.python or "").rpartition(":")[2]
 
     def at(self, key: str) -> Where:
         return self.lines.get(key, self.where)

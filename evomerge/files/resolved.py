@@ -21,7 +21,7 @@ def space_data(spec: SpaceSpec) -> dict[str, Any]:
         "genes": _genes(spec),
         "fixed": spec.fixed,
         "optimizer": spec.optimizer,
-        "budget": {"trials": spec.trials, **({"time": spec.seconds} if spec.seconds else {})},
+        "budget": {"trials": spec.trials, "time": spec.seconds},
         "fitness": str(spec.fitness),
     }
     if spec.dtype:
@@ -63,7 +63,7 @@ def fitness_data(spec: FitnessSpec) -> dict[str, Any]:
 def _slice(piece: SliceSpec) -> dict[str, Any]:
     given = {
         "task": piece.task,
-        "python": piece.python,
+        "python": f"{piece.script}:{piece.function}" if piece.script else None,
         "data": str(piece.data) if piece.data else None,
         "metric": piece.metric,
         "direction": piece.direction,

@@ -28,13 +28,18 @@ _SEARCHABLE = tuple(name for name in METHODS if name != "passthrough")
 
 
 def read_space(
-    file: Path, settings: Sequence[str] = (), optimizer: str | None = None, fitness: Path | None = None
+    file: Path,
+    settings: Sequence[str] = (),
+    optimizer: str | None = None,
+    fitness: Path | None = None,
+    folder: Path | None = None,
 ) -> SpaceSpec:
-    """Read and validate a search-space file. `settings` are ``key=value`` overrides; `optimizer` and `fitness`
-    replace what the file names. Raises InputError with file, line and key."""
+    """Read and validate a search-space file. `settings` are ``key=value`` overrides, with paths relative to `folder`
+    (default: the current one); `optimizer` and `fitness` replace what the file names. Raises InputError with file,
+    line and key."""
     root = load(file)
     for setting in settings:
-        override(root, setting)
+        override(root, setting, folder)
     parts = root.mapping()
     if optimizer is not None:
         parts["optimizer"] = _other_optimizer(parts.get("optimizer"), optimizer)
@@ -65,7 +70,7 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
         sources=sources,
         genes=genes,
         methods=methods,
-        fitness=resolve(parts["fitness"].text(), parts["fitness"].where.file),
+        fitness=resolve(parts["fitness"]),
         tokenizer=_tokenizer(parts["tokenizer"], sources) if "tokenizer" in parts else "base",
         chat_template=_chat_template(parts.get("chat_template"), sources),
         dtype=parts["dtype"].one_of(_DTYPES, "dtype") if "dtype" in parts else None,
@@ -138,15 +143,13 @@ def _modules(node: Node | None) -> dict[str, str]:
     return modules
 
 
-def _budget(node: Node | None) -> tuple[int, float | None]:
-    if node is None:
-        return 100, None
-    parts = node.mapping((), ("trials", "time"))
-    time = parts.get("time")
-    return (
-        parts["trials"].integer(1) if "trials" in parts else (10**9 if time else 100),
-        read_seconds(time) if time and time.value is not None else None,
-    )
+def _budget(node: Node | None) -> tuple[int | None, float | None]:
+    """Trials (None: no limit) and seconds (None: no limit); at least one of them limits."""
+    parts = node.mapping((), ("trials", "time")) if node is not None else {}
+    given = {key: child for key, child in parts.items() if child.value is not None}
+    seconds = read_seconds(given["time"]) if "time" in given else None
+    trials = given["trials"].integer(1) if "trials" in given else None
+    return (100 if trials is None and seconds is None else trials), seconds
 
 
 def _optimizer(node: Node | None) -> dict[str, Any]:

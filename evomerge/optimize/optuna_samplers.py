@@ -27,7 +27,7 @@ class _Sampled(Sequential):
 
     def __init__(self, dimensions: Sequence[Dimension], seed: int) -> None:
         super().__init__(dimensions, seed)
-        self._distributions = {d.key: _distribution(d) for d in self.dimensions}
+        self._distributions = {d.key: distribution(d) for d in self.dimensions}
 
     @abstractmethod
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler: ...
@@ -96,7 +96,8 @@ class _Told(FrozenTrial):
         return copy.copy(self)
 
 
-def _distribution(dimension: Dimension) -> BaseDistribution:
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """The dimension as Optuna writes it."""
     if dimension.choices:
         return CategoricalDistribution(dimension.choices)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)

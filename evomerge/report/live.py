@@ -22,7 +22,7 @@ from evomerge.study.trial import Trial
 class Clock:
     """Seconds that are left, by the mean of the trials of this session and by the budget of time."""
 
-    def __init__(self, trials: int, seconds: float | None) -> None:
+    def __init__(self, trials: int | None, seconds: float | None) -> None:
         self.trials, self.seconds = trials, seconds
         self._started = time.monotonic()
         self._finished = 0
@@ -34,9 +34,9 @@ class Clock:
         if not self._finished:
             return "?"
         elapsed = time.monotonic() - self._started
-        left = elapsed / self._finished * max(0, self.trials - done)
-        if self.seconds is not None:
-            left = min(left, max(0.0, self.seconds - elapsed))
+        limits = [] if self.trials is None else [elapsed / self._finished * max(0, self.trials - done)]
+        limits += [] if self.seconds is None else [max(0.0, self.seconds - elapsed)]
+        left = min(limits, default=0.0)
         return f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"
 
 
@@ -48,6 +48,7 @@ class LineView(Observer):
         self._clock = Clock(0, None)
         self._signs: Mapping[str, int] = {}
         self._message, self._said = "", 0.0
+        self._gone = False
 
     def __enter__(self) -> Self:
         return self
@@ -56,7 +57,13 @@ class LineView(Observer):
         pass
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if self._gone:
+            return
+        try:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        except BrokenPipeError:
+            # Whoever watched has left; the study has not.
+            self._gone = True
 
     def phase(self, message: str) -> None:
         self.say(f"{message} ...")
@@ -70,16 +77,17 @@ class LineView(Observer):
     def warn(self, message: str) -> None:
         self.say(f"warning: {message}")
 
-    def launched(self, run: str, trials: int, seconds: float | None, signs: Mapping[str, int]) -> None:
+    def launched(self, run: str, trials: int | None, seconds: float | None, signs: Mapping[str, int]) -> None:
         self._clock, self._signs = Clock(trials, seconds), signs
-        self.say(f"run {run}: {trials} trials on {', '.join(signs)}")
+        self.say(f"run {run}: {trials or 'any number of'} trials on {', '.join(signs)}")
 
     def trial_finished(self, trial: Trial, standing: Standing) -> None:
         self._clock.tick()
         done = sum(t.state != "running" for t in standing.trials)
         best = standing.best()
         top = f"best feasible {number(best.objective)} ({describe(best)})" if best else "none feasible yet"
-        self.say(f"[{done}/{self._clock.trials}] {self._line(trial, standing)} | {top} | left {self._clock.left(done)}")
+        count = f"[{done}/{self._clock.trials or '-'}]"
+        self.say(f"{count} {self._line(trial, standing)} | {top} | left {self._clock.left(done)}")
 
     def holdout_scored(self, name: str, done: int, total: int) -> None:
         self.say(f"holdout [{done}/{total}] {name}")
@@ -89,7 +97,7 @@ class LineView(Observer):
             return f"{describe(trial)} failed: {trial.reason}"
         scores = " ".join(f"{name} {self._signs.get(name, 1) * value:.4f}" for name, value in trial.scores.items())
         missed = [v.slice for v in standing.verdicts(trial) if not v.passed]
-        floors = f"misses {', '.join(missed)}" if missed else ("passes" if standing.gates else "")
+        floors = f"misses {', '.join(missed)}" if missed else ("passes" if standing.settled else "")
         return f"{describe(trial)}: {scores} {floors}".rstrip()
 
 
@@ -121,7 +129,7 @@ class LiveView(LineView):
     def phase(self, message: str) -> None:
         self._draw(message)
 
-    def launched(self, run: str, trials: int, seconds: float | None, signs: Mapping[str, int]) -> None:
+    def launched(self, run: str, trials: int | None, seconds: float | None, signs: Mapping[str, int]) -> None:
         self._clock, self._signs = Clock(trials, seconds), signs
         self._bar.update(self._task, description=f"run {run}", total=trials, visible=True)
         self._draw()
@@ -143,7 +151,7 @@ class LiveView(LineView):
         self._bar.update(self._task, completed=done, note=f"left {self._clock.left(done)}")
         if trial.state == "failed":
             self.warn(f"{describe(trial)} failed: {trial.reason}")
-        if standing.gates:
+        if standing.settled:
             rows = [(describe(t), t) for t in standing.trials if t.label == "base"]
             rows += [(describe(t), t) for t in standing.merges()[:3]]
             self._table = Group(standing_table("best so far (search split)", standing, rows, {}, spread=False))

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from evomerge.scoring.gates import Verdict
 from evomerge.study.standing import Standing
-from evomerge.study.status import Status
+from evomerge.study.status import Status, Unreadable
 from evomerge.study.trial import UNIFORM, Trial
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def _cells(standing: Standing, trial: Trial, spread: bool) -> list[Text]:
 def _mark(standing: Standing, trial: Trial) -> Text:
     if trial.state != "complete":
         return Text("failed", style="red")
+    if not standing.settled:
+        return Text("-")
     return Text("pass", style="green") if standing.outcome(trial).feasible else Text("miss", style="red")
 
 
@@ -83,7 +85,10 @@ def result_table(result: Result) -> Table:
     if last is not None:
         rows.append((f"{'winner' if result.winner else 'closest'}: {describe(last)}", last))
     metrics = {name: piece.metric for name, piece in result.slices.items()}
-    return standing_table("Scores on the holdout split, which the search never saw", standing, rows, metrics)
+    title = "Scores on the holdout split, which the search never saw"
+    if result.confidence is not None:
+        title += f"; floors are held against {result.confidence:.0%} lower bounds"
+    return standing_table(title, standing, rows, metrics)
 
 
 def closest(standing: Standing) -> Trial | None:
@@ -93,12 +98,14 @@ def closest(standing: Standing) -> Trial | None:
 
 def missed_floors(standing: Standing, trial: Trial) -> str:
     """The floors that a trial missed, in words."""
-    return "; ".join(_missed(v, standing.gates[v.slice].sign) for v in standing.verdicts(trial) if not v.passed)
+    return "; ".join(_missed(standing, trial, v) for v in standing.verdicts(trial) if not v.passed)
 
 
-def _missed(verdict: Verdict, sign: int) -> str:
+def _missed(standing: Standing, trial: Trial, verdict: Verdict) -> str:
+    sign, name = standing.gates[verdict.slice].sign, verdict.slice
     floor = sign * verdict.floor if verdict.floor is not None else float("nan")
-    return f"{verdict.slice} {sign * verdict.score:.4f}, floor {floor:.4f}"
+    bound = f" (confidence bound {sign * trial.bounds[name]:.4f})" if name in trial.bounds else ""
+    return f"{name} {sign * trial.scores[name]:.4f}{bound}, floor {floor:.4f}"
 
 
 def status_table(state: Status, top: int = 10) -> Table:
@@ -110,21 +117,25 @@ def status_table(state: Status, top: int = 10) -> Table:
     return standing_table("Scores on the search split", standing, rows, metrics, spread=False)
 
 
-def runs_table(states: Sequence[Status]) -> Table:
+def runs_table(states: Sequence[Status | Unreadable]) -> Table:
     table = Table(header_style="bold")
     for column in ("run", "state", "trials", "best feasible", "winner"):
         table.add_column(column)
     for state in states:
-        done = sum(t.state != "running" for t in state.search.trials)
-        best = state.search.best()
-        table.add_row(
-            state.folder.name,
-            "finished" if state.finished else "unfinished",
-            f"{done}/{state.budget.get('trials', '?')}",
-            f"{number(best.objective)} ({best.name})" if best else "none",
-            state.winner.name if state.winner else ("none" if state.finished else "-"),
-        )
+        table.add_row(state.folder.name, *_run_cells(state))
     return table
+
+
+def _run_cells(state: Status | Unreadable) -> tuple[str, str, str, str]:
+    if not isinstance(state, Status):
+        return f"unreadable: {state.problem}", "", "", ""
+    best = state.search.best()
+    return (
+        "finished" if state.finished else "unfinished",
+        f"{state.done}/{state.budget.get('trials') or '-'}",
+        f"{number(best.objective)} ({best.name})" if best else "none",
+        state.winner.name if state.winner else ("none" if state.finished else "-"),
+    )
 
 
 def evaluated_table(result: Evaluated) -> Table:
@@ -155,7 +166,7 @@ def trial_data(standing: Standing, trial: Trial) -> dict[str, Any]:
         "scores": {name: signs.get(name, 1) * value for name, value in trial.scores.items()},
         "stderr": dict(trial.stderr),
         "objective": trial.objective,
-        "feasible": outcome.feasible if not outcome.failed else None,
+        "feasible": outcome.feasible if standing.settled and not outcome.failed else None,
         "missed": [v.slice for v in standing.verdicts(trial) if not v.passed],
         "genome": trial.genome,
         "recipe_id": trial.recipe_id,
@@ -178,17 +189,20 @@ def result_data(result: Result) -> dict[str, Any]:
         "closest": trial_data(result.holdout, closest_trial) if closest_trial and not winner else None,
         "holdout": standing_data(result.holdout),
         "trials": len(result.search.trials),
+        "confidence": result.confidence,
     }
 
 
-def status_data(state: Status) -> dict[str, Any]:
+def status_data(state: Status | Unreadable) -> dict[str, Any]:
+    if not isinstance(state, Status):
+        return {"run": str(state.folder.path), "problem": state.problem}
     return {
         "run": str(state.folder.path),
         "finished": state.finished,
         "budget": dict(state.budget),
         "winner": state.winner.number if state.winner else None,
         "search": standing_data(state.search),
-        "holdout": standing_data(state.holdout) if state.holdout else None,
+        "holdout": standing_data(state.release.standing) if state.release else None,
     }
 
 

@@ -32,10 +32,11 @@ class CallablePass:
     no item is on the search side of one and on the holdout side of the other."""
 
     def __init__(self, fitness: FitnessSpec, piece: SliceSpec, model: Any, tokenizer: Any) -> None:
-        check_callable(fitness, piece)
-        assert piece.data is not None  # check_callable saw it
+        check_callable(piece)
+        assert piece.data is not None  # check_callable saw them
+        assert piece.script is not None
         self.piece, self._model, self._tokenizer = piece, model, tokenizer
-        self._score = load_scorer(fitness.file.absolute().parent, piece)
+        self._score, self._script = load_scorer(piece.script, piece), piece.script
         self._items = read_items(piece.data)
         keys = [item_key(item) for item in self._items]
         self._labels = labels(keys)
@@ -71,8 +72,9 @@ class CallablePass:
         return numbers(answer, count, str(name))
 
     def digest(self) -> str:
-        """sha256 over the items and the side each was dealt to."""
-        parts = [[side, sorted(item.key for item in self.deal.items(side))] for side in SIDES]
+        """sha256 over the scorer's file, the items and the side each was dealt to."""
+        code = hashlib.sha256(self._script.read_bytes()).hexdigest()
+        parts = [code, [[side, sorted(item.key for item in self.deal.items(side))] for side in SIDES]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -97,25 +99,23 @@ def numbers(answer: Any, n: int, name: str) -> list[float]:
     return scores
 
 
-def load_scorer(folder: Path, piece: SliceSpec) -> Scorer:
-    """The function that a slice names, from a file of the fitness file's folder, which may import its neighbours."""
-    module_name, _, function = (piece.python or "").partition(":")
-    file = folder / f"{module_name.replace('.', '/')}.py"
+def load_scorer(file: Path, piece: SliceSpec) -> Scorer:
+    """The function that a slice names, from its file, which may import its neighbours."""
     private = f"evomerge_fitness_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(private, file)
     if spec is None or spec.loader is None:
         raise InputError(f"{file} cannot be loaded", "name a Python file", piece.at("python"))
     module = importlib.util.module_from_spec(spec)
     sys.modules[private] = module
-    sys.path.insert(0, str(folder))
+    sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
-        scorer: Scorer = getattr(module, function)
+        scorer: Scorer = getattr(module, piece.function)
     except Exception as error:
         problem = f"{piece.python} cannot be loaded ({type(error).__name__}: {error})"
         raise InputError(problem, f"mend {file}", piece.at("python")) from error
     finally:
-        sys.path.remove(str(folder))
+        sys.path.remove(str(file.parent))
     if not callable(scorer):
         raise InputError(f"{piece.python} is not callable", "name a function", piece.at("python"))
     return scorer

@@ -29,7 +29,7 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
     local = scan(fitness.include)
     for piece in fitness.slices.values():
         if piece.python is not None:
-            check_callable(fitness, piece)
+            check_callable(piece)
         else:
             check_task(piece, local)
 
@@ -43,11 +43,10 @@ def check_floors(fitness: FitnessSpec, sources: Iterable[str]) -> None:
             raise InputError(problem, suggestion(piece.floor.of, legal), piece.floor.where)
 
 
-def check_callable(fitness: FitnessSpec, piece: SliceSpec) -> None:
+def check_callable(piece: SliceSpec) -> None:
     """The callable's file and function exist (read, not run), and so does its data."""
-    module, _, function = (piece.python or "").partition(":")
-    file = fitness.file.absolute().parent / f"{module.replace('.', '/')}.py"
-    where = piece.at("python")
+    file, function, where = piece.script, piece.function, piece.at("python")
+    assert file is not None
     if not file.is_file():
         near = [path.stem for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
         close = nearest(file.stem, near)

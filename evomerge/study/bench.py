@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from evomerge.merge.bank import SourceBank
 from evomerge.merge.materialize import Resident
 from evomerge.merge.stream import chat_template_of
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.suite import Suite
+from evomerge.study.measured import Evaluation
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
-from evomerge.types import SliceScore, SplitName
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one candidate, the digest of its parameters, and the seconds that each phase took."""
-
-    scores: dict[str, SliceScore]
-    digest: str
-    seconds: dict[str, float]
+from evomerge.types import SplitName
 
 
 class Workbench:

@@ -8,17 +8,25 @@ from typing import Any
 
 from evomerge.files.objects import SpaceSpec
 from evomerge.space.space import Models, Space
-from evomerge.study.prepare import open_checkpoints, read_files
+from evomerge.study.folder import RunFolder
+from evomerge.study.prepare import check_files, open_checkpoints, read_files
 
 
 def check(
-    file: Path, settings: Sequence[str] = (), optimizer: str | None = None, fitness: Path | None = None
+    file: Path,
+    settings: Sequence[str] = (),
+    optimizer: str | None = None,
+    fitness: Path | None = None,
+    run: str | None = None,
 ) -> dict[str, Any]:
     """What a search of this file would do, as facts to print. Raises InputError.
 
     Hub ids are not fetched: with one among the models, checkpoints are not opened, and the facts say so.
     """
     spec, scores = read_files(file, settings, optimizer, fitness)
+    check_files(spec, scores)
+    if run is not None:
+        RunFolder.named(run).check_free()
     models = {"base": spec.base, **spec.sources}
     remote = [str(ref) for ref in models.values() if not ref.local]
     space = _unopened(spec) if remote else open_checkpoints(spec, scores).space
@@ -31,7 +39,7 @@ def check(
         if space
         else "their number depends on the layers of the base",
         "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
-        "trials": spec.trials,
+        "budget": f"{spec.trials or 'any number of'} trials" + (f", {spec.seconds:.0f} s" if spec.seconds else ""),
         "slices": ", ".join(scores.slices),
         "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",
     }

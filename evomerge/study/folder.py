@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +19,16 @@ from filelock import FileLock, Timeout
 from evomerge.errors import BusyError, InputError, Where, suggestion
 
 _NAME = re.compile(r"^[\w][\w.-]*$")
+_OWN = {"items", "run.lock", "run.lock.json", "search.log", "study.journal", "study.journal.lock", "space.yaml",
+        "fitness.yaml"}  # fmt: skip
+"""What a launch makes before `environment.json`, which makes it a run."""
 
 
 class RunFolder:
     """``runs/<name>/``. Creating the object touches nothing."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        self.path = path.resolve()
         self.name = self.path.name
         self.journal = self.path / "study.journal"
         self.space = self.path / "space.yaml"
@@ -37,13 +41,12 @@ class RunFolder:
     @property
     def handle(self) -> str:
         """What to call the run by on the command line: its name, or its path where it is not in ``./runs``."""
-        return self.name if self.path.parent == Path("runs").absolute() else str(self.path)
+        return self.name if self.path.parent == Path("runs").resolve() else str(self.path)
 
     @classmethod
-    def named(cls, run: str | Path) -> RunFolder:
-        """A run by name (in ``./runs``) or by path."""
-        path = Path(run)
-        return cls(path if len(path.parts) > 1 or path.is_absolute() else Path("runs") / path)
+    def named(cls, run: str | Path, root: Path = Path("runs")) -> RunFolder:
+        """A run by name (in `root`), or by path where the text is more than a name."""
+        return cls(root / run if is_name(run) else Path(run))
 
     @classmethod
     def existing(cls, run: str | Path) -> RunFolder:
@@ -51,21 +54,39 @@ class RunFolder:
         folder = cls.named(run)
         if not folder.environment.is_file():
             names = [f.name for f in list_runs(folder.path.parent)]
-            problem = f"no run {str(run)!r} in {folder.path.parent}"
+            problem = f"no run {folder.name!r} in {folder.path.parent}"
             raise InputError(problem, suggestion(folder.name, names) if names else "launch one with `evomerge search`")
         return folder
 
     def check_free(self) -> None:
-        """InputError if the name is not one, or a run of that name is there."""
+        """InputError if the name is not one, a run of that name is there, or it cannot be written."""
         if not _NAME.match(self.name):
             raise InputError(f"{self.name!r} cannot name a run", "use letters, digits, ., - and _", Where("--run"))
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.environment.exists():
             problem = f"the run {self.name!r} is there already ({self.path})"
             raise InputError(problem, f"continue it with `evomerge resume {self.handle}`, or choose another --run NAME")
+        if self.path.is_dir() and any(p.name.lstrip(".") not in _OWN for p in self.path.iterdir()):
+            raise InputError(f"{self.path} holds files that are no run's", "choose another --run NAME")
+        standing = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if not standing.is_dir() or not os.access(standing, os.W_OK):
+            raise InputError(f"{standing} is no folder that can be written", "choose another --run")
 
-    def create(self) -> None:
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Make the folder and hold its lock for a launch. What a launch that died before it was written down left
+        there (no environment.json) is cleared."""
         self.check_free()
-        self.items.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make {self.path} ({error.strerror})", "choose another --run") from None
+        with self.lock():
+            self.check_free()
+            for leftover in (self.journal, self.space, self.fitness, self.log):
+                leftover.unlink(missing_ok=True)
+            shutil.rmtree(self.items, ignore_errors=True)
+            self.items.mkdir()
+            yield
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -94,6 +115,11 @@ def _describe(holder: Path) -> str:
         return f"process {about['pid']} on {about['host']} since {about['since']}"
     except (OSError, ValueError, KeyError):
         return "another process"
+
+
+def is_name(run: str | Path) -> bool:
+    """Whether it is a run's name, not a path."""
+    return not any(c in str(run) for c in "/\\") and str(run) not in (".", "..")
 
 
 def list_runs(root: Path) -> list[RunFolder]:

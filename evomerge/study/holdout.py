@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evomerge.errors import TrialError
@@ -14,6 +14,7 @@ from evomerge.study.trial import Trial
 if TYPE_CHECKING:
     from evomerge.study.session import Session
 
+RELEASE = "release"
 TOP = 5
 """How many of the best candidates by search score are re-scored."""
 
@@ -32,10 +33,16 @@ def release(session: Session) -> Standing:
     parents = {t.label: t.slice_scores for t in scored if t.is_parent and t.state == "complete"}
     gates = settle(session.bench.suite.slices, parents)
     result = Standing(scored, gates, scales(parents, gates))
-    session.store.record("holdout.gates", result.to_data())
-    session.store.record("holdout.trials", [t.number for t in scored])
     winner = result.best()
-    session.store.record("winner", winner.number if winner else None)
+    session.store.record(
+        RELEASE,
+        {
+            "gates": result.to_data(),
+            "trials": [t.number for t in scored],
+            "winner": winner.number if winner else None,
+            "after": session.spent()[0],
+        },
+    )
     return result
 
 
@@ -45,30 +52,34 @@ def _rescored(session: Session, trial: Trial) -> Trial:
     known = session.store.facts.get(key)
     if known is None:
         try:
-            evaluation = session.measure(trial, "holdout")
+            measured = session.measure(trial, "holdout")
         except TrialError as error:
             return replace(trial, state="failed", reason=str(error), scores={}, bounds={}, objective=None)
-        scores = evaluation.scores
-        known = {
-            "scores": {name: s.value for name, s in scores.items()},
-            "stderr": {name: s.stderr for name, s in scores.items()},
-            "bounds": session.bounds(scores),
-            "objective": session.objective(scores),
-            "digest": evaluation.digest,
-        }
+        known = {**measured.to_data(), "objective": measured.objective}
         session.store.record(key, known)
     return replace(trial, **known)
 
 
-def released(store: Store) -> Standing | None:
-    """The holdout standing that an earlier `release` recorded, for those who only read."""
+@dataclass(frozen=True)
+class Release:
+    """What an earlier `release` recorded: the holdout standing, the winner, and after how many trials it was."""
+
+    standing: Standing
+    winner: Trial | None
+    after: int
+
+
+def released(store: Store) -> Release | None:
+    """The last release, for those who only read."""
     facts = store.facts
-    if "holdout.gates" not in facts:
+    if RELEASE not in facts:
         return None
+    release = facts[RELEASE]
     trials = {t.number: t for t in store.trials()}
-    known = [n for n in facts["holdout.trials"] if holdout_key(n) in facts]
+    known = [n for n in release["trials"] if holdout_key(n) in facts]
     scored = [replace(trials[n], **facts[holdout_key(n)]) for n in known]
-    return Standing.from_data(scored, facts["holdout.gates"])
+    winner = next((t for t in scored if t.number == release["winner"]), None)
+    return Release(Standing.from_data(scored, release["gates"]), winner, release["after"])
 
 
 def holdout_key(number: int) -> str:

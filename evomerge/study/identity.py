@@ -23,6 +23,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def changed_versions(recorded: Mapping[str, str]) -> str:
+    """Which packages are of another version than recorded, in words; empty where none is."""
+    now = versions()
+    return ", ".join(f"{k} {recorded.get(k)} -> {now[k]}" for k in ("python", *_PACKAGES) if recorded.get(k) != now[k])
+
+
 def check_unchanged(run: str, recorded: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """InputError naming what differs between the launched study and what is there now."""
     changes = [*_differences(recorded, current)]

@@ -11,14 +11,16 @@ from evomerge.study.session import Session
 
 @dataclass(frozen=True)
 class Budget:
-    """Totals over all sessions of a run: trials (references and failures count), and seconds spent in them."""
+    """Totals over all sessions of a run: trials (references and failures count), and seconds spent in them; None is
+    no limit."""
 
-    trials: int
+    trials: int | None
     seconds: float | None = None
 
     def left(self, session: Session) -> bool:
         trials, seconds = session.spent()
-        return trials < self.trials and (self.seconds is None or seconds < self.seconds)
+        more = self.trials is None or trials < self.trials
+        return more and (self.seconds is None or seconds < self.seconds)
 
 
 def run(session: Session, optimizer: Optimizer, budget: Budget) -> None:

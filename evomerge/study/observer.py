@@ -19,8 +19,9 @@ class Observer:
     def progress(self, message: str, done: float) -> None:
         """The share `done` of a phase whose length is known."""
 
-    def launched(self, run: str, trials: int, seconds: float | None, signs: Mapping[str, int]) -> None:
-        """The search is about to start; budgets are totals; `signs` maps a slice to -1 where lower is better."""
+    def launched(self, run: str, trials: int | None, seconds: float | None, signs: Mapping[str, int]) -> None:
+        """The search is about to start. `trials` is the total, `seconds` what is left of the time; `signs` maps a
+        slice to -1 where lower is better."""
 
     def trial_started(self, trial: Trial) -> None:
         """A trial is being evaluated."""

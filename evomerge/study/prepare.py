@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.preflight import check_family, check_tokenizers
-from evomerge.errors import InputError, Where
+from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import FitnessSpec, ModelRef, SpaceSpec
 from evomerge.files.space_file import read_space
@@ -35,18 +35,26 @@ class Plan:
 
 
 def read_files(
-    file: Path, settings: Sequence[str] = (), optimizer: str | None = None, fitness: Path | None = None
+    file: Path,
+    settings: Sequence[str] = (),
+    optimizer: str | None = None,
+    fitness: Path | None = None,
+    folder: Path | None = None,
 ) -> tuple[SpaceSpec, FitnessSpec]:
-    """Read both files and check all that they can be checked for without a checkpoint. Raises InputError.
+    """Read and validate both files. Raises InputError.
 
-    A setting whose key starts with ``fitness.`` is one of the fitness file.
+    A setting whose key starts with ``fitness.`` is one of the fitness file; paths in settings start at `folder`.
     """
     inner = [s.strip().removeprefix(_FITNESS) for s in settings if s.strip().startswith(_FITNESS)]
-    spec = read_space(file, [s for s in settings if not s.strip().startswith(_FITNESS)], optimizer, fitness)
+    outer = [s for s in settings if not s.strip().startswith(_FITNESS)]
+    spec = read_space(file, outer, optimizer, fitness, folder)
+    return spec, read_fitness(spec.fitness, inner, folder)
+
+
+def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
+    """All that both files can be checked for without a checkpoint: options, tasks, metrics, data. Raises InputError."""
     _check_options(spec)
-    scores = read_fitness(spec.fitness, inner)
-    check_fitness(scores, list(spec.sources))
-    return spec, scores
+    check_fitness(fitness, list(spec.sources))
 
 
 def _check_options(spec: SpaceSpec) -> None:
@@ -67,7 +75,25 @@ def open_checkpoints(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
     where = _places(spec)
     check_family(base, sources, where)
     check_tokenizers(base, sources, spec.tokenizer, where)
+    _check_distinct({"base": base, **sources}, where)
+    _check_modules(spec, base)
     return Plan(spec, fitness, base, sources, Space(spec, _models(spec, base, sources)))
+
+
+def _check_distinct(checkpoints: dict[str, Checkpoint], where: Callable[[str], Where]) -> None:
+    seen: dict[str, str] = {}
+    for name, checkpoint in checkpoints.items():
+        twin = seen.setdefault(checkpoint.resolved(), name)
+        if twin != name:
+            raise InputError(f"{name} is the same checkpoint as {twin}", "list each model once", where(name))
+
+
+def _check_modules(spec: SpaceSpec, base: Checkpoint) -> None:
+    for name, text in spec.modules.items():
+        if not any(text in tensor for tensor in base.tensors):
+            parts = {part for tensor in base.tensors for part in tensor.split(".") if not part.isdigit()}
+            raise InputError(f"no tensor of the base has {text!r} in its name", suggestion(text, parts),
+                             spec.at(f"modules.{name}"))  # fmt: skip
 
 
 def _places(spec: SpaceSpec) -> Callable[[str], Where]:
@@ -87,10 +113,3 @@ def _models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoint]) -
         layers=base.layers,
         dtype=spec.dtype or base.dtype,
     )
-
-
-def prepare(
-    file: Path, settings: Sequence[str] = (), optimizer: str | None = None, fitness: Path | None = None
-) -> Plan:
-    """Read, check, open. Raises InputError."""
-    return open_checkpoints(*read_files(file, settings, optimizer, fitness))

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import InputError
-from evomerge.files.fitness_file import read_fitness
-from evomerge.files.objects import FitnessSpec, SpaceSpec
-from evomerge.files.resolved import fitness_data, space_data, to_yaml
-from evomerge.files.space_file import read_space
 from evomerge.optimize.base import build
 from evomerge.study import holdout, loop
 from evomerge.study.device import choose_device
-from evomerge.study.folder import RunFolder, is_disk_full, write_atomic, write_json
-from evomerge.study.identity import check_unchanged, versions
+from evomerge.study.folder import RunFolder, is_disk_full
+from evomerge.study.identity import changed_versions
+from evomerge.study.launch import (
+    Environment,
+    Launch,
+    check_budget,
+    check_items,
+    launch_settings,
+    unchanged_plan,
+    write_launch,
+)
 from evomerge.study.observer import Observer
-from evomerge.study.prepare import Plan, open_checkpoints, read_files
+from evomerge.study.prepare import Plan
 from evomerge.study.session import Session
 from evomerge.study.standing import Standing
-from evomerge.study.store import Store, open_storage
+from evomerge.study.store import Store, absolute_url, open_storage
 from evomerge.study.trial import Trial
 
 if TYPE_CHECKING:
@@ -41,20 +45,7 @@ class Result:
     holdout: Standing
     winner: Trial | None
     slices: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the user asked for, kept in environment.json so that `resume` reads the same files the same way."""
-
-    space: str
-    settings: tuple[str, ...] = ()
-    optimizer: str | None = None
-    fitness: str | None = None
-
-    def read(self) -> tuple[SpaceSpec, FitnessSpec]:
-        fitness = Path(self.fitness) if self.fitness else None
-        return read_files(Path(self.space), self.settings, self.optimizer, fitness)
+    confidence: float | None
 
 
 def search(
@@ -89,20 +80,24 @@ def search(
     observer = observer or Observer()
     launch = Launch(
         space=str(Path(space).absolute()),
-        settings=(*settings, *_budget_settings(trials, time, seed)),
+        settings=(*settings, *launch_settings(trials, time, seed)),
         optimizer=optimizer,
         fitness=str(Path(fitness).absolute()) if fitness else None,
+        folder=str(Path.cwd()),
     )
-    plan = open_checkpoints(*launch.read())
+    plan = launch.plan()
     folder = RunFolder.named(run or Path(space).stem)
     folder.check_free()
+    url = absolute_url(storage)
+    if url is not None and Store.open(open_storage(folder.journal, url), folder.name) is not None:
+        raise InputError(f"the storage has a study {folder.name!r} already", "choose another --run NAME")
     chosen = choose_device(device)
     bench = _load(plan, chosen, observer)
-    folder.create()
-    with folder.lock(), _diagnosed(folder):
-        store = Store.create(open_storage(folder.journal, storage, writing=True), folder.name, plan.space.dimensions)
-        _write_launch(folder, launch, plan, bench, {"device": chosen, "storage": storage})
-        return _run(Session(folder, store, plan, bench, observer))
+    with folder.claim(), _diagnosed(folder):
+        write_launch(folder, launch, plan, bench.suite.items_digest(), {"device": chosen, "storage": url})
+        store = Store.create(open_storage(folder.journal, url, writing=True), folder.name, plan.space.dimensions)
+        session = Session(folder, store, plan, bench, observer)
+        return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds))
 
 
 def resume(
@@ -120,19 +115,19 @@ def resume(
         BusyError: another process holds it.
     """
     observer = observer or Observer()
+    check_budget(trials, time)
     folder = RunFolder.existing(run)
     with folder.lock(), _diagnosed(folder):
-        environment = json.loads(folder.environment.read_text())
-        launch = Launch(**{**environment["launch"], "settings": tuple(environment["launch"]["settings"])})
-        plan = _unchanged_plan(folder, launch, environment["identity"])
-        bench = _load(plan, choose_device(device or environment["device"]), observer)
-        _check(folder, environment["identity"], {"items": bench.suite.items_digest()})
-        if environment["versions"] != versions():
-            observer.warn("package versions changed since the launch (environment.json): scores may differ slightly")
-        storage = open_storage(folder.journal, environment["storage"], writing=True)
-        store = Store.open(storage, environment["study"], plan.space.dimensions)
+        environment = Environment.read(folder)
+        plan = unchanged_plan(folder, environment)
+        store = _reopen(folder, environment, plan)
+        bench = _load(plan, choose_device(device or environment.device), observer)
+        check_items(folder, environment, bench.suite.items_digest())
+        changed = changed_versions(environment.versions)
+        if changed:
+            observer.warn(f"other versions than at the launch, scores may differ slightly: {changed}")
         session = Session(folder, store, plan, bench, observer)
-        return _run(session, loop.Budget(*_extended(store, trials, time)))
+        return _run(session, _extended(session, trials, time))
 
 
 def _load(plan: Plan, device: str, observer: Observer) -> Workbench:
@@ -142,95 +137,75 @@ def _load(plan: Plan, device: str, observer: Observer) -> Workbench:
     return Workbench.load(plan, device, observer)
 
 
-def _run(session: Session, budget: loop.Budget | None = None) -> Result:
-    spec = session.plan.spec
-    if budget is None:
-        budget = loop.Budget(spec.trials, spec.seconds)
+def _reopen(folder: RunFolder, environment: Environment, plan: Plan) -> Store:
+    """The run's study; a run that died before its study was made gets it now."""
+    storage = open_storage(folder.journal, environment.storage, writing=True)
+    store = Store.open(storage, environment.study, plan.space.dimensions)
+    if store is None:
+        if folder.items.is_dir() and any(folder.items.iterdir()):
+            problem = f"the run {folder.name!r} has scores, and its storage holds no study {environment.study!r}"
+            raise InputError(problem, f"restore {environment.storage or folder.journal}")
+        store = Store.create(storage, environment.study, plan.space.dimensions)
+    return store
+
+
+def _run(session: Session, budget: loop.Budget) -> Result:
+    spec, slices = session.plan.spec, session.bench.suite.slices
     session.store.record("budget", {"trials": budget.trials, "seconds": budget.seconds})
-    signs = {name: piece.sign for name, piece in session.bench.suite.slices.items()}
-    session.observer.launched(session.folder.name, budget.trials, budget.seconds, signs)
+    about = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
+    session.store.record("slices", about)
+    left = None if budget.seconds is None else budget.seconds - session.spent()[1]
+    session.observer.launched(session.folder.name, budget.trials, left, {name: s.sign for name, s in slices.items()})
     options = {k: v for k, v in spec.optimizer.items() if k not in ("name", "seed")}
     optimizer = build(spec.optimizer["name"], session.plan.space.dimensions, spec.optimizer["seed"], options)
     loop.run(session, optimizer, budget)
     session.observer.phase("scoring the best candidates on the holdout split")
     released = holdout.release(session)
-    return Result(session.folder, session.standing(), released, released.best(), session.bench.suite.slices)
+    confidence = session.plan.fitness.confidence
+    return Result(session.folder, session.standing(), released, released.best(), slices, confidence)
 
 
-def _extended(store: Store, trials: int | None, time: float | None) -> tuple[int, float | None]:
+def _extended(session: Session, trials: int | None, time: float | None) -> loop.Budget:
     """The last budget with the new totals. A new total of one kind alone lifts neither the other's limit."""
-    last = store.facts.get("budget", {"trials": 0, "seconds": None})
-    return (trials if trials is not None else last["trials"], time if time is not None else last["seconds"])
-
-
-def _budget_settings(trials: int | None, time: float | None, seed: int | None) -> list[str]:
-    given = {"budget.trials": trials, "budget.time": time, "optimizer.seed": seed}
-    return [f"{key}={value}" for key, value in given.items() if value is not None]
-
-
-# What a run is made of.
-
-
-def _write_launch(folder: RunFolder, launch: Launch, plan: Plan, bench: Workbench, facts: dict[str, Any]) -> None:
-    header = f"as launched by `evomerge search`, every default filled in (run {folder.name})"
-    inside = replace(plan.spec, fitness=folder.fitness)
-    write_atomic(folder.space, to_yaml(space_data(inside), header))
-    write_atomic(folder.fitness, to_yaml(fitness_data(plan.fitness), header))
-    identity = {**_file_identity(plan.spec, plan.fitness), **_checkpoint_identity(plan)}
-    write_json(
-        folder.environment,
-        {
-            "launch": {**launch.__dict__, "settings": list(launch.settings)},
-            "study": folder.name,
-            "identity": {**identity, "items": bench.suite.items_digest()},
-            "versions": versions(),
-            **facts,
-        },
+    spec = session.plan.spec
+    last = session.store.facts.get("budget", {"trials": spec.trials, "seconds": spec.seconds})
+    done, seconds = session.spent()
+    if trials is not None and trials < done:
+        session.observer.warn(f"the run has {done} finished trials already; --trials is a total")
+        trials = None
+    budget = loop.Budget(
+        trials if trials is not None else last["trials"], time if time is not None else last["seconds"]
     )
+    if budget.seconds is not None and seconds >= budget.seconds:
+        session.observer.warn(f"{seconds:.0f} of {budget.seconds:.0f} s are used up; --time gives a new total")
+    return budget
 
 
-def _file_identity(spec: SpaceSpec, fitness: FitnessSpec) -> dict[str, Any]:
-    """What both files say, without what may change between sessions: the budget, and where the fitness file lies."""
-    space = {k: v for k, v in space_data(spec).items() if k not in ("budget", "fitness")}
-    identity: dict[str, Any] = json.loads(json.dumps({"space file": space, "fitness file": fitness_data(fitness)}))
-    return identity
+class _RunLog(logging.FileHandler):
+    """A log that a full disk or a lost folder does not turn into tracebacks on the terminal."""
 
-
-def _checkpoint_identity(plan: Plan) -> dict[str, Any]:
-    return {"checkpoints": {name: c.fingerprint() for name, c in plan.checkpoints.items()}}
-
-
-def _unchanged_plan(folder: RunFolder, launch: Launch, identity: dict[str, Any]) -> Plan:
-    """The plan of the run's own copies of its files, after checking that neither they nor the originals, where these
-    still exist, nor the checkpoints changed."""
-    copies = _file_identity(read_space(folder.space), read_fitness(folder.fitness))
-    _check(folder, identity, copies)
-    original = Path(launch.space).is_file()
-    spec, fitness = launch.read() if original else read_files(folder.space)
-    _check(folder, identity, _file_identity(spec, fitness))
-    plan = open_checkpoints(spec, fitness)
-    _check(folder, identity, _checkpoint_identity(plan))
-    return plan
-
-
-def _check(folder: RunFolder, identity: dict[str, Any], current: dict[str, Any]) -> None:
-    check_unchanged(folder.name, {key: identity[key] for key in current}, current)
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 @contextmanager
 def _diagnosed(folder: RunFolder) -> Iterator[None]:
     """Keep the run's log, and say plainly that a full disk stopped it: what finished is in the journal."""
-    handler = logging.FileHandler(folder.log, encoding="utf-8")
+    logger, handler = logging.getLogger("evomerge"), _RunLog(folder.log, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("evomerge")
+    level = logger.level
     logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         yield
     except OSError as error:
         if not is_disk_full(error):
             raise
+        if not folder.environment.exists():
+            raise InputError(f"the disk that holds {folder.path} is full", "free some space and launch again") from None
         problem = f"the disk that holds {folder.path} is full; every finished trial is kept"
         raise InputError(problem, f"free some space, then `evomerge resume {folder.handle}`") from None
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()

@@ -14,15 +14,16 @@ from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import judge, lower_bound, scales, settle
 from evomerge.study.folder import RunFolder, is_disk_full, write_atomic
 from evomerge.study.items import write_items
+from evomerge.study.measured import Measured
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
 from evomerge.study.standing import Standing
 from evomerge.study.store import Store
 from evomerge.study.trial import UNIFORM, Kind, Trial
-from evomerge.types import Genome, Outcome, Scores, SliceScore, SplitName
+from evomerge.types import Genome, Outcome, Scores, SplitName
 
 if TYPE_CHECKING:
-    from evomerge.study.bench import Evaluation, Workbench
+    from evomerge.study.bench import Workbench
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Session:
         self.folder, self.store, self.plan, self.bench, self.observer = folder, store, plan, bench, observer
         self._objective = load(OBJECTIVES[plan.fitness.objective])
         self._gates: Standing | None = None
+        self._kept: int | None = None
 
     # References: base, sources and uniform average, scored first; they settle the relative floors.
 
@@ -44,29 +46,33 @@ class Session:
         return {**recipes, UNIFORM: space.uniform()}
 
     def score_references(self) -> None:
-        """Score every reference that has no trial yet. InputError where a parent cannot be scored."""
+        """Score every reference that has no trial yet, and every parent whose trial failed in an earlier session.
+        InputError where a parent cannot be scored."""
         for label, recipe in self.references().items():
-            known = next((t for t in self.store.trials() if t.kind == "reference" and t.label == label), None)
-            trial = known or self.begin("reference", label, {}, recipe)
+            known = [t for t in self.store.trials() if t.kind == "reference" and t.label == label]
+            usable = [t for t in known if t.state != "failed" or not t.is_parent]
+            trial = usable[-1] if usable else self.begin("reference", label, {}, recipe)
             if trial.state == "running":
                 trial = self.evaluate(trial)
             if trial.state == "failed" and trial.is_parent:
-                raise InputError(f"{label} could not be scored ({trial.reason})", f"see {self.folder.log}")
+                problem = f"{label} could not be scored ({trial.reason})"
+                raise InputError(
+                    problem, f"mend the cause and resume, or launch a new run; the log is {self.folder.log}"
+                )
         self.settle()
 
     def settle(self) -> None:
         """Turn the floors into numbers, by the references' scores, and write them down for those who only read."""
-        parents = {t.label: t.slice_scores for t in self.store.trials() if t.is_parent}
+        parents = {t.label: t.slice_scores for t in self.store.trials() if t.is_parent and t.state == "complete"}
         gates = settle(self.bench.suite.slices, parents)
         self._gates = Standing((), gates, scales(parents, gates))
-        slices = self.bench.suite.slices.values()
-        self.store.record("slices", {s.name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for s in slices})
         self.store.record("gates", self._gates.to_data())
+        self._keep_best(self.standing())
 
     # Trials.
 
     def begin(self, kind: Kind, label: str, genome: Genome, recipe: Recipe) -> Trial:
-        return self.store.start(kind, label, genome, recipe, recipe.output.seed)
+        return self.store.start(kind, label, genome, recipe, self.plan.spec.optimizer["seed"])
 
     def next_trial(self, genome: Genome) -> Trial:
         """The trial of a proposed genome: the one that a killed process left in flight, or a new one."""
@@ -78,25 +84,28 @@ class Session:
         self.observer.trial_started(trial)
         started = time.perf_counter()
         try:
-            evaluation = self.measure(trial, "search")
+            measured = self.measure(trial, "search")
         except TrialError as error:
             logger.warning("trial %d failed: %s", trial.number, error)
             done = self.store.fail(trial, str(error), {"total": time.perf_counter() - started})
         else:
-            seconds = {**evaluation.seconds, "total": time.perf_counter() - started}
-            done = self._complete(trial, evaluation, seconds)
+            seconds = {**measured.evaluation.seconds, "total": time.perf_counter() - started}
+            done = self.store.complete(trial, measured, seconds, self._constraints(measured))
+        logger.info("trial %d %s: objective %s, %.2f s", done.number, done.state, done.objective, done.seconds["total"])
         standing = self.standing()
-        self._keep_best(standing, done)
+        self._keep_best(standing)
         self.observer.trial_finished(done, standing)
         return done
 
-    def measure(self, trial: Trial, split: SplitName) -> Evaluation:
+    def measure(self, trial: Trial, split: SplitName) -> Measured:
         """Scores of a trial's recipe on a split, its items kept. Raises TrialError; a full disk is not the
         candidate's fault and ends the run."""
         try:
             evaluation = self.bench.evaluate(trial.recipe, split, self.observer.slice_started)
+            if trial.digest is not None and evaluation.digest != trial.digest:
+                raise TrialError(f"its recipe does not rebuild the scored weights ({evaluation.digest[:16]})")
             write_items(self.folder.items, trial.number, split, evaluation.scores)
-            return evaluation
+            return Measured(evaluation, self._objective_of(evaluation.scores), self._bounds(evaluation.scores))
         except (TrialError, InputError):
             raise
         except Exception as error:
@@ -105,31 +114,27 @@ class Session:
             logger.exception("trial %d", trial.number)
             raise TrialError(f"{type(error).__name__}: {error}") from error
 
-    def _complete(self, trial: Trial, evaluation: Evaluation, seconds: dict[str, float]) -> Trial:
-        scores = evaluation.scores
-        bounds = self.bounds(scores)
-        objective = self.objective(scores)
-        constraints = None
-        if self._gates is not None:
-            gated = {name: SliceScore(bounds.get(name, s.value), None) for name, s in scores.items()}
-            constraints = [v.shortfall for v in judge(gated, self._gates.gates, self._gates.scale)]
-        return self.store.complete(trial, scores, objective, evaluation.digest, seconds, bounds, constraints)
-
-    def objective(self, scores: Scores) -> float:
+    def _objective_of(self, scores: Scores) -> float:
         return float(self._objective({name: s.value for name, s in scores.items()}, self.bench.suite.weights))
 
-    def bounds(self, scores: Scores) -> dict[str, float]:
+    def _bounds(self, scores: Scores) -> dict[str, float]:
         """Lower confidence bounds where the fitness file asks for confidence, else nothing."""
         confidence, slices = self.plan.fitness.confidence, self.bench.suite.slices
         if confidence is None:
             return {}
         return {name: lower_bound(score, slices[name].sign, confidence) for name, score in scores.items()}
 
+    def _constraints(self, measured: Measured) -> list[float] | None:
+        """How far below each floor, 0 where it is met; None before the floors are settled."""
+        if self._gates is None:
+            return None
+        return [v.shortfall for v in judge(measured.gated, self._gates.gates, self._gates.scale)]
+
     # Where the study stands.
 
     def standing(self) -> Standing:
         trials = self.store.trials()
-        return replace(self._gates, trials=trials) if self._gates else Standing(trials, {}, {})
+        return replace(self._gates, trials=trials) if self._gates else Standing(trials, {}, {}, settled=False)
 
     def history(self) -> list[tuple[Genome, Outcome]]:
         """The optimizer's own finished trials, in the order asked."""
@@ -141,9 +146,10 @@ class Session:
         finished = [t for t in self.store.trials() if t.state != "running"]
         return len(finished), sum(t.seconds.get("total", 0.0) for t in finished)
 
-    def _keep_best(self, standing: Standing, done: Trial) -> None:
+    def _keep_best(self, standing: Standing) -> None:
+        """Write `best.yaml` when another trial leads, and once a session, as a crash may have kept it from that."""
         best = standing.best()
-        if self._gates is None or best is None or (best.number != done.number and self.folder.best.exists()):
-            return
-        header = f"evomerge run {self.folder.name}, {best.name}, recipe {best.recipe_id[:16]}\nbest feasible so far"
-        write_atomic(self.folder.best, write_recipe(best.recipe, header))
+        if best is not None and best.number != self._kept:
+            header = f"evomerge run {self.folder.name}, {best.name}, recipe {best.recipe_id[:16]}\nbest feasible so far"
+            write_atomic(self.folder.best, write_recipe(best.recipe, header))
+            self._kept = best.number

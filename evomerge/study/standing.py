@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.optimize.ranking import rank_key
-from evomerge.scoring.gates import Gate, Verdict, judge
+from evomerge.scoring.gates import Gate, Verdict, feasible, judge, shortfall
 from evomerge.study.trial import Trial
 from evomerge.types import Outcome
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Trials under a set of gates. `scale` normalises each slice's shortfall (see `scoring.gates`)."""
+    """Trials under a set of gates. `scale` normalises each slice's shortfall (see `scoring.gates`); until the
+    references are scored the floors are not `settled`, and nothing is feasible."""
 
     trials: Sequence[Trial]
     gates: Mapping[str, Gate]
     scale: Mapping[str, float]
+    settled: bool = True
 
     @classmethod
     def from_data(cls, trials: Sequence[Trial], data: Mapping[str, Any]) -> Standing:
@@ -41,21 +43,23 @@ class Standing:
             return Outcome(failed=True)
         verdicts = self.verdicts(trial)
         return Outcome(
-            feasible=all(v.passed for v in verdicts),
+            feasible=self.settled and feasible(verdicts),
             objective=trial.objective,
-            shortfall=sum(v.shortfall for v in verdicts),
+            shortfall=shortfall(verdicts),
         )
 
-    def ranked(self, trials: Sequence[Trial] | None = None) -> list[Trial]:
+    def ranked(self) -> list[Trial]:
         """Finished trials, best first; the earlier of two equal ones comes first."""
-        finished = [t for t in (self.trials if trials is None else trials) if t.state != "running"]
+        finished = [t for t in self.trials if t.state != "running"]
         return sorted(finished, key=lambda t: (rank_key(self.outcome(t)), t.number))
 
     def merges(self) -> list[Trial]:
-        """Finished trials that are merges, best first: the parents as they are cannot win a search for a merge."""
-        return [t for t in self.ranked() if t.state == "complete" and not t.is_parent]
+        """Finished trials that are merges, best first. A parent cannot win a search for a merge, nor can its weights
+        under another recipe (the average of one source, a path's end)."""
+        parents = {t.digest for t in self.trials if t.is_parent}
+        return [t for t in self.ranked() if t.state == "complete" and t.digest not in parents]
 
     def best(self) -> Trial | None:
         """The best feasible merge so far; none before the floors are settled."""
-        ranked = self.merges() if self.gates else []
+        ranked = self.merges()
         return ranked[0] if ranked and self.outcome(ranked[0]).feasible else None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import EvomergeError, InputError
+from evomerge.errors import EvomergeError, InputError, Where
 from evomerge.recipe.mergekit import write_recipe
+from evomerge.scoring.gates import Gate
 from evomerge.study.folder import RunFolder, list_runs, write_atomic
-from evomerge.study.holdout import released
+from evomerge.study.holdout import Release, released
+from evomerge.study.launch import Environment
 from evomerge.study.standing import Standing
 from evomerge.study.store import Store, open_storage
 from evomerge.study.trial import Trial
@@ -23,33 +24,65 @@ class NothingFeasible(EvomergeError):
 
 @dataclass(frozen=True)
 class Status:
-    """A run as its storage tells it. `holdout` and `winner` are None until a search has ended."""
+    """A run as its storage tells it. `release` is the last one, None before a search has ended; the run is
+    `finished` when no trial was started after it."""
 
     folder: RunFolder
     budget: Mapping[str, Any]
     slices: Mapping[str, Mapping[str, Any]]
     search: Standing
-    holdout: Standing | None
-    winner: Trial | None
-    finished: bool
+    release: Release | None
+
+    @property
+    def done(self) -> int:
+        return sum(t.state != "running" for t in self.search.trials)
+
+    @property
+    def finished(self) -> bool:
+        return self.release is not None and self.release.after == len(self.search.trials)
+
+    @property
+    def winner(self) -> Trial | None:
+        return self.release.winner if self.release else None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A run whose storage cannot be read, and why."""
+
+    folder: RunFolder
+    problem: str
 
 
 def status(run: str | Path) -> Status:
     """One run's progress, references and best trials. InputError where there is no such run."""
     folder = RunFolder.existing(run)
-    environment = json.loads(folder.environment.read_text())
-    store = Store.open(open_storage(folder.journal, environment["storage"]), environment["study"])
+    environment = Environment.read(folder)
+    missing = environment.storage is None and not folder.journal.exists()
+    store = None if missing else Store.open(open_storage(folder.journal, environment.storage), environment.study)
+    if store is None:
+        return Status(folder, {}, {}, Standing((), {}, {}, settled=False), None)
     facts = store.facts
-    search = Standing.from_data(store.trials(), facts.get("gates", {}))
-    holdout = released(store)
-    number = facts.get("winner")
-    winner = next((t for t in holdout.trials if t.number == number), None) if holdout else None
-    return Status(folder, facts.get("budget", {}), facts.get("slices", {}), search, holdout, winner, "winner" in facts)
+    slices = facts.get("slices", {})
+    return Status(folder, facts.get("budget", {}), slices, _standing(store, facts, slices), released(store))
 
 
-def runs(root: str | Path = "runs") -> list[Status]:
+def _standing(store: Store, facts: Mapping[str, Any], slices: Mapping[str, Mapping[str, Any]]) -> Standing:
+    if "gates" in facts:
+        return Standing.from_data(store.trials(), facts["gates"])
+    gates = {name: Gate(name, None, "", about["sign"]) for name, about in slices.items()}
+    return Standing(store.trials(), gates, dict.fromkeys(gates, 1.0), settled=False)
+
+
+def runs(root: str | Path = "runs") -> list[Status | Unreadable]:
     """All runs of a folder, oldest first."""
-    return [status(folder.path) for folder in list_runs(Path(root))]
+    found: list[Status | Unreadable] = []
+    for folder in list_runs(Path(root)):
+        try:
+            found.append(status(folder.path))
+        except (EvomergeError, OSError, ValueError, KeyError) as error:
+            found.append(Unreadable(folder, " ".join(str(error).split())))
+    return found
 
 
 def export(
@@ -70,16 +103,23 @@ def export(
         raise NothingFeasible(f"{problem}; --allow-infeasible exports it all the same")
     text = write_recipe(chosen.recipe, _header(state, chosen, split, missed))
     if output is not None:
-        write_atomic(Path(output), text)
+        try:
+            write_atomic(Path(output), text)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {output} ({error.strerror})", "give another file", Where("--output")
+            ) from None
     return text
 
 
 def _chosen(state: Status, number: int | None) -> tuple[Trial, Standing, str]:
+    if not state.search.settled:
+        raise NothingFeasible(f"the run {state.folder.name!r} has not scored all its references yet")
     if number is not None:
         return _numbered(state, number)
-    if state.winner is not None and state.holdout is not None:
-        return state.winner, state.holdout, "holdout"
-    standing, split = (state.holdout, "holdout") if state.holdout else (state.search, "search")
+    if state.release is not None and state.release.winner is not None:
+        return state.release.winner, state.release.standing, "holdout"
+    standing, split = (state.release.standing, "holdout") if state.release else (state.search, "search")
     merges = standing.merges()
     if not merges:
         raise NothingFeasible(f"the run {state.folder.name!r} has no finished merge yet")
@@ -87,10 +127,10 @@ def _chosen(state: Status, number: int | None) -> tuple[Trial, Standing, str]:
 
 
 def _numbered(state: Status, number: int) -> tuple[Trial, Standing, str]:
-    for standing, split in ((state.holdout, "holdout"), (state.search, "search")):
-        for trial in standing.trials if standing else ():
+    places = [(state.release.standing, "holdout")] if state.release else []
+    for standing, split in (*places, (state.search, "search")):
+        for trial in standing.trials:
             if trial.number == number and trial.state == "complete":
-                assert standing is not None
                 return trial, standing, split
     count = len(state.search.trials)
     raise InputError(f"the run {state.folder.name!r} has no complete trial {number}", f"it has {count}, from 0")
@@ -103,6 +143,8 @@ def _header(state: Status, trial: Trial, split: str, missed: list[str]) -> str:
         about = state.slices[name]
         floor = ", below its floor" if name in missed else ""
         lines.append(f"{name}: {about['metric']} {about['sign'] * value:.4f} on the {split} split{floor}")
+    if state.release is not None and not state.finished:
+        lines.append(f"chosen after {state.release.after} trials; the run has gone on since")
     several = len(trial.recipe.documents) > 1
     peer = "mergekit-multi FILE --intermediate-dir TMP --out-path OUT" if several else "mergekit-yaml FILE OUT"
     return "\n".join([*lines, f"evomerge merge FILE OUT (these very bits), or {peer}"])

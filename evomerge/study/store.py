@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evomerge.errors import InputError, Where
+from evomerge.optimize.optuna_samplers import distribution
 from evomerge.recipe.recipe import Recipe, to_data
+from evomerge.study.measured import Measured
 from evomerge.study.trial import Kind, Trial
-from evomerge.types import Dimension, Genome, Scores
+from evomerge.types import Dimension, Genome
 
 _STATES = {TrialState.RUNNING: "running", TrialState.COMPLETE: "complete", TrialState.FAIL: "failed"}
 
@@ -30,25 +32,21 @@ class Store:
 
     def __init__(self, storage: BaseStorage, study_id: int, dimensions: Sequence[Dimension] = ()) -> None:
         self._storage, self._id = storage, study_id
-        self._distributions = {d.key: _distribution(d) for d in dimensions}
+        self._distributions = {d.key: distribution(d) for d in dimensions}
 
     @classmethod
     def create(cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension]) -> Store:
-        """A new study. InputError if the storage has one of that name."""
-        try:
-            study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
-        except optuna.exceptions.DuplicatedStudyError:
-            problem = f"the storage has a study {name!r} already"
-            raise InputError(problem, f"continue it with `evomerge resume {name}`, or choose another --run") from None
-        return cls(storage, study._study_id, dimensions)
+        """A new study."""
+        study_id = storage.create_new_study([StudyDirection.MAXIMIZE], name)
+        return cls(storage, study_id, dimensions)
 
     @classmethod
-    def open(cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension] = ()) -> Store:
+    def open(cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension] = ()) -> Store | None:
+        """The study of that name, or None."""
         try:
-            study_id = storage.get_study_id_from_name(name)
+            return cls(storage, storage.get_study_id_from_name(name), dimensions)
         except KeyError:
-            raise InputError(f"the storage holds no study {name!r}", "launch it with `evomerge search`") from None
-        return cls(storage, study_id, dimensions)
+            return None
 
     # Facts of the whole study (settled floors, holdout scores).
 
@@ -86,30 +84,16 @@ class Store:
         return _trial(self._storage.get_trial(trial_id))
 
     def complete(
-        self,
-        trial: Trial,
-        scores: Scores,
-        objective: float,
-        digest: str,
-        seconds: Mapping[str, float],
-        bounds: Mapping[str, float],
-        constraints: Iterable[float] | None,
+        self, trial: Trial, measured: Measured, seconds: Mapping[str, float], constraints: Iterable[float] | None
     ) -> Trial:
         """Write down a trial's scores and end it. `constraints` (one per floor, at most 0 where it is met) make the
         study's feasible trials visible to Optuna's own tools."""
-        attributes = {
-            "scores": {k: s.value for k, s in scores.items()},
-            "stderr": {k: s.stderr for k, s in scores.items()},
-            "bounds": dict(bounds),
-            "digest": digest,
-            "seconds": dict(seconds),
-        }
         trial_id = self._trial_id(trial.number)
-        for key, value in attributes.items():
+        for key, value in {**measured.to_data(), "seconds": dict(seconds)}.items():
             self._storage.set_trial_user_attr(trial_id, key, value)
         if constraints is not None:
             self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
-        self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [objective])
+        self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [measured.objective])
         return _trial(self._storage.get_trial(trial_id))
 
     def fail(self, trial: Trial, reason: str, seconds: Mapping[str, float]) -> Trial:
@@ -122,12 +106,6 @@ class Store:
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    if dimension.choices:
-        return CategoricalDistribution(dimension.choices)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
 def _trial(frozen: FrozenTrial) -> Trial:
@@ -150,6 +128,14 @@ def _trial(frozen: FrozenTrial) -> Trial:
         seconds=attributes.get("seconds", {}),
         reason=attributes.get("reason"),
     )
+
+
+def absolute_url(url: str | None) -> str | None:
+    """An SQLite URL with a path relative to the current folder, as one that means the same everywhere."""
+    start = "sqlite:///"
+    if url is None or not url.startswith(start) or url.startswith(start + "/"):
+        return url
+    return start + str(Path(url.removeprefix(start)).absolute())
 
 
 def open_storage(journal: Path, url: str | None, writing: bool = False) -> BaseStorage:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import evomerge
-from evomerge.merge.stream import checkpoint_digest
 from evomerge.demo.run import lay_out, next_run
+from evomerge.merge.stream import checkpoint_digest
 
 
 def test_the_average_misses_a_floor_and_the_search_clears_all(tmp_path: Path) -> None:

@@ -292,3 +292,194 @@ def test_bfloat16_output(tiny_study: Study) -> None:
     assert result.winner is not None
     evomerge.export("space", "best.yaml")
     assert checkpoint_digest(evomerge.merge("best.yaml", "out")) == result.winner.digest
+
+
+def test_a_launch_that_died_before_it_was_a_run_can_be_launched_again(
+    tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = tiny_study()
+
+    def die(*rest: Any) -> None:
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("evomerge.study.search.write_launch", die)
+        with pytest.raises(SystemExit):
+            evomerge.search(space, trials=6)
+    assert RunFolder.named("space").path.is_dir()
+    evomerge.search(space, trials=6)
+    assert len(evomerge.status("space").search.trials) == 6
+
+
+def test_a_run_that_died_before_its_study_was_made_can_be_resumed(
+    tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evomerge.study.store import Store
+
+    space = tiny_study()
+
+    def die(*rest: Any) -> None:
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "create", die)
+        with pytest.raises(SystemExit):
+            evomerge.search(space, trials=6)
+    assert evomerge.status("space").done == 0
+    evomerge.resume("space")
+    assert evomerge.status("space").done == 6
+
+
+def test_a_bad_storage_leaves_nothing(tiny_study: Study) -> None:
+    space = tiny_study()
+    with pytest.raises(InputError, match="--storage: cannot open"):
+        evomerge.search(space, storage="sqlite:////no/such/folder/x.db")
+    assert not Path("runs").exists()
+    evomerge.search(space, run="a", storage="sqlite:///s.db", trials=5)
+    with pytest.raises(InputError, match="has a study 'a' already"):
+        evomerge.search(space, run="other/a", storage="sqlite:///s.db", trials=5)
+
+
+def test_changed_callable_code_is_noticed(tiny_study: Study) -> None:
+    def custom(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        fitness["slices"]["own"] = {"python": "mine:score", "data": "tasks/tiny_a.jsonl", "floor": 0.0}
+
+    space = tiny_study(custom)
+    space.with_name("mine.py").write_text(CALLABLE)
+    evomerge.search(space, trials=6)
+    space.with_name("mine.py").write_text(CALLABLE.replace("1 / 13", "1 / 2"))
+    with pytest.raises(InputError, match=r"items\.own"):
+        evomerge.resume("space", trials=8)
+
+
+def test_a_failing_objective_fails_the_trial_only(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evomerge.study.session import Session
+
+    objective_of = Session._objective_of
+    calls: list[int] = []
+
+    def sometimes(self: Session, scores: Any) -> float:
+        calls.append(1)
+        if len(calls) in (6, 15):
+            raise TrialError("the geometric mean needs scores of at least 0")
+        return objective_of(self, scores)
+
+    monkeypatch.setattr(Session, "_objective_of", sometimes)
+    result = evomerge.search(tiny_study(), trials=10)
+    assert [t.number for t in result.search.trials if t.state == "failed"] == [5]
+    assert [t.state for t in result.holdout.trials].count("failed") == 1
+    assert evomerge.status("space").finished
+
+
+def test_folders_may_have_an_at_sign(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = tiny_study()
+    home = space.parent / "user@corp"
+    home.mkdir()
+    for name in ("models", "tasks", "space.yaml", "fitness.yaml"):
+        (space.parent / name).rename(home / name)
+    monkeypatch.chdir(home)
+    evomerge.search("space.yaml", trials=6)
+    evomerge.resume("space", trials=7)
+    assert evomerge.export("space", allow_infeasible=True)
+
+
+def test_the_same_model_twice(tiny_study: Study) -> None:
+    def twice(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["sources"]["two"] = "models/../models/one"
+
+    with pytest.raises(InputError, match=r"space.yaml:\d+: sources.two: two is the same checkpoint as one"):
+        evomerge.search(tiny_study(twice))
+
+
+def test_a_module_filter_that_matches_nothing(tiny_study: Study) -> None:
+    def typo(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["modules"] = {"attention": "self_atn"}
+
+    with pytest.raises(InputError, match=r"no tensor of the base has 'self_atn' in its name; did you mean 'self_attn'"):
+        evomerge.search(tiny_study(typo))
+
+
+def test_a_parent_that_failed_is_scored_again_on_resume(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = Workbench.evaluate
+    broken = [True]
+
+    def fails(self: Workbench, recipe: Any, *rest: Any) -> Any:
+        if broken[0] and "one" in str(recipe.models()[0]):
+            raise TrialError("out of memory")
+        return evaluate(self, recipe, *rest)
+
+    monkeypatch.setattr(Workbench, "evaluate", fails)
+    with pytest.raises(InputError, match="one could not be scored"):
+        evomerge.search(tiny_study(), trials=9)
+    broken[0] = False
+    result = evomerge.resume("space")
+    assert {t.label for t in result.holdout.trials if t.is_parent} == {"base", "one", "two"}
+    assert len(result.search.trials) == 9
+
+
+def test_a_copy_of_a_parent_cannot_win(tiny_study: Study) -> None:
+    def single(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        del space["sources"]["two"]
+        space["genes"]["weight"]["per"] = ["layers"]
+
+    result = evomerge.search(tiny_study(single), trials=8)
+    uniform = next(t for t in result.search.trials if t.label == "uniform")
+    one = next(t for t in result.search.trials if t.label == "one")
+    assert uniform.digest == one.digest
+    assert uniform not in result.search.merges()
+
+
+def test_an_extended_run_is_unfinished_until_its_new_end(tiny_study: Study) -> None:
+    evomerge.search(tiny_study(), trials=7)
+    assert evomerge.status("space").finished
+    with pytest.raises(KeyboardInterrupt):
+        evomerge.resume("space", trials=12, observer=StopAfter(2))
+    state = evomerge.status("space")
+    assert not state.finished
+    assert "the run has gone on since" in evomerge.export("space", allow_infeasible=True)
+
+
+def test_best_yaml_is_mended_after_a_crash(tiny_study: Study) -> None:
+    evomerge.search(tiny_study(), trials=8)
+    folder = RunFolder.named("space")
+    text = folder.best.read_text()
+    folder.best.write_text("stale")
+    evomerge.resume("space")
+    assert folder.best.read_text() == text
+
+
+def test_resume_from_another_folder(tiny_study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny_study()
+    run = Path("runs/space").absolute()
+    evomerge.search("space.yaml", storage="sqlite:///s.db", trials=6, settings=["sources.two=models/two"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    evomerge.resume(run, trials=7)
+    assert evomerge.status(run).done == 7
+    assert not list(Path().iterdir())
+
+
+def test_a_moved_run_without_its_originals(tiny_study: Study) -> None:
+    def custom(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        fitness["slices"]["own"] = {"python": "mine:score", "data": "tasks/tiny_a.jsonl", "floor": 0.0}
+
+    space = tiny_study(custom)
+    space.with_name("mine.py").write_text(CALLABLE)
+    evomerge.search(space, run="whole", trials=8)
+    evomerge.search(space, run="cut", trials=6)
+    for file in ("space.yaml", "fitness.yaml"):
+        space.with_name(file).unlink()
+    Path("runs/cut").rename("moved")
+    evomerge.resume("./moved", trials=8)
+    assert [t.digest for t in evomerge.status("./moved").search.trials] == [f[5] for f in facts("whole")]
+
+
+def test_a_budget_of_time_alone(tiny_study: Study) -> None:
+    def timed(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["budget"] = {"time": "2s"}
+
+    result = evomerge.search(tiny_study(timed))
+    assert sum(t.seconds["total"] for t in result.search.trials) >= 2
+    count = len(result.search.trials)
+    evomerge.resume("space")
+    assert len(evomerge.status("space").search.trials) == count

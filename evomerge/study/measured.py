@@ -1,0 +1,43 @@
+"""What evaluating one candidate gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from evomerge.types import Scores, SliceScore
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one candidate, the digest of its parameters, and the seconds that each phase took."""
+
+    scores: Scores
+    digest: str
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation with what follows from its scores: the objective, and lower confidence bounds where the fitness
+    file asks for confidence."""
+
+    evaluation: Evaluation
+    objective: float
+    bounds: Mapping[str, float]
+
+    @property
+    def gated(self) -> dict[str, SliceScore]:
+        """What is held to the floors."""
+        scores = self.evaluation.scores
+        return {name: SliceScore(self.bounds.get(name, s.value), None) for name, s in scores.items()}
+
+    def to_data(self) -> dict[str, object]:
+        """As the store keeps it beside the objective."""
+        scores = self.evaluation.scores
+        return {
+            "scores": {name: s.value for name, s in scores.items()},
+            "stderr": {name: s.stderr for name, s in scores.items()},
+            "bounds": dict(self.bounds),
+            "digest": self.evaluation.digest,
+        }
