@@ -42,6 +42,14 @@ def write_recipe(recipe: Recipe, header: str = "") -> str:
     return comments + yaml.dump_all(to_data(recipe), Dumper=_Dumper, sort_keys=False, width=110)
 
 
+_PARAMETERS = {p.name for method in METHODS.values() for p in method.parameters} | {
+    "int8_mask", "gamma", "epsilon", "nuslerp_flatten", "nuslerp_row_wise", "normalize_weights", "eps", "max_iter",
+    "tol", "filter_wise", "select_topk", "r", "alpha", "embed_slerp",
+}  # fmt: skip
+"""Every parameter of mergekit's methods. One that the recipe's method does not take is ignored, as mergekit does; a
+name that no method takes is a typo."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes short number lists on one line and never uses anchors, which some readers refuse."""
 
@@ -183,7 +191,7 @@ def _input(node: Node, layered: bool) -> Input:
 def _parameters(node: Node | None) -> dict[str, Any]:
     if node is None or node.value is None:
         return {}
-    return {name: _value(child) for name, child in node.mapping().items()}
+    return {name: _value(child) for name, child in node.mapping((), _PARAMETERS).items()}
 
 
 def _value(node: Node) -> Any:

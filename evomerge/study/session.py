@@ -76,8 +76,13 @@ class Session:
 
     def next_trial(self, genome: Genome) -> Trial:
         """The trial of a proposed genome: the one that a killed process left in flight, or a new one."""
-        pending = next((t for t in self.store.trials() if t.state == "running" and t.genome == genome), None)
-        return pending or self.begin("search", "", genome, self.plan.space.recipe(genome))
+        pending = next((t for t in self.store.trials() if t.state == "running" and t.kind == "search"), None)
+        if pending is None:
+            return self.begin("search", "", genome, self.plan.space.recipe(genome))
+        if pending.genome != genome:
+            problem = f"trial {pending.number} was in flight with another genome than is proposed now"
+            raise InputError(problem, "resume with the package versions of environment.json, or launch a new run")
+        return pending
 
     def evaluate(self, trial: Trial) -> Trial:
         """Materialize, score and store one trial. A candidate that fails is stored with its reason."""

@@ -89,6 +89,7 @@ def test_filters_first_match_wins_and_no_match_falls_through() -> None:
         ("models: [{model: a}]\n", "has no 'merge_method'"),
         ("merge_method: linear\nmodels: [{model: a}, {model: a}]\n", "the model 'a' is listed twice"),
         ("merge_method: linear\nmodels: []\n", "names no model"),
+        ("merge_method: ties\nmodels: [{model: a, parameters: {wieght: 1}}]\n", "did you mean 'weight'?"),
         ("merge_method: linear\nmodels: [{model: a, parameters: {weight: x}}]\n", "models.0.parameters.weight: is 'x'"),
         ("merge_method: linear\nmodels: [{model: a, parameters: {weight: []}}]\n", "is an empty list"),
         ("merge_method: linear\ndtype: int3\nmodels: [{model: a}]\n", "unknown dtype 'int3'"),
