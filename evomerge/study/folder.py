@@ -19,9 +19,8 @@ from filelock import FileLock, Timeout
 from evomerge.errors import BusyError, InputError, Where, suggestion
 
 _NAME = re.compile(r"^[\w][\w.-]*$")
-_OWN = {"items", "run.lock", "run.lock.json", "search.log", "study.journal", "study.journal.lock", "space.yaml",
-        "fitness.yaml"}  # fmt: skip
-"""What a launch makes before `environment.json`, which makes it a run."""
+_OWN = ("items", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
+"""What a launch makes; hidden ones are being written. A whole `environment.json` makes the folder a run."""
 
 
 class RunFolder:
@@ -65,7 +64,7 @@ class RunFolder:
         if self.environment.exists():
             problem = f"the run {self.name!r} is there already ({self.path})"
             raise InputError(problem, f"continue it with `evomerge resume {self.handle}`, or choose another --run NAME")
-        if self.path.is_dir() and any(p.name.lstrip(".") not in _OWN for p in self.path.iterdir()):
+        if self.path.is_dir() and not all(p.name.lstrip(".").startswith(_OWN) for p in self.path.iterdir()):
             raise InputError(f"{self.path} holds files that are no run's", "choose another --run NAME")
         standing = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not standing.is_dir() or not os.access(standing, os.W_OK):
@@ -82,9 +81,11 @@ class RunFolder:
             raise InputError(f"cannot make {self.path} ({error.strerror})", "choose another --run") from None
         with self.lock():
             self.check_free()
-            for leftover in (self.journal, self.space, self.fitness, self.log):
-                leftover.unlink(missing_ok=True)
-            shutil.rmtree(self.items, ignore_errors=True)
+            for leftover in self.path.iterdir():
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                elif not leftover.name.startswith("run.lock"):
+                    leftover.unlink()
             self.items.mkdir()
             yield
 

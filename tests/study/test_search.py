@@ -299,7 +299,9 @@ def test_a_launch_that_died_before_it_was_a_run_can_be_launched_again(
 ) -> None:
     space = tiny_study()
 
-    def die(*rest: Any) -> None:
+    def die(folder: RunFolder, *rest: Any) -> None:
+        (folder.path / ".environment.json.123").write_text("{")
+        folder.space.write_text("half")
         raise SystemExit("killed")
 
     with monkeypatch.context() as patch:
