@@ -56,8 +56,10 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
 
     run = getattr(options, "run_in_progress", None)
     if run is None or not RunFolder.named(run).environment.is_file():
-        return "nothing was left half done"
-    return f"every finished trial is kept; go on with `evomerge resume {run}`"
+        return "nothing was left half done; run the same command again"
+    if options.handler is _quickstart:
+        return "every finished trial is kept; run the same command again to go on"
+    return f"every finished trial is kept; go on with `evomerge resume {RunFolder.named(run).handle}`"
 
 
 # Commands
@@ -124,11 +126,13 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
 
 
 def _verdict(result: Any) -> str:
-    from evomerge.report.tables import closest, describe, missed_floors
+    from evomerge.report.tables import better_parent, closest, describe, missed_floors
 
     name = result.folder.handle
     if result.winner:
-        return f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`"
+        parent = better_parent(result)
+        note = f"\nnote: {parent.label} itself passes every floor and scores better; no merge beat it" if parent else ""
+        return f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`{note}"
     last = closest(result.holdout)
     if last is None:
         return "no winner: no merge could be scored"
@@ -144,7 +148,7 @@ def _status(options: argparse.Namespace) -> int:
     if options.run is None:
         states = runs(options.runs)
         if options.json:
-            return _print(options, [tables.status_data(s) for s in states])
+            return _print(options, [tables.run_data(s) for s in states])
         return _show(tables.runs_table(states)) if states else _say(f"no runs in {options.runs}")
     state = status(Path(options.runs) / options.run if is_name(options.run) else options.run)
     if options.json:
@@ -197,6 +201,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         _print(options, tables.evaluated_data(result))
     else:
         _show(tables.evaluated_table(result))
+        missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
+        print(f"misses the floor of {missed}" if missed else "passes every floor")
     return DONE if result.feasible else NO
 
 
@@ -208,10 +214,10 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _quickstart(options: argparse.Namespace) -> int:
-    from evomerge.demo.run import next_run, quickstart
+    from evomerge.demo.run import quickstart, run_to_do
 
     folder = Path(options.dir)
-    options.run_in_progress = next_run(folder)
+    options.run_in_progress = run_to_do(folder)[0]
     with _view() as observer:
         result = quickstart(folder, trials=options.trials, device=options.device, observer=observer)
     files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}

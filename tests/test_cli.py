@@ -58,13 +58,13 @@ def test_search_without_a_winner_exits_1_and_names_the_floors(
     tiny_study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def impossible(space: dict[str, Any], fitness: dict[str, Any]) -> None:
-        fitness["slices"]["a"]["floor"] = 1.1
+        fitness["slices"]["a"]["floor"] = 1.0
 
     tiny_study(impossible)
     assert main(["search", "space.yaml"]) == 1
     said = capsys.readouterr().out
     assert "no winner" in said
-    assert re.search(r"closest is .*: a 0\.\d+, floor 1\.1000", said)
+    assert re.search(r"closest is .*: a 0\.\d+, floor 1\.0000", said)
     assert main(["export", "space"]) == 1
     assert "misses the floor of a" in capsys.readouterr().err
     assert main(["export", "space", "--allow-infeasible"]) == 0

@@ -13,8 +13,8 @@ from evomerge.demo.train import prepare
 from evomerge.errors import InputError, Where
 from evomerge.merge.stream import merge
 from evomerge.study.observer import Observer
-from evomerge.study.search import Result, search
-from evomerge.study.status import export
+from evomerge.study.search import Result, resume, search
+from evomerge.study.status import export, status
 
 SPACE = Path("search_spaces/quickstart.yaml")
 FILES = (SPACE, Path("fitness/quickstart.yaml"), Path("fitness/quickstart"))
@@ -50,12 +50,16 @@ def quickstart(
             prepare(root, observer.progress)
     except OSError as error:
         raise InputError(f"cannot write there ({error})", "choose another --dir", Where(root)) from None
-    result = search(root / SPACE, run=next_run(root), trials=trials, device=device, observer=observer)
+    run, started = run_to_do(root)
+    if started:
+        result = resume(run, trials=trials, observer=observer)
+    else:
+        result = search(root / SPACE, run=run, trials=trials, device=device, observer=observer)
     if result.winner is None:
         return Quickstart(result, None, None)
     recipe, checkpoint = result.folder.path / "winner.yaml", result.folder.path / "merged"
     export(result.folder.path, recipe)
-    merge(recipe, checkpoint, progress=observer.progress)
+    merge(recipe, checkpoint, progress=observer.progress, overwrite=True)
     return Quickstart(result, recipe, checkpoint)
 
 
@@ -94,10 +98,13 @@ def _starter() -> Path:
     return installed if installed.is_dir() else package.parent
 
 
-def next_run(root: Path) -> str:
-    """The first of quickstart, quickstart-2, ... that is not taken."""
+def run_to_do(root: Path) -> tuple[str, bool]:
+    """The run that is next, and whether it is there and waits to be finished: an interrupted quickstart goes on,
+    after a finished one comes quickstart-2, and so on."""
     number, path = 1, root / "runs/quickstart"
     while path.exists():
+        if (path / "environment.json").is_file() and not status(path).finished:
+            return str(path), True
         number += 1
         path = root / f"runs/quickstart-{number}"
-    return str(path)
+    return str(path), False

@@ -93,6 +93,7 @@ def _slice(name: str, node: Node) -> SliceSpec:
         parts["data"].fail("only goes with `python`; an lm-eval task names its own data", "remove it")
     elif "metric" not in parts:
         node.fail("has no 'metric'", "add for example `metric: acc`")
+    metric = parts["metric"].text() if "metric" in parts else None
     weight = parts["weight"].number(0.0) if "weight" in parts else 1.0
     options = {k: parts[k].data for k in _OPTIONS if k in parts}
     if "num_fewshot" in parts:
@@ -104,9 +105,9 @@ def _slice(name: str, node: Node) -> SliceSpec:
         python=parts["python"].text() if "python" in parts else None,
         script=_script(parts["python"]) if "python" in parts else None,
         data=resolve(parts["data"]) if "data" in parts else None,
-        metric=parts["metric"].text() if "metric" in parts else None,
+        metric=metric,
         direction=cast(Literal["higher", "lower"] | None, direction),
-        floor=_floor(parts["floor"]) if "floor" in parts else None,
+        floor=_floor(parts["floor"], metric) if "floor" in parts else None,
         weight=weight,
         items=parts["items"].integer(1) if "items" in parts else None,
         options=options,
@@ -132,7 +133,10 @@ def _script(node: Node) -> Path:
     return resolve(node, module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
 
 
-def _floor(node: Node) -> FloorSpec | None:
+_SHARES = ("acc", "acc_norm", "exact_match")
+
+
+def _floor(node: Node, metric: str | None) -> FloorSpec | None:
     if node.value is None:
         return None
     if not isinstance(node.value, dict):
@@ -140,6 +144,8 @@ def _floor(node: Node) -> FloorSpec | None:
             node.fail(
                 f"is {node.shown()}", "give a number or {of: base, margin: 0.02} or {of: best_source, keep: 0.97}"
             )
+        if (metric or "").partition(",")[0] in _SHARES and not 0 <= node.number() <= 1:
+            node.fail(f"{node.shown()} is outside [0, 1] of {metric}", "write for example 0.9 for 90 %")
         return FloorSpec(value=node.number(), where=node.where)
     parts = node.mapping(["of"], ["keep", "margin"])
     if ("keep" in parts) == ("margin" in parts):

@@ -60,6 +60,9 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
     sources = _sources(parts["sources"])
     modules = _modules(parts.get("modules"))
     genes, methods = _genes(parts["genes"])
+    for gene in genes:
+        if "modules" in gene.per and not modules:
+            parts["genes"].value[gene.name].fail("is per modules, and no module is named", "add modules: {mlp: mlp}")
     _check_sources(parts["genes"], methods, sources)
     fixed = _fixed(parts.get("fixed"), methods, {g.name for g in genes})
     _check_required(parts["genes"], methods, {*fixed, *(g.name for g in genes)})
@@ -105,7 +108,7 @@ def _chat_template(node: Node | None, sources: Collection[str]) -> str:
         return "auto"
     text = node.text()
     if "{" not in text:
-        node.one_of(["auto", *sources], "chat template (neither a source nor a Jinja text)")
+        node.one_of(["auto", "base", *sources], "chat template (neither a source nor a Jinja text)")
     return text
 
 

@@ -67,7 +67,7 @@ def merge(
             writer.add(name, tensor)
             records.append(tensor_record(name, tensor))
             if progress:
-                progress(name, done / len(planned.jobs))
+                progress(f"writing {name}", done / len(planned.jobs))
         for source in _side_files(planned.donor, tokenizer):
             if source.name != _TEMPLATE_FILE or template is None:
                 writer.copy(source)

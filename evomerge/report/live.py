@@ -86,6 +86,8 @@ class LineView(Observer):
         done = sum(t.state != "running" for t in standing.trials)
         best = standing.best()
         top = f"best feasible {number(best.objective)} ({describe(best)})" if best else "none feasible yet"
+        if not standing.settled:
+            top = "floors are not settled yet"
         count = f"[{done}/{self._clock.trials or '-'}]"
         self.say(f"{count} {self._line(trial, standing)} | {top} | left {self._clock.left(done)}")
 

@@ -76,12 +76,12 @@ def _mark(standing: Standing, trial: Trial) -> Text:
 
 
 def result_table(result: Result) -> Table:
-    """The end of a search: parents, uniform average and winner (or, with none, the closest) on the holdout split."""
+    """The end of a search on the holdout split: parents, uniform average, the other candidates that were re-scored,
+    and the winner (or, with none, the closest)."""
     standing = result.holdout
-    rows = [(describe(t), t) for t in standing.trials if t.kind == "reference"]
     last = result.winner or closest(standing)
-    if last is not None and last.kind == "reference":
-        rows = [(n, t) for n, t in rows if t.number != last.number]
+    others = [t for t in standing.trials if last is None or t.number != last.number]
+    rows = [(describe(t), t) for t in others]
     if last is not None:
         rows.append((f"{'winner' if result.winner else 'closest'}: {describe(last)}", last))
     metrics = {name: piece.metric for name, piece in result.slices.items()}
@@ -89,6 +89,15 @@ def result_table(result: Result) -> Table:
     if result.confidence is not None:
         title += f"; floors are held against {result.confidence:.0%} lower bounds"
     return standing_table(title, standing, rows, metrics)
+
+
+def better_parent(result: Result) -> Trial | None:
+    """The base or source that passes every floor and scores better than the winner."""
+    parents = [t for t in result.holdout.trials if t.is_parent and result.holdout.outcome(t).feasible]
+    best = max(parents, key=lambda t: t.objective or 0.0, default=None)
+    if best is None or result.winner is None or best.objective is None or result.winner.objective is None:
+        return None
+    return best if best.objective > result.winner.objective else None
 
 
 def closest(standing: Standing) -> Trial | None:
@@ -146,7 +155,9 @@ def evaluated_table(result: Evaluated) -> Table:
     for verdict in result.verdicts:
         piece, score = result.slices[verdict.slice], result.scores[verdict.slice]
         sign = piece.sign
+        told = result.gates[verdict.slice].text
         floor = "none" if verdict.floor is None else f"{sign * verdict.floor:.4f}"
+        floor += f" ({told})" if " " in told else ""
         gate = Text("pass", style="green") if verdict.passed else Text("miss", style="red")
         cells = (piece.metric, str(len(score.items)), number(sign * score.value, score.stderr), floor)
         table.add_row(verdict.slice, *cells, gate if verdict.floor is not None else Text("-"))
@@ -182,11 +193,12 @@ def standing_data(standing: Standing) -> dict[str, Any]:
 
 def result_data(result: Result) -> dict[str, Any]:
     winner = trial_data(result.holdout, result.winner) if result.winner else None
-    closest_trial = closest(result.holdout)
+    closest_trial, parent = closest(result.holdout), better_parent(result)
     return {
         "run": str(result.folder.path),
         "winner": winner,
         "closest": trial_data(result.holdout, closest_trial) if closest_trial and not winner else None,
+        "better_parent": parent.label if parent else None,
         "holdout": standing_data(result.holdout),
         "trials": len(result.search.trials),
         "confidence": result.confidence,
@@ -206,6 +218,22 @@ def status_data(state: Status | Unreadable) -> dict[str, Any]:
     }
 
 
+def run_data(state: Status | Unreadable) -> dict[str, Any]:
+    """One run of the list of runs."""
+    if not isinstance(state, Status):
+        return status_data(state)
+    best = state.search.best()
+    return {
+        "run": str(state.folder.path),
+        "finished": state.finished,
+        "trials": state.done,
+        "budget": dict(state.budget),
+        "best": best.number if best else None,
+        "best_objective": best.objective if best else None,
+        "winner": state.winner.number if state.winner else None,
+    }
+
+
 def evaluated_data(result: Evaluated) -> dict[str, Any]:
     def shown(verdict: Verdict) -> dict[str, Any]:
         sign, score = result.slices[verdict.slice].sign, result.scores[verdict.slice]
@@ -220,4 +248,8 @@ def evaluated_data(result: Evaluated) -> dict[str, Any]:
         "objective": result.objective,
         "feasible": result.feasible,
         "slices": {v.slice: shown(v) for v in result.verdicts},
+        "references": {
+            model: {name: result.slices[name].sign * s.value for name, s in scores.items()}
+            for model, scores in result.references.items()
+        },
     }

@@ -69,7 +69,8 @@ def _gate(name: str, piece: Floored, references: Mapping[str, Scores]) -> Gate:
         text = f"{model} {natural:.4g} {'-' if sign * floor.margin >= 0 else '+'} {abs(floor.margin):.4g}"
         return Gate(name, sign * bound, text, sign)
     keep = floor.keep if floor.keep is not None else 1.0
-    return Gate(name, sign * _kept(natural, keep, sign, floor), f"{keep:.4g} of {model} {natural:.4g}", sign)
+    text = f"{keep:.4g} of {model} {natural:.4g}" if sign > 0 else f"{model} {natural:.4g} / {keep:.4g}"
+    return Gate(name, sign * _kept(natural, keep, sign, floor), text, sign)
 
 
 def _kept(natural: float, keep: float, sign: int, floor: FloorSpec) -> float:

@@ -46,8 +46,8 @@ class Space:
         return self._reference(self.spec.chat_template)
 
     def _reference(self, word: str) -> str:
-        """A source's reference for its name; any other word as it is."""
-        return self.models.sources.get(word, word)
+        """The base's or a source's reference for its name; any other word as it is."""
+        return self.models.base if word == "base" else self.models.sources.get(word, word)
 
     def parent(self, reference: str) -> Recipe:
         """A checkpoint as it is."""

@@ -17,7 +17,7 @@ from evomerge.merge.stream import tokenizer_of
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import OBJECTIVES, load
-from evomerge.scoring.gates import Verdict, judge, scales, settle
+from evomerge.scoring.gates import Gate, Verdict, judge, scales, settle
 from evomerge.scoring.preflight import check_fitness
 from evomerge.scoring.suite import Slice, Suite
 from evomerge.study.device import choose_device
@@ -27,7 +27,7 @@ from evomerge.types import SliceScore, SplitName
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One model's scores on a split, each slice's verdict, and the scores of the references that floors needed."""
+    """One model's scores on a split, each slice's gate and verdict, and the scores of the references needed."""
 
     model: str
     split: SplitName
@@ -35,6 +35,7 @@ class Evaluated:
     objective: float
     slices: Mapping[str, Slice]
     scores: Mapping[str, SliceScore]
+    gates: Mapping[str, Gate]
     verdicts: list[Verdict]
     references: Mapping[str, Mapping[str, SliceScore]]
 
@@ -88,7 +89,7 @@ def evaluate(
     gates = settle(suite.slices, measured)
     verdicts = judge(scores, gates, scales(measured, gates), spec.confidence)
     objective = load(OBJECTIVES[spec.objective])({name: s.value for name, s in scores.items()}, suite.weights)
-    return Evaluated(str(model), split, digest, objective, suite.slices, scores, verdicts, measured)
+    return Evaluated(str(model), split, digest, objective, suite.slices, scores, gates, verdicts, measured)
 
 
 def _recipe(model: str | Path) -> Recipe | None:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class RunFolder:
     @property
     def handle(self) -> str:
         """What to call the run by on the command line: its name, or its path where it is not in ``./runs``."""
-        return self.name if self.path.parent == Path("runs").resolve() else str(self.path)
+        return self.name if self.path.parent == Path("runs").resolve() else shlex.quote(str(self.path))
 
     @classmethod
     def named(cls, run: str | Path, root: Path = Path("runs")) -> RunFolder:

@@ -34,6 +34,8 @@ def release(session: Session) -> Standing:
     gates = settle(session.bench.suite.slices, parents)
     result = Standing(scored, gates, scales(parents, gates))
     winner = result.best()
+    if winner is not None:
+        session.publish(winner, "the winner: the best on the holdout items that passes every floor there")
     session.store.record(
         RELEASE,
         {

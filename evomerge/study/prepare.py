@@ -54,6 +54,7 @@ def read_files(
 def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """All that both files can be checked for without a checkpoint: options, tasks, metrics, data. Raises InputError."""
     _check_options(spec)
+    _check_budget(spec)
     check_fitness(fitness, list(spec.sources))
 
 
@@ -66,6 +67,13 @@ def _check_options(spec: SpaceSpec) -> None:
         check_options(spec.optimizer["name"], options)
     except OptionError as error:
         raise InputError(error.problem, error.mend, spec.at(f"optimizer.{error.key}")) from None
+
+
+def _check_budget(spec: SpaceSpec) -> None:
+    references = len(spec.sources) + 2
+    if spec.trials is not None and spec.trials <= references:
+        problem = f"{spec.trials} trials leave none to search: base, sources and average are {references}"
+        raise InputError(problem, f"give at least {references + 1}", spec.at("budget.trials"))
 
 
 def open_checkpoints(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:

@@ -56,9 +56,8 @@ class Session:
                 trial = self.evaluate(trial)
             if trial.state == "failed" and trial.is_parent:
                 problem = f"{label} could not be scored ({trial.reason})"
-                raise InputError(
-                    problem, f"mend the cause and resume, or launch a new run; the log is {self.folder.log}"
-                )
+                mend = "resume if the cause was outside the run's files, else launch a new run"
+                raise InputError(problem, f"{mend}; the log is {self.folder.log}")
         self.settle()
 
     def settle(self) -> None:
@@ -67,7 +66,17 @@ class Session:
         gates = settle(self.bench.suite.slices, parents)
         self._gates = Standing((), gates, scales(parents, gates))
         self.store.record("gates", self._gates.to_data())
+        self._warn_of_flat_slices()
         self._keep_best(self.standing())
+
+    def _warn_of_flat_slices(self) -> None:
+        """A slice on which all references score the same more likely has a mistake in its task than in its models."""
+        scores = [t.scores for t in self.store.trials() if t.kind == "reference" and t.scores]
+        for name, piece in self.bench.suite.slices.items():
+            values = {s[name] for s in scores}
+            if len(values) == 1:
+                shown = piece.show(values.pop())
+                self.observer.warn(f"slice {name}: base, sources and average all score {shown:.4f}; check its task")
 
     # Trials.
 
@@ -155,6 +164,10 @@ class Session:
         """Write `best.yaml` when another trial leads, and once a session, as a crash may have kept it from that."""
         best = standing.best()
         if best is not None and best.number != self._kept:
-            header = f"evomerge run {self.folder.name}, {best.name}, recipe {best.recipe_id[:16]}\nbest feasible so far"
-            write_atomic(self.folder.best, write_recipe(best.recipe, header))
+            self.publish(best, "best so far by the search items; the winner takes its place when the search ends")
             self._kept = best.number
+
+    def publish(self, trial: Trial, about: str) -> None:
+        """Make a trial's recipe the run's `best.yaml`."""
+        header = f"evomerge run {self.folder.name}, {trial.name}, recipe {trial.recipe_id[:16]}\n{about}"
+        write_atomic(self.folder.best, write_recipe(trial.recipe, header))

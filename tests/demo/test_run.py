@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import evomerge
-from evomerge.demo.run import lay_out, next_run
+from evomerge.demo.run import lay_out, run_to_do
 from evomerge.merge.stream import checkpoint_digest
 
 
@@ -23,7 +23,7 @@ def test_the_average_misses_a_floor_and_the_search_clears_all(tmp_path: Path) ->
     assert done.checkpoint is not None
     assert done.recipe.is_file()
     assert checkpoint_digest(done.checkpoint) == winner.digest
-    assert next_run(tmp_path).endswith("quickstart-2")
+    assert run_to_do(tmp_path) == (str(tmp_path / "runs/quickstart-2"), False)
 
 
 def test_files_to_start_from_are_not_overwritten(tmp_path: Path) -> None:

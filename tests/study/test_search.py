@@ -59,7 +59,7 @@ def test_search_and_holdout_items_are_disjoint(tiny_study: Study) -> None:
 
 def test_no_winner_when_no_candidate_clears_a_floor(tiny_study: Study) -> None:
     def impossible(space: dict[str, Any], fitness: dict[str, Any]) -> None:
-        fitness["slices"]["a"]["floor"] = 1.1
+        fitness["slices"]["a"]["floor"] = 1.0
 
     result = evomerge.search(tiny_study(impossible))
     assert result.winner is None
