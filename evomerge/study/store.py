@@ -21,10 +21,14 @@ from evomerge.errors import InputError, Where
 from evomerge.optimize.optuna_samplers import distribution
 from evomerge.recipe.recipe import Recipe, to_data
 from evomerge.study.measured import Measured
-from evomerge.study.trial import Kind, Trial
+from evomerge.study.trial import Kind, State, Trial
 from evomerge.types import Dimension, Genome
 
-_STATES = {TrialState.RUNNING: "running", TrialState.COMPLETE: "complete", TrialState.FAIL: "failed"}
+_STATES: Mapping[TrialState, State] = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.FAIL: "failed",
+}
 
 
 class Store:
@@ -119,7 +123,7 @@ def _trial(frozen: FrozenTrial) -> Trial:
         recipe_data=attributes["recipe"],
         recipe_id=attributes["recipe_id"],
         seed=attributes["seed"],
-        state=_STATES.get(frozen.state, "failed"),  # type: ignore[arg-type]
+        state=_STATES.get(frozen.state, "failed"),
         scores=attributes.get("scores", {}),
         stderr=attributes.get("stderr", {}),
         bounds=attributes.get("bounds", {}),
