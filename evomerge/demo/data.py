@@ -43,7 +43,6 @@ TARIFF: dict[Edition, tuple[dict[str, int], dict[str, int], int]] = {
 
 GOODS = ("food", "clothing", "electronics", "books", "toys", "furniture")
 STATES = ("sealed", "opened", "faulty", "late")
-OUTCOMES = ("full", "half", "credit", "none")
 WINDOWS: dict[Edition, dict[str, int]] = {
     "old": dict(zip(GOODS, (7, 14, 7, 14, 14, 7), strict=True)),
     "new": dict(zip(GOODS, (14, 7, 14, 14, 7, 7), strict=True)),

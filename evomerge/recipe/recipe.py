@@ -17,7 +17,6 @@ from typing import Any
 
 from evomerge.errors import Where
 
-Scalar = float | bool
 Parameters = Mapping[str, Any]
 
 

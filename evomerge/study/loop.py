@@ -31,4 +31,4 @@ def run(session: Session, optimizer: Optimizer, budget: Budget) -> None:
         genome = optimizer.ask()
         trial = session.next_trial(genome)
         done = session.evaluate(trial)
-        optimizer.tell(genome, session.standing().outcome(done))
+        optimizer.tell(genome, session.outcome(done))

@@ -34,7 +34,7 @@ class Session:
     def __init__(self, folder: RunFolder, store: Store, plan: Plan, bench: Workbench, observer: Observer) -> None:
         self.folder, self.store, self.plan, self.bench, self.observer = folder, store, plan, bench, observer
         self._objective = load(OBJECTIVES[plan.fitness.objective])
-        self._gates: Standing | None = None
+        self._floors = Standing((), {}, {}, settled=False)
         self._kept: int | None = None
 
     # References: base, sources and uniform average, scored first; they settle the relative floors.
@@ -64,8 +64,8 @@ class Session:
         """Turn the floors into numbers, by the references' scores, and write them down for those who only read."""
         parents = {t.label: t.slice_scores for t in self.store.trials() if t.is_parent and t.state == "complete"}
         gates = settle(self.bench.suite.slices, parents)
-        self._gates = Standing((), gates, scales(parents, gates))
-        self.store.record("gates", self._gates.to_data())
+        self._floors = Standing((), gates, scales(parents, gates))
+        self.store.record("gates", self._floors.to_data())
         self._warn_of_flat_slices()
         self._keep_best(self.standing())
 
@@ -99,7 +99,8 @@ class Session:
         started = time.perf_counter()
         try:
             measured = self.measure(trial, "search")
-        except TrialError as error:
+        except (TrialError, InputError) as error:
+            # A recipe that does not fit its checkpoints is the candidate's failure, too.
             logger.warning("trial %d failed: %s", trial.number, error)
             done = self.store.fail(trial, str(error), {"total": time.perf_counter() - started})
         else:
@@ -140,20 +141,23 @@ class Session:
 
     def _constraints(self, measured: Measured) -> list[float] | None:
         """How far below each floor, 0 where it is met; None before the floors are settled."""
-        if self._gates is None:
+        if not self._floors.settled:
             return None
-        return [v.shortfall for v in judge(measured.gated, self._gates.gates, self._gates.scale)]
+        return [v.shortfall for v in judge(measured.gated, self._floors.gates, self._floors.scale)]
 
     # Where the study stands.
 
     def standing(self) -> Standing:
-        trials = self.store.trials()
-        return replace(self._gates, trials=trials) if self._gates else Standing(trials, {}, {}, settled=False)
+        return replace(self._floors, trials=self.store.trials())
+
+    def outcome(self, trial: Trial) -> Outcome:
+        """What the optimizer learns of a trial."""
+        return self._floors.outcome(trial)
 
     def history(self) -> list[tuple[Genome, Outcome]]:
         """The optimizer's own finished trials, in the order asked."""
-        standing = self.standing()
-        return [(t.genome, standing.outcome(t)) for t in standing.trials if t.kind == "search" and t.state != "running"]
+        finished = [t for t in self.store.trials() if t.kind == "search" and t.state != "running"]
+        return [(t.genome, self.outcome(t)) for t in finished]
 
     def spent(self) -> tuple[int, float]:
         """Finished trials and the seconds they took, over all sessions of the run."""

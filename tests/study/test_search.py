@@ -485,3 +485,19 @@ def test_a_budget_of_time_alone(tiny_study: Study) -> None:
     count = len(result.search.trials)
     evomerge.resume("space")
     assert len(evomerge.status("space").search.trials) == count
+
+
+def test_a_recipe_that_does_not_fit_fails_its_trial_only(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = Workbench.evaluate
+    seen: list[Any] = []
+
+    def sometimes(self: Workbench, recipe: Any, *rest: Any) -> Any:
+        seen.append(recipe)
+        if len(seen) == 6:
+            raise InputError("model.norm.weight is [8] in the recipe")
+        return evaluate(self, recipe, *rest)
+
+    monkeypatch.setattr(Workbench, "evaluate", sometimes)
+    result = evomerge.search(tiny_study(), trials=8)
+    assert [t.number for t in result.search.trials if t.state == "failed"] == [5]
+    assert len(result.search.trials) == 8
