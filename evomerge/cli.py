@@ -19,6 +19,11 @@ from evomerge.errors import EvomergeError, InputError, Where
 
 DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 Handler = Callable[[argparse.Namespace], int]
+# Options that mergekit-yaml's command lines often have, and that change nothing here
+_MERGEKITS = (
+    "--copy-tokenizer", "--write-model-card", "--safe-serialization", "--clone-tensors", "--lazy-unpickle",
+    "--async-write", "--low-cpu-memory", "--read-to-gpu", "--allow-crimes", "--trust-remote-code",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,10 +182,29 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
+    from evomerge.checkpoints.write import parse_size
+    from evomerge.recipe.mergekit import read_recipe
+
+    shard_bytes = parse_size(options.out_shard_size, Where("--out-shard-size"))
+    read_recipe(Path(options.recipe))  # what is wrong in it is told before torch is imported
     from evomerge.merge.stream import merge
+    from evomerge.study.device import choose_device
 
     with _view() as observer:
-        folder = merge(Path(options.recipe), Path(options.out), progress=observer.progress)
+        folder = merge(
+            Path(options.recipe),
+            Path(options.out),
+            device=choose_device("cuda" if options.cuda else options.device),
+            threads=options.num_threads,
+            seed=options.random_seed,
+            intermediate=options.intermediate_dir,
+            truncate_embeddings=options.unsafe_truncate_embeddings,
+            copy_tokenizer=options.copy_tokenizer,
+            model_card=options.write_model_card,
+            overwrite=options.overwrite,
+            shard_bytes=shard_bytes,
+            progress=observer.progress,
+        )
     return _print(options, {"checkpoint": str(folder)}, lambda: f"wrote {folder}")
 
 
@@ -334,6 +358,21 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 def _add_merge(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", metavar="RECIPE.yaml")
     command.add_argument("out", metavar="OUT_DIR")
+    command.add_argument("--overwrite", action="store_true", help="replace what is there")
+    command.add_argument("--device", default="cpu", metavar="D", help="where to compute: cpu, cuda, cuda:1 or auto")
+    command.add_argument("--cuda", action="store_true", help="the same as --device cuda")
+    command.add_argument("-j", "--num-threads", type=int, metavar="N", help="processor threads to compute with")
+    command.add_argument("--random-seed", type=int, metavar="N", help="of random masks, in place of the recipe's")
+    command.add_argument("--out-shard-size", default="5GB", metavar="SIZE", help="largest weights file (default: 5GB)")
+    command.add_argument(
+        "-I", "--intermediate-dir", metavar="DIR", help="write the named documents' outputs there, too"
+    )
+    command.add_argument("--unsafe-truncate-embeddings", action="store_true",
+                         help="merge embeddings of different size over the rows that all models have")  # fmt: skip
+    for name, about in (("copy-tokenizer", "no tokenizer files"), ("write-model-card", "no README.md")):
+        command.add_argument(f"--no-{name}", dest=name.replace("-", "_"), action="store_false", help=about)
+    for name in _MERGEKITS:
+        command.add_argument(name, action="store_true", dest="without_effect", help=argparse.SUPPRESS)
 
 
 def _add_evaluate(command: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -25,7 +25,8 @@ class Parameter:
     """One parameter of merge methods: its scope, legal range, default, and the range a search starts with.
 
     `scope` is "source" (one value for each merged model) or "tensor" (one value for all of them).
-    `default` None means that a recipe must give it. Flags (`kind` bool) cannot be genes.
+    `default` None means that a recipe must give it. Flags and counts (`kind` bool, int) cannot be genes. `log`: a gene
+    whose range starts above 0 is searched on a logarithmic scale unless it says otherwise.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Parameter:
     default: float | bool | None = None
     kind: type = float
     init: float = 0.5
+    log: bool = False
 
     @property
     def argument(self) -> str:
@@ -46,19 +48,35 @@ class Parameter:
 class Method:
     """A merge method: where its function is, and what it takes.
 
-    `base` tells what the base model is to it: "subtracted" (deltas from it are merged), "endpoint" (one of the
-    two ends of a path), "ordinary" (a model like the others, or absent). `sources` is the least and the most
-    number of models besides the base.
+    `base` tells what the base model is to it: "subtracted" (deltas from it are merged), "optional" (so, where there is
+    one), "endpoint" (one of the two ends of a path), "ordinary" (a model like the others, or absent). `sources` is the
+    least and the most number of models besides the base. `check` finds what is wrong with one source's values of the
+    parameters `checked` together (each alone is held to its range); None: nothing is.
     """
 
     function: str
     parameters: tuple[Parameter, ...]
-    base: Literal["subtracted", "endpoint", "ordinary"]
+    base: Literal["subtracted", "optional", "endpoint", "ordinary"]
     sources: tuple[int, float] = (1, math.inf)
     stochastic: bool = False
+    check: Callable[[Mapping[str, Any]], str | None] | None = None
+    checked: tuple[str, ...] = ()
 
     def parameter(self, name: str) -> Parameter | None:
         return next((p for p in self.parameters if p.name == name), None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a search space may name as its method: a method of `METHODS`, with the parameters that the name settles."""
+
+    method: str
+    settled: Mapping[str, float | bool] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Those that are left to genes and `fixed`."""
+        return tuple(p for p in METHODS[self.method].parameters if p.name not in self.settled)
 
 
 WEIGHT = Parameter("weight", "source", init=0.5)
@@ -72,20 +90,81 @@ def flag(name: str, default: bool) -> Parameter:
     return Parameter(name, "tensor", default=default, kind=bool)
 
 
+def _della_range(values: Mapping[str, Any]) -> str | None:
+    """DELLA keeps an element with a probability from density - epsilon to density + epsilon; densities of 0 and 1 draw
+    nothing (mergekit 0.1.5, sparsify)."""
+    density, epsilon = values["density"], values["epsilon"]
+    if density <= 0 or density >= 1 or (density - epsilon > 0 and density + epsilon < 1):
+        return None
+    if epsilon >= 0.5:
+        return f"epsilon is {epsilon:g}, and must be below 0.5"
+    legal = f"above {epsilon:g} and below {1 - epsilon:g}, or 0 or 1"
+    return f"density is {density:.8g}; with epsilon {epsilon:g} it must be {legal}"
+
+
 _ARITHMETIC = (WEIGHT, flag("normalize", False), LAMBDA)
 _TIES = (WEIGHT, DENSITY, flag("normalize", True), flag("rescale", False), LAMBDA)
 _DARE = (WEIGHT, DENSITY, flag("normalize", False), flag("rescale", True), LAMBDA)
+_DELLA_EPSILON = Parameter("epsilon", "source", low=0.0, high=0.5, default=0.15, init=0.15)
+_RAM_EPSILON = Parameter("epsilon", "tensor", low=0.0, default=1e-5, init=1e-5, log=True)
+_GAMMA = Parameter("gamma", "source", low=0.0, high=1.0, default=0.01, init=0.01)
+_BREADCRUMBS = (WEIGHT, DENSITY, _GAMMA, flag("normalize", False), flag("rescale", False), LAMBDA)
+_DELLA = (WEIGHT, DENSITY, _DELLA_EPSILON, flag("normalize", True), flag("rescale", True), LAMBDA)
+_DELLA_CHECKED = ("density", "epsilon")
+_DELLA_LINEAR = (WEIGHT, DENSITY, _DELLA_EPSILON, flag("normalize", False), flag("rescale", True), LAMBDA)
+_NUSLERP = (WEIGHT, flag("nuslerp_flatten", True), flag("nuslerp_row_wise", False))
+_EPS = Parameter("eps", "tensor", low=0.0, default=1e-8, init=1e-8, log=True)
+_MULTISLERP = (WEIGHT, flag("normalize_weights", True), _EPS)
+_KARCHER = (
+    Parameter("max_iter", "tensor", low=0, default=10, kind=int),
+    Parameter("tol", "tensor", low=0.0, default=1e-5, init=1e-5, log=True),
+)
+_TOPK = Parameter("select_topk", "tensor", low=0.0, high=1.0, default=1.0, init=0.8)
+_RAMPLUS = (
+    Parameter("r", "tensor", default=0.1, init=0.1),
+    Parameter("alpha", "tensor", low=0.0, default=0.2, init=0.2),
+    _RAM_EPSILON,
+)
+_NEARSWAP_T = Parameter("t", "tensor", low=0.0, init=1e-3, log=True)
 _HERE = "evomerge.merge.methods"
+
+
+def _della(name: str, parameters: tuple[Parameter, ...]) -> Method:
+    function = f"{_HERE}.della:{name}"
+    return Method(function, parameters, "subtracted", stochastic=True, check=_della_range, checked=_DELLA_CHECKED)
+
 
 METHODS: Mapping[str, Method] = {
     "linear": Method(f"{_HERE}.linear:linear", (WEIGHT, flag("normalize", True)), "ordinary"),
     "slerp": Method(f"{_HERE}.slerp:slerp", (T,), "endpoint", (1, 1)),
+    "nuslerp": Method(f"{_HERE}.nuslerp:nuslerp", _NUSLERP, "optional", (2, 2)),
+    "multislerp": Method(f"{_HERE}.multislerp:multislerp", _MULTISLERP, "optional"),
+    "karcher": Method(f"{_HERE}.karcher:karcher", _KARCHER, "ordinary"),
     "task_arithmetic": Method(f"{_HERE}.task_arithmetic:task_arithmetic", _ARITHMETIC, "subtracted"),
     "ties": Method(f"{_HERE}.ties:ties", _TIES, "subtracted"),
     "dare_linear": Method(f"{_HERE}.dare:dare_linear", _DARE, "subtracted", stochastic=True),
     "dare_ties": Method(f"{_HERE}.dare:dare_ties", _DARE, "subtracted", stochastic=True),
+    "della": _della("della", _DELLA),
+    "della_linear": _della("della_linear", _DELLA_LINEAR),
+    "breadcrumbs": Method(f"{_HERE}.breadcrumbs:breadcrumbs", _BREADCRUMBS, "subtracted"),
+    "breadcrumbs_ties": Method(f"{_HERE}.breadcrumbs:breadcrumbs_ties", _BREADCRUMBS, "subtracted"),
+    "model_stock": Method(
+        f"{_HERE}.model_stock:model_stock", (flag("filter_wise", False),), "subtracted", (2, math.inf)
+    ),
+    "sce": Method(f"{_HERE}.sce:sce", (_TOPK,), "subtracted"),
+    "ram": Method(f"{_HERE}.ram:ram", (_RAM_EPSILON,), "subtracted"),
+    "ramplus_tl": Method(f"{_HERE}.ram:ramplus_tl", _RAMPLUS, "subtracted"),
+    "arcee_fusion": Method(f"{_HERE}.arcee_fusion:arcee_fusion", (), "subtracted", (1, 1)),
+    "nearswap": Method(f"{_HERE}.nearswap:nearswap", (_NEARSWAP_T,), "endpoint", (1, 1)),
     "passthrough": Method(f"{_HERE}.passthrough:passthrough", (SCALE,), "ordinary", (1, 1)),
 }
+
+CHOICES: Mapping[str, Choice] = {
+    **{name: Choice(name) for name in METHODS if name != "passthrough"},
+    # The plain average of the sources (model soups, Wortsman et al. 2022, section 2); a weighted soup is `linear`.
+    "uniform_soup": Choice("linear", {"weight": 1.0, "normalize": True}),
+}
+"""What a search space may name as its method; recipes say the method behind it."""
 
 OPTIMIZERS: Mapping[str, str] = {
     "cma-es": "evomerge.optimize.cma_es:CmaEs",

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints import hub
 from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
+from evomerge.checkpoints.lora import CONFIG as ADAPTER_CONFIG
+from evomerge.checkpoints.lora import Adapter, Fitted, read_adapter
+from evomerge.checkpoints.lora_steps import Change
+from evomerge.checkpoints.read import read_tensor
+from evomerge.checkpoints.references import resolve, split_adapter
 from evomerge.checkpoints.structure import (
     Stack,
     configured_layers,
@@ -19,13 +24,14 @@ from evomerge.checkpoints.structure import (
     is_embedding,
     is_head,
     text_config,
+    with_text_config,
 )
-from evomerge.errors import InputError, Where, nearest
+from evomerge.errors import InputError, Where
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "TensorInfo", "locate"]
+__all__ = ["Checkpoint", "TensorInfo"]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -42,16 +48,18 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _fingerprints: dict[tuple[Any, ...], str] = {}
 
 
 class Checkpoint:
-    """A model folder. Opening it reads headers only.
+    """A model folder, or a model folder with a LoRA adapter merged into it. Opening it reads headers only.
 
     Attributes:
         reference: as the user wrote it.
-        path: the folder.
+        path: the folder (of the model that the adapter belongs to).
+        tokenizer_path: the folder of its tokenizer and chat template: the adapter's, if it brings a tokenizer.
         config: config.json.
         tensors: every tensor that a model of this kind reads, by name, in the order of their names. A stored head
             that the configuration ties to the embeddings, and buffers that the model computes itself, are left out.
@@ -65,10 +73,15 @@ class Checkpoint:
         config: dict[str, Any],
         stored: dict[str, TensorInfo],
         where: Where | None = None,
-        commit: str | None = None,
+        resolved: str | None = None,
+        adapter: Adapter | None = None,
+        changes: Mapping[str, Change] | None = None,
     ) -> None:
         self.reference, self.path, self.config, self.where = reference, path, config, where
-        self._commit, self._open_files = commit, dict[Path, Any]()
+        self._resolved, self._adapter, self._changes = resolved or str(path), adapter, changes or {}
+        self._open_files: dict[Path, Any] = {}
+        brings = adapter is not None and any((adapter.folder / name).is_file() for name in _TOKENIZERS)
+        self.tokenizer_path = adapter.folder if adapter is not None and brings else path
         self.stored = dict(sorted(stored.items()))
         self.tensors = {
             name: info
@@ -83,21 +96,57 @@ class Checkpoint:
         self.stack: Stack = stack
 
     @classmethod
-    def open(cls, ref: str, where: Where | None = None) -> Checkpoint:
-        """Open a folder or a hub id (``name[@revision]``). Relative folders are looked for from the current folder,
-        then from the folder of the file that `where` names.
+    def open(cls, ref: str, where: Where | None = None, base: Checkpoint | None = None) -> Checkpoint:
+        """Open a folder or a hub id (``name[@revision]``), with ``+adapter[@revision]`` behind it for a LoRA adapter.
+        Relative folders are looked for from the current folder, then from the folder of the file that `where` names.
+
+        An adapter alone belongs to the model that its configuration names, or to `base` where that is not found.
 
         Raises:
             InputError: there is no such checkpoint, or it cannot be merged; the message tells why.
         """
-        folder = locate(ref, where)
-        commit = None
-        if folder is None:
-            folder, commit = hub.fetch(*hub.split_revision(ref), where=where, meant=_meant(ref, where))
+        model, adapter = split_adapter(ref, where)
+        if adapter is not None:
+            return cls.open(model, where).adapted(ref, read_adapter(*resolve(adapter, where), where))
+        folder, resolved = resolve(ref, where)
+        if (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+            lone = read_adapter(folder, resolved, where)
+            return cls._base_of(lone, base).adapted(ref, lone)
         stored = _stored(folder, where)
         config = _read_json(folder / "config.json", where)
         _refuse_quantized(folder, config, stored, where)
-        return cls(ref, folder, config, stored, where, commit)
+        return cls(ref, folder, config, stored, where, resolved)
+
+    @classmethod
+    def _base_of(cls, adapter: Adapter, base: Checkpoint | None) -> Checkpoint:
+        """The model that an adapter names, unless only `base` is there."""
+        if base is not None and adapter.base in (None, base.reference, base.resolved()):
+            return base
+        if adapter.base is None:
+            raise adapter.error("it does not name its base", "write model+adapter")
+        try:
+            return cls.open(adapter.base, adapter.where)
+        except InputError as error:
+            if base is not None:
+                return base
+            problem = f"its base {adapter.base} cannot be opened ({error.problem})"
+            raise adapter.error(problem, "write model+adapter") from None
+
+    def adapted(self, reference: str, adapter: Adapter) -> Checkpoint:
+        """This checkpoint with a LoRA adapter merged into it, tensor by tensor as they are read.
+
+        Raises:
+            InputError: the adapter does not fit.
+        """
+        fitted = Fitted(adapter, self)
+        kept = {n: i for n, i in self.stored.items() if fitted.unties or not (self.tied and is_head(n))}
+        stored = {**kept, **{name: change.info for name, change in fitted.changes.items()}}
+        told: dict[str, Any] = {"tie_word_embeddings": False} if fitted.unties else {}
+        if fitted.vocabulary is not None:
+            told["vocab_size"] = fitted.vocabulary
+        config = with_text_config(self.config, told)
+        resolved = f"{self.resolved()}+{adapter.resolved}"
+        return Checkpoint(reference, self.path, config, stored, adapter.where, resolved, adapter, fitted.changes)
 
     @property
     def layers(self) -> int:
@@ -126,7 +175,9 @@ class Checkpoint:
         return next((name for name in self.tensors if is_embedding(name)), None)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor as it is stored, read now."""
+        """One tensor as it is stored: a mapped file, of which only what is used comes into memory, and stays there."""
+        if name in self._changes:
+            return self.read(name)
         from safetensors import safe_open
 
         file = self.stored[name].file
@@ -135,11 +186,21 @@ class Checkpoint:
         tensor: torch.Tensor = self._open_files[file].get_tensor(name)
         return tensor
 
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor as it is stored, in memory of its own. Threads may read at the same time.
+
+        Raises:
+            InputError: the file has changed since the checkpoint was opened.
+        """
+        change = self._changes.get(name)
+        return read_tensor(self.stored[name], self.where) if change is None else change.tensor(self.where)
+
     def files(self) -> list[Path]:
-        """The files that make the checkpoint what it is: weights, configuration, tokenizer."""
+        """The files that make the checkpoint what it is: weights, configuration, tokenizer, adapter."""
         weights = {info.file for info in self.stored.values()}
-        others = [self.path / n for n in ("config.json", *TOKENIZER_FILES) if (self.path / n).is_file()]
-        return [*sorted(weights), *others]
+        others = [self.path / "config.json", *(self.tokenizer_path / name for name in TOKENIZER_FILES)]
+        adapter = [] if self._adapter is None else self._adapter.files()
+        return [*sorted(weights), *(file for file in others if file.is_file()), *adapter]
 
     def fingerprint(self) -> str:
         """sha256 (hex) over the names and contents of `files()`; remembered while they do not change."""
@@ -154,46 +215,9 @@ class Checkpoint:
         return _fingerprints[key]
 
     def resolved(self) -> str:
-        """A reference that means this checkpoint from anywhere: ``hub id@commit``, or the absolute folder."""
-        return f"{hub.split_revision(self.reference)[0]}@{self._commit}" if self._commit else str(self.path)
-
-
-def locate(ref: str, where: Where | None = None) -> Path | None:
-    """The absolute folder that a reference names, or None for a hub id.
-
-    Raises:
-        InputError: it is neither a folder nor a possible hub id, or it names a LoRA adapter.
-    """
-    written, home = Path(ref).expanduser(), _home(where)
-    for folder in dict.fromkeys((written, home / written)):
-        if folder.is_dir():
-            return folder.resolve()
-        if folder.exists():
-            raise InputError(f"{ref} is a file, not a model folder", "give the folder that holds config.json", where)
-    if "+" in ref:
-        mend = "merge the adapter into its base first (peft: merge_and_unload, save_pretrained)"
-        raise InputError(f"{ref}: model+adapter references are not supported in this version", mend, where)
-    name, meant = hub.split_revision(ref)[0], _meant(ref, where)
-    if not hub.looks_like_hub_id(name) or ("/" not in name and meant):
-        mend = f"did you mean {meant}?" if meant else "give a model folder or a hub id"
-        raise InputError(f"there is no folder {ref}", mend, where)
-    return None
-
-
-def _home(where: Where | None) -> Path:
-    """The folder of the file that `where` names; the current one where it names none."""
-    return Path(where.file).resolve().parent if where and where.file else Path()
-
-
-def _meant(ref: str, where: Where | None) -> str:
-    """The folder beside the missing one whose name is nearest, or nothing."""
-    written = Path(ref).expanduser()
-    for folder in ((_home(where) / written).parent, written.parent):
-        names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
-        close = nearest(written.name, names)
-        if close:
-            return str(written.with_name(close))
-    return ""
+        """A reference that means this checkpoint from anywhere: ``hub id@commit`` or the absolute folder, and the same
+        of its adapter behind a plus sign."""
+        return self._resolved
 
 
 def _stored(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
@@ -202,9 +226,6 @@ def _stored(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
         return read_header(single, where)
     if index.is_file():
         return _sharded(index, where)
-    if (folder / "adapter_config.json").is_file():
-        mend = "merge it into its base first (peft: merge_and_unload, save_pretrained)"
-        raise InputError(f"{folder} is a LoRA adapter; adapters are not supported in this version", mend, where)
     if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
         mend = "convert it with from_pretrained(...).save_pretrained(...), which writes safetensors"
         raise InputError(f"{folder} holds pickled weights, which can run code when read", mend, where)

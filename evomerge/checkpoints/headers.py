@@ -42,11 +42,12 @@ WORDS = {name: word for word, (name, _) in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor: its shape, its dtype in torch's words, and the file that holds it."""
+    """One stored tensor: its shape, its dtype in torch's words, the file that holds it, and its first byte there."""
 
     shape: tuple[int, ...]
     dtype: str
     file: Path
+    start: int = 0
 
     @property
     def elements(self) -> int:
@@ -74,7 +75,7 @@ def read_header(file: Path, where: Where | None = None) -> dict[str, TensorInfo]
         raise _corrupt(file, f"it is cut off inside its header ({size} bytes)", where)
     try:
         header = json.loads(text)
-        tensors = {k: _info(file, v) for k, v in header.items() if k != "__metadata__"}
+        tensors = {k: _info(file, v, 8 + length) for k, v in header.items() if k != "__metadata__"}
         end = max((int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__"), default=0)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise _corrupt(file, "its header is not valid", where) from None
@@ -83,11 +84,11 @@ def read_header(file: Path, where: Where | None = None) -> dict[str, TensorInfo]
     return tensors
 
 
-def _info(file: Path, entry: dict[str, Any]) -> TensorInfo:
-    dtype, size = DTYPES[entry["dtype"]]
-    info = TensorInfo(tuple(int(n) for n in entry["shape"]), dtype, file)
-    begin, end = entry["data_offsets"]
-    if end - begin != info.elements * size:
+def _info(file: Path, entry: dict[str, Any], data: int) -> TensorInfo:
+    """`data`: where the file's header ends and its tensors start."""
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    info = TensorInfo(tuple(int(n) for n in entry["shape"]), DTYPES[entry["dtype"]][0], file, data + begin)
+    if begin < 0 or end - begin != info.bytes:
         raise ValueError("offsets do not fit the shape")
     return info
 

@@ -1,8 +1,9 @@
-"""What must hold before weights are merged: one architecture, equal shapes, one vocabulary, finite values."""
+"""What must hold before weights are merged (one architecture, equal shapes, finite values); what becomes of tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evomerge.checkpoints.checkpoint import Checkpoint
@@ -52,57 +53,98 @@ def _check_names(base: Checkpoint, source: Checkpoint, name: str, where: Where |
 
 
 def _check_shapes(base: Checkpoint, source: Checkpoint, name: str, where: Where | None) -> None:
-    differing = [t for t, i in base.tensors.items() if t in source.tensors and source.tensors[t].shape != i.shape]
+    """Embeddings and heads may differ in their rows: they are brought to one vocabulary."""
+    differing = [
+        t
+        for t, i in base.tensors.items()
+        if t in source.tensors and not _alike(t, i.shape, source.tensors[t].shape, base.embedding)
+    ]
     if not differing:
         return
     shown = [
         f"{t} is {list(source.tensors[t].shape)}, in the base {list(base.tensors[t].shape)}" for t in differing[:_SHOWN]
     ]
     more = f", and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
-    vocabularies = all(t == base.embedding or is_head(t) for t in differing)
-    mend = "merge fine-tunes of one base"
-    if vocabularies:
-        mend = "its vocabulary was extended; resize it to the base's (resize_token_embeddings) and save it again"
-    raise InputError(f"{name}: {'; '.join(shown)}{more}", mend, where)
+    raise InputError(f"{name}: {'; '.join(shown)}{more}", "merge fine-tunes of one base", where)
 
 
-def check_tokenizers(
+def _alike(name: str, ours: tuple[int, ...], theirs: tuple[int, ...], embedding: str | None) -> bool:
+    return ours == theirs or ((name == embedding or is_head(name)) and ours[1:] == theirs[1:])
+
+
+@dataclass(frozen=True)
+class TokenChange:
+    """What an output vocabulary means for one model: tokens that it loses, and tokens that it lacks, whose rows are
+    filled in."""
+
+    model: str
+    dropped: tuple[str, ...]
+    filled: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TokenChanges:
+    """What a tokenizer policy means for every model of a search, the base first. Without `changes` all vocabularies are
+    equal, and every row stays where it is."""
+
+    policy: str
+    changes: tuple[TokenChange, ...] = ()
+
+    @property
+    def dropped(self) -> list[str]:
+        """A line for every model that loses tokens."""
+        found = [c for c in self.changes if c.dropped]
+        return [
+            f"tokenizer {self.policy}: drops {len(c.dropped)} tokens of {c.model} ({_quoted(c.dropped)})" for c in found
+        ]
+
+    @property
+    def filled(self) -> list[str]:
+        """A line for every model that rows are filled in for."""
+        found = [c for c in self.changes if c.filled]
+        return [
+            f"tokenizer {self.policy}: fills in {len(c.filled)} rows for {c.model}, which lacks {_quoted(c.filled)}"
+            for c in found
+        ]
+
+
+def token_changes(
     base: Checkpoint, sources: Mapping[str, Checkpoint], policy: str, where: Callable[[str], Where | None]
-) -> None:
-    """The tokenizers allow `policy`: "base", "union" or a source's name. This version keeps every row of the
-    embeddings where it is, so all vocabularies must be equal, or none be known.
+) -> TokenChanges:
+    """What `policy` ("base", "union" or a source's name) does to every model's tokens. Models whose tokenizer cannot be
+    read are taken to have the base's.
 
     Raises:
-        InputError: unknown policy, or a vocabulary that differs; tells how many tokens, and the first of them.
+        InputError: unknown policy.
     """
     if policy not in ("base", "union", *sources):
         mend = f"use base, union or one of: {', '.join(sources)}"
         raise InputError(f"tokenizer {policy!r} is no policy and no source", mend, where("tokenizer"))
-    ours = vocabulary(base)
-    for name, source in sources.items():
-        theirs = vocabulary(source)
-        if ours is None or theirs is None or ours == theirs:
-            continue
-        difference = _vocabulary_difference(ours, theirs)
-        if policy == "base":
-            mend = "merge models that share the base's tokenizer"
-            raise InputError(f"{name}'s tokenizer is not the base's: {difference}", mend, where(name))
-        problem = f"tokenizer: {policy} would move rows of the embeddings: {name}'s vocabulary has {difference}"
-        raise InputError(problem, "this version merges models of equal vocabularies only", where("tokenizer"))
+    models = {"base": base, **sources}
+    ours = _used(base, vocabulary(base) or {})
+    known = {name: _used(c, found) if (found := vocabulary(c)) else ours for name, c in models.items()}
+    every = dict.fromkeys(token for tokens in known.values() for token in tokens)
+    chosen = every if policy == "union" else known.get(policy, ours)
+    if all(tokens == ours and _rows(models[name]) == _rows(base) for name, tokens in known.items()):
+        return TokenChanges(policy)
+    return TokenChanges(policy, tuple(_change(name, tokens, chosen) for name, tokens in known.items()))
 
 
-def _vocabulary_difference(base: Mapping[str, int], source: Mapping[str, int]) -> str:
-    added = sorted((t for t in source if t not in base), key=lambda t: source[t])
-    dropped = sorted((t for t in base if t not in source), key=lambda t: base[t])
-    moved = sorted((t for t in base if t in source and source[t] != base[t]), key=lambda t: base[t])
-    parts = [f"{len(ts)} {word} ({_quoted(ts)})" for ts, word in ((added, "added"), (dropped, "missing")) if ts]
-    if moved:
-        t = moved[0]
-        parts.append(f"{len(moved)} with other ids (first {t!r}: {source[t]} for {base[t]})")
-    return ", ".join(parts)
+def _change(name: str, tokens: Collection[str], chosen: Collection[str]) -> TokenChange:
+    return TokenChange(name, tuple(t for t in tokens if t not in chosen), tuple(t for t in chosen if t not in tokens))
 
 
-def _quoted(tokens: list[str]) -> str:
+def _rows(checkpoint: Checkpoint) -> int | None:
+    return checkpoint.tensors[checkpoint.embedding].shape[0] if checkpoint.embedding else None
+
+
+def _used(checkpoint: Checkpoint, tokens: Mapping[str, int]) -> dict[str, int]:
+    """The tokens that have a row in the checkpoint's embeddings, in the order of their ids."""
+    rows = _rows(checkpoint)
+    return dict(sorted(((t, i) for t, i in tokens.items() if rows is None or i < rows), key=lambda pair: pair[1]))
+
+
+def _quoted(tokens: Sequence[str]) -> str:
     return ", ".join(repr(t) for t in tokens[:_SHOWN]) + (", ..." if len(tokens) > _SHOWN else "")
 
 
@@ -113,7 +155,8 @@ def _first(names: list[str]) -> str:
 
 def check_finite(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:
     """InputError, naming the tensor, where it holds NaN or Inf."""
-    if not tensor.is_floating_point():
+    # NaN and Inf survive in a sum, which takes a fraction of the time
+    if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
         return
     bad = int((~tensor.isfinite()).sum())
     if bad:

@@ -54,6 +54,15 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, dict) else config
 
 
+def with_text_config(config: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with some settings replaced, wherever it tells those of the language model."""
+    inner = config.get("text_config")
+    if not isinstance(inner, dict):
+        return {**config, **told}
+    outer = {key: value for key, value in told.items() if key in config}
+    return {**config, **outer, "text_config": {**inner, **told}}
+
+
 def configured_layers(config: Mapping[str, Any]) -> int | None:
     """The number of layers that a configuration tells, under any of its usual keys."""
     text = text_config(config)

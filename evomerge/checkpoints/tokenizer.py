@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
 
 
 def vocabulary(checkpoint: Checkpoint) -> dict[str, int] | None:
     """Token -> id, added tokens included; None where the checkpoint brings no tokenizer that can be read."""
-    return _vocabulary(checkpoint.path)
+    return _vocabulary(checkpoint.tokenizer_path, stamp(checkpoint.tokenizer_path))
+
+
+def stamp(folder: Path) -> Hashable:
+    """Changes when the folder's tokenizer files do."""
+    files = ((name, folder / name) for name in TOKENIZER_FILES)
+    return tuple((name, s.st_size, s.st_mtime_ns) for name, file in files if file.is_file() for s in (file.stat(),))
 
 
 @lru_cache(maxsize=64)
-def _vocabulary(folder: Path) -> dict[str, int] | None:
+def _vocabulary(folder: Path, stamp: Hashable) -> dict[str, int] | None:
     if (folder / "tokenizer.json").is_file():
         return _fast_vocabulary(_json(folder / "tokenizer.json"))
     if (folder / "vocab.json").is_file():
@@ -47,10 +54,10 @@ def _json(file: Path) -> Any:
 
 def chat_template(checkpoint: Checkpoint) -> str | None:
     """The checkpoint's default chat template (Jinja), or None."""
-    file = checkpoint.path / "chat_template.jinja"
+    file = checkpoint.tokenizer_path / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    config = checkpoint.path / "tokenizer_config.json"
+    config = checkpoint.tokenizer_path / "tokenizer_config.json"
     template = _json(config).get("chat_template") if config.is_file() else None
     if isinstance(template, list):  # named templates
         template = next((t.get("template") for t in template if t.get("name") == "default"), None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 5_000_000_000
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -190,6 +192,15 @@ def check_target(target: Path, overwrite: bool = False, where: Where | None = No
         raise InputError(f"{target} is a file", "name a folder", where)
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise InputError(f"{target} exists and is not empty", "name another folder, or remove it first", where)
+
+
+def parse_size(text: str, where: Where | None = None) -> int:
+    """Bytes from a number with a unit: 5GB, 500M, or mergekit's 5B for 5 GB. Raises InputError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGBT]?)B?", text.strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if size < 1:
+        raise InputError(f"{text!r} is not a size", "write for example 5GB or 500MB", where)
+    return size
 
 
 def _shards(layout: Mapping[str, Layout], limit: int) -> list[list[str]]:

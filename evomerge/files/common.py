@@ -15,7 +15,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def read_model(node: Node) -> ModelRef:
-    """A checkpoint: a path relative to the file, a hub id ``org/name[@revision]``, or ``{path, revision}``."""
+    """A checkpoint: a path relative to the file, a hub id ``org/name[@revision]``, or ``{path, revision}``; with a LoRA
+    adapter, two of the former with a plus sign between them."""
     if isinstance(node.value, dict):
         parts = node.mapping(["path"], ["revision"])
         model = read_model(parts["path"])
@@ -24,8 +25,16 @@ def read_model(node: Node) -> ModelRef:
         if model.local:
             parts["revision"].fail("a folder has no revision", "remove it, or give a hub id as the path")
         return ModelRef(model.path, parts["revision"].text(), node.where)
-    name, _, revision = node.text().partition("@")
-    folder = resolve(node)
+    text = node.text()
+    if "+" not in text or resolve(node).is_dir():
+        return _model(node, text)
+    model, _, adapter = text.partition("+")
+    return ModelRef(f"{_model(node, model)}+{_model(node, adapter)}", None, node.where)
+
+
+def _model(node: Node, text: str) -> ModelRef:
+    name, _, revision = text.partition("@")
+    folder = resolve(node, text)
     # An existing folder wins over a hub id of the same spelling, as in transformers; folders may have an @.
     if not folder.is_dir() and _HUB_ID.match(name):
         return ModelRef(name, revision or None, node.where)

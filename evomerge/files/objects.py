@@ -14,7 +14,7 @@ AXES: tuple[Axis, ...] = ("sources", "layers", "modules")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A checkpoint folder (absolute path) or a hub id with its revision."""
+    """A checkpoint folder (absolute path) or a hub id with its revision; or ``model+adapter``, each of them either."""
 
     path: str
     revision: str | None = None
@@ -25,7 +25,9 @@ class ModelRef:
 
     @property
     def local(self) -> bool:
-        return Path(self.path).is_absolute()
+        whole = Path(self.path)
+        pair = "+" in self.path and not whole.is_dir()
+        return all(Path(half).is_absolute() for half in self.path.split("+")) if pair else whole.is_absolute()
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,11 @@ def _genes(spec: SpaceSpec) -> dict[str, Any]:
 
 
 def _gene(gene: GeneSpec) -> dict[str, Any]:
-    data: dict[str, Any] = {"choices": list(gene.choices)} if gene.choices else {"low": gene.low, "high": gene.high}
+    data: dict[str, Any] = {"choices": list(gene.choices)}
+    if not gene.choices:
+        data = {"low": gene.low, "high": gene.high, "log": gene.log}
     if gene.init is not None:
         data["init"] = gene.init
-    if gene.log:
-        data["log"] = True
     if gene.per:
         data["per"] = list(gene.per)
     return data

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 
@@ -10,8 +13,11 @@ from evomerge.checkpoints.preflight import check_finite, check_head
 from evomerge.errors import Where
 
 
+T = TypeVar("T")
+
+
 class SourceBank:
-    """Checkpoints by reference, and their tensors.
+    """Checkpoints by reference, their tensors, and what was computed of these alone (histograms, inner products).
 
     No delta and no cast is kept beside the stored tensor: a method derives them while it runs.
     """
@@ -21,6 +27,7 @@ class SourceBank:
         self._keep = keep
         self._checkpoints: dict[str, Checkpoint] = {}
         self._tensors: dict[tuple[str, str], Tensor] = {}
+        self._known: dict[Hashable, Any] = {}
 
     def add(self, checkpoint: Checkpoint) -> Checkpoint:
         """Use this opened checkpoint for its reference and its resolved reference."""
@@ -57,6 +64,15 @@ class SourceBank:
         if self._keep:
             self._tensors[key] = tensor
         return tensor
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns for this key; made once if the bank keeps."""
+        if not self._keep:
+            return make()
+        if key not in self._known:
+            self._known[key] = make()
+        found: T = self._known[key]
+        return found
 
     def bytes(self) -> int:
         """How much memory the kept tensors take."""

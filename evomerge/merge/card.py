@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from evomerge.merge.jobs import Plan
 from evomerge.recipe.recipe import Recipe
 
@@ -37,5 +39,5 @@ Digest of the weights: `{digest}`
 
 
 def _commit(reference: str, resolved: str) -> str:
-    commit = resolved.rpartition("@")[2]
-    return f" (commit `{commit}`)" if "@" in resolved and commit not in reference else ""
+    commits = [commit for commit in re.findall(r"@([0-9a-f]{40})", resolved) if commit not in reference]
+    return f" (commit {', '.join(f'`{commit}`' for commit in commits)})" if commits else ""

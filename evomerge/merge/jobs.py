@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
+
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.structure import Stack, is_head
+from evomerge.checkpoints.modules import Modules
+from evomerge.checkpoints.structure import Place, Stack, is_head, text_config
+from evomerge.checkpoints.vocabulary import Vocabulary
 
 COPY = "copy"
 """The method of tensors that are not of floating point: all models must agree on them (mergekit 0.1.5)."""
@@ -46,7 +51,76 @@ class Job:
     seed: int = 0
 
 
-Operand = Read | Job
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """Rows of one matrix, and the output rows that they go to (both int64, of one length)."""
+
+    operand: Operand
+    rows: torch.Tensor
+    at: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """An embedding or head matrix (or a head's bias) rebuilt row by row, for another vocabulary.
+
+    Attributes:
+        key: equal for equal contents, so that a rebuilt matrix can be kept between candidates.
+        shape, dtype: of the result; its first dimension is the output's vocabulary.
+        copied: rows taken as they are. Output rows that nothing fills are zeros.
+        averaged: rows whose mean over the matrices is taken, in float32; `at` counts in `means`.
+        means: the output rows of those means.
+        real: the output rows that are tokens, where others pad: these become the mean of the real ones. Else None.
+    """
+
+    key: Hashable
+    shape: tuple[int, ...]
+    dtype: str
+    copied: tuple[Picked, ...]
+    averaged: tuple[Picked, ...] = ()
+    means: torch.Tensor | None = None
+    real: torch.Tensor | None = None
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """The matrices that it reads, each once."""
+        return tuple(dict.fromkeys(part.operand for part in (*self.copied, *self.averaged)))
+
+    def build(self, fetch: Callable[[Operand], torch.Tensor]) -> torch.Tensor:
+        """The matrix, on the device of what `fetch` returns for an operand (its stored tensor)."""
+        matrices = {operand: fetch(operand) for operand in self.operands}
+        device = next((m.device for m in matrices.values()), torch.device("cpu"))
+        built = torch.zeros(self.shape, dtype=getattr(torch, self.dtype), device=device)
+        for part in self.copied:
+            taken = matrices[part.operand].index_select(0, part.rows.to(device))
+            built.index_copy_(0, part.at.to(device), taken.to(built.dtype))
+        if self.means is not None:
+            built.index_copy_(0, self.means.to(device), self._mean(matrices, device).to(built.dtype))
+        if self.real is not None:
+            self._pad(built, self.real.to(device))
+        return built
+
+    def _mean(self, matrices: Mapping[Operand, torch.Tensor], device: torch.device) -> torch.Tensor:
+        assert self.means is not None
+        wide = torch.promote_types(getattr(torch, self.dtype), torch.float32)
+        total = torch.zeros((len(self.means), *self.shape[1:]), dtype=wide, device=device)
+        count = torch.zeros((len(self.means), *(1 for _ in self.shape[1:])), dtype=wide, device=device)
+        for part in self.averaged:
+            at = part.at.to(device)
+            total[at] += matrices[part.operand].index_select(0, part.rows.to(device)).to(wide)
+            count[at] += 1
+        return total / count
+
+    def _pad(self, built: torch.Tensor, real: torch.Tensor) -> None:
+        """Padding is the mean of the real rows (Hewitt 2021, "Initializing new word embeddings")."""
+        wide = torch.promote_types(built.dtype, torch.float32)
+        mean = built.index_select(0, real).to(wide).mean(0)
+        padding = torch.ones(self.shape[0], dtype=torch.bool, device=built.device)
+        padding[real] = False
+        built[padding] = mean.to(built.dtype)
+
+
+Operand = Read | Job | Rows
 
 
 @dataclass(frozen=True)
@@ -64,10 +138,11 @@ class Model:
 
     reference: str
     config: dict[str, Any]
-    stack: Stack
+    modules: Modules
     tied: bool
     embedding: str | None
     tensors: dict[str, Tensor]
+    vocabulary: Vocabulary
 
     def find(self, name: str) -> Tensor | None:
         """The tensor of that name; the head of a model with tied embeddings is its embeddings."""
@@ -75,21 +150,60 @@ class Model:
             return self.tensors.get(self.embedding)
         return self.tensors.get(name)
 
+    def stack(self, module: str | None) -> Stack:
+        """The layer stack of a module; None: of the whole model."""
+        return self.modules.stacks.get(module or self.modules.main, Stack("", 0))
+
+    def places(self, module: str | None) -> Mapping[Place, list[str]]:
+        """The tensors of a module (None: of the whole model): names before and after its layers, and by layer what
+        follows the layer number."""
+        if module not in self._places:
+            self._places[module] = self._sorted(module)
+        return self._places[module]
+
+    @cached_property
+    def _places(self) -> dict[str | None, dict[Place, list[str]]]:
+        return {}
+
+    def _sorted(self, module: str | None) -> dict[Place, list[str]]:
+        stack, found = self.stack(module), dict[Place, list[str]]()
+        for name in self.tensors:
+            if module is None or self.modules.of(name) == module:
+                place: Place = stack.place(name) if stack.layers else "before"
+                found.setdefault(place, []).append(stack.part(name) if isinstance(place, int) else name)
+        return found
+
+    @property
+    def rows(self) -> int:
+        """The size of its vocabulary: ids from there on have no embedding."""
+        told = text_config(self.config).get("vocab_size", self.config.get("vocab_size"))
+        if isinstance(told, int):
+            return told
+        matrix = self.tensors.get(self.embedding or "")
+        return matrix.shape[0] if matrix else self.vocabulary.rows
+
 
 @dataclass(frozen=True)
 class Plan:
     """The merged model: its configuration, and the jobs of its tensors in the order in which they are written.
 
-    `donor` is the checkpoint whose tokenizer and generation settings it takes; `checkpoints` are all that it reads.
+    `donor` is the checkpoint whose generation settings it takes, and its tokenizer where `vocabulary` says no more;
+    `checkpoints` are all that it reads.
     """
 
     config: dict[str, Any]
     jobs: dict[str, Job]
-    stack: Stack
+    modules: Modules
     tied: bool
     embedding: str | None
+    vocabulary: Vocabulary
     donor: Checkpoint
     checkpoints: tuple[Checkpoint, ...] = field(repr=False)
+
+    @property
+    def stack(self) -> Stack:
+        """The layer stack of the language model."""
+        return self.modules.stacks[self.modules.main]
 
     @property
     def elements(self) -> int:

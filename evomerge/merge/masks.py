@@ -16,10 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evomerge.merge.arithmetic import spans
-
-_CHUNK = 1 << 18  # elements hashed at a time, so that the rounds stay in cache; the bits do not depend on it
-_BLOCK = 1 << 31  # elements that one pair of keys numbers
+BLOCK = 1 << 31  # elements that one pair of keys numbers
+_LOWEST = -(1 << 31)
 
 
 def _signed(word: int) -> int:
@@ -30,18 +28,31 @@ def _signed(word: int) -> int:
 _FIRST, _SECOND = _signed(0x7FEB352D), _signed(0x846CA68B)
 
 
-def _xor_shift(words: Tensor, bits: int) -> None:
+def _xor_shift(words: Tensor, bits: int) -> Tensor:
     # int32 shifts right with its sign; the mask makes it the unsigned shift
-    words.bitwise_xor_((words >> bits).bitwise_and_((1 << (32 - bits)) - 1))
+    return words ^ ((words >> bits) & ((1 << (32 - bits)) - 1))
 
 
-def _lowbias32(words: Tensor) -> None:
-    """Permute 32-bit words (int32, in place; products wrap)."""
-    _xor_shift(words, 16)
-    words.mul_(_FIRST)
-    _xor_shift(words, 15)
-    words.mul_(_SECOND)
-    _xor_shift(words, 16)
+def lowbias32(words: Tensor) -> Tensor:
+    """Permute 32-bit words (int32; products wrap)."""
+    words = _xor_shift(words, 16) * _FIRST
+    words = _xor_shift(words, 15) * _SECOND
+    return _xor_shift(words, 16)
+
+
+def mix(index: Tensor, first: Tensor | int, second: Tensor | int) -> Tensor:
+    """The hash of element numbers (int32) under two keys: int32, uniform over all 2^32 values."""
+    return lowbias32(lowbias32(index ^ first) ^ second)
+
+
+def limit(density: float) -> int:
+    """The largest hash that is kept: each of the 2^32 values is equally likely. For 0 < density <= 1."""
+    return min(max(int(density * (1 << 32)) - 1, 0), (1 << 32) - 1) + _LOWEST
+
+
+def limits(densities: Tensor) -> Tensor:
+    """`limit` of each density (float64): int32."""
+    return ((densities * (1 << 32)).to(torch.int64) - 1).clamp(0, (1 << 32) - 1).add(_LOWEST).to(torch.int32)
 
 
 @dataclass(frozen=True)
@@ -51,32 +62,25 @@ class Draw:
     seed: int
     tensor: str
 
-    def _keys(self, source: int, block: int) -> tuple[int, int]:
+    def keys(self, source: int, block: int = 0) -> tuple[int, int]:
+        """The keys of source number `source` for the elements of one block."""
         text = f"{self.seed}\0{source}\0{self.tensor}\0{block}"
         first, second = struct.unpack("<ii", hashlib.sha256(text.encode()).digest()[:8])
         return first, second
 
     def words(self, source: int, start: int, end: int, device: torch.device | str = "cpu") -> Tensor:
-        """The hashes of elements start..end of source number `source`: int32, uniform over all 2^32 values."""
+        """The hashes of elements start..end of source number `source`: int32."""
         pieces = []
         while start < end:
-            block, stop = start // _BLOCK, min(end, (start // _BLOCK + 1) * _BLOCK)
-            first, second = self._keys(source, block)
-            offset = block * _BLOCK
-            words = torch.arange(start - offset, stop - offset, dtype=torch.int32, device=device)
-            _lowbias32(words.bitwise_xor_(first))
-            _lowbias32(words.bitwise_xor_(second))
-            pieces.append(words)
+            block, stop = start // BLOCK, min(end, (start // BLOCK + 1) * BLOCK)
+            numbers = torch.arange(start - block * BLOCK, stop - block * BLOCK, dtype=torch.int32, device=device)
+            pieces.append(mix(numbers, *self.keys(source, block)))
             start = stop
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def mask(self, source: int, density: float, like: Tensor, chunk: int = _CHUNK) -> Tensor:
+    def mask(self, source: int, density: float, like: Tensor) -> Tensor:
         """Which elements of `like` source number `source` keeps: bool, of its shape, each kept with probability
         `density` (resolution 2^-32)."""
-        kept = torch.empty(like.numel(), dtype=torch.bool, device=like.device)
         if density <= 0 or density >= 1:
-            return kept.fill_(density >= 1).reshape(like.shape)
-        limit = int(density * (1 << 32)) - (1 << 31)
-        for span in spans(like.numel(), chunk):
-            torch.lt(self.words(source, span.start, span.stop, like.device), limit, out=kept[span])
-        return kept.reshape(like.shape)
+            return torch.full_like(like, density >= 1, dtype=torch.bool)
+        return (self.words(source, 0, like.numel(), like.device) <= limit(density)).reshape(like.shape)

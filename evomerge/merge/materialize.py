@@ -13,12 +13,14 @@ from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.structure import is_head
-from evomerge.errors import EvomergeError, InputError
-from evomerge.merge import digest
+from evomerge.errors import EvomergeError, InputError, TrialError
 from evomerge.merge.bank import SourceBank, torch_dtype
-from evomerge.merge.execute import execute
+from evomerge.merge.compiled import Compiled
+from evomerge.merge.digest import NotFinite, combined, tensor_record
+from evomerge.merge.execute import not_finite, write
 from evomerge.merge.jobs import Job, Plan
 from evomerge.merge.plan import plan
+from evomerge.merge.runner import Runner
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Resident:
         model: always the same object; its parameters take no gradient. A recipe whose configuration differs from the
             last one's (another depth, say) gives it new layers, every other only overwrites its parameters.
         tokenizer: the base's.
+        compiled: the kernels that are compiled once plain torch has taken too long.
     """
 
     model: PreTrainedModel
@@ -52,6 +55,8 @@ class Resident:
         self._config: dict[str, Any] = {}
         self._jobs: dict[str, Job] = {}
         self._slots: dict[str, Tensor] = {}
+        self.compiled = Compiled()
+        self._runner = Runner(self.compiled)
         self.tokenizer = _load_tokenizer(base)
         self.model = _load_model(base, dtype).to(self.device)
         self._adopt(base.config, list(base.tensors))
@@ -70,7 +75,7 @@ class Resident:
         self._jobs = {}
         with torch.no_grad():
             for name, job in planned.jobs.items():
-                self._slots[name].copy_(execute(job, self.bank, self.device))
+                write(job, self._slots[name], self.bank, self._runner)
         self._jobs = planned.jobs
         return self.digest()
 
@@ -80,9 +85,17 @@ class Resident:
         return self.materialize(Recipe((document,)))
 
     def digest(self) -> str:
-        """sha256 (hex) over the parameters as they are now: sorted checkpoint tensor names, dtype, shape, bytes."""
+        """The digest (hex) of the parameters as they are now, under their checkpoint names.
+
+        Raises:
+            TrialError: a tensor holds NaN or Inf.
+        """
         names = self._jobs or dict.fromkeys(self._slots)
-        return digest.digest((name, self._stored(name, job)) for name, job in names.items())
+        try:
+            return combined(tensor_record(n, self._stored(n, job), self._runner) for n, job in names.items())
+        except NotFinite as error:
+            job = self._jobs.get(str(error))
+            raise not_finite(job) if job else TrialError(f"{error} holds NaN or Inf") from None
 
     def _stored(self, name: str, job: Job | None) -> Tensor:
         """The parameter as the recipe's checkpoint would store it."""

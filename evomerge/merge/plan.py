@@ -1,33 +1,41 @@
 """A recipe and the headers of its checkpoints -> one job for every tensor of the merged model. No weight is read.
 
-The rules are mergekit 0.1.5's (`mergekit.plan`): the slices of a document stack to its layers; tensors before the stack
-take the first slice's models and parameters, tensors after it the last slice's, both at depth t = 0; layer i of a slice
-of L layers has depth i / (L - 1), a single layer depth 1.
+What a document merges where is in `stacking`; with which values, in `settings`; over which vocabulary, in `alignment`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
-from evomerge.checkpoints.structure import Stack, is_head
-from evomerge.errors import InputError, Where
+from evomerge.checkpoints.modules import ALIASES, Modules, find_modules
+from evomerge.checkpoints.vocabulary import Vocabulary
+from evomerge.errors import InputError, Where, suggestion
+from evomerge.merge.alignment import Alignment, cut, is_vocabulary, promoted
 from evomerge.merge.jobs import COPY, Job, Model, Plan, Read, Tensor
-from evomerge.merge.output_config import output_config
-from evomerge.recipe.parameters import source_value, tensor_value
-from evomerge.recipe.recipe import Document, Input, Recipe, Slice
-from evomerge.registry import METHODS, Method, Parameter
+from evomerge.merge.output_config import Taken, follow_tokens, output_config, set_rows
+from evomerge.merge.settings import settings
+from evomerge.merge.stacking import Group, Stacking, Target
+from evomerge.recipe.recipe import Document, Module, Recipe
+from evomerge.registry import METHODS
+
+_SPARE = "passthrough"
+"""How the tensors of modules that a recipe does not name come from its base (mergekit leaves them out)."""
 
 
-def plan(recipe: Recipe, open_checkpoint: Callable[[str, Where | None], Checkpoint]) -> Plan:
+def plan(
+    recipe: Recipe,
+    open_checkpoint: Callable[[str, Where | None], Checkpoint],
+    truncate_embeddings: bool = False,
+) -> Plan:
     """Plan a recipe. Checkpoints are opened with `open_checkpoint(reference, where)`.
+
+    `truncate_embeddings`: merge embeddings of different size, without a tokenizer setting, over the rows that all of
+    them have. Where these rows mean different tokens, the merge is broken.
 
     Raises:
         InputError: the recipe and its checkpoints do not fit: names document, model, tensor, and how to mend.
@@ -44,14 +52,15 @@ def plan(recipe: Recipe, open_checkpoint: Callable[[str, Where | None], Checkpoi
 
     result: Plan | None = None
     for document in recipe.documents:
-        builder = _Document(document, find)
+        builder = _Document(document, find, truncate_embeddings)
         jobs, lead = builder.jobs(), builder.lead
         result = Plan(
             config=builder.config(jobs),
             jobs=jobs,
-            stack=builder.stack,
+            modules=builder.modules(),
             tied=builder.tied(),
             embedding=builder.donor.embedding,
+            vocabulary=builder.vocabulary,
             donor=stages[lead].donor if lead in stages else opened[lead],
             checkpoints=tuple(opened.values()),
         )
@@ -65,235 +74,166 @@ def plan(recipe: Recipe, open_checkpoint: Callable[[str, Where | None], Checkpoi
 def _stored_model(checkpoint: Checkpoint) -> Model:
     key = checkpoint.resolved()
     tensors = {n: Tensor(Read(key, n), i.shape, i.dtype) for n, i in checkpoint.tensors.items()}
-    return Model(key, checkpoint.config, checkpoint.stack, checkpoint.tied, checkpoint.embedding, tensors)
+    modules = find_modules(tensors, checkpoint.config, checkpoint.stack)
+    vocabulary = Vocabulary.of(checkpoint.tokenizer_path)
+    return Model(key, checkpoint.config, modules, checkpoint.tied, checkpoint.embedding, tensors, vocabulary)
 
 
 def _staged_model(name: str, stage: Plan) -> Model:
     tensors = {n: Tensor(job, job.shape, job.out) for n, job in stage.jobs.items()}
-    return Model(name, stage.config, stage.stack, stage.tied, stage.embedding, tensors)
-
-
-@dataclass(frozen=True, eq=False)
-class _Member:
-    """One model of a slice: as the recipe writes it, as it is, its first layer, its number of layers."""
-
-    input: Input
-    model: Model
-    start: int
-    layers: int
+    return Model(name, stage.config, stage.modules, stage.tied, stage.embedding, tensors, stage.vocabulary)
 
 
 class _Document:
     """Plans one document."""
 
-    def __init__(self, document: Document, find: Callable[[str, Where | None], Model]) -> None:
-        self.document = document
-        self.method: Method = METHODS[document.method]
-        self._find = find
-        self.lead = document.base or document.slices[0].inputs[0].model
-        self.donor = find(self.lead, document.where if document.base else document.slices[0].inputs[0].where)
-        self.base = None if document.base is None else self.donor
-        self.slices = [self._members(piece) for piece in document.slices]
-        self.lengths = [self._length(p, m) for p, m in zip(document.slices, self.slices, strict=True)]
-        self.stack = Stack(self.donor.stack.prefix, sum(self.lengths))
+    def __init__(self, document: Document, find: Callable[[str, Where | None], Model], truncate: bool) -> None:
+        self.document, self._find, self._truncate = document, find, truncate
+        first = document.pieces[0].inputs[0]
+        self.lead = document.base or first.model
+        self.donor = find(self.lead, document.where if document.base else first.where)
+        self.parts = [Stacking(document, m, self._module(m), self.donor, find) for m in self._modules()]
+        self._alignment = self._aligned()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The output's."""
+        return self._alignment.vocabulary if self._alignment else self.donor.vocabulary
 
     def jobs(self) -> dict[str, Job]:
         """The jobs of all output tensors, in the order of the model."""
-        first, last = 0, len(self.slices) - 1
-        jobs = [self._job(first, n, [n] * len(self.slices[first]), 0.0) for n in self._before()]
-        layer = 0
-        for number, length in enumerate(self.lengths):
-            for depth in range(length):
-                jobs += self._layer(number, depth, layer)
-                layer += 1
-        jobs += [self._job(last, n, [n] * len(self.slices[last]), 0.0) for n in self._after()]
-        return {job.tensor: job for job in jobs}
+        jobs = [self._job(target) for part in self.parts for target in part.targets()]
+        return {job.tensor: job for job in (*jobs, *self._spare())}
 
     def config(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
-        """The donor's, with the output's dtype (that most elements have), number of layers and tying."""
-        leads = zip((members[0] for members in self.slices), self.lengths, strict=True)
-        taken = [(member.model.config, member.start, length) for member, length in leads]
-        elements: Counter[str] = Counter()
+        """The donor's, with what the merge changes in it."""
+        main, elements = self._main(), Counter[str]()
         for job in jobs.values():
             elements[job.out] += math.prod(job.shape)
-        return output_config(self.donor.config, taken, elements.most_common(1)[0][0], self.tied())
+        taken: list[Taken] = []
+        for group, length in zip(main.groups, main.lengths, strict=True) if main else ():
+            taken.append((group.members[0].model.config, group.members[0].start, length))
+        config = output_config(self.donor.config, taken, elements.most_common(1)[0][0], self.tied())
+        self._set_layers(config)
+        rows = next((job.shape[0] for name, job in jobs.items() if is_vocabulary(name)), None)
+        if rows is not None and (self._alignment or self._truncate):
+            set_rows(config, rows)
+        if self._alignment:
+            config = follow_tokens(config, self.donor.vocabulary, self.vocabulary)
+        return config
+
+    def modules(self) -> Modules:
+        """The output's modules."""
+        of = self.donor.modules
+        grown = {part.name or of.main: part.stack for part in self.parts}
+        return Modules({**of.stacks, **grown}, of.keys, of.roots, of.main)
 
     def tied(self) -> bool:
         """Whether the output's head is its embeddings: in all models that either comes from it is."""
-        return all(member.model.tied for member in (*self.slices[0], *self.slices[-1]))
+        main = self._main()
+        if main is None:
+            return self.donor.tied
+        return all(m.model.tied for m in (*main.groups[0].members, *main.groups[-1].members))
 
-    def _members(self, piece: Slice) -> list[_Member]:
-        members = []
-        for source in piece.inputs:
-            model = self._find(source.model, source.where)
-            start, end = source.layers or (0, model.stack.layers)
-            if end > model.stack.layers:
-                problem = f"layer_range [{start}, {end}) of {source.model}, which has {model.stack.layers} layers"
-                raise InputError(problem, f"end at {model.stack.layers} at most", source.where)
-            self._check_family(source, model)
-            members.append(_Member(source, model, start, end - start))
-        self._add_base(piece, members)
-        self._check_members(piece, members)
-        return members
+    def _modules(self) -> tuple[Module, ...]:
+        """As the recipe names them. One that is written with `models` merges each module of the models by itself."""
+        document = self.document
+        if document.modules:
+            return document.modules
+        names = self.donor.modules.stacks if document.whole else [""]
+        return tuple(Module(name, document.slices, where=document.where) for name in names)
 
-    def _check_family(self, source: Input, model: Model) -> None:
-        ours, theirs = self.donor.config.get("model_type"), model.config.get("model_type")
-        if ours != theirs:
-            problem = f"{source.model} is a {theirs} model, {self.lead} is a {ours} model"
-            raise InputError(problem, "merge fine-tunes of one base", source.where)
+    def _module(self, module: Module) -> str | None:
+        """The name that the models' module has; None where the whole model is one."""
+        names = self.donor.modules.stacks
+        name = ALIASES.get(module.name, module.name)
+        if name and name not in names:
+            raise InputError(f"the models have no module {name!r}", suggestion(name, names), module.where)
+        return name if len(names) > 1 and name else None
 
-    def _add_base(self, piece: Slice, members: list[_Member]) -> None:
-        """A base that is not listed takes part with the layers that the others have."""
-        base = self.base
-        if base is None or any(m.model.reference == base.reference for m in members):
+    def _main(self) -> Stacking | None:
+        """The part that makes the language model's layers."""
+        return next((p for p in self.parts if p.name in (None, self.donor.modules.main)), None)
+
+    def _set_layers(self, config: dict[str, Any]) -> None:
+        """The layers of modules beside the language model. InputError where the configuration does not tell them."""
+        of = self.donor.modules
+        for part in self.parts:
+            if part.name is None or part.stack.layers == self.donor.stack(part.name).layers:
+                continue
+            if part.name == of.main and "encoder" not in of.stacks:
+                continue
+            path = of.keys.get(part.name)
+            if path is None:
+                problem = f"the configuration of {self.lead} does not tell the layers of {part.name}"
+                raise InputError(problem, "keep as many as it has", self.document.where)
+            holder = config
+            for key in path[:-1]:
+                holder = holder[key]
+            holder[path[-1]] = part.stack.layers
+
+    def _aligned(self) -> Alignment | None:
+        policy = self.document.tokenizer
+        if policy is None:
+            return None
+        members = [m.model for part in self.parts for group in part.groups for m in group.members]
+        models = {model.reference: model for model in (self.donor, *members)}
+        return Alignment(policy, list(models.values()), self._find)
+
+    def _spare(self) -> Iterator[Job]:
+        """The tensors of modules that the recipe does not name: the donor's, as they are."""
+        if not self.document.modules:
             return
-        if self.method.base == "ordinary" and not self.document.whole:
-            return  # it decides the configuration only
-        assert self.document.base is not None
-        ranges = {source.layers for source in piece.inputs}
-        if len(ranges) > 1:
-            problem = "the base is not listed, and the models' layer ranges differ"
-            raise InputError(problem, f"list {self.document.base} with the layers that it gives", piece.where)
-        layers = ranges.pop()
-        listed = Input(self.document.base, layers, where=self.document.where)
-        start, end = layers or (0, base.stack.layers)
-        members.append(_Member(listed, base, start, end - start))
+        made = {part.name or self.donor.modules.main for part in self.parts}
+        parameters = {p.name: (p.default if p.default is not None else 1.0,) for p in METHODS[_SPARE].parameters}
+        for name, tensor in self.donor.tensors.items():
+            if self.donor.modules.of(name) not in made:
+                kept = tensor.dtype not in FLOATS
+                out = tensor.dtype if kept else self.document.out_dtype or self.document.dtype or tensor.dtype
+                method, values = (COPY, {}) if kept else (_SPARE, parameters)
+                yield Job(name, method, (tensor.operand,), None, values, tensor.dtype, out, tensor.shape)
 
-    def _check_members(self, piece: Slice, members: Sequence[_Member]) -> None:
-        name, method = self.document.method, self.method
-        seen: set[str] = set()
-        for member in members:
-            if member.model.reference in seen:
-                raise InputError(f"{member.input.model} is listed twice", "list each model once", piece.where)
-            seen.add(member.model.reference)
-        if method.base != "ordinary" and self.base is None:
-            raise InputError(f"{name} needs a base_model", "add base_model: the common ancestor", self.document.where)
-        count = len(self._merged(members))
-        least, most = method.sources
-        if not least <= count <= most:
-            besides = "" if method.base == "ordinary" else " besides the base"
-            wanted = f"exactly {least}" if least == most else f"at least {least}"
-            raise InputError(f"{name} takes {wanted} model{besides}, not {count}", "mend the list", piece.where)
-
-    def _length(self, piece: Slice, members: Sequence[_Member]) -> int:
-        spans = {m.layers for m in members}
-        if len(spans) != 1:
-            told = ", ".join(map(str, sorted(spans)))
-            problem = f"its models give different numbers of layers ({told})"
-            raise InputError(problem, "give every model of a slice equally many layers", piece.where)
-        return spans.pop()
-
-    def _merged(self, members: Sequence[_Member]) -> list[_Member]:
-        """The members that the method merges: all, or all but the base."""
-        if self.method.base == "ordinary" or self.base is None:
-            return list(members)
-        return [m for m in members if m.model.reference != self.base.reference]
-
-    def _before(self) -> list[str]:
-        return _union(_outside(m.model, "before") for m in self.slices[0])
-
-    def _after(self) -> list[str]:
-        """A head that any model stores is an output of its own; models that tie theirs give their embeddings for it."""
-        heads = [[n for n in _outside(m.model, "after") if is_head(n)] for m in self.slices[0]]
-        return _union([*(_outside(m.model, "after") for m in self.slices[-1]), *heads])
-
-    def _layer(self, number: int, depth: int, out_layer: int) -> list[Job]:
-        length, members = self.lengths[number], self.slices[number]
-        t = depth / (length - 1) if length > 1 else 1.0
-        parts = _union(_parts(m.model, m.start + depth) for m in members)
-        return [
-            self._job(
-                number,
-                self.stack.name(out_layer, part),
-                [m.model.stack.name(m.start + depth, part) for m in members],
-                t,
-            )
-            for part in parts
-        ]
-
-    def _job(self, number: int, name: str, names: Sequence[str], t: float) -> Job:
-        """The job of output tensor `name`, which is called `names` in the members of slice `number`."""
-        document, piece, members = self.document, self.document.slices[number], self.slices[number]
-        tensors = [self._tensor(m, n) for m, n in zip(members, names, strict=True)]
-        _check_shapes(name, members, tensors)
+    def _job(self, target: Target) -> Job:
+        document, group, name = self.document, target.group, target.name
+        stored = [self._tensor(group, i, inner) for i, inner in enumerate(target.names)]
+        tensors = self._fitted(name, group, stored)
         if any(tensor.dtype not in FLOATS for tensor in tensors):
             operands = tuple(t.operand for t in tensors)
             return Job(name, COPY, operands, None, {}, tensors[0].dtype, tensors[0].dtype, tensors[0].shape)
-        merged = self._merged(members)
-        chosen = [(m, n, x) for m, n, x in zip(members, names, tensors, strict=True) if m in merged]
-        base = next((x.operand for m, x in zip(members, tensors, strict=True) if m not in merged), None)
-        parameters = {
-            p.name: tuple(self._of_source(piece, m.input, p, n, t) for m, n, _ in chosen)
-            if p.scope == "source"
-            else self._of_tensor(piece, p, name, t)
-            for p in self.method.parameters
-        }
-        work = document.dtype or _promoted([x.dtype for x in tensors])
-        operands = tuple(x.operand for _, _, x in chosen)
+        rows = list(zip(group.members, target.names, tensors, strict=True))
+        merged = {id(m) for m in group.merged}
+        chosen = [row for row in rows if id(row[0]) in merged]
+        base = next((tensor.operand for member, _, tensor in rows if id(member) not in merged), None)
+        parameters = settings(group.levels, [(member.input, inner) for member, inner, _ in chosen], name, target.t)
+        work = document.dtype or promoted([x.dtype for x in tensors])
+        operands = tuple(tensor.operand for _, _, tensor in chosen)
         out = document.out_dtype or work
         return Job(name, document.method, operands, base, parameters, work, out, tensors[0].shape, document.seed)
 
-    def _tensor(self, member: _Member, name: str) -> Tensor:
+    def _tensor(self, group: Group, number: int, name: str) -> Tensor:
+        member = group.members[number]
         tensor = member.model.find(name)
         if tensor is None:
             problem = f"{member.input.model} has no tensor {name}, which another model of the merge has"
             raise InputError(problem, "merge models of one architecture", member.input.where)
         return tensor
 
-    def _of_source(self, piece: Slice, source: Input, parameter: Parameter, name: str, t: float) -> Any:
-        value = source_value(self.document, piece, source, parameter.name, name, t)
-        return _legal(value, parameter, f"{self.document.method} of {source.model}", name, source.where)
-
-    def _of_tensor(self, piece: Slice, parameter: Parameter, name: str, t: float) -> Any:
-        value = tensor_value(self.document, piece, parameter.name, name, t)
-        return _legal(value, parameter, self.document.method, name, piece.where)
-
-
-def _union(lists: Iterable[Sequence[str]]) -> list[str]:
-    """All names, each once, in the order in which they first stand."""
-    return list(dict.fromkeys(name for names in lists for name in names))
-
-
-def _outside(model: Model, place: str) -> list[str]:
-    return [name for name in model.tensors if model.stack.place(name) == place]
-
-
-def _parts(model: Model, layer: int) -> list[str]:
-    start = f"{model.stack.prefix}.{layer}."
-    return [name[len(start) :] for name in model.tensors if name.startswith(start)]
-
-
-def _check_shapes(name: str, members: Sequence[_Member], tensors: Sequence[Tensor]) -> None:
-    for member, tensor in zip(members, tensors, strict=True):
-        if tensor.shape != tensors[0].shape:
-            problem = (
-                f"{name} is {list(tensor.shape)} in {member.input.model}, {list(tensors[0].shape)} in "
-                f"{members[0].input.model}"
-            )
-            raise InputError(problem, "merge models of one architecture and vocabulary", member.input.where)
-
-
-def _promoted(dtypes: Sequence[str]) -> str:
-    """The dtype that holds all of them, as torch promotes."""
-    promoted: torch.dtype = getattr(torch, dtypes[0])
-    for other in dtypes[1:]:
-        promoted = torch.promote_types(promoted, getattr(torch, other))
-    return str(promoted).removeprefix("torch.")
-
-
-def _legal(value: Any, parameter: Parameter, of: str, tensor: str, where: Where) -> float | bool:
-    """The value, or the default; a required one must be given, and be a finite number."""
-    if value is None:
-        if parameter.default is None:
-            problem = f"{of} has no {parameter.name} for {tensor}"
-            raise InputError(problem, f"give {parameter.name}, or a filter entry without filter", where)
-        value = parameter.default
-    if parameter.kind is bool:
-        return bool(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{of}: {parameter.name} is {value!r}, not a number", "give a number", where)
-    return number
+    def _fitted(self, name: str, group: Group, stored: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The tensors in one shape. InputError where they have none."""
+        tensors = list(stored)
+        if is_vocabulary(name) and len({t.shape[1:] for t in tensors}) == 1:
+            if self._alignment:
+                models = [m.model for m in group.members]
+                tensors = self._alignment.tensors(name, models, tensors, group.reference, self.document.dtype)
+            elif self._truncate:
+                tensors = cut(tensors)
+        for member, tensor in zip(group.members, tensors, strict=True):
+            if tensor.shape != tensors[0].shape:
+                first = group.members[0].input.model
+                problem = f"{name} is {list(tensor.shape)} in {member.input.model}, {list(tensors[0].shape)} in {first}"
+                mend = "merge models of one architecture"
+                if is_vocabulary(name) and tensor.shape[1:] == tensors[0].shape[1:]:
+                    problem += ": their vocabularies differ"
+                    mend = "add tokenizer_source: union (every model's tokens) or base (the base's tokens)"
+                raise InputError(problem, mend, member.input.where)
+        return tensors

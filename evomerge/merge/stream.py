@@ -2,126 +2,163 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evomerge.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
-from evomerge.checkpoints.preflight import check_tokenizers
-from evomerge.checkpoints.tokenizer import chat_template
+import torch
+
+from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.write import SHARD_BYTES, CheckpointWriter, Layout, check_target
 from evomerge.errors import InputError, TrialError, Where
-from evomerge.merge.bank import SourceBank
+from evomerge.merge.bank import torch_dtype
 from evomerge.merge.card import card
-from evomerge.merge.digest import combined, digest, tensor_record
-from evomerge.merge.execute import execute
-from evomerge.merge.jobs import Plan
+from evomerge.merge.compiled import Compiled
+from evomerge.merge.digest import NotFinite, combined, digest, tensor_record
+from evomerge.merge.execute import not_finite, write
+from evomerge.merge.jobs import Job, Plan
+from evomerge.merge.pipeline import ReadAhead, WriteBehind
 from evomerge.merge.plan import plan
+from evomerge.merge.runner import Runner
+from evomerge.merge.tokenizers import output_tokenizer
 from evomerge.recipe.mergekit import read_recipe, write_recipe
-from evomerge.recipe.recipe import Document, Recipe
+from evomerge.recipe.recipe import Recipe
 
 RECIPE_FILE = "mergekit_config.yml"
-_TEMPLATE_FILE = "chat_template.jinja"
+Progress = Callable[[str, float], None]
 
 
 def merge(
     recipe: Path | str | Recipe,
     out: Path | str,
     *,
-    progress: Callable[[str, float], None] | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    seed: int | None = None,
+    intermediate: Path | str | None = None,
+    truncate_embeddings: bool = False,
+    copy_tokenizer: bool = True,
+    model_card: bool = True,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
 ) -> Path:
-    """Merge to disk. Memory: the tensors that one output tensor is made of.
+    """Merge to disk. Memory: the tensors that one output tensor is made of, and half a gigabyte of buffers.
 
     Args:
         recipe: a recipe, or the path of its file.
         out: the folder to write; it appears when it is whole.
-        progress: called with each tensor's name and the share that is done, from 0 to 1.
-        overwrite: replace a folder that exists.
+        device: where the arithmetic is done: "cpu", "cuda", "cuda:1".
+        threads: of the processor, to compute with; default: as torch is set.
+        seed: of random masks, in place of the recipe's.
+        intermediate: a folder in which the outputs of the named documents are written, too, under their names.
+        truncate_embeddings: merge embeddings of different size over the rows that all have (see `plan`).
+        copy_tokenizer: write the tokenizer's files.
+        model_card: write README.md.
+        overwrite: replace folders that exist.
         shard_bytes: the most bytes of a weights file.
+        progress: called with a text that tells tensor, rate and remaining time, and the share that is done (0 to 1).
 
     Returns:
         The absolute folder.
 
     Raises:
-        InputError: the recipe or a checkpoint is wrong, the target exists, or the disk is full.
+        InputError: the recipe or a checkpoint is wrong, a target exists, or the disk is full.
     """
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"{threads} threads cannot compute", "give at least 1", Where("--num-threads"))
+        torch.set_num_threads(threads)
     file = None if isinstance(recipe, Recipe) else Path(recipe)
     merged = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
-    text = file.read_text(encoding="utf-8") if file else write_recipe(merged)
-    where = Where(file) if file else None
-    target = Path(out).absolute()
-    check_target(target, overwrite)
-    bank = SourceBank(keep=False)
-    planned = plan(merged, bank.open)
-    tokenizer, template = tokenizer_of(merged.output, planned, where)
-    layout = {name: Layout(job.shape, job.out) for name, job in planned.jobs.items()}
-    records = []
-    with CheckpointWriter(target, layout, shard_bytes=shard_bytes, overwrite=overwrite) as writer:
-        for done, (name, job) in enumerate(planned.jobs.items(), start=1):
+    if seed is not None:
+        merged = Recipe(tuple(replace(document, seed=seed) for document in merged.documents))
+    text = file.read_text(encoding="utf-8") if file and seed is None else write_recipe(merged)
+    where, target, bank = Where(file) if file else None, Path(out).absolute(), ReadAhead()
+    stages = {} if intermediate is None else _stages(merged, Path(intermediate).absolute())
+    for folder in (*stages, target):
+        check_target(folder, overwrite)
+    outputs = [_Output(folder, stage, write_recipe(stage)) for folder, stage in stages.items()]
+    outputs.append(_Output(target, merged, text))
+    plans = [plan(output.recipe, bank.open, truncate_embeddings) for output in outputs]
+    for output, planned in zip(outputs, plans, strict=True):
+        tokenizer = output_tokenizer(output.recipe.output, planned, where) if copy_tokenizer else None
+        writer = CheckpointWriter(output.folder, _layout(planned), shard_bytes=shard_bytes, overwrite=overwrite)
+        with writer:
             try:
-                tensor = execute(job, bank)
+                weights = _write_tensors(planned, bank, writer, torch.device(device), progress)
             except TrialError as error:
                 raise InputError(str(error), "change the recipe's parameters", where) from None
-            writer.add(name, tensor)
-            records.append(tensor_record(name, tensor))
-            if progress:
-                progress(f"writing {name}", done / len(planned.jobs))
-        for source in _side_files(planned.donor, tokenizer):
-            if source.name != _TEMPLATE_FILE or template is None:
-                writer.copy(source)
-        if template is not None:
-            writer.text(_TEMPLATE_FILE, template)
-        writer.text(RECIPE_FILE, text)
-        writer.text("README.md", card(target.name, merged, text, planned, combined(records)))
-        writer.config(planned.config)
+            if tokenizer:
+                tokenizer.write(writer.folder)
+            writer.text(RECIPE_FILE, output.text)
+            if model_card:
+                writer.text("README.md", card(output.folder.name, output.recipe, output.text, planned, weights))
+            writer.config(planned.config)
     return target
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A folder to write: its recipe, as an object and as text."""
+
+    folder: Path
+    recipe: Recipe
+    text: str
+
+
+def _stages(recipe: Recipe, parent: Path) -> dict[Path, Recipe]:
+    """The recipes of all named documents, by the folders that they are written to."""
+    stages = {}
+    for count, document in enumerate(recipe.documents[:-1], start=1):
+        if document.name:
+            last = replace(document, name=None)
+            stages[parent / document.name] = Recipe((*recipe.documents[: count - 1], last))
+    return stages
+
+
+def _layout(planned: Plan) -> dict[str, Layout]:
+    return {name: Layout(job.shape, job.out) for name, job in planned.jobs.items()}
+
+
+def _write_tensors(
+    planned: Plan, bank: ReadAhead, writer: CheckpointWriter, device: torch.device, progress: Progress | None
+) -> str:
+    """Carry out all jobs; returns the digest of their results. Raises TrialError where one holds NaN or Inf."""
+    runner, records, pace = Runner(Compiled()), list[str](), _Pace(planned)
+    with WriteBehind(writer) as behind:
+        for job in bank.each(list(planned.jobs.values())):
+            tensor = torch.empty(job.shape, dtype=torch_dtype(job.out), device=device)
+            write(job, tensor, bank, runner)
+            try:
+                records.append(tensor_record(job.tensor, tensor, runner))
+            except NotFinite:
+                raise not_finite(job) from None
+            behind.add(job.tensor, tensor)
+            text, share = pace.after(job)
+            if progress:
+                progress(text, share)
+    return combined(records)
+
+
+class _Pace:
+    """How far a merge is, how fast, and how long it will take."""
+
+    def __init__(self, planned: Plan) -> None:
+        self._total = max(1, sum(layout.bytes for layout in _layout(planned).values()))
+        self._done, self._started = 0, time.monotonic()
+
+    def after(self, job: Job) -> tuple[str, float]:
+        """The text, and the share that is done, from 0 to 1."""
+        self._done += Layout(job.shape, job.out).bytes
+        seconds = max(1e-3, time.monotonic() - self._started)
+        left = seconds / self._done * (self._total - self._done)
+        rate = f"{self._done / 1e6 / seconds:.0f} MB/s, {int(left) // 60}:{int(left) % 60:02d} left"
+        return f"merged {job.tensor}, {rate}", self._done / self._total
 
 
 def checkpoint_digest(path: Path | str) -> str:
     """The digest of a checkpoint folder's tensors; equal to `Resident.digest` of the recipe that it was merged by."""
     checkpoint = Checkpoint.open(str(path))
-    return digest((name, checkpoint.tensor(name)) for name in checkpoint.tensors)
-
-
-def _side_files(donor: Checkpoint, tokenizer: Checkpoint) -> list[Path]:
-    generation = donor.path / "generation_config.json"
-    files = [tokenizer.path / name for name in TOKENIZER_FILES]
-    return [f for f in (*files, generation) if f.is_file()]
-
-
-def tokenizer_of(document: Document, planned: Plan, where: Where | None = None) -> tuple[Checkpoint, str | None]:
-    """The checkpoint whose tokenizer files the output takes, and the chat template that replaces theirs.
-
-    A document without tokenizer_source takes its base's files unchecked, as mergekit does.
-
-    Raises:
-        InputError: the setting needs vocabularies to be equal, and they are not, or it names no model of the recipe.
-    """
-    models = {c.reference: c for c in planned.checkpoints}
-    source = document.tokenizer_source
-    if source is not None:
-        others = {ref: c for ref, c in models.items() if c is not planned.donor}
-        policy = "base" if models.get(source) is planned.donor else source
-        check_tokenizers(planned.donor, others, policy, lambda _: where)
-    tokenizer = models.get(source, planned.donor) if source else planned.donor
-    return tokenizer, chat_template_of(document.chat_template, models, tokenizer, where)
-
-
-def chat_template_of(
-    setting: str | None, models: dict[str, Checkpoint], tokenizer: Checkpoint, where: Where | None = None
-) -> str | None:
-    """The template that a setting asks for: None (the tokenizer's own), "auto" (the commonest among the models, the
-    first listed among equals), one of the models, or a Jinja text. InputError otherwise."""
-    if setting is None:
-        return None
-    if setting == "auto":
-        found = Counter(t for t in map(chat_template, models.values()) if t)
-        return found.most_common(1)[0][0] if found else None
-    if setting in models:
-        return chat_template(models[setting])
-    if "{" in setting:
-        return setting
-    mend = "use auto, one of the recipe's models, or a Jinja text"
-    raise InputError(f"chat_template {setting!r} is not known", mend, where)
+    return digest((name, checkpoint.read(name)) for name in checkpoint.tensors)

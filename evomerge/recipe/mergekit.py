@@ -1,7 +1,7 @@
 """mergekit's YAML in and out (mergekit docs, `mergekit.config.MergeConfiguration` and `mergekit-multi`).
 
-Read: one document, or several (all but the last named). Keys that mergekit ignores are ignored here too, except
-`random_seed`, which selects the random masks. Keys that need parts that this version lacks are refused by name.
+Read: one document, or several, all but one of them named, in any order. Keys that mergekit ignores are ignored here
+too, except `random_seed`, which selects the random masks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import yaml
 
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.nodes import Node, from_data, load_documents, parse_documents
-from evomerge.recipe.recipe import Document, Input, Recipe, Slice, to_data
+from evomerge.recipe.recipe import Document, Input, Module, Recipe, Slice, to_data
+from evomerge.recipe.token_rules import tokenizer_policy
+from evomerge.recipe.values import dtype, given, parameters, reference, text
 from evomerge.registry import METHODS
 
 _KNOWN = {"merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "name",
@@ -25,8 +27,8 @@ def read_recipe(file: Path) -> Recipe:
     return _recipe(load_documents(file), Where(file))
 
 
-def parse_recipe(text: str, file: Path | str = "recipe") -> Recipe:
-    return _recipe(parse_documents(text, file), Where(file))
+def parse_recipe(content: str, file: Path | str = "recipe") -> Recipe:
+    return _recipe(parse_documents(content, file), Where(file))
 
 
 def recipe_from_data(data: list[dict[str, Any]]) -> Recipe:
@@ -40,14 +42,6 @@ def write_recipe(recipe: Recipe, header: str = "") -> str:
     their digits. `header` lines become comments."""
     comments = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
     return comments + yaml.dump_all(to_data(recipe), Dumper=_Dumper, sort_keys=False, width=110)
-
-
-_PARAMETERS = {p.name for method in METHODS.values() for p in method.parameters} | {
-    "int8_mask", "gamma", "epsilon", "nuslerp_flatten", "nuslerp_row_wise", "normalize_weights", "eps", "max_iter",
-    "tol", "filter_wise", "select_topk", "r", "alpha", "embed_slerp",
-}  # fmt: skip
-"""Every parameter of mergekit's methods. One that the recipe's method does not take is ignored, as mergekit does; a
-name that no method takes is a typo."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -70,72 +64,78 @@ def _recipe(nodes: list[Node], where: Where) -> Recipe:
     if not nodes:
         raise InputError("is empty", "write a mergekit recipe", where)
     documents: list[Document] = []
-    for i, node in enumerate(nodes):
+    for node in nodes:
         document = _document(node)
-        if i < len(nodes) - 1 and not document.name:
-            node.fail("has no 'name'", "only the last document may go without, the others are named to be used by it")
+        if not document.name and any(not d.name for d in documents):
+            node.fail("has no 'name', and another document has none either", "name all but the one that is the output")
         if document.name and document.name in {d.name for d in documents}:
             node.fail(f"the name {document.name!r} stands twice", "give each document its own", "name")
         documents.append(document)
-    return Recipe(tuple(documents))
+    return Recipe(tuple(_ordered(documents)))
+
+
+def _ordered(documents: list[Document]) -> list[Document]:
+    """Every document after those that it uses, otherwise as written; the unnamed one, which is the output, last."""
+    rest, ordered = sorted(documents, key=lambda d: d.name is None), list[Document]()
+    names = {d.name for d in documents if d.name}
+    while rest:
+        done = {d.name for d in ordered}
+        ready = next((d for d in rest if not (names & _used(d)) - done), None)
+        if ready is None:
+            raise InputError("the documents use each other in a circle", "let one of them start", rest[0].where)
+        rest.remove(ready)
+        ordered.append(ready)
+    return ordered
+
+
+def _used(document: Document) -> set[str | None]:
+    """The references of a document: of models, and of what only a tokenizer comes from."""
+    policy = document.tokenizer
+    tokenizers = {policy.source, *(rule.model for rule in policy.tokens)} if policy else set()
+    return {*Recipe((document,)).models(), *tokenizers}
 
 
 def _document(node: Node) -> Document:
     parts = node.mapping(["merge_method"])
-    given = [k for k in ("models", "slices", "modules") if k in parts]
-    if len(given) != 1:
+    written = [k for k in ("models", "slices", "modules") if given(parts.get(k))]
+    if len(written) != 1:
         close = next((suggestion(k, _KNOWN) for k in parts if k not in _KNOWN), "give one of them")
         node.fail("needs exactly one of models, slices and modules", close)
-    if given == ["modules"]:
-        parts["modules"].fail("recipes for models of several modules are not supported yet", "merge them one by one")
-    method = parts["merge_method"].one_of(METHODS, "merge method")
-    base = _reference(parts["base_model"]) if parts.get("base_model") and parts["base_model"].value else None
-    slices = _models(parts["models"], base) if "models" in parts else _slices(parts["slices"])
+    base = _base(parts)
     return Document(
-        method=method,
-        slices=slices,
+        method=parts["merge_method"].one_of(METHODS, "merge method"),
+        slices=() if written == ["modules"] else _stacked(parts, base),
+        modules=_modules(parts["modules"], base) if written == ["modules"] else (),
         base=base,
-        parameters=_parameters(parts.get("parameters")),
-        dtype=_dtype(parts.get("dtype")),
-        out_dtype=_dtype(parts.get("out_dtype")),
-        tokenizer_source=_tokenizer(parts),
-        chat_template=_text(parts.get("chat_template")),
-        name=_text(parts.get("name")),
-        seed=parts["random_seed"].integer(0, 2**63 - 1) if _given(parts.get("random_seed")) else 0,
+        parameters=parameters(parts.get("parameters")),
+        dtype=dtype(parts.get("dtype")),
+        out_dtype=dtype(parts.get("out_dtype")),
+        tokenizer=tokenizer_policy(parts),
+        chat_template=text(parts.get("chat_template")),
+        name=text(parts.get("name")),
+        seed=parts["random_seed"].integer(0, 2**63 - 1) if given(parts.get("random_seed")) else 0,
         where=node.where,
     )
 
 
-def _given(node: Node | None) -> bool:
-    return node is not None and node.value is not None
+def _base(parts: dict[str, Node]) -> str | None:
+    return reference(parts["base_model"]) if parts.get("base_model") and parts["base_model"].value else None
 
 
-def _text(node: Node | None) -> str | None:
-    return node.text() if node is not None and node.value is not None else None
+def _modules(node: Node, base: str | None) -> tuple[Module, ...]:
+    modules = []
+    for name, child in node.mapping().items():
+        parts = child.mapping((), ["models", "slices", "parameters"])
+        if given(parts.get("models")) == given(parts.get("slices")):
+            child.fail("needs exactly one of models and slices", "give one of them")
+        modules.append(Module(name, _stacked(parts, base), parameters(parts.get("parameters")), child.where))
+    if not modules:
+        node.fail("names no module", "name at least one, such as default")
+    return tuple(modules)
 
 
-def _tokenizer(parts: dict[str, Node]) -> str | None:
-    if _given(parts.get("tokenizer")):
-        parts["tokenizer"].fail("token policies are not supported yet", "use tokenizer_source: base, or remove it")
-    return _text(parts.get("tokenizer_source"))
-
-
-_DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "float": "float32", "half": "float16"}
-
-
-def _dtype(node: Node | None) -> str | None:
-    if node is None or node.value is None:
-        return None
-    name = node.text().removeprefix("torch.")
-    if name not in _DTYPES:
-        node.fail(f"unknown dtype {name!r}", suggestion(name, _DTYPES))
-    return _DTYPES[name]
-
-
-def _reference(node: Node) -> str:
-    if isinstance(node.value, dict):
-        node.fail("is a mapping, not a model reference", "write path[@revision]")
-    return node.text()
+def _stacked(parts: dict[str, Node], base: str | None) -> tuple[Slice, ...]:
+    return _models(parts["models"], base) if given(parts.get("models")) else _slices(parts["slices"])
 
 
 def _models(node: Node, base: str | None) -> tuple[Slice, ...]:
@@ -160,7 +160,7 @@ def _slices(node: Node) -> tuple[Slice, ...]:
         lengths = {i.layers[1] - i.layers[0] for i in inputs if i.layers}
         if len(lengths) != 1:
             child.fail("its layer ranges differ in length", "give every source of a slice equally many layers")
-        slices.append(Slice(tuple(inputs), _parameters(parts.get("parameters")), child.where))
+        slices.append(Slice(tuple(inputs), parameters(parts.get("parameters")), child.where, _base(parts)))
     if not slices:
         node.fail("names no slice", "list at least one")
     return tuple(slices)
@@ -175,39 +175,15 @@ def _check_twice(node: Node, inputs: list[Input]) -> None:
 
 def _input(node: Node, layered: bool) -> Input:
     parts = node.mapping(["model", "layer_range"] if layered else ["model"])
-    layers = None
-    if layered:
-        pair = parts["layer_range"].sequence()
-        if len(pair) != 2:
-            parts["layer_range"].fail(
-                f"is {parts['layer_range'].shown()}, not [start, end]", "write for example [0, 8]"
-            )
-        layers = (pair[0].integer(0), pair[1].integer(1))
-        if layers[1] <= layers[0]:
-            parts["layer_range"].fail(f"{list(layers)} is empty", "the end comes after the start")
-    return Input(_reference(parts["model"]), layers, _parameters(parts.get("parameters")), node.where)
+    layers = _layers(parts["layer_range"]) if layered else None
+    return Input(reference(parts["model"]), layers, parameters(parts.get("parameters")), node.where)
 
 
-def _parameters(node: Node | None) -> dict[str, Any]:
-    if node is None or node.value is None:
-        return {}
-    return {name: _value(child) for name, child in node.mapping((), _PARAMETERS).items()}
-
-
-def _value(node: Node) -> Any:
-    """A scalar, a gradient, or filtered entries, checked for its form; the method checks its range."""
-    if isinstance(node.value, dict):
-        return [_entry(node)]
-    if isinstance(node.value, list):
-        if not node.value:
-            node.fail("is an empty list", "give a number, a list of numbers, or entries of filter and value")
-        if any(isinstance(child.value, dict) for child in node.value):
-            return [_entry(child) for child in node.value]
-        return tuple(child.number() for child in node.value)
-    return node.value if isinstance(node.value, bool) or node.value is None else node.number()
-
-
-def _entry(node: Node) -> dict[str, Any]:
-    parts = node.mapping(["value"], ["filter"])
-    value = _value(parts["value"])
-    return {"filter": _text(parts["filter"]), "value": value} if _given(parts.get("filter")) else {"value": value}
+def _layers(node: Node) -> tuple[int, int]:
+    pair = node.sequence()
+    if len(pair) != 2:
+        node.fail(f"is {node.shown()}, not [start, end]", "write for example [0, 8]")
+    start, end = pair[0].integer(0), pair[1].integer(1)
+    if end <= start:
+        node.fail(f"[{start}, {end}] is empty", "the end comes after the start")
+    return start, end

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from evomerge.recipe.recipe import Document, Input, Parameters, Slice
+from evomerge.errors import Where
+from evomerge.recipe.recipe import Document, Input, Module, Parameters, Slice
 
 
-def at_position(value: Any, t: float) -> Any:
-    """The value at relative depth `t` in [0, 1]: a list of numbers is a gradient, linear between its entries.
+def at_position(value: Any, t: float, kind: type = float) -> Any:
+    """The value at relative depth `t` in [0, 1]: a list is a gradient, linear between its entries.
 
-    x = t (n - 1); i = floor(x); (1 - frac) g[i] + frac g[i + 1].
+    x = t (n - 1); i = floor(x); (1 - frac) g[i] + frac g[i + 1]. Flags do not blend: entry floor(x) holds.
     """
     if not isinstance(value, list | tuple):
         return value
     x = t * (len(value) - 1)
-    i = min(math.floor(x), len(value) - 2) if len(value) > 1 else 0
-    if len(value) == 1:
-        return value[0]
+    i = math.floor(x)
+    if kind is bool or i == len(value) - 1:
+        return value[i]
     fraction = x - i
     return (1 - fraction) * value[i] + fraction * value[i + 1]
 
@@ -30,33 +32,54 @@ def _is_filtered(value: Any) -> bool:
     )
 
 
-def of_tensor(value: Any, tensor: str, t: float) -> Any | None:
+def of_tensor(value: Any, tensor: str, t: float, kind: type = float) -> Any | None:
     """The value for `tensor` at depth `t`, or None where no filter of the entry matches it."""
     if not _is_filtered(value):
-        return at_position(value, t)
+        return at_position(value, t, kind)
     entries = [value] if isinstance(value, dict) else value
     for entry in entries:
         pattern = entry.get("filter")
         if pattern is None or pattern == "*" or pattern in tensor:
-            return at_position(entry["value"], t)
+            return at_position(entry["value"], t, kind)
     return None
 
 
-def _first(levels: Sequence[Parameters], name: str, tensor: str, t: float) -> Any | None:
-    for level in levels:
-        if name in level:
-            found = of_tensor(level[name], tensor, t)
-            if found is not None:
-                return found
-    return None
+@dataclass(frozen=True)
+class Levels:
+    """Where a parameter of one slice may be given, the first that has a value for a tensor wins: at the source, at its
+    slice, at its module, at the document."""
 
+    document: Document
+    piece: Slice
+    module: Module | None = None
 
-def source_value(document: Document, piece: Slice, source: Input, name: str, tensor: str, t: float) -> Any | None:
-    """A per-model parameter: the model's own value wins over the slice's, the slice's over the document's.
-    `tensor` is the input tensor's name."""
-    return _first((source.parameters, piece.parameters, document.parameters), name, tensor, t)
+    def of_source(self, source: Input, name: str, tensor: str, t: float, kind: type = float) -> Any | None:
+        """A parameter of one model. `tensor` is the name that the tensor has in that model."""
+        return self._first((source.parameters, *self._shared), name, tensor, t, kind)
 
+    def of_tensor(self, name: str, tensor: str, t: float, kind: type = float) -> Any | None:
+        """A parameter of the whole merge. `tensor` is the output's name."""
+        return self._first(self._shared, name, tensor, t, kind)
 
-def tensor_value(document: Document, piece: Slice, name: str, tensor: str, t: float) -> Any | None:
-    """A parameter of the whole tensor: the slice's value wins over the document's. `tensor` is the output's name."""
-    return _first((piece.parameters, document.parameters), name, tensor, t)
+    def place(self, name: str, source: Input | None = None) -> Where:
+        """Where the parameter is given first; where it is not, where it is missed."""
+        owners = [owner for owner in (source, self.piece, self.module, self.document) if owner is not None]
+        for owner in owners:
+            if name in owner.parameters:
+                places: Mapping[str, Where] = getattr(owner.parameters, "places", {})
+                return places.get(name, owner.where)
+        return owners[0].where
+
+    @property
+    def _shared(self) -> tuple[Parameters, ...]:
+        module = (self.module.parameters,) if self.module else ()
+        return (self.piece.parameters, *module, self.document.parameters)
+
+    @staticmethod
+    def _first(levels: Sequence[Parameters], name: str, tensor: str, t: float, kind: type) -> Any | None:
+        for level in levels:
+            if name in level:
+                found = of_tensor(level[name], tensor, t, kind)
+                if found is not None:
+                    return found
+        return None

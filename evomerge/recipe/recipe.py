@@ -22,8 +22,9 @@ Parameters = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Input:
-    """One model of a slice: a reference (a path, a hub id ``name[@revision]``, or the name of an earlier document),
-    its layers [start, end) (None: all of them), and its own parameters."""
+    """One model of a slice: a reference (a path or hub id ``name[@revision]``, with ``+adapter[@revision]`` behind it
+    where a LoRA adapter is to be merged in; or the name of an earlier document), its layers [start, end) (None: all
+    of them), and its own parameters."""
 
     model: str
     layers: tuple[int, int] | None = None
@@ -33,36 +34,91 @@ class Input:
 
 @dataclass(frozen=True)
 class Slice:
-    """Layers that are merged together; the slices of a document stack to the output's layers."""
+    """Layers that are merged together; the slices of a module stack to the output's layers. `base` replaces the
+    document's for this slice."""
 
     inputs: tuple[Input, ...]
     parameters: Parameters = field(default_factory=dict)
+    where: Where = field(default=Where(), compare=False)
+    base: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was written with `models`: all layers of every model."""
+        return all(i.layers is None for i in self.inputs)
+
+
+@dataclass(frozen=True)
+class Module:
+    """One layer stack of a model with several, such as a decoder beside a vision tower, and what goes with it."""
+
+    name: str
+    slices: tuple[Slice, ...]
+    parameters: Parameters = field(default_factory=dict)
+    where: Where = field(default=Where(), compare=False)
+
+    @property
+    def whole(self) -> bool:
+        return len(self.slices) == 1 and self.slices[0].whole
+
+
+@dataclass(frozen=True)
+class TokenRule:
+    """Where the embedding of `token` comes from in models that lack it; with `force`, in all models.
+
+    Attributes:
+        model: the model whose row it is; None: by the usual rule, or zeros.
+        row: another token of `model`, by text or by id, whose row it is.
+        zero: whether it is zeros.
+    """
+
+    token: str
+    model: str | None = None
+    row: str | int | None = None
+    zero: bool = False
+    force: bool = False
+    where: Where = field(default=Where(), compare=False)
+
+
+@dataclass(frozen=True)
+class TokenizerPolicy:
+    """The output's vocabulary: "base", "union" (the base's, and what the other models add), or a model's reference;
+    and the tokens that get a rule of their own, which are added where the vocabulary lacks them."""
+
+    source: str = "union"
+    tokens: tuple[TokenRule, ...] = ()
+    pad_to_multiple_of: int | None = None
     where: Where = field(default=Where(), compare=False)
 
 
 @dataclass(frozen=True)
 class Document:
-    """One merge. `name` is set on all documents but the last: later documents use it as a model.
-
-    `whole` tells that the document was written with `models` (one slice over all layers). `seed` selects the
-    random masks of DARE; mergekit ignores the key.
+    """One merge, of `slices` or of `modules`. `name` is set on all documents but the last: later documents use it as
+    a model. `seed` selects random masks (DARE, DELLA); mergekit ignores the key.
     """
 
     method: str
-    slices: tuple[Slice, ...]
+    slices: tuple[Slice, ...] = ()
     base: str | None = None
     parameters: Parameters = field(default_factory=dict)
     dtype: str | None = None
     out_dtype: str | None = None
-    tokenizer_source: str | None = None
+    tokenizer: TokenizerPolicy | None = None
     chat_template: str | None = None
     name: str | None = None
     seed: int = 0
     where: Where = field(default=Where(), compare=False)
+    modules: tuple[Module, ...] = ()
 
     @property
     def whole(self) -> bool:
-        return len(self.slices) == 1 and all(i.layers is None for i in self.slices[0].inputs)
+        """Whether it was written with `models`: one slice over all layers."""
+        return len(self.slices) == 1 and self.slices[0].whole
+
+    @property
+    def pieces(self) -> tuple[Slice, ...]:
+        """The slices of all modules."""
+        return (*self.slices, *(piece for module in self.modules for piece in module.slices))
 
 
 @dataclass(frozen=True)
@@ -92,8 +148,17 @@ class Recipe:
 
 
 def _references(document: Document) -> list[str]:
-    listed = [i.model for s in document.slices for i in s.inputs]
-    return [document.base, *listed] if document.base else listed
+    bases = [document.base, *(piece.base for piece in document.pieces)]
+    listed = [i.model for piece in document.pieces for i in piece.inputs]
+    return [*(base for base in bases if base), *listed]
+
+
+def alone(merge: Document, model: str, dtype: str) -> Recipe:
+    """One model of a merge as it takes part in it, in `dtype`: brought to the merge's vocabulary. That depends on all
+    the models, so the others are listed with weight 0."""
+    models = Recipe((merge,)).models()
+    inputs = tuple(Input(each, parameters={"weight": float(each == model)}) for each in models)
+    return Recipe((Document("linear", (Slice(inputs),), merge.base, out_dtype=dtype, tokenizer=merge.tokenizer),))
 
 
 def canonical(data: Any) -> str:
@@ -123,7 +188,9 @@ def _document_data(document: Document) -> dict[str, Any]:
     data["merge_method"] = document.method
     if document.base:
         data["base_model"] = document.base
-    if document.whole:
+    if document.modules:
+        data["modules"] = {module.name: _module_data(module) for module in document.modules}
+    elif document.whole:
         data["models"] = [_input_data(i) for i in document.slices[0].inputs]
     else:
         data["slices"] = [_slice_data(s) for s in document.slices]
@@ -132,16 +199,60 @@ def _document_data(document: Document) -> dict[str, Any]:
         parameters = {**parameters, **document.slices[0].parameters}
     if parameters:
         data["parameters"] = parameters
-    for key in ("dtype", "out_dtype", "tokenizer_source", "chat_template"):
-        if getattr(document, key) is not None:
-            data[key] = getattr(document, key)
+    data |= {k: v for k in ("dtype", "out_dtype") if (v := getattr(document, k)) is not None}
+    if document.tokenizer is not None:
+        data |= _tokenizer_data(document.tokenizer)
+    if document.chat_template is not None:
+        data["chat_template"] = document.chat_template
     if document.seed:
         data["random_seed"] = document.seed
     return data
 
 
+def _module_data(module: Module) -> dict[str, Any]:
+    """A module written with `models` keeps its slice's parameters as its own: the same precedence, one level less."""
+    data: dict[str, Any] = {}
+    parameters = dict(module.parameters)
+    if module.whole:
+        data["models"] = [_input_data(i) for i in module.slices[0].inputs]
+        parameters |= module.slices[0].parameters
+    else:
+        data["slices"] = [_slice_data(s) for s in module.slices]
+    if parameters:
+        data["parameters"] = parameters
+    return data
+
+
+def _tokenizer_data(policy: TokenizerPolicy) -> dict[str, Any]:
+    """`tokenizer_source` where that says it all."""
+    if not policy.tokens and policy.pad_to_multiple_of is None:
+        return {"tokenizer_source": policy.source}
+    data: dict[str, Any] = {"source": policy.source}
+    if policy.tokens:
+        data["tokens"] = {rule.token: _rule_data(rule) for rule in policy.tokens}
+    if policy.pad_to_multiple_of is not None:
+        data["pad_to_multiple_of"] = policy.pad_to_multiple_of
+    return {"tokenizer": data}
+
+
+def _rule_data(rule: TokenRule) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    if rule.zero:
+        data["source"] = {"kind": "zero"}
+    elif rule.row is not None:
+        key = "token_id" if isinstance(rule.row, int) else "token"
+        data["source"] = {"kind": "model_token", "model": rule.model, key: rule.row}
+    elif rule.model is not None:
+        data["source"] = rule.model
+    if rule.force:
+        data["force"] = True
+    return data
+
+
 def _slice_data(piece: Slice) -> dict[str, Any]:
     data: dict[str, Any] = {"sources": [_input_data(i) for i in piece.inputs]}
+    if piece.base:
+        data["base_model"] = piece.base
     if piece.parameters:
         data["parameters"] = dict(piece.parameters)
     return data

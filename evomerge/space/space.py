@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.files.objects import GeneSpec, SpaceSpec
-from evomerge.recipe.recipe import Document, Input, Recipe, Slice
-from evomerge.registry import METHODS, Method, Parameter
+from evomerge.recipe.recipe import Document, Input, Recipe, Slice, TokenizerPolicy
+from evomerge.registry import CHOICES, METHODS, Choice, Method, Parameter
 from evomerge.space.genes import OTHER, Axes, dimensions, value_at
 from evomerge.types import Dimension, Genome
 
 
 @dataclass(frozen=True)
 class Models:
-    """What a recipe says of the checkpoints: portable references, the layer count, the output's dtype."""
+    """What a recipe says of the checkpoints: portable references, the layer count, the output's dtype, the tokenizer
+    policy where vocabularies are to be brought together, and the chat template ("auto", or a Jinja text)."""
 
     base: str
     sources: Mapping[str, str]
     layers: int
     dtype: str
+    tokenizer: TokenizerPolicy | None = None
+    chat_template: str = "auto"
 
 
 class Space:
@@ -40,26 +43,22 @@ class Space:
         """The genome of every gene's `init`."""
         return {d.key: d.tidy(d.init) for d in self.dimensions}
 
-    @property
-    def chat_template(self) -> str:
-        """As recipes say it: "auto", a source's reference, or a Jinja text."""
-        return self._reference(self.spec.chat_template)
-
-    def _reference(self, word: str) -> str:
-        """The base's or a source's reference for its name; any other word as it is."""
-        return self.models.base if word == "base" else self.models.sources.get(word, word)
-
     def parent(self, reference: str) -> Recipe:
-        """A checkpoint as it is."""
-        inputs = (Input(reference),)
-        return Recipe((self._document("passthrough", (Slice(inputs),), None),))
+        """A checkpoint as it is, or, under a tokenizer policy, as it takes part in every merge: brought to the output's
+        vocabulary, which depends on the other models, so they are listed with weight 0."""
+        if self.models.tokenizer is None:
+            return Recipe((self._document("passthrough", (Slice((Input(reference),)),), None),))
+        models = [*self.models.sources.values(), self.models.base]
+        return self._average({model: float(model == reference) for model in models})
 
     def uniform(self) -> Recipe:
         """The plain average of all sources (model soup, Wortsman et al. 2022, section 2)."""
-        inputs = [Input(ref, parameters={"weight": 1.0}) for ref in self.models.sources.values()]
         # The base, at weight 0, decides config and tokenizer, which mergekit otherwise takes from any model.
-        inputs.append(Input(self.models.base, parameters={"weight": 0.0}))
-        return Recipe((self._document("linear", (Slice(tuple(inputs)),), self.models.base),))
+        return self._average({**dict.fromkeys(self.models.sources.values(), 1.0), self.models.base: 0.0})
+
+    def _average(self, weights: Mapping[str, float]) -> Recipe:
+        inputs = tuple(Input(model, parameters={"weight": weight}) for model, weight in weights.items())
+        return Recipe((self._document("linear", (Slice(inputs),), self.models.base),))
 
     def recipe(self, genome: Genome) -> Recipe:
         """The recipe of a genome: one document, or, where the method differs by layer group, one document for each
@@ -68,11 +67,12 @@ class Space:
         used = list(dict.fromkeys(methods))
         if len(used) == 1:
             return Recipe((self._merge(genome, used[0]),))
-        stages = [self._merge(genome, method, name=f"stage-{method}") for method in used]
+        stages = [self._merge(genome, method, f"stage-{method}") for method in used]
         stack = [
             Slice((Input(f"stage-{method}", group),)) for method, group in zip(methods, self.axes.groups, strict=True)
         ]
-        return Recipe((*stages, self._document("passthrough", tuple(_joined(stack)), None)))
+        # The stages have the output's vocabulary already.
+        return Recipe((*stages, replace(self._document("passthrough", tuple(_joined(stack)), None), tokenizer=None)))
 
     def _method_at(self, genome: Genome, layer: int) -> str:
         gene = self._genes.get("method")
@@ -80,23 +80,27 @@ class Space:
             return self.spec.methods[0]
         return str(value_at(gene, genome, self.axes, "", layer, OTHER))
 
-    def _merge(self, genome: Genome, method: str, name: str | None = None) -> Document:
+    def _merge(self, genome: Genome, name: str, stage: str | None = None) -> Document:
+        choice = CHOICES[name]
         spans = [(i, i + 1) for i in range(self.models.layers)] if self.axes.interpolate else self.axes.groups
-        slices = _joined([self._slice(genome, method, span) for span in spans])
-        if len(slices) == 1:
+        slices = _joined([self._slice(genome, choice, span) for span in spans])
+        # Written with `models`, mergekit would merge a base that is not listed.
+        if len(slices) == 1 and _listed(METHODS[choice.method]):
             inputs = tuple(Input(i.model, None, i.parameters) for i in slices[0].inputs)
             slices = [Slice(inputs, slices[0].parameters)]
-        fixed = {k: v for k, v in self.spec.fixed.items() if METHODS[method].parameter(k)}
-        return self._document(method, tuple(slices), self.models.base, fixed, name)
+        names = {p.name for p in choice.parameters}
+        fixed = {k: v for k, v in self.spec.fixed.items() if k in names}
+        return self._document(choice.method, tuple(slices), self.models.base, {**choice.settled, **fixed}, stage)
 
-    def _slice(self, genome: Genome, name: str, span: tuple[int, int]) -> Slice:
-        method = METHODS[name]
-        searched = [p for p in method.parameters if p.name in self._genes]
+    def _slice(self, genome: Genome, choice: Choice, span: tuple[int, int]) -> Slice:
+        method = METHODS[choice.method]
+        searched = [p for p in choice.parameters if p.name in self._genes]
         inputs = [
             Input(reference, span, self._values(genome, searched, "source", source, span[0]))
             for source, reference in self.models.sources.items()
         ]
-        inputs.append(Input(self.models.base, span, _base_parameters(method)))
+        if _listed(method):
+            inputs.append(Input(self.models.base, span, _base_parameters(method)))
         return Slice(tuple(inputs), self._values(genome, searched, "tensor", "", span[0]))
 
     def _values(
@@ -128,11 +132,17 @@ class Space:
             base=base,
             parameters=parameters or {},
             out_dtype=self.models.dtype,
-            tokenizer_source=None if self.spec.tokenizer == "base" else self._reference(self.spec.tokenizer),
-            chat_template=self.chat_template if name is None else None,
+            tokenizer=self.models.tokenizer,
+            chat_template=self.models.chat_template if name is None else None,
             name=name,
             seed=int(self.spec.optimizer.get("seed", 0)) if METHODS[method].stochastic else 0,
         )
+
+
+def _listed(method: Method) -> bool:
+    """Whether the base stands among the inputs. A method that takes it as a model like the others and has no weights
+    (karcher) would merge it; as `base_model` alone it still gives config and tokenizer."""
+    return method.base != "ordinary" or method.parameter("weight") is not None
 
 
 def _base_parameters(method: Method) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from evomerge.merge.bank import SourceBank
 from evomerge.merge.materialize import Resident
-from evomerge.merge.stream import chat_template_of
+from evomerge.merge.plan import plan as planned
+from evomerge.merge.tokenizers import output_tokenizer
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.suite import Suite
 from evomerge.study.measured import Evaluation
@@ -25,15 +26,19 @@ class Workbench:
     @classmethod
     def load(cls, plan: Plan, device: str, observer: Observer) -> Workbench:
         """Load sources and tasks. Raises InputError, for NaN in a source among other things."""
+        for line in plan.tokens.dropped:
+            observer.warn(line)
+        for line in plan.tokens.filled:
+            observer.phase(line)
         observer.phase("loading the base and its sources")
         bank = SourceBank()
         for checkpoint in plan.checkpoints.values():
             bank.load(bank.add(checkpoint).reference)
         resident = Resident(plan.base, bank, plan.space.models.dtype, device)
-        models = {checkpoint.resolved(): checkpoint for checkpoint in plan.checkpoints.values()}
-        template = chat_template_of(plan.space.chat_template, models, plan.base)
-        if template is not None:
-            resident.tokenizer.chat_template = template
+        average = plan.space.uniform()
+        resident.tokenizer = output_tokenizer(average.output, planned(average, bank.open)).load()
+        if plan.space.models.tokenizer is not None:
+            resident.materialize(average)  # gives the model the output's vocabulary
         observer.phase("building the tasks")
         suite = Suite.build(plan.fitness, resident.model, resident.tokenizer)
         return cls(resident, suite)

@@ -29,7 +29,9 @@ def check(
         RunFolder.named(run).check_free()
     models = {"base": spec.base, **spec.sources}
     remote = [str(ref) for ref in models.values() if not ref.local]
-    space = _unopened(spec) if remote else open_checkpoints(spec, scores).space
+    plan = None if remote else open_checkpoints(spec, scores)
+    space = plan.space if plan else _unopened(spec)
+    tokens = [*plan.tokens.dropped, *plan.tokens.filled] if plan else []
     return {
         "space": str(file),
         "fitness": str(spec.fitness),
@@ -39,6 +41,7 @@ def check(
         if space
         else "their number depends on the layers of the base",
         "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
+        **({"tokens": "; ".join(tokens)} if tokens else {}),
         "budget": f"{spec.trials or 'any number of'} trials" + (f", {spec.seconds:.0f} s" if spec.seconds else ""),
         "slices": ", ".join(scores.slices),
         "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",

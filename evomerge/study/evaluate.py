@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import FitnessSpec
 from evomerge.merge.bank import SourceBank
+from evomerge.merge.jobs import Plan
 from evomerge.merge.materialize import Resident
 from evomerge.merge.plan import plan
-from evomerge.merge.stream import tokenizer_of
+from evomerge.merge.tokenizers import output_tokenizer
 from evomerge.recipe.mergekit import read_recipe
-from evomerge.recipe.recipe import Recipe
+from evomerge.recipe.recipe import Recipe, alone
 from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import Gate, Verdict, judge, scales, settle
 from evomerge.scoring.preflight import check_fitness
@@ -73,15 +75,17 @@ def evaluate(
     observer.phase("loading the model")
     shape = Checkpoint.open(_shape(recipe, model))
     resident = Resident(bank.add(shape), bank, _dtype(recipe, shape), choose_device(device))
-    template = tokenizer_of(recipe.output, plan(recipe, bank.open))[1] if recipe else None
-    if template is not None:
-        resident.tokenizer.chat_template = template
+    planned = plan(recipe, bank.open) if recipe else None
+    if recipe and planned:
+        resident.tokenizer = output_tokenizer(recipe.output, planned).load()
+        if planned.vocabulary != Vocabulary.of(shape.tokenizer_path):
+            resident.materialize(recipe)  # gives the model its vocabulary before the tasks are built
     observer.phase("building the tasks")
     suite = Suite.build(spec, resident.model, resident.tokenizer, split)
     measured = {}
     for name, reference in needed.items():
         observer.phase(f"scoring {name}")
-        resident.load(reference)
+        _load(resident, reference, recipe, planned)
         measured[name] = suite.score(split)
     observer.phase("scoring the model")
     digest = resident.materialize(recipe) if recipe else resident.load(shape.reference)
@@ -90,6 +94,22 @@ def evaluate(
     verdicts = judge(scores, gates, scales(measured, gates), spec.confidence)
     objective = load(OBJECTIVES[spec.objective])({name: s.value for name, s in scores.items()}, suite.weights)
     return Evaluated(str(model), split, digest, objective, suite.slices, scores, gates, verdicts, measured)
+
+
+def _load(resident: Resident, reference: str, recipe: Recipe | None, planned: Plan | None) -> None:
+    """Make the model a reference, brought to the merge's vocabulary if the merge has one of its own."""
+    if recipe is None or planned is None:
+        resident.load(reference)
+        return
+    merge = next((d for d in recipe.documents if d.tokenizer and reference in Recipe((d,)).models()), None)
+    if merge is not None:
+        resident.materialize(alone(merge, reference, resident.dtype))
+        return
+    vocabulary = Vocabulary.of(resident.bank.open(reference).tokenizer_path)
+    if vocabulary != planned.vocabulary and vocabulary.tokens != planned.vocabulary.tokens:
+        problem = f"{reference} and the merged model have different vocabularies"
+        raise InputError(problem, "give the slices floors that are not relative to it")
+    resident.load(reference)
 
 
 def _recipe(model: str | Path) -> Recipe | None:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.preflight import check_family, check_tokenizers
+from evomerge.checkpoints.preflight import TokenChanges, check_family, token_changes
+from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import FitnessSpec, ModelRef, SpaceSpec
 from evomerge.files.space_file import read_space
 from evomerge.optimize.options import OptionError, check_options
+from evomerge.recipe.recipe import TokenizerPolicy
 from evomerge.scoring.preflight import check_fitness
 from evomerge.space.space import Models, Space
 
@@ -21,13 +23,15 @@ _FITNESS = "fitness."
 
 @dataclass(frozen=True)
 class Plan:
-    """A study that passed its checks: both files, the opened checkpoints (headers only), the space over them."""
+    """A study that passed its checks: both files, the opened checkpoints (headers only), the space over them, and what
+    becomes of their tokens."""
 
     spec: SpaceSpec
     fitness: FitnessSpec
     base: Checkpoint
     sources: dict[str, Checkpoint]
     space: Space
+    tokens: TokenChanges
 
     @property
     def checkpoints(self) -> dict[str, Checkpoint]:
@@ -79,13 +83,13 @@ def _check_budget(spec: SpaceSpec) -> None:
 def open_checkpoints(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
     """Open base and sources and check that they can be merged. Raises InputError."""
     base = _open(spec.base)
-    sources = {name: _open(ref) for name, ref in spec.sources.items()}
+    sources = {name: _open(ref, base) for name, ref in spec.sources.items()}
     where = _places(spec)
     check_family(base, sources, where)
-    check_tokenizers(base, sources, spec.tokenizer, where)
+    tokens = token_changes(base, sources, spec.tokenizer, where)
     _check_distinct({"base": base, **sources}, where)
     _check_modules(spec, base)
-    return Plan(spec, fitness, base, sources, Space(spec, _models(spec, base, sources)))
+    return Plan(spec, fitness, base, sources, Space(spec, _models(spec, base, sources, tokens)), tokens)
 
 
 def _check_distinct(checkpoints: dict[str, Checkpoint], where: Callable[[str], Where]) -> None:
@@ -110,14 +114,31 @@ def _places(spec: SpaceSpec) -> Callable[[str], Where]:
     return lambda name: models.get(name) or spec.at(name)
 
 
-def _open(ref: ModelRef) -> Checkpoint:
-    return Checkpoint.open(str(ref), ref.where)
+def _open(ref: ModelRef, base: Checkpoint | None = None) -> Checkpoint:
+    return Checkpoint.open(str(ref), ref.where, base)
 
 
-def _models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoint]) -> Models:
+def _models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoint], tokens: TokenChanges) -> Models:
+    references = {name: checkpoint.resolved() for name, checkpoint in sources.items()}
+    policy = None
+    if tokens.changes or spec.tokenizer in references:
+        policy = TokenizerPolicy(references.get(spec.tokenizer, spec.tokenizer), where=spec.at("tokenizer"))
     return Models(
         base=base.resolved(),
-        sources={name: checkpoint.resolved() for name, checkpoint in sources.items()},
+        sources=references,
         layers=base.layers,
         dtype=spec.dtype or base.dtype,
+        tokenizer=policy,
+        chat_template=_chat_template(spec, {"base": base, **sources}),
     )
+
+
+def _chat_template(spec: SpaceSpec, models: dict[str, Checkpoint]) -> str:
+    """Either "auto" or the text of the template: mergekit knows no model's name there."""
+    if spec.chat_template not in models:
+        return spec.chat_template
+    template = chat_template(models[spec.chat_template])
+    if template is None:
+        problem, where = f"{spec.chat_template} has no chat template", spec.at("chat_template")
+        raise InputError(problem, "use auto, another model, or a Jinja text", where)
+    return template

@@ -5,7 +5,7 @@ import tiny_models
 import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.preflight import check_family, check_finite, check_head, check_tokenizers
+from evomerge.checkpoints.preflight import check_family, check_finite, check_head, token_changes
 from evomerge.errors import InputError, Where
 
 HERE = Where("space.yaml", 5, "sources.refunds")
@@ -49,11 +49,13 @@ def test_another_shape_names_the_first_tensors(base, tmp_path):
     assert f"{name} is [28, 16], in the base [24, 16]" in family_problem(base, folder)
 
 
-def test_another_vocabulary_says_how_to_mend(base, tmp_path):
+def test_another_vocabulary_is_no_matter_but_another_width_is(base, tmp_path):
     folder = tiny_models.write(tmp_path / "m", tiny_models.base_tensors(vocab=23), vocab_size=23)
-    text = family_problem(base, folder)
-    assert "lm_head.weight is [23, 16], in the base [20, 16]" in text
-    assert "resize_token_embeddings" in text
+    check_family(base, {"refunds": Checkpoint.open(str(folder))}, where)
+    tensors = tiny_models.base_tensors()
+    tensors["lm_head.weight"] = torch.zeros(20, 17)
+    folder = tiny_models.write(tmp_path / "wide", tensors)
+    assert "lm_head.weight is [20, 17], in the base [20, 16]" in family_problem(base, folder)
 
 
 def test_missing_and_extra_tensors(base, tmp_path):
@@ -71,36 +73,59 @@ def test_tied_and_untied(base, tmp_path):
     assert "refunds ties its output head" in family_problem(base, folder)
 
 
-class TestTokenizers:
+class TestTokens:
+    WORDS = ("<unk>", "<s>", "</s>", *(f"w{i}" for i in range(17)))
+
+    def model(self, folder, words):
+        tensors = tiny_models.base_tensors(vocab=len(words))
+        return Checkpoint.open(str(tiny_models.write(folder, tensors, tokens=list(words), vocab_size=len(words))))
+
     @pytest.fixture
     def other(self, tmp_path):
-        words = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(16)), "SKU-1"]  # w16 became SKU-1
-        return Checkpoint.open(str(tiny_models.write(tmp_path / "m", tiny_models.base_tensors(), tokens=words)))
+        return self.model(tmp_path / "m", [*self.WORDS[:-1], "SKU-1", "SKU-2"])  # w16 is gone
 
     @pytest.mark.parametrize("policy", ["base", "union", "refunds"])
-    def test_equal_vocabularies_allow_every_policy(self, base, models, policy):
-        check_tokenizers(base, {"refunds": Checkpoint.open(str(models["a"]))}, policy, where)
+    def test_equal_vocabularies_change_nothing(self, base, models, policy):
+        found = token_changes(base, {"refunds": Checkpoint.open(str(models["a"]))}, policy, where)
+        assert (found.changes, found.dropped, found.filled) == ((), [], [])
 
-    def test_base_tells_which_tokens_differ(self, base, other):
-        with pytest.raises(InputError) as caught:
-            check_tokenizers(base, {"refunds": other}, "base", where)
-        assert "space.yaml:5: sources.refunds: refunds's tokenizer is not the base's" in str(caught.value)
-        assert "1 added ('SKU-1'), 1 missing ('w16')" in str(caught.value)
+    def test_base_drops_and_fills(self, base, other):
+        found = token_changes(base, {"refunds": other}, "base", where)
+        assert found.dropped == ["tokenizer base: drops 2 tokens of refunds ('SKU-1', 'SKU-2')"]
+        assert found.filled == ["tokenizer base: fills in 1 rows for refunds, which lacks 'w16'"]
 
-    @pytest.mark.parametrize("policy", ["union", "refunds"])
-    def test_other_policies_say_that_they_cannot(self, base, other, policy):
-        with pytest.raises(InputError, match="this version merges models of equal vocabularies only"):
-            check_tokenizers(base, {"refunds": other}, policy, where)
+    def test_union_drops_nothing(self, base, other):
+        found = token_changes(base, {"refunds": other}, "union", where)
+        assert found.dropped == []
+        assert found.filled == [
+            "tokenizer union: fills in 2 rows for base, which lacks 'SKU-1', 'SKU-2'",
+            "tokenizer union: fills in 1 rows for refunds, which lacks 'w16'",
+        ]
 
-    def test_moved_ids(self, base, tmp_path):
-        words = ["<unk>", "</s>", "<s>", *(f"w{i}" for i in range(17))]
-        other = Checkpoint.open(str(tiny_models.write(tmp_path / "m", tiny_models.base_tensors(), tokens=words)))
-        with pytest.raises(InputError, match=r"2 with other ids \(first '<s>': 2 for 1\)"):
-            check_tokenizers(base, {"refunds": other}, "base", where)
+    def test_a_source_decides(self, base, other):
+        found = token_changes(base, {"refunds": other}, "refunds", where)
+        assert found.dropped == ["tokenizer refunds: drops 1 tokens of base ('w16')"]
+        assert [(c.model, len(c.filled)) for c in found.changes] == [("base", 2), ("refunds", 0)]
+
+    def test_many_tokens_are_counted(self, base, tmp_path):
+        words = [*self.WORDS, *(f"new{i}" for i in range(9))]
+        found = token_changes(base, {"refunds": self.model(tmp_path / "m", words)}, "base", where)
+        assert found.dropped == ["tokenizer base: drops 9 tokens of refunds ('new0', 'new1', 'new2', ...)"]
+
+    def test_moved_ids_are_a_change(self, base, tmp_path):
+        words = ["<unk>", "</s>", "<s>", *self.WORDS[3:]]
+        found = token_changes(base, {"refunds": self.model(tmp_path / "m", words)}, "base", where)
+        assert [c.model for c in found.changes] == ["base", "refunds"]
+        assert found.dropped == found.filled == []
+
+    def test_tokens_without_a_row_do_not_count(self, base, other, tmp_path):
+        tiny_models.write_tokenizer(other.path, [*self.WORDS[:-1], "SKU-1", "SKU-2", "unused"])
+        found = token_changes(base, {"refunds": Checkpoint.open(str(other.path))}, "union", where)
+        assert "unused" not in " ".join(found.filled)
 
     def test_unknown_policy(self, base, other):
         with pytest.raises(InputError, match="tokenizer 'onion' is no policy and no source; use base, union or one of"):
-            check_tokenizers(base, {"refunds": other}, "onion", where)
+            token_changes(base, {"refunds": other}, "onion", where)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

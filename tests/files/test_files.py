@@ -88,6 +88,17 @@ def test_resolved_copies_say_the_same(files: tuple[Path, Path], tmp_path: Path) 
     assert fitness_data(read_fitness(elsewhere / "f.yaml")) == fitness_data(fitness)
 
 
+@pytest.mark.parametrize("log", [None, False, True])
+def test_a_scale_that_was_left_open_is_settled_in_the_copy(files: tuple[Path, Path], log: bool | None) -> None:
+    gene = {"low": 1e-4, "high": 0.1, **({} if log is None else {"log": log})}
+    genes = {"method": "nearswap", "t": gene}
+    one = {"shipping": "../models/shipping"}
+    files[0].write_text(yaml.safe_dump({**SPACE, "sources": one, "genes": genes, "fixed": {}}))
+    copy = files[0].with_name("copy.yaml")
+    copy.write_text(to_yaml(space_data(read_space(files[0])), "copy"))
+    assert [read_space(file).genes[0].log for file in (files[0], copy)] == [log is not False] * 2
+
+
 def test_another_optimizer_keeps_the_seed_and_drops_the_options(files: tuple[Path, Path]) -> None:
     assert read_space(files[0], optimizer="tpe").optimizer == {"name": "tpe", "seed": 5}
     with pytest.raises(InputError, match="--optimizer: unknown optimizer 'tp'"):

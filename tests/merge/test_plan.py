@@ -8,13 +8,25 @@ import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
+from evomerge.merge import settings as plan_settings
 from evomerge.merge.bank import SourceBank
 from evomerge.merge.jobs import COPY, Job, Read
 from evomerge.merge.plan import plan
 from evomerge.recipe.mergekit import parse_recipe
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
+from evomerge.registry import METHODS
 
 UP = "model.layers.{}.mlp.up_proj.weight"
+
+
+class Checked:
+    """A method with a check of its values together."""
+
+    def __init__(self, method, check):
+        self._method, self.check = method, check
+
+    def __getattr__(self, name):
+        return getattr(self._method, name)
 
 
 @pytest.fixture
@@ -156,6 +168,104 @@ def test_whole_numbers_are_copied(tmp_path):
     assert made.jobs["model.layers.0.positions"].method == COPY
 
 
+def test_a_slice_may_have_a_base_of_its_own(planned):
+    made = planned("""
+merge_method: task_arithmetic
+base_model: <base>
+parameters: {weight: 1}
+slices:
+- sources: [{model: <a>, layer_range: [0, 1]}, {model: <base>, layer_range: [0, 1]}]
+- base_model: <c>
+  sources: [{model: <a>, layer_range: [1, 3]}, {model: <c>, layer_range: [1, 3]}]
+""")
+    bases = [made.jobs[UP.format(i)].base.model.rpartition("/")[2] for i in range(3)]
+    assert bases == ["base", "c", "c"]
+    assert made.jobs["model.embed_tokens.weight"].base.model.endswith("/base")
+    assert made.donor.path.name == "base"
+
+
+def test_the_one_module_of_a_plain_model_is_called_default(planned):
+    text = "models: [{model: <a>, parameters: {weight: 1}}, {model: <b>}]"
+    made = planned(f"""
+merge_method: linear
+parameters: {{weight: 3}}
+modules: {{default: {{{text}, parameters: {{weight: 2}}}}}}
+""")
+    assert {job.parameters["weight"] for job in made.jobs.values()} == {(1.0, 2.0)}
+    assert list(made.jobs) == list(planned(f"merge_method: linear\nparameters: {{weight: 3}}\n{text}").jobs)
+
+
+class TestModules:
+    """A model with a vision tower of two layers beside its three."""
+
+    @pytest.fixture
+    def seeing(self, tmp_path):
+        found = {}
+        for number, name in enumerate("ab"):
+            tensors = tiny_models.base_tensors(number)
+            tensors |= {f"visual.blocks.{i}.w.weight": torch.full((2,), float(number)) for i in range(2)}
+            tensors |= {"visual.patch.weight": torch.zeros(2), "visual.merger.weight": torch.zeros(2)}
+            found[name] = tiny_models.write(tmp_path / name, tensors, vision_config={"depth": 2})
+        return found
+
+    def plan(self, seeing, text):
+        for name, folder in seeing.items():
+            text = text.replace(f"<{name}>", str(folder))
+        return plan(parse_recipe(text, "recipe.yaml"), SourceBank().open)
+
+    def test_models_merge_every_module_over_its_own_depth(self, seeing):
+        made = self.plan(seeing, """
+merge_method: linear
+models: [{model: <a>, parameters: {weight: [0, 1]}}, {model: <b>, parameters: {weight: 1}}]
+""")  # fmt: skip
+        assert [weights(made, f"visual.blocks.{i}.w.weight")[0] for i in range(2)] == [0.0, 1.0]
+        assert [weights(made, UP.format(i))[0] for i in range(3)] == [0.0, 0.5, 1.0]
+        assert set(made.jobs) == set(made.checkpoints[0].tensors)
+
+    def test_modules_have_their_own_slices_and_parameters(self, seeing):
+        made = self.plan(seeing, """
+merge_method: passthrough
+base_model: <a>
+modules:
+  text_decoder:
+    parameters: {scale: 2}
+    slices: [{sources: [{model: <a>, layer_range: [0, 3]}]}, {sources: [{model: <b>, layer_range: [1, 2]}]}]
+  vision_tower:
+    slices: [{sources: [{model: <b>, layer_range: [1, 2], parameters: {scale: 3}}]}]
+""")  # fmt: skip
+        assert made.config["num_hidden_layers"] == made.stack.layers == 4
+        assert made.config["vision_config"]["depth"] == 1
+        assert made.jobs[UP.format(3)].parameters["scale"] == (2.0,)
+        block = made.jobs["visual.blocks.0.w.weight"]
+        assert (block.inputs[0].tensor, block.parameters["scale"]) == ("visual.blocks.1.w.weight", (3.0,))
+        assert "visual.blocks.1.w.weight" not in made.jobs
+        # The projector is not named, so it is the base's.
+        assert made.jobs["visual.merger.weight"].inputs[0].model == str(seeing["a"])
+
+    def test_a_module_that_is_not_there_names_those_that_are(self, seeing):
+        with pytest.raises(
+            InputError, match="no module 'default'; use one of: multi_modal_projector, text_decoder, vis"
+        ):
+            self.plan(seeing, "merge_method: passthrough\nmodules: {default: {models: [{model: <a>}]}}")
+
+
+def test_values_become_what_the_method_declares(planned):
+    made = planned("""
+merge_method: ties
+base_model: <base>
+models: [{model: <a>}]
+parameters: {weight: true, density: 1.5, normalize: [1, 0], lambda: '2e-1'}
+""")
+    first, last = made.jobs[UP.format(0)].parameters, made.jobs[UP.format(2)].parameters
+    assert (first["weight"], first["density"], first["lambda"]) == ((1.0,), (1.0,), 0.2)
+    assert (first["normalize"], last["normalize"]) == (True, False)
+
+
+def test_a_path_may_go_on_beyond_its_ends(planned):
+    made = planned("merge_method: slerp\nbase_model: <base>\nmodels: [{model: <a>}]\nparameters: {t: 1.5}")
+    assert made.jobs[UP.format(0)].parameters["t"] == 1.5
+
+
 class TestBad:
     def problem(self, planned, text):
         with pytest.raises(InputError) as caught:
@@ -176,6 +286,45 @@ class TestBad:
         text = self.problem(planned, f"merge_method: linear\nmodels: [{{model: <a>, parameters: {entry}}}]")
         assert "has no weight for model.embed_tokens.weight" in text
         assert "a filter entry without filter" in text
+
+    @pytest.mark.parametrize(
+        ("value", "told"),
+        [
+            ("-0.1", "density is -0.1 for model.embed_tokens.weight, outside [0, 1]"),
+            ("[0.5, -1]", "density is -0.25 for model.layers.1.input_layernorm.weight, outside [0, 1]"),
+        ],
+    )
+    def test_a_value_that_the_method_cannot_take(self, planned, value, told):
+        text = self.problem(
+            planned,
+            "merge_method: ties\nbase_model: <base>\nmodels:\n- model: <a>\n  parameters:\n    weight: 1\n"
+            f"    density: {value}\n",
+        )
+        assert text.startswith("recipe.yaml:7: models.0.parameters.density: ")
+        assert told in text
+
+    def test_a_flag_that_is_none(self, planned):
+        text = self.problem(
+            planned,
+            "merge_method: linear\nparameters:\n  weight: 1\n  normalize: 0.5\nmodels: [{model: <a>}]\n",
+        )
+        assert text.startswith("recipe.yaml:4: parameters.normalize: ")
+        assert "0.5, not true or false" in text
+
+    def test_values_that_do_not_go_together(self, planned, monkeypatch):
+        def check(values):
+            return "too much of both" if values["weight"] + values["lambda"] > 3 else None
+
+        monkeypatch.setitem(plan_settings.METHODS, "task_arithmetic", Checked(METHODS["task_arithmetic"], check))
+        text = "merge_method: task_arithmetic\nbase_model: <base>\nmodels: [{model: <a>}, {model: <b>}]\n"
+        planned(text + "parameters: {weight: 1, lambda: 2}")
+        told = self.problem(planned, text + "parameters: {weight: [1, 2], lambda: 2}")
+        assert "task_arithmetic of" in told
+        assert "too much of both" in told
+
+    def test_a_module_that_the_models_do_not_have(self, planned):
+        text = self.problem(planned, "merge_method: passthrough\nmodules: {decoder: {models: [{model: <a>}]}}")
+        assert "the models have no module 'decoder'; use one of: default" in text
 
     def test_one_model_twice_under_two_names(self, planned, models):
         listed = f"[{{model: <a>}}, {{model: {models['a']}/../a}}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from evomerge.errors import InputError
 from evomerge.recipe.mergekit import parse_recipe, read_recipe, recipe_from_data, write_recipe
-from evomerge.recipe.parameters import at_position, of_tensor, source_value
-from evomerge.recipe.recipe import Document, Input, Recipe, Slice, to_data
+from evomerge.recipe.parameters import Levels, at_position, of_tensor
+from evomerge.recipe.recipe import Document, Input, Module, Recipe, Slice, TokenizerPolicy, TokenRule, to_data
 
 numbers = st.floats(-3, 3, allow_nan=False)
 values = st.one_of(
@@ -23,15 +24,40 @@ values = st.one_of(
 parameters = st.dictionaries(st.sampled_from(["weight", "density"]), values, max_size=2)
 
 
+rules = st.lists(
+    st.sampled_from([
+        TokenRule("a"), TokenRule("b", "/m/a"), TokenRule("c", "/m/a", "x", force=True), TokenRule("d", "/m/a", 3),
+        TokenRule("e", zero=True, force=True),
+    ]),
+    unique_by=lambda rule: rule.token,
+    max_size=3,
+)  # fmt: skip
+tokenizers = st.one_of(
+    st.none(),
+    st.builds(
+        lambda source, tokens, multiple: TokenizerPolicy(source, tuple(tokens), multiple),
+        st.sampled_from(["base", "union", "org/b@main"]),
+        rules,
+        st.sampled_from([None, 64]),
+    ),
+)
+
+
 @st.composite
 def recipes(draw: Any) -> Recipe:
     layers = draw(st.sampled_from([None, (0, 2)]))
     names = draw(st.lists(st.sampled_from(["/m/a", "org/b@main", "/m/c d"]), min_size=1, max_size=3, unique=True))
     inputs = [Input(name, layers, draw(parameters)) for name in names] + [Input("/m/base", layers)]
-    piece = Slice(tuple(inputs), {} if layers is None else draw(parameters))
-    return Recipe(
-        (Document("ties", (piece,), "/m/base", draw(parameters), out_dtype="float32", seed=draw(st.integers(0, 9))),)
-    )
+    base = None if layers is None else draw(st.sampled_from([None, "/m/base"]))
+    piece = Slice(tuple(inputs), {} if layers is None else draw(parameters), base=base)
+    about: dict[str, Any] = {
+        "base": "/m/base", "parameters": draw(parameters), "out_dtype": "float32", "seed": draw(st.integers(0, 9)),
+        "tokenizer": draw(tokenizers), "chat_template": draw(st.sampled_from([None, "auto", "chatml"])),
+    }  # fmt: skip
+    if draw(st.booleans()):
+        return Recipe((Document("ties", (piece,), **about),))
+    modules = tuple(Module(name, (piece,), draw(parameters)) for name in ("text_decoder", "vision_tower"))
+    return Recipe((Document("ties", modules=modules, **about),))
 
 
 @given(recipes())
@@ -51,12 +77,82 @@ def test_every_recipe_of_the_peer_that_uses_known_methods_is_read(shared: Path) 
         try:
             recipe = read_recipe(file)
         except InputError as error:
-            if "merge method" in str(error) or "token policies" in str(error):
+            if "merge method" in str(error):
                 continue
             raise
         assert parse_recipe(write_recipe(recipe)).id == recipe.id
         read += 1
     assert read >= 20
+
+
+HEAD = "merge_method: linear\nmodels: [{model: a}]\n"
+
+
+def test_both_spellings_of_a_tokenizer_are_one() -> None:
+    short, long = (parse_recipe(HEAD + f"{text}\n") for text in ("tokenizer_source: base", "tokenizer: {source: base}"))
+    assert short.id == long.id
+    assert parse_recipe(HEAD + "tokenizer: {}\n").output.tokenizer == TokenizerPolicy("union")
+
+
+def test_token_rules() -> None:
+    recipe = parse_recipe(HEAD + """
+tokenizer:
+  source: union
+  pad_to_multiple_of: 64
+  tokens:
+    <|im_start|>: {source: a, force: true}
+    <pad>: {source: {kind: zero}}
+    <x>: {source: {kind: model_token, model: a, token: <y>}}
+    <z>: {source: {kind: model_token, model: {model: {path: a, revision: v1}}, token_id: 7}}
+    <new>: {}
+""")  # fmt: skip
+    policy = recipe.output.tokenizer
+    assert policy is not None
+    assert policy.pad_to_multiple_of == 64
+    assert policy.tokens == (
+        TokenRule("<|im_start|>", "a", force=True),
+        TokenRule("<pad>", zero=True),
+        TokenRule("<x>", "a", "<y>"),
+        TokenRule("<z>", "a@v1", 7),
+        TokenRule("<new>"),
+    )
+
+
+def test_references_may_be_spelt_out() -> None:
+    text = "merge_method: linear\nmodels: [{model: {model: {path: org/a, revision: v1}, lora: ./b}}]\n"
+    assert parse_recipe(text).models() == ["org/a@v1+./b"]
+
+
+def test_documents_may_stand_in_any_order() -> None:
+    text = """
+merge_method: slerp
+base_model: two
+models: [{model: one}, {model: two}]
+---
+{name: two, merge_method: linear, models: [{model: one}, {model: c}]}
+---
+{name: one, merge_method: linear, models: [{model: a}, {model: b}]}
+"""
+    recipe = parse_recipe(text)
+    assert [d.name for d in recipe.documents] == ["one", "two", None]
+    assert recipe.models() == ["a", "b", "c"]
+    circle = text.replace("{model: a}", "{model: two}")
+    with pytest.raises(InputError, match="use each other in a circle"):
+        parse_recipe(circle)
+
+
+def test_values_take_the_forms_that_yaml_gives_them() -> None:
+    text = (
+        "merge_method: ties\nmodels: [{model: a}]\nparameters: {weight: '1e-1', lambda: [1, '2.5'], normalize: 'no'}\n"
+    )
+    assert parse_recipe(text).output.parameters == {"weight": 0.1, "lambda": (1.0, 2.5), "normalize": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"), [("torch.float64", "float64"), ("bfloat16", "bfloat16"), ("half", "float16")]
+)
+def test_dtypes(text: str, dtype: str) -> None:
+    assert parse_recipe(HEAD + f"dtype: {text}\n").output.dtype == dtype
 
 
 @pytest.mark.parametrize(("t", "expected"), [(0.0, 1.0), (0.25, 1.5), (0.5, 2.0), (0.75, 5.0), (1.0, 8.0)])
@@ -71,10 +167,30 @@ def test_filters_first_match_wins_and_no_match_falls_through() -> None:
     assert of_tensor(entries, "model.norm.weight", 0.5) == 3.0
     source = Input("a", None, {"weight": [{"filter": "mlp", "value": 1.0}]})
     document = Document("ties", (Slice((source,), {}),), "b", {"weight": 0.5})
-    piece = document.slices[0]
-    assert source_value(document, piece, source, "weight", "x.mlp.y", 0) == 1.0
-    assert source_value(document, piece, source, "weight", "x.attn.y", 0) == 0.5
-    assert source_value(document, piece, source, "density", "x.attn.y", 0) is None
+    levels = Levels(document, document.slices[0])
+    assert levels.of_source(source, "weight", "x.mlp.y", 0) == 1.0
+    assert levels.of_source(source, "weight", "x.attn.y", 0) == 0.5
+    assert levels.of_source(source, "density", "x.attn.y", 0) is None
+
+
+def test_precedence_is_source_slice_module_document() -> None:
+    source = Input("a")
+    piece = Slice((source,))
+    module = Module("default", (piece,))
+    for depth in range(4):
+        levels = [{"weight": float(i)} if i >= depth else {} for i in range(4)]
+        chosen = Levels(
+            Document("ties", parameters=levels[3]),
+            replace(piece, parameters=levels[1]),
+            replace(module, parameters=levels[2]),
+        )
+        own = replace(source, parameters=levels[0])
+        assert chosen.of_source(own, "weight", "x", 0) == float(depth)
+        assert chosen.of_tensor("weight", "x", 0) == float(max(depth, 1))
+
+
+def test_flags_do_not_blend() -> None:
+    assert [at_position((True, False), t, bool) for t in (0.0, 0.5, 1.0)] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +219,17 @@ def test_filters_first_match_wins_and_no_match_falls_through() -> None:
             "merge_method: linear\nmodels: [{model: a}]\n---\nmerge_method: linear\nmodels: [{model: b}]\n",
             "has no 'name'",
         ),
-        ("merge_method: linear\ntokenizer: {source: union}\nmodels: [{model: a}]\n", "not supported yet"),
+        (HEAD + "tokenizer: {source: union}\ntokenizer_source: base\n", "stands beside tokenizer_source"),
+        (HEAD + "tokenizer: {sauce: union}\n", "did you mean 'source'?"),
+        (HEAD + "tokenizer: {pad_to_multiple_of: 0}\n", "tokenizer.pad_to_multiple_of: 0 is outside [1, inf)"),
+        (HEAD + "tokenizer: {tokens: {x: {force: true}}}\n", "tokenizer.tokens.x: is forced without a source"),
+        (HEAD + "tokenizer: {tokens: {x: {source: {kind: zeros}}}}\n", "unknown kind 'zeros'; did you mean 'zero'?"),
+        (
+            HEAD + "tokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}\n",
+            "needs exactly one of token and token_id",
+        ),
+        ("merge_method: linear\nmodules: {}\n", "names no module"),
+        ("merge_method: linear\nmodules: {default: {}}\n", "modules.default: needs exactly one of models and slices"),
     ],
 )
 def test_what_a_recipe_cannot_say(text: str, message: str) -> None:

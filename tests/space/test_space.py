@@ -12,7 +12,7 @@ import yaml
 from evomerge.errors import InputError
 from evomerge.files.space_file import read_space
 from evomerge.recipe.mergekit import parse_recipe, write_recipe
-from evomerge.recipe.parameters import source_value, tensor_value
+from evomerge.recipe.parameters import Levels
 from evomerge.recipe.recipe import Recipe
 from evomerge.space.space import Models, Space
 from evomerge.types import Genome
@@ -55,8 +55,9 @@ def resolved(recipe: Recipe, name: str, model: str, layer: int, tensor: str) -> 
         start, end = source.layers or (0, LAYERS)
         if start <= layer < end:
             t = (layer - start) / (end - start - 1) if end - start > 1 else 1.0
-            per_source = source_value(document, piece, source, name, tensor, t)
-            return per_source if per_source is not None else tensor_value(document, piece, name, tensor, t)
+            levels = Levels(document, piece)
+            per_source = levels.of_source(source, name, tensor, t)
+            return per_source if per_source is not None else levels.of_tensor(name, tensor, t)
     raise AssertionError("no slice holds the layer")
 
 

@@ -4,56 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from evomerge.merge.arithmetic import delta
 from evomerge.merge.consensus import combine
-from evomerge.merge.masks import Draw
-from evomerge.merge.sparsify import drop
+from evomerge.merge.inputs import Blend, Inputs, drawing
+from evomerge.merge.sparsify import drawn_ratios
 
 
 def dare_linear(
-    tensors: Sequence[Tensor],
-    base: Tensor,
-    *,
-    weight: Sequence[float],
-    density: Sequence[float],
-    normalize: bool,
-    rescale: bool,
-    lambda_: float,
-    draw: Draw,
-) -> Tensor:
-    """Task arithmetic of randomly thinned deltas.
-
-    Shapes: all tensors the same; returns that shape in float32.
-    """
-    deltas = _dropped(tensors, base, density, draw, rescale)
-    return combine(base, deltas, weight, elect=False, normalize=normalize, lambda_=lambda_)
+    inputs: Inputs, *, weight: Sequence[float], density: Sequence[float], normalize: bool, rescale: bool, lambda_: float
+) -> Blend:
+    """Task arithmetic of randomly thinned deltas."""
+    return _dare(inputs, weight, density, rescale, elect=False, normalize=normalize, lambda_=lambda_)
 
 
 def dare_ties(
-    tensors: Sequence[Tensor],
-    base: Tensor,
-    *,
-    weight: Sequence[float],
-    density: Sequence[float],
-    normalize: bool,
-    rescale: bool,
-    lambda_: float,
-    draw: Draw,
-) -> Tensor:
-    """Sign election among randomly thinned deltas.
-
-    Shapes: all tensors the same; returns that shape in float32.
-    """
-    deltas = _dropped(tensors, base, density, draw, rescale)
-    return combine(base, deltas, weight, elect=True, normalize=normalize, lambda_=lambda_)
+    inputs: Inputs, *, weight: Sequence[float], density: Sequence[float], normalize: bool, rescale: bool, lambda_: float
+) -> Blend:
+    """Sign election among randomly thinned deltas."""
+    return _dare(inputs, weight, density, rescale, elect=True, normalize=normalize, lambda_=lambda_)
 
 
-def _dropped(
-    tensors: Sequence[Tensor], base: Tensor, density: Sequence[float], draw: Draw, rescale: bool
-) -> list[Tensor]:
-    return [
-        drop(delta(tensor, base), d, draw, source, rescale)
-        for source, (tensor, d) in enumerate(zip(tensors, density, strict=True))
-    ]
+def _dare(
+    inputs: Inputs, weight: Sequence[float], density: Sequence[float], rescale: bool, *, elect: bool, normalize: bool, lambda_: float
+) -> Blend:
+    if all(d >= 1 for d in density):
+        return combine(inputs, weight, elect=elect, normalize=normalize, lambda_=lambda_)
+    ratios = drawn_ratios(inputs, density) if rescale else [1.0] * len(density)
+    factors = [r if d > 0 else 0.0 for r, d in zip(ratios, density, strict=True)]
+    drawn = drawing(inputs.draw, [min(d, 1.0) for d in density])
+    return combine(
+        inputs, weight, elect=elect, normalize=normalize, lambda_=lambda_, keep="drawn", rescale=factors, ints=drawn
+    )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from evomerge.merge.arithmetic import wide
+from evomerge.merge.inputs import Blend, Inputs
+from evomerge.merge.kernels import Kernel
 
 
-def linear(tensors: Sequence[Tensor], base: Tensor | None, *, weight: Sequence[float], normalize: bool) -> Tensor:
+def linear(inputs: Inputs, *, weight: Sequence[float], normalize: bool) -> Blend:
     """sum of weight_i theta_i, divided by the sum of the weights if `normalize`. The base is a model like the others.
 
-    Shapes: all tensors the same; returns that shape in float32. A weight sum of 0 gives values that are not finite.
+    A weight sum of 0 gives values that are not finite.
     """
-    result = torch.zeros_like(wide(tensors[0]))
-    for tensor, w in zip(tensors, weight, strict=True):
-        result.add_(wide(tensor) * w)
-    return result.div_(sum(weight)) if normalize else result
+    total = sum(weight) if normalize else 1.0
+    return average(inputs, [w / total if total else w * float("inf") for w in weight])
+
+
+def average(inputs: Inputs, factors: Sequence[float], *, base: float | None = None) -> Blend:
+    """sum of factors_i theta_i, with `base` times the base before it."""
+    own = [] if base is None else [inputs.base]
+    tensors = [t for t in (*own, *inputs.tensors) if t is not None]
+    return Blend(Kernel("weighted"), None, tensors, [[*([] if base is None else [base]), *factors]])

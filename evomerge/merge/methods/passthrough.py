@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evomerge.merge.arithmetic import wide
+from evomerge.merge.inputs import Blend, Inputs
+from evomerge.merge.methods.linear import average
 
 
-def passthrough(tensors: Sequence[Tensor], base: Tensor | None, *, scale: Sequence[float]) -> Tensor:
-    """scale * theta; at scale 1 the very bits.
-
-    Shapes: returns the tensor's own shape.
-    """
-    return tensors[0] if scale[0] == 1 else wide(tensors[0]) * scale[0]
+def passthrough(inputs: Inputs, *, scale: Sequence[float]) -> Blend | Tensor:
+    """scale * theta; at scale 1 the very bits."""
+    return inputs.tensors[0] if scale[0] == 1 else average(inputs, scale)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from evomerge.merge.arithmetic import delta
 from evomerge.merge.consensus import combine
-from evomerge.merge.sparsify import trim
+from evomerge.merge.inputs import Blend, Inputs
+from evomerge.merge.sparsify import ratio, trimmed
+from evomerge.merge.windows import window
 
 
 def ties(
-    tensors: Sequence[Tensor],
-    base: Tensor,
+    inputs: Inputs,
     *,
     weight: Sequence[float],
     density: Sequence[float],
     normalize: bool,
     rescale: bool,
     lambda_: float,
-) -> Tensor:
+) -> Blend:
     """Trim each delta to the `density` share of largest magnitude, elect each element's sign by the weighted sum, add
     up the deltas that agree with it.
-
-    Shapes: all tensors the same; returns that shape in float32.
     """
-    deltas = [trim(delta(t, base), d, rescale) for t, d in zip(tensors, density, strict=True)]
-    return combine(base, deltas, weight, elect=True, normalize=normalize, lambda_=lambda_)
+    keep = [trimmed(d, inputs.count) for d in density]
+    kept = window(inputs, keep)
+    ratios = [ratio(inputs.norm(i), inputs.kept_norm(i, 0, k)) for i, k in enumerate(keep)] if rescale else None
+    return combine(inputs, weight, elect=True, normalize=normalize, lambda_=lambda_, rescale=ratios, **kept)

@@ -1,0 +1,73 @@
+"""Materializes candidates with evomerge: `python _evomerge_worker.py DEVICE THREADS BASE SOURCE...` (see `_processes`).
+
+The clock covers `Resident.materialize`, from the recipe to parameters that are all written, digest included.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import torch
+from _processes import peak_memory, serve
+from safetensors.torch import save_file
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.merge.bank import SourceBank
+from evomerge.merge.materialize import Resident
+from evomerge.recipe.mergekit import parse_recipe
+
+
+class Evomerge:
+    """A bank with every model loaded, and one resident model."""
+
+    def __init__(self, device: str, models: list[str]) -> None:
+        self.device = torch.device(device)
+        started = time.perf_counter()
+        bank = SourceBank()
+        for model in models:
+            bank.load(model)
+        self.resident = Resident(Checkpoint.open(models[0]), bank, "bfloat16", device)
+        self._wait()
+        self.load_seconds = time.perf_counter() - started
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request.get("settle"):
+            return {"seconds": self._time(self.resident.compiled.wait)}
+        recipe = parse_recipe(request["recipe"])
+        seconds = self._time(lambda: self.resident.materialize(recipe))
+        peak = peak_memory()
+        on_device = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+        digest_seconds = self._time(self.resident.digest)
+        if request.get("save"):
+            parameters = self.resident.model.state_dict()
+            save_file({n: parameters[n].cpu().contiguous() for n in request["names"]}, request["save"])
+        return {
+            "seconds": seconds,
+            "digest_seconds": digest_seconds,
+            "load_seconds": self.load_seconds,
+            "peak": peak,
+            "device_peak": on_device,
+        }
+
+    def _time(self, work: Any) -> float:
+        self._wait()
+        started = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def main() -> None:
+    device, threads, *models = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    serve(Evomerge(device, models).answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""LoRA adapters, in the format of PEFT 0.21: what an adapter folder changes in the tensors of its base.
+
+The merged weights are those of PEFT's `merge_and_unload`, but for models that tie their head to their embeddings: PEFT
+trains an adapter on one of the two, and merges it into both. Here the result is the trained model: it is untied.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.checkpoints.headers import TensorInfo, read_header
+from evomerge.checkpoints.lora_steps import Change, LowRank, Rows, Shift
+from evomerge.checkpoints.read import same_bytes
+from evomerge.checkpoints.structure import is_embedding, is_head
+from evomerge.errors import InputError, Where
+
+if TYPE_CHECKING:
+    from evomerge.checkpoints.checkpoint import Checkpoint
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_LOW_RANK = re.compile(
+    r"(?P<module>.+)\.(lora_(embedding_)?(?P<part>A|B|magnitude_vector))(\.default)?(\.weight|(?P<bias>\.bias))?"
+)
+_TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.default)?")
+_WRAPPERS = re.compile(r"\.(modules_to_save(\.default)?|base_layer|token_adapter)(?=\.)")
+_HEAD = "lm_head.weight"
+# Models whose layers store their matrices as [inputs, outputs] (transformers' Conv1D)
+_CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+# Settings with which B A is not what an adapter adds to a stored matrix
+_REFUSED = ("target_parameters", "layer_replication", "alora_invocation_tokens", "arrow_config", "use_qalora",
+            "use_bdlora", "kasa_config", "monteclora_config")  # fmt: skip
+_ALTERED_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+_UNLOAD = "merge it into its base with peft (merge_and_unload, save_pretrained)"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder. `resolved`: a reference that means it from anywhere; `config`: its adapter_config.json."""
+
+    folder: Path
+    resolved: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    where: Where | None = None
+
+    @property
+    def base(self) -> str | None:
+        """The base that it was trained on, as its configuration names it."""
+        name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
+        return f"{name}@{revision}" if name and revision else name
+
+    def files(self) -> list[Path]:
+        """Its configuration and its weights."""
+        return [self.folder / CONFIG, self.folder / WEIGHTS]
+
+    def error(self, problem: str, mend: str = "give the model that it was trained on: model+adapter") -> InputError:
+        return InputError(f"adapter {self.folder}: {problem}", mend, self.where)
+
+
+def read_adapter(folder: Path, resolved: str, where: Where | None = None) -> Adapter:
+    """Read an adapter's configuration and headers.
+
+    Raises:
+        InputError: it is no LoRA adapter, is damaged or pickled, or cannot be merged into weights.
+    """
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} is no adapter: it has no {CONFIG}", "give a LoRA adapter's folder", where) from None
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON ({error})", "copy or download it again", where) from None
+    if not isinstance(config, dict):
+        raise InputError(f"{file} is not a JSON object", "copy or download it again", where)
+    adapter = Adapter(folder, resolved, config, {}, where)
+    _check_config(adapter)
+    if not (folder / WEIGHTS).is_file():
+        pickled = any(folder.glob("adapter_model.*"))
+        problem = "its weights are pickled, which can run code when read" if pickled else f"it has no {WEIGHTS}"
+        raise adapter.error(problem, f"save it again with peft's save_pretrained, which writes {WEIGHTS}")
+    return replace(adapter, tensors=read_header(folder / WEIGHTS, where))
+
+
+def _check_config(adapter: Adapter) -> None:
+    config, kind = adapter.config, adapter.config.get("peft_type")
+    if kind != "LORA":
+        raise adapter.error(f"it is of type {kind}, not LORA", _UNLOAD)
+    used = next((key for key in _REFUSED if config.get(key)), None)
+    if used:
+        raise adapter.error(f"{used} in its {CONFIG} is not supported", _UNLOAD)
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(_ALTERED_BASE):
+        problem = f"it belongs to a base whose weights its start ({start}) has altered"
+        raise adapter.error(problem, "save it with peft's path_initial_model_for_weight_conversion")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), int | float):
+            raise adapter.error(f"{key} in its {CONFIG} is {config.get(key)!r}, not a number", "mend it")
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise adapter.error(f"{key} in its {CONFIG} is not a mapping", "mend it")
+
+
+class Fitted:
+    """An adapter laid over a base.
+
+    Attributes:
+        changes: the tensors that the adapter changes or adds, by name.
+        unties: whether the result has a head of its own where the base has not.
+        vocabulary: the number of rows of its embeddings, where it changes them.
+    """
+
+    def __init__(self, adapter: Adapter, base: Checkpoint) -> None:
+        """Raises InputError where a tensor of the adapter does not fit the base."""
+        self.changes: dict[str, Change] = {}
+        self.vocabulary: int | None = None
+        self._adapter, self._base = adapter, base
+        modules: dict[str, dict[str, TensorInfo]] = {}
+        tokens: dict[str, TensorInfo] = {}
+        for key, info in adapter.tensors.items():
+            name = key.removeprefix(_PREFIX)
+            if found := _LOW_RANK.fullmatch(name):
+                modules.setdefault(found["module"], {})["bias" if found["bias"] else found["part"]] = info
+            elif found := _TOKENS.fullmatch(name):
+                tokens[found["module"]] = info
+            else:
+                self._save(_WRAPPERS.sub("", name), info)
+        for module, parts in modules.items():
+            self._add_low_rank(module, parts)
+        for module, info in tokens.items():
+            self._replace_rows(module, info)
+        if not self.changes:
+            raise adapter.error("it holds no weights", "give a LoRA adapter")
+        self.unties = base.tied and self._part()
+
+    def _change(self, name: str) -> tuple[str, Change]:
+        """The base's name of the tensor that the adapter calls `name`, and what is done to it so far."""
+        found = _find(name, self._base.stored)
+        if self._base.tied and self._base.embedding and is_head(name):
+            found = found or name
+            source = self._base.stored[self._base.embedding]
+        elif found:
+            source = self._base.stored[found]
+        else:
+            raise self._adapter.error(f"it changes {name}, which {self._base.path} does not have")
+        return found, self.changes.get(found) or Change(source, source)
+
+    def _save(self, name: str, info: TensorInfo) -> None:
+        """A tensor that the adapter brings whole: a trained module or bias, or embeddings of another size."""
+        found, change = self._change(name)
+        old, new = change.info.shape, info.shape
+        resized = (is_embedding(found) or is_head(found)) and old[1:] == new[1:]
+        if old != new and not resized:
+            raise self._adapter.error(f"{name} is {list(new)}, in {self._base.path} {list(old)}")
+        if old != new:
+            self.vocabulary = new[0]
+        self.changes[found] = Change(replace(change.info, shape=new), info)
+
+    def _add_low_rank(self, module: str, parts: Mapping[str, TensorInfo]) -> None:
+        if not {"A", "B"} <= set(parts):
+            raise self._adapter.error(f"{module} has only one of lora_A and lora_B", "copy or download it again")
+        found, change = self._change(f"{module}.weight")
+        a, b = parts["A"].shape, parts["B"].shape
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+            problem = f"the matrices of {module} are {list(a)} and {list(b)}"
+            raise self._adapter.error(problem, "only LoRA on linear layers and embeddings can be merged")
+        plain, transposed = (b[0], a[1]), (a[1], b[0])
+        shape = change.info.shape
+        if shape not in (plain, transposed):
+            raise self._adapter.error(f"{module} is for {list(plain)}, in {self._base.path} it is {list(shape)}")
+        flipped = shape == transposed and (plain != transposed or self._stores_inputs_first(found))
+        scale = self._scale(module, a[0])
+        self.changes[found] = change.then(
+            LowRank(parts["A"], parts["B"], scale, flipped, parts.get("magnitude_vector"))
+        )
+        if "bias" in parts:
+            bias, change = self._change(f"{module}.bias")
+            self.changes[bias] = change.then(Shift(parts["bias"], scale))
+
+    def _stores_inputs_first(self, name: str) -> bool:
+        """Of a square matrix: whether its rows are the inputs (known by the layer's class, as PEFT does)."""
+        conv1d = self._base.config.get("model_type") in _CONV1D
+        return is_embedding(name) or (conv1d and not is_head(name))
+
+    def _scale(self, module: str, rank: int) -> float:
+        config = self._adapter.config
+        told = _pattern(config.get("rank_pattern"), module, config["r"])
+        if told != rank:
+            raise self._adapter.error(f"{module} has rank {rank}, by its {CONFIG} {told}", "copy or download it again")
+        alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
+        return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+    def _replace_rows(self, module: str, info: TensorInfo) -> None:
+        told = self._adapter.config.get("trainable_token_indices") or []
+        rows = told if isinstance(told, list) else _pattern(told, module, [])
+        found, change = self._change(f"{module}.weight")
+        height, width = change.info.shape
+        if info.shape != (len(rows), width) or any(not 0 <= row < height for row in rows):
+            problem = f"its trained tokens are {list(info.shape)} for {len(rows)} of {height} rows of {width}"
+            raise self._adapter.error(problem)
+        self.changes[found] = change.then(Rows(tuple(rows), info))
+
+    def _part(self) -> bool:
+        """Whether a tied base becomes untied. If not, what is done to its embeddings is done to its head."""
+        name = self._base.embedding
+        assert name is not None, "a model that ties its head has embeddings"
+        head = next((n for n in self.changes if is_head(n)), None)
+        ours, change = self.changes.get(head or ""), self.changes.get(name)
+        if ours is None and change is not None and not self._together(change):
+            stored = self._base.stored[name]
+            self.changes[_HEAD] = Change(stored, stored)
+            return True
+        if ours is None:
+            return False
+        # PEFT saves embeddings and head alike where a vocabulary grew
+        equal = change is not None and not (ours.steps or change.steps) and same_bytes(ours.source, change.source)
+        if not equal and not self._adapter.config.get("ensure_weight_tying"):
+            return True
+        self.changes = {n: c for n, c in self.changes.items() if not is_head(n)}
+        return False
+
+    def _together(self, change: Change) -> bool:
+        """Whether a change of the embeddings alone was the head's, too, while it was trained."""
+        grown = change.info.shape != self._base.stored[self._base.embedding or ""].shape
+        tokens = bool(change.steps) and all(isinstance(step, Rows) for step in change.steps)
+        return grown or tokens or bool(self._adapter.config.get("ensure_weight_tying"))
+
+
+def _find(name: str, stored: Mapping[str, TensorInfo]) -> str | None:
+    """The stored name: the same, or the only one that differs by a prefix (a model stored with or without its head)."""
+    if name in stored:
+        return name
+    close = [s for s in stored if name.endswith(f".{s}") or s.endswith(f".{name}")]
+    return close[0] if len(close) == 1 else None
+
+
+def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of a module's name."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

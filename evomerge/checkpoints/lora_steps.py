@@ -1,0 +1,96 @@
+"""What an adapter does to one tensor of its base, step by step.
+
+Formulas: W + alpha/r B A (Hu et al. 2021, section 4.1), alpha/sqrt(r) for rank-stabilized LoRA (Kalajdzievski 2023),
+and DoRA's magnitude m (W + s B A) / |W + s B A| (Liu et al. 2024, equation 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from evomerge.checkpoints.headers import TensorInfo
+from evomerge.checkpoints.read import read_tensor
+from evomerge.errors import Where
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Step(Protocol):
+    """One change of a weight; the given tensor is not written into."""
+
+    def apply(self, weight: Tensor, where: Where | None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Adds scale * (B A), A [rank, inputs], B [outputs, rank], to a weight [outputs, inputs], or [inputs, outputs]
+    where it is `transposed`; `magnitude` [outputs] is DoRA's."""
+
+    a: TensorInfo
+    b: TensorInfo
+    scale: float
+    transposed: bool
+    magnitude: TensorInfo | None = None
+
+    def apply(self, weight: Tensor, where: Where | None) -> Tensor:
+        a, b = (read_tensor(info, where).to(weight.dtype) for info in (self.a, self.b))
+        moved = (a.T @ b.T if self.transposed else b @ a).mul_(self.scale).add_(weight)
+        if self.magnitude is None:
+            return moved
+        inputs, outputs = (0, 1) if self.transposed else (1, 0)
+        shape = [1, 1]
+        shape[outputs] = -1
+        magnitude = read_tensor(self.magnitude, where).to(weight.dtype).reshape(shape)
+        return moved.mul_(magnitude / moved.norm(dim=inputs, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Replaces some rows of a weight (PEFT's trainable tokens) by `values` [rows, width]."""
+
+    rows: tuple[int, ...]
+    values: TensorInfo
+
+    def apply(self, weight: Tensor, where: Where | None) -> Tensor:
+        changed = weight.clone()
+        changed[list(self.rows)] = read_tensor(self.values, where).to(weight.dtype)
+        return changed
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Adds scale * `values` to a bias, both [outputs]."""
+
+    values: TensorInfo
+    scale: float
+
+    def apply(self, weight: Tensor, where: Where | None) -> Tensor:
+        return weight + self.scale * read_tensor(self.values, where).to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a tensor is made: from the stored tensor `source`, by `steps`. `info` tells the result's shape and dtype;
+    its bytes are stored nowhere."""
+
+    info: TensorInfo
+    source: TensorInfo
+    steps: tuple[Step, ...] = ()
+
+    def then(self, step: Step) -> Change:
+        return replace(self, steps=(*self.steps, step))
+
+    def tensor(self, where: Where | None = None) -> Tensor:
+        """The tensor, computed in float32 (float64 where that is the result's dtype), rounded once at the end."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.info.dtype)
+        weight = read_tensor(self.source, where)
+        if self.steps:
+            weight = weight.to(torch.promote_types(dtype, torch.float32))
+        for step in self.steps:
+            weight = step.apply(weight, where)
+        return weight.to(dtype)

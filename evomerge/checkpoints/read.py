@@ -1,0 +1,53 @@
+"""Stored bytes into memory of their own: unlike a mapped file, they are gone from the process when they are let go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evomerge.checkpoints.headers import TensorInfo
+from evomerge.errors import InputError, Where
+
+if TYPE_CHECKING:
+    import torch
+
+_PIECE = 1 << 20
+
+
+def read_tensor(info: TensorInfo, where: Where | None = None) -> torch.Tensor:
+    """The stored tensor, in fresh memory on the CPU. Threads may read at the same time.
+
+    Raises:
+        InputError: the file is gone, cannot be read, or has become shorter since it was opened.
+    """
+    import torch
+
+    tensor = torch.empty(info.shape, dtype=getattr(torch, info.dtype))
+    if info.bytes:
+        _fill(tensor.reshape(-1).view(torch.uint8).numpy().data, info, where)
+    return tensor
+
+
+def _fill(memory: memoryview, info: TensorInfo, where: Where | None) -> None:
+    done, count = 0, -1
+    try:
+        with info.file.open("rb", buffering=0) as stream:
+            stream.seek(info.start)
+            while done < len(memory) and count != 0:
+                count = stream.readinto(memory[done:])
+                done += count
+    except OSError as error:
+        problem = f"{info.file} cannot be read ({error.strerror or error})"
+        raise InputError(problem, "copy or download it again", where) from None
+    if done < len(memory):
+        raise InputError(f"{info.file} is damaged: it has become shorter", "copy or download it again", where)
+
+
+def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two stored tensors are equal bit for bit."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.start)
+        second.seek(other.start)
+        lengths = (min(_PIECE, one.bytes - done) for done in range(0, one.bytes, _PIECE))
+        return all(first.read(length) == second.read(length) for length in lengths)

@@ -1,0 +1,84 @@
+"""What a model reference means: a folder here or a hub id with its commit, perhaps with an adapter behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evomerge.checkpoints import hub
+from evomerge.errors import InputError, Where, nearest
+
+
+def split_adapter(ref: str, where: Where | None = None) -> tuple[str, str | None]:
+    """``model+adapter`` -> (model, adapter), each with its revision; (ref, None) where there is no adapter.
+
+    A plus sign inside a folder's name is no separator.
+
+    Raises:
+        InputError: more than one adapter, or half of a pair.
+    """
+    if "+" not in ref or _folder(ref, where):
+        return ref, None
+    pairs = [(ref[:i], ref[i + 1 :]) for i, sign in enumerate(ref) if sign == "+"]
+    local = [pair for pair in pairs if all(_folder(half, where) for half in pair)]
+    if len(pairs) > 1 and not local:
+        raise InputError(f"{ref} names more than one adapter", "give one: model+adapter", where)
+    model, adapter = (local or pairs)[0]
+    if not model or not adapter:
+        raise InputError(f"{ref} is not model+adapter", "give a model, a plus sign and an adapter", where)
+    return model, adapter
+
+
+def resolve(ref: str, where: Where | None = None) -> tuple[Path, str]:
+    """The folder that a reference names, downloaded if need be, and a reference that means the same from anywhere:
+    the absolute folder, or ``hub id@commit``.
+
+    Raises:
+        InputError: there is no such folder or repository, or it cannot be reached.
+    """
+    folder = locate(ref, where)
+    if folder is not None:
+        return folder, str(folder)
+    name, revision = hub.split_revision(ref)
+    folder, commit = hub.fetch(name, revision, where=where, meant=_meant(ref, where))
+    return folder, f"{name}@{commit}"
+
+
+def locate(ref: str, where: Where | None = None) -> Path | None:
+    """The absolute folder that a reference names, or None for a hub id. Relative folders are looked for from the
+    current folder, then from the folder of the file that `where` names.
+
+    Raises:
+        InputError: it is neither a folder nor a possible hub id.
+    """
+    folder = _folder(ref, where)
+    if folder is not None:
+        if not folder.is_dir():
+            raise InputError(f"{ref} is a file, not a model folder", "give the folder that holds config.json", where)
+        return folder.resolve()
+    name, meant = hub.split_revision(ref)[0], _meant(ref, where)
+    if not hub.looks_like_hub_id(name) or ("/" not in name and meant):
+        mend = f"did you mean {meant}?" if meant else "give a model folder or a hub id"
+        raise InputError(f"there is no folder {ref}", mend, where)
+    return None
+
+
+def _folder(ref: str, where: Where | None) -> Path | None:
+    """What stands at the reference as a path, if anything does."""
+    written = Path(ref).expanduser()
+    return next((p for p in (written, _home(where) / written) if ref and p.exists()), None)
+
+
+def _home(where: Where | None) -> Path:
+    """The folder of the file that `where` names; the current one where it names none."""
+    return Path(where.file).resolve().parent if where and where.file else Path()
+
+
+def _meant(ref: str, where: Where | None) -> str:
+    """The folder beside the missing one whose name is nearest, or nothing."""
+    written = Path(ref).expanduser()
+    for folder in ((_home(where) / written).parent, written.parent):
+        names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+        close = nearest(written.name, names)
+        if close:
+            return str(written.with_name(close))
+    return ""

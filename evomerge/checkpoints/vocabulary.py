@@ -1,0 +1,183 @@
+"""The tokenizer of a merged model, decided from the tokenizer files of its sources (mergekit 0.1.5, `tokenizer.build`).
+
+A `Vocabulary` is a value: two that are equal have the same tokens under the same ids. Tokenizers are loaded with
+transformers, once for each folder, and never run code from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from evomerge.checkpoints.tokenizer import stamp
+from evomerge.errors import InputError, Where
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Added:
+    """A token behind a tokenizer's own, with the settings that decide where it matches in a text."""
+
+    content: str
+    special: bool = False
+    normalized: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer of `folder`, without its tokens from id `limit` on, with `added` behind it. `stamp` tells one state
+    of the folder's files from another."""
+
+    folder: Path
+    limit: int | None = None
+    added: tuple[Added, ...] = ()
+    stamp: Hashable = None
+
+    @classmethod
+    def of(cls, folder: Path) -> Vocabulary:
+        """A folder's tokenizer as it is now."""
+        return cls(folder, stamp=stamp(folder))
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether it is the folder's tokenizer as it is."""
+        return self.limit is None and not self.added
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Token -> id, in the order of the ids. Raises InputError where the tokenizer cannot be loaded."""
+        return _facts(self)[0]
+
+    @property
+    def marked(self) -> Mapping[str, Added]:
+        """Its added tokens, by text, in the order of their ids."""
+        return _facts(self)[1]
+
+    @property
+    def rows(self) -> int:
+        """The rows of a matrix with a row for every id."""
+        return _facts(self)[2]
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is a tokenizer that can be loaded."""
+        try:
+            return bool(_facts(self))
+        except InputError:
+            return False
+
+    def load(self) -> PreTrainedTokenizerBase:
+        """The tokenizer. Raises InputError where it cannot be loaded, or cannot lose its unused tokens."""
+        tokenizer = load_tokenizer(self.folder)
+        if self.limit is not None:
+            _strip(tokenizer, self.limit, self.folder)
+        if self.added:
+            from tokenizers import AddedToken
+
+            tokenizer.add_tokens([AddedToken(**vars(token)) for token in self.added])
+        return tokenizer
+
+
+def load_tokenizer(folder: Path, where: Where | None = None) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer. Raises InputError where transformers cannot load it."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        return tokenizer
+    except Exception as error:  # the tokenizers library raises bare Exception
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        mend = "add tokenizer.json and tokenizer_config.json"
+        raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason})", mend, where) from error
+    finally:
+        logging.set_verbosity(level)
+
+
+@lru_cache(maxsize=64)
+def _facts(vocabulary: Vocabulary) -> tuple[Mapping[str, int], Mapping[str, Added], int]:
+    tokenizer = vocabulary.load()
+    tokens = dict(sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]))
+    marked = {
+        t.content: Added(t.content, t.special, t.normalized, t.lstrip, t.rstrip, t.single_word)
+        for _, t in sorted(tokenizer.added_tokens_decoder.items())
+    }
+    return MappingProxyType(tokens), MappingProxyType(marked), max(tokens.values(), default=-1) + 1
+
+
+@lru_cache(maxsize=64)
+def without_unused(vocabulary: Vocabulary, rows: int) -> Vocabulary:
+    """The vocabulary without tokens that have no row in a model of so many rows."""
+    tokens = vocabulary.tokens
+    if all(i < rows for i in tokens.values()):
+        return vocabulary
+    added = tuple(token for token in vocabulary.added if tokens[token.content] < rows)
+    return replace(vocabulary, limit=rows, added=added)
+
+
+@lru_cache(maxsize=64)
+def union(base: Vocabulary, others: tuple[tuple[Vocabulary, int], ...]) -> Vocabulary:
+    """The base's tokens under their ids; then what the others have besides, in their order, by id; then tokens that
+    they mark as added. `others` come with the rows of their models: ids from there on are no tokens."""
+    ours, known = base.tokens, base.marked
+    marked: dict[str, Added] = {}
+    plain: dict[str, None] = {}
+    for vocabulary, rows in others:
+        tokens = vocabulary.tokens
+        plain.update(dict.fromkeys(token for token, i in tokens.items() if i < rows))
+        for token, settings in vocabulary.marked.items():
+            if tokens[token] < rows:
+                marked.setdefault(token, settings)
+    new = [Added(t) for t in plain if t not in ours and t not in marked]
+    return extended(base, [*new, *(a for t, a in marked.items() if t not in known)])
+
+
+def extended(vocabulary: Vocabulary, added: Sequence[Added]) -> Vocabulary:
+    return replace(vocabulary, added=(*vocabulary.added, *added)) if added else vocabulary
+
+
+def _strip(tokenizer: PreTrainedTokenizerBase, limit: int, folder: Path) -> None:
+    """Take the tokens from id `limit` on out of a fast tokenizer, and the merges that need them."""
+    from tokenizers import Tokenizer
+
+    problem = f"{folder}: its tokenizer has tokens that its model has no row for (ids from {limit} on)"
+    if not tokenizer.is_fast:
+        raise InputError(problem, "remove them, or save it as a fast tokenizer (tokenizer.json)")
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, gone = data["model"], {t for t, i in tokenizer.get_vocab().items() if i >= limit}
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["id"] < limit]
+    inner = gone & set(model["vocab"]) if isinstance(model["vocab"], dict) else len(model["vocab"]) > limit
+    if inner:
+        if model["type"] != "BPE":
+            raise InputError(
+                problem, f"remove them; evomerge can do it for BPE tokenizers, this one is {model['type']}"
+            )
+        model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in gone}
+        model["merges"] = [m for m in model["merges"] if not gone & _tokens_of(m)]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(data))
+    # A special token that is named but not there would be added again on loading.
+    for role, token in tokenizer.special_tokens_map.items():
+        if token in gone:
+            setattr(tokenizer, role, None)
+    extra = getattr(tokenizer, "extra_special_tokens", None) or []
+    tokenizer.extra_special_tokens = [token for token in extra if str(token) not in gone]
+
+
+def _tokens_of(merge: str | list[str]) -> set[str]:
+    """The two tokens that a BPE merge joins, and the one that it makes."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    return {*parts, "".join(parts)}

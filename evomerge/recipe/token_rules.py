@@ -1,0 +1,55 @@
+"""A recipe's `tokenizer` block in and `tokenizer_source` (mergekit 0.1.5, `mergekit.tokenizer.config`)."""
+
+from __future__ import annotations
+
+from evomerge.files.nodes import Node
+from evomerge.recipe.recipe import TokenizerPolicy, TokenRule
+from evomerge.recipe.values import given, reference
+
+_KEYS = ("source", "tokens", "pad_to_multiple_of")
+
+
+def tokenizer_policy(parts: dict[str, Node]) -> TokenizerPolicy | None:
+    """The policy of a document's keys; None where it names none. Raises InputError."""
+    block, source = parts.get("tokenizer"), parts.get("tokenizer_source")
+    if block is None or block.value is None:
+        return (
+            None if source is None or source.value is None else TokenizerPolicy(reference(source), where=source.where)
+        )
+    if given(source):
+        block.fail("stands beside tokenizer_source", "keep one of the two")
+    inner = block.mapping((), _KEYS)
+    tokens = inner["tokens"].mapping() if given(inner.get("tokens")) else {}
+    return TokenizerPolicy(
+        source=reference(inner["source"]) if given(inner.get("source")) else "union",
+        tokens=tuple(_rule(token, node) for token, node in tokens.items()),
+        pad_to_multiple_of=inner["pad_to_multiple_of"].integer(1) if given(inner.get("pad_to_multiple_of")) else None,
+        where=block.where,
+    )
+
+
+def _rule(token: str, node: Node) -> TokenRule:
+    parts = node.mapping((), ["source", "force"])
+    force = parts["force"].boolean() if given(parts.get("force")) else False
+    source = parts.get("source")
+    if source is None or source.value is None:
+        if force:
+            node.fail("is forced without a source", "add source: a model, or {kind: zero}")
+        return TokenRule(token, where=node.where)
+    kind = source.value.get("kind") if isinstance(source.value, dict) else None
+    if kind is None:
+        return TokenRule(token, reference(source), force=force, where=node.where)
+    if kind.one_of(("zero", "model_token"), "kind") == "zero":
+        source.mapping(["kind"], ())
+        return TokenRule(token, zero=True, force=force, where=node.where)
+    return TokenRule(token, *_row(source), force=force, where=node.where)
+
+
+def _row(node: Node) -> tuple[str, str | int]:
+    """The model and the token of it that a rule names."""
+    parts = node.mapping(["kind", "model"], ["token", "token_id"])
+    named = [key for key in ("token", "token_id") if given(parts.get(key))]
+    if len(named) != 1:
+        node.fail("needs exactly one of token and token_id", "say which row of the model is meant")
+    row = parts["token"].text() if named == ["token"] else parts["token_id"].integer(0)
+    return reference(parts["model"]), row

@@ -1,0 +1,95 @@
+"""Readers for what stands inside a recipe's documents: parameter values, model references, dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evomerge.errors import suggestion
+from evomerge.files.nodes import Node
+from evomerge.registry import METHODS
+
+_PARAMETERS = {p.name for method in METHODS.values() for p in method.parameters} | {
+    "int8_mask", "gamma", "epsilon", "nuslerp_flatten", "nuslerp_row_wise", "normalize_weights", "eps", "max_iter",
+    "tol", "filter_wise", "select_topk", "r", "alpha", "embed_slerp",
+}  # fmt: skip
+"""Every parameter of mergekit's methods. One that the recipe's method does not take is ignored, as mergekit does; a
+name that no method takes is a typo."""
+
+_DTYPES = {"float": "float32", "half": "float16"} | {n: n for n in ("float64", "float32", "float16", "bfloat16")}
+_FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def given(node: Node | None) -> bool:
+    """Whether a key is there and not null."""
+    return node is not None and node.value is not None
+
+
+def text(node: Node | None) -> str | None:
+    return node.text() if node is not None and node.value is not None else None
+
+
+def dtype(node: Node | None) -> str | None:
+    """A floating-point dtype in torch's words."""
+    if node is None or node.value is None:
+        return None
+    name = node.text().removeprefix("torch.")
+    if name not in _DTYPES:
+        node.fail(f"unknown dtype {name!r}", suggestion(name, _DTYPES))
+    return _DTYPES[name]
+
+
+def reference(node: Node) -> str:
+    """A model reference: ``path[@revision][+adapter[@revision]]``, or mergekit's mapping of the same parts."""
+    if not isinstance(node.value, dict):
+        return node.text()
+    parts = node.mapping(["model"], ["lora", "override_architecture"])
+    adapter = f"+{_path(parts['lora'])}" if given(parts.get("lora")) else ""
+    return _path(parts["model"]) + adapter
+
+
+def _path(node: Node) -> str:
+    if not isinstance(node.value, dict):
+        return node.text()
+    parts = node.mapping(["path"], ["revision"])
+    revision = text(parts.get("revision"))
+    return parts["path"].text() + (f"@{revision}" if revision else "")
+
+
+class Located(dict[str, Any]):
+    """Parameters that know where in their file each of them stands."""
+
+    def __init__(self, nodes: Mapping[str, Node]) -> None:
+        super().__init__({name: _value(node) for name, node in nodes.items()})
+        self.places = {name: node.where for name, node in nodes.items()}
+
+
+def parameters(node: Node | None) -> dict[str, Any]:
+    """A block of method parameters."""
+    return {} if node is None or node.value is None else Located(node.mapping((), _PARAMETERS))
+
+
+def _value(node: Node) -> Any:
+    """A scalar, a gradient, or filtered entries, checked for its form; the method checks its kind and range."""
+    if isinstance(node.value, dict):
+        return [_entry(node)]
+    if isinstance(node.value, list):
+        if not node.value:
+            node.fail("is an empty list", "give a number, a list of numbers, or entries of filter and value")
+        if any(isinstance(child.value, dict) for child in node.value):
+            return [_entry(child) for child in node.value]
+        return tuple(_scalar(child) for child in node.value)
+    return None if node.value is None else _scalar(node)
+
+
+def _entry(node: Node) -> dict[str, Any]:
+    parts = node.mapping(["value"], ["filter"])
+    value = _value(parts["value"])
+    return {"filter": text(parts["filter"]), "value": value} if given(parts.get("filter")) else {"value": value}
+
+
+def _scalar(node: Node) -> float | bool:
+    if isinstance(node.value, bool):
+        return node.value
+    word = node.value.strip().lower() if isinstance(node.value, str) else ""
+    return _FLAGS[word] if word in _FLAGS else node.number()
