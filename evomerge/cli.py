@@ -85,6 +85,7 @@ def _search(options: argparse.Namespace) -> int:
             optimizer=options.optimizer,
             seed=options.seed,
             device=options.device,
+            memory=options.memory,
             fitness=options.fitness,
             storage=options.storage,
             settings=options.settings,
@@ -99,7 +100,8 @@ def _dry_run(options: argparse.Namespace) -> int:
 
     settings = [*options.settings, *launch_settings(options.trials, _seconds(options.time), options.seed)]
     fitness = Path(options.fitness) if options.fitness else None
-    facts = check(Path(options.space), settings, options.optimizer, fitness, options.run)
+    place = {"device": options.device, "memory": options.memory}
+    facts = check(Path(options.space), settings, options.optimizer, fitness, options.run, **place)
     return _print(options, facts, lambda: "\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 
@@ -113,6 +115,7 @@ def _resume(options: argparse.Namespace) -> int:
             trials=options.trials,
             time=_seconds(options.time),
             device=options.device,
+            memory=options.memory,
             observer=observer,
         )
     return _finish(options, result)
@@ -219,6 +222,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             split=options.split,
             references=dict(_pair(text) for text in options.reference),
             device=options.device,
+            memory=options.memory,
             observer=observer,
         )
     if options.json:
@@ -328,7 +332,7 @@ def _add_search(command: argparse.ArgumentParser) -> None:
     command.add_argument("--time", metavar="2h", help="budget of evaluation time: 90s, 20m, 4h, 2d")
     command.add_argument("--optimizer", metavar="NAME", help="in place of the file's")
     command.add_argument("--seed", type=int, metavar="N", help="of the optimizer and the random masks")
-    command.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 or auto")
+    _add_place(command)
     command.add_argument("--fitness", metavar="FILE", help="in place of the file's")
     command.add_argument("--storage", metavar="URL", help="an Optuna storage in place of the run's journal")
     about = "override a key of the space file, or of the fitness file (fitness.batch_size=4)"
@@ -340,7 +344,7 @@ def _add_resume(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN")
     command.add_argument("--trials", type=int, metavar="TOTAL", help="new total budget of trials")
     command.add_argument("--time", metavar="2h", help="new total budget of evaluation time")
-    command.add_argument("--device", metavar="D", help="in place of the launch's")
+    _add_place(command, device=None)
 
 
 def _add_status(command: argparse.ArgumentParser) -> None:
@@ -381,7 +385,14 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--split", choices=["search", "holdout", "all"], default="holdout")
     command.add_argument("--reference", action="append", default=[], metavar="NAME=MODEL",
                          help="a model that relative floors refer to, such as base=models/base")  # fmt: skip
-    command.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 or auto")
+    _add_place(command)
+
+
+def _add_place(command: argparse.ArgumentParser, device: str | None = "auto") -> None:
+    about = "cpu, cuda, cuda:1, several GPUs (cuda:0,cuda:1) or auto (one, or all if the model needs them)"
+    command.add_argument("--device", default=device, metavar="D", help=about if device else "in place of the launch's")
+    about = "the most memory for base and sources: 20GB, or device=20GB,host=64GB; the rest is read from the files"
+    command.add_argument("--memory", metavar="SIZE", help=about)
 
 
 if __name__ == "__main__":

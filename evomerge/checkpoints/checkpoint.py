@@ -174,6 +174,10 @@ class Checkpoint:
         """The name of the token embedding matrix."""
         return next((name for name in self.tensors if is_embedding(name)), None)
 
+    def is_computed(self, name: str) -> bool:
+        """Whether the tensor is computed when it is read, by an adapter; else it is stored as `tensors` tells."""
+        return name in self._changes
+
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor as it is stored: a mapped file, of which only what is used comes into memory, and stays there."""
         if name in self._changes:

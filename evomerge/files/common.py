@@ -28,8 +28,8 @@ def read_model(node: Node) -> ModelRef:
     text = node.text()
     if "+" not in text or resolve(node).is_dir():
         return _model(node, text)
-    model, _, adapter = text.partition("+")
-    return ModelRef(f"{_model(node, model)}+{_model(node, adapter)}", None, node.where)
+    whole, _, adapter = text.partition("+")
+    return ModelRef(f"{_model(node, whole)}+{_model(node, adapter)}", None, node.where)
 
 
 def _model(node: Node, text: str) -> ModelRef:

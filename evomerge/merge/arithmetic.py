@@ -17,7 +17,7 @@ from torch import Tensor
 _ROW = 4096  # elements that one row of a reduction adds up, in float64
 _BLOCK = 256 * _ROW  # elements that are widened to float64 at a time
 _FIXED_BITS = 22  # the largest magnitude of a tensor becomes an integer of at most so many bits
-_WHOLE = 2.0**23  # a float32 of this size has no fraction
+_WHOLE = {torch.float32: 2.0**23, torch.float64: 2.0**52}  # a number of this size has no fraction
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -97,7 +97,8 @@ def unit(largest: float) -> float:
 def fixed_point(magnitudes: Tensor, scale: Tensor | float) -> Tensor:
     """Magnitudes in units of 1 / scale, rounded to whole numbers below 2^22: float64 sums of up to 2^31 of them are
     exact, so they have the same bits in any order, on any device."""
-    return (magnitudes * scale + _WHOLE) - _WHOLE
+    whole = _WHOLE[magnitudes.dtype]
+    return (magnitudes * scale + whole) - whole
 
 
 def spans(count: int, size: int) -> Iterator[slice]:

@@ -1,8 +1,9 @@
 """Compiled kernels, when they pay.
 
-Compiling a kernel takes seconds, a candidate of a small model milliseconds. So kernels run as plain torch until that has
-cost more than compiling would; then a process of its own compiles into torch's cache on disk while this one goes on as
-before, and the kernel is taken from the cache once it is there. Without a working compiler everything stays as it is.
+Compiling a kernel takes seconds, a candidate of a small model milliseconds. So kernels run as plain torch until that
+has cost more than compiling would; then a process of its own compiles into torch's cache on disk while this one goes
+on as before, and the kernel is taken from the cache once it is there. Without a working compiler everything stays as
+it is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,7 @@ _WORTH = 5.0  # seconds in plain torch after which compiling begins
 _OPTIONS: dict[str, Any] = {
     "emulate_precision_casts": True,
     "cpp.dynamic_threads": True,
+    "compile_threads": 1,
     "realize_reads_threshold": 1000,
     "realize_opcount_threshold": 10000,
     "realize_acc_reads_threshold": 1000,
@@ -98,23 +101,31 @@ class Compiled:
         self._seconds: dict[Signature, float] = {}
         self._ready: dict[Signature, Callable[..., Tensor]] = {}
         self._coming: dict[Signature, subprocess.Popen[bytes]] = {}
-        self._refused: set[Signature] = set()
+        self._begun: set[Signature] = set()
+        self._wanted: set[Signature] = set()
+        self._lock = threading.Lock()
 
-    def ready(self, signature: Signature) -> bool:
-        return signature in self._ready
+    def collect(self) -> bool:
+        """Take in the kernels whose compilation has ended; returns whether all are compiled that were looked for since
+        the last time."""
+        for signature, process in list(self._coming.items()):
+            if process.poll() is not None:
+                self._arrived(signature)
+        wanted, self._wanted = self._wanted, set()
+        return bool(wanted) and wanted <= self._ready.keys()
 
     def find(self, signature: Signature) -> Callable[..., Tensor] | None:
         """The compiled function, or None while there is none."""
-        process = self._coming.get(signature)
-        if process is not None and process.poll() is not None:
-            self._arrived(signature)
+        self._wanted.add(signature)
         return self._ready.get(signature)
 
     def spent(self, signature: Signature, seconds: float) -> None:
-        """A kernel ran as plain torch for some seconds; compile it if that has become too much."""
-        total = self._seconds[signature] = self._seconds.get(signature, 0.0) + seconds
-        if total >= self._worth and signature not in self._coming and signature not in self._refused:
-            self._coming[signature] = _compiling(signature)
+        """A kernel ran as plain torch for some seconds, in any thread; compile it if that has become too much."""
+        with self._lock:
+            total = self._seconds[signature] = self._seconds.get(signature, 0.0) + seconds
+            if total >= self._worth and signature not in self._begun:
+                self._begun.add(signature)
+                self._coming[signature] = _compiling(signature)
 
     def wait(self) -> None:
         """Until all kernels that are being compiled are ready."""
@@ -130,7 +141,6 @@ class Compiled:
                 raise RuntimeError(f"the compiler's process ended with {code}")
             self._ready[signature] = compile_(signature)
         except Exception as error:  # whatever a compiler fails with, plain torch still works
-            self._refused.add(signature)
             _log.info("%s is not compiled: %s", signature.kernel.function, error)
 
 
@@ -177,9 +187,10 @@ def _flat(arguments: list[Any]) -> list[Tensor]:
 
 
 def _compiling(signature: Signature) -> subprocess.Popen[bytes]:
-    told = json.dumps([torch.get_num_threads(), _told(signature)])
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, "-m", __name__, told], **quiet)
+    """A process that compiles the kernel into the cache; it dies with this one."""
+    command = [sys.executable, "-m", __name__, json.dumps([torch.get_num_threads(), _told(signature)])]
+    nothing = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
     atexit.register(process.kill)
     return process
 

@@ -1,7 +1,7 @@
 """A digest of all tensors of a model: equal digests mean equal bits.
 
-One pass over each tensor, on the device where it lies, sums hashes of its 32-bit words and their places, and finds NaN and
-Inf on the way. It tells models apart, it does not guard against forgery.
+One pass over each tensor, on the device where it lies, sums hashes of its 32-bit words and their places, and finds
+NaN and Inf on the way. It tells models apart, it does not guard against forgery.
 """
 
 from __future__ import annotations

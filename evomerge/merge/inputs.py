@@ -115,7 +115,9 @@ class Inputs:
 
     def magnitudes(self, i: int) -> Magnitudes:
         """The histogram of delta `i`."""
-        made: Magnitudes = self._once("magnitudes", (i + 1, 0), lambda: Magnitudes(self._block(i), self.count, self.work))
+        made: Magnitudes = self._once(
+            "magnitudes", (i + 1, 0), lambda: Magnitudes(self._block(i), self.count, self.work)
+        )
         return made
 
     def cut(self, i: int, keep: int) -> Cut:
@@ -124,7 +126,7 @@ class Inputs:
 
     def norm(self, i: int) -> float:
         """The L1 norm of delta `i`."""
-        return self.kept_norm(i, 0, self.count)
+        return self._once("norm", (i + 1, 0), lambda: self._top_norm(i, self.count))
 
     def kept_norm(self, i: int, drop: int, keep: int) -> float:
         """The L1 norm of delta `i`'s elements from rank `drop` to rank `keep`, counted from the largest magnitude."""
@@ -148,7 +150,9 @@ class Inputs:
             if deltas:
                 return [self.piece(i, span) for i in range(len(self))]
             stored = (self.base, *self.tensors)
-            return [t.reshape(-1)[span].to(self.device).to(self.work) for t in (stored[m] for m in members) if t is not None]
+            return [
+                t.reshape(-1)[span].to(self.device).to(self.work) for t in (stored[m] for m in members) if t is not None
+            ]
 
         keys = (0, *members) if deltas else tuple(members)
         made: tuple[tuple[float, ...], ...] = self._once(f"gram {deltas} {base}", keys, lambda: gram(block, self.count))

@@ -87,13 +87,13 @@ class Rows:
         return tuple(dict.fromkeys(part.operand for part in (*self.copied, *self.averaged)))
 
     def build(self, fetch: Callable[[Operand], torch.Tensor]) -> torch.Tensor:
-        """The matrix, on the device of what `fetch` returns for an operand (its stored tensor)."""
+        """The matrix, on the device of the first of what `fetch` returns for its operands (stored tensors)."""
         matrices = {operand: fetch(operand) for operand in self.operands}
         device = next((m.device for m in matrices.values()), torch.device("cpu"))
         built = torch.zeros(self.shape, dtype=getattr(torch, self.dtype), device=device)
         for part in self.copied:
-            taken = matrices[part.operand].index_select(0, part.rows.to(device))
-            built.index_copy_(0, part.at.to(device), taken.to(built.dtype))
+            taken = _rows(matrices[part.operand], part.rows)
+            built.index_copy_(0, part.at.to(device), taken.to(device, built.dtype))
         if self.means is not None:
             built.index_copy_(0, self.means.to(device), self._mean(matrices, device).to(built.dtype))
         if self.real is not None:
@@ -107,7 +107,7 @@ class Rows:
         count = torch.zeros((len(self.means), *(1 for _ in self.shape[1:])), dtype=wide, device=device)
         for part in self.averaged:
             at = part.at.to(device)
-            total[at] += matrices[part.operand].index_select(0, part.rows.to(device)).to(wide)
+            total[at] += _rows(matrices[part.operand], part.rows).to(device, wide)
             count[at] += 1
         return total / count
 
@@ -118,6 +118,10 @@ class Rows:
         padding = torch.ones(self.shape[0], dtype=torch.bool, device=built.device)
         padding[real] = False
         built[padding] = mean.to(built.dtype)
+
+
+def _rows(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return matrix.index_select(0, rows.to(matrix.device))
 
 
 Operand = Read | Job | Rows

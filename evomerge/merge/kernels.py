@@ -1,8 +1,9 @@
 """The elementwise merges: what is done to every element of a candidate, in one pass.
 
 Each function here takes flat pieces of the stored tensors and a few numbers and returns the merged piece in float32.
-It runs as plain torch, piece by piece, or compiled into one loop (`runner.py`), with equal bits: nothing in it depends on
-an element's neighbours. Values that change between candidates come in as tensors, so that nothing is compiled again.
+It runs as plain torch, piece by piece, or compiled into one loop (`runner.py`), with equal bits: nothing in it
+depends on an element's neighbours. Values that change between candidates come in as tensors, so that nothing is
+compiled again.
 """
 
 from __future__ import annotations
@@ -67,12 +68,17 @@ def deltas(
 
 
 def consensus(
-    reference: Tensor, changes: Sequence[Tensor], weights: Sequence[Tensor], lambda_: Tensor, elect: bool, normalize: bool
+    reference: Tensor,
+    changes: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    lambda_: Tensor,
+    elect: bool,
+    normalize: bool,
 ) -> Tensor:
     """reference + lambda * sum of changes (Ilharco et al. 2023, equation 1).
 
-    `elect`: per element, only the changes whose sign is that of their sum take part; a sum of 0 elects + (TIES, Yadav et
-    al. 2023, section 4, steps 2 and 3). `normalize`, then: divide by the sum of the weights that took part.
+    `elect`: per element, only the changes whose sign is that of their sum take part; a sum of 0 elects + (TIES, Yadav
+    et al. 2023, section 4, steps 2 and 3). `normalize`, then: divide by the sum of the weights that took part.
     """
     merged = _sum(changes)
     if elect:
@@ -168,9 +174,7 @@ def _contributions(
     return changes, contributing, several, alone
 
 
-def drawn_norms(
-    base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype
-) -> Tensor:
+def drawn_norms(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype) -> Tensor:
     """The L1 norm of what each delta keeps by hash, in fixed point: one whole number a source.
 
     floats[0]: the units of `fixed_point`; ints as in `deltas`.
@@ -218,11 +222,14 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
     return result
 
 
-def fingerprint(base: None, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, exponents: tuple[int, ...]) -> Tensor:
+def fingerprint(
+    base: None, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, exponents: tuple[int, ...]
+) -> Tensor:
     """Two sums of hashes of a tensor's 32-bit words and their places, and the number of words that hold a NaN or Inf:
     int64 of 3 numbers, the same in any order.
 
-    `exponents`: for each value in a word, the bits that are all set in NaN and Inf. ints[0, 0]: the first word's number.
+    `exponents`: for each value in a word, the bits that are all set in NaN and Inf. ints[0, 0]: the first word's
+    number.
     """
     words = tensors[0]
     places = torch.arange(words.numel(), dtype=torch.int32, device=words.device) + ints[0, 0]

@@ -1,9 +1,9 @@
 """What is known of a delta's magnitudes, counted once: any density's exact trim threshold is then a lookup.
 
 A 16-bit delta has at most 32,768 different magnitudes. They are counted per chunk of the tensor, so that of the
-elements that equal the threshold exactly as many are kept as are needed, those of lower index first: the chunk where they
-run out is known from the counts, and only that chunk is read again. A float32 delta is counted by the upper 16 bits
-of its magnitudes, and the elements of the one bin in which the threshold lies are sorted.
+elements that equal the threshold exactly as many are kept as are needed, those of lower index first: the chunk where
+they run out is known from the counts, and only that chunk is read again. A float32 delta is counted by the upper 16
+bits of its magnitudes, and the elements of the one bin in which the threshold lies are sorted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from evomerge.merge.arithmetic import spans
 
-_CHUNK = (1 << 16) - 64  # a count of all of a chunk's elements fits 16 bits
-_SCANNED = 1 << 24  # elements that are looked at together where no table is made
+_CHUNK = (1 << 15) - 64  # elements: their count fits 16 bits, and torch works on so few with one thread
+_TABULATED = 32  # chunks whose deltas are taken together
+_SCANNED = 1 << 20  # elements that are looked at together: more memory at a time only costs page faults
 
 Block = Callable[[slice], Tensor]
 """A span of the flat delta, in its own dtype (16 bits, float32 or float64)."""
@@ -53,13 +54,15 @@ class Magnitudes:
         for span in spans(count, _SCANNED):
             size = delta(span).abs()
             total += _counted(size)
-            zeros += int((size == 0).sum()) if not self._exact else 0
-            tops.append(float(size.max()))
-        self.largest, self.nonzero = max(tops), count - (int(total[0]) if self._exact else zeros)
+            if not self._exact:
+                zeros += int((size == 0).sum())
+                tops.append(float(size.max()))
+        self.nonzero = count - (int(total[0]) if self._exact else zeros)
         self._bins = np.flatnonzero(total)[::-1]  # from the largest magnitude down
         self._counts = total[self._bins]
         self._cumulated = np.cumsum(self._counts)
         self._values = _values(self._bins, dtype)
+        self.largest = float(self._values[0]) if self._exact and count else max(tops)
         self._table: np.ndarray | None = None
 
     def cut(self, keep: int, delta: Block) -> Cut:
@@ -95,10 +98,12 @@ class Magnitudes:
 
     def _tabulated(self, delta: Block) -> np.ndarray:
         """How many elements of each magnitude (rows) each chunk (columns) has."""
-        table = np.empty((len(self._bins), -(-self.count // _CHUNK)), dtype=np.uint16)
-        for chunk, span in enumerate(spans(self.count, _CHUNK)):
-            table[:, chunk] = _counted(delta(span).abs_())[self._bins]
-        return table
+        columns: list[np.ndarray] = []
+        for span in spans(self.count, _TABULATED * _CHUNK):
+            codes = _codes(delta(span).abs_())
+            counts = [torch.bincount(codes[part], minlength=1 << 15) for part in spans(codes.numel(), _CHUNK)]
+            columns += [column.cpu().numpy()[self._bins].astype(np.uint16) for column in counts]
+        return np.ascontiguousarray(np.stack(columns, axis=1))
 
     def _refined(self, bin_: int, wanted: int, delta: Block) -> Cut:
         """The cut inside a bin: its elements are sorted by magnitude, equals by index."""

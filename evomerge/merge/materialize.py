@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,19 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.structure import is_head
-from evomerge.errors import EvomergeError, InputError, TrialError
+from evomerge.checkpoints.headers import SIZES
+from evomerge.checkpoints.structure import Stack, is_head
+from evomerge.errors import EvomergeError, InputError, TrialError, Where
 from evomerge.merge.bank import SourceBank, torch_dtype
 from evomerge.merge.compiled import Compiled
 from evomerge.merge.digest import NotFinite, combined, tensor_record
 from evomerge.merge.execute import not_finite, write
 from evomerge.merge.jobs import Job, Plan
+from evomerge.merge.pipeline import side_by_side
+from evomerge.merge.placement import CPU
 from evomerge.merge.plan import plan
 from evomerge.merge.runner import Runner
+from evomerge.merge.sharding import Sharding, build, load
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 
 if TYPE_CHECKING:
@@ -33,33 +38,60 @@ _INERT = ("dtype", "torch_dtype", "_name_or_path", "transformers_version", "arch
 
 
 class Resident:
-    """One model in evaluation mode, on one device, in one dtype.
+    """One model in evaluation mode, in one dtype, on one device or in runs of layers on several.
 
     Attributes:
         model: always the same object; its parameters take no gradient. A recipe whose configuration differs from the
             last one's (another depth, say) gives it new layers, every other only overwrites its parameters.
-        tokenizer: the base's.
+        tokenizer: the base's, or the one that was given.
         compiled: the kernels that are compiled once plain torch has taken too long.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
-    def __init__(self, base: Checkpoint, bank: SourceBank, dtype: str, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        base: Checkpoint,
+        bank: SourceBank,
+        dtype: str,
+        device: str | Mapping[str, int] = CPU,
+        *,
+        planned: Plan | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
         """Load `base` with transformers, without running code from it.
 
+        Args:
+            device: one, or several with the bytes that each has free (`Placement.room`).
+            planned: a merge whose configuration the model gets. Where it is another than the base's, the parameters
+                are not set before the first `materialize`.
+            tokenizer: in place of the base's.
+
         Raises:
-            InputError: transformers does not know its architecture, or names its parameters otherwise.
+            InputError: transformers does not know its architecture or names its parameters otherwise, or there is not
+                enough memory for it.
         """
-        self.base, self.bank, self.dtype, self.device = bank.add(base), bank, dtype, torch.device(device)
+        self.base, self.bank, self.dtype = bank.add(base), bank, dtype
+        self._room = {device: 1} if isinstance(device, str) else dict(device)
         self._config: dict[str, Any] = {}
         self._jobs: dict[str, Job] = {}
         self._slots: dict[str, Tensor] = {}
         self.compiled = Compiled()
         self._runner = Runner(self.compiled)
-        self.tokenizer = _load_tokenizer(base)
-        self.model = _load_model(base, dtype).to(self.device)
-        self._adopt(base.config, list(base.tensors))
+        self.tokenizer = _load_tokenizer(base) if tokenizer is None else tokenizer
+        if planned is None or _structure(planned.config) == _structure(base.config):
+            sharding = self._sharding({n: i.elements for n, i in base.tensors.items()}, base.stack)
+            self.model = _load_model(base, dtype, sharding)
+            self._adopt(base.config, list(base.tensors))
+        else:
+            self.model = self._built(planned)
+            self._adopt(planned.config, list(planned.jobs))
+
+    @property
+    def devices(self) -> str:
+        """The devices, with commas between them."""
+        return ",".join(self._room)
 
     def materialize(self, recipe: Recipe) -> str:
         """Make the model the one that `recipe` describes; returns its digest.
@@ -73,16 +105,30 @@ class Resident:
         planned = plan(recipe, self.bank.open)
         self._fit(planned)
         self._jobs = {}
-        with torch.no_grad():
-            for name, job in planned.jobs.items():
-                write(job, self._slots[name], self.bank, self._runner)
+        records = list(self._written(list(planned.jobs.values())))
         self._jobs = planned.jobs
-        return self.digest()
+        return combined(records)
+
+    def _written(self, jobs: list[Job]) -> Iterator[str]:
+        """Carry out all jobs; gives their lines of the digest. A compiled kernel uses all threads for one tensor; plain
+        torch is faster with one thread for each of several tensors."""
+        if self.compiled.collect() or any(slot.device.type != "cpu" for slot in self._slots.values()):
+            return (self._write(job, self._runner) for job in jobs)
+        plain = Runner(self.compiled, measure_only=True)
+        return side_by_side(jobs, lambda job: self._write(job, plain), lambda job: 0, torch.get_num_threads())
+
+    @torch.no_grad()
+    def _write(self, job: Job, runner: Runner) -> str:
+        slot = self._slots[job.tensor]
+        write(job, slot, self.bank, runner)
+        try:
+            return tensor_record(job.tensor, slot.to(torch_dtype(job.out)), runner)
+        except NotFinite:
+            raise not_finite(job) from None
 
     def load(self, ref: str) -> str:
         """Make the model a checkpoint as it is, rounded to the resident dtype; returns the digest."""
-        document = Document("passthrough", (Slice((Input(ref),)),), out_dtype=self.dtype)
-        return self.materialize(Recipe((document,)))
+        return self.materialize(as_it_is(ref, self.dtype))
 
     def digest(self) -> str:
         """The digest (hex) of the parameters as they are now, under their checkpoint names.
@@ -105,7 +151,7 @@ class Resident:
     def _fit(self, planned: Plan) -> None:
         """See that every job has its parameter, of its shape, and that the parameter can hold the job's dtype."""
         if planned.config != self._config and _structure(planned.config) != _structure(self._config):
-            built = _build_model(planned.config, self.base.path, self.dtype).to(self.device)
+            built = self._built(planned)
             if type(built) is not type(self.model):
                 problem = f"the recipe makes a {type(built).__name__}, the resident model is another architecture"
                 raise InputError(problem, "merge models of one architecture")
@@ -121,6 +167,15 @@ class Resident:
                 kind = str(slot.dtype).removeprefix("torch.")
                 problem = f"the recipe writes {name} in {job.out}, the resident model holds it in {kind}"
                 raise InputError(problem, f"give the recipe out_dtype: {kind}")
+
+    def _built(self, planned: Plan) -> PreTrainedModel:
+        """A model of the merge's configuration; its parameters are not set yet."""
+        sharding = self._sharding({n: math.prod(job.shape) for n, job in planned.jobs.items()}, planned.stack)
+        with _quiet(f"the merged model of {self.base.path} cannot be built", "check the recipe's layer ranges"):
+            return build(planned.config, torch_dtype(self.dtype), sharding)
+
+    def _sharding(self, elements: Mapping[str, int], stack: Stack) -> Sharding:
+        return Sharding({name: n * SIZES[self.dtype] for name, n in elements.items()}, stack, self._room)
 
     def _adopt(self, config: dict[str, Any], names: list[str]) -> None:
         """Find the parameter or buffer of every checkpoint tensor in the model."""
@@ -142,6 +197,11 @@ class Resident:
             problem = f"{self.base.path} stores no {_listed(idle)}, which the model has"
             raise InputError(problem, "save the checkpoint again with this version of transformers")
         self._slots = slots
+
+
+def as_it_is(ref: str, dtype: str) -> Recipe:
+    """The recipe of one checkpoint, rounded to `dtype`."""
+    return Recipe((Document("passthrough", (Slice((Input(ref),)),), out_dtype=dtype),))
 
 
 def _check_names(path: Path, slots: dict[str, Tensor], names: list[str]) -> None:
@@ -179,27 +239,14 @@ def _load_tokenizer(base: Checkpoint) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, local_files_only=True)
 
 
-def _load_model(base: Checkpoint, dtype: str) -> PreTrainedModel:
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+def _load_model(base: Checkpoint, dtype: str, sharding: Sharding) -> PreTrainedModel:
+    from transformers import CONFIG_MAPPING
 
     if base.config.get("auto_map") and base.config.get("model_type") not in CONFIG_MAPPING:
         problem = f"{base.path} needs its own Python code to run (auto_map in config.json)"
         raise InputError(problem, "code from checkpoints is not run; use an architecture that transformers has")
     with _quiet(f"{base.path} cannot be loaded as a causal language model", "check its config.json"):
-        return AutoModelForCausalLM.from_pretrained(
-            base.path, dtype=torch_dtype(dtype), trust_remote_code=False, local_files_only=True
-        )
-
-
-def _build_model(config: dict[str, Any], folder: Path, dtype: str) -> PreTrainedModel:
-    """A model of another depth; its parameters are not set yet."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with _quiet(f"the merged model of {folder} cannot be built", "check the recipe's layer ranges"):
-        told = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**told), dtype=torch_dtype(dtype), trust_remote_code=False
-        )
+        return load(base.path, torch_dtype(dtype), sharding)
 
 
 @contextlib.contextmanager
@@ -214,10 +261,18 @@ def _quiet(problem: str, mend: str) -> Iterator[None]:
         yield
     except EvomergeError:
         raise
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{problem}: {_first_line(error)}", "use a smaller dtype or more GPUs", Where("--device")
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()
-        raise InputError(f"{problem} ({reason[0][:200] if reason else type(error).__name__})", mend) from error
+        raise InputError(f"{problem} ({_first_line(error)})", mend) from error
     finally:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -8,24 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.write import SHARD_BYTES, CheckpointWriter, Layout, check_target
 from evomerge.errors import InputError, TrialError, Where
 from evomerge.merge.bank import torch_dtype
 from evomerge.merge.card import card
-from evomerge.merge.compiled import Compiled
 from evomerge.merge.digest import NotFinite, combined, digest, tensor_record
 from evomerge.merge.execute import not_finite, write
 from evomerge.merge.jobs import Job, Plan
-from evomerge.merge.pipeline import ReadAhead, WriteBehind
+from evomerge.merge.pipeline import PassingBank, side_by_side
 from evomerge.merge.plan import plan
-from evomerge.merge.runner import Runner
 from evomerge.merge.tokenizers import output_tokenizer
 from evomerge.recipe.mergekit import read_recipe, write_recipe
 from evomerge.recipe.recipe import Recipe
 
 RECIPE_FILE = "mergekit_config.yml"
+_FEEDING = 2  # threads that read for a GPU
 Progress = Callable[[str, float], None]
 
 
@@ -44,7 +44,7 @@ def merge(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Path:
-    """Merge to disk. Memory: the tensors that one output tensor is made of, and half a gigabyte of buffers.
+    """Merge to disk. Memory: a gigabyte, or the tensors that the largest output tensor is made of.
 
     Args:
         recipe: a recipe, or the path of its file.
@@ -75,7 +75,7 @@ def merge(
     if seed is not None:
         merged = Recipe(tuple(replace(document, seed=seed) for document in merged.documents))
     text = file.read_text(encoding="utf-8") if file and seed is None else write_recipe(merged)
-    where, target, bank = Where(file) if file else None, Path(out).absolute(), ReadAhead()
+    where, target, bank = Where(file) if file else None, Path(out).absolute(), PassingBank()
     stages = {} if intermediate is None else _stages(merged, Path(intermediate).absolute())
     for folder in (*stages, target):
         check_target(folder, overwrite)
@@ -123,22 +123,26 @@ def _layout(planned: Plan) -> dict[str, Layout]:
 
 
 def _write_tensors(
-    planned: Plan, bank: ReadAhead, writer: CheckpointWriter, device: torch.device, progress: Progress | None
+    planned: Plan, bank: PassingBank, writer: CheckpointWriter, device: torch.device, progress: Progress | None
 ) -> str:
     """Carry out all jobs; returns the digest of their results. Raises TrialError where one holds NaN or Inf."""
-    runner, records, pace = Runner(Compiled()), list[str](), _Pace(planned)
-    with WriteBehind(writer) as behind:
-        for job in bank.each(list(planned.jobs.values())):
-            tensor = torch.empty(job.shape, dtype=torch_dtype(job.out), device=device)
-            write(job, tensor, bank, runner)
-            try:
-                records.append(tensor_record(job.tensor, tensor, runner))
-            except NotFinite:
-                raise not_finite(job) from None
-            behind.add(job.tensor, tensor)
-            text, share = pace.after(job)
-            if progress:
-                progress(text, share)
+    records, pace = list[str](), _Pace(planned)
+
+    def merged(job: Job) -> tuple[Job, Tensor, str]:
+        tensor = torch.empty(job.shape, dtype=torch_dtype(job.out), device=device)
+        write(job, tensor, bank)
+        try:
+            return job, tensor, tensor_record(job.tensor, tensor)
+        except NotFinite:
+            raise not_finite(job) from None
+
+    threads = torch.get_num_threads() if device.type == "cpu" else _FEEDING
+    for job, tensor, record in side_by_side(list(planned.jobs.values()), merged, bank.bytes_of, threads):
+        writer.add(job.tensor, tensor)
+        records.append(record)
+        text, share = pace.after(job)
+        if progress:
+            progress(text, share)
     return combined(records)
 
 

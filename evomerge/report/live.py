@@ -68,6 +68,9 @@ class LineView(Observer):
     def phase(self, message: str) -> None:
         self.say(f"{message} ...")
 
+    def note(self, message: str) -> None:
+        self.say(message)
+
     def progress(self, message: str, done: float) -> None:
         now = time.monotonic()
         if message != self._message and (now - self._said > 1.0 or done >= 1.0):

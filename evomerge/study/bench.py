@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 from evomerge.merge.bank import SourceBank
 from evomerge.merge.materialize import Resident
+from evomerge.merge.placement import Placement, size
 from evomerge.merge.plan import plan as planned
 from evomerge.merge.tokenizers import output_tokenizer
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.suite import Suite
+from evomerge.study.device import place_models
 from evomerge.study.measured import Evaluation
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
@@ -24,21 +26,21 @@ class Workbench:
         self.resident, self.suite = resident, suite
 
     @classmethod
-    def load(cls, plan: Plan, device: str, observer: Observer) -> Workbench:
+    def load(cls, plan: Plan, placement: Placement, observer: Observer) -> Workbench:
         """Load sources and tasks. Raises InputError, for NaN in a source among other things."""
         for line in plan.tokens.dropped:
             observer.warn(line)
         for line in plan.tokens.filled:
             observer.phase(line)
+        for about, line in placement.facts().items():
+            observer.note(f"{about}: {line}")
         observer.phase("loading the base and its sources")
-        bank = SourceBank()
-        for checkpoint in plan.checkpoints.values():
-            bank.load(bank.add(checkpoint).reference)
-        resident = Resident(plan.base, bank, plan.space.models.dtype, device)
+        bank = _filled(SourceBank(placement=placement), plan, observer)
         average = plan.space.uniform()
-        resident.tokenizer = output_tokenizer(average.output, planned(average, bank.open)).load()
-        if plan.space.models.tokenizer is not None:
-            resident.materialize(average)  # gives the model the output's vocabulary
+        merge = planned(average, bank.open)
+        tokenizer = output_tokenizer(average.output, merge).load()
+        dtype = plan.space.models.dtype
+        resident = Resident(plan.base, bank, dtype, placement.room, planned=merge, tokenizer=tokenizer)
         observer.phase("building the tasks")
         suite = Suite.build(plan.fitness, resident.model, resident.tokenizer)
         return cls(resident, suite)
@@ -51,3 +53,27 @@ class Workbench:
         scores = self.suite.score(split, on_slice)
         ended = time.perf_counter()
         return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})
+
+
+def place_study(plan: Plan, device: str, memory: str | None) -> Placement:
+    """What will live where in this study. Reads headers only. Raises InputError where the model fits nowhere, or device
+    or memory are none."""
+    bank = SourceBank()
+    for checkpoint in plan.checkpoints.values():
+        bank.add(checkpoint)
+    merge = planned(plan.space.uniform(), bank.open)
+    return place_models(merge, plan.space.models.dtype, plan.checkpoints, device, memory)
+
+
+def _filled(bank: SourceBank, plan: Plan, observer: Observer) -> SourceBank:
+    total = sum(info.bytes for c in plan.checkpoints.values() for info in c.tensors.values())
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        observer.progress(f"loaded {size(done)} of {size(total)}", done / max(1, total))
+
+    for checkpoint in plan.checkpoints.values():
+        bank.load(bank.add(checkpoint).reference, progress=advance)
+    return bank

@@ -8,8 +8,9 @@ from typing import Any
 
 from evomerge.files.objects import SpaceSpec
 from evomerge.space.space import Models, Space
+from evomerge.study.device import parse_memory
 from evomerge.study.folder import RunFolder
-from evomerge.study.prepare import check_files, open_checkpoints, read_files
+from evomerge.study.prepare import Plan, check_files, open_checkpoints, read_files
 
 
 def check(
@@ -18,13 +19,17 @@ def check(
     optimizer: str | None = None,
     fitness: Path | None = None,
     run: str | None = None,
+    device: str = "auto",
+    memory: str | None = None,
 ) -> dict[str, Any]:
     """What a search of this file would do, as facts to print. Raises InputError.
 
-    Hub ids are not fetched: with one among the models, checkpoints are not opened, and the facts say so.
+    `device` and `memory` are as in `search`. Hub ids are not fetched: with one among the models, checkpoints are not
+    opened, and the facts say so.
     """
     spec, scores = read_files(file, settings, optimizer, fitness)
     check_files(spec, scores)
+    parse_memory(memory)
     if run is not None:
         RunFolder.named(run).check_free()
     models = {"base": spec.base, **spec.sources}
@@ -42,10 +47,18 @@ def check(
         else "their number depends on the layers of the base",
         "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
         **({"tokens": "; ".join(tokens)} if tokens else {}),
+        **(_placement(plan, device, memory) if plan else {}),
         "budget": f"{spec.trials or 'any number of'} trials" + (f", {spec.seconds:.0f} s" if spec.seconds else ""),
         "slices": ", ".join(scores.slices),
         "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",
     }
+
+
+def _placement(plan: Plan, device: str, memory: str | None) -> dict[str, str]:
+    # Only with input that is known to be right: torch takes seconds to import.
+    from evomerge.study.bench import place_study
+
+    return place_study(plan, device, memory).facts()
 
 
 def _unopened(spec: SpaceSpec) -> Space | None:

@@ -1,8 +1,31 @@
-"""Which device a study runs on."""
+"""Which devices a study runs on, what memory there is, and what will live where."""
 
 from __future__ import annotations
 
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.headers import SIZES
+from evomerge.checkpoints.write import parse_size
 from evomerge.errors import InputError, Where
+from evomerge.merge.placement import CPU, Device, Limits, Model, Placement, Rates, place
+
+if TYPE_CHECKING:
+    import torch
+
+    from evomerge.merge.jobs import Plan
+
+_FLAG, _LIMIT = Where("--device"), Where("--memory")
+_COPIED = 64_000_000  # bytes that are copied to see how fast memory is
+_CGROUPS = (  # limit, use, and what of the use is given back when needed; of version 2 and 1
+    ("memory.max", "memory.current", r"^inactive_file (\d+)"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", r"^total_inactive_file (\d+)"),
+)
 
 
 def choose_device(name: str) -> str:
@@ -10,11 +33,125 @@ def choose_device(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda:0" if torch.cuda.is_available() else CPU
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        return str(torch.empty(1, device=torch.device(name)).device)
     except (RuntimeError, AssertionError):
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise InputError(f"no device {name!r} here", f"use auto, {' or '.join(there)}", Where("--device")) from None
-    return str(device)
+        there = [CPU, *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise InputError(f"no device {name!r} here", f"use auto, {' or '.join(there)}", _FLAG) from None
+
+
+def choose_devices(name: str) -> list[str]:
+    """The devices that a model may be cut between: those of a list such as "cuda:0,cuda:1"; for "auto" all GPUs.
+
+    Raises:
+        InputError: one of them is not there, or cannot share a model.
+    """
+    import torch
+
+    if name == "auto":
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or [CPU]
+    found = list(dict.fromkeys(choose_device(part.strip()) for part in name.split(",")))
+    other = next((d for d in found if not d.startswith("cuda")), None)
+    if len(found) > 1 and other is not None:
+        raise InputError(f"a model is not cut between {other} and others", "list GPUs only", _FLAG)
+    return found
+
+
+def parse_memory(text: str | None) -> Callable[[bool], Limits]:
+    """What ``--memory`` allows: a size bounds the device's memory (on the CPU, the host's); ``device=SIZE,host=SIZE``
+    bounds either. The answer takes whether the study runs on the CPU. Raises InputError."""
+    if text is None:
+        return lambda on_cpu: Limits()
+    if "=" not in text:
+        size = parse_size(text, _LIMIT)
+        return lambda on_cpu: Limits(host=size) if on_cpu else Limits(device=size)
+    given: dict[str, int] = {}
+    for part in text.split(","):
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        if key not in ("device", "host") or key in given:
+            raise InputError(f"{part!r} bounds no memory", "write for example 20GB, or device=20GB,host=64GB", _LIMIT)
+        given[key] = parse_size(value, _LIMIT)
+    return lambda on_cpu: Limits(**given)
+
+
+def place_models(
+    planned: Plan, dtype: str, checkpoints: Mapping[str, Checkpoint], device: str, memory: str | None
+) -> Placement:
+    """What will live where in a study of such merges, with a resident model of this dtype.
+
+    Args:
+        checkpoints: all that candidates read, by the name to print.
+        device: as choose_devices takes it.
+        memory: as parse_memory takes it.
+
+    Raises:
+        InputError: there is no such device, the limits are none, or the model does not fit.
+    """
+    limits = parse_memory(memory)
+    names, host = choose_devices(device), host_memory()
+    devices = [host if name == CPU else device_memory(name, host) for name in names]
+    elements = {name: math.prod(job.shape) for name, job in planned.jobs.items()}
+    model = Model({n: e * SIZES[dtype] for n, e in elements.items()}, max(elements.values(), default=0), planned.stack)
+    bounds = limits(names == [CPU])
+    return place(model, checkpoints, devices, host, rates(names[0]), bounds, first_that_fits=device == "auto")
+
+
+def device_memory(name: str, host: Device) -> Device:
+    """A GPU's memory; devices that do not tell share the host's."""
+    import torch
+
+    if not name.startswith("cuda"):
+        return Device(name, host.free, host.total)
+    free, total = torch.cuda.mem_get_info(name)
+    return Device(name, free, total)
+
+
+def host_memory(groups: Path = Path("/sys/fs/cgroup")) -> Device:
+    """The host's memory: what this process may still use of it, within its control group."""
+    import psutil  # type: ignore[import-untyped]  # accelerate depends on it
+
+    told = psutil.virtual_memory()
+    free, total = int(told.available), int(told.total)
+    for limit, use, reclaimed in _CGROUPS:
+        bound = _number(groups / limit)
+        if bound is not None and bound < total:
+            stat = groups / Path(limit).parent / "memory.stat"
+            found = re.search(reclaimed, stat.read_text(), re.M) if stat.is_file() else None
+            used = (_number(groups / use) or 0) - (int(found[1]) if found else 0)
+            return Device(CPU, max(0, min(free, bound - used)), bound)
+    return Device(CPU, free, total)
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+
+
+def rates(device: str) -> Rates:
+    """How fast bytes move here, from copies of 64 MB."""
+    import torch
+
+    source = torch.ones(_COPIED, dtype=torch.uint8)
+    host = 2 * _COPIED / _seconds(lambda: source.clone(), None)
+    if not device.startswith("cuda"):
+        return Rates(device=host, link=host, host=host)
+    pinned, there = source.pin_memory(), source.to(device)
+    link = _COPIED / _seconds(lambda: there.copy_(pinned, non_blocking=True), device)
+    return Rates(device=2 * _COPIED / _seconds(lambda: there.clone(), device), link=link, host=host)
+
+
+def _seconds(copy: Callable[[], torch.Tensor], device: str | None) -> float:
+    """The best of three, after one that warms up."""
+    import torch
+
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        copy()
+        if device is not None:
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return max(1e-9, min(times[1:]))

@@ -12,8 +12,7 @@ from evomerge.errors import InputError
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import FitnessSpec
 from evomerge.merge.bank import SourceBank
-from evomerge.merge.jobs import Plan
-from evomerge.merge.materialize import Resident
+from evomerge.merge.materialize import Resident, as_it_is
 from evomerge.merge.plan import plan
 from evomerge.merge.tokenizers import output_tokenizer
 from evomerge.recipe.mergekit import read_recipe
@@ -22,7 +21,7 @@ from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import Gate, Verdict, judge, scales, settle
 from evomerge.scoring.preflight import check_fitness
 from evomerge.scoring.suite import Slice, Suite
-from evomerge.study.device import choose_device
+from evomerge.study.device import place_models
 from evomerge.study.observer import Observer
 from evomerge.types import SliceScore, SplitName
 
@@ -53,12 +52,14 @@ def evaluate(
     split: SplitName = "holdout",
     references: Mapping[str, str] | None = None,
     device: str = "auto",
+    memory: str | None = None,
     observer: Observer | None = None,
 ) -> Evaluated:
     """Score a checkpoint (folder or hub id) or a recipe (a YAML file, merged in memory) and hold it to its floors.
 
     Relative floors need their references measured: a recipe brings its base and sources (a source is called as its
     folder is); for a checkpoint, or under other names, `references` maps a name ("base", a source's) to a model.
+    `device` and `memory` are as in `search`.
 
     Raises:
         InputError: something that was given is wrong.
@@ -71,24 +72,28 @@ def evaluate(
     given = {**(_parents(recipe) if recipe else {}), **(references or {})}
     check_fitness(spec, [name for name in given if name != "base"])
     needed = _needed(spec, given)
-    bank = SourceBank()
+    opened = SourceBank()
+    shape = opened.add(Checkpoint.open(_shape(recipe, model)))
+    dtype = _dtype(recipe, shape)
+    planned = plan(recipe or as_it_is(shape.reference, dtype), opened.open)
+    placement = place_models(planned, dtype, {c.reference: c for c in planned.checkpoints}, device, memory)
+    for about, line in placement.facts().items():
+        observer.note(f"{about}: {line}")
     observer.phase("loading the model")
-    shape = Checkpoint.open(_shape(recipe, model))
-    resident = Resident(bank.add(shape), bank, _dtype(recipe, shape), choose_device(device))
-    planned = plan(recipe, bank.open) if recipe else None
-    if recipe and planned:
-        resident.tokenizer = output_tokenizer(recipe.output, planned).load()
-        if planned.vocabulary != Vocabulary.of(shape.tokenizer_path):
-            resident.materialize(recipe)  # gives the model its vocabulary before the tasks are built
+    bank = SourceBank(placement=placement)
+    for checkpoint in planned.checkpoints:
+        bank.add(checkpoint)
+    tokenizer = output_tokenizer(recipe.output, planned).load() if recipe else None
+    resident = Resident(shape, bank, dtype, placement.room, planned=planned, tokenizer=tokenizer)
     observer.phase("building the tasks")
     suite = Suite.build(spec, resident.model, resident.tokenizer, split)
     measured = {}
     for name, reference in needed.items():
         observer.phase(f"scoring {name}")
-        _load(resident, reference, recipe, planned)
+        _load(resident, reference, recipe, planned.vocabulary)
         measured[name] = suite.score(split)
     observer.phase("scoring the model")
-    digest = resident.materialize(recipe) if recipe else resident.load(shape.reference)
+    digest = resident.materialize(recipe or as_it_is(shape.reference, dtype))
     scores = suite.score(split, observer.slice_started)
     gates = settle(suite.slices, measured)
     verdicts = judge(scores, gates, scales(measured, gates), spec.confidence)
@@ -96,17 +101,17 @@ def evaluate(
     return Evaluated(str(model), split, digest, objective, suite.slices, scores, gates, verdicts, measured)
 
 
-def _load(resident: Resident, reference: str, recipe: Recipe | None, planned: Plan | None) -> None:
+def _load(resident: Resident, reference: str, recipe: Recipe | None, vocabulary: Vocabulary) -> None:
     """Make the model a reference, brought to the merge's vocabulary if the merge has one of its own."""
-    if recipe is None or planned is None:
+    if recipe is None:
         resident.load(reference)
         return
     merge = next((d for d in recipe.documents if d.tokenizer and reference in Recipe((d,)).models()), None)
     if merge is not None:
         resident.materialize(alone(merge, reference, resident.dtype))
         return
-    vocabulary = Vocabulary.of(resident.bank.open(reference).tokenizer_path)
-    if vocabulary != planned.vocabulary and vocabulary.tokens != planned.vocabulary.tokens:
+    own = Vocabulary.of(resident.bank.open(reference).tokenizer_path)
+    if own != vocabulary and own.tokens != vocabulary.tokens:
         problem = f"{reference} and the merged model have different vocabularies"
         raise InputError(problem, "give the slices floors that are not relative to it")
     resident.load(reference)

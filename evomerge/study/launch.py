@@ -75,6 +75,7 @@ class Environment:
     versions: dict[str, str]
     device: str
     storage: str | None
+    memory: str | None = None
 
     @classmethod
     def read(cls, folder: RunFolder) -> Environment:

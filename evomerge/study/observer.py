@@ -16,6 +16,9 @@ class Observer:
     def phase(self, message: str) -> None:
         """The study does something that takes a while, such as loading the sources."""
 
+    def note(self, message: str) -> None:
+        """A fact about the study that is worth keeping in sight."""
+
     def progress(self, message: str, done: float) -> None:
         """The share `done` of a phase whose length is known."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import InputError
 from evomerge.optimize.base import build
 from evomerge.study import holdout, loop
-from evomerge.study.device import choose_device
+from evomerge.study.device import parse_memory
 from evomerge.study.folder import RunFolder, is_disk_full
 from evomerge.study.identity import changed_versions
 from evomerge.study.launch import (
@@ -57,6 +57,7 @@ def search(
     optimizer: str | None = None,
     seed: int | None = None,
     device: str = "auto",
+    memory: str | None = None,
     fitness: str | Path | None = None,
     storage: str | None = None,
     settings: Sequence[str] = (),
@@ -69,7 +70,10 @@ def search(
         run: the run's name (in ``./runs``) or path; default: the file's name without its ending.
         trials, time: the budget (trials; seconds of evaluation) in place of the file's.
         optimizer, seed, fitness: in place of the file's.
-        device: "cpu", "cuda", "cuda:1", ... or "auto".
+        device: "cpu", "cuda", "cuda:1", several GPUs ("cuda:0,cuda:1") to cut the model between, or "auto" (one GPU if
+            the model fits there, else all; without any, the CPU).
+        memory: the most memory for the base and the sources: on the device ("20GB"; on the CPU, of the host), or
+            "device=20GB,host=64GB". What has no room is read from the files. Default: what is free.
         storage: an Optuna storage URL in place of the run's own journal.
         settings: further ``dotted.key=value`` overrides of the space file (``fitness.`` ones of the fitness file).
         observer: is told what happens.
@@ -91,10 +95,10 @@ def search(
     url = absolute_url(storage)
     if url is not None and Store.open(open_storage(folder.journal, url), folder.name) is not None:
         raise InputError(f"the storage has a study {folder.name!r} already", "choose another --run NAME")
-    chosen = choose_device(device)
-    bench = _load(plan, chosen, observer)
+    bench = _load(plan, device, memory, observer)
+    facts = {"device": bench.resident.devices, "memory": memory, "storage": url}
     with folder.claim(), _diagnosed(folder):
-        write_launch(folder, launch, plan, bench.suite.items_digest(), {"device": chosen, "storage": url})
+        write_launch(folder, launch, plan, bench.suite.items_digest(), facts)
         store = Store.create(open_storage(folder.journal, url, writing=True), folder.name, plan.space.dimensions)
         session = Session(folder, store, plan, bench, observer)
         return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds))
@@ -106,9 +110,11 @@ def resume(
     trials: int | None = None,
     time: float | None = None,
     device: str | None = None,
+    memory: str | None = None,
     observer: Observer | None = None,
 ) -> Result:
-    """Continue a run exactly where it stopped, however it stopped. `trials` and `time` are new totals.
+    """Continue a run exactly where it stopped, however it stopped. `trials` and `time` are new totals; `device` and
+    `memory` are the launch's unless one of them is given.
 
     Raises:
         InputError: there is no such run, or its checkpoints, files or items changed since its launch.
@@ -121,7 +127,9 @@ def resume(
         environment = Environment.read(folder)
         plan = unchanged_plan(folder, environment)
         store = _reopen(folder, environment, plan)
-        bench = _load(plan, choose_device(device or environment.device), observer)
+        if device is None and memory is None:
+            memory = environment.memory
+        bench = _load(plan, device or environment.device, memory, observer)
         check_items(folder, environment, bench.suite.items_digest())
         changed = changed_versions(environment.versions)
         if changed:
@@ -130,11 +138,12 @@ def resume(
         return _run(session, _extended(session, trials, time))
 
 
-def _load(plan: Plan, device: str, observer: Observer) -> Workbench:
+def _load(plan: Plan, device: str, memory: str | None, observer: Observer) -> Workbench:
     # torch, transformers and lm-eval take seconds to import: only once the input is known to be right.
-    from evomerge.study.bench import Workbench
+    parse_memory(memory)
+    from evomerge.study.bench import Workbench, place_study
 
-    return Workbench.load(plan, device, observer)
+    return Workbench.load(plan, place_study(plan, device, memory), observer)
 
 
 def _reopen(folder: RunFolder, environment: Environment, plan: Plan) -> Store:

@@ -49,10 +49,11 @@ class TestSums:
         found = gram(lambda span: [v[span] for v in vectors], 10_000)
         assert found == tuple(tuple(dot(a, b) for b in vectors) for a in vectors)
 
-    @given(sizes, seeds)
-    def test_fixed_point_is_close_and_the_same_in_any_order(self, count, seed):
-        values = noise(count, seed).abs() * 3e-4
+    @given(sizes, seeds, st.sampled_from([torch.float32, torch.float64]))
+    def test_fixed_point_is_close_and_the_same_in_any_order(self, count, seed, dtype):
+        values = noise(count, seed, dtype).abs() * 3e-4
         scale = unit(float(values.max()))
+        assert bool((fixed_point(values, scale) % 1 == 0).all())
         total = fixed_point(values, scale).sum(dtype=torch.float64)
         assert float(total) == float(fixed_point(values.flip(0), scale).cumsum(0, dtype=torch.float64)[-1])
         assert float(total) / scale == pytest.approx(math.fsum(values.tolist()), rel=1e-5)

@@ -37,8 +37,8 @@ class Ready:
     def __init__(self):
         self.find = functools.lru_cache(None)(compile_)
 
-    def ready(self, signature):
-        return True
+    def spent(self, signature, seconds):
+        pass
 
 
 READY = Ready()
@@ -116,9 +116,9 @@ def test_a_kernel_is_compiled_beside_the_work_and_then_used():
     runner, signature = Runner(compiled), Signature.of(blend, "cpu", torch.float32, torch.float32)
     first, second = torch.empty(5003), torch.empty(5003)
     runner.write(blend, first, torch.float32)
-    assert not compiled.ready(signature)
+    assert compiled.find(signature) is None
     compiled.wait()
-    assert compiled.ready(signature)
+    assert compiled.find(signature) is not None
     runner.write(blend, second, torch.float32)
     assert torch.equal(first, second)
 
@@ -134,5 +134,5 @@ def test_without_a_compiler_it_stays_plain_torch(monkeypatch, tmp_path):
         runner.write(blend, out, torch.bfloat16)
         found.append(out)
         compiled.wait()
-    assert not compiled.ready(Signature.of(blend, "cpu", torch.bfloat16, torch.bfloat16))
+    assert compiled.find(Signature.of(blend, "cpu", torch.bfloat16, torch.bfloat16)) is None
     assert all(torch.equal(found[0], out) for out in found)

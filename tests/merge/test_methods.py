@@ -13,6 +13,7 @@ from test_method_conformance import merge
 
 from evomerge.merge import runner
 from evomerge.merge.masks import Draw
+from evomerge.merge.methods.arcee_fusion import _divergence
 
 sizes = st.integers(1, 120)
 seeds = st.integers(0, 2**31)
@@ -301,6 +302,17 @@ class TestArceeFusion:
         near = (importance - (middle + 1.5 * (q3 - q1))).abs() <= 1e-6 * importance.abs().max()
         assert torch.equal((found != base)[~near], important[~near])
         assert torch.allclose(found[important & ~near], source[important & ~near], rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("rows", [1, 2, 5])
+    def test_a_row_s_divergence_does_not_depend_on_threads(self, rows):
+        before, found = torch.get_num_threads(), []
+        try:
+            for threads in (1, 2, 3, 4):
+                torch.set_num_threads(threads)
+                found.append(_divergence(noise((rows, 400_000), 1), noise((rows, 400_000), 2)))
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(found[0], other) for other in found)
 
     def test_the_pieces_change_nothing(self, monkeypatch):
         base, source = noise((37, 41), 1), noise((37, 41), 2)

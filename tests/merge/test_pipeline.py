@@ -1,8 +1,9 @@
-"""Reading ahead and writing behind."""
+"""Reading, merging and writing at the same time."""
 
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import tiny_models
@@ -11,71 +12,31 @@ import torch
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
 from evomerge.merge.jobs import Read
-from evomerge.merge.pipeline import ReadAhead, WriteBehind, _reads
+from evomerge.merge.pipeline import PassingBank, reads_of, side_by_side
 from evomerge.merge.plan import plan
 from evomerge.recipe.mergekit import parse_recipe
 
 
-@pytest.fixture
-def recipe(models):
-    return parse_recipe(
-        f"merge_method: task_arithmetic\nbase_model: {models['base']}\nparameters: {{weight: 0.5}}\n"
-        f"models: [{{model: {models['a']}}}, {{model: {models['b']}}}]"
-    )
+def jobs_of(bank, text):
+    return list(plan(parse_recipe(text), bank.open).jobs.values())
 
 
-class Counting(ReadAhead):
-    """Writes down what it reads."""
-
-    def __init__(self, limit):
-        super().__init__(limit)
-        self.begun = []
-
-    def _read(self, read):
-        self.begun.append(read)
-        return super()._read(read)
+def test_the_bank_reads_what_is_stored_and_keeps_nothing(models):
+    bank = PassingBank()
+    stored = Checkpoint.open(str(models["a"])).tensor("lm_head.weight")
+    found = bank.tensor(str(models["a"]), "lm_head.weight")
+    assert torch.equal(found, stored)
+    found.zero_()
+    assert torch.equal(bank.tensor(str(models["a"]), "lm_head.weight"), stored)
+    assert bank.bytes() == 0
 
 
-def planned(bank, recipe):
-    return list(plan(recipe, bank.open).jobs.values())
-
-
-@pytest.mark.parametrize("limit", [0, 4000, 10**9])
-def test_every_job_finds_its_tensors_read_once(recipe, models, limit):
-    bank = Counting(limit)
-    jobs = planned(bank, recipe)
-    for job in bank.each(jobs):
-        for name in ("base", "a", "b"):
-            stored = Checkpoint.open(str(models[name])).tensor(job.tensor)
-            assert torch.equal(bank.tensor(str(models[name]), job.tensor), stored)
-    assert sorted(bank.begun, key=str) == sorted((r for job in jobs for r in _reads(job)), key=str)
-
-
-@pytest.mark.parametrize("limit", [0, 5000, 20_000])
-def test_no_more_than_the_limit_is_read_beyond_the_current_job(recipe, limit):
-    bank = Counting(limit)
-    jobs = planned(bank, recipe)
-    place = {read: i for i, job in enumerate(jobs) for read in _reads(job)}
-    furthest = 0
-    for number, job in enumerate(bank.each(jobs)):
-        for read in _reads(job):
-            bank.tensor(read.model, read.tensor)
-        ahead = {read for read in bank.begun if place[read] > number}
-        assert sum(bank.open(r.model).tensors[r.tensor].bytes for r in ahead) <= limit
-        furthest = max(furthest, len(ahead))
-    assert (furthest > 0) == (limit > 0)
-
-
-def test_nothing_is_kept_beyond_its_job(recipe, models):
-    bank = Counting(0)
-    jobs = planned(bank, recipe)
-    for number, job in enumerate(bank.each(jobs)):
-        if number == 1:
-            break
-        first = job.tensor
-    before = len(bank.begun)
-    bank.tensor(str(models["a"]), first)
-    assert len(bank.begun) == before + 1
+def test_values_that_are_not_finite_are_found_when_they_are_read(tmp_path):
+    tensors = tiny_models.base_tensors()
+    tensors["model.norm.weight"][0] = torch.nan
+    broken = tiny_models.write(tmp_path / "broken", tensors)
+    with pytest.raises(InputError, match=r"model\.norm\.weight holds 1 values that are NaN or Inf"):
+        PassingBank().tensor(str(broken), "model.norm.weight")
 
 
 def test_documents_that_feed_documents_are_walked_through(models):
@@ -83,79 +44,93 @@ def test_documents_that_feed_documents_are_walked_through(models):
         f"name: mean\nmerge_method: linear\nparameters: {{weight: 1}}\n"
         f"models: [{{model: {models['a']}}}, {{model: {models['b']}}}]\n"
         f"---\nmerge_method: slerp\nbase_model: {models['base']}\nparameters: {{t: 0.5}}\n"
-        f"models: [{{model: {models['base']}}}, {{model: mean}}]"
+        f"models: [{{model: {models['base']}}}, {{model: mean}}]\nout_dtype: bfloat16"
     )
-    bank = ReadAhead()
-    job = planned(bank, parse_recipe(text))[0]
-    assert set(_reads(job)) == {Read(str(models[n]), job.tensor) for n in ("base", "a", "b")}
+    bank = PassingBank()
+    job = jobs_of(bank, text)[0]
+    assert set(reads_of(job)) == {Read(str(models[n]), job.tensor) for n in ("base", "a", "b")}
+    elements = torch.Size(job.shape).numel()
+    assert bank.bytes_of(job) == 3 * 4 * elements + 2 * elements
 
 
-def test_an_error_while_reading_ahead_reaches_its_job_and_ends_the_threads(recipe, tmp_path):
-    tensors = tiny_models.base_tensors()
-    tensors["model.norm.weight"][0] = torch.nan
-    broken = tiny_models.write(tmp_path / "broken", tensors)
-    bank = ReadAhead()
-    bad = parse_recipe(f"merge_method: passthrough\nmodels: [{{model: {broken}}}]")
-
-    def run():
-        for job in bank.each(planned(bank, bad)):
-            bank.tensor(str(broken), job.tensor)
-
-    with pytest.raises(InputError, match=r"model\.norm\.weight holds 1 values that are NaN or Inf"):
-        run()
-    assert not [t for t in threading.enumerate() if t.name.startswith("read")]
+@pytest.fixture
+def jobs(models):
+    return jobs_of(PassingBank(), f"merge_method: passthrough\nmodels: [{{model: {models['a']}}}]")
 
 
-class Slow:
-    """A writer that waits, and counts the bytes that are behind."""
+@pytest.mark.parametrize("threads", [1, 4])
+def test_results_come_in_the_order_of_the_jobs(jobs, threads):
+    def run(job):
+        time.sleep(0.01 if job is jobs[0] else 0)
+        return job.tensor
 
-    def __init__(self, fail=None):
-        self.done, self.go, self.fail = [], threading.Event(), fail
-
-    def add(self, name, tensor):
-        assert self.go.wait(10)
-        if name == self.fail:
-            raise OSError(28, "No space left on device")
-        self.done.append(name)
+    assert list(side_by_side(jobs, run, lambda _: 1, threads)) == [job.tensor for job in jobs]
 
 
-def test_tensors_are_written_in_their_order():
-    slow = Slow()
-    slow.go.set()
-    with WriteBehind(slow, limit=100) as behind:
-        for i in range(30):
-            behind.add(str(i), torch.zeros(10))
-    assert slow.done == [str(i) for i in range(30)]
+class Gauge:
+    """Counts the jobs that have begun and whose result was not taken yet."""
+
+    def __init__(self):
+        self.begun, self.most, self._lock = 0, 0, threading.Lock()
+
+    def run(self, job):
+        with self._lock:
+            self.begun += 1
+            self.most = max(self.most, self.begun)
+
+    def done(self):
+        with self._lock:
+            self.begun -= 1
 
 
-def test_the_caller_waits_once_the_limit_is_behind():
-    slow, added = Slow(), []
+@pytest.mark.parametrize(("limit", "most"), [(35, 3), (10, 1), (1, 1)])
+def test_the_limit_holds_while_the_caller_is_slow(jobs, limit, most):
+    gauge = Gauge()
+    for _ in side_by_side(jobs, gauge.run, lambda _: 10, 4, limit):
+        time.sleep(0.005)
+        gauge.done()
+    assert gauge.most == most
 
-    def feed():
-        with WriteBehind(slow, limit=100) as behind:
-            for i in range(5):
-                behind.add(str(i), torch.zeros(10))  # 40 bytes
-                added.append(i)
 
-    thread = threading.Thread(target=feed)
+def test_other_threads_work_while_the_caller_does(jobs):
+    third = threading.Event()
+
+    def run(job):
+        if job is jobs[2]:
+            third.set()
+
+    results = side_by_side(jobs, run, lambda _: 1, 2, 3)
+    next(results)
+    assert third.wait(10)
+    results.close()
+
+
+def test_an_error_comes_in_its_turn_and_ends_everything(jobs):
+    begun, taken = [], []
+
+    def run(job):
+        begun.append(job)
+        if job is jobs[3]:
+            raise InputError("broken")
+        return job
+
+    def take():
+        for job in side_by_side(jobs, run, lambda _: 1, 2, 2):
+            taken.append(job)
+
+    with pytest.raises(InputError, match="broken"):
+        take()
+    assert taken == jobs[:3]
+    assert len(begun) <= 5
+    assert not [t for t in threading.enumerate() if t.name.startswith("merge")]
+
+
+def test_torch_s_threads_are_as_before(jobs):
+    before = torch.get_num_threads()
+    inside = list(side_by_side(jobs, lambda _: torch.get_num_threads(), lambda _: 1, 3))
+    assert set(inside) == {1}
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
     thread.start()
-    thread.join(0.3)
-    assert added == [0, 1]
-    slow.go.set()
-    thread.join(10)
-    assert slow.done == [str(i) for i in range(5)]
-
-
-@pytest.mark.parametrize("fail", ["0", "29"])
-def test_an_error_of_the_writer_is_raised_here(fail):
-    slow = Slow(fail)
-    slow.go.set()
-
-    def feed():
-        with WriteBehind(slow, limit=100) as behind:
-            for i in range(30):
-                behind.add(str(i), torch.zeros(10))
-
-    with pytest.raises(OSError, match="No space"):
-        feed()
-    assert not [t for t in threading.enumerate() if t.name.startswith("write")]
+    thread.join()
+    assert torch.get_num_threads() == later[0] == before

@@ -24,7 +24,14 @@ def dare_ties(
 
 
 def _dare(
-    inputs: Inputs, weight: Sequence[float], density: Sequence[float], rescale: bool, *, elect: bool, normalize: bool, lambda_: float
+    inputs: Inputs,
+    weight: Sequence[float],
+    density: Sequence[float],
+    rescale: bool,
+    *,
+    elect: bool,
+    normalize: bool,
+    lambda_: float,
 ) -> Blend:
     if all(d >= 1 for d in density):
         return combine(inputs, weight, elect=elect, normalize=normalize, lambda_=lambda_)

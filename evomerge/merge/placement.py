@@ -1,0 +1,282 @@
+"""Where the weights live: decided from headers alone, before anything is loaded.
+
+The resident model lies on the device, or in runs of whole layers on several. Every tensor of the base and the sources
+lives in the fastest place that has room for it: the memory of the device that holds the parameter of its name, else
+host memory (pinned, for a GPU), else the mapped file. On the CPU the host is the device.
+
+Room is what is free, less the resident model, less a reserve: for activations and caches of the evaluation, or, between
+evaluations, for the pieces and whole tensors that methods work on; less the tables of trimmed sources (`magnitudes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.structure import Place, Stack
+from evomerge.errors import InputError, Where
+
+HOST, FILE = "host", "file"
+CPU = "cpu"
+SLAB = 1 << 30
+"""Bytes of a piece of pinned memory; a larger one torch rounds up to a power of two."""
+_LEAST, _SHARE = 1_000_000_000, 0.2  # the reserve for evaluation: bytes, and share of a device
+_TABLES = 0.08  # of the bytes of 16-bit sources
+_KERNEL = 2.0  # a fused kernel takes one to three times as long as moving its bytes (docs/benchmarks.md)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Memory: a torch device's ("cpu" is the host's), in bytes."""
+
+    name: str
+    free: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most bytes of the base and the sources in each device's memory and in the host's. None: what has room."""
+
+    device: int | None = None
+    host: int | None = None
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes a second: read or written in device and in host memory, moved from host to device, read from files."""
+
+    device: float
+    link: float
+    host: float
+    file: float = 1e9
+
+
+@dataclass(frozen=True)
+class Model:
+    """The resident model's tensors: bytes by name, elements of the largest, and its layer stack."""
+
+    sizes: Mapping[str, int]
+    largest: int
+    stack: Stack
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.sizes.values())
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What lives where.
+
+    Attributes:
+        room: the devices of the resident model, and what each has free for it.
+        resident: bytes of the resident model, by device.
+        weights: bytes of every model, by place.
+        peaks: the most bytes in use, by place, reserves included; totals: what each place has.
+        moved: bytes that a candidate moves: read from each place, and written on the devices.
+        seconds: of a candidate's merge, once its kernels are compiled and its tables counted.
+    """
+
+    room: Mapping[str, int]
+    resident: Mapping[str, int]
+    weights: Mapping[str, Mapping[str, int]]
+    peaks: Mapping[str, int]
+    totals: Mapping[str, int]
+    moved: int
+    seconds: float
+    homes: Mapping[Hashable, str] = field(repr=False)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether host memory is pinned: it is read by GPUs."""
+        return any(name.startswith("cuda") for name in self.room)
+
+    def home(self, checkpoint: Checkpoint, name: str) -> str:
+        """A device, `HOST` or `FILE`; what was not planned stays in its file."""
+        return self.homes.get(tensor_key(checkpoint, name), FILE)
+
+    def facts(self) -> dict[str, str]:
+        """For people: what lives where, the peaks, and the time of a candidate."""
+        parts = {"resident model": self.resident, **self.weights}
+        weights = [
+            f"{name} {', '.join(self._told(*place) for place in places.items())}" for name, places in parts.items()
+        ]
+        peaks = [f"{self._name(p)} {size(n)} of {size(self.totals[p])}" for p, n in self.peaks.items()]
+        return {
+            "weights": "; ".join(weights),
+            "peak memory": ", ".join(peaks),
+            "merge of a candidate": f"about {self.seconds:.2g} s ({size(self.moved)} moved)",
+        }
+
+    def _told(self, place: str, count: int) -> str:
+        return f"{size(count)} {'in' if place in (HOST, FILE, CPU) else 'on'} {self._name(place)}"
+
+    def _name(self, place: str) -> str:
+        memory = "pinned host memory" if self.pinned and place == HOST else "memory"
+        return "mapped files" if place == FILE else memory if place in (HOST, CPU) else place
+
+
+def tensor_key(checkpoint: Checkpoint, name: str) -> Hashable:
+    """Equal for equal stored bytes: an adapter's model shares with its base what it does not change."""
+    return (checkpoint.resolved(), name) if checkpoint.is_computed(name) else checkpoint.tensors[name]
+
+
+def spread(sizes: Mapping[str, int], stack: Stack, room: Mapping[str, int]) -> dict[Place, str]:
+    """The device of what stands before the layers, of each layer, and of what stands behind them: one run of them for
+    each device, in proportion to its room."""
+    places: list[Place] = ["before", *range(stack.layers), "after"]
+    bytes_of: dict[Place, int] = dict.fromkeys(places, 0)
+    for name, count in sizes.items():
+        bytes_of[stack.place(name)] += count
+    total, offered = max(1, sum(bytes_of.values())), sum(room.values())
+    names, found, done = list(room), dict[Place, str](), 0
+    ends = [sum(list(room.values())[: i + 1]) for i in range(len(names))]
+    for place in places:
+        middle = (done + bytes_of[place] / 2) / total * offered
+        found[place] = next((n for n, end in zip(names, ends, strict=True) if middle < end), names[-1])
+        done += bytes_of[place]
+    return found
+
+
+def place(
+    model: Model,
+    checkpoints: Mapping[str, Checkpoint],
+    devices: Sequence[Device],
+    host: Device,
+    rates: Rates,
+    limits: Limits = Limits(),
+    *,
+    first_that_fits: bool = False,
+) -> Placement:
+    """Decide where everything lives.
+
+    Args:
+        model: the resident model.
+        checkpoints: all that candidates read, by the name to print; those listed first get the fastest places.
+        devices: those of the resident model: the CPU alone, or GPUs.
+        host: the host's memory.
+        rates: how fast bytes move.
+        limits: what the user allows.
+        first_that_fits: use the first device alone that holds the model and the reserve; all only if none does.
+
+    Raises:
+        InputError: the resident model alone does not fit, or a limit is for memory that has no part in it.
+    """
+    reserve = {d.name: _reserve(model, len(checkpoints), d) for d in devices}
+    if first_that_fits:
+        alone = (d for d in devices if model.bytes + reserve[d.name] <= d.free)
+        devices = [first] if (first := next(alone, None)) else devices
+    blocks = spread(model.sizes, model.stack, {d.name: d.free for d in devices})
+    resident = dict.fromkeys((d.name for d in devices), 0)
+    for name, count in model.sizes.items():
+        resident[blocks[model.stack.place(name)]] += count
+    _check_fits(model, devices, resident)
+    on_cpu = devices[0].name == CPU
+    if on_cpu and limits.device is not None:
+        problem = "--memory bounds a device's memory, and the search runs on the CPU"
+        raise InputError(problem, "write host=SIZE", Where("--memory"))
+    tables = _tables(checkpoints)
+    used = {CPU if on_cpu else HOST: tables + (reserve[CPU] if on_cpu else _LEAST)}
+    room = (
+        {} if on_cpu else {d.name: _room(d.free - resident[d.name] - reserve[d.name], limits.device) for d in devices}
+    )
+    room[HOST] = _room(host.free - sum(used.values()) - (resident[CPU] if on_cpu else 0), limits.host)
+    homes, weights = _homes(checkpoints, blocks, model.stack, room, pinned=not on_cpu)
+    lying = {p: sum(w.get(p, 0) for w in weights.values()) for p in (*room, FILE)}
+    if on_cpu:
+        peaks = {CPU: resident[CPU] + lying[HOST] + used[CPU]}
+    else:
+        peaks = {d.name: resident[d.name] + lying[d.name] + reserve[d.name] for d in devices}
+        peaks[HOST] = lying[HOST] + used[HOST]
+    return Placement(
+        room={d.name: d.free for d in devices},
+        resident=resident,
+        weights=weights,
+        peaks=peaks,
+        totals={**{d.name: d.total for d in devices}, HOST: host.total},
+        moved=sum(lying.values()) + 2 * model.bytes,
+        seconds=_seconds(model.bytes, lying, rates, on_cpu),
+        homes=homes,
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    for unit, word in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {word}"
+    return f"{count} bytes"
+
+
+def _reserve(model: Model, models: int, device: Device) -> int:
+    """Whole-tensor methods hold all sources' largest tensor in float32, and two of their own."""
+    return max(_LEAST, int(_SHARE * device.total), 4 * model.largest * (models + 2))
+
+
+def _tables(checkpoints: Mapping[str, Checkpoint]) -> int:
+    halves = (i.bytes for c in checkpoints.values() for i in c.tensors.values() if i.dtype in ("bfloat16", "float16"))
+    return int(_TABLES * sum(halves))
+
+
+def _room(free: int, limit: int | None) -> int:
+    return max(0, free if limit is None else min(free, limit))
+
+
+def _check_fits(model: Model, devices: Sequence[Device], resident: Mapping[str, int]) -> None:
+    for device in devices:
+        if resident[device.name] > device.free:
+            part = (
+                "the model takes"
+                if len(devices) == 1
+                else f"of the model's {size(model.bytes)} each device's part takes"
+            )
+            where = "memory" if device.name == CPU else device.name
+            problem = f"{part} {size(resident[device.name])}, and {where} has {size(device.free)} free"
+            mend = "use a smaller dtype (dtype: bfloat16)"
+            mend += ", or a machine with more memory" if device.name == CPU else ", more GPUs, or --device cpu"
+            raise InputError(problem, mend, Where("--device"))
+
+
+def _homes(
+    checkpoints: Mapping[str, Checkpoint],
+    blocks: Mapping[Place, str],
+    stack: Stack,
+    room: dict[str, int],
+    pinned: bool,
+) -> tuple[dict[Hashable, str], dict[str, dict[str, int]]]:
+    """The home of every tensor, and the bytes of every model by place. Tensors that are computed when read cannot stay
+    in files."""
+    left, homes = dict(room), dict[Hashable, str]()
+    weights: dict[str, dict[str, int]] = {name: {} for name in checkpoints}
+    every = [(name, c, tensor) for name, c in checkpoints.items() for tensor in c.tensors]
+    for name, checkpoint, tensor in sorted(every, key=lambda item: not item[1].is_computed(item[2])):
+        key = tensor_key(checkpoint, tensor)
+        if key in homes:
+            continue
+        count = checkpoint.tensors[tensor].bytes
+        taken = {HOST: _pinned_bytes(count) if pinned else count}
+        wanted = [p for p in (blocks.get(stack.place(tensor), FILE), HOST) if p in left]
+        home = next((p for p in wanted if taken.get(p, count) <= left[p]), None)
+        if home is None:
+            home = HOST if checkpoint.is_computed(tensor) else FILE
+        if home in left:
+            left[home] -= taken.get(home, count)
+        homes[key] = home
+        weights[name][home] = weights[name].get(home, 0) + taken.get(home, count)
+    return homes, {name: places or {FILE: 0} for name, places in weights.items()}
+
+
+def _pinned_bytes(count: int) -> int:
+    return count if count <= SLAB else 1 << (count - 1).bit_length()
+
+
+def _seconds(model: int, lying: Mapping[str, int], rates: Rates, on_cpu: bool) -> float:
+    """Bytes over rates. A model is written once, and read once for its digest; what comes over the link comes while
+    the last piece is merged."""
+    files = lying[FILE] / rates.file
+    if on_cpu:
+        return _KERNEL * (lying[HOST] + lying[FILE] + 2 * model) / rates.host + files
+    merged = _KERNEL * (sum(lying.values()) + 2 * model) / rates.device
+    return max(merged, (lying[HOST] + lying[FILE]) / rates.link) + files
