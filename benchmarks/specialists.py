@@ -74,7 +74,7 @@ def search(space: Path) -> int:
     import evomerge
     from evomerge.report.live import view
     from evomerge.report.tables import describe, standing_table
-    from evomerge.study.bench import Workbench
+    from evomerge.study.bench import Workbench, place_study
     from evomerge.study.launch import Launch
     from evomerge.study.observer import Observer
     from evomerge.study.trial import Trial
@@ -84,7 +84,7 @@ def search(space: Path) -> int:
         result = evomerge.search(space, run=str(space.parent / "run"), observer=observer)
     seconds = time.perf_counter() - started
     plan = Launch(str(space)).plan()
-    bench = Workbench.load(plan, "cpu", Observer())
+    bench = Workbench.load(plan, place_study(plan, "cpu", None), Observer())
     standing = result.holdout
     ladder = []
     for tenth in range(1, 11):

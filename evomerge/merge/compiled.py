@@ -14,7 +14,6 @@ import json
 import logging
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -102,30 +101,23 @@ class Compiled:
         self._ready: dict[Signature, Callable[..., Tensor]] = {}
         self._coming: dict[Signature, subprocess.Popen[bytes]] = {}
         self._begun: set[Signature] = set()
-        self._wanted: set[Signature] = set()
-        self._lock = threading.Lock()
 
-    def collect(self) -> bool:
-        """Take in the kernels whose compilation has ended; returns whether all are compiled that were looked for since
-        the last time."""
+    def collect(self) -> None:
+        """Take in the kernels whose compilation has ended; called between candidates."""
         for signature, process in list(self._coming.items()):
             if process.poll() is not None:
                 self._arrived(signature)
-        wanted, self._wanted = self._wanted, set()
-        return bool(wanted) and wanted <= self._ready.keys()
 
     def find(self, signature: Signature) -> Callable[..., Tensor] | None:
         """The compiled function, or None while there is none."""
-        self._wanted.add(signature)
         return self._ready.get(signature)
 
     def spent(self, signature: Signature, seconds: float) -> None:
-        """A kernel ran as plain torch for some seconds, in any thread; compile it if that has become too much."""
-        with self._lock:
-            total = self._seconds[signature] = self._seconds.get(signature, 0.0) + seconds
-            if total >= self._worth and signature not in self._begun:
-                self._begun.add(signature)
-                self._coming[signature] = _compiling(signature)
+        """A kernel ran as plain torch for some seconds; compile it if that has become too much."""
+        total = self._seconds[signature] = self._seconds.get(signature, 0.0) + seconds
+        if total >= self._worth and signature not in self._begun:
+            self._begun.add(signature)
+            self._coming[signature] = _compiling(signature)
 
     def wait(self) -> None:
         """Until all kernels that are being compiled are ready."""

@@ -21,7 +21,6 @@ from evomerge.merge.compiled import Compiled
 from evomerge.merge.digest import NotFinite, combined, tensor_record
 from evomerge.merge.execute import not_finite, write
 from evomerge.merge.jobs import Job, Plan
-from evomerge.merge.pipeline import side_by_side
 from evomerge.merge.placement import CPU
 from evomerge.merge.plan import plan
 from evomerge.merge.runner import Runner
@@ -79,6 +78,7 @@ class Resident:
         self._slots: dict[str, Tensor] = {}
         self.compiled = Compiled()
         self._runner = Runner(self.compiled)
+        _refuse_code(base)
         self.tokenizer = _load_tokenizer(base) if tokenizer is None else tokenizer
         if planned is None or _structure(planned.config) == _structure(base.config):
             sharding = self._sharding({n: i.elements for n, i in base.tensors.items()}, base.stack)
@@ -105,24 +105,18 @@ class Resident:
         planned = plan(recipe, self.bank.open)
         self._fit(planned)
         self._jobs = {}
-        records = list(self._written(list(planned.jobs.values())))
+        self.compiled.collect()
+        records = [self._write(job) for job in planned.jobs.values()]
         self._jobs = planned.jobs
         return combined(records)
 
-    def _written(self, jobs: list[Job]) -> Iterator[str]:
-        """Carry out all jobs; gives their lines of the digest. A compiled kernel uses all threads for one tensor; plain
-        torch is faster with one thread for each of several tensors."""
-        if self.compiled.collect() or any(slot.device.type != "cpu" for slot in self._slots.values()):
-            return (self._write(job, self._runner) for job in jobs)
-        plain = Runner(self.compiled, measure_only=True)
-        return side_by_side(jobs, lambda job: self._write(job, plain), lambda job: 0, torch.get_num_threads())
-
     @torch.no_grad()
-    def _write(self, job: Job, runner: Runner) -> str:
+    def _write(self, job: Job) -> str:
+        """Carry out a job; returns its line of the digest."""
         slot = self._slots[job.tensor]
-        write(job, slot, self.bank, runner)
+        write(job, slot, self.bank, self._runner)
         try:
-            return tensor_record(job.tensor, slot.to(torch_dtype(job.out)), runner)
+            return tensor_record(job.tensor, slot.to(torch_dtype(job.out)), self._runner)
         except NotFinite:
             raise not_finite(job) from None
 
@@ -239,12 +233,15 @@ def _load_tokenizer(base: Checkpoint) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, local_files_only=True)
 
 
-def _load_model(base: Checkpoint, dtype: str, sharding: Sharding) -> PreTrainedModel:
+def _refuse_code(base: Checkpoint) -> None:
     from transformers import CONFIG_MAPPING
 
     if base.config.get("auto_map") and base.config.get("model_type") not in CONFIG_MAPPING:
         problem = f"{base.path} needs its own Python code to run (auto_map in config.json)"
         raise InputError(problem, "code from checkpoints is not run; use an architecture that transformers has")
+
+
+def _load_model(base: Checkpoint, dtype: str, sharding: Sharding) -> PreTrainedModel:
     with _quiet(f"{base.path} cannot be loaded as a causal language model", "check its config.json"):
         return load(base.path, torch_dtype(dtype), sharding)
 

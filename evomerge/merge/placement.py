@@ -103,12 +103,16 @@ class Placement:
         weights = [
             f"{name} {', '.join(self._told(*place) for place in places.items())}" for name, places in parts.items()
         ]
-        peaks = [f"{self._name(p)} {size(n)} of {size(self.totals[p])}" for p, n in self.peaks.items()]
+        peaks = [self._peak(place, count, self.totals[place]) for place, count in self.peaks.items()]
         return {
             "weights": "; ".join(weights),
             "peak memory": ", ".join(peaks),
             "merge of a candidate": f"about {self.seconds:.2g} s ({size(self.moved)} moved)",
         }
+
+    def _peak(self, place: str, count: int, total: int) -> str:
+        name = "host memory" if place == HOST else self._name(place)
+        return f"{name} {size(count)} of {size(total)}" + (", which may not suffice" if count > total else "")
 
     def _told(self, place: str, count: int) -> str:
         return f"{size(count)} {'in' if place in (HOST, FILE, CPU) else 'on'} {self._name(place)}"
@@ -164,7 +168,7 @@ def place(
     Raises:
         InputError: the resident model alone does not fit, or a limit is for memory that has no part in it.
     """
-    reserve = {d.name: _reserve(model, len(checkpoints), d) for d in devices}
+    reserve = {d.name: _reserve(model, d) for d in devices}
     if first_that_fits:
         alone = (d for d in devices if model.bytes + reserve[d.name] <= d.free)
         devices = [first] if (first := next(alone, None)) else devices
@@ -210,9 +214,9 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
-def _reserve(model: Model, models: int, device: Device) -> int:
-    """Whole-tensor methods hold all sources' largest tensor in float32, and two of their own."""
-    return max(_LEAST, int(_SHARE * device.total), 4 * model.largest * (models + 2))
+def _reserve(model: Model, device: Device) -> int:
+    """Evaluation and merging take turns. Methods that need a whole tensor hold about three of it in float32."""
+    return max(_LEAST, int(_SHARE * device.total), 3 * 4 * model.largest)
 
 
 def _tables(checkpoints: Mapping[str, Checkpoint]) -> int:
@@ -227,13 +231,9 @@ def _room(free: int, limit: int | None) -> int:
 def _check_fits(model: Model, devices: Sequence[Device], resident: Mapping[str, int]) -> None:
     for device in devices:
         if resident[device.name] > device.free:
-            part = (
-                "the model takes"
-                if len(devices) == 1
-                else f"of the model's {size(model.bytes)} each device's part takes"
-            )
-            where = "memory" if device.name == CPU else device.name
-            problem = f"{part} {size(resident[device.name])}, and {where} has {size(device.free)} free"
+            part = "the model" if len(devices) == 1 else f"its part of the model's {size(model.bytes)}"
+            where = "" if device.name == CPU else f" on {device.name}"
+            problem = f"{part} takes {size(resident[device.name])} of memory, and {size(device.free)} are free{where}"
             mend = "use a smaller dtype (dtype: bfloat16)"
             mend += ", or a machine with more memory" if device.name == CPU else ", more GPUs, or --device cpu"
             raise InputError(problem, mend, Where("--device"))

@@ -16,9 +16,9 @@ from evomerge.merge.arithmetic import spans, wide_dtype
 from evomerge.merge.compiled import Compiled, Signature
 from evomerge.merge.inputs import Blend
 from evomerge.merge.masks import BLOCK
-from evomerge.merge.transfers import moved, order_of
+from evomerge.merge.transfers import is_away, moved, order_of
 
-_CACHED = 1 << 17  # elements of a piece on the CPU: the float32 steps of one stay in the second-level cache
+_CACHED = 1 << 18  # elements of a piece on the CPU: large enough for all threads, small enough for their caches
 _MOVED = 1 << 24  # elements of a piece that is moved to another device
 _SMALL = 1 << 12  # tensors below this are not worth a compiled call
 
@@ -26,12 +26,11 @@ _SMALL = 1 << 12  # tensors below this are not worth a compiled call
 class Runner:
     """Runs Blends on any device.
 
-    Without `compiled` nothing is ever compiled; the bits are the same. With `measure_only` it is told how long plain
-    torch takes, and its kernels are not used.
+    Without `compiled` nothing is ever compiled; the bits are the same.
     """
 
-    def __init__(self, compiled: Compiled | None = None, measure_only: bool = False) -> None:
-        self._compiled, self._plain = compiled, compiled is None or measure_only
+    def __init__(self, compiled: Compiled | None = None) -> None:
+        self._compiled = compiled
 
     @torch.no_grad()
     def write(self, blend: Blend, out: Tensor, work: torch.dtype) -> None:
@@ -62,8 +61,7 @@ class Runner:
 
     def _function(self, signature: Signature, count: int) -> Callable[..., Tensor] | None:
         """The compiled kernel, where there is one and the tensors are worth the call."""
-        found = self._compiled.find(signature) if self._compiled and count >= _SMALL else None
-        return None if self._plain else found
+        return self._compiled.find(signature) if self._compiled and count >= _SMALL else None
 
     def _each(
         self,
@@ -88,7 +86,7 @@ def _pieces(blend: Blend, device: torch.device, compiled: bool) -> Iterator[tupl
     """The blend cut into pieces, each on the device. Their sizes are powers of two: none crosses a block of masks."""
     based = blend.base is not None
     tensors = [t.reshape(-1) for t in (blend.base, *blend.tensors) if t is not None]
-    away = [t.device != device for t in tensors]
+    away = [is_away(t, device) for t in tensors]
     cuts: Iterator[tuple[slice, list[Tensor]]]
     if any(away):
         cuts = moved(tensors, away, device, _MOVED, order_of(device))

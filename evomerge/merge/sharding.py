@@ -88,7 +88,9 @@ def _skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model.tie_weights()  # in there, sharing a parameter made another one
+    return model
 
 
 def _allocate(model: PreTrainedModel, devices: Mapping[str, str]) -> None:

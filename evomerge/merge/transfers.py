@@ -69,6 +69,10 @@ class Streams:
         self._kernels.wait_stream(self._copies)
 
 
+def is_away(tensor: Tensor, device: torch.device) -> bool:
+    return tensor.device != device
+
+
 def order_of(device: torch.device) -> Order:
     return Streams(device) if device.type == "cuda" else Immediate()
 

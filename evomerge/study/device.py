@@ -134,13 +134,13 @@ def rates(device: str) -> Rates:
     """How fast bytes move here, from copies of 64 MB."""
     import torch
 
-    source = torch.ones(_COPIED, dtype=torch.uint8)
-    host = 2 * _COPIED / _seconds(lambda: source.clone(), None)
+    source, target = torch.ones(2, _COPIED, dtype=torch.uint8)
+    host = 2 * _COPIED / _seconds(lambda: target.copy_(source), None)
     if not device.startswith("cuda"):
         return Rates(device=host, link=host, host=host)
-    pinned, there = source.pin_memory(), source.to(device)
+    pinned, there, other = source.pin_memory(), source.to(device), target.to(device)
     link = _COPIED / _seconds(lambda: there.copy_(pinned, non_blocking=True), device)
-    return Rates(device=2 * _COPIED / _seconds(lambda: there.clone(), device), link=link, host=host)
+    return Rates(device=2 * _COPIED / _seconds(lambda: other.copy_(there), device), link=link, host=host)
 
 
 def _seconds(copy: Callable[[], torch.Tensor], device: str | None) -> float:

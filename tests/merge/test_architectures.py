@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
 from evomerge.merge.bank import SourceBank
-from evomerge.merge.materialize import Resident
+from evomerge.merge.materialize import Resident, as_it_is
+from evomerge.merge.plan import plan
 from evomerge.merge.stream import checkpoint_digest, merge
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 
@@ -54,6 +55,19 @@ def test_scored_equals_exported(kind, tmp_path):
     assert checkpoint_digest(folder) == digest
     ids = torch.arange(1, 9)[None]
     assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, scored.model(ids).logits)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_a_model_built_of_its_configuration_is_the_loaded_one(kind, tmp_path):
+    """What a recipe of another depth or vocabulary is merged into."""
+    models = write(kind, tmp_path, **CONFIGS[kind])
+    base, bank = Checkpoint.open(models["base"]), SourceBank()
+    loaded, built = Resident(base, bank, "float32"), Resident(base, bank, "float32")
+    built.model.__dict__ = built._built(plan(as_it_is(models["base"], "float32"), bank.open)).__dict__
+    built._adopt(base.config, list(base.tensors))
+    assert built.load(models["base"]) == loaded.digest()
+    ids = torch.arange(1, 9)[None]
+    assert torch.equal(built.model(ids).logits, loaded.model(ids).logits)
 
 
 def test_experts_that_memory_holds_otherwise_than_files_merge_to_disk_only(tmp_path):

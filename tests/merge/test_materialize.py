@@ -8,12 +8,15 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError, TrialError
+from evomerge.merge import sharding as sharding_module
 from evomerge.merge.bank import SourceBank
 from evomerge.merge.materialize import Resident
+from evomerge.merge.plan import plan
+from evomerge.merge.sharding import Sharding, device_map
 from evomerge.merge.stream import checkpoint_digest, merge
 from evomerge.recipe.mergekit import parse_recipe, write_recipe
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
@@ -226,3 +229,80 @@ def test_whole_numbers_that_differ_cannot_be_merged(tmp_path):
     text = f"merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {made['a']}}}, {{model: {made['b']}}}]"
     with pytest.raises(InputError, match=r"model.layers.0.positions is torch.int64 and differs between the models"):
         merge(parse_recipe(text), tmp_path / "out")
+
+
+# Devices
+
+
+def sharding(stored, devices):
+    sizes = {name: info.bytes for name, info in stored.tensors.items()}
+    return Sharding(sizes, stored.stack, dict.fromkeys(devices, 10**9))
+
+
+def skeleton(family):
+    return sharding_module._skeleton(AutoConfig.from_pretrained(family["base"]), torch.float32)
+
+
+def test_every_module_has_its_device(models):
+    stored = Checkpoint.open(str(models["base"]))
+    found = device_map(skeleton(models), sharding(stored, ["cuda:0", "cuda:1"]))
+    assert list(found) == [
+        "model.embed_tokens", *(f"model.layers.{i}" for i in range(3)), "model.norm", "lm_head", "model.rotary_emb"
+    ]  # fmt: skip
+    assert found["model.embed_tokens"] == found["model.layers.0"] == found["model.rotary_emb"] == "cuda:0"
+    assert found["model.layers.2"] == found["model.norm"] == found["lm_head"] == "cuda:1"
+
+
+def test_a_shared_head_lies_with_the_embeddings(tied_models):
+    stored = Checkpoint.open(str(tied_models["base"]))
+    found = device_map(skeleton(tied_models), sharding(stored, ["cuda:0", "cuda:1"]))
+    assert found["model.embed_tokens"] == found["lm_head"] == "cuda:0"
+    assert found["model.norm"] == "cuda:1"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_is_built_shard_by_shard(tied, models, tied_models, monkeypatch):
+    """With every device the CPU: what is built on its shards is the model, once it is filled."""
+    family = tied_models if tied else models
+    maps = []
+    whole = sharding_module.device_map
+
+    def on_the_cpu(model, cut):
+        maps.append(whole(model, cut))
+        return dict.fromkeys(maps[-1], "cpu")
+
+    monkeypatch.setattr(sharding_module, "device_map", on_the_cpu)
+    bank, base = SourceBank(), Checkpoint.open(str(family["base"]))
+    cut = Resident(base, bank, "float32", {"cuda:0": 1000, "cuda:1": 3000})
+    assert cut.devices == "cuda:0,cuda:1"
+    assert set(maps[0].values()) == {"cuda:0", "cuda:1"}
+    assert cut.digest() == checkpoint_digest(family["base"])
+    deep = tuple(Slice((Input(str(family[m]), span),)) for m, span in (("a", (0, 3)), ("b", (1, 3))))
+    recipe = Recipe((Document("passthrough", deep, out_dtype="float32"),))
+    alone = resident(family)
+    assert cut.materialize(recipe) == alone.materialize(recipe)
+    assert len([m for m in maps[-1] if "layers" in m]) == 5
+    assert torch.equal(cut.model(IDS).logits, alone.model(IDS).logits)
+    embedding, head = cut.model.get_input_embeddings().weight, cut.model.lm_head.weight
+    assert (embedding.data_ptr() == head.data_ptr()) == tied
+
+
+def test_a_resident_of_another_configuration_is_filled_by_its_first_recipe(models):
+    deep = tuple(Slice((Input(str(models[m]), span),)) for m, span in (("a", (0, 3)), ("b", (1, 3))))
+    recipe = Recipe((Document("passthrough", deep, out_dtype="float32"),))
+    bank, base = SourceBank(), Checkpoint.open(str(models["base"]))
+    scored = Resident(base, bank, "float32", planned=plan(recipe, bank.open), tokenizer="mine")
+    assert scored.tokenizer == "mine"
+    assert len(scored.model.model.layers) == 5
+    model = scored.model
+    assert scored.materialize(recipe) == resident(models).materialize(recipe)
+    assert scored.model is model
+
+
+def test_memory_that_runs_out_is_told(models, monkeypatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("evomerge.merge.materialize.load", full)
+    with pytest.raises(InputError, match=r"--device: .*base cannot be loaded .* CUDA out of memory"):
+        resident(models)
