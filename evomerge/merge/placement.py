@@ -21,9 +21,10 @@ HOST, FILE = "host", "file"
 CPU = "cpu"
 SLAB = 1 << 30
 """Bytes of a piece of pinned memory; a larger one torch rounds up to a power of two."""
-_LEAST, _SHARE = 1_000_000_000, 0.2  # the reserve for evaluation: bytes, and share of a device
+_LEAST, _SHARE = 1_000_000_000, 0.2  # the reserve for evaluation: bytes, and share of a GPU
 _TABLES = 0.08  # of the bytes of 16-bit sources
-_KERNEL = 2.0  # a fused kernel takes one to three times as long as moving its bytes (docs/benchmarks.md)
+_KERNEL, _KERNEL_CPU = 2.0, 8.0  # how many times longer a kernel takes than moving its bytes; on 2 CPU cores 2 to 12
+_EACH = 1e-4  # seconds that a tensor takes however small it is
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Placement:
         room: the devices of the resident model, and what each has free for it.
         resident: bytes of the resident model, by device.
         weights: bytes of every model, by place.
-        peaks: the most bytes in use, by place, reserves included; totals: what each place has.
+        reserves: bytes that are kept free for evaluation, by device.
+        peaks: the most bytes in use, by place, with the reserve; totals: what each place has.
         moved: bytes that a candidate moves: read from each place, and written on the devices.
         seconds: of a candidate's merge, once its kernels are compiled and its tables counted.
     """
@@ -82,6 +84,7 @@ class Placement:
     room: Mapping[str, int]
     resident: Mapping[str, int]
     weights: Mapping[str, Mapping[str, int]]
+    reserves: Mapping[str, int]
     peaks: Mapping[str, int]
     totals: Mapping[str, int]
     moved: int
@@ -106,13 +109,14 @@ class Placement:
         peaks = [self._peak(place, count, self.totals[place]) for place, count in self.peaks.items()]
         return {
             "weights": "; ".join(weights),
-            "peak memory": ", ".join(peaks),
+            "peak memory": "; ".join(peaks),
             "merge of a candidate": f"about {self.seconds:.2g} s ({size(self.moved)} moved)",
         }
 
     def _peak(self, place: str, count: int, total: int) -> str:
         name = "host memory" if place == HOST else self._name(place)
-        return f"{name} {size(count)} of {size(total)}" + (", which may not suffice" if count > total else "")
+        kept = f", {size(self.reserves[place])} of them for evaluation" if place in self.reserves else ""
+        return f"{name} {size(count)} of {size(total)}{kept}" + (" (may not suffice)" if count > total else "")
 
     def _told(self, place: str, count: int) -> str:
         return f"{size(count)} {'in' if place in (HOST, FILE, CPU) else 'on'} {self._name(place)}"
@@ -198,10 +202,11 @@ def place(
         room={d.name: d.free for d in devices},
         resident=resident,
         weights=weights,
+        reserves={d.name: reserve[d.name] for d in devices},
         peaks=peaks,
         totals={**{d.name: d.total for d in devices}, HOST: host.total},
         moved=sum(lying.values()) + 2 * model.bytes,
-        seconds=_seconds(model.bytes, lying, rates, on_cpu),
+        seconds=_seconds(model, lying, rates, on_cpu),
         homes=homes,
     )
 
@@ -216,7 +221,8 @@ def size(count: int) -> str:
 
 def _reserve(model: Model, device: Device) -> int:
     """Evaluation and merging take turns. Methods that need a whole tensor hold about three of it in float32."""
-    return max(_LEAST, int(_SHARE * device.total), 3 * 4 * model.largest)
+    share = 0.0 if device.name == CPU else _SHARE
+    return max(_LEAST, int(share * device.total), 3 * 4 * model.largest)
 
 
 def _tables(checkpoints: Mapping[str, Checkpoint]) -> int:
@@ -272,11 +278,11 @@ def _pinned_bytes(count: int) -> int:
     return count if count <= SLAB else 1 << (count - 1).bit_length()
 
 
-def _seconds(model: int, lying: Mapping[str, int], rates: Rates, on_cpu: bool) -> float:
+def _seconds(model: Model, lying: Mapping[str, int], rates: Rates, on_cpu: bool) -> float:
     """Bytes over rates. A model is written once, and read once for its digest; what comes over the link comes while
     the last piece is merged."""
-    files = lying[FILE] / rates.file
-    if on_cpu:
-        return _KERNEL * (lying[HOST] + lying[FILE] + 2 * model) / rates.host + files
-    merged = _KERNEL * (sum(lying.values()) + 2 * model) / rates.device
-    return max(merged, (lying[HOST] + lying[FILE]) / rates.link) + files
+    all_bytes = sum(lying.values()) + 2 * model.bytes
+    moving = _KERNEL_CPU / rates.host if on_cpu else _KERNEL / rates.device
+    merged = moving * all_bytes + _EACH * len(model.sizes)
+    link = 0.0 if on_cpu else (lying[HOST] + lying[FILE]) / rates.link
+    return max(merged, link) + lying[FILE] / rates.file

@@ -23,6 +23,7 @@ LAYERS = 8
 NO_LIMITS = Limits()
 STACK = Stack("model.layers", LAYERS)
 RATES = Rates(device=2000e9, link=20e9, host=40e9)
+TIGHT = "cuda:0 16.0 GB of 11.0 GB, 6.0 GB of them for evaluation (may not suffice); host memory 44.2 GB of 100.0 GB"
 NAMES = ["model.embed_tokens.weight", *(f"model.layers.{i}.mlp.up.weight" for i in range(LAYERS)), "lm_head.weight"]
 
 
@@ -85,7 +86,7 @@ def test_on_the_cpu_memory_is_the_device():
     made = plan([], host=50.0)
     assert made.room == {"cpu": 50 * GB}
     assert at(made, HOST) + at(made, FILE) == pytest.approx(40)
-    assert 26 <= at(made, HOST) <= 27  # 50 less the model, a fifth, and the tables
+    assert 30 <= at(made, HOST) <= 31  # 50 less the model, three of the largest tensor, and the tables
     assert "pinned" not in made.facts()["weights"]
     assert plan([], host=100.0).peaks["cpu"] > 50 * GB
 
@@ -104,13 +105,13 @@ def test_memory_bounds_the_sources(devices, limits, where, most):
 
 def test_what_a_candidate_takes():
     fast, linked, read = plan([gpu(80)]), plan([gpu(80)], limits=Limits(device=1)), plan([gpu(80)], host=1.0)
-    assert fast.seconds == pytest.approx(2 * 60e9 / RATES.device)
+    assert fast.seconds == pytest.approx(2 * 60e9 / RATES.device + 1e-3)
     assert linked.seconds == pytest.approx(40e9 / RATES.link)
     assert read.seconds == fast.seconds
     assert fast.moved == linked.moved == 60 * GB
     files = plan([gpu(80)], limits=Limits(device=1, host=1))
     assert files.seconds == pytest.approx(40e9 / RATES.link + 40e9 / RATES.file)
-    assert plan([], host=100.0).seconds == pytest.approx(2 * 60e9 / RATES.host)
+    assert plan([], host=100.0).seconds == pytest.approx(8 * 60e9 / RATES.host + 1e-3)
 
 
 def test_a_model_that_does_not_fit():
@@ -125,7 +126,7 @@ def test_a_model_that_does_not_fit():
 
 
 def test_a_reserve_that_does_not_fit_is_told():
-    assert plan([gpu(11)]).facts()["peak memory"].startswith("cuda:0 16.0 GB of 11.0 GB, which may not suffice")
+    assert plan([gpu(11)]).facts()["peak memory"] == TIGHT
 
 
 def test_auto_uses_one_gpu_where_that_holds_the_model_and_all_otherwise():
