@@ -35,14 +35,6 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).to(torch.float32) if dtype.itemsize == 2 else values
 
 
-def indicator(compare: Callable[..., Tensor], a: Tensor, b: Tensor | float, dtype: torch.dtype) -> Tensor:
-    """1 where `compare(a, b)` holds, else 0, in a float dtype. (Plain torch turns bool into float at a tenth of the
-    speed of comparing into float; nor is its `where` fast.)"""
-    if torch.compiler.is_compiling():
-        return compare(a, b).to(dtype)
-    return compare(a, b, out=torch.empty(a.shape, dtype=dtype, device=a.device))
-
-
 def delta(source: Tensor, base: Tensor) -> Tensor:
     """source - base, rounded to the dtype in which both are stored, then widened: a 16-bit delta has the equals that
     mergekit's has, so both trim the same elements."""

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.merge.arithmetic import fixed_point, indicator, rounded, wide
+from evomerge.merge.arithmetic import fixed_point, rounded, wide
+from evomerge.merge.conditions import both, either, holds, number, only, unsigned_zero, without
 from evomerge.merge.masks import lowbias32, mix
 
 
@@ -62,7 +63,7 @@ def deltas(
         change = rounded(wide(tensor) - reference, work)
         factored = change * floats[0, i]
         if keep != "all":
-            factored = factored * _kept(keep, change, index, floats, ints, i)
+            factored = only(factored, _kept(keep, change, index, floats, ints, i))
         changes.append(factored)
     return consensus(reference, changes, [floats[1, i] for i in range(len(changes))], floats[2, 0], elect, normalize)
 
@@ -82,13 +83,20 @@ def consensus(
     """
     merged = _sum(changes)
     if elect:
-        elected = indicator(torch.ge, merged, 0.0, merged.dtype) * 2.0 - 1.0
-        agreeing = [indicator(torch.gt, change * elected, 0.0, merged.dtype) for change in changes]
-        merged = _sum([change * agrees for change, agrees in zip(changes, agreeing, strict=True)])
+        agreeing = _agreeing(changes, merged)
+        merged = _sum([only(change, agrees) for change, agrees in zip(changes, agreeing, strict=True)])
         if normalize:
-            divisor = _sum([agrees * weight for agrees, weight in zip(agreeing, weights, strict=True)])
-            merged = merged / (divisor + indicator(torch.eq, divisor, 0.0, merged.dtype))
-    return reference + merged * lambda_
+            divisor = _sum([only(weight, agrees) for agrees, weight in zip(agreeing, weights, strict=True)])
+            nobody = holds(torch.eq, divisor, 0.0, divisor.dtype)
+            merged = merged / (divisor + number(nobody, divisor.dtype))
+    return reference + unsigned_zero(merged * lambda_)
+
+
+def _agreeing(changes: Sequence[Tensor], total: Tensor) -> list[Tensor]:
+    """Whether each change has the sign of their sum, + where that is 0."""
+    positive = holds(torch.ge, total, 0.0, total.dtype)
+    sign = only(torch.full_like(total, 2.0), positive) - 1.0
+    return [holds(torch.gt, change * sign, 0.0, total.dtype) for change in changes]
 
 
 def masked(
@@ -124,12 +132,10 @@ def sce(
     if select:
         index = torch.arange(base.numel(), dtype=torch.int32, device=base.device)
         kept = _largest(spread(changes), index, floats[1, 0], ints[0, 0])
-        changes = [change * kept for change in changes]
-    elected = indicator(torch.ge, _sum(changes), 0.0, reference.dtype) * 2.0 - 1.0
-    agreeing = [indicator(torch.gt, change * elected, 0.0, reference.dtype) for change in changes]
-    weights = [agrees * floats[0, i] for i, agrees in enumerate(agreeing)]
+        changes = [only(change, kept) for change in changes]
+    weights = [only(floats[0, i], agrees) for i, agrees in enumerate(_agreeing(changes, _sum(changes)))]
     merged = _sum([change * weight for change, weight in zip(changes, weights, strict=True)])
-    return reference + merged / _sum(weights).clamp_min(1e-6)
+    return reference + unsigned_zero(merged / _sum(weights).clamp_min(1e-6))
 
 
 def spread(changes: Sequence[Tensor]) -> Tensor:
@@ -145,10 +151,10 @@ def ram(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *
     """
     reference = wide(base)
     changes, contributing, several, alone = _contributions(reference, tensors, floats[0, 0], work)
-    number = _sum(contributing).clamp_min(1.0)
+    total = _sum(contributing).clamp_min(1.0)
     parts = []
     for i, (change, contributes) in enumerate(zip(changes, contributing, strict=True)):
-        parts.append(change * contributes / number * (several + alone * floats[1, i]))
+        parts.append(change * contributes / total * (several + alone * floats[1, i]))
     return reference + _sum(parts)
 
 
@@ -168,9 +174,10 @@ def _contributions(
 ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     """The deltas, then as 0 or 1: whether each contributes, whether several do, whether one does alone."""
     changes = [rounded(wide(tensor) - reference, work) for tensor in tensors]
-    contributing = [indicator(torch.gt, change.abs(), epsilon, reference.dtype) for change in changes]
-    number = _sum(contributing)
-    several, alone = (indicator(compare, number, 1.0, reference.dtype) for compare in (torch.gt, torch.eq))
+    dtype = reference.dtype
+    contributing = [number(holds(torch.gt, change.abs(), epsilon, dtype), dtype) for change in changes]
+    total = _sum(contributing)
+    several, alone = (number(holds(compare, total, 1.0, dtype), dtype) for compare in (torch.gt, torch.eq))
     return changes, contributing, several, alone
 
 
@@ -185,7 +192,7 @@ def drawn_norms(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: T
     for i, tensor in enumerate(tensors):
         change = rounded(wide(tensor) - reference, work)
         sizes = fixed_point(change.abs(), floats[0, i])
-        norms.append((sizes * _drawn(index, ints, i, sizes.dtype)).sum(dtype=torch.float64))
+        norms.append(only(sizes, _drawn(index, ints, i, sizes.dtype)).sum(dtype=torch.float64))
     return torch.stack(norms)
 
 
@@ -197,21 +204,24 @@ def nearswap(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tens
 
 
 def _kept(keep: str, change: Tensor, index: Tensor, floats: Tensor, ints: Tensor, i: int) -> Tensor:
-    """1 for the elements that are kept, else 0."""
+    """Whether each element is kept."""
     if keep == "drawn":
         return _drawn(index, ints, i, change.dtype)
     size = change.abs()
     kept = _largest(size, index, floats[3, i], ints[0, i])
-    return kept - _largest(size, index, floats[4, i], ints[1, i]) if keep == "between" else kept
+    return without(kept, _largest(size, index, floats[4, i], ints[1, i])) if keep == "between" else kept
 
 
 def _largest(size: Tensor, index: Tensor, threshold: Tensor, position: Tensor) -> Tensor:
-    equal = indicator(torch.eq, size, threshold, size.dtype)
-    return indicator(torch.gt, size, threshold, size.dtype) + equal * indicator(torch.lt, index, position, size.dtype)
+    equal, before = (
+        holds(torch.eq, size, threshold, size.dtype),
+        holds(torch.lt, index, position, size.dtype),
+    )
+    return either(holds(torch.gt, size, threshold, size.dtype), both(equal, before))
 
 
 def _drawn(index: Tensor, ints: Tensor, i: int, dtype: torch.dtype) -> Tensor:
-    return indicator(torch.le, mix(index + ints[0, i], ints[1, i], ints[2, i]), ints[3, i], dtype)
+    return holds(torch.le, mix(index + ints[0, i], ints[1, i], ints[2, i]), ints[3, i], dtype)
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
