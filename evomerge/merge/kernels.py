@@ -243,8 +243,8 @@ def fingerprint(
     """
     words = tensors[0]
     places = torch.arange(words.numel(), dtype=torch.int32, device=words.device) + ints[0, 0]
-    first = lowbias32(lowbias32(places ^ 0x3C6EF372) ^ words)
-    second = lowbias32(first ^ 0x1B873593)
+    first = mix(places, 0x3C6EF372, words)
+    second = lowbias32(first)
     broken = torch.zeros_like(words, dtype=torch.bool)
     for bits in exponents:
         broken = broken | ((words & bits) == bits)

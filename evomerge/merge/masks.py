@@ -3,8 +3,8 @@
 Nothing is stored, any part can be drawn alone and in any order, CPU and GPU agree, and the mask at a lower density is a
 subset of the mask at a higher one, so a small step in density is a small step in weights.
 
-The hash is two rounds of the 32-bit integer permutation "lowbias32" (C. Wellons, Prospecting for Hash Functions, 2018),
-keyed before each round by words of sha256(seed, source, tensor).
+The hash follows the 32-bit integer permutation "lowbias32" (C. Wellons, Prospecting for Hash Functions, 2018), keyed at
+its start and in its middle by words of sha256(seed, source, tensor).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _signed(word: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
-_FIRST, _SECOND = _signed(0x7FEB352D), _signed(0x846CA68B)
+_FIRST, _SECOND, _THIRD = _signed(0x7FEB352D), _signed(0x846CA68B), _signed(0x9E3779B1)
 
 
 def _xor_shift(words: Tensor, bits: int) -> Tensor:
@@ -41,8 +41,14 @@ def lowbias32(words: Tensor) -> Tensor:
 
 
 def mix(index: Tensor, first: Tensor | int, second: Tensor | int) -> Tensor:
-    """The hash of element numbers (int32) under two keys: int32, uniform over all 2^32 values."""
-    return lowbias32(lowbias32(index ^ first) ^ second)
+    """The hash of element numbers (int32) under two keys: int32, a permutation of all 2^32 values.
+
+    It ends in a product: a mask compares, which looks at high bits first, and those a product mixes best. The second key
+    comes in the middle, so that masks of different keys are not shifts of each other.
+    """
+    words = _xor_shift(index + first, 16) * _FIRST
+    words = _xor_shift(words, 15) ^ second
+    return _xor_shift(words * _SECOND, 16) * _THIRD
 
 
 def limit(density: float) -> int:

@@ -20,7 +20,7 @@ from evomerge.merge.transfers import is_away, moved, order_of
 
 _CACHED = 1 << 18  # elements of a piece on the CPU: large enough for all threads, small enough for their caches
 _MOVED = 1 << 24  # elements of a piece that is moved to another device
-_SMALL = 1 << 12  # tensors below this are not worth a compiled call
+_SMALL = 64  # tensors below this are not worth a compiled call
 
 
 class Runner:
