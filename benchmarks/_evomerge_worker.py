@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.merge.bank import SourceBank
-from evomerge.merge.materialize import Resident
+from evomerge.merge.materialize import Resident, as_it_is
+from evomerge.merge.plan import plan
 from evomerge.recipe.mergekit import parse_recipe
+from evomerge.study.device import place_models
 
 
 class Evomerge:
@@ -25,10 +27,15 @@ class Evomerge:
     def __init__(self, device: str, models: list[str]) -> None:
         self.device = torch.device(device)
         started = time.perf_counter()
-        bank = SourceBank()
-        for model in models:
+        opened = {model: Checkpoint.open(model) for model in models}
+        base = opened[models[0]]
+        planned = plan(as_it_is(models[0], "bfloat16"), lambda reference, where: opened[reference])
+        placement = place_models(planned, "bfloat16", opened, device, None)
+        bank = SourceBank(placement=placement)
+        for model, checkpoint in opened.items():
+            bank.add(checkpoint)
             bank.load(model)
-        self.resident = Resident(Checkpoint.open(models[0]), bank, "bfloat16", device)
+        self.resident = Resident(base, bank, "bfloat16", placement.room)
         self._wait()
         self.load_seconds = time.perf_counter() - started
 

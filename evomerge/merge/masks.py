@@ -43,8 +43,8 @@ def lowbias32(words: Tensor) -> Tensor:
 def mix(index: Tensor, first: Tensor | int, second: Tensor | int) -> Tensor:
     """The hash of element numbers (int32) under two keys: int32, a permutation of all 2^32 values.
 
-    It ends in a product: a mask compares, which looks at high bits first, and those a product mixes best. The second key
-    comes in the middle, so that masks of different keys are not shifts of each other.
+    It ends in a product: a mask compares, which looks at high bits first, and those a product mixes best. The second
+    key comes in the middle, so that masks of different keys are not shifts of each other.
     """
     words = _xor_shift(index + first, 16) * _FIRST
     words = _xor_shift(words, 15) ^ second
