@@ -26,7 +26,7 @@ from evomerge.merge.inputs import Blend
 from evomerge.merge.kernels import Kernel
 
 _log = logging.getLogger(__name__)
-_WORTH = 5.0  # seconds in plain torch after which compiling begins
+_WORTH = 2.0  # seconds in plain torch after which compiling begins
 # Roundings to 16 bits in the middle of a formula are not optimized away, products not fused into sums, and whatever is
 # used twice stays in registers (the thresholds are torch's for when to put it into memory instead)
 _OPTIONS: dict[str, Any] = {
