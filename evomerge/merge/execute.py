@@ -68,7 +68,10 @@ class _Execution:
             if id(operand) not in self._done:
                 self._done[id(operand)] = self._run(operand, None)
             return self._done[id(operand)]
-        made: Tensor = self._bank.remember(operand.key, lambda: operand.build(self._fetch))
+        key = _key(operand)
+        if key is None:
+            return operand.build(self._fetch)
+        made: Tensor = self._bank.remember(key, lambda: operand.build(self._fetch))
         return made
 
     def _run(self, job: Job, out: Tensor | None) -> Tensor:
@@ -110,10 +113,12 @@ class _Execution:
 
 
 def _key(operand: Operand) -> Hashable:
-    """What an operand is remembered by: a document's output is another one in each candidate."""
+    """What an operand is remembered by; None: a document's output, or made of one, is another in each candidate."""
     if isinstance(operand, Read):
         return operand
-    return None if isinstance(operand, Job) else operand.key
+    if isinstance(operand, Job) or any(_key(part) is None for part in operand.operands):
+        return None
+    return operand.key
 
 
 def _copied(tensors: list[Tensor], job: Job) -> Tensor:

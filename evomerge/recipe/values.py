@@ -9,10 +9,7 @@ from evomerge.errors import suggestion
 from evomerge.files.nodes import Node
 from evomerge.registry import METHODS
 
-_PARAMETERS = {p.name for method in METHODS.values() for p in method.parameters} | {
-    "int8_mask", "gamma", "epsilon", "nuslerp_flatten", "nuslerp_row_wise", "normalize_weights", "eps", "max_iter",
-    "tol", "filter_wise", "select_topk", "r", "alpha", "embed_slerp",
-}  # fmt: skip
+_PARAMETERS = {p.name for method in METHODS.values() for p in method.parameters} | {"int8_mask", "embed_slerp"}
 """Every parameter of mergekit's methods. One that the recipe's method does not take is ignored, as mergekit does; a
 name that no method takes is a typo."""
 

@@ -109,7 +109,7 @@ def device_memory(name: str, host: Device) -> Device:
 
 def host_memory(groups: Path = Path("/sys/fs/cgroup")) -> Device:
     """The host's memory: what this process may still use of it, within its control group."""
-    import psutil  # type: ignore[import-untyped]  # accelerate depends on it
+    import psutil  # type: ignore[import-untyped]
 
     told = psutil.virtual_memory()
     free, total = int(told.available), int(told.total)
