@@ -272,7 +272,7 @@ def main() -> int:
     console.print(", ".join(f"{key} {value}" for key, value in about.items()), highlight=False)
     if rows:
         share = median(second for row in rows for second in row.digests)
-        console.print(f"of each evomerge time, the sha256 over the parameters is {share:.3f} s", highlight=False)
+        console.print(f"of each evomerge time, the digest over the parameters is {share:.3f} s", highlight=False)
     apart = [f"{r.method}: {r.agreement}" for r in rows if r.agreement and not r.agreement.holds]
     for line in [*(f"evomerge failed on {f}" for f in failed), *(f"other results in mergekit, {a}" for a in apart)]:
         console.print(line, highlight=False, style="red")

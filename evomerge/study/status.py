@@ -138,7 +138,7 @@ def _numbered(state: Status, number: int) -> tuple[Trial, Standing, str]:
 
 def _header(state: Status, trial: Trial, split: str, missed: list[str]) -> str:
     lines = [f"evomerge run {state.folder.name}, {trial.name}, recipe {trial.recipe_id[:16]}"]
-    lines.append(f"sha256 of the weights {trial.digest}")
+    lines.append(f"digest of the weights {trial.digest}")
     for name, value in trial.scores.items():
         about = state.slices[name]
         floor = ", below its floor" if name in missed else ""

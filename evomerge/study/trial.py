@@ -22,7 +22,7 @@ class Trial:
     """One genome (empty for a reference) with its recipe, and, once finished, its scores.
 
     `scores`, `stderr` and `bounds` (lower confidence bounds, where the fitness file asks for confidence) are
-    oriented: higher is better. `digest` is the sha256 of the materialized parameters;
+    oriented: higher is better. `digest` is that of the materialized parameters;
     `seconds` the time of each phase; `reason` why a failed trial failed. Finished trials never change.
     """
 
