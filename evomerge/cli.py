@@ -14,21 +14,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge import __version__
+from evomerge import __version__, arguments
 from evomerge.errors import EvomergeError, InputError, Where
 
 DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 Handler = Callable[[argparse.Namespace], int]
-# Options that mergekit-yaml's command lines often have, and that change nothing here
-_MERGEKITS = (
-    "--copy-tokenizer", "--write-model-card", "--safe-serialization", "--clone-tensors", "--lazy-unpickle",
-    "--async-write", "--low-cpu-memory", "--read-to-gpu", "--allow-crimes", "--trust-remote-code",
-)  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_args(words)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(options.handler(options))
@@ -309,90 +304,16 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print one JSON document on stdout")
         return made
 
-    _add_quickstart(command("quickstart", _quickstart, "train small specialists here, search them, export the winner"))
-    _add_search(command("search", _search, "launch a study from a search-space file"))
-    _add_resume(command("resume", _resume, "continue a run exactly where it stopped"))
-    _add_status(command("status", _status, "list the runs, or show one run's progress and best trials"))
-    _add_export(command("export", _export, "write a run's best recipe as mergekit YAML"))
-    _add_merge(command("merge", _merge, "carry out a mergekit recipe: write the merged checkpoint"))
-    _add_evaluate(command("evaluate", _evaluate, "score a checkpoint or a recipe and hold it to its floors"))
-    return root
-
-
-def _add_quickstart(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dir", default=".", help="where models, runs and files go (default: here)")
-    command.add_argument("--trials", type=int, help="budget in place of the space file's")
-    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto")
-
-
-def _add_search(command: argparse.ArgumentParser) -> None:
-    command.add_argument("space", metavar="SPACE.yaml")
-    command.add_argument("--run", metavar="NAME", help="the run's name in ./runs (default: the file's name)")
-    command.add_argument("--trials", type=int, metavar="N", help="budget of trials, references included")
-    command.add_argument("--time", metavar="2h", help="budget of evaluation time: 90s, 20m, 4h, 2d")
-    command.add_argument("--optimizer", metavar="NAME", help="in place of the file's")
-    command.add_argument("--seed", type=int, metavar="N", help="of the optimizer and the random masks")
-    _add_place(command)
-    command.add_argument("--fitness", metavar="FILE", help="in place of the file's")
-    command.add_argument("--storage", metavar="URL", help="an Optuna storage in place of the run's journal")
-    about = "override a key of the space file, or of the fitness file (fitness.batch_size=4)"
-    command.add_argument("--set", dest="settings", action="append", default=[], metavar="key=value", help=about)
-    command.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, then stop")
-
-
-def _add_resume(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", metavar="RUN")
-    command.add_argument("--trials", type=int, metavar="TOTAL", help="new total budget of trials")
-    command.add_argument("--time", metavar="2h", help="new total budget of evaluation time")
-    _add_place(command, device=None)
-
-
-def _add_status(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", metavar="RUN", nargs="?")
-    command.add_argument("--runs", default="runs", metavar="DIR", help="where the runs are (default: runs)")
-
-
-def _add_export(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", metavar="RUN")
-    command.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
-    command.add_argument("--trial", type=int, metavar="N", help="another trial than the winner")
-    command.add_argument("--allow-infeasible", action="store_true", help="even if it misses a floor")
-
-
-def _add_merge(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", metavar="RECIPE.yaml")
-    command.add_argument("out", metavar="OUT_DIR")
-    command.add_argument("--overwrite", action="store_true", help="replace what is there")
-    command.add_argument("--device", default="cpu", metavar="D", help="where to compute: cpu, cuda, cuda:1 or auto")
-    command.add_argument("--cuda", action="store_true", help="the same as --device cuda")
-    command.add_argument("-j", "--num-threads", type=int, metavar="N", help="processor threads to compute with")
-    command.add_argument("--random-seed", type=int, metavar="N", help="of random masks, in place of the recipe's")
-    command.add_argument("--out-shard-size", default="5GB", metavar="SIZE", help="largest weights file (default: 5GB)")
-    command.add_argument(
-        "-I", "--intermediate-dir", metavar="DIR", help="write the named documents' outputs there, too"
+    arguments.add_quickstart(
+        command("quickstart", _quickstart, "train small specialists here, search them, export the winner")
     )
-    command.add_argument("--unsafe-truncate-embeddings", action="store_true",
-                         help="merge embeddings of different size over the rows that all models have")  # fmt: skip
-    for name, about in (("copy-tokenizer", "no tokenizer files"), ("write-model-card", "no README.md")):
-        command.add_argument(f"--no-{name}", dest=name.replace("-", "_"), action="store_false", help=about)
-    for name in _MERGEKITS:
-        command.add_argument(name, action="store_true", dest="without_effect", help=argparse.SUPPRESS)
-
-
-def _add_evaluate(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", metavar="MODEL_OR_RECIPE")
-    command.add_argument("--fitness", required=True, metavar="FILE")
-    command.add_argument("--split", choices=["search", "holdout", "all"], default="holdout")
-    command.add_argument("--reference", action="append", default=[], metavar="NAME=MODEL",
-                         help="a model that relative floors refer to, such as base=models/base")  # fmt: skip
-    _add_place(command)
-
-
-def _add_place(command: argparse.ArgumentParser, device: str | None = "auto") -> None:
-    about = "cpu, cuda, cuda:1, several GPUs (cuda:0,cuda:1) or auto (one, or all if the model needs them)"
-    command.add_argument("--device", default=device, metavar="D", help=about if device else "in place of the launch's")
-    about = "the most memory for base and sources: 20GB, or device=20GB,host=64GB; the rest is read from the files"
-    command.add_argument("--memory", metavar="SIZE", help=about)
+    arguments.add_search(command("search", _search, "launch a study from a search-space file"))
+    arguments.add_resume(command("resume", _resume, "continue a run exactly where it stopped"))
+    arguments.add_status(command("status", _status, "list the runs, or show one run's progress and best trials"))
+    arguments.add_export(command("export", _export, "write a run's best recipe as mergekit YAML"))
+    arguments.add_merge(command("merge", _merge, "carry out a mergekit recipe: write the merged checkpoint"))
+    arguments.add_evaluate(command("evaluate", _evaluate, "score a checkpoint or a recipe and hold it to its floors"))
+    return root
 
 
 if __name__ == "__main__":

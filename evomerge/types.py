@@ -70,11 +70,13 @@ class ItemScore:
 @dataclass(frozen=True)
 class SliceScore:
     """A slice's score of one candidate. `value` is oriented: higher is always better (the sign of a
-    lower-is-better metric was flipped once, when it was made). `stderr` is None where unknown."""
+    lower-is-better metric was flipped once, when it was made). `stderr` is None where unknown. `loss`: the mean
+    negative log-likelihood of the right answers, in nats per token, where the requests tell it."""
 
     value: float
     stderr: float | None
     items: tuple[ItemScore, ...] = field(default=(), repr=False)
+    loss: float | None = None
 
 
 Scores = Mapping[str, SliceScore]
