@@ -97,7 +97,7 @@ def search(space: Path) -> int:
     last = [result.winner] if result.winner else standing.merges()[:1]
     rows = [(t.label or describe(t), t) for t in (*references, *ladder, *last)]
     metrics = {name: piece.metric for name, piece in result.slices.items()}
-    Console(width=140).print(standing_table("Holdout split", standing, rows, metrics, spread=False))
+    Console(width=140).print(standing_table("Holdout split", standing, rows, metrics))
     count = len(result.search.trials)
     print(f"{count} trials in {seconds:.0f} s; materializing took {share(result.search.trials):.1%} of an evaluation")
     average = next(t for t in references if t.label == "uniform")

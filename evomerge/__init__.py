@@ -11,19 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evomerge.demo.run import quickstart
+    from evomerge.study.compare import compare
     from evomerge.study.evaluate import evaluate
+    from evomerge.study.path import path
+    from evomerge.study.rank import rank
     from evomerge.study.search import resume, search
     from evomerge.study.status import export, runs, status
 
 from evomerge import merge
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "export", "merge", "quickstart", "resume", "runs", "search", "status"]
+__all__ = ["compare", "evaluate", "export", "merge", "path", "quickstart", "rank", "resume", "runs", "search", "status"]
 
 _HOMES = {
+    "compare": "evomerge.study.compare",
     "evaluate": "evomerge.study.evaluate",
     "export": "evomerge.study.status",
+    "path": "evomerge.study.path",
     "quickstart": "evomerge.demo.run",
+    "rank": "evomerge.study.rank",
     "resume": "evomerge.study.search",
     "runs": "evomerge.study.status",
     "search": "evomerge.study.search",

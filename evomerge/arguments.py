@@ -51,6 +51,21 @@ def add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--allow-infeasible", action="store_true", help="even if it misses a floor")
 
 
+def add_rank(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN")
+    about = "other weights, floors, confidence or objective, or fewer slices"
+    command.add_argument("--fitness", required=True, metavar="NEW.yaml", help=about)
+    command.add_argument("-o", "--output", metavar="FILE", help="write the new winner's recipe there")
+
+
+def add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN")
+    command.add_argument("first", metavar="A", help="a trial's number, or base, a source, uniform, winner")
+    command.add_argument("second", metavar="B", nargs="?", help="default: the winner, or the best so far")
+    command.add_argument("--split", choices=["search", "holdout"],
+                         help="default: holdout where both have scores there, else search")  # fmt: skip
+
+
 def add_merge(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", metavar="RECIPE.yaml")
     command.add_argument("out", metavar="OUT_DIR")
@@ -73,11 +88,30 @@ def add_merge(command: argparse.ArgumentParser) -> None:
 
 def add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL_OR_RECIPE")
+    _add_fitness(command)
+    command.add_argument("-o", "--output", metavar="FILE", help="write what --json prints to a file, too")
+    command.add_argument("--items", metavar="FILE", help="write the score of every item: FILE.jsonl or FILE.parquet")
+    _add_place(command)
+
+
+def add_path(command: argparse.ArgumentParser) -> None:
+    command.add_argument("start", metavar="A", help="a model or a recipe; a recipe alone starts at its base")
+    command.add_argument("end", metavar="B", nargs="?", help="a model or a recipe")
+    _add_fitness(command)
+    command.add_argument("--points", type=int, default=11, metavar="N", help="how many, ends included (default: 11)")
+    command.add_argument("--from", dest="first", type=float, default=0.0, metavar="T", help="default: 0, which is A")
+    command.add_argument("--to", dest="last", type=float, default=1.0, metavar="T",
+                         help="default: 1, which is B; 1.5 goes beyond it by half of the way")  # fmt: skip
+    command.add_argument("-o", "--output", default="path.png", metavar="FILE",
+                         help="the picture: .png, .svg or .pdf (default: path.png)")  # fmt: skip
+    _add_place(command)
+
+
+def _add_fitness(command: argparse.ArgumentParser) -> None:
     command.add_argument("--fitness", required=True, metavar="FILE")
     command.add_argument("--split", choices=["search", "holdout", "all"], default="holdout")
     command.add_argument("--reference", action="append", default=[], metavar="NAME=MODEL",
                          help="a model that relative floors refer to, such as base=models/base")  # fmt: skip
-    _add_place(command)
 
 
 def _add_place(command: argparse.ArgumentParser, device: str | None = "auto") -> None:

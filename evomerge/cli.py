@@ -118,44 +118,53 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | None = None) -> int:
     """The end of a search: the table, and what to do next."""
-    from evomerge.report import tables
+    from evomerge.report import data, results
 
     if options.json:
-        _print(options, {**tables.result_data(result), **(files or {})})
+        _print(options, {**data.result_data(result), **(files or {})})
     else:
-        _show(tables.result_table(result))
-        print(_verdict(result))
+        _show(results.result_table(result))
+        print(results.verdict(result))
     return DONE if result.winner else NO
 
 
-def _verdict(result: Any) -> str:
-    from evomerge.report.tables import better_parent, closest, describe, missed_floors
+def _rank(options: argparse.Namespace) -> int:
+    from evomerge.report import data, rankings
+    from evomerge.study.rank import rank
 
-    name = result.folder.handle
-    if result.winner:
-        parent = better_parent(result)
-        note = f"\nnote: {parent.label} itself passes every floor and scores better; no merge beat it" if parent else ""
-        return f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`{note}"
-    last = closest(result.holdout)
-    if last is None:
-        return "no winner: no merge could be scored"
-    missed = missed_floors(result.holdout, last)
-    return f"no winner: no candidate passes every floor on the holdout split; closest is {describe(last)}: {missed}"
+    result = rank(options.run, options.fitness, options.output)
+    if options.json:
+        _print(options, data.ranked_data(result))
+    else:
+        _show(rankings.ranked_tables(result))
+        print(rankings.ranked_words(result))
+    return DONE if result.winner else NO
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from evomerge.report import data, rankings
+    from evomerge.study.compare import compare
+
+    result = compare(options.run, options.first, options.second, split=options.split)
+    if options.json:
+        return _print(options, data.compared_data(result))
+    _show(rankings.compared_table(result))
+    return _say(rankings.compared_words(result))
 
 
 def _status(options: argparse.Namespace) -> int:
-    from evomerge.report import tables
+    from evomerge.report import data, tables
     from evomerge.study.folder import is_name
     from evomerge.study.status import runs, status
 
     if options.run is None:
         states = runs(options.runs)
         if options.json:
-            return _print(options, [tables.run_data(s) for s in states])
+            return _print(options, [data.run_data(s) for s in states])
         return _show(tables.runs_table(states)) if states else _say(f"no runs in {options.runs}")
     state = status(Path(options.runs) / options.run if is_name(options.run) else options.run)
     if options.json:
-        return _print(options, tables.status_data(state))
+        return _print(options, data.status_data(state))
     failed = sum(t.state == "failed" for t in state.search.trials)
     winner = f"winner {state.winner.name}" if state.winner else ("no winner" if state.finished else "not finished")
     print(
@@ -208,25 +217,89 @@ def _merge(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from evomerge.report import tables
+    from evomerge.report.data import evaluated_data
     from evomerge.study.evaluate import evaluate
+    from evomerge.study.items import save_items
 
+    items = _output(options.items, "--items", (".jsonl", ".parquet"))
+    output = _output(options.output, "--output")
+    references = _references(options)
     with _view() as observer:
         result = evaluate(
             options.model,
             options.fitness,
             split=options.split,
-            references=dict(_pair(text) for text in options.reference),
+            references=references,
             device=options.device,
             memory=options.memory,
             observer=observer,
         )
+    data = evaluated_data(result)
+    if output:
+        output.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    if items:
+        save_items(items, {name: score.items for name, score in result.scores.items()})
     if options.json:
-        _print(options, tables.evaluated_data(result))
+        _print(options, data)
     else:
         _show(tables.evaluated_table(result))
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
         print(f"misses the floor of {missed}" if missed else "passes every floor")
     return DONE if result.feasible else NO
+
+
+def _path(options: argparse.Namespace) -> int:
+    from evomerge.report.figures import FORMATS, draw_path
+    from evomerge.report.paths import path_data, path_summary, path_table
+    from evomerge.study.path import PathInterrupted, path
+
+    figure = _output(options.output, "--output", FORMATS)
+    references = _references(options)
+    try:
+        with _view() as observer:
+            result = path(
+                options.start,
+                options.end,
+                fitness=options.fitness,
+                points=options.points,
+                first=options.first,
+                last=options.last,
+                split=options.split,
+                references=references,
+                device=options.device,
+                memory=options.memory,
+                observer=observer,
+            )
+    except PathInterrupted as stop:
+        result = stop.partial
+    if figure:
+        draw_path(result, figure)
+    if options.json:
+        _print(options, {**path_data(result), "figure": options.output})
+    else:
+        _show(path_table(result))
+        print(f"{path_summary(result)}\nwrote {options.output}")
+    if not result.complete:
+        return _complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
+    return DONE if result.feasible else NO
+
+
+def _output(name: str | None, option: str, endings: Sequence[str] = ()) -> Path | None:
+    """A file to write. InputError, before an hour of scoring, where that cannot be."""
+    if name is None:
+        return None
+    file = Path(name)
+    if endings and file.suffix.lower() not in endings:
+        raise InputError(f"{name} is none of {', '.join(endings)}", f"write for example x{endings[0]}", Where(option))
+    if not file.parent.is_dir():
+        raise InputError(f"there is no folder {file.parent}", "create it", Where(option))
+    if file.is_dir():
+        raise InputError(f"{name} is a folder", "name a file in it", Where(option))
+    return file
+
+
+def _references(options: argparse.Namespace) -> dict[str, str]:
+    return dict(_pair(text) for text in options.reference)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -311,8 +384,13 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_resume(command("resume", _resume, "continue a run exactly where it stopped"))
     arguments.add_status(command("status", _status, "list the runs, or show one run's progress and best trials"))
     arguments.add_export(command("export", _export, "write a run's best recipe as mergekit YAML"))
+    arguments.add_rank(command("rank", _rank, "rank a run's trials under another fitness file, evaluating nothing"))
+    arguments.add_compare(command("compare", _compare, "compare two trials of a run item by item"))
     arguments.add_merge(command("merge", _merge, "carry out a mergekit recipe: write the merged checkpoint"))
     arguments.add_evaluate(command("evaluate", _evaluate, "score a checkpoint or a recipe and hold it to its floors"))
+    arguments.add_path(
+        command("path", _path, "score the straight line between two models, or from a recipe's base to its merge")
+    )
     return root
 
 

@@ -58,13 +58,15 @@ class ItemScore:
 
     `item` identifies the document whatever its position; `score` is the item's own value in the metric's
     natural direction (None where the metric has no per-item number); `weight` its share in the mean (1.0,
-    or for example the bytes of a text); `raw` what the metric returned for it, JSON-compatible.
+    or for example the bytes of a text); `raw` what the metric returned for it, JSON-compatible; `cluster` what items
+    with a common origin share, where the slice names such a field.
     """
 
     item: str
     score: float | None
     weight: float = 1.0
     raw: Any = None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import evomerge
 from evomerge.cli import main
 
 Study = Callable[..., Path]
-HEAVY = {"torch", "transformers", "lm_eval", "pandas", "cma", "datasets"}
+HEAVY = {"torch", "transformers", "lm_eval", "pandas", "cma", "datasets", "matplotlib"}
 
 
 def imported_by(*arguments: str, cwd: Path | None = None) -> set[str]:
@@ -33,6 +33,8 @@ def imported_by(*arguments: str, cwd: Path | None = None) -> set[str]:
 def test_help_and_errors_import_nothing_heavy(tmp_path: Path) -> None:
     assert imported_by("--help") == set()
     assert imported_by("search", "nothing.yaml", cwd=tmp_path) == set()
+    for command in (["evaluate", "model"], ["path", "a", "b"]):
+        assert imported_by(*command, "--fitness", "nothing.yaml", cwd=tmp_path) == set()
 
 
 def test_status_and_input_errors_import_nothing_heavy(tiny_study: Study) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from evomerge.files.common import index, resolve
 from evomerge.files.nodes import Node, as_number, load, override
-from evomerge.files.objects import FitnessSpec, FloorSpec, SliceSpec
+from evomerge.files.objects import SAVINGS, FitnessSpec, FloorSpec, Saving, SliceSpec
 from evomerge.registry import OBJECTIVES
 
 _OPTIONS = (
@@ -20,8 +20,8 @@ _OPTIONS = (
     "gen_kwargs",
     "add_bos_token",
 )
-_KEYS = ("include", "objective", "split", "confidence", "batch_size")
-_SLICE_KEYS = ("task", "python", "data", "metric", "direction", "floor", "weight", "items", *_OPTIONS)
+_KEYS = ("include", "objective", "split", "confidence", "batch_size", "economy")
+_SLICE_KEYS = ("task", "python", "data", "metric", "direction", "floor", "weight", "items", "cluster", "range", *_OPTIONS)
 
 
 def read_fitness(file: Path, settings: Sequence[str] = (), folder: Path | None = None) -> FitnessSpec:
@@ -50,8 +50,21 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
         split_seed=seed,
         confidence=confidence.number(0.5, 0.9999) if confidence and confidence.value is not None else None,
         batch_size=parts["batch_size"].integer(1) if "batch_size" in parts else 16,
+        economy=_economy(parts.get("economy")),
         where=index(root),
     )
+
+
+def _economy(node: Node | None) -> tuple[Saving, ...]:
+    """All means of saving, none, or those that are listed."""
+    if node is None or node.value is True:
+        return SAVINGS
+    if node.value is False:
+        return ()
+    if not isinstance(node.value, list):
+        node.fail(f"is {node.shown()}", f"give true, false, or a list of {', '.join(SAVINGS)}")
+    named = {entry.one_of(SAVINGS, "means of saving") for entry in node.sequence()}
+    return tuple(saving for saving in SAVINGS if saving in named)
 
 
 def _objective(node: Node) -> str:
@@ -110,10 +123,19 @@ def _slice(name: str, node: Node) -> SliceSpec:
         floor=_floor(parts["floor"], metric) if "floor" in parts else None,
         weight=weight,
         items=parts["items"].integer(1) if "items" in parts else None,
+        cluster=parts["cluster"].text() if "cluster" in parts else None,
+        range=_range(parts["range"]) if "range" in parts else None,
         options=options,
         where=node.where,
         lines={k: n.where for k, n in parts.items()},
     )
+
+
+def _range(node: Node) -> tuple[float, float]:
+    ends = [entry.number() for entry in node.sequence()]
+    if len(ends) != 2 or ends[0] >= ends[1]:
+        node.fail("is no range", "give the lowest and the highest score of an item, such as [0, 1]")
+    return ends[0], ends[1]
 
 
 def _check_callable(node: Node, parts: dict[str, Node]) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from evomerge.errors import Where
 
 Axis = Literal["sources", "layers", "modules"]
+Saving = Literal["early_stop", "racing", "representative"]
+SAVINGS: tuple[Saving, ...] = ("early_stop", "racing", "representative")
 AXES: tuple[Axis, ...] = ("sources", "layers", "modules")
 
 
@@ -89,7 +91,8 @@ class SliceSpec:
 
     `script` is the callable's file. `items` caps the number of items of each split. `options` is handed to lm-eval as
     it is: num_fewshot, filter, apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs,
-    add_bos_token.
+    add_bos_token. `cluster` names the document's field that items with a common origin share; `range` holds the worst
+    and the best that an item can score.
     """
 
     name: str
@@ -102,6 +105,8 @@ class SliceSpec:
     floor: FloorSpec | None = None
     weight: float = 1.0
     items: int | None = None
+    cluster: str | None = None
+    range: tuple[float, float] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     where: Where = field(default=Where(), compare=False)
     lines: dict[str, Where] = field(default_factory=dict, compare=False)
@@ -117,7 +122,8 @@ class SliceSpec:
 
 @dataclass(frozen=True)
 class FitnessSpec:
-    """A fitness file. `search` is the share of items dealt to the search split."""
+    """A fitness file. `search` is the share of items dealt to the search split; `economy` says by what means a
+    candidate is scored on less than all its items."""
 
     file: Path
     slices: dict[str, SliceSpec]
@@ -127,6 +133,7 @@ class FitnessSpec:
     split_seed: int = 0
     confidence: float | None = None
     batch_size: int = 16
+    economy: tuple[Saving, ...] = SAVINGS
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 
     def at(self, key: str) -> Where:

@@ -56,6 +56,7 @@ def fitness_data(spec: FitnessSpec) -> dict[str, Any]:
         "split": {"search": spec.search, "seed": spec.split_seed},
         "confidence": spec.confidence,
         "batch_size": spec.batch_size,
+        "economy": list(spec.economy) or False,
         "slices": {name: _slice(piece) for name, piece in spec.slices.items()},
     }
 
@@ -70,6 +71,8 @@ def _slice(piece: SliceSpec) -> dict[str, Any]:
         "floor": _floor(piece.floor),
         "weight": piece.weight,
         "items": piece.items,
+        "cluster": piece.cluster,
+        "range": list(piece.range) if piece.range else None,
         **piece.options,
     }
     return {key: value for key, value in given.items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,18 +21,33 @@ _WALK = 200
 
 
 class Optimizer(Protocol):
-    """Proposes genomes and learns from their outcomes, one at a time.
+    """Proposes genomes, some of them at a time, and learns from their outcomes in the order asked.
 
     It is a pure function of its dimensions, options, seed and the outcomes told: it neither reads nor moves a
     global random generator, so that telling a fresh one the recorded outcomes restores it (`replay`).
     """
+
+    @property
+    def open(self) -> int:
+        """How many more genomes can be asked before one is told."""
+        ...
+
+    @property
+    def rivals(self) -> int:
+        """How many of the genomes told last compete with those that are asked now."""
+        ...
+
+    @property
+    def places(self) -> int:
+        """How many of them all, the best, make a difference to what is proposed next."""
+        ...
 
     def ask(self) -> Genome:
         """The next genome to evaluate; the first is made of the dimensions' initial values."""
         ...
 
     def tell(self, genome: Genome, outcome: Outcome) -> None:
-        """The outcome of the genome that was asked last."""
+        """The outcome of the first genome that was asked and not told."""
         ...
 
 
@@ -44,7 +60,7 @@ def build(name: str, dimensions: Sequence[Dimension], seed: int, options: Mappin
 
 
 class Sequential(ABC):
-    """An optimizer with one genome out at a time: keeps the order of calls and the history."""
+    """Keeps the order of calls and the history. An optimizer has one genome out at a time unless it says otherwise."""
 
     def __init__(self, dimensions: Sequence[Dimension], seed: int) -> None:
         keys = [dimension.key for dimension in dimensions]
@@ -58,21 +74,32 @@ class Sequential(ABC):
         self.seed = seed
         self.history: list[tuple[Genome, Outcome]] = []
         self._choices = [dimension for dimension in self.dimensions if len(dimension.choices) > 1]
-        self._asked: Genome | None = None
+        self._asked: deque[Genome] = deque()
+
+    @property
+    def open(self) -> int:
+        return 1 - len(self._asked)
+
+    @property
+    def rivals(self) -> int:
+        return 0
+
+    @property
+    def places(self) -> int:
+        return 1
 
     def ask(self) -> Genome:
-        if self._asked is not None:
-            raise RuntimeError("ask() was called twice; tell() the outcome of the genome asked first")
-        self._asked = self._propose()
-        return dict(self._asked)
+        if self.open < 1:
+            raise RuntimeError("ask() was called too often; tell() the outcome of the genome asked first")
+        self._asked.append(self._propose())
+        return dict(self._asked[-1])
 
     def tell(self, genome: Genome, outcome: Outcome) -> None:
-        if self._asked is None:
+        if not self._asked:
             raise RuntimeError("tell() was called without calling ask()")
-        if genome != self._asked:
-            raise RuntimeError(f"tell() got another genome than was asked; {difference(self._asked, genome)}")
-        self.history.append((self._asked, outcome))
-        self._asked = None
+        if genome != self._asked[0]:
+            raise RuntimeError(f"tell() got another genome than was asked; {difference(self._asked[0], genome)}")
+        self.history.append((self._asked.popleft(), outcome))
         self._learn(outcome)
 
     @abstractmethod

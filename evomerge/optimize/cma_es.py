@@ -48,7 +48,8 @@ _WIDEN = 1.5
 
 
 class CmaEs(Sequential):
-    """Asks for the samples of one generation one by one, and updates the distribution once all are told."""
+    """Asks for the samples of one generation, one by one or all at once, and updates the distribution once all are
+    told."""
 
     def __init__(
         self,
@@ -69,8 +70,21 @@ class CmaEs(Sequential):
         self._start(self._encoding.encode(self._initial()), self._generator(0))
         self._sample(with_mean=True)
 
+    @property
+    def open(self) -> int:
+        return len(self._genomes) - self.rivals - len(self._asked)
+
+    @property
+    def rivals(self) -> int:
+        return len(self._outcomes)
+
+    @property
+    def places(self) -> int:
+        """The parents of the next generation."""
+        return int(self._es.sp.weights.mu)
+
     def _propose(self) -> Genome:
-        return self._genomes[len(self._outcomes)]
+        return self._genomes[self.rivals + len(self._asked)]
 
     def _learn(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)

@@ -159,7 +159,7 @@ class LiveView(LineView):
         if standing.settled:
             rows = [(describe(t), t) for t in standing.trials if t.label == "base"]
             rows += [(describe(t), t) for t in standing.merges()[:3]]
-            self._table = Group(standing_table("best so far (search split)", standing, rows, {}, spread=False))
+            self._table = Group(standing_table("best so far (search split)", standing, rows, {}))
         self._draw()
 
     def holdout_scored(self, name: str, done: int, total: int) -> None:

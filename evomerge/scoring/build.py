@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
-from evomerge.errors import InputError
+from evomerge.errors import InputError, TrialError
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.scoring.callables import CallablePass
 from evomerge.scoring.metrics import resolve
-from evomerge.scoring.passes import TaskPass
-from evomerge.scoring.preflight import check_name
+from evomerge.scoring.passes import Answers, TaskPass
+from evomerge.scoring.preflight import check_name, check_objective
 from evomerge.scoring.resident import ResidentLM
 from evomerge.scoring.splits import SIDES, Deal
 from evomerge.scoring.suite import Slice
@@ -29,7 +30,7 @@ def build_slices(fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitN
     names = [piece.task for piece in pieces if piece.task is not None]
     builder = _Builder(fitness, model, tokenizer, split, TaskLibrary(fitness.include, names))
     slices = {piece.name: builder.build(piece) for piece in pieces}
-    _check_objective(fitness, slices)
+    check_objective(fitness, {name: piece.sign for name, piece in slices.items()})
     return slices
 
 
@@ -50,8 +51,8 @@ class _Builder:
     def _callable(self, piece: SliceSpec) -> Slice:
         source = CallablePass(self.fitness, piece, self.model, self.tokenizer)
         self._check_counts(piece, source.deal)
-        read = _unchanged
-        return Slice(piece.name, source.sign, piece.metric or "score", piece.weight, piece.floor, source, read)
+        about = (piece.name, source.sign, piece.metric or "score", piece.weight, piece.floor, source)
+        return _within(piece, Slice(*about, _unchanged, source.mixture, source.total))
 
     def _task(self, piece: SliceSpec) -> Slice:
         source = self._pass(piece)
@@ -66,14 +67,14 @@ class _Builder:
         source.filters.add(metric.filter)
         if not metric.by_size:
             self._check_leaves(piece, source)
-        if self.fitness.confidence is not None and piece.floor is not None and not metric.has_stderr:
-            problem = f"`confidence` needs a standard error, and {metric.label!r} has none"
-            raise InputError(problem, "remove `confidence` or this slice's floor", piece.at("metric"))
+        if piece.cluster is not None:
+            metric = replace(metric, clusters=source.clusters(piece.cluster, piece.at("cluster")))
 
-        def read(results: Any) -> SliceScore:
-            return metric.read(results[metric.filter])
+        def read(answers: Answers) -> SliceScore:
+            return replace(metric.read(answers.rows[metric.filter]), loss=answers.loss)
 
-        return Slice(piece.name, metric.sign, metric.label, piece.weight, piece.floor, source, read)
+        about = (piece.name, metric.sign, metric.label, piece.weight, piece.floor, source)
+        return _within(piece, Slice(*about, read, metric.mixture, metric.total))
 
     def _pass(self, piece: SliceSpec) -> TaskPass:
         """The pass of this task, shared with the slices that differ in metric, filter, floor or weight only."""
@@ -100,6 +101,9 @@ class _Builder:
             if not deal.items(split):
                 problem = f"slice {piece.name!r} has no items in the {split} split (of {total} in all)"
                 raise InputError(problem, "give it more items or change `split`", piece.where)
+            if self.fitness.confidence is not None and piece.floor is not None and len(deal.items(split)) < 2:
+                problem = f"`confidence` needs a standard error, and one item of the {split} split gives none"
+                raise InputError(problem, "give the slice more items, or no floor", piece.where)
 
     def _check_leaves(self, piece: SliceSpec, source: TaskPass) -> None:
         """A group that weighs its leaves equally means another thing when a leaf drops out."""
@@ -110,17 +114,25 @@ class _Builder:
                     raise InputError(problem, "raise `items` or change `split`", piece.at("items"))
 
 
+def _within(piece: SliceSpec, made: Slice) -> Slice:
+    """The slice, held to the range that its items are said to have: exact early stops rest on it."""
+    if piece.range is None:
+        return made
+    low, high = piece.range
+
+    def read(results: Any) -> SliceScore:
+        score = made.read(results)
+        outside = next((i for i in score.items if i.score is None or not low <= i.score <= high), None)
+        if outside is not None:
+            problem = f"item {outside.item} scored {outside.score}, outside of `range` [{low:g}, {high:g}]"
+            raise TrialError(f"{problem}; mend the range or the metric")
+        return score
+
+    worst, best = (low, high) if made.sign > 0 else (high, low)
+    mixture = made.mixture and replace(made.mixture, best=best, worst=worst)
+    return replace(made, read=read, mixture=mixture)
+
+
 def _unchanged(score: Any) -> SliceScore:
     result: SliceScore = score
     return result
-
-
-def _check_objective(fitness: FitnessSpec, slices: dict[str, Slice]) -> None:
-    if all(piece.weight <= 0 for piece in slices.values()):
-        raise InputError("no slice has a weight above 0", "give at least one a weight", fitness.at("slices"))
-    if fitness.objective != "geometric_mean":
-        return
-    for name, piece in slices.items():
-        if piece.sign < 0 and piece.weight > 0:
-            problem = f"geometric_mean cannot hold slice {name!r}: a lower {piece.metric} is better"
-            raise InputError(problem, "use mean, weighted_mean or min, or give it weight 0", fitness.at("objective"))

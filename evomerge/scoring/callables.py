@@ -15,6 +15,7 @@ from typing import Any
 
 from evomerge.errors import InputError, TrialError, Where
 from evomerge.files.objects import FitnessSpec, SliceSpec
+from evomerge.scoring.mixture import Mixture
 from evomerge.scoring.preflight import check_callable
 from evomerge.scoring.splits import SIDES, Deal, deal_all, item_key, labels
 from evomerge.scoring.statistics import weighted_mean_stderr
@@ -47,18 +48,37 @@ class CallablePass:
     def sign(self) -> int:
         return -1 if self.piece.direction == "lower" else 1
 
-    def prepare(self, split: SplitName) -> None:
+    @property
+    def mixture(self) -> Mixture:
+        """A callable's score is the mean of its items'."""
+        return Mixture(self.sign)
+
+    def names(self, split: SplitName) -> tuple[str, ...]:
+        """The items of a split, in the order in which they are reported."""
+        return tuple(self._labels[i] for i in self.deal.indices(split, self._task))
+
+    def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> None:
         """Nothing: a scorer makes its own prompts."""
 
-    def run(self, split: SplitName) -> SliceScore:
-        """Call the scorer with the weights the model has now. TrialError where it fails or its answer is unusable."""
+    def run(self, split: SplitName, names: frozenset[str] | None = None) -> SliceScore:
+        """Call the scorer on a split's items (of them, those in `names`) with the weights the model has now.
+        TrialError where it fails or its answer is unusable."""
         import torch
 
-        indices = self.deal.indices(split, self._task)
+        chosen = self.deal.indices(split, self._task)
+        indices = [i for i in chosen if names is None or self._labels[i] in names]
         with torch.no_grad():
             scores = self._call([copy.deepcopy(self._items[i]) for i in indices])
-        items = tuple(ItemScore(self._labels[i], s, 1.0, s) for i, s in zip(indices, scores, strict=True))
-        return SliceScore(self.sign * math.fsum(scores) / len(scores), weighted_mean_stderr(scores), items)
+        field = self.piece.cluster
+        clusters = [None if field is None else str(self._items[i].get(field)) for i in indices]
+        about = zip(indices, scores, clusters, strict=True)
+        return self.total([ItemScore(self._labels[i], score, 1.0, score, c) for i, score, c in about])
+
+    def total(self, items: Sequence[ItemScore]) -> SliceScore:
+        """The score of items that were scored at once or in pieces."""
+        scores = [float(item.raw) for item in items]
+        error = weighted_mean_stderr(scores, clusters=[item.cluster for item in items])
+        return SliceScore(self.sign * math.fsum(scores) / len(scores), error, tuple(items))
 
     def _call(self, items: list[dict[str, Any]]) -> list[float]:
         name, count = self.piece.python, len(items)

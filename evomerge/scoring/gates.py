@@ -9,8 +9,8 @@ from typing import Protocol
 
 from evomerge.errors import InputError, suggestion
 from evomerge.files.objects import FloorSpec
-from evomerge.scoring.statistics import normal_quantile, wilson_lower, wilson_upper
-from evomerge.types import Scores, SliceScore
+from evomerge.scoring.statistics import effective_size, normal_quantile, wilson_lower, wilson_upper
+from evomerge.types import ItemScore, Scores, SliceScore
 
 _SLACK = 1e-9
 """Relative distance below a floor that still passes: rounding, as in 0.7 - 0.1 against 0.6."""
@@ -136,19 +136,40 @@ def _verdict(gate: Gate, score: SliceScore, scale: float, confidence: float | No
 def lower_bound(score: SliceScore, sign: int, confidence: float) -> float:
     """The oriented value that the true score exceeds with probability `confidence`, by the items' scatter.
 
-    Wilson's bound where every item is 0 or 1 and the score is their mean, else normal from the standard error.
-    The value itself where the error is unknown (`Suite.build` refuses such a slice a floor with confidence).
+    Wilson's bound where every item is 0 or 1 and the score is their mean (with clusters, for as many independent items
+    as give the same standard error), else normal from the standard error. The value itself where the error is unknown
+    (`Suite.build` refuses such a slice a floor with confidence).
     """
-    values = [item.score for item in score.items]
-    n, natural = len(values), sign * score.value
-    if n and all(v in (0.0, 1.0) for v in values) and all(item.weight == 1.0 for item in score.items):
-        ones = math.fsum(v for v in values if v is not None)
-        if math.isclose(ones / n, natural, abs_tol=1e-9):
-            share = wilson_lower(ones, n, confidence) if sign > 0 else wilson_upper(ones, n, confidence)
-            return sign * share
-    if score.stderr is None:
+    bounds = _bounds(score, sign, confidence)
+    if bounds is None:
         return score.value
-    return score.value - normal_quantile(confidence) * score.stderr
+    return bounds[0] if sign > 0 else -bounds[1]
+
+
+def interval(score: SliceScore, sign: int, confidence: float = 0.95) -> tuple[float, float] | None:
+    """The two-sided interval of a score in its metric's own direction (low, high), made of two bounds as `lower_bound`
+    makes them; None where the error is unknown."""
+    return _bounds(score, sign, (1 + confidence) / 2)
+
+
+def _bounds(score: SliceScore, sign: int, confidence: float) -> tuple[float, float] | None:
+    """One-sided bounds from either side, in the metric's own direction."""
+    natural, n = sign * score.value, len(score.items)
+    if _is_share(score.items, natural):
+        clustered = any(item.cluster is not None for item in score.items)
+        size = effective_size(natural, n, score.stderr) if clustered else n
+        return wilson_lower(natural * size, size, confidence), wilson_upper(natural * size, size, confidence)
+    if score.stderr is None:
+        return None
+    width = normal_quantile(confidence) * score.stderr
+    return natural - width, natural + width
+
+
+def _is_share(items: Sequence[ItemScore], value: float) -> bool:
+    """Whether a score is the share of items that are 1, the others being 0."""
+    if not items or any(item.score not in (0.0, 1.0) or item.weight != 1.0 for item in items):
+        return False
+    return math.isclose(math.fsum(item.score or 0.0 for item in items) / len(items), value, abs_tol=1e-9)
 
 
 def feasible(verdicts: Iterable[Verdict]) -> bool:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from lm_eval.api import metrics as lm_metrics
 from lm_eval.api.registry import is_higher_better
 
 from evomerge.errors import InputError, TrialError, suggestion
 from evomerge.files.objects import SliceSpec
+from evomerge.scoring.mixture import Mixture
+from evomerge.scoring.resampling import aggregate_stderr, mean_stderr
 from evomerge.scoring.statistics import pooled_stderr, weighted_mean_stderr
 from evomerge.types import ItemScore, SliceScore
 
@@ -27,21 +30,19 @@ _LN2 = math.log(2)
 @dataclass(frozen=True)
 class Metric:
     """A metric of one or several leaf tasks: its name and filter, as lm-eval reports them (``acc,none``), and
-    `sign`, -1 where a lower value is better. `by_size`: leaves are pooled by their numbers of items."""
+    `sign`, -1 where a lower value is better. `by_size`: leaves are pooled by their numbers of items. `clusters`: item
+    -> what it shares with others of the same origin."""
 
     name: str
     filter: str
     sign: int
     aggregate: Mapping[str, Callable[[list[Any]], float]]
     by_size: bool = True
+    clusters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         return self.name if self.filter == "none" else f"{self.name},{self.filter}"
-
-    @property
-    def has_stderr(self) -> bool:
-        return all(_kind(f) in ("mean", "bits_per_byte") for f in self.aggregate.values())
 
     def read(self, results: Mapping[str, Rows]) -> SliceScore:
         """The score of one candidate. `results`: leaf task -> rows. TrialError where a value is missing or NaN."""
@@ -50,15 +51,37 @@ class Metric:
         sizes: list[float] = []
         items: list[ItemScore] = []
         for leaf, rows in results.items():
-            value, scored = self._leaf(leaf, rows)
+            value, error, scored = self._leaf(leaf, rows)
             values.append(value)
-            errors.append(self._stderr(leaf, scored))
+            errors.append(error)
             sizes.append(len(rows) if self.by_size else 1)
             items += scored
         pooled = values[0] if len(values) == 1 else lm_metrics.aggregate_subtask_metrics(values, sizes)
         return SliceScore(self.sign * float(pooled), pooled_stderr(errors, sizes), tuple(items))
 
-    def _leaf(self, leaf: str, rows: Rows) -> tuple[float, list[ItemScore]]:
+    @property
+    def mixture(self) -> Mixture | None:
+        """How the score is made of the items' scores, where it is a mean of them."""
+        kinds = {_kind(f) for f in self.aggregate.values()}
+        if kinds == {"bits_per_byte"}:
+            return Mixture(self.sign, by_size=self.by_size, best=0.0)
+        if kinds == {"mean"}:
+            ends = (1.0, 0.0) if self.sign > 0 else (0.0, 1.0)
+            best, worst = ends if self.name in _SHARES else (None, None)
+            return Mixture(self.sign, by_size=self.by_size, best=best, worst=worst)
+        if len(self.aggregate) == 1 and kinds <= {"perplexity", "weighted_perplexity"}:
+            return Mixture(self.sign, logarithmic=True, by_size=self.by_size, best=1.0)
+        return None
+
+    def total(self, items: Sequence[ItemScore]) -> SliceScore:
+        """The score of items that were read in pieces, in lm-eval's order. For metrics that have a `mixture`."""
+        results: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+        for item in items:
+            leaf, _, name = item.item.rpartition("/")
+            results.setdefault(leaf, []).append((name, {self.name: _restored(item.raw)}))
+        return self.read(results)
+
+    def _leaf(self, leaf: str, rows: Rows) -> tuple[float, float | None, list[ItemScore]]:
         raws = [(item, result[self.name]) for item, result in rows if self.name in result]
         if not raws:
             raise TrialError(f"task {leaf!r} reported no {self.name!r} for any item")
@@ -66,15 +89,24 @@ class Metric:
         if not math.isfinite(value):
             raise TrialError(f"{self.label} of task {leaf!r} is {value}")
         kind = _kind(self.aggregate[leaf])
-        return value, [_item(f"{leaf}/{item}", raw, self.name, kind) for item, raw in raws]
+        scored = [_item(f"{leaf}/{item}", raw, self.name, kind) for item, raw in raws]
+        if self.clusters:
+            scored = [replace(i, cluster=self.clusters.get(i.item)) for i in scored]
+        if kind == "other":
+            clusters = [item.cluster for item in scored]
+            return value, aggregate_stderr(self.aggregate[leaf], [raw for _, raw in raws], clusters), scored
+        return value, _stderr(scored, kind), scored
 
-    def _stderr(self, leaf: str, items: list[ItemScore]) -> float | None:
-        if _kind(self.aggregate[leaf]) not in ("mean", "bits_per_byte"):
-            return None
-        scores = [item.score for item in items if item.score is not None]
-        if len(scores) < len(items):
-            return None
-        return weighted_mean_stderr(scores, [item.weight for item in items])
+
+def _stderr(items: Sequence[ItemScore], kind: str) -> float | None:
+    """Standard error of a mean of items, or of the exponential of one; items without a weight tell nothing."""
+    counted = [(i.score, i.weight, i.cluster) for i in items if i.score is not None and i.weight > 0]
+    if not counted:
+        return None
+    scores, weights, clusters = zip(*counted, strict=True)
+    if kind in ("perplexity", "weighted_perplexity"):
+        return mean_stderr([math.log(score) for score in scores], weights, clusters, np.exp)
+    return weighted_mean_stderr(scores, weights, clusters)
 
 
 def _kind(aggregate: Callable[..., Any]) -> str:
@@ -95,6 +127,15 @@ def _item(item: str, raw: Any, metric: str, kind: str) -> ItemScore:
     if number is not None and kind == "perplexity":
         number = math.exp(min(-number, 700.0))
     return ItemScore(item, number, 1.0, plain(raw))
+
+
+_SHARES = ("acc", "acc_norm", "acc_bytes", "acc_norm_bytes", "acc_mutual_info", "exact_match", "mc1", "mc2")
+"""Metrics whose items lie between 0 and 1."""
+
+
+def _restored(raw: Any) -> Any:
+    """A number, or a pair of them, out of what `plain` made of it."""
+    return tuple(float(part) for part in raw) if isinstance(raw, list | tuple) else float(raw)
 
 
 def _number(raw: Any) -> float | None:

@@ -7,14 +7,14 @@ import copy
 import hashlib
 import inspect
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evomerge.errors import InputError, TrialError
+from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.scoring import tasks
+from evomerge.scoring.exam import Exam, Paper, Question
 from evomerge.scoring.metrics import Rows
 from evomerge.scoring.splits import SIDES, Deal, deal_all, item_key, labels
 from evomerge.types import SplitName
@@ -39,22 +39,12 @@ _PROMPT_FIELDS = (
 
 
 @dataclass(frozen=True)
-class _Question:
-    """One document of a prepared split, with the requests that it gave rise to, in lm-eval's order."""
+class Answers:
+    """What one pass over a task found: filter -> leaf task -> rows, and the mean negative log-likelihood of the right
+    answers (nats per token), where the requests tell it."""
 
-    item: str
-    document: Any
-    instances: list[Any]
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A leaf task's requests for one split. The instances are lm-eval's; their answers are filled in and taken out
-    again at every pass."""
-
-    task: Any
-    instances: list[Any]
-    questions: list[_Question]
+    rows: Mapping[str, Mapping[str, Rows]]
+    loss: float | None
 
 
 class TaskPass:
@@ -67,16 +57,40 @@ class TaskPass:
         self._keys = {leaf: [item_key(d) for d in docs] for leaf, docs in self._documents.items()}
         self._labels = {leaf: labels(keys) for leaf, keys in self._keys.items()}
         self.deal: Deal = deal_all(self._keys, fitness.split_seed, fitness.search, piece.items)
-        self._prepared: dict[SplitName, dict[str, _Prepared]] = {}
+        self._prepared: dict[SplitName, dict[str, Paper]] = {}
+        self._chosen: dict[tuple[SplitName, frozenset[str] | None], Exam] = {}
 
-    def prepare(self, split: SplitName) -> dict[str, _Prepared]:
-        """Build the requests of a split, the first time it is asked for. InputError where they cannot be built."""
+    def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> Exam:
+        """Build the requests of a split's items (of those in `names`), the first time they are asked for. InputError
+        where they cannot be built."""
+        if (split, names) not in self._chosen:
+            papers = self._papers(split)
+            chosen = papers if names is None else [part for p in papers if (part := p.part(names)).questions]
+            self._chosen[split, names] = Exam(chosen, self._lm)
+        return self._chosen[split, names]
+
+    def names(self, split: SplitName) -> tuple[str, ...]:
+        """The items of a split, as `ItemScore.item` calls them, in the order in which they are reported."""
+        return tuple(name for paper in self._papers(split) for name in paper.names)
+
+    def clusters(self, field: str, where: Where) -> dict[str, str]:
+        """Item -> the content of its document's `field`. InputError where a document has no such field."""
+        found = {}
+        for leaf, documents in self._documents.items():
+            for label, document in zip(self._labels[leaf], documents, strict=True):
+                if field not in document:
+                    problem = f"the items of task {leaf!r} have no field {field!r}"
+                    raise InputError(problem, suggestion(field, map(str, document)), where)
+                found[f"{leaf}/{label}"] = str(document[field])
+        return found
+
+    def _papers(self, split: SplitName) -> list[Paper]:
         if split not in self._prepared:
             chosen = {leaf: self.deal.indices(split, leaf) for leaf in self.found.leaves}
             self._prepared[split] = {leaf: self._prepare(leaf, split, at) for leaf, at in chosen.items() if at}
-        return self._prepared[split]
+        return list(self._prepared[split].values())
 
-    def _prepare(self, leaf: str, split: SplitName, chosen: list[int]) -> _Prepared:
+    def _prepare(self, leaf: str, split: SplitName, chosen: list[int]) -> Paper:
         task, documents = self.found.leaves[leaf], self._documents[leaf]
         forbidden = set() if split == "all" else self.deal.keys("holdout", leaf)
         try:
@@ -89,21 +103,21 @@ class TaskPass:
         for instance in instances:
             by_document.setdefault(instance.doc_id, []).append(instance)
         questions = [
-            _Question(self._labels[leaf][index], documents[index], sorted(by_document[k], key=lambda i: i.idx))
+            Question(self._labels[leaf][index], documents[index], sorted(by_document[k], key=lambda i: i.idx))
             for k, index in enumerate(chosen)
         ]
-        return _Prepared(task, instances, questions)
+        return Paper(leaf, task, questions)
 
     def reported(self, leaf: str, metric: str, split: SplitName) -> set[str] | None:
         """The metrics that the leaf's code returns, tried on made-up answers; None where that cannot be tried.
         Stops at the first document whose result holds `metric`."""
-        prepared = self.prepare(split).get(leaf)
-        if prepared is None:
+        paper = next((p for p in self._papers(split) if p.leaf == leaf), None)
+        if paper is None:
             return None
         seen: set[str] = set()
-        for question in prepared.questions[:50]:
+        for question in paper.questions[:50]:
             try:
-                result = prepared.task.process_results(
+                result = paper.task.process_results(
                     copy.deepcopy(question.document), [_made_up(i.request_type) for i in question.instances]
                 )
             except Exception:
@@ -113,21 +127,12 @@ class TaskPass:
                 break
         return seen
 
-    def run(self, split: SplitName) -> Mapping[str, Mapping[str, Rows]]:
-        """Ask the model, with the weights it has now: filter -> leaf task -> rows."""
-        prepared = self.prepare(split)
-        everything = [instance for leaf in prepared.values() for instance in leaf.instances]
-        try:
-            for instance in everything:
-                _forget(instance)
-            _ask(self._lm, everything)
-            for leaf in prepared.values():
-                leaf.task._instances = leaf.instances
-                leaf.task.apply_filters()
-            return {f: {name: _rows(leaf, f) for name, leaf in prepared.items()} for f in sorted(self.filters)}
-        finally:
-            for instance in everything:
-                _forget(instance)
+    def run(self, split: SplitName, names: frozenset[str] | None = None) -> Answers:
+        """Ask the model, with the weights it has now, the items of a split (of them, those in `names`)."""
+        exam = self.prepare(split, names)
+        with exam.asked():
+            rows = {f: {paper.leaf: paper.rows(f) for paper in exam.papers} for f in sorted(self.filters)}
+            return Answers(rows, exam.loss())
 
     def digest(self) -> str:
         """sha256 over the items, the side each was dealt to, and the task's prompts and options."""
@@ -145,44 +150,6 @@ def _documents(piece: SliceSpec, leaf: str, task: Any) -> list[Any]:
     except Exception as error:
         problem = f"the items of task {leaf!r} cannot be read: {' '.join(str(error).split())[:400]}"
         raise InputError(problem, "mend the task or its data", piece.at("task")) from error
-
-
-def _forget(instance: Any) -> None:
-    instance.resps = []
-    instance.filtered_resps = {}
-
-
-def _ask(lm: Any, instances: Iterable[Any]) -> None:
-    """What `lm_eval.evaluate` does with requests: one call per kind, a request standing `repeats` times."""
-    by_kind: dict[str, list[Any]] = {}
-    for instance in instances:
-        by_kind.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
-    for kind, requests in by_kind.items():
-        answers = getattr(lm, kind)(requests)
-        broken = sum(map(_is_nan, answers))
-        if broken:
-            raise TrialError(f"the model answered {broken} of {len(requests)} requests with NaN")
-        for instance, answer in zip(requests, answers, strict=True):
-            instance.resps.append(answer)
-
-
-def _is_nan(answer: Any) -> bool:
-    """A candidate whose logits are NaN must not get the accuracy of always choosing the first answer."""
-    value = answer[0] if isinstance(answer, tuple) else answer
-    return isinstance(value, float) and math.isnan(value)
-
-
-def _rows(prepared: _Prepared, name: str) -> Rows:
-    # Task code may change the document it is given; the next candidate must get it whole.
-    return [
-        (
-            question.item,
-            prepared.task.process_results(
-                copy.deepcopy(question.document), [i.filtered_resps[name] for i in question.instances]
-            ),
-        )
-        for question in prepared.questions
-    ]
 
 
 def _made_up(kind: str) -> Any:

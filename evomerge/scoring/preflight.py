@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evomerge.errors import InputError, nearest, suggestion
@@ -24,8 +24,7 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
     unknown tasks, metrics and filters, missing data, floors relative to models that are not there, callables that
     are not defined. `sources` are the names that floors may refer to besides "base" and "best_source"."""
     check_floors(fitness, sources)
-    if all(piece.weight <= 0 for piece in fitness.slices.values()):
-        raise InputError("no slice has a weight above 0", "give at least one a weight", fitness.at("slices"))
+    check_weights(fitness)
     local = scan(fitness.include)
     for piece in fitness.slices.values():
         if piece.python is not None:
@@ -41,6 +40,22 @@ def check_floors(fitness: FitnessSpec, sources: Iterable[str]) -> None:
         if piece.floor and piece.floor.of and piece.floor.of not in legal:
             problem = f"floor relative to an unknown source {piece.floor.of!r}"
             raise InputError(problem, suggestion(piece.floor.of, legal), piece.floor.where)
+
+
+def check_weights(fitness: FitnessSpec) -> None:
+    if all(piece.weight <= 0 for piece in fitness.slices.values()):
+        raise InputError("no slice has a weight above 0", "give at least one a weight", fitness.at("slices"))
+
+
+def check_objective(fitness: FitnessSpec, signs: Mapping[str, int]) -> None:
+    """InputError where the objective cannot be made of the slices. `signs`: -1 where a lower score is better."""
+    check_weights(fitness)
+    if fitness.objective != "geometric_mean":
+        return
+    for name, piece in fitness.slices.items():
+        if signs[name] < 0 and piece.weight > 0:
+            problem = f"geometric_mean cannot hold slice {name!r}: a lower {piece.metric} is better"
+            raise InputError(problem, "use mean, weighted_mean or min, or give it weight 0", fitness.at("objective"))
 
 
 def check_callable(piece: SliceSpec) -> None:

@@ -7,21 +7,36 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 
-def weighted_mean_stderr(values: Sequence[float], weights: Sequence[float] | None = None) -> float | None:
+def weighted_mean_stderr(
+    values: Sequence[float],
+    weights: Sequence[float] | None = None,
+    clusters: Sequence[str | None] | None = None,
+) -> float | None:
     """Standard error of ``sum(w v) / sum(w)``, items being drawn with their weights; None below two items.
 
     The delta method for a ratio of means (Cochran, Sampling Techniques, 6.3): with equal weights it is the sample
     standard deviation over sqrt(n); with bytes as weights and bits per byte as values it is the error of a
-    corpus's bits per byte.
+    corpus's bits per byte. Items with the same name in `clusters` were drawn together: what they are off by is
+    summed before it is squared (Miller 2024, arXiv:2411.00640, "clustered standard errors"), and below two clusters
+    there is no error. An item whose cluster is None is one by itself.
     """
-    n = len(values)
-    shares = weights if weights is not None else [1.0] * n
+    shares = weights if weights is not None else [1.0] * len(values)
     total = math.fsum(shares)
+    together = groups(clusters or [None] * len(values))
+    n = len(together)
     if n < 2 or total <= 0:
         return None
     mean = math.fsum(w * v for w, v in zip(shares, values, strict=True)) / total
-    spread = math.fsum((w * (v - mean)) ** 2 for w, v in zip(shares, values, strict=True))
+    spread = math.fsum(math.fsum(shares[i] * (values[i] - mean) for i in group) ** 2 for group in together)
     return math.sqrt(n / (n - 1) * spread) / total
+
+
+def groups(clusters: Sequence[str | None]) -> list[list[int]]:
+    """The positions of the items of each cluster, in the order of their first items; None is a cluster by itself."""
+    found: dict[object, list[int]] = {}
+    for at, cluster in enumerate(clusters):
+        found.setdefault((at,) if cluster is None else cluster, []).append(at)
+    return list(found.values())
 
 
 def pooled_stderr(errors: Sequence[float | None], weights: Sequence[float]) -> float | None:
@@ -37,8 +52,9 @@ def normal_quantile(confidence: float) -> float:
     return NormalDist().inv_cdf(confidence)
 
 
-def wilson_lower(successes: float, n: int, confidence: float) -> float:
-    """One-sided lower bound of a share (Wilson, 1927): honest at 0 and 1, where the normal bound has no width."""
+def wilson_lower(successes: float, n: float, confidence: float) -> float:
+    """One-sided lower bound of a share (Wilson, 1927): honest at 0 and 1, where the normal bound has no width. `n` may
+    be an effective number of items."""
     z = normal_quantile(confidence)
     share = successes / n
     centre = share + z * z / (2 * n)
@@ -46,6 +62,15 @@ def wilson_lower(successes: float, n: int, confidence: float) -> float:
     return min(share, max(0.0, (centre - width) / (1 + z * z / n)))
 
 
-def wilson_upper(successes: float, n: int, confidence: float) -> float:
+def wilson_upper(successes: float, n: float, confidence: float) -> float:
     """One-sided upper bound of a share."""
     return 1.0 - wilson_lower(n - successes, n, confidence)
+
+
+def effective_size(share: float, n: int, stderr: float | None) -> float:
+    """How many independent items would give a share the standard error that its clusters give it; at most `n`, and `n`
+    where all items agree, so that they tell nothing of how alike the items of a cluster are (Korn and Graubard 1998,
+    "Confidence intervals for proportions with small expected number of positive counts")."""
+    if not stderr:
+        return float(n)
+    return min(float(n), share * (1 - share) / stderr**2)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import gc
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.errors import EvomergeError, TrialError
 from evomerge.files.objects import FitnessSpec, FloorSpec
 from evomerge.scoring.guard import undisturbed
 from evomerge.scoring.splits import Deal
-from evomerge.types import SliceScore, SplitName
+from evomerge.types import ItemScore, SliceScore, SplitName
+
+if TYPE_CHECKING:
+    from evomerge.scoring.mixture import Mixture
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +27,17 @@ class Source(Protocol):
 
     @property
     def deal(self) -> Deal: ...
-    def prepare(self, split: SplitName) -> Any: ...
-    def run(self, split: SplitName) -> Any: ...
+    def names(self, split: SplitName) -> tuple[str, ...]: ...
+    def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> Any: ...
+    def run(self, split: SplitName, names: frozenset[str] | None = None) -> Any: ...
     def digest(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Slice:
     """One slice, ready to be scored. `sign` is -1 where the metric's natural direction is lower-is-better; `metric`
-    is its name as lm-eval reports it; `read` makes the score out of what `source.run` returned."""
+    is its name as lm-eval reports it; `read` makes the score out of what `source.run` returned. A slice whose score is
+    a mean of its items' has a `mixture`, and `total`, which makes the score of items that were asked in pieces."""
 
     name: str
     sign: int
@@ -41,6 +46,8 @@ class Slice:
     floor: FloorSpec | None
     source: Source
     read: Callable[[Any], SliceScore]
+    mixture: Mixture | None = None
+    total: Callable[[Sequence[ItemScore]], SliceScore] | None = None
 
     @property
     def counts(self) -> dict[SplitName, int]:
@@ -80,21 +87,42 @@ class Suite:
         """Slice name -> weight, as the objectives take them."""
         return {name: piece.weight for name, piece in self.slices.items()}
 
+    @property
+    def pools(self) -> list[tuple[str, ...]]:
+        """The slices, those together that ask the same of the same items: asked once, they are all answered."""
+        groups: dict[int, list[str]] = {}
+        for name, piece in self.slices.items():
+            groups.setdefault(id(piece.source), []).append(name)
+        return [tuple(group) for group in groups.values()]
+
     def score(
-        self, split: SplitName = "search", on_slice: Callable[[str], None] | None = None
+        self,
+        split: SplitName = "search",
+        on_slice: Callable[[str], None] | None = None,
+        chosen: Mapping[str, frozenset[str]] | None = None,
     ) -> dict[str, SliceScore]:
         """Score the model's current weights on every slice; `on_slice` is told each slice's name before it starts.
 
+        With `chosen`, only the slices that it names are asked, each for the items (`ItemScore.item`) that it gives;
+        slices of one pool are given the same. The scores are then those of these items.
         Raises TrialError where a slice cannot be scored: out of memory, NaN, an error in a task's code.
         """
         self._model.eval()
-        results: dict[int, Any] = {}
+        results: dict[tuple[int, frozenset[str] | None], Any] = {}
         scores: dict[str, SliceScore] = {}
         for name, piece in self.slices.items():
+            if chosen is not None and not chosen.get(name):
+                continue
             if on_slice is not None:
                 on_slice(name)
-            scores[name] = self._attempt(piece, split, results)
+            scores[name] = self._attempt(piece, split, chosen[name] if chosen is not None else None, results)
         return scores
+
+    def total(self, name: str, items: Mapping[str, ItemScore]) -> SliceScore:
+        """The score of a slice whose items were asked in pieces, all of them by now."""
+        piece = self.slices[name]
+        assert piece.total is not None  # only slices with a mixture are asked in pieces
+        return piece.total([items[item] for item in piece.source.names("search")])
 
     def indices(self, name: str, split: SplitName = "search") -> dict[str, list[int]]:
         """The documents of a slice's split: leaf task -> positions in the task's own order, ascending."""
@@ -107,13 +135,20 @@ class Suite:
         finds another one would compare scores that are not comparable."""
         return {name: piece.source.digest() for name, piece in self.slices.items()}
 
-    def _attempt(self, piece: Slice, split: SplitName, results: dict[int, Any]) -> SliceScore:
+    def _attempt(
+        self,
+        piece: Slice,
+        split: SplitName,
+        names: frozenset[str] | None,
+        results: dict[tuple[int, frozenset[str] | None], Any],
+    ) -> SliceScore:
         """One slice's score, out of `results` where a slice before it shared the pass."""
+        key = id(piece.source), names
         try:
             with undisturbed():
-                if id(piece.source) not in results:
-                    results[id(piece.source)] = piece.source.run(split)
-                return piece.read(results[id(piece.source)])
+                if key not in results:
+                    results[key] = piece.source.run(split, names)
+                return piece.read(results[key])
         except TrialError as error:
             reason = str(error)
         except EvomergeError:

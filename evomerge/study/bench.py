@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from evomerge.merge.bank import SourceBank
 from evomerge.merge.materialize import Resident
@@ -24,6 +24,7 @@ class Workbench:
 
     def __init__(self, resident: Resident, suite: Suite) -> None:
         self.resident, self.suite = resident, suite
+        self._holds: tuple[str, str] | None = None
 
     @classmethod
     def load(cls, plan: Plan, placement: Placement, observer: Observer) -> Workbench:
@@ -45,14 +46,28 @@ class Workbench:
         suite = Suite.build(plan.fitness, resident.model, resident.tokenizer)
         return cls(resident, suite)
 
-    def evaluate(self, recipe: Recipe, split: SplitName, on_slice: Callable[[str], None]) -> Evaluation:
-        """Materialize `recipe` in place and score it. Raises TrialError."""
+    def evaluate(
+        self,
+        recipe: Recipe,
+        split: SplitName,
+        on_slice: Callable[[str], None],
+        chosen: Mapping[str, frozenset[str]] | None = None,
+    ) -> Evaluation:
+        """Materialize `recipe` in place and score it, on the items that are `chosen` for each slice or on all of the
+        split's. Raises TrialError."""
         started = time.perf_counter()
-        digest = self.resident.materialize(recipe)
+        digest = self._materialized(recipe)
         merged = time.perf_counter()
-        scores = self.suite.score(split, on_slice)
+        scores = self.suite.score(split, on_slice, chosen)
         ended = time.perf_counter()
         return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})
+
+    def _materialized(self, recipe: Recipe) -> str:
+        """The digest of the model, which is made to be `recipe` unless it is still."""
+        if self._holds is None or self._holds[0] != recipe.id:
+            self._holds = None
+            self._holds = recipe.id, self.resident.materialize(recipe)
+        return self._holds[1]
 
 
 def place_study(plan: Plan, device: str, memory: str | None) -> Placement:

@@ -22,7 +22,7 @@ TOP = 5
 def release(session: Session) -> Standing:
     """Where the parents, the uniform average and the top candidates stand on the holdout split, under floors that
     the parents' holdout scores settle. `Standing.best()` of it is the winner, if there is one."""
-    standing = session.standing()
+    standing = _with_top_in_full(session)
     references = [t for t in standing.trials if t.kind == "reference" and t.state == "complete"]
     top = [t for t in standing.merges() if t.kind == "search"][:TOP]
     wanted = [*references, *top]
@@ -46,6 +46,20 @@ def release(session: Session) -> Standing:
         },
     )
     return result
+
+
+def _with_top_in_full(session: Session) -> Standing:
+    """Where the trials stand once those among the best whose scores are predicted are scored on all search items."""
+    tried: set[int] = set()
+    while True:
+        standing = session.standing()
+        parents = {t.digest for t in standing.trials if t.is_parent}
+        ranked = [t for t in standing.ranked() if t.kind == "search" and t.ranked and t.digest not in parents]
+        guessed = [t for t in ranked[:TOP] if t.state == "stopped" and t.by != "early_stop" and t.number not in tried]
+        if not guessed or len(tried) >= 2 * TOP:
+            return standing
+        tried.add(guessed[0].number)
+        session.score_in_full(guessed[0])
 
 
 def _rescored(session: Session, trial: Trial) -> Trial:
@@ -77,11 +91,16 @@ def released(store: Store) -> Release | None:
     if RELEASE not in facts:
         return None
     release = facts[RELEASE]
-    trials = {t.number: t for t in store.trials()}
-    known = [n for n in release["trials"] if holdout_key(n) in facts]
-    scored = [replace(trials[n], **facts[holdout_key(n)]) for n in known]
-    winner = next((t for t in scored if t.number == release["winner"]), None)
+    known = {t.number: t for t in rescored(store)}
+    scored = [known[n] for n in release["trials"] if n in known]
+    winner = known.get(release["winner"])
     return Release(Standing.from_data(scored, release["gates"]), winner, release["after"])
+
+
+def rescored(store: Store) -> list[Trial]:
+    """Every trial that was ever scored on the holdout split, with these scores in place of its search scores."""
+    facts = store.facts
+    return [replace(t, **facts[holdout_key(t.number)]) for t in store.trials() if holdout_key(t.number) in facts]
 
 
 def holdout_key(number: int) -> str:

@@ -17,18 +17,21 @@ class Budget:
     trials: int | None
     seconds: float | None = None
 
-    def left(self, session: Session) -> bool:
+    def left(self, session: Session, at_once: int) -> int:
+        """How many of `at_once` trials may be started."""
         trials, seconds = session.spent()
-        more = self.trials is None or trials < self.trials
-        return more and (self.seconds is None or seconds < self.seconds)
+        if self.seconds is not None and seconds >= self.seconds:
+            return 0
+        return at_once if self.trials is None else max(0, min(at_once, self.trials - trials))
 
 
 def run(session: Session, optimizer: Optimizer, budget: Budget) -> None:
     """Score the references, bring the optimizer to where the recorded trials left it, then search."""
     session.score_references()
     replay(optimizer, session.history())
-    while budget.left(session):
-        genome = optimizer.ask()
-        trial = session.next_trial(genome)
-        done = session.evaluate(trial)
-        optimizer.tell(genome, session.outcome(done))
+    while count := budget.left(session, optimizer.open if session.economy else 1):
+        rivals, places = optimizer.rivals, optimizer.places
+        genomes = [optimizer.ask() for _ in range(count)]
+        trials = session.next_trials(genomes)
+        for genome, done in zip(genomes, session.evaluate_all(trials, rivals, places), strict=True):
+            optimizer.tell(genome, session.outcome(done))

@@ -20,11 +20,13 @@ class Evaluation:
 @dataclass(frozen=True)
 class Measured:
     """An evaluation with what follows from its scores: the objective, and lower confidence bounds where the fitness
-    file asks for confidence."""
+    file asks for confidence; and how many of how many items the candidate was scored on."""
 
     evaluation: Evaluation
     objective: float
     bounds: Mapping[str, float]
+    evaluated: int = 0
+    items: int = 0
 
     @property
     def gated(self) -> dict[str, SliceScore]:
@@ -40,4 +42,6 @@ class Measured:
             "stderr": {name: s.stderr for name, s in scores.items()},
             "bounds": dict(self.bounds),
             "digest": self.evaluation.digest,
+            "evaluated": self.evaluated,
+            "items": self.items,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,15 +13,16 @@ from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import judge, lower_bound, scales, settle
+from evomerge.study.economy import Economy
 from evomerge.study.folder import RunFolder, is_disk_full, write_atomic
 from evomerge.study.items import write_items
-from evomerge.study.measured import Measured
+from evomerge.study.measured import Evaluation, Measured
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
 from evomerge.study.standing import Standing
-from evomerge.study.store import Store
+from evomerge.study.store import Store, promotion_key
 from evomerge.study.trial import UNIFORM, Kind, Trial
-from evomerge.types import Genome, Outcome, Scores, SplitName
+from evomerge.types import Genome, ItemScore, Outcome, Scores, SplitName
 
 if TYPE_CHECKING:
     from evomerge.study.bench import Workbench
@@ -36,6 +38,7 @@ class Session:
         self._objective = load(OBJECTIVES[plan.fitness.objective])
         self._floors = Standing((), {}, {}, settled=False)
         self._kept: int | None = None
+        self.economy: Economy | None = None
 
     # References: base, sources and uniform average, scored first; they settle the relative floors.
 
@@ -68,6 +71,7 @@ class Session:
         self.store.record("gates", self._floors.to_data())
         self._warn_of_flat_slices()
         self._keep_best(self.standing())
+        self.economy = Economy(self) if self.plan.fitness.economy else None
 
     def _warn_of_flat_slices(self) -> None:
         """A slice on which all references score the same more likely has a mistake in its task than in its models."""
@@ -83,44 +87,88 @@ class Session:
     def begin(self, kind: Kind, label: str, genome: Genome, recipe: Recipe) -> Trial:
         return self.store.start(kind, label, genome, recipe, self.plan.spec.optimizer["seed"])
 
-    def next_trial(self, genome: Genome) -> Trial:
-        """The trial of a proposed genome: the one that a killed process left in flight, or a new one."""
-        pending = next((t for t in self.store.trials() if t.state == "running" and t.kind == "search"), None)
-        if pending is None:
-            return self.begin("search", "", genome, self.plan.space.recipe(genome))
-        if pending.genome != genome:
-            problem = f"trial {pending.number} was in flight with another genome than is proposed now"
-            raise InputError(problem, "resume with the package versions of environment.json, or launch a new run")
-        return pending
+    def next_trials(self, genomes: Sequence[Genome]) -> list[Trial]:
+        """The trials of proposed genomes: those that a killed process left in flight, or new ones."""
+        pending = [t for t in self.store.told() if t.state == "running" and t.kind == "search"]
+        for trial, genome in zip(pending, genomes, strict=False):
+            if trial.genome != genome:
+                problem = f"trial {trial.number} was in flight with another genome than is proposed now"
+                raise InputError(problem, "resume with the package versions of environment.json, or launch a new run")
+        new = genomes[len(pending) :]
+        return [*pending[: len(genomes)], *(self.begin("search", "", g, self.plan.space.recipe(g)) for g in new)]
+
+    def evaluate_all(self, trials: Sequence[Trial], rivals: int, places: int) -> list[Trial]:
+        """Score trials, and store them, on as many items as it takes: see `Economy.evaluate`. `rivals` of those that
+        ended last are of the same generation."""
+        if self.economy is None:
+            return [self.evaluate(trial) for trial in trials]
+        earlier = [t for t in self.store.told() if t.kind == "search" and t.state != "running"]
+        return self.economy.evaluate(trials, earlier[len(earlier) - rivals :], places)
 
     def evaluate(self, trial: Trial) -> Trial:
-        """Materialize, score and store one trial. A candidate that fails is stored with its reason."""
+        """Materialize, score and store one trial on all items. A candidate that fails is stored with its reason."""
         self.observer.trial_started(trial)
         started = time.perf_counter()
         try:
             measured = self.measure(trial, "search")
         except (TrialError, InputError) as error:
             # A recipe that does not fit its checkpoints is the candidate's failure, too.
-            logger.warning("trial %d failed: %s", trial.number, error)
-            done = self.store.fail(trial, str(error), {"total": time.perf_counter() - started})
-        else:
-            seconds = {**measured.evaluation.seconds, "total": time.perf_counter() - started}
-            done = self.store.complete(trial, measured, seconds, self._constraints(measured))
+            return self.fail(trial, str(error), {"total": time.perf_counter() - started})
+        return self.finish(trial, measured, {**measured.evaluation.seconds, "total": time.perf_counter() - started})
+
+    def fail(self, trial: Trial, reason: str, seconds: Mapping[str, float]) -> Trial:
+        """Store a trial as failed."""
+        logger.warning("trial %d failed: %s", trial.number, reason)
+        return self._ended(self.store.fail(trial, reason, {"total": 0.0, **seconds}))
+
+    def finish(
+        self,
+        trial: Trial,
+        measured: Measured,
+        seconds: Mapping[str, float],
+        stopped: tuple[str, str] | None = None,
+    ) -> Trial:
+        """Store a trial with its scores; `stopped` says by what, and why, it was not scored on all items."""
+        return self._ended(self.store.complete(trial, measured, seconds, self._constraints(measured), stopped))
+
+    def _ended(self, done: Trial) -> Trial:
         logger.info("trial %d %s: objective %s, %.2f s", done.number, done.state, done.objective, done.seconds["total"])
         standing = self.standing()
         self._keep_best(standing)
         self.observer.trial_finished(done, standing)
         return done
 
-    def measure(self, trial: Trial, split: SplitName) -> Measured:
-        """Scores of a trial's recipe on a split, its items kept. Raises TrialError; a full disk is not the
-        candidate's fault and ends the run."""
+    def score_in_full(self, trial: Trial) -> None:
+        """Give a stopped trial, whose scores are predicted, its scores on all items. It stays as it is where that
+        fails."""
+        assert self.economy is not None  # no trial is stopped without it
         try:
-            evaluation = self.bench.evaluate(trial.recipe, split, self.observer.slice_started)
-            if trial.digest is not None and evaluation.digest != trial.digest:
-                raise TrialError(f"its recipe does not rebuild the scored weights ({evaluation.digest[:16]})")
-            write_items(self.folder.items, trial.number, split, evaluation.scores)
-            return Measured(evaluation, self._objective_of(evaluation.scores), self._bounds(evaluation.scores))
+            measured = self.economy.in_full(trial)
+        except (TrialError, InputError) as error:
+            self.observer.warn(f"{trial.name} cannot be scored in full: {error}")
+            return
+        self.store.record(promotion_key(trial.number), {**measured.to_data(), "objective": measured.objective})
+        self._keep_best(self.standing())
+
+    def measure(self, trial: Trial, split: SplitName) -> Measured:
+        """Scores of a trial's recipe on a split, its items kept. Raises TrialError."""
+        evaluation = self.part(trial, trial.digest, None, split)
+        self.keep_items(trial, split, {name: score.items for name, score in evaluation.scores.items()})
+        measured = self.measured(evaluation)
+        count = sum(len(evaluation.scores[pool[0]].items) for pool in self.bench.suite.pools)
+        return replace(measured, evaluated=count, items=count)
+
+    def part(
+        self,
+        trial: Trial,
+        digest: str | None,
+        chosen: Mapping[str, frozenset[str]] | None,
+        split: SplitName = "search",
+    ) -> Evaluation:
+        """Score a trial's recipe on some items; `digest` is what its weights were when it was scored before. Raises
+        TrialError; a full disk is not the candidate's fault and ends the run."""
+        try:
+            evaluation = self.bench.evaluate(trial.recipe, split, self.observer.slice_started, chosen)
         except (TrialError, InputError):
             raise
         except Exception as error:
@@ -128,9 +176,21 @@ class Session:
                 raise
             logger.exception("trial %d", trial.number)
             raise TrialError(f"{type(error).__name__}: {error}") from error
+        if digest is not None and evaluation.digest != digest:
+            raise TrialError(f"its recipe does not rebuild the scored weights ({evaluation.digest[:16]})")
+        return evaluation
 
-    def _objective_of(self, scores: Scores) -> float:
-        return float(self._objective({name: s.value for name, s in scores.items()}, self.bench.suite.weights))
+    def keep_items(self, trial: Trial, split: SplitName, items: Mapping[str, Iterable[ItemScore]]) -> None:
+        write_items(self.folder.items, trial.number, split, items)
+
+    def measured(self, evaluation: Evaluation) -> Measured:
+        """What follows from scores."""
+        scores = evaluation.scores
+        return Measured(evaluation, self.objective({n: s.value for n, s in scores.items()}), self._bounds(scores))
+
+    def objective(self, scores: Mapping[str, float]) -> float:
+        """The number that is maximised, of oriented scores."""
+        return float(self._objective(scores, self.bench.suite.weights))
 
     def _bounds(self, scores: Scores) -> dict[str, float]:
         """Lower confidence bounds where the fitness file asks for confidence, else nothing."""
@@ -148,7 +208,11 @@ class Session:
     # Where the study stands.
 
     def standing(self) -> Standing:
-        return replace(self._floors, trials=self.store.trials())
+        return self.floors(self.store.trials())
+
+    def floors(self, trials: Sequence[Trial]) -> Standing:
+        """These trials under the settled floors."""
+        return replace(self._floors, trials=trials)
 
     def outcome(self, trial: Trial) -> Outcome:
         """What the optimizer learns of a trial."""
@@ -156,7 +220,7 @@ class Session:
 
     def history(self) -> list[tuple[Genome, Outcome]]:
         """The optimizer's own finished trials, in the order asked."""
-        finished = [t for t in self.store.trials() if t.kind == "search" and t.state != "running"]
+        finished = [t for t in self.store.told() if t.kind == "search" and t.state != "running"]
         return [(t.genome, self.outcome(t)) for t in finished]
 
     def spent(self) -> tuple[int, float]:

@@ -39,7 +39,7 @@ class Standing:
         return judge(trial.gated, self.gates, self.scale) if trial.scores else []
 
     def outcome(self, trial: Trial) -> Outcome:
-        if trial.state != "complete" or trial.objective is None:
+        if not trial.ranked or trial.objective is None:
             return Outcome(failed=True)
         verdicts = self.verdicts(trial)
         return Outcome(
@@ -54,7 +54,7 @@ class Standing:
         return sorted(finished, key=lambda t: (rank_key(self.outcome(t)), t.number))
 
     def merges(self) -> list[Trial]:
-        """Finished trials that are merges, best first. A parent cannot win a search for a merge, nor can its weights
+        """Merges that were scored in full, best first. A parent cannot win a search for a merge, nor can its weights
         under another recipe (the average of one source, a path's end)."""
         parents = {t.digest for t in self.trials if t.is_parent}
         return [t for t in self.ranked() if t.state == "complete" and t.digest not in parents]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from evomerge.errors import EvomergeError, InputError, Where
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.scoring.gates import Gate
 from evomerge.study.folder import RunFolder, list_runs, write_atomic
-from evomerge.study.holdout import Release, released
+from evomerge.study.holdout import Release, released, rescored
 from evomerge.study.launch import Environment
 from evomerge.study.standing import Standing
 from evomerge.study.store import Store, open_storage
@@ -25,13 +25,14 @@ class NothingFeasible(EvomergeError):
 @dataclass(frozen=True)
 class Status:
     """A run as its storage tells it. `release` is the last one, None before a search has ended; the run is
-    `finished` when no trial was started after it."""
+    `finished` when no trial was started after it. `rescored` are all trials that have holdout scores, with these."""
 
     folder: RunFolder
     budget: Mapping[str, Any]
     slices: Mapping[str, Mapping[str, Any]]
     search: Standing
     release: Release | None
+    rescored: Sequence[Trial] = ()
 
     @property
     def done(self) -> int:
@@ -64,7 +65,8 @@ def status(run: str | Path) -> Status:
         return Status(folder, {}, {}, Standing((), {}, {}, settled=False), None)
     facts = store.facts
     slices = facts.get("slices", {})
-    return Status(folder, facts.get("budget", {}), slices, _standing(store, facts, slices), released(store))
+    standing = _standing(store, facts, slices)
+    return Status(folder, facts.get("budget", {}), slices, standing, released(store), rescored(store))
 
 
 def _standing(store: Store, facts: Mapping[str, Any], slices: Mapping[str, Mapping[str, Any]]) -> Standing:

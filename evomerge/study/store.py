@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from evomerge.types import Dimension, Genome
 _STATES: Mapping[TrialState, State] = {
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "stopped",
     TrialState.FAIL: "failed",
 }
 
@@ -64,7 +66,13 @@ class Store:
     # Trials.
 
     def trials(self) -> list[Trial]:
-        """All trials by number, those in flight included."""
+        """All trials by number, those in flight included. A stopped one that was scored in full later is complete."""
+        facts = self.facts
+        later = [(t, facts.get(promotion_key(t.number))) for t in self.told()]
+        return [replace(t, state="complete", **full) if full else t for t, full in later]
+
+    def told(self) -> list[Trial]:
+        """All trials as they ended in the search, which is what its optimizer was told."""
         frozen = self._storage.get_all_trials(self._id, deepcopy=False)
         return [_trial(f) for f in sorted(frozen, key=lambda f: f.number) if "recipe_id" in f.user_attrs]
 
@@ -88,17 +96,30 @@ class Store:
         return _trial(self._storage.get_trial(trial_id))
 
     def complete(
-        self, trial: Trial, measured: Measured, seconds: Mapping[str, float], constraints: Iterable[float] | None
+        self,
+        trial: Trial,
+        measured: Measured,
+        seconds: Mapping[str, float],
+        constraints: Iterable[float] | None,
+        stopped: tuple[str, str] | None = None,
     ) -> Trial:
         """Write down a trial's scores and end it. `constraints` (one per floor, at most 0 where it is met) make the
-        study's feasible trials visible to Optuna's own tools."""
+        study's feasible trials visible to Optuna's own tools, `stopped` (by what, and why) says that the scores are
+        predicted: the trial was pruned, as Optuna calls it."""
         trial_id = self._trial_id(trial.number)
-        for key, value in {**measured.to_data(), "seconds": dict(seconds)}.items():
+        about = {"by": stopped[0], "reason": stopped[1]} if stopped else {}
+        for key, value in {**measured.to_data(), "seconds": dict(seconds), **about}.items():
             self._storage.set_trial_user_attr(trial_id, key, value)
         if constraints is not None:
             self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
-        self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [measured.objective])
+        state = TrialState.PRUNED if stopped else TrialState.COMPLETE
+        self._storage.set_trial_state_values(trial_id, state, [measured.objective])
         return _trial(self._storage.get_trial(trial_id))
+
+    def note(self, trial: Trial, digest: str, seconds: Mapping[str, float]) -> None:
+        """Write down how far a trial in flight has come."""
+        for key, value in {"digest": digest, "seconds": dict(seconds)}.items():
+            self._storage.set_trial_user_attr(self._trial_id(trial.number), key, value)
 
     def fail(self, trial: Trial, reason: str, seconds: Mapping[str, float]) -> Trial:
         """End a trial that could not be evaluated."""
@@ -114,7 +135,7 @@ class Store:
 
 def _trial(frozen: FrozenTrial) -> Trial:
     attributes = frozen.user_attrs
-    value = frozen.value if frozen.state == TrialState.COMPLETE else None
+    value = frozen.value if frozen.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
     return Trial(
         number=frozen.number,
         kind=attributes["kind"],
@@ -131,7 +152,15 @@ def _trial(frozen: FrozenTrial) -> Trial:
         digest=attributes.get("digest"),
         seconds=attributes.get("seconds", {}),
         reason=attributes.get("reason"),
+        by=attributes.get("by", ""),
+        evaluated=attributes.get("evaluated", 0),
+        items=attributes.get("items", 0),
     )
+
+
+def promotion_key(number: int) -> str:
+    """The fact that holds a stopped trial's scores on all items."""
+    return f"promoted.{number}"
 
 
 def absolute_url(url: str | None) -> str | None:

@@ -10,7 +10,7 @@ from evomerge.recipe.mergekit import recipe_from_data
 from evomerge.recipe.recipe import Recipe
 from evomerge.types import Genome, SliceScore
 
-State = Literal["running", "complete", "failed"]
+State = Literal["running", "complete", "stopped", "failed"]
 UNIFORM = "uniform"
 """The label of the reference that averages all sources."""
 
@@ -23,7 +23,9 @@ class Trial:
 
     `scores`, `stderr` and `bounds` (lower confidence bounds, where the fitness file asks for confidence) are
     oriented: higher is better. `digest` is that of the materialized parameters;
-    `seconds` the time of each phase; `reason` why a failed trial failed. Finished trials never change.
+    `seconds` the time of each phase; `reason` why a failed trial failed, or why a stopped one was not scored in full
+    (its scores are then predicted from the items that it was scored on), and `by` which means of saving stopped it.
+    `evaluated` is the number of items that it was scored on, `items` how many there are. Finished trials never change.
     """
 
     number: int
@@ -41,6 +43,9 @@ class Trial:
     digest: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
+    by: str = ""
+    evaluated: int = 0
+    items: int = 0
 
     @property
     def recipe(self) -> Recipe:
@@ -54,6 +59,11 @@ class Trial:
     def gated(self) -> dict[str, SliceScore]:
         """What is held to the floors: the scores, or their lower confidence bounds."""
         return {name: SliceScore(self.bounds.get(name, value), None) for name, value in self.scores.items()}
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it has scores, measured or predicted."""
+        return self.state in ("complete", "stopped") and self.objective is not None
 
     @property
     def is_parent(self) -> bool:

@@ -15,14 +15,34 @@ def test_calls_out_of_order_raise(name: str) -> None:
     optimizer = build(name, DIMENSIONS, 0, {})
     with pytest.raises(RuntimeError, match="without calling ask"):
         optimizer.tell({"w": 0.5, "v": 0.5}, FINE)
-    genome = optimizer.ask()
-    with pytest.raises(RuntimeError, match="called twice"):
+    asked = [optimizer.ask() for _ in range(optimizer.open)]
+    genome = asked[0]
+    with pytest.raises(RuntimeError, match="called too often"):
         optimizer.ask()
     with pytest.raises(RuntimeError, match=r"another genome than was asked; w: expected 0\.5, got 0\.25"):
         optimizer.tell({**genome, "w": 0.25}, FINE)
-    optimizer.tell(genome, FINE)
+    for genome in asked:
+        optimizer.tell(genome, FINE)
     with pytest.raises(RuntimeError, match="without calling ask"):
         optimizer.tell(genome, FINE)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_generation_asked_at_once_is_the_one_asked_one_by_one(name: str) -> None:
+    """However many are asked before one is told: what is proposed is the same, and so is who competes with whom."""
+    at_once, singly = build(name, DIMENSIONS, 3, {}), build(name, DIMENSIONS, 3, {})
+    for _ in range(4):
+        start = at_once.rivals
+        asked = [at_once.ask() for _ in range(at_once.open)]
+        assert at_once.open == 0
+        assert at_once.rivals == start
+        for number, genome in enumerate(asked):
+            outcome = Outcome(feasible=True, objective=-abs(float(genome["w"]) - 0.3), shortfall=0.0)
+            assert singly.rivals == start + number
+            assert singly.ask() == genome
+            singly.tell(genome, outcome)
+            at_once.tell(genome, outcome)
+        assert 1 <= at_once.places
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

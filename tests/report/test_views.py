@@ -11,7 +11,8 @@ from rich.console import Console
 
 import evomerge
 from evomerge.report.live import LineView, LiveView, view
-from evomerge.report.tables import result_table, status_table
+from evomerge.report.results import result_table
+from evomerge.report.tables import status_table
 
 Study = Callable[..., Path]
 
@@ -62,7 +63,7 @@ def test_tables_show_floors_in_the_direction_of_the_metric(tiny_study: Study) ->
     result = evomerge.search(tiny_study(lower_is_better), trials=7)
     drawn = rendered(result_table(result))
     assert "≤" in drawn
-    assert "≥ 0.0000" in drawn
+    assert "≥ 0.000" in drawn
     assert "+ 5" in drawn
     assert "uniform average" in drawn
     assert "Scores on the search split" in rendered(status_table(evomerge.status("space")))

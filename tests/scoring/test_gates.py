@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from evomerge.errors import InputError
 from evomerge.files.objects import FloorSpec
-from evomerge.scoring.gates import Gate, feasible, judge, lower_bound, scales, settle, shortfall
+from evomerge.scoring.gates import Gate, feasible, interval, judge, lower_bound, scales, settle, shortfall
+from evomerge.scoring.statistics import weighted_mean_stderr
 from evomerge.types import ItemScore, SliceScore
 
 
@@ -150,3 +152,57 @@ def test_a_bound_never_lies_above_the_score(pair: tuple[int, int], sign: int) ->
     score = hits(*pair, sign=sign)
     assert lower_bound(score, sign, 0.9) <= score.value + 1e-12
     assert lower_bound(score, sign, 0.99) <= lower_bound(score, sign, 0.9)
+
+
+def clustered(values: list[float], size: int, sign: int = 1, named: bool = True) -> SliceScore:
+    """`size` neighbours share a cluster."""
+    names = [str(i // size) if named else None for i in range(len(values))]
+    items = tuple(ItemScore(str(i), v, 1.0, None, c) for i, (v, c) in enumerate(zip(values, names, strict=True)))
+    return SliceScore(sign * sum(values) / len(values), weighted_mean_stderr(values, clusters=names), items)
+
+
+def test_clusters_widen_the_bounds_of_a_share() -> None:
+    values = [1.0] * 60 + [0.0] * 20
+    alone, together = clustered(values, 1), clustered(values, 5)
+    assert lower_bound(alone, 1, 0.95) == pytest.approx(lower_bound(hits(60, 80), 1, 0.95), abs=2e-3)
+    assert lower_bound(together, 1, 0.95) < lower_bound(alone, 1, 0.95) - 0.05
+    lower = clustered(values, 5, sign=-1)
+    assert lower_bound(lower, -1, 0.95) < -0.75 - 0.05
+    assert lower_bound(clustered([1.0] * 80, 5), 1, 0.95) == lower_bound(hits(80, 80), 1, 0.95)
+
+
+def test_intervals_are_in_the_direction_of_the_metric() -> None:
+    assert interval(hits(81, 263), 1) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
+    low, high = interval(hits(5, 10, sign=-1), -1) or (0, 0)
+    assert 0 < low < 0.5 < high
+    assert interval(SliceScore(-2.0, 0.1), -1) == (pytest.approx(1.804, abs=1e-3), pytest.approx(2.196, abs=1e-3))
+    assert interval(SliceScore(0.5, None), 1) is None
+
+
+@given(st.integers(0, 40), st.sampled_from([1, -1]))
+def test_an_interval_is_two_bounds(ones: int, sign: int) -> None:
+    score = hits(ones, 40, sign)
+    low, high = interval(score, sign, 0.9) or (0, 0)
+    assert (low if sign > 0 else -high) == pytest.approx(lower_bound(score, sign, 0.95))
+
+
+def coverage(share: float, clusters: int, size: int, alike: float, named: bool = True) -> float:
+    """How often the 95 % interval of clustered shares holds the true one; `alike`: the chance that an item copies the
+    first of its cluster."""
+    draw, inside = random.Random(5), 0
+    for _ in range(400):
+        values: list[float] = []
+        for _ in range(clusters):
+            first = float(draw.random() < share)
+            rest = (first if draw.random() < alike else float(draw.random() < share) for _ in range(size - 1))
+            values += [first, *rest]
+        low, high = interval(clustered(values, size, named=named), 1) or (0, 0)
+        inside += low <= share <= high
+    return inside / 400
+
+
+def test_intervals_cover() -> None:
+    assert coverage(0.9, 50, 1, 0.0) >= 0.92
+    assert coverage(0.5, 20, 1, 0.0) >= 0.92
+    assert coverage(0.7, 40, 5, 0.8) >= 0.91
+    assert coverage(0.7, 40, 5, 0.8, named=False) < 0.8, "what clusters are for"

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.scoring.statistics import pooled_stderr, weighted_mean_stderr, wilson_lower, wilson_upper
+from evomerge.scoring.statistics import (
+    effective_size,
+    groups,
+    pooled_stderr,
+    weighted_mean_stderr,
+    wilson_lower,
+    wilson_upper,
+)
 
 numbers = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
 
@@ -56,3 +63,50 @@ def test_pooling() -> None:
     assert pooled_stderr([0.3, 0.4], [1, 1]) == pytest.approx(0.25)
     assert pooled_stderr([0.3, None], [1, 1]) is None
     assert pooled_stderr([0.3], [7]) == pytest.approx(0.3)
+
+
+# Clusters
+
+
+@given(numbers)
+def test_clusters_of_one_item_change_nothing(values: list[float]) -> None:
+    alone = [str(i) for i in range(len(values))]
+    assert weighted_mean_stderr(values, clusters=alone) == pytest.approx(weighted_mean_stderr(values))
+    assert weighted_mean_stderr(values, clusters=[None] * len(values)) == weighted_mean_stderr(values)
+
+
+def test_copies_of_an_item_tell_nothing_new() -> None:
+    values = [0.1, 0.7, 0.4, 0.9]
+    copied = [v for v in values for _ in range(5)]
+    names = [str(i) for i in range(len(values)) for _ in range(5)]
+    assert weighted_mean_stderr(copied, clusters=names) == pytest.approx(weighted_mean_stderr(values))
+    assert weighted_mean_stderr(copied) < 0.5 * weighted_mean_stderr(values)  # type: ignore[operator]
+
+
+def test_one_cluster_has_no_error() -> None:
+    assert weighted_mean_stderr([0.0, 1.0, 1.0], clusters=["a", "a", "a"]) is None
+
+
+def test_clustered_error_as_published() -> None:
+    """Miller (2024): the square is that of the naive error plus the cross products within clusters over n squared. The
+    small-sample factor here counts clusters."""
+    values, names = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b", "c", "c"]
+    mean, n, g = 0.5, 6, 3
+    squares = sum((v - mean) ** 2 for v in values)
+    cross = sum(
+        (values[i] - mean) * (values[j] - mean) for i in range(n) for j in range(n) if i != j and names[i] == names[j]
+    )
+    expected = math.sqrt(g / (g - 1) * (squares + cross)) / n
+    assert weighted_mean_stderr(values, clusters=names) == pytest.approx(expected)
+
+
+def test_groups_keep_their_order() -> None:
+    assert groups(["a", None, "b", "a", None]) == [[0, 3], [1], [2], [4]]
+
+
+def test_effective_size() -> None:
+    assert effective_size(0.5, 100, 0.05) == pytest.approx(100)
+    assert effective_size(0.5, 100, 0.1) == pytest.approx(25)
+    assert effective_size(0.5, 100, 0.01) == 100
+    assert effective_size(1.0, 100, 0.0) == 100
+    assert effective_size(0.5, 100, None) == 100

@@ -239,10 +239,12 @@ def test_items_caps_each_split(bench: Bench, model: Any, tokenizer: Any) -> None
     assert few < more < every
 
 
-def test_confidence_needs_a_metric_with_an_error(bench: Bench, model: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("metric", ["bits_per_byte", "byte_perplexity"])
+def test_confidence_needs_more_than_one_item(bench: Bench, model: Any, tokenizer: Any, metric: str) -> None:
     bench.text()
-    slices = {"s": {"task": "text", "metric": "byte_perplexity", "floor": 9.0}}
-    with pytest.raises(InputError, match=r"fitness.yaml:\d+: slices.s.metric: `confidence` needs a standard error"):
+    slices = {"s": {"task": "text", "metric": metric, "floor": 9.0, "items": 1}}
+    with pytest.raises(InputError, match=r"fitness.yaml:\d+: .*s: `confidence` needs a standard error, and one item"):
         Suite.build(bench.fitness(slices, confidence=0.95), model, tokenizer)
-    slices["s"]["metric"] = "bits_per_byte"
-    Suite.build(bench.fitness(slices, confidence=0.95), model, tokenizer)
+    slices["s"]["items"] = 2
+    suite = Suite.build(bench.fitness(slices, confidence=0.95), model, tokenizer)
+    assert suite.score()["s"].stderr is not None

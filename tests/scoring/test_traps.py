@@ -36,14 +36,14 @@ def test_the_batch_size_is_the_files_own(
 ) -> None:
     """`simple_evaluate(batch_size=...)` does not reach a model that is already built, which then runs at 1; and an
     automatic size changes scores from run to run."""
-    bench.choice(n=40)
     bench.text(n=40)
-    slices = {**ACC, "t": {"task": "text", "metric": "bits_per_byte"}}
+    slices = {"s": {"task": "text", "metric": "bits_per_byte"}}
     suite = Suite.build(bench.fitness(slices, batch_size=size), model, tokenizer)
+    suite.score()  # the first time a few requests are asked one by one as well, to see that the answers are equal
     sizes = batches(model, monkeypatch)
     suite.score()
     assert max(sizes) == size
-    assert sizes.count(size) >= len(sizes) - 2
+    assert sizes.count(size) >= len(sizes) - 1
 
 
 def test_no_cache_of_answers_or_requests_is_touched(

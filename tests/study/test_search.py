@@ -33,7 +33,7 @@ def test_search_scores_references_first_and_keeps_the_budget(tiny_study: Study) 
     trials = result.search.trials
     assert [t.label for t in trials[:4]] == ["base", "one", "two", "uniform"]
     assert len(trials) == 12
-    assert all(t.state == "complete" and t.digest for t in trials)
+    assert all(t.state in ("complete", "stopped") and t.digest for t in trials)
     folder = RunFolder.named("space")
     for file in (folder.space, folder.fitness, folder.environment, folder.best, folder.log):
         assert file.is_file()
@@ -103,12 +103,21 @@ def test_resume_equals_uninterrupted(tiny_study: Study, optimizer: str) -> None:
 
 def test_budgets_are_totals(tiny_study: Study) -> None:
     space = tiny_study()
+    generation = 8
+    evomerge.search(space, run="short", trials=4 + generation)
+    evomerge.resume("short", trials=4 + 2 * generation)
+    evomerge.search(space, run="long", trials=4 + 2 * generation)
+    assert facts("short") == facts("long")
+    evomerge.resume("short", trials=10)
+    assert len(facts("short")) == 20
+
+
+def test_budgets_are_totals_wherever_they_end_when_all_items_are_scored(tiny_study: Study) -> None:
+    space = tiny_study(lambda space, fitness: fitness.update(economy=False))
     evomerge.search(space, run="short", trials=8)
     evomerge.resume("short", trials=15)
     evomerge.search(space, run="long", trials=15)
     assert facts("short") == facts("long")
-    evomerge.resume("short", trials=10)
-    assert len(facts("short")) == 15
 
 
 def test_a_failed_candidate_is_recorded_and_the_study_goes_on(
@@ -357,17 +366,17 @@ def test_changed_callable_code_is_noticed(tiny_study: Study) -> None:
 def test_a_failing_objective_fails_the_trial_only(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     from evomerge.study.session import Session
 
-    objective_of = Session._objective_of
+    measured = Session.measured
     calls: list[int] = []
 
-    def sometimes(self: Session, scores: Any) -> float:
+    def sometimes(self: Session, evaluation: Any) -> Any:
         calls.append(1)
         if len(calls) in (6, 15):
             raise TrialError("the geometric mean needs scores of at least 0")
-        return objective_of(self, scores)
+        return measured(self, evaluation)
 
-    monkeypatch.setattr(Session, "_objective_of", sometimes)
-    result = evomerge.search(tiny_study(), trials=10)
+    monkeypatch.setattr(Session, "measured", sometimes)
+    result = evomerge.search(tiny_study(lambda space, fitness: fitness.update(economy=False)), trials=10)
     assert [t.number for t in result.search.trials if t.state == "failed"] == [5]
     assert [t.state for t in result.holdout.trials].count("failed") == 1
     assert evomerge.status("space").finished

@@ -1,0 +1,134 @@
+"""Pictures. matplotlib is imported when one is drawn, and nothing of its global state is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.scoring.gates import interval
+from evomerge.study.path import Barrier, Curve, ScoredPath, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMATS = (".png", ".svg", ".pdf")
+"""The pictures that can be written, by the ends of their files' names."""
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+"""Distinct to colour-blind eyes too (Okabe and Ito 2008, "Color Universal Design"), without black and yellow."""
+_MARKERS = "osD^vPX"
+_PASSING = "#FBF3D0"
+_WIDTH, _PANEL, _DPI = 8.0, 3.0, 150  # inches, inches, dots an inch
+_TICKS = 16
+"""With more points than this not each of them is named on the axis."""
+
+
+def draw_path(result: ScoredPath, file: Path) -> None:
+    """One panel for the scores of each metric, in its own direction, and one for the loss. OSError where `file` cannot
+    be written."""
+    from matplotlib.figure import Figure
+
+    metrics = list(dict.fromkeys(piece.metric for piece in result.slices.values()))
+    panels = len(metrics) + bool(result.losses)
+    figure = Figure(figsize=(_WIDTH, 1.1 + _PANEL * panels), dpi=_DPI, layout="constrained")
+    figure.suptitle(result.title, fontsize=12)
+    axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
+    for ax, metric in zip(axes, metrics, strict=False):
+        _scores(ax, result, metric)
+    if result.losses:
+        _losses(axes[-1], result)
+    for ax in axes:
+        _dress(ax, result)
+    axes[-1].set_xlabel(f"t      (0: {short(result.start)},  1: {short(result.end)})")
+    figure.savefig(file)
+
+
+def _scores(ax: Axes, result: ScoredPath, metric: str) -> None:
+    """The slices of one metric: points (filled where every floor is passed), 95 % intervals, floors."""
+    for number, (name, piece) in enumerate(result.slices.items()):
+        scored = [p for p in result.points if p.scores]
+        if piece.metric != metric:
+            continue
+        style = _style(number)
+        t, values = [p.t for p in scored], [piece.show(p.scores[name].value) for p in scored]
+        ax.plot(t, values, label=name, markevery=[i for i, p in enumerate(scored) if not _passes(result, p)],
+                markerfacecolor="white", **style)  # fmt: skip
+        ax.plot(t, values, markevery=[i for i, p in enumerate(scored) if _passes(result, p)], **style)
+        bands = [(p.t, band) for p in scored if (band := interval(p.scores[name], piece.sign)) is not None]
+        ax.fill_between([t for t, _ in bands], [b[0] for _, b in bands], [b[1] for _, b in bands],
+                        color=style["color"], alpha=0.15, linewidth=0)  # fmt: skip
+        floor = result.gates[name].floor
+        if floor is not None and math.isfinite(floor):
+            ax.axhline(piece.show(floor), color=style["color"], linestyle="--", linewidth=1.0)
+    better = "higher" if _sign(result, metric) > 0 else "lower"
+    ax.set_ylabel(metric)
+    ax.set_title(f"{metric} ({better} is better; bands: 95 %; dashed: floors)", loc="left", fontsize=10)
+
+
+def _losses(ax: Axes, result: ScoredPath) -> None:
+    curves = result.losses
+    for number, name in enumerate(result.slices):
+        if name in curves:
+            style = {**_style(number), "linewidth": 1.2, "markersize": 3.5}
+            ax.plot(*_columns(curves[name]), label=name, **style)
+    mean = result.mean_loss
+    if len(curves) > 1:
+        ax.plot(*_columns(mean), color="black", linewidth=2.2, label="mean")
+    found = result.barrier(mean)
+    if found is not None:
+        ax.plot(*_columns([mean[0], mean[-1]]), color="black", linestyle=":", linewidth=1.5, label="straight line")
+        _mark_barrier(ax, found, mean)
+    ax.set_ylabel("loss (nats per token)")
+    told = "" if found is None else f"; {_told(found, len(curves) > 1)}"
+    ax.set_title(f"loss of the right answers (lower is better{told})", loc="left", fontsize=10)
+
+
+def _told(found: Barrier, of_mean: bool) -> str:
+    what = "barrier of the mean" if of_mean else "barrier"
+    return f"{what}: {found.height:.4f} at t = {found.t:g}" if found.height else f"no {what}"
+
+
+def _mark_barrier(ax: Axes, found: Barrier, curve: Curve) -> None:
+    """An arrow from the straight line up to the curve, where the excess is largest."""
+    if found.height == 0:
+        return
+    top = dict(curve)[found.t]
+    arrow = {"arrowstyle": "<->", "color": "black", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2}
+    ax.annotate("", xy=(found.t, top), xytext=(found.t, top - found.height), arrowprops=arrow)
+
+
+def _dress(ax: Axes, result: ScoredPath) -> None:
+    """Grid, the range of t, the part of the line that passes every floor, and the legend."""
+    ax.grid(color="#E5E5E5", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    half = (result.wanted[-1] - result.wanted[0]) / (len(result.wanted) - 1) / 2
+    ax.set_xlim(result.wanted[0] - half, result.wanted[-1] + half)
+    if len(result.wanted) <= _TICKS:
+        ax.set_xticks(result.wanted, [f"{t:g}" for t in result.wanted])
+    label = "passes every floor"
+    for point in result.points:
+        if _passes(result, point):
+            ax.axvspan(point.t - half, point.t + half, color=_PASSING, linewidth=0, zorder=0, label=label)
+            label = "_"
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+
+
+def _style(number: int) -> dict[str, Any]:
+    """The line of the slice at this position."""
+    at = number % len(_COLOURS)
+    return {"color": _COLOURS[at], "marker": _MARKERS[at], "markersize": 5.5, "linewidth": 1.6}
+
+
+def _columns(curve: Curve) -> tuple[Sequence[float], Sequence[float]]:
+    return [t for t, _ in curve], [value for _, value in curve]
+
+
+def _passes(result: ScoredPath, point: Any) -> bool:
+    """Whether a point is to be marked: without floors none is."""
+    return point.feasible and any(gate.floor is not None for gate in result.gates.values())
+
+
+def _sign(result: ScoredPath, metric: str) -> int:
+    return next(piece.sign for piece in result.slices.values() if piece.metric == metric)

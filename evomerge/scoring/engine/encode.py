@@ -1,0 +1,66 @@
+"""From requests to token windows, as lm-eval 0.4.13, models/huggingface.py and api/model.py encode them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from numpy.typing import NDArray
+
+from evomerge.errors import InputError
+
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """What one forward pass reads, tokens [L], and what the logits of its last T positions are held against,
+    targets [T], 1 <= T <= L."""
+
+    tokens: Tokens
+    targets: Tokens
+
+
+def encode(lm: Any, kind: str, arguments: Sequence[Any]) -> list[list[Window]]:
+    """The windows of each request; a request's loglikelihood is the sum over its windows.
+
+    `kind` is loglikelihood, whose arguments are (context, continuation), or loglikelihood_rolling, whose arguments
+    are (text,). A text without a token has no window.
+
+    Raises:
+        InputError: a context or continuation has no token, or a continuation more than the model can read.
+    """
+    pairs = _rolling if kind == "loglikelihood_rolling" else _continuation
+    longest = lm.max_length
+    return [[_window(*pair, longest) for pair in pairs(lm, *given)] for given in arguments]
+
+
+def _continuation(lm: Any, context: str, continuation: str) -> Iterator[tuple[list[int], list[int]]]:
+    """(context, continuation) in tokens: `TemplateLM.loglikelihood`."""
+    if context:
+        before, after = lm._encode_pair(context, continuation)
+    else:
+        prefix, after = [lm.prefix_token_id], lm.tok_encode(continuation, add_special_tokens=False)
+        before, after = (prefix, after[1:]) if after[:1] == prefix else (prefix, after)
+    if not before or not after:
+        problem = f"prompt {context[-60:]!r} with answer {continuation[:60]!r}: one of them has no token of its own"
+        raise InputError(problem, "mend the task's prompts or answers")
+    yield before, after
+
+
+def _rolling(lm: Any, text: str) -> Iterator[tuple[list[int], list[int]]]:
+    """The windows of a text, each token predicted once: `HFLM.loglikelihood_rolling`."""
+    windows = get_rolling_token_windows(lm.tok_encode(text), lm.prefix_token_id, lm.max_length, context_len=1)
+    yield from map(make_disjoint_window, windows)
+
+
+def _window(before: list[int], after: list[int], longest: int) -> Window:
+    """Cut from the left to what the model can read, and the last token off: `HFLM._loglikelihood_tokens`."""
+    if len(after) > longest:
+        problem = f"an answer has {len(after)} tokens, and the model reads at most {longest}"
+        raise InputError(problem, "shorten the task's answers")
+    tokens = (before + after)[-(longest + 1) :][:-1]
+    return Window(np.array(tokens, np.int32), np.array(after, np.int32))

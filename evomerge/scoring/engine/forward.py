@@ -1,0 +1,96 @@
+"""Forward passes that compute logits only where they count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evomerge.scoring.engine.batches import Batch
+from evomerge.scoring.engine.encode import Window
+
+Scores = tuple[NDArray[np.float64], NDArray[np.bool_]]
+"""Natural-log probability [M] of each pair's token, and whether it is the most probable one [M]."""
+
+CHUNK = 1 << 21
+"""Logits that are reduced at a time: what this many take in float32 still lies in a processor's cache."""
+
+
+@torch.no_grad()
+def score(model: Any, batches: Sequence[Batch], device: torch.device) -> Scores:
+    """Score the pairs of all batches, in order, with the weights of now.
+
+    Raises:
+        ValueError: the model computes its logits elsewhere than in its output embeddings.
+    """
+    if not batches:
+        return np.empty(0), np.empty(0, np.bool_)
+    parts = [_score(model, batch, device) for batch in batches]
+    logs, best = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    return logs.astype(np.float64), best
+
+
+def _score(model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    inputs = {"input_ids": batch.tokens.to(device)}
+    if batch.depths is not None and batch.ends is not None:
+        inputs["position_ids"] = batch.depths.to(device)
+        inputs["attention_mask"] = _mask(batch.ends.to(device), model)
+    with _only_at(model, batch.where):
+        logits = model(**inputs, use_cache=False).logits
+    if logits.shape[:-1] != (1, len(batch.where)):
+        raise ValueError("the logits are not those of the chosen positions")
+    return _reduce(logits[0], batch.node.to(logits.device), batch.target.to(logits.device))
+
+
+@contextmanager
+def _only_at(model: Any, where: Tensor) -> Iterator[None]:
+    """The model's head gets hidden states [1, N, H] instead of [B, L, H]. What follows it (scaling, soft-capping) works
+    on each number by itself."""
+
+    def choose(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *rest = given
+        return hidden.flatten(0, 1)[where.to(hidden.device)].unsqueeze(0), *rest
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _mask(ends: Tensor, model: Any) -> Tensor:
+    """[B, 1, L, L]: node q sees its ancestors and itself, in the form that the model's attention takes."""
+    nodes = torch.arange(ends.shape[1], device=ends.device)
+    query, key = nodes[:, None], nodes[None, :]
+    seen = ((key <= query) & (query < ends[:, None, :])) | (key == query)
+    seen = seen[:, None]
+    if model.config._attn_implementation == "sdpa":
+        return seen
+    hidden = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
+    return hidden.masked_fill_(~seen, torch.finfo(model.dtype).min)
+
+
+def _reduce(logits: Tensor, node: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """From logits [N, V] to log-probabilities [M] (float32, lm-eval's `softmax_dtype=float32`) and greedy flags [M]."""
+    step = max(1, CHUNK // logits.shape[1])
+    totals, best = [], []
+    for chunk in torch.split(logits, step):
+        chunk = chunk.float()
+        totals.append(chunk.logsumexp(-1))
+        best.append(chunk.argmax(-1))
+    return logits[node, target].float() - torch.cat(totals)[node], torch.cat(best)[node] == target
+
+
+@torch.no_grad()
+def plain(model: Any, device: torch.device, window: Window) -> float:
+    """A window's loglikelihood by the model's ordinary call on it alone, all logits computed."""
+    tokens = torch.from_numpy(window.tokens).long().to(device)
+    size = len(window.targets)
+    logits = model(tokens[None]).logits[0, -size:].float()
+    targets = torch.from_numpy(window.targets).long().to(logits.device)
+    return float(logits.log_softmax(-1).gather(1, targets[:, None]).double().sum())

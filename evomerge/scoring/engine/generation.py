@@ -1,0 +1,238 @@
+"""Generated text on the resident model: what `HFLM.generate_until` of lm-eval 0.4.13 would answer, in fewer passes.
+
+What is plainly greedy is decoded here; everything else (sampling, beams, penalties, models with a cache or a
+`generate` of their own) is lm-eval's own path. Imports torch and lm-eval: import it where it is used.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.utils import Collator, handle_stop_sequences, normalize_gen_kwargs
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from evomerge.errors import InputError, suggestion
+from evomerge.scoring.engine.greedy import Batch, Prompt, batches, refuse_nan, write
+
+log = logging.getLogger(__name__)
+
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""lm-eval's names for the number of new tokens."""
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_IDLE = {
+    *_SAMPLING, *_LENGTHS, "until", "max_length", "do_sample", "use_cache", "early_stopping", "length_penalty",
+    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "disable_compile", "compile_config",
+    "transformers_version",
+}  # fmt: skip
+"""Settings that make no difference to greedy decoding, or that lm-eval gives itself."""
+
+_NEUTRAL = {
+    "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0,
+    "guidance_scale": 1.0,
+}  # fmt: skip
+
+_CHECKED_TOKENS = 16
+
+
+@dataclass
+class GenerationPlan:
+    """Requests with all of their preparation that does not depend on the weights.
+
+    `prompts` holds None for a request that takes lm-eval's own path; equal prompts are decoded once. `trusted` says
+    whether the decoding here agreed with lm-eval's the first time; None before.
+    """
+
+    requests: list[Any]
+    prompts: list[Prompt | None]
+    batches: list[Batch]
+    trusted: bool | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The number of scored tokens of each request: none."""
+        return [0] * len(self.requests)
+
+
+def plan_generation(lm: Any, requests: Sequence[Any]) -> GenerationPlan:
+    """Encode, truncate and batch "generate_until" requests. `lm` is an `HFLM`; its weights are not looked at.
+
+    Raises InputError where a generation argument does not exist or leaves no room for a prompt.
+    """
+    kinds = {repr(request.args[1]): request.args[1] for request in requests}
+    for settings in kinds.values():
+        _check(lm, settings)
+    decodable = _decodable(lm)
+    greedy = {name for name, settings in kinds.items() if decodable and _is_greedy(lm, settings)}
+    places = [i for i, request in enumerate(requests) if repr(request.args[1]) in greedy]
+    prompts: list[Prompt | None] = [None] * len(requests)
+    for i, prompt in zip(places, _encode(lm, [requests[i] for i in places]), strict=True):
+        prompts[i] = prompt if prompt.tokens else None
+    return GenerationPlan(list(requests), prompts, _batched(lm, [p for p in prompts if p is not None]))
+
+
+def generate(lm: Any, plan: GenerationPlan) -> list[str]:
+    """The text that the model writes for each request, with the weights of now. Raises TrialError on NaN logits."""
+    if plan.trusted is None and plan.batches:
+        plan.trusted = _agrees(lm, plan)
+    written = _written(lm, plan.batches if plan.trusted else [])
+    others = iter(_by_lm_eval(lm, [r for r, p in zip(plan.requests, plan.prompts, strict=True) if p not in written]))
+    return [written[prompt] if prompt in written else next(others) for prompt in plan.prompts]
+
+
+def _written(lm: Any, planned: list[Batch]) -> dict[Prompt | None, str]:
+    """Each prompt's text, decoded here."""
+    return {p: text for batch in planned for p, text in zip(batch.prompts, write(lm, batch), strict=True)}
+
+
+def _by_lm_eval(lm: Any, requests: list[Any]) -> list[str]:
+    """lm-eval's own path; sampling draws from the global generators there, in the order of the requests."""
+    if not requests:
+        return []
+    hook = lm.model.register_forward_hook(lambda module, inputs, output: refuse_nan(output.logits[:, -1]))
+    try:
+        texts: list[str] = lm.generate_until(requests, disable_tqdm=True)
+        return texts
+    finally:
+        hook.remove()
+
+
+def _agrees(lm: Any, plan: GenerationPlan) -> bool:
+    """Whether the first tokens after two of the prompts are those of lm-eval's own path."""
+    chosen = _sample(plan)
+    theirs = _by_lm_eval(lm, chosen)
+    try:
+        prompts = _encode(lm, chosen)
+        ours = _written(lm, _batched(lm, prompts))
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        log.warning("lm-eval's own generation is used: %s: %s", type(error).__name__, error)
+        return False
+    if [ours[prompt] for prompt in prompts] == theirs:
+        return True
+    log.warning("lm-eval's own generation is used: greedy decoding gave other text for this model")
+    return False
+
+
+def _sample(plan: GenerationPlan) -> list[Any]:
+    """The requests with the shortest and the median prompt, cut to a few new tokens."""
+    places = [i for i, prompt in enumerate(plan.prompts) if prompt]
+    places.sort(key=lambda i: len(plan.prompts[i].tokens))  # type: ignore[union-attr]
+    return [_shortened(plan.requests[i]) for i in dict.fromkeys((places[0], places[len(places) // 2]))]
+
+
+def _shortened(request: Any) -> Any:
+    context, settings = request.args
+    limit = min(normalize_gen_kwargs(settings)["max_gen_toks"], _CHECKED_TOKENS)
+    few = {name: value for name, value in settings.items() if name not in _LENGTHS}
+    return Instance(request.request_type, request.doc, (context, {**few, "max_gen_toks": limit}), 0)
+
+
+def _batched(lm: Any, prompts: list[Prompt]) -> list[Batch]:
+    share = not any(isinstance(layer, DynamicSlidingWindowLayer) for layer in _cache_layers(lm))
+    return batches(prompts, lm.batch_size, _eos(lm), lm.tokenizer.pad_token_id, lm.device, share)
+
+
+def _encode(lm: Any, requests: Sequence[Any]) -> list[Prompt]:
+    """Token ids as lm-eval makes them, in its very batches: it looks for a bos token in the first text of each."""
+    order = Collator(
+        [request.args for request in requests],
+        sort_fn=lambda args: (-len(lm.tok_encode(args[0])), args[0]),
+        group_by="gen_kwargs",
+        group_fn=lambda args: args[1],
+    )
+    prompts = []
+    for chunk in order.get_batched(n=lm.batch_size):
+        until, limit = _ends(lm, chunk[0][1])
+        texts = [context for context, _ in chunk]
+        ids, mask = lm.tok_batch_encode(texts, left_truncate_len=lm.max_length - limit, truncation=lm.truncation)
+        prompts += [Prompt(tuple(row[m].tolist()), limit, until) for row, m in zip(ids, mask.bool(), strict=True)]
+    found: list[Prompt] = order.get_original(prompts)
+    return found
+
+
+def _ends(lm: Any, settings: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
+    """The stop sequences, the tokenizer's end of text among them, and the number of new tokens."""
+    normal = normalize_gen_kwargs(dict(settings), lm.max_gen_toks)
+    eos = lm.tok_decode(lm.eot_token_id, skip_special_tokens=False)
+    return tuple(handle_stop_sequences(normal["until"], eos=eos)), normal["max_gen_toks"]
+
+
+def _check(lm: Any, settings: Mapping[str, Any]) -> None:
+    """InputError where transformers would refuse an argument, or lm-eval the length."""
+    model = lm.model
+    limit = normalize_gen_kwargs(dict(settings), lm.max_gen_toks)["max_gen_toks"]
+    if lm.backend == "causal" and limit >= lm.max_length:
+        problem = f"max_gen_toks {limit} leaves no room for a prompt: the model reads {lm.max_length} tokens"
+        raise InputError(problem, "lower it in the task's generation arguments")
+    legal = {*_IDLE, *vars(GenerationConfig()), *_parameters(model.generate), *_parameters(model.forward)}
+    for name in settings:
+        if name not in legal:
+            mend = suggestion(name, (known for known in legal if not known.startswith("_")))
+            raise InputError(f"no generation argument {name!r}", mend)
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def _decodable(lm: Any) -> bool:
+    """Whether the model can be decoded here: transformers' own `generate`, a cache whose rows can leave, positions
+    that mean the same in any batch."""
+    kind, config = type(lm.model), lm.model.config.get_text_config(decoder=True)
+    ropes = getattr(config, "rope_parameters", None) or {}
+    kinds = {r.get("rope_type") for r in (ropes, *ropes.values()) if isinstance(r, Mapping)}
+    return (
+        lm.backend == "causal"
+        and lm.mixed_precision_dtype is None
+        and lm.think_end_token is None
+        and getattr(kind, "generate", None) is GenerationMixin.generate
+        and kind.prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
+        and not kinds & {"dynamic", "longrope"}
+        and lm.tokenizer.eos_token_id is not None
+        and kind._supports_default_dynamic_cache()
+        and all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in _cache_layers(lm))
+    )
+
+
+def _cache_layers(lm: Any) -> list[Any]:
+    return list(DynamicCache(config=lm.model.config.get_text_config(decoder=True)).layers)
+
+
+def _is_greedy(lm: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether the most likely token is always taken, and the stop sequences can be seen in the text."""
+    normal = normalize_gen_kwargs(dict(settings), lm.max_gen_toks)
+    until, limit = _ends(lm, settings)
+    if normal["do_sample"] or limit < 1 or "max_length" in settings or "" in until:
+        return False
+    chosen = {**vars(lm.model.generation_config), **settings}
+    if any(_steers(name, value) for name, value in chosen.items() if not name.startswith("_")):
+        return False
+    # A special token is not in the text. lm-eval goes on after one that does not end the text for the model, too,
+    # unless all rows of its batch have written it.
+    special = _special(lm.tokenizer)
+    return all(special.get(stop) in {None, *_eos(lm)} for stop in until)
+
+
+def _steers(name: str, value: Any) -> bool:
+    """Whether a setting may change what greedy decoding does."""
+    default = getattr(GenerationConfig(), name, None)
+    return name not in _IDLE and value is not False and value not in (None, default, _NEUTRAL.get(name))
+
+
+def _special(tokenizer: Any) -> dict[str, int]:
+    """The tokens that are left out when text is decoded."""
+    added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {**added, **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))}
+
+
+def _eos(lm: Any) -> frozenset[int]:
+    """The tokens after which transformers' generate ends a row."""
+    ids = lm.model.generation_config.eos_token_id
+    return frozenset([ids] if isinstance(ids, int) else ids or ())

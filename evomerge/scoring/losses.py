@@ -1,0 +1,58 @@
+"""The loss of a slice: how unlikely the model finds the right answers, in nats per token.
+
+Which request holds the right answer follows lm-eval 0.4.13 (`lm_eval.api.task.ConfigurableTask.construct_requests` and
+`process_results`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def right_answers(task: Any, kind: str, document: Any, instances: Sequence[Any]) -> int | None:
+    """The index, among a document's requests, of the one whose continuation is the right answer.
+
+    Args:
+        task: the lm-eval task that made the requests.
+        kind: the type of the first request: loglikelihood, loglikelihood_rolling or generate_until.
+        document: may be changed by the task's code.
+        instances: all of the document's requests, in lm-eval's order.
+
+    Returns:
+        Of several right answers the first; None where the document has none that a loglikelihood is known of.
+    """
+    if kind == "generate_until":
+        return None
+    if task.OUTPUT_TYPE == "multiple_choice":
+        return _gold(task, document)
+    return 0 if len(instances) == 1 else None
+
+
+def mean_loss(pairs: Iterable[tuple[float, int]]) -> float | None:
+    """The mean negative log-likelihood in nats per token, of (loglikelihood in nats, number of tokens) for each
+    answer. None where there is no token."""
+    total, count = 0.0, 0
+    for loglikelihood, tokens in pairs:
+        total, count = total + loglikelihood, count + tokens
+    return -total / count if count else None
+
+
+def _gold(task: Any, document: Any) -> int | None:
+    """The position of the right choice. Requests stand in the order of the choices; those for `acc_mutual_info`,
+    without the question, come after all of them. Where the choices are contexts for one ending (winogrande), the
+    task's text is the position."""
+    try:
+        choices = task.doc_to_choice(document)
+        gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    except Exception:
+        # Tasks with a `process_results` of their own may leave it unreadable; that costs them no score.
+        return None
+    golds = [_position(each, choices) for each in (gold if isinstance(gold, list) else [gold])]
+    return next((at for at in golds if at is not None), None)
+
+
+def _position(gold: Any, choices: Sequence[str]) -> int | None:
+    if isinstance(gold, str):
+        return list(choices).index(gold) if gold in choices else None
+    return int(gold) if isinstance(gold, int) and 0 <= gold < len(choices) else None

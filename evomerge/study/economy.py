@@ -1,0 +1,147 @@
+"""Candidates scored on as few items as tell them apart; whoever could win is scored on all."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from evomerge.errors import TrialError
+from evomerge.optimize.ranking import rank_key
+from evomerge.study.course import Chosen, Course, Items
+from evomerge.study.items import load_items
+from evomerge.study.measured import Evaluation, Measured
+from evomerge.study.prospects import Prospects
+from evomerge.study.race import Control, Entry, Race
+from evomerge.study.trial import Trial
+from evomerge.types import SliceScore
+
+if TYPE_CHECKING:
+    from evomerge.study.session import Session
+
+
+class Economy:
+    """The means of saving that the fitness file names, for one session of a run whose references are scored."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._known: dict[int, Items] = {}
+        references = [self._items(t) for t in session.store.told() if t.kind == "reference" and t.state == "complete"]
+        self.course = Course(session.plan.fitness, session.bench.suite, references)
+
+    def evaluate(self, trials: Sequence[Trial], rivals: Sequence[Trial], places: int) -> list[Trial]:
+        """Score trials that were started, against each other and `rivals` (finished ones), and store them.
+
+        A trial that a killed process left in flight goes on with the items that it had been scored on.
+        """
+        before = [t for t in self._session.store.told() if t.number < min(t.number for t in (*rivals, *trials))]
+        entries = [self._entry(t) for t in (*rivals, *trials)]
+        if len(entries) == 1:
+            best = self._best_tenth(before)
+            race = self._race(before, entries, [self._entry(t) for t in best], len(best))
+        else:
+            race = self._race(before, entries, [], places)
+        race.run()
+        return [self._end(race, entry) for entry in entries[-len(trials) :]]
+
+    def _best_tenth(self, before: Sequence[Trial]) -> list[Trial]:
+        """Whom a candidate that comes alone competes with."""
+        ranked = [t for t in self._session.floors(before).ranked() if t.kind == "search" and t.ranked]
+        return ranked[: math.ceil(len(ranked) / 10)]
+
+    def in_full(self, trial: Trial) -> Measured:
+        """The scores of a stopped trial on all items, at the cost of those that it was not scored on. TrialError."""
+        entry = self._entry(trial)
+        rest = self.course.rung(1.0)
+        self._ask(entry, {name: names.difference(entry.items.get(name, ())) for name, names in rest.items()})
+        return self._measured(entry, {})
+
+    def _race(self, before: Sequence[Trial], field: list[Entry], known: list[Entry], places: int) -> Race:
+        session, standing = self._session, self._session.floors(before)
+        best = next(t for t in (*standing.merges(), *standing.ranked()) if t.state == "complete")
+        control = Control(self._items(best), best.scores, rank_key(standing.outcome(best)))
+        margins = {name: best.scores[name] - bound for name, bound in best.bounds.items()}
+        confidence = session.plan.fitness.confidence
+        prospects = Prospects(standing, session.objective, self.course.compositions, margins, confidence)
+        seed = (session.plan.spec.optimizer["seed"], field[0].trial.number)
+        return Race(self.course, prospects, control, self._ask, field, known, max(1, places), seed)
+
+    # One candidate.
+
+    def _entry(self, trial: Trial) -> Entry:
+        """A trial with what is known of it: nothing, if it was just started."""
+        known, finished = self._items(trial), trial.state != "running"
+        if not finished and self.course.seen(known) < self.course.total:
+            # What was cut short is asked anew from there: the same items at once give the same bits.
+            known = self.course.within_rungs(known)
+        items = {name: dict(known[name]) for name in self.course.compositions if known.get(name)}
+        whole = [name for name in trial.scores if name not in self.course.compositions]
+        totals = {name: SliceScore(trial.scores[name], trial.stderr.get(name)) for name in whole}
+        failed = trial.reason if trial.state == "failed" else None
+        return Entry(trial, items, totals, trial.digest, dict(trial.seconds), finished, failed)
+
+    def _items(self, trial: Trial) -> Items:
+        if trial.number not in self._known:
+            self._known[trial.number] = load_items(self._session.folder.items, trial.number, "search")
+        return self._known[trial.number]
+
+    def _ask(self, entry: Entry, chosen: Chosen) -> None:
+        """Score a candidate on items that it was not scored on, and keep them. Raises TrialError."""
+        session = self._session
+        session.observer.trial_started(entry.trial)
+        started = time.perf_counter()
+        try:
+            evaluation = session.part(entry.trial, entry.digest, chosen)
+        finally:
+            _add(entry.seconds, {"total": time.perf_counter() - started})
+        for name, score in evaluation.scores.items():
+            entry.items.setdefault(name, {}).update({item.item: item for item in score.items})
+            if name not in self.course.compositions:
+                entry.totals[name] = score
+        entry.digest = evaluation.digest
+        _add(entry.seconds, evaluation.seconds)
+        session.keep_items(entry.trial, "search", {name: list(items.values()) for name, items in entry.items.items()})
+        if not entry.finished:
+            session.store.note(entry.trial, entry.digest, entry.seconds)
+        self._known[entry.trial.number] = entry.items
+
+    # How it ends.
+
+    def _end(self, race: Race, entry: Entry) -> Trial:
+        if entry.failed is not None:
+            return self._session.fail(entry.trial, entry.failed, entry.seconds)
+        try:
+            measured = self._measured(entry, {} if entry.ended is None else self._predicted(race, entry))
+        except TrialError as error:
+            return self._session.fail(entry.trial, str(error), entry.seconds)
+        stopped = (entry.by, entry.ended) if entry.ended is not None else None
+        return self._session.finish(entry.trial, measured, entry.seconds, stopped)
+
+    def _predicted(self, race: Race, entry: Entry) -> dict[str, tuple[float, float]]:
+        """Slice -> score and confidence bound, as far as they are known: never above what is possible still."""
+        found = {}
+        for name, value in race.predicted(entry).items():
+            bound = value - race.prospects.margins.get(name, 0.0)
+            if name in self.course.compositions:
+                highest, highest_bound = race.prospects.ceiling(name, entry.items)
+                value, bound = min(value, highest), min(bound, highest_bound)
+            found[name] = (value, bound)
+        return found
+
+    def _measured(self, entry: Entry, predicted: dict[str, tuple[float, float]]) -> Measured:
+        """The scores, measured on all items or predicted."""
+        session, suite = self._session, self._session.bench.suite
+        if predicted:
+            scores = {name: SliceScore(predicted[name][0], None) for name in suite.slices if name in predicted}
+        else:
+            scores = {n: entry.totals.get(n) or suite.total(n, entry.items[n]) for n in suite.slices}
+        measured = session.measured(Evaluation(scores, entry.digest or "", entry.seconds))
+        bounds = {name: bound for name, (_, bound) in predicted.items()} if predicted else measured.bounds
+        kept = bounds if session.plan.fitness.confidence is not None else {}
+        return Measured(measured.evaluation, measured.objective, kept, self.course.seen(entry.items), self.course.total)
+
+
+def _add(seconds: dict[str, float], more: Mapping[str, float]) -> None:
+    for phase, value in more.items():
+        seconds[phase] = seconds.get(phase, 0.0) + value

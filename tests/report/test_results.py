@@ -1,0 +1,138 @@
+"""The final table: both splits, their intervals, the width of a screen, and what did not carry over."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import evomerge
+from evomerge.cli import main
+from evomerge.report.results import CarriedOver, carried_over, result_table, score
+from evomerge.study.standing import Standing
+from evomerge.study.trial import Trial
+
+Study = Callable[..., Path]
+
+
+def rendered(thing: Any) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(thing)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_three_slices_fit_a_screen(tiny_study: Study) -> None:
+    def three(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        fitness["slices"]["c"] = {**fitness["slices"]["b"], "floor": 1.0}
+
+    result = evomerge.search(tiny_study(three), trials=9)
+    drawn = rendered(result_table(result)).splitlines()
+    assert max(map(len, drawn)) <= 120
+    for trial in result.holdout.trials:
+        line = next(i for i, text in enumerate(drawn) if text.split()[1:2] == ["base"])
+        if trial.label == "base":
+            assert f"{result.search.trials[0].scores['a']:.3f} (" in drawn[line]
+            assert f"{trial.scores['a']:.3f} (" in drawn[line + 1]
+            assert "holdout" in drawn[line + 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "text"),
+    [
+        (0.984252, (0.944, 0.996), "0.984 (0.94–1.00)"),
+        (2.13412, (2.1331, 2.1349), "2.134 (2.133–2.135)"),
+        (34.5678, (31.02, 38.9), "34.57 (31.0–38.9)"),
+        (34567.8, (31020.0, 38900.0), "34568 (31020–38900)"),
+        (0.01, (-0.02, 0.04), "0.010 (-0.02 to 0.04)"),
+        (0.5, None, "0.500"),
+    ],
+)
+def test_a_score_is_short(value: float, interval: tuple[float, float] | None, text: str) -> None:
+    assert score(value, interval) == text
+
+
+@pytest.mark.parametrize(
+    ("winner", "base", "text"),
+    [
+        ((0.99, 0.985), (0.15, 0.16), "search +0.840, holdout +0.825: 0.015 (2 %) did not carry over"),
+        ((0.99, 0.988), (0.15, 0.15), "search +0.840, holdout +0.838: 0.002 (less than 1 %) did not carry over"),
+        ((0.9, 0.8), (0.5, 0.4), "search +0.400, holdout +0.400: all of it carried over"),
+        ((-2.0, -2.2), (-1.9, -2.0), "search -0.100, holdout -0.200: 0.100 did not carry over"),
+    ],
+)
+def test_what_did_not_carry_over(winner: tuple[float, float], base: tuple[float, float], text: str) -> None:
+    assert str(CarriedOver(winner, base)) == f"gain over the base: {text}"
+
+
+def trial(number: int, objective: float, label: str = "", kind: Any = "search") -> Trial:
+    scores = {"a": objective}
+    return Trial(number, kind, label, {}, [], "", 0, "complete", scores, objective=objective, digest=str(number))
+
+
+def test_the_winner_is_the_best_on_the_holdout(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The candidate that leads on the search items was lucky there: its holdout scores are made worse."""
+    from evomerge.study.bench import Workbench
+    from evomerge.study.measured import Evaluation
+    from evomerge.types import SliceScore
+
+    evomerge.search(tiny_study(), run="plain", trials=14)
+    state = evomerge.status("plain")
+    first, second = [t for t in state.search.merges() if t.kind == "search"][:2]
+    evaluate = Workbench.evaluate
+
+    def worse(self: Workbench, recipe: Any, split: Any, *rest: Any) -> Evaluation:
+        found = evaluate(self, recipe, split, *rest)
+        if split != "holdout" or recipe.id in (second.recipe_id,):
+            return found
+        falls = {name: SliceScore(s.value - 0.3, s.stderr, s.items) for name, s in found.scores.items()}
+        return Evaluation(falls, found.digest, found.seconds)
+
+    monkeypatch.setattr(Workbench, "evaluate", worse)
+    result = evomerge.search("space.yaml", run="lucky", trials=14)
+    assert result.search.best() is not None
+    assert result.search.merges()[0].number == state.search.merges()[0].number != second.number
+    assert result.winner is not None
+    assert result.winner.number == second.number
+    assert first.number in {t.number for t in result.holdout.trials}
+
+
+def test_gains_are_taken_from_either_split() -> None:
+    search = Standing([trial(0, 0.2, "base", "reference"), trial(1, 0.9), trial(2, 0.8)], {}, {})
+    holdout = Standing([trial(0, 0.3, "base", "reference"), trial(2, 0.85)], {}, {})
+    found = carried_over(search, holdout, holdout.trials[1])
+    assert found == CarriedOver((0.8, 0.85), (0.2, 0.3))
+    assert found is not None
+    assert found.lost == pytest.approx(0.05)
+    assert carried_over(search, holdout, None) is None
+    assert carried_over(search, Standing([trial(2, 0.85)], {}, {}), trial(2, 0.85)) is None
+
+
+def test_json_holds_both_splits(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_study()
+    assert main(["search", "space.yaml", "--trials", "8", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    numbers = [[t["trial"] for t in told[side]["trials"]] for side in ("search", "holdout")]
+    assert sorted(numbers[0]) == sorted(numbers[1])
+    for side in ("search", "holdout"):
+        for one in told[side]["trials"]:
+            low, high = one["interval"]["a"]
+            assert low <= one["scores"]["a"] <= high
+    gain = told["carried_over"]
+    assert gain["lost"] == pytest.approx(gain["gain"]["search"] - gain["gain"]["holdout"])
+    assert gain["winner"]["holdout"] == told["winner"]["objective"]
+
+
+def test_evaluate_shows_intervals(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_study()
+    words = ["evaluate", "models/one", "--fitness", "fitness.yaml", "--reference", "base=models/base"]
+    main(words)
+    assert "95 % interval" in capsys.readouterr().out
+    main([*words, "--json"])
+    about = json.loads(capsys.readouterr().out)["slices"]["a"]
+    assert about["interval"][0] <= about["score"] <= about["interval"][1]
+    assert (about["items"] > 0, about["floor"], about["passed"]) == (True, 0.0, True)
