@@ -68,6 +68,8 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
 def _search(options: argparse.Namespace) -> int:
     from evomerge.study.search import search
 
+    if options.full:
+        options.settings.append("fitness.economy=false")
     if options.dry_run:
         return _dry_run(options)
     with _view() as observer:

@@ -8,13 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.report.data import finite
+from evomerge.report.results import score
 from evomerge.report.tables import number
 from evomerge.scoring.gates import interval
 from evomerge.study.path import Barrier, Point, ScoredPath
 
 
 def path_table(result: ScoredPath) -> Table:
-    """One row a point, one column a slice with the floors on top, the mean loss, and whether every floor is passed."""
+    """One row a point; one column a slice, with 95 % intervals and the floor on top; the mean loss; the verdict."""
     table = Table(title=result.title, title_justify="left", title_style="bold", header_style="bold")
     table.add_column("t", justify="right")
     for name, piece in result.slices.items():
@@ -71,13 +72,13 @@ def _point_data(result: ScoredPath, point: Point) -> dict[str, Any]:
         "reason": point.reason,
         "slices": {
             name: {
-                "score": result.slices[name].show(score.value),
-                "stderr": score.stderr,
-                "interval": interval(score, result.slices[name].sign),
-                "loss": finite(score.loss),
+                "score": result.slices[name].show(found.value),
+                "stderr": found.stderr,
+                "interval": interval(found, result.slices[name].sign),
+                "loss": finite(found.loss),
                 "passed": passed[name],
             }
-            for name, score in point.scores.items()
+            for name, found in point.scores.items()
         },
     }
 
@@ -96,8 +97,8 @@ def _floor(result: ScoredPath, name: str) -> str:
 def _score(result: ScoredPath, point: Point, name: str) -> Text:
     if name not in point.scores:
         return Text("-")
-    score = point.scores[name]
-    text = number(result.slices[name].show(score.value), score.stderr)
+    piece, found = result.slices[name], point.scores[name]
+    text = score(piece.show(found.value), interval(found, piece.sign))
     missed = any(v.slice == name and not v.passed for v in point.verdicts)
     return Text(f"✗ {text}", style="red") if missed else Text(text)
 

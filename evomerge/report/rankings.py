@@ -46,7 +46,7 @@ def ranked_words(ranked: Ranked) -> str:
         names = ", ".join(t.name for t in ranked.unscored)
         lines.append(f"note: {names}: among the top of the search now, but without holdout scores")
     if ranked.stopped:
-        lines.append(f"note: trials that were stopped early have no certain place: {len(ranked.stopped)}{_ahead(ranked)}")
+        lines.append(f"note: {len(ranked.stopped)} stopped early, without a certain place{_ahead(ranked)}")
     return "\n".join(lines)
 
 

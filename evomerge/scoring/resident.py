@@ -30,6 +30,8 @@ class ResidentLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         )
         self._encoded: dict[tuple[str, bool | None, int | None], list[int]] = {}
         self.shortcuts = Shortcuts(model, self.backend)
+        self.greedy: bool | None = None
+        """Whether text is decoded by the engine's own loop; None until it has been compared (see engine.generation)."""
 
     def tok_encode(
         self,

@@ -154,7 +154,7 @@ class Race:
     def _eliminate(self, rung: Chosen, most: int) -> None:
         """Let those go on that could be the best so far, or of whom it is open whether they get a place; of them the
         `most` promising."""
-        running = self._running()
+        running = [entry for entry in self._running() if self._course.seen(entry.items) < self._course.total]
         if not running:
             return
         able = [entry for entry in (*self._field, *self._known) if entry.failed is None]

@@ -43,7 +43,7 @@ def test_the_batch_size_is_the_files_own(
     sizes = batches(model, monkeypatch)
     suite.score()
     assert max(sizes) == size
-    assert sizes.count(size) >= len(sizes) - 1
+    assert sizes.count(size) >= len(sizes) - 2  # the last batch, and that of the texts that share a start
 
 
 def test_no_cache_of_answers_or_requests_is_touched(
@@ -110,7 +110,7 @@ def test_items_are_no_prefix(bench: Bench, model: Any, tokenizer: Any) -> None:
     assert max(chosen) > 30
 
 
-def test_nothing_is_bootstrapped(bench: Bench, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lm_evals_own_bootstrap_is_never_run(bench: Bench, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import lm_eval.api.metrics
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -122,7 +122,7 @@ def test_nothing_is_bootstrapped(bench: Bench, model: Any, tokenizer: Any, monke
     bench.cloze()
     slices = {"t": {"task": "text", "metric": "word_perplexity"}, "c": {"task": "cloze", "metric": "perplexity"}}
     scores = Suite.build(bench.fitness(slices), model, tokenizer).score()
-    assert [score.stderr for score in scores.values()] == [None, None]
+    assert all(score.stderr is not None and score.stderr > 0 for score in scores.values())
 
 
 def test_answers_do_not_pile_up(bench: Bench, model: Any, tokenizer: Any) -> None:

@@ -17,7 +17,7 @@ from evomerge.scoring.engine.encode import Window
 Scores = tuple[NDArray[np.float64], NDArray[np.bool_]]
 """Natural-log probability [M] of each pair's token, and whether it is the most probable one [M]."""
 
-CHUNK = 1 << 21
+CHUNK = 1 << 20
 """Logits that are reduced at a time: what this many take in float32 still lies in a processor's cache."""
 
 
@@ -78,12 +78,22 @@ def _mask(ends: Tensor, model: Any) -> Tensor:
 def _reduce(logits: Tensor, node: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """From logits [N, V] to log-probabilities [M] (float32, lm-eval's `softmax_dtype=float32`) and greedy flags [M]."""
     step = max(1, CHUNK // logits.shape[1])
-    totals, best = [], []
-    for chunk in torch.split(logits, step):
-        chunk = chunk.float()
-        totals.append(chunk.logsumexp(-1))
-        best.append(chunk.argmax(-1))
-    return logits[node, target].float() - torch.cat(totals)[node], torch.cat(best)[node] == target
+    order = node.argsort(stable=True)
+    sizes = torch.bincount(node // step, minlength=-(-len(logits) // step)).tolist()
+    logs = torch.empty(len(node), device=logits.device)
+    best = torch.empty(len(node), dtype=torch.bool, device=logits.device)
+    for chunk, pairs in zip(logits.split(step), order.split(sizes), strict=True):  # type: ignore[no-untyped-call]
+        scores, row, token = chunk.float().log_softmax(-1), node[pairs] % step, target[pairs]
+        own = logs[pairs] = scores[row, token]
+        best[pairs] = _first(scores, row, token, own)
+    return logs, best
+
+
+def _first(scores: Tensor, row: Tensor, token: Tensor, own: Tensor) -> Tensor:
+    """Whether each pair's token is the first of the most probable ones [M]."""
+    best = own == scores.amax(-1)[row]
+    best[best.clone()] = scores[row[best]].argmax(-1) == token[best]
+    return best
 
 
 @torch.no_grad()

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils import Collator, handle_stop_sequences, normalize_gen_kwargs
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from evomerge.errors import InputError, suggestion
-from evomerge.scoring.engine.greedy import Batch, Prompt, batches, refuse_nan, write
+from evomerge.scoring.engine.greedy import Batch, Prompt, Reply, batches, refuse_nan, write
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +41,20 @@ _NEUTRAL = {
 }  # fmt: skip
 
 _CHECKED_TOKENS = 16
+_ROUNDINGS = 4
+"""How many units in the last place of the largest logit two of them may lie apart and count as equal."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class GenerationPlan:
     """Requests with all of their preparation that does not depend on the weights.
 
-    `prompts` holds None for a request that takes lm-eval's own path; equal prompts are decoded once. `trusted` says
-    whether the decoding here agreed with lm-eval's the first time; None before.
+    `prompts` holds None for a request that takes lm-eval's own path; equal prompts are decoded once.
     """
 
     requests: list[Any]
     prompts: list[Prompt | None]
     batches: list[Batch]
-    trusted: bool | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -62,7 +63,7 @@ class GenerationPlan:
 
 
 def plan_generation(lm: Any, requests: Sequence[Any]) -> GenerationPlan:
-    """Encode, truncate and batch "generate_until" requests. `lm` is an `HFLM`; its weights are not looked at.
+    """Encode, truncate and batch "generate_until" requests. `lm` is a `ResidentLM`; its weights are not looked at.
 
     Raises InputError where a generation argument does not exist or leaves no room for a prompt.
     """
@@ -80,16 +81,16 @@ def plan_generation(lm: Any, requests: Sequence[Any]) -> GenerationPlan:
 
 def generate(lm: Any, plan: GenerationPlan) -> list[str]:
     """The text that the model writes for each request, with the weights of now. Raises TrialError on NaN logits."""
-    if plan.trusted is None and plan.batches:
-        plan.trusted = _agrees(lm, plan)
-    written = _written(lm, plan.batches if plan.trusted else [])
+    if lm.greedy is None and plan.batches:
+        lm.greedy = _agrees(lm, plan)
+    written = {p: reply.text() for p, reply in _replies(lm, plan.batches if lm.greedy else []).items()}
     others = iter(_by_lm_eval(lm, [r for r, p in zip(plan.requests, plan.prompts, strict=True) if p not in written]))
     return [written[prompt] if prompt in written else next(others) for prompt in plan.prompts]
 
 
-def _written(lm: Any, planned: list[Batch]) -> dict[Prompt | None, str]:
-    """Each prompt's text, decoded here."""
-    return {p: text for batch in planned for p, text in zip(batch.prompts, write(lm, batch), strict=True)}
+def _replies(lm: Any, planned: list[Batch]) -> dict[Prompt | None, Reply]:
+    """What is written here after each prompt."""
+    return {p: reply for batch in planned for p, reply in zip(batch.prompts, write(lm, batch), strict=True)}
 
 
 def _by_lm_eval(lm: Any, requests: list[Any]) -> list[str]:
@@ -110,21 +111,33 @@ def _agrees(lm: Any, plan: GenerationPlan) -> bool:
     theirs = _by_lm_eval(lm, chosen)
     try:
         prompts = _encode(lm, chosen)
-        ours = _written(lm, _batched(lm, prompts))
+        ours = _replies(lm, _batched(lm, prompts))
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
         log.warning("lm-eval's own generation is used: %s: %s", type(error).__name__, error)
         return False
-    if [ours[prompt] for prompt in prompts] == theirs:
+    if [ours[prompt].text() for prompt in prompts] == theirs:
+        return True
+    if torch.finfo(lm.model.dtype).bits < 32 and all(_likely(lm, prompt, ours[prompt]) for prompt in prompts):
         return True
     log.warning("lm-eval's own generation is used: greedy decoding gave other text for this model")
     return False
 
 
+@torch.no_grad()
+def _likely(lm: Any, prompt: Prompt, reply: Reply) -> bool:
+    """Whether each token is the most likely one by the model's ordinary call, but for rounding: in 16 bits logits
+    depend on the shape of a batch, and so does which of two close ones is the larger."""
+    ids = torch.tensor([[*prompt.tokens, *reply.tokens]], device=lm.device)
+    logits = lm.model(ids).logits[0, len(prompt.tokens) - 1 : -1].float()
+    chosen = logits.gather(1, ids[0, len(prompt.tokens) :, None])[:, 0]
+    return bool((logits.amax(1) - chosen <= _ROUNDINGS * torch.finfo(lm.model.dtype).eps * logits.abs().amax(1)).all())
+
+
 def _sample(plan: GenerationPlan) -> list[Any]:
-    """The requests with the shortest and the median prompt, cut to a few new tokens."""
+    """The requests with the shortest and the longest prompt, cut to a few new tokens."""
     places = [i for i, prompt in enumerate(plan.prompts) if prompt]
     places.sort(key=lambda i: len(plan.prompts[i].tokens))  # type: ignore[union-attr]
-    return [_shortened(plan.requests[i]) for i in dict.fromkeys((places[0], places[len(places) // 2]))]
+    return [_shortened(plan.requests[i]) for i in dict.fromkeys((places[0], places[-1]))]
 
 
 def _shortened(request: Any) -> Any:

@@ -69,8 +69,8 @@ def _batch(prompts: tuple[Prompt, ...], eos: frozenset[int], pad: int, device: A
 
 
 @torch.no_grad()
-def write(lm: Any, batch: Batch) -> list[str]:
-    """The text that follows each prompt of the batch, before its first stop sequence, by the most likely tokens.
+def write(lm: Any, batch: Batch) -> list[Reply]:
+    """What follows each prompt of the batch by the most likely tokens.
 
     A row leaves the batch, and the cache, with its last token. Raises TrialError where a logit is NaN.
     """
@@ -85,7 +85,7 @@ def write(lm: Any, batch: Batch) -> list[str]:
     while True:
         going = [i for i, (reply, token) in enumerate(zip(alive, tokens.tolist(), strict=True)) if not reply.add(token)]
         if not going:
-            return [reply.text() for reply in replies]
+            return replies
         if len(going) < len(alive):
             alive = [alive[i] for i in going]
             kept = torch.tensor(going, device=mask.device)
@@ -125,31 +125,31 @@ def refuse_nan(logits: Tensor) -> None:
 
 
 class Reply:
-    """What one row has written so far."""
+    """What one row has written so far: `tokens`, with the one that ended it."""
 
     def __init__(self, tokenizer: Any, prompt: Prompt, eos: frozenset[int]) -> None:
         self._tokenizer, self._prompt, self._eos = tokenizer, prompt, eos
-        self._tokens: list[int] = []
+        self.tokens: list[int] = []
         # A token stands for a byte at least, but for special ones.
         self._window = 4 + max((len(stop.encode()) for stop in prompt.until), default=0)
         self._stopping = False
 
     def add(self, token: int) -> bool:
         """Take the next token; True where the reply is over with it."""
-        self._tokens.append(token)
-        return token in self._eos or len(self._tokens) >= self._prompt.limit or self._stopped()
+        self.tokens.append(token)
+        return token in self._eos or len(self.tokens) >= self._prompt.limit or self._stopped()
 
     def text(self) -> str:
         """The reply up to its first stop sequence, as lm-eval cuts it."""
-        whole: str = postprocess_generated_text(self._decode(self._tokens), list(self._prompt.until), None)
+        whole: str = postprocess_generated_text(self._decode(self.tokens), list(self._prompt.until), None)
         return whole
 
     def _stopped(self) -> bool:
         """Only the last tokens are looked at, until they hold a stop sequence."""
         if not self._stopping:
-            tail = self._decode(self._tokens[-self._window :])
+            tail = self._decode(self.tokens[-self._window :])
             self._stopping = any(stop in tail for stop in self._prompt.until)
-        return self._stopping and is_settled(self._decode(self._tokens), self._prompt.until)
+        return self._stopping and is_settled(self._decode(self.tokens), self._prompt.until)
 
     def _decode(self, tokens: list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
