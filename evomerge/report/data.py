@@ -187,9 +187,9 @@ def compared_data(compared: Compared) -> dict[str, Any]:
         return {
             "metric": about["metric"],
             "higher_is_better": about["sign"] > 0,
-            "first": found.first,
-            "second": found.second,
-            "difference": found.difference,
+            "first": finite(found.first),
+            "second": finite(found.second),
+            "difference": finite(found.difference),
             "interval": found.interval,
             "p": found.p,
             "test": found.test,

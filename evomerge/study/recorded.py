@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from evomerge.errors import InputError, Where
 from evomerge.scoring.gates import interval
 from evomerge.scoring.mixture import Composition, Mixture
-from evomerge.study.items import recorded_items
+from evomerge.study.items import items_file, recorded_items
 from evomerge.study.trial import Trial
 from evomerge.types import SliceScore, SplitName
 
@@ -19,8 +20,12 @@ _CLOSE = 1e-6
 
 def recorded_scores(items: Path, trial: Trial, split: SplitName) -> dict[str, SliceScore]:
     """A trial's scores on `split` (its own, which must be those of this split) with the items of the folder `items`;
-    a slice whose items were not kept has none."""
-    found = recorded_items(items, trial.number, split)
+    a slice whose items were not kept has none. InputError where their file is damaged."""
+    try:
+        found = recorded_items(items, trial.number, split)
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read ({' '.join(str(error).split())[:200]})"
+        raise InputError(problem, "restore the file", Where(items_file(items, trial.number, split))) from None
     return {n: SliceScore(v, trial.stderr.get(n), found.get(n, ())) for n, v in trial.scores.items()}
 
 

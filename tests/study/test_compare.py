@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,18 @@ from .test_rank import lower_is_better
 Study = Callable[..., Path]
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept") / "runs"
+
+
 @pytest.fixture
-def run(tiny_study: Study) -> Path:
-    evomerge.search(tiny_study(lower_is_better), trials=12)
+def run(tiny_study: Study, kept: Path) -> Path:
+    space = tiny_study(lower_is_better)
+    if not kept.is_dir():
+        evomerge.search(space, trials=12)
+        shutil.copytree("runs", kept)
+    shutil.copytree(kept, "runs", dirs_exist_ok=True)
     return Path("runs/space/items")
 
 
@@ -82,6 +92,12 @@ def test_a_part_of_the_items(run: Path, capsys: pytest.CaptureFixture[str], monk
     )
     assert main(["compare", "space", "base", "6", "--split", "search"]) == 0
     assert f"8 of {found.totals['a']}" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_named(run: Path) -> None:
+    items_file(run, 1, "search").write_bytes(b"PAR1 no more")
+    with pytest.raises(InputError, match=r"trial-00001.search.parquet: cannot be read .*; restore the file"):
+        evomerge.compare("space", "base", "one", split="search")
 
 
 def test_a_metric_that_is_no_mean_is_compared_unpaired(run: Path) -> None:

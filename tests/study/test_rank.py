@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,10 +35,20 @@ def lower_is_better(space: dict[str, Any], fitness: dict[str, Any]) -> None:
     fitness["economy"] = False
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for runs that several tests read."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def run(tiny_study: Study) -> Callable[..., None]:
-    def make(change: Any = lower_is_better, trials: int = 12) -> None:
-        evomerge.search(tiny_study(change), trials=trials)
+def run(tiny_study: Study, kept: Path) -> Callable[..., None]:
+    def make(trials: int = 12) -> None:
+        space, there = tiny_study(lower_is_better), kept / str(trials)
+        if not there.is_dir():
+            evomerge.search(space, trials=trials)
+            shutil.copytree("runs", there)
+        shutil.copytree(there, "runs", dirs_exist_ok=True)
 
     return make
 
@@ -50,12 +61,12 @@ def again(edit: Edit = lambda fitness: None) -> Ranked:
 
 
 @pytest.mark.parametrize("confidence", [None, 0.9])
-def test_the_same_file_gives_the_same_order(run: Callable[..., None], confidence: float | None) -> None:
+def test_the_same_file_gives_the_same_order(tiny_study: Study, confidence: float | None) -> None:
     def sure(space: dict[str, Any], fitness: dict[str, Any]) -> None:
         lower_is_better(space, fitness)
         fitness["confidence"] = confidence
 
-    run(sure)
+    evomerge.search(tiny_study(sure), trials=12)
     state, ranked = evomerge.status("space"), again()
     assert ranked.search.ranked() == state.search.ranked()
     assert ranked.search.gates == state.search.gates
@@ -130,7 +141,7 @@ def test_confidence_is_held_against_the_recorded_items(run: Callable[..., None])
     assert any(a.bounds["a"] > t.bounds["a"] for a, t in zip(alone, ranked.search.trials, strict=True))
 
 
-def test_it_is_what_a_study_with_that_file_would_have_said(run: Callable[..., None]) -> None:
+def test_it_is_what_a_study_with_that_file_would_have_said(tiny_study: Study) -> None:
     """Random search does not look at the fitness: both studies hold the same trials."""
 
     def change(space: dict[str, Any], fitness: dict[str, Any]) -> None:
@@ -142,7 +153,7 @@ def test_it_is_what_a_study_with_that_file_would_have_said(run: Callable[..., No
         fitness["slices"]["a"].update(weight=20, floor=0.05)
         fitness["slices"]["b"].update(floor={"of": "best_source", "margin": 0.5})
 
-    run(change)
+    evomerge.search(tiny_study(change), trials=12)
     ranked = again(edit)
     evomerge.search("space.yaml", run="new", fitness="new.yaml", trials=12)
     state = evomerge.status("new")
@@ -152,31 +163,31 @@ def test_it_is_what_a_study_with_that_file_would_have_said(run: Callable[..., No
     assert ranked.search.gates == state.search.gates
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (
-            lambda f: f["slices"]["a"].update(task="tiny_b"),
-            r"new.yaml:\d+: slices.a.task: task is 'tiny_b' here, and was",
-        ),
-        (lambda f: f["slices"]["a"].update(metric="acc_norm"), r"slices.a.metric: metric is 'acc_norm' here"),
-        (lambda f: f["slices"]["a"].update(items=5), r"slices.a.items: items is 5 here, and was not given when"),
-        (lambda f: f["slices"]["a"].update(num_fewshot=2), r"slices.a.num_fewshot: num_fewshot is 2 here"),
-        (lambda f: f["slices"]["b"].update(direction="higher"), r"slices.b.direction: direction is 'higher' here"),
-        (lambda f: f.update(split={"search": 0.25}), r"split.search: split.search is 0.25 here, and was 0.5"),
-        (lambda f: f["slices"].update(c={"task": "x", "metric": "acc"}), r"slices.c: the run 'space' has no slice 'c'"),
-        (
-            lambda f: f["slices"]["a"].update(floor={"of": "tow", "keep": 1}),
-            r"unknown source 'tow'; did you mean 'two'",
-        ),
-        (lambda f: f.update(objective="geometric_mean"), r"objective: geometric_mean cannot hold slice 'b'"),
-        (lambda f: [s.update(weight=0) for s in f["slices"].values()], "no slice has a weight above 0"),
-    ],
-)
-def test_what_was_not_measured_is_named(run: Callable[..., None], edit: Edit, message: str) -> None:
+NOT_MEASURED: list[tuple[Edit, str]] = [
+    (
+        lambda f: f["slices"]["a"].update(task="tiny_b"),
+        r"new.yaml:\d+: slices.a.task: task is 'tiny_b' here, and was",
+    ),
+    (lambda f: f["slices"]["a"].update(metric="acc_norm"), r"slices.a.metric: metric is 'acc_norm' here"),
+    (lambda f: f["slices"]["a"].update(items=5), r"slices.a.items: items is 5 here, and was not given when"),
+    (lambda f: f["slices"]["a"].update(num_fewshot=2), r"slices.a.num_fewshot: num_fewshot is 2 here"),
+    (lambda f: f["slices"]["b"].update(direction="higher"), r"slices.b.direction: direction is 'higher' here"),
+    (lambda f: f.update(split={"search": 0.25}), r"split.search: split.search is 0.25 here, and was 0.5"),
+    (lambda f: f["slices"].update(c={"task": "x", "metric": "acc"}), r"slices.c: the run 'space' has no slice 'c'"),
+    (
+        lambda f: f["slices"]["a"].update(floor={"of": "tow", "keep": 1}),
+        r"unknown source 'tow'; did you mean 'two'",
+    ),
+    (lambda f: f.update(objective="geometric_mean"), r"objective: geometric_mean cannot hold slice 'b'"),
+    (lambda f: [s.update(weight=0) for s in f["slices"].values()], "no slice has a weight above 0"),
+]
+
+
+def test_what_was_not_measured_is_named(run: Callable[..., None]) -> None:
     run(trials=5)
-    with pytest.raises(InputError, match=message):
-        again(edit)
+    for edit, message in NOT_MEASURED:
+        with pytest.raises(InputError, match=message):
+            again(edit)
 
 
 def test_a_field_that_was_not_kept_matters_for_confidence_alone(run: Callable[..., None]) -> None:
@@ -247,7 +258,7 @@ def test_top_trials_without_holdout_scores_are_named(run: Callable[..., None]) -
     assert ranked.winner is None or ranked.winner.number in scored
 
 
-def test_before_the_end_of_a_search(run: Callable[..., None], tiny_study: Study) -> None:
+def test_before_the_end_of_a_search(tiny_study: Study) -> None:
     from .test_search import StopAfter
 
     with pytest.raises(KeyboardInterrupt):

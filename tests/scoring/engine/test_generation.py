@@ -45,10 +45,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2", {**LLAMA_LIKE, "head_dim": 8, "sliding_window": 24, "final_logit_softcapping": 5.0}),
     "mistral": ("Mistral", {**LLAMA_LIKE, "sliding_window": 24}),
     "qwen3": ("Qwen3", {**LLAMA_LIKE, "head_dim": 8}),
+    "llama": ("Llama", LLAMA_LIKE),
     "bloom": ("Bloom", {**SMALL, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.4}),
 }
 """Learned positions; soft-capping and a window in every other layer; a window everywhere; alibi."""
 
+WINDOWS = ("gemma2", "mistral")
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 ELSEWHERE: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("Mamba", {**SMALL, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
@@ -73,6 +75,11 @@ def mixed() -> list[Any]:
     requests = [r for i in range(6) for r in asked(f"{start} {sentence(i, 1 + i)}", 1 + i % 2)]
     requests += [r for i in range(5) for r in asked(sentence(20 + i, 1 + 2 * i), until=["e", " t"], max_gen_toks=30)]
     return requests + asked("", until=["a"], max_gen_toks=5) + asked("b " * 300, until=[], max_gen_toks=7)
+
+
+def together() -> list[Any]:
+    """Requests that all start with the same 70 tokens, of different lengths after it."""
+    return [asked(f"{sentence(5, 14)} {sentence(i, 1 + i)}")[0] for i in range(8)]
 
 
 def lm_of(model: Any, tokenizer: Any, batch_size: int = 4) -> ResidentLM:
@@ -119,6 +126,9 @@ def test_other_families_write_what_they_write_in_lm_eval(family: str, tokenizer:
     assert texts == theirs(lm, requests)
     assert decoded_here(lm, plan)
     assert len(set(texts)) > 8
+    texts, plan = ours(lm, together())
+    assert texts == theirs(lm, together())
+    assert all(batch.shared > 60 or family in WINDOWS for batch in plan.batches)
 
 
 @pytest.mark.parametrize("family", ELSEWHERE)

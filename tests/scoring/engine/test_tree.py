@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evomerge.scoring.engine import forward
 from evomerge.scoring.engine.batches import grouped, lay_out
 from evomerge.scoring.engine.encode import Window
 from evomerge.scoring.engine.forward import _mask, plain, score
@@ -130,6 +131,17 @@ def test_packed_answers_are_those_of_one_by_one(tiny: Any, given_: list[Window],
 def test_padding_is_seen_by_nobody_and_sees_itself(tiny: Any) -> None:
     seen = _mask(torch.tensor([[3, 2, 3, 0]]), tiny)[0, 0]
     assert seen.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 100])
+def test_of_equal_logits_the_first_is_greedy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever pieces they are reduced; pairs may stand in any order, several at one position, or none."""
+    monkeypatch.setattr(forward, "CHUNK", chunk)
+    logits = torch.tensor([[0.0, 0, 0, 0], [0, 2, 2, 0], [9, 9, 9, 9], [3, 0, 0, 4]])
+    node, target = torch.tensor([3, 1, 0, 1, 0, 3]), torch.tensor([3, 1, 0, 2, 3, 0])
+    logs, best = forward._reduce(logits, node, target)
+    assert torch.allclose(logs, logits.log_softmax(-1)[node, target])
+    assert best.tolist() == [True, True, True, False, False, False]
 
 
 @pytest.fixture(scope="module")
