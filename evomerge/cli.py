@@ -6,19 +6,14 @@ Exit codes: 0 done; 1 ran, and the answer is no; 2 the input is wrong; 130 inter
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from evomerge import __version__, arguments
-from evomerge.errors import EvomergeError, InputError, Where
-
-DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
-Handler = Callable[[argparse.Namespace], int]
+from evomerge import __version__, arguments, commands
+from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
+from evomerge.errors import EvomergeError, InputError
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -28,27 +23,22 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return int(options.handler(options))
     except InputError as error:
-        return _complain(str(error), WRONG)
+        return complain(str(error), WRONG)
     except EvomergeError as error:
-        return _complain(str(error), NO)
+        return complain(str(error), NO)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return _complain(_how_to_go_on(options), INTERRUPTED, "interrupted")
+        return complain(_how_to_go_on(options), INTERRUPTED, "interrupted")
     except BrokenPipeError:
         # Whoever read our output left: nothing to say to, and nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except OSError as error:
-        return _complain(f"{error.filename or 'the system'}: {error.strerror or error}", WRONG)
+        return complain(f"{error.filename or 'the system'}: {error.strerror or error}", WRONG)
 
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _complain(text: str, code: int, kind: str = "error") -> int:
-    print(f"{kind}: {text}", file=sys.stderr)
-    return code
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
@@ -57,342 +47,39 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
     run = getattr(options, "run_in_progress", None)
     if run is None or not RunFolder.named(run).environment.is_file():
         return "nothing was left half done; run the same command again"
-    if options.handler is _quickstart:
+    if options.handler is commands.run_quickstart:
         return "every finished trial is kept; run the same command again to go on"
     return f"every finished trial is kept; go on with `evomerge resume {RunFolder.named(run).handle}`"
 
 
-# Commands
-
-
-def _search(options: argparse.Namespace) -> int:
-    from evomerge.study.search import search
-
-    if options.full:
-        options.settings.append("fitness.economy=false")
-    if options.dry_run:
-        return _dry_run(options)
-    with _view() as observer:
-        options.run_in_progress = options.run or Path(options.space).stem
-        result = search(
-            options.space,
-            run=options.run,
-            trials=options.trials,
-            time=_seconds(options.time),
-            optimizer=options.optimizer,
-            seed=options.seed,
-            device=options.device,
-            memory=options.memory,
-            fitness=options.fitness,
-            storage=options.storage,
-            settings=options.settings,
-            observer=observer,
-        )
-    return _finish(options, result)
-
-
-def _dry_run(options: argparse.Namespace) -> int:
-    from evomerge.study.check import check
-    from evomerge.study.launch import launch_settings
-
-    settings = [*options.settings, *launch_settings(options.trials, _seconds(options.time), options.seed)]
-    fitness = Path(options.fitness) if options.fitness else None
-    place = {"device": options.device, "memory": options.memory}
-    facts = check(Path(options.space), settings, options.optimizer, fitness, options.run, **place)
-    return _print(options, facts, lambda: "\n".join(f"{key}: {value}" for key, value in facts.items()))
-
-
-def _resume(options: argparse.Namespace) -> int:
-    from evomerge.study.search import resume
-
-    options.run_in_progress = options.run
-    with _view() as observer:
-        result = resume(
-            options.run,
-            trials=options.trials,
-            time=_seconds(options.time),
-            device=options.device,
-            memory=options.memory,
-            observer=observer,
-        )
-    return _finish(options, result)
-
-
-def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | None = None) -> int:
-    """The end of a search: the table, and what to do next."""
-    from evomerge.report import data, results
-
-    if options.json:
-        _print(options, {**data.result_data(result), **(files or {})})
-    else:
-        _show(results.result_table(result))
-        print(results.verdict(result))
-    return DONE if result.winner else NO
-
-
-def _rank(options: argparse.Namespace) -> int:
-    from evomerge.report import data, rankings
-    from evomerge.study.rank import rank
-
-    result = rank(options.run, options.fitness, options.output)
-    if options.json:
-        _print(options, data.ranked_data(result))
-    else:
-        _show(rankings.ranked_tables(result))
-        print(rankings.ranked_words(result))
-    return DONE if result.winner else NO
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from evomerge.report import data, rankings
-    from evomerge.study.compare import compare
-
-    result = compare(options.run, options.first, options.second, split=options.split)
-    if options.json:
-        return _print(options, data.compared_data(result))
-    _show(rankings.compared_table(result))
-    return _say(rankings.compared_words(result))
-
-
-def _status(options: argparse.Namespace) -> int:
-    from evomerge.report import data, tables
-    from evomerge.study.folder import is_name
-    from evomerge.study.status import runs, status
-
-    if options.run is None:
-        states = runs(options.runs)
-        if options.json:
-            return _print(options, [data.run_data(s) for s in states])
-        return _show(tables.runs_table(states)) if states else _say(f"no runs in {options.runs}")
-    state = status(Path(options.runs) / options.run if is_name(options.run) else options.run)
-    if options.json:
-        return _print(options, data.status_data(state))
-    failed = sum(t.state == "failed" for t in state.search.trials)
-    winner = f"winner {state.winner.name}" if state.winner else ("no winner" if state.finished else "not finished")
-    print(
-        f"run {state.folder.name}: {state.done}/{state.budget.get('trials') or '-'} trials, {failed} failed, {winner}"
-    )
-    return _show(tables.status_table(state))
-
-
-def _export(options: argparse.Namespace) -> int:
-    from evomerge.study.status import export
-
-    text = export(options.run, options.output, trial=options.trial, allow_infeasible=options.allow_infeasible)
-    if options.json:
-        return _print(options, {"recipe": text, "file": options.output})
-    if options.output is None:
-        print(text, end="")
-    else:
-        print(
-            f"wrote {options.output}; `evomerge merge {options.output} OUT_DIR` makes the checkpoint", file=sys.stderr
-        )
-    return DONE
-
-
-def _merge(options: argparse.Namespace) -> int:
-    from evomerge.checkpoints.write import parse_size
-    from evomerge.recipe.mergekit import read_recipe
-
-    shard_bytes = parse_size(options.out_shard_size, Where("--out-shard-size"))
-    read_recipe(Path(options.recipe))  # what is wrong in it is told before torch is imported
-    from evomerge.merge.stream import merge
-    from evomerge.study.device import choose_device
-
-    with _view() as observer:
-        folder = merge(
-            Path(options.recipe),
-            Path(options.out),
-            device=choose_device("cuda" if options.cuda else options.device),
-            threads=options.num_threads,
-            seed=options.random_seed,
-            intermediate=options.intermediate_dir,
-            truncate_embeddings=options.unsafe_truncate_embeddings,
-            copy_tokenizer=options.copy_tokenizer,
-            model_card=options.write_model_card,
-            overwrite=options.overwrite,
-            shard_bytes=shard_bytes,
-            progress=observer.progress,
-        )
-    return _print(options, {"checkpoint": str(folder)}, lambda: f"wrote {folder}")
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from evomerge.report import tables
-    from evomerge.report.data import evaluated_data
-    from evomerge.study.evaluate import evaluate
-    from evomerge.study.items import save_items
-
-    items = _output(options.items, "--items", (".jsonl", ".parquet"))
-    output = _output(options.output, "--output")
-    references = _references(options)
-    with _view() as observer:
-        result = evaluate(
-            options.model,
-            options.fitness,
-            split=options.split,
-            references=references,
-            device=options.device,
-            memory=options.memory,
-            observer=observer,
-        )
-    data = evaluated_data(result)
-    if output:
-        output.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    if items:
-        save_items(items, {name: score.items for name, score in result.scores.items()})
-    if options.json:
-        _print(options, data)
-    else:
-        _show(tables.evaluated_table(result))
-        missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
-        print(f"misses the floor of {missed}" if missed else "passes every floor")
-    return DONE if result.feasible else NO
-
-
-def _path(options: argparse.Namespace) -> int:
-    from evomerge.report.figures import FORMATS, draw_path
-    from evomerge.report.paths import path_data, path_summary, path_table
-    from evomerge.study.path import PathInterrupted, path
-
-    figure = _output(options.output, "--output", FORMATS)
-    references = _references(options)
-    try:
-        with _view() as observer:
-            result = path(
-                options.start,
-                options.end,
-                fitness=options.fitness,
-                points=options.points,
-                first=options.first,
-                last=options.last,
-                split=options.split,
-                references=references,
-                device=options.device,
-                memory=options.memory,
-                observer=observer,
-            )
-    except PathInterrupted as stop:
-        result = stop.partial
-    if figure:
-        draw_path(result, figure)
-    if options.json:
-        _print(options, {**path_data(result), "figure": options.output})
-    else:
-        _show(path_table(result))
-        print(f"{path_summary(result)}\nwrote {options.output}")
-    if not result.complete:
-        return _complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
-    return DONE if result.feasible else NO
-
-
-def _output(name: str | None, option: str, endings: Sequence[str] = ()) -> Path | None:
-    """A file to write. InputError, before an hour of scoring, where that cannot be."""
-    if name is None:
-        return None
-    file = Path(name)
-    if endings and file.suffix.lower() not in endings:
-        raise InputError(f"{name} is none of {', '.join(endings)}", f"write for example x{endings[0]}", Where(option))
-    if not file.parent.is_dir():
-        raise InputError(f"there is no folder {file.parent}", "create it", Where(option))
-    if file.is_dir():
-        raise InputError(f"{name} is a folder", "name a file in it", Where(option))
-    return file
-
-
-def _references(options: argparse.Namespace) -> dict[str, str]:
-    return dict(_pair(text) for text in options.reference)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, model = text.partition("=")
-    if not equals or not name or not model:
-        raise InputError(f"{text!r} is not NAME=MODEL", "write for example base=models/base", Where("--reference"))
-    return name, model
-
-
-def _quickstart(options: argparse.Namespace) -> int:
-    from evomerge.demo.run import quickstart, run_to_do
-
-    folder = Path(options.dir)
-    options.run_in_progress = run_to_do(folder)[0]
-    with _view() as observer:
-        result = quickstart(folder, trials=options.trials, device=options.device, observer=observer)
-    files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}
-    code = _finish(options, result.search, files)
-    if not options.json:
-        print("\n".join(f"{what:11} {file}" for what, file in files.items()))
-    return code
-
-
-# Output
-
-
-def _view() -> Any:
-    from rich.console import Console
-
-    from evomerge.report.live import view
-
-    return view(Console(stderr=True))
-
-
-def _show(table: Any) -> int:
-    from rich.console import Console
-
-    console = Console()
-    if not sys.stdout.isatty():
-        # A pipe has no width: wide enough that nothing is cut.
-        console = Console(width=max(100, Console(width=10_000).measure(table).maximum))
-    console.print(table)
-    return DONE
-
-
-def _say(text: str) -> int:
-    print(text)
-    return DONE
-
-
-def _print(options: argparse.Namespace, data: Any, text: Callable[[], str] | None = None) -> int:
-    print(json.dumps(data, indent=2) if options.json or text is None else text())
-    return DONE
-
-
-def _seconds(text: str | None) -> float | None:
-    from evomerge.files.common import parse_seconds
-
-    return None if text is None else parse_seconds(text, Where("--time"))
-
-
 # The parser
+
+COMMANDS = {
+    "quickstart": "train small specialists here, search them, export the winner",
+    "search": "launch a study from a search-space file",
+    "resume": "continue a run exactly where it stopped",
+    "status": "list the runs, or show one run's progress and best trials",
+    "export": "write a run's best recipe as mergekit YAML",
+    "rank": "rank a run's trials under another fitness file, evaluating nothing",
+    "compare": "compare two trials of a run item by item",
+    "merge": "carry out a mergekit recipe: write the merged checkpoint",
+    "evaluate": "score a checkpoint or a recipe and hold it to its floors",
+    "path": "score the straight line between two models, or from a recipe's base to its merge",
+}
+"""What each is for; `commands.run_NAME` is what it does, `arguments.add_NAME` what it takes."""
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their options; also what the documentation test reads."""
-    root = argparse.ArgumentParser(prog="evomerge", description=__doc__.split("\n")[0] if __doc__ else None)
+    root = argparse.ArgumentParser(prog="evomerge")
     root.description = "Search for the best way to merge fine-tuned language models."
     root.add_argument("--version", action="version", version=f"evomerge {__version__}")
-    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(name: str, handler: Handler, about: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
-        made.set_defaults(handler=handler)
-        made.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-        return made
-
-    arguments.add_quickstart(
-        command("quickstart", _quickstart, "train small specialists here, search them, export the winner")
-    )
-    arguments.add_search(command("search", _search, "launch a study from a search-space file"))
-    arguments.add_resume(command("resume", _resume, "continue a run exactly where it stopped"))
-    arguments.add_status(command("status", _status, "list the runs, or show one run's progress and best trials"))
-    arguments.add_export(command("export", _export, "write a run's best recipe as mergekit YAML"))
-    arguments.add_rank(command("rank", _rank, "rank a run's trials under another fitness file, evaluating nothing"))
-    arguments.add_compare(command("compare", _compare, "compare two trials of a run item by item"))
-    arguments.add_merge(command("merge", _merge, "carry out a mergekit recipe: write the merged checkpoint"))
-    arguments.add_evaluate(command("evaluate", _evaluate, "score a checkpoint or a recipe and hold it to its floors"))
-    arguments.add_path(
-        command("path", _path, "score the straight line between two models, or from a recipe's base to its merge")
-    )
+    known = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, about in COMMANDS.items():
+        command = known.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        command.set_defaults(handler=getattr(commands, f"run_{name}"))
+        command.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        getattr(arguments, f"add_{name}")(command)
     return root
 
 

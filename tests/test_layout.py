@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "evomerge"
 FLOORS = [
-    ["cli", "__main__", "arguments"],
+    ["cli", "__main__", "commands", "arguments"],
     ["demo"],
     ["report"],
     ["study"],

@@ -60,7 +60,7 @@ class Checkpoint:
         reference: as the user wrote it.
         path: the folder (of the model that the adapter belongs to).
         tokenizer_path: the folder of its tokenizer and chat template: the adapter's, if it brings a tokenizer.
-        config: config.json.
+        config: config.json; empty where a model of the user's own has none.
         tensors: every tensor that a model of this kind reads, by name, in the order of their names. A stored head
             that the configuration ties to the embeddings, and buffers that the model computes itself, are left out.
         stack: the layer stack.
@@ -88,9 +88,11 @@ class Checkpoint:
             for name, info in self.stored.items()
             if not (self.tied and is_head(name)) and not is_derived(name, info.shape)
         }
-        stack = find_stack(self.tensors, configured_layers(config))
+        told = configured_layers(config)
+        stack = find_stack(self.tensors, told)
+        if stack is None and "model_type" not in config:
+            stack = find_stack(self.tensors, None)  # not a configuration of transformers
         if stack is None:
-            told = configured_layers(config)
             problem = f"{path}: no numbered stack of {told} layers among its tensors"
             raise InputError(problem, "check num_hidden_layers in its config.json", where)
         self.stack: Stack = stack
@@ -113,7 +115,7 @@ class Checkpoint:
             lone = read_adapter(folder, resolved, where)
             return cls._base_of(lone, base).adapted(ref, lone)
         stored = _stored(folder, where)
-        config = _read_json(folder / "config.json", where)
+        config = _config(folder, stored, where)
         _refuse_quantized(folder, config, stored, where)
         return cls(ref, folder, config, stored, where, resolved)
 
@@ -251,6 +253,12 @@ def _sharded(index: Path, where: Where | None) -> dict[str, TensorInfo]:
         problem = f"{index} lists {lost[0]}, which its shard {shards[lost[0]]} does not hold"
         raise InputError(problem, "copy or download the checkpoint again", where)
     return {name: found[name] for name in shards}
+
+
+def _config(folder: Path, stored: Mapping[str, TensorInfo], where: Where | None) -> dict[str, Any]:
+    """config.json. Models of the user's own may have none; with token embeddings it is a language model that lost it."""
+    file = folder / "config.json"
+    return _read_json(file, where) if file.is_file() or any(map(is_embedding, stored)) else {}
 
 
 def _read_json(file: Path, where: Where | None) -> dict[str, Any]:

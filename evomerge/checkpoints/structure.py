@@ -1,7 +1,8 @@
 """Where a tensor stands in a model, read from its name: before the layer stack, in layer i, or after it.
 
 The stack is the numbered prefix that agrees with the configuration's number of layers: ``model.layers.N.`` (Llama,
-Qwen, Mistral, Gemma), ``transformer.h.N.`` (GPT-2), ``gpt_neox.layers.N.``, ``model.decoder.layers.N.`` (OPT), ...
+Qwen, Mistral, Gemma), ``transformer.h.N.`` (GPT-2), ``gpt_neox.layers.N.``, ``model.decoder.layers.N.`` (OPT), ... Where
+there is no such number, as for plain state dicts, it is the commonest numbered prefix: ``blocks.N.``, ``net.N.``
 """
 
 from __future__ import annotations
@@ -16,36 +17,47 @@ Place = Literal["before", "after"] | int
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EMBEDDING = re.compile(r"(^|[._])(embed|emb|embd|wte|wpe)|project_in|embeddings?([._]|$)")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.")
+_NO_NUMBER = (-1,)
 _DERIVED = re.compile(r"\.(inv_freq|masked_bias)$")
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A model's layer stack: the name that stands before the layer number, and the number of layers."""
+    """A model's layer stack: the name that stands before the layer number, and the number of layers. `numbers` are the
+    layers' own where these have gaps, as in ``net.0, net.2, net.4``."""
 
     prefix: str
     layers: int
+    numbers: tuple[int, ...] = ()
 
     def place(self, name: str) -> Place:
         """Where the tensor `name` stands."""
-        number = self._number(name)
-        if number is not None:
-            return number
+        layer = self._layer(name)
+        if layer is not None:
+            return layer
         return "before" if _EMBEDDING.search(name) and not _HEAD.search(name) else "after"
 
-    def _number(self, name: str) -> int | None:
-        if not name.startswith(f"{self.prefix}."):
+    def _layer(self, name: str) -> int | None:
+        if not name.startswith(self._start):
             return None
-        head = name[len(self.prefix) + 1 :].split(".", 1)[0]
-        return int(head) if head.isdecimal() and int(head) < self.layers else None
+        head = name[len(self._start) :].split(".", 1)[0]
+        if not head.isdecimal():
+            return None
+        if self.numbers:
+            return self.numbers.index(int(head)) if int(head) in self.numbers else None
+        return int(head) if int(head) < self.layers else None
+
+    @property
+    def _start(self) -> str:
+        return f"{self.prefix}." if self.prefix else ""
 
     def part(self, name: str) -> str:
         """What follows the layer number: ``self_attn.q_proj.weight``."""
-        return name[len(self.prefix) + 1 :].split(".", 1)[1]
+        return name[len(self._start) :].split(".", 1)[1]
 
     def name(self, layer: int, part: str) -> str:
         """The name of a layer's tensor, the inverse of `place` and `part`."""
-        return f"{self.prefix}.{layer}.{part}"
+        return f"{self._start}{self.numbers[layer] if self.numbers else layer}.{part}"
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -76,8 +88,12 @@ def layers_key(config: Mapping[str, Any]) -> str:
 
 
 def find_stack(names: Iterable[str], layers: int | None) -> Stack | None:
-    """The layer stack among tensor names: the outermost numbered prefix that has all of the `layers` numbers
-    (where the configuration does not tell: the one with most). None where the names hold no such prefix."""
+    """The layer stack among tensor names: the outermost numbered prefix that has all of the `layers` numbers; None where
+    the names hold no such prefix.
+
+    Where the configuration does not tell them it is the prefix with most numbers. If several have as many (the stages
+    of a residual network), or none has two, all tensors together are one layer without a number.
+    """
     numbers: dict[str, set[int]] = {}
     for name in names:
         parts = name.split(".")
@@ -86,12 +102,20 @@ def find_stack(names: Iterable[str], layers: int | None) -> Stack | None:
                 numbers.setdefault(".".join(parts[:i]), set()).add(int(part))
                 break  # what is numbered inside a layer (experts) is not the stack
     if layers is None:
-        best = max(numbers, key=lambda p: (len(numbers[p]), p), default=None)
-        return None if best is None else Stack(best, max(numbers[best]) + 1)
+        return _commonest(numbers)
     fitting = [p for p, found in numbers.items() if found.issuperset(range(layers))]
     # Besides the text stack a multimodal checkpoint may have others with as many layers: an exact fit wins.
     fitting.sort(key=lambda p: (len(numbers[p]) != layers, "vision" in p, len(p), p))
     return Stack(fitting[0], layers) if fitting else None
+
+
+def _commonest(numbers: Mapping[str, set[int]]) -> Stack:
+    most = max(map(len, numbers.values()), default=0)
+    best = [prefix for prefix, found in numbers.items() if len(found) == most]
+    if len(best) > 1 or most < 2:
+        return Stack("", 1, _NO_NUMBER)
+    found = tuple(sorted(numbers[best[0]]))
+    return Stack(best[0], most, () if found == tuple(range(most)) else found)
 
 
 def is_head(name: str) -> bool:
@@ -102,6 +126,11 @@ def is_head(name: str) -> bool:
 def is_embedding(name: str) -> bool:
     """Whether the tensor is the token embedding matrix."""
     return bool(re.search(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$", name))
+
+
+def is_counter(name: str) -> bool:
+    """Whether the tensor counts training steps (of batch normalisation) and decides nothing afterwards."""
+    return name.endswith("num_batches_tracked")
 
 
 def is_derived(name: str, shape: tuple[int, ...]) -> bool:

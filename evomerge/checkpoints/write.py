@@ -109,7 +109,7 @@ class CheckpointWriter:
         shutil.copyfile(file, self.folder / file.name)
 
     def config(self, config: Mapping[str, Any]) -> None:
-        """Set config.json; it is written last."""
+        """Set config.json; it is written last, or not at all if it is empty."""
         self._config = dict(config)
 
     def __exit__(
@@ -136,7 +136,8 @@ class CheckpointWriter:
             (self.folder / part).rename(self.folder / name)
         if len(names) > 1:
             self.text(INDEX, json.dumps(self._index(names), indent=2) + "\n")
-        self.text("config.json", json.dumps(self._config, indent=2, ensure_ascii=False) + "\n")
+        if self._config:
+            self.text("config.json", json.dumps(self._config, indent=2, ensure_ascii=False) + "\n")
         for file in self.folder.iterdir():
             _sync(file)
         _sync(self.folder)

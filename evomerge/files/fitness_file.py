@@ -21,7 +21,7 @@ _OPTIONS = (
     "add_bos_token",
 )
 _KEYS = ("include", "objective", "split", "confidence", "batch_size", "economy")
-_SLICE_KEYS = ("task", "python", "data", "metric", "direction", "floor", "weight", "items", "cluster", "range", *_OPTIONS)
+_SLICE_KEYS = ("task", "python", "data", "metric", "direction", "floor", "weight", "items", "cluster", "range")
 
 
 def read_fitness(file: Path, settings: Sequence[str] = (), folder: Path | None = None) -> FitnessSpec:
@@ -97,7 +97,7 @@ def _split(node: Node | None) -> tuple[float, int]:
 
 
 def _slice(name: str, node: Node) -> SliceSpec:
-    parts = node.mapping((), _SLICE_KEYS)
+    parts = node.mapping((), (*_SLICE_KEYS, *_OPTIONS))
     if ("task" in parts) == ("python" in parts):
         node.fail("needs either `task` (an lm-eval task) or `python` (module:function)", "give one of them")
     if "python" in parts:

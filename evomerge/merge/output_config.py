@@ -16,8 +16,11 @@ Taken = tuple[Mapping[str, Any], int, int]
 
 def output_config(donor: Mapping[str, Any], taken: Sequence[Taken], dtype: str, tied: bool) -> dict[str, Any]:
     """The donor's configuration with the output's dtype, layers and tying. Settings that list one entry for each layer
-    (such as `layer_types`) follow the layers. Nothing `taken`: the donor's layers."""
+    (such as `layer_types`) follow the layers. Nothing `taken`: the donor's layers. What is no configuration of
+    transformers (it has no `model_type`) stays as it is."""
     config: dict[str, Any] = copy.deepcopy(dict(donor))
+    if "model_type" not in config:
+        return config
     text = config["text_config"] if text_config(config) is not config else config
     for part in (config, text):
         part["torch_dtype" if "torch_dtype" in part and "dtype" not in part else "dtype"] = dtype

@@ -13,6 +13,7 @@ from typing import Any
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
 from evomerge.checkpoints.modules import ALIASES, Modules, find_modules
+from evomerge.checkpoints.structure import is_counter
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.merge.alignment import Alignment, cut, is_vocabulary, promoted
@@ -198,7 +199,7 @@ class _Document:
         stored = [self._tensor(group, i, inner) for i, inner in enumerate(target.names)]
         tensors = self._fitted(name, group, stored)
         if any(tensor.dtype not in FLOATS for tensor in tensors):
-            operands = tuple(t.operand for t in tensors)
+            operands = tuple(t.operand for t in (tensors[:1] if is_counter(name) else tensors))
             return Job(name, COPY, operands, None, {}, tensors[0].dtype, tensors[0].dtype, tensors[0].shape)
         rows = list(zip(group.members, target.names, tensors, strict=True))
         merged = {id(m) for m in group.merged}

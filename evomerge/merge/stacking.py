@@ -70,7 +70,8 @@ class Stacking:
         self.method = METHODS[document.method]
         self.groups = [self._group(piece) for piece in module.slices]
         self.lengths = [self._length(group) for group in self.groups]
-        self.stack = Stack(donor.stack(name).prefix, sum(self.lengths))
+        own, layers = donor.stack(name), sum(self.lengths)
+        self.stack = own if layers == own.layers else Stack(own.prefix, layers)
 
     def targets(self) -> Iterator[Target]:
         """All output tensors, in the order of the model."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.report.results import CarriedOver, better_parent, carried_over, closest
 from evomerge.scoring.gates import Verdict, interval
+from evomerge.study.account import Account
 from evomerge.study.recorded import intervals
 from evomerge.study.standing import Standing
 from evomerge.study.status import Status, Unreadable
@@ -65,8 +66,20 @@ def result_data(result: Result) -> dict[str, Any]:
         "better_parent": parent.label if parent else None,
         "carried_over": carried_data(carried_over(result.search, result.holdout, result.winner)),
         **both_data(items, result.search, result.holdout),
+        "items": account_data(result.search),
         "trials": len(result.search.trials),
         "confidence": result.confidence,
+    }
+
+
+def account_data(standing: Standing) -> dict[str, Any]:
+    """What the search spent on scoring its candidates, and by what it was spared how much."""
+    account = Account.of(standing.trials)
+    spared = {"early_stop": account.early_stop, "racing": account.racing}
+    return {
+        "scored": account.scored,
+        "in_full": account.in_full,
+        **{by: {"trials": trials, "spared": items} for by, (trials, items) in spared.items()},
     }
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from evomerge.report.tables import describe, mark, number, span
 from evomerge.scoring.gates import Gate, Verdict
+from evomerge.study.account import Account
 from evomerge.study.recorded import Interval, intervals
 from evomerge.study.standing import Standing
 from evomerge.study.trial import Trial
@@ -161,7 +162,11 @@ def _objective(standing: Standing, number: int | None) -> float | None:
 
 
 def verdict(result: Result) -> str:
-    """What a search came to, in words, and what to do next."""
+    """What a search came to, what it spent, and what to do next, in words."""
+    return f"{Account.of(result.search.trials)}\n{_outcome(result)}"
+
+
+def _outcome(result: Result) -> str:
     name = result.folder.handle
     if result.winner is not None:
         parent, gain = better_parent(result), carried_over(result.search, result.holdout, result.winner)

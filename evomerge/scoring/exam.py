@@ -1,4 +1,4 @@
-"""Prepared questions: a task's items with their requests, asked of the model as it is, marked by the task's own code."""
+"""Prepared questions: a task's items with their requests, asked of the model as it is, marked by the task's code."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_items_are_no_prefix(bench: Bench, model: Any, tokenizer: Any) -> None:
     assert max(chosen) > 30
 
 
-def test_lm_evals_own_bootstrap_is_never_run(bench: Bench, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lm_eval_bootstraps_nothing(bench: Bench, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import lm_eval.api.metrics
 
     def refuse(*args: Any, **kwargs: Any) -> None:

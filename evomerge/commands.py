@@ -1,0 +1,320 @@
+"""What each command does: call the public function of its name, print what it found, choose the exit code.
+
+Results go to stdout, progress and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import InputError, Where
+
+DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+
+
+def run_search(options: argparse.Namespace) -> int:
+    from evomerge.study.search import search
+
+    if options.full:
+        options.settings.append("fitness.economy=false")
+    if options.dry_run:
+        return _dry_run(options)
+    with _view() as observer:
+        options.run_in_progress = options.run or Path(options.space).stem
+        result = search(
+            options.space,
+            run=options.run,
+            trials=options.trials,
+            time=_seconds(options.time),
+            optimizer=options.optimizer,
+            seed=options.seed,
+            device=options.device,
+            memory=options.memory,
+            fitness=options.fitness,
+            storage=options.storage,
+            settings=options.settings,
+            observer=observer,
+        )
+    return _finish(options, result)
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    from evomerge.study.check import check
+    from evomerge.study.launch import launch_settings
+
+    settings = [*options.settings, *launch_settings(options.trials, _seconds(options.time), options.seed)]
+    fitness = Path(options.fitness) if options.fitness else None
+    place = {"device": options.device, "memory": options.memory}
+    facts = check(Path(options.space), settings, options.optimizer, fitness, options.run, **place)
+    return _print(options, facts, lambda: "\n".join(f"{key}: {value}" for key, value in facts.items()))
+
+
+def run_resume(options: argparse.Namespace) -> int:
+    from evomerge.study.search import resume
+
+    options.run_in_progress = options.run
+    with _view() as observer:
+        result = resume(
+            options.run,
+            trials=options.trials,
+            time=_seconds(options.time),
+            device=options.device,
+            memory=options.memory,
+            observer=observer,
+        )
+    return _finish(options, result)
+
+
+def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | None = None) -> int:
+    """The end of a search: the table, and what to do next."""
+    from evomerge.report import data, results
+
+    if options.json:
+        _print(options, {**data.result_data(result), **(files or {})})
+    else:
+        _show(results.result_table(result))
+        print(results.verdict(result))
+    return DONE if result.winner else NO
+
+
+def run_rank(options: argparse.Namespace) -> int:
+    from evomerge.report import data, rankings
+    from evomerge.study.rank import rank
+
+    result = rank(options.run, options.fitness, options.output)
+    if options.json:
+        _print(options, data.ranked_data(result))
+    else:
+        _show(rankings.ranked_tables(result))
+        print(rankings.ranked_words(result))
+    return DONE if result.winner else NO
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    from evomerge.report import data, rankings
+    from evomerge.study.compare import compare
+
+    result = compare(options.run, options.first, options.second, split=options.split)
+    if options.json:
+        return _print(options, data.compared_data(result))
+    _show(rankings.compared_table(result))
+    return _say(rankings.compared_words(result))
+
+
+def run_status(options: argparse.Namespace) -> int:
+    from evomerge.report import data, tables
+    from evomerge.study.folder import is_name
+    from evomerge.study.status import runs, status
+
+    if options.run is None:
+        states = runs(options.runs)
+        if options.json:
+            return _print(options, [data.run_data(s) for s in states])
+        return _show(tables.runs_table(states)) if states else _say(f"no runs in {options.runs}")
+    state = status(Path(options.runs) / options.run if is_name(options.run) else options.run)
+    if options.json:
+        return _print(options, data.status_data(state))
+    failed = sum(t.state == "failed" for t in state.search.trials)
+    winner = f"winner {state.winner.name}" if state.winner else ("no winner" if state.finished else "not finished")
+    print(
+        f"run {state.folder.name}: {state.done}/{state.budget.get('trials') or '-'} trials, {failed} failed, {winner}"
+    )
+    return _show(tables.status_table(state))
+
+
+def run_export(options: argparse.Namespace) -> int:
+    from evomerge.study.status import export
+
+    text = export(options.run, options.output, trial=options.trial, allow_infeasible=options.allow_infeasible)
+    if options.json:
+        return _print(options, {"recipe": text, "file": options.output})
+    if options.output is None:
+        print(text, end="")
+    else:
+        print(
+            f"wrote {options.output}; `evomerge merge {options.output} OUT_DIR` makes the checkpoint", file=sys.stderr
+        )
+    return DONE
+
+
+def run_merge(options: argparse.Namespace) -> int:
+    from evomerge.checkpoints.write import parse_size
+    from evomerge.recipe.mergekit import read_recipe
+
+    shard_bytes = parse_size(options.out_shard_size, Where("--out-shard-size"))
+    read_recipe(Path(options.recipe))  # what is wrong in it is told before torch is imported
+    from evomerge.merge.stream import merge
+    from evomerge.study.device import choose_device
+
+    with _view() as observer:
+        folder = merge(
+            Path(options.recipe),
+            Path(options.out),
+            device=choose_device("cuda" if options.cuda else options.device),
+            threads=options.num_threads,
+            seed=options.random_seed,
+            intermediate=options.intermediate_dir,
+            truncate_embeddings=options.unsafe_truncate_embeddings,
+            copy_tokenizer=options.copy_tokenizer,
+            model_card=options.write_model_card,
+            overwrite=options.overwrite,
+            shard_bytes=shard_bytes,
+            progress=observer.progress,
+        )
+    return _print(options, {"checkpoint": str(folder)}, lambda: f"wrote {folder}")
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    from evomerge.report import tables
+    from evomerge.report.data import evaluated_data
+    from evomerge.study.evaluate import evaluate
+    from evomerge.study.items import save_items
+
+    items = _output(options.items, "--items", (".jsonl", ".parquet"))
+    output = _output(options.output, "--output")
+    references = _references(options)
+    with _view() as observer:
+        result = evaluate(
+            options.model,
+            options.fitness,
+            split=options.split,
+            references=references,
+            device=options.device,
+            memory=options.memory,
+            observer=observer,
+        )
+    data = evaluated_data(result)
+    if output:
+        output.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    if items:
+        save_items(items, {name: score.items for name, score in result.scores.items()})
+    if options.json:
+        _print(options, data)
+    else:
+        _show(tables.evaluated_table(result))
+        missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
+        print(f"misses the floor of {missed}" if missed else "passes every floor")
+    return DONE if result.feasible else NO
+
+
+def run_path(options: argparse.Namespace) -> int:
+    from evomerge.report.figures import FORMATS, draw_path
+    from evomerge.report.paths import path_data, path_summary, path_table
+    from evomerge.study.path import PathInterrupted, path
+
+    figure = _output(options.output, "--output", FORMATS)
+    references = _references(options)
+    try:
+        with _view() as observer:
+            result = path(
+                options.start,
+                options.end,
+                fitness=options.fitness,
+                points=options.points,
+                first=options.first,
+                last=options.last,
+                split=options.split,
+                references=references,
+                device=options.device,
+                memory=options.memory,
+                observer=observer,
+            )
+    except PathInterrupted as stop:
+        result = stop.partial
+    if figure:
+        draw_path(result, figure)
+    if options.json:
+        _print(options, {**path_data(result), "figure": options.output})
+    else:
+        _show(path_table(result))
+        print(f"{path_summary(result)}\nwrote {options.output}")
+    if not result.complete:
+        return complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
+    return DONE if result.feasible else NO
+
+
+def _output(name: str | None, option: str, endings: Sequence[str] = ()) -> Path | None:
+    """A file to write. InputError, before an hour of scoring, where that cannot be."""
+    if name is None:
+        return None
+    file = Path(name)
+    if endings and file.suffix.lower() not in endings:
+        raise InputError(f"{name} is none of {', '.join(endings)}", f"write for example x{endings[0]}", Where(option))
+    if not file.parent.is_dir():
+        raise InputError(f"there is no folder {file.parent}", "create it", Where(option))
+    if file.is_dir():
+        raise InputError(f"{name} is a folder", "name a file in it", Where(option))
+    return file
+
+
+def _references(options: argparse.Namespace) -> dict[str, str]:
+    return dict(_pair(text) for text in options.reference)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, model = text.partition("=")
+    if not equals or not name or not model:
+        raise InputError(f"{text!r} is not NAME=MODEL", "write for example base=models/base", Where("--reference"))
+    return name, model
+
+
+def run_quickstart(options: argparse.Namespace) -> int:
+    from evomerge.demo.run import quickstart, run_to_do
+
+    folder = Path(options.dir)
+    options.run_in_progress = run_to_do(folder)[0]
+    with _view() as observer:
+        result = quickstart(folder, trials=options.trials, device=options.device, observer=observer)
+    files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}
+    code = _finish(options, result.search, files)
+    if not options.json:
+        print("\n".join(f"{what:11} {file}" for what, file in files.items()))
+    return code
+
+
+# Output
+
+
+def _view() -> Any:
+    from rich.console import Console
+
+    from evomerge.report.live import view
+
+    return view(Console(stderr=True))
+
+
+def _show(table: Any) -> int:
+    from rich.console import Console
+
+    console = Console()
+    if not sys.stdout.isatty():
+        # A pipe has no width: wide enough that nothing is cut.
+        console = Console(width=max(100, Console(width=10_000).measure(table).maximum))
+    console.print(table)
+    return DONE
+
+
+def _say(text: str) -> int:
+    print(text)
+    return DONE
+
+
+def _print(options: argparse.Namespace, data: Any, text: Callable[[], str] | None = None) -> int:
+    print(json.dumps(data, indent=2) if options.json or text is None else text())
+    return DONE
+
+
+def _seconds(text: str | None) -> float | None:
+    from evomerge.files.common import parse_seconds
+
+    return None if text is None else parse_seconds(text, Where("--time"))
+
+
+def complain(text: str, code: int, kind: str = "error") -> int:
+    print(f"{kind}: {text}", file=sys.stderr)
+    return code
