@@ -57,7 +57,8 @@ class _Builder:
     def _task(self, piece: SliceSpec) -> Slice:
         source = self._pass(piece)
         self._check_counts(piece, source.deal)
-        source.prepare(self.split)
+        for split in ("search", "holdout") if self.split == "search" else (self.split,):
+            source.prepare(split)  # what cannot be asked at the end is said before the search
         leaves = source.found.leaves
 
         def reported(leaf: str, name: str) -> set[str] | None:

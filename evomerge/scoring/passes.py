@@ -66,7 +66,10 @@ class TaskPass:
         if (split, names) not in self._chosen:
             papers = self._papers(split)
             chosen = papers if names is None else [part for p in papers if (part := p.part(names)).questions]
-            self._chosen[split, names] = Exam(chosen, self._lm)
+            try:
+                self._chosen[split, names] = Exam(chosen, self._lm)
+            except InputError as error:
+                raise InputError(error.problem, error.mend, error.where or self.piece.at("task")) from error
         return self._chosen[split, names]
 
     def names(self, split: SplitName) -> tuple[str, ...]:

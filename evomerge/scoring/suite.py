@@ -72,7 +72,7 @@ class Suite:
         """Load tasks and data, deal the items, resolve the metrics, and prepare the requests of `split`.
 
         `model` is a transformers causal language model on its device; its weights may change afterwards, and are
-        not looked at here. The other splits' requests are prepared when they are first scored.
+        not looked at here. A search's holdout requests are prepared, too; other splits' when they are first scored.
         Raises InputError for whatever is wrong with the fitness file, a task or its data.
         """
         # lm-eval has to be there before the guard can silence its bars.

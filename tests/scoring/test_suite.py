@@ -110,15 +110,17 @@ def test_tasks_and_data_are_built_once(
         "text": {"task": "text", "metric": "bits_per_byte"},
     }
     suite = Suite.build(bench.fitness(slices), model, tokenizer)
+    suite.score()  # the first answers are checked against plain forward passes
     calls: list[int] = []
     monkeypatch.setattr(type(model), "forward", _counted(type(model).forward, calls))
     for seed in range(4):
         nudge(model, seed)
         suite.score()
-    assert counts == {"load": 2, "build": 2}
+    assert counts == {"load": 2, "build": 4}  # of each split
     together = len(calls)
-    calls.clear()
     alone = Suite.build(bench.fitness({k: slices[k] for k in ("acc", "text")}), model, tokenizer)
+    alone.score()
+    calls.clear()
     for _ in range(4):
         alone.score()
     assert len(calls) == together  # the two slices over one task share its forward passes
@@ -183,10 +185,10 @@ def test_no_item_of_the_holdout_stands_in_a_prompt(bench: Bench, model: Any, tok
     documents = source._documents["choice"]
     hidden = {documents[i]["question"] for i in suite.indices("s", "holdout")["choice"]}
     shown = {documents[i]["question"] for i in suite.indices("s", "search")["choice"]}
-    prompts = [i.args[0] for i in source.prepare("search")["choice"].instances]
+    prompts = [i.args[0] for i in source.prepare("search").papers[0].instances]
     assert not any(question in prompt for question in hidden for prompt in prompts)
     assert any(prompt.count("Question:") == 6 for prompt in prompts)
-    for instance in source.prepare("holdout")["choice"].instances:
+    for instance in source.prepare("holdout").papers[0].instances:
         *examples, asked = instance.args[0].split("\n\n")
         assert not any(question in example for question in hidden for example in examples)
         assert any(question in asked for question in hidden)

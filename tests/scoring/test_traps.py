@@ -74,7 +74,7 @@ def test_generation_arguments_are_the_slices_own(bench: Bench, model: Any, token
     slices = {"one": one, "two": {**one, "gen_kwargs": "max_gen_toks=3,temperature=0.5,do_sample=true"}}
     suite = Suite.build(bench.fitness(slices), model, tokenizer)
     sources: list[Any] = [suite.slices[name].source for name in slices]
-    found = [source.prepare("search")["write"].instances[0].args[1] for source in sources]
+    found = [source.prepare("search").papers[0].instances[0].args[1] for source in sources]
     assert [f["max_gen_toks"] for f in found] == [2, 3]
     assert [f["do_sample"] for f in found] == [False, True]
     assert found[0]["until"] == ["\n"]
@@ -135,8 +135,8 @@ def test_answers_do_not_pile_up(bench: Bench, model: Any, tokenizer: Any) -> Non
         suite.score()
     for piece in suite.slices.values():
         source: Any = piece.source
-        for leaf in source.prepare("search").values():
-            assert all(i.resps == [] and i.filtered_resps == {} for i in leaf.instances)
+        for paper in source.prepare("search").papers:
+            assert all(i.resps == [] and i.filtered_resps == {} for i in paper.instances)
 
 
 def test_scores_are_freed(bench: Bench, model: Any, tokenizer: Any) -> None:
@@ -167,7 +167,7 @@ def test_chat_templates_are_off_unless_asked_for(bench: Bench, model: Any, token
     }
     suite = Suite.build(bench.fitness(slices), model, tokenizer)
     sources: dict[str, Any] = {name: piece.source for name, piece in suite.slices.items()}
-    prompts = {name: source.prepare("search")["choice"].instances[0].args[0] for name, source in sources.items()}
+    prompts = {name: source.prepare("search").papers[0].instances[0].args[0] for name, source in sources.items()}
     users = {name: prompt.count("[user]") for name, prompt in prompts.items()}
     assert users == {"plain": 0, "chat": 2, "turn": 1, "system": 2}
     assert prompts["system"].startswith("[system]Be brief.")
@@ -210,7 +210,7 @@ def test_a_task_that_draws_random_numbers_asks_what_was_dealt(bench: Bench, mode
     source: Any = suite.slices["s"].source
     documents = source._documents["choice"]
     for split in ("search", "holdout"):
-        prepared = source.prepare(split)["choice"]
+        prepared = source.prepare(split).papers[0]
         for index, question in zip(suite.indices("s", split)["choice"], prepared.questions, strict=True):
             assert question.document == documents[index]
             assert all(str(documents[index]["tag"]) in i.args[0] for i in question.instances)
@@ -240,7 +240,7 @@ def test_data_is_found_beside_the_yaml_wherever_one_stands(
     suite = Suite.build(bench.fitness(slices), model, tokenizer)
     assert suite.slices["deep"].counts["all"] == suite.slices["above"].counts["all"] == 20
     source: Any = suite.slices["deep"].source
-    assert source.prepare("search")["deep"].instances[0].args[0].startswith("Asked: ")
+    assert source.prepare("search").papers[0].instances[0].args[0].startswith("Asked: ")
 
 
 def test_group_members_keep_their_own_folders(bench: Bench, model: Any, tokenizer: Any) -> None:
