@@ -103,7 +103,8 @@ class LineView(Observer):
         scores = " ".join(f"{name} {self._signs.get(name, 1) * value:.4f}" for name, value in trial.scores.items())
         missed = [v.slice for v in standing.verdicts(trial) if not v.passed]
         floors = f"misses {', '.join(missed)}" if missed else ("passes" if standing.settled else "")
-        return f"{describe(trial)}: {scores} {floors}".rstrip()
+        predicted = f" by {trial.evaluated} of {trial.items} items" if trial.state == "stopped" else ""
+        return f"{describe(trial)}: {scores} {floors}".rstrip() + predicted
 
 
 class LiveView(LineView):

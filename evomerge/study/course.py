@@ -66,6 +66,12 @@ class Course:
         self.pools = [self._pool(suite, slices, references) for slices in suite.pools]
         self.rungs = [_FIRST, _SECOND] if "racing" in fitness.economy else []
 
+    def __str__(self) -> str:
+        met = [sum(len(pool.first(share)) for pool in self.pools) for share in self.rungs]
+        first = f"a candidate meets {met[0]}, then {met[1]}, then all " if met else "a candidate meets all "
+        early = ", unless a floor is out of reach" if "early_stop" in self.fitness.economy else ""
+        return f"{first}{self.total} of the search split{early}"
+
     @property
     def total(self) -> int:
         """How many items a candidate meets that is scored in full."""

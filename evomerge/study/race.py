@@ -35,7 +35,7 @@ _WIDTHS = (1 / 3, 1 / 6)
 are not worth all of them, and near the end of a search most do."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """One candidate in a race. `finished`: its trial ended before, it is not asked again. `ended` says why it goes no
     further (None: it may), `by` which means of saving did it."""
@@ -159,18 +159,15 @@ class Race:
             return
         able = [entry for entry in (*self._field, *self._known) if entry.failed is None]
         best, placed = self._chances(able, rung)
-        chances = {id(entry): (best[at], placed[at]) for at, entry in enumerate(able)}
-        open_ones = [e for e in running if chances[id(e)][0] >= DOUBT or DOUBT <= chances[id(e)][1] <= 1 - DOUBT]
-        open_ones.sort(key=lambda e: chances[id(e)], reverse=True)
+        chances = dict(zip(able, zip(best, placed, strict=True), strict=True))
+        doubtful = [e for e in running if chances[e][0] >= DOUBT or DOUBT <= chances[e][1] <= 1 - DOUBT]
+        doubtful.sort(key=lambda entry: chances[entry], reverse=True)
         for entry in running:
-            if not any(entry is other for other in open_ones[:most]):
-                surely = chances[id(entry)][1] >= 0.5
-                entry.by, entry.ended = "racing", self._why(entry in open_ones, surely)
-
-    def _why(self, doubtful: bool, placed: bool) -> str:
-        if doubtful:
-            return "others of its generation were more promising"
-        return f"{'' if placed else 'not '}among the best {self._places} of its generation"
+            if entry not in doubtful:
+                entry.by = "racing"
+                entry.ended = f"{'' if chances[entry][1] > 0.5 else 'not '}among the best {self._places}"
+            elif entry not in doubtful[:most]:
+                entry.by, entry.ended = "racing", "others were more promising"
 
     def _chances(self, entries: Sequence[Entry], rung: Chosen) -> tuple[Vector, Vector]:
         """[entries], the probabilities of being better than the best so far, and of getting a place."""
@@ -183,7 +180,7 @@ class Race:
 
     def _drawn_keys(self, entries: Sequence[Entry], rung: Chosen) -> list[list[RankKey]]:
         """[draws][entries], where each would rank if its scores were those drawn."""
-        met = [e.items if any(e is k for k in self._known) else e.met(rung) for e in entries]
+        met = [entry.items if entry in self._known else entry.met(rung) for entry in entries]
         drawn = {name: forecast.draws(_DRAWS, self._generator) for name, forecast in self._forecasts(met).items()}
         return [[self._key(entry, drawn, draw, at) for at, entry in enumerate(entries)] for draw in range(_DRAWS)]
 

@@ -72,6 +72,8 @@ class Session:
         self._warn_of_flat_slices()
         self._keep_best(self.standing())
         self.economy = Economy(self) if self.plan.fitness.economy else None
+        if self.economy is not None:
+            self.observer.note(f"items: {self.economy.course}")
 
     def _warn_of_flat_slices(self) -> None:
         """A slice on which all references score the same more likely has a mistake in its task than in its models."""

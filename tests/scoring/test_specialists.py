@@ -81,6 +81,67 @@ def test_choices_and_minimal_pairs_are_a_plain_scorers(specialists: Bench, base:
         assert scores[name].value == sum(expected) / len(expected)
 
 
+TASK_METRICS = {
+    "shakespeare_text": "bits_per_byte",
+    "gsm8k_choice": "acc",
+    "grammar_pairs": "acc",
+    "gsm8k_write": "exact_match",
+}
+
+
+@pytest.mark.parametrize("name", TASK_METRICS)
+def test_every_answer_is_lm_evals(
+    specialists: Bench, base: tuple[Any, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared, packed and cut short as they may be, the requests get the answers that `simple_evaluate` gets."""
+    import lm_eval
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from evomerge.scoring.resident import ResidentLM
+
+    model, tokenizer = base
+    load(model, "gsm8k")
+    answers: dict[str, Any] = {}
+    answer = ResidentLM.answer
+    told: list[ResidentLM] = []
+
+    def kept(self: ResidentLM, plan: Any) -> list[Any]:
+        found = answer(self, plan)
+        told.append(self)
+        answers.update({str(request.args[:2]): value for request, value in zip(plan.requests, found, strict=True)})
+        return found
+
+    monkeypatch.setattr(ResidentLM, "answer", kept)
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
+    slices = {"s": {"task": name, "metric": TASK_METRICS[name], "items": 20}}
+    suite = Suite.build(specialists.fitness(slices, batch_size=8), model, tokenizer)
+    score = suite.score()["s"]
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
+    manager = TaskManager(include_path=str(specialists.tasks), include_defaults=False)
+    theirs = lm_eval.simple_evaluate(
+        lm, tasks=[name], samples=suite.indices("s"), task_manager=manager, bootstrap_iters=0, log_samples=True
+    )
+    assert theirs is not None
+    value = next(v for key, v in theirs["results"][name].items() if key.startswith(f"{TASK_METRICS[name]},"))
+    assert suite.slices["s"].show(score.value) == pytest.approx(value, abs=1e-5)
+    count = 0
+    for sample in theirs["samples"][name]:
+        for arguments, responses in zip(sample["arguments"], sample["resps"], strict=True):
+            ours, expected = answers[str(tuple(arguments[:2]))], responses[0]
+            if isinstance(expected, str):
+                assert ours == expected
+            else:
+                one, other = (v[0] if isinstance(v, tuple | list) else v for v in (ours, expected))
+                assert float(one) == pytest.approx(float(other), abs=1e-3)
+            count += 1
+    assert count >= 20
+    assert told[0].shortcuts.selection
+    assert told[0].shortcuts.trees
+    assert told[0].greedy is not False
+
+
 @torch.no_grad()
 def plain(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
     """Whether the right continuation (or sentence) has the higher likelihood, one forward pass each."""
