@@ -256,7 +256,7 @@ def _sharded(index: Path, where: Where | None) -> dict[str, TensorInfo]:
 
 
 def _config(folder: Path, stored: Mapping[str, TensorInfo], where: Where | None) -> dict[str, Any]:
-    """config.json. Models of the user's own may have none; with token embeddings it is a language model that lost it."""
+    """config.json. Models of the user's own may have none; one with token embeddings has lost it."""
     file = folder / "config.json"
     return _read_json(file, where) if file.is_file() or any(map(is_embedding, stored)) else {}
 

@@ -29,6 +29,13 @@ def check_family(base: Checkpoint, sources: Mapping[str, Checkpoint], where: Cal
         _check_shapes(base, source, name, where(name))
 
 
+def check_configured(checkpoint: Checkpoint, where: Where | None = None) -> None:
+    """InputError where transformers could not build the model, because its configuration is missing."""
+    if not checkpoint.config:
+        mend = "give a whole model folder; for other than language models, let `model` of the fitness file build it"
+        raise InputError(f"{checkpoint.path} has no config.json", mend, where or checkpoint.where)
+
+
 def _check_architecture(base: Checkpoint, source: Checkpoint, name: str, where: Where | None) -> None:
     ours, theirs = base.config.get("model_type"), source.config.get("model_type")
     if ours != theirs:

@@ -1,8 +1,8 @@
 """Where a tensor stands in a model, read from its name: before the layer stack, in layer i, or after it.
 
 The stack is the numbered prefix that agrees with the configuration's number of layers: ``model.layers.N.`` (Llama,
-Qwen, Mistral, Gemma), ``transformer.h.N.`` (GPT-2), ``gpt_neox.layers.N.``, ``model.decoder.layers.N.`` (OPT), ... Where
-there is no such number, as for plain state dicts, it is the commonest numbered prefix: ``blocks.N.``, ``net.N.``
+Qwen, Mistral, Gemma), ``transformer.h.N.`` (GPT-2), ``gpt_neox.layers.N.``, ``model.decoder.layers.N.`` (OPT), ...
+Where no number is told, as for plain state dicts, it is the commonest numbered prefix: ``blocks.N.``, ``net.N.``
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def layers_key(config: Mapping[str, Any]) -> str:
 
 
 def find_stack(names: Iterable[str], layers: int | None) -> Stack | None:
-    """The layer stack among tensor names: the outermost numbered prefix that has all of the `layers` numbers; None where
-    the names hold no such prefix.
+    """The layer stack among tensor names: the outermost numbered prefix that has all of the `layers` numbers; None
+    where the names hold no such prefix.
 
     Where the configuration does not tell them it is the prefix with most numbers. If several have as many (the stages
     of a residual network), or none has two, all tensors together are one layer without a number.

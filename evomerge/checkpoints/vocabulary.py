@@ -49,6 +49,11 @@ class Vocabulary:
         return cls(folder, stamp=stamp(folder))
 
     @property
+    def missing(self) -> bool:
+        """Whether the folder has no tokenizer at all."""
+        return not self.stamp
+
+    @property
     def as_stored(self) -> bool:
         """Whether it is the folder's tokenizer as it is."""
         return self.limit is None and not self.added

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
+from evomerge.errors import InputError
 from evomerge.files.common import index, resolve
 from evomerge.files.nodes import Node, as_number, load, override
-from evomerge.files.objects import SAVINGS, FitnessSpec, FloorSpec, Saving, SliceSpec
+from evomerge.files.objects import SAVINGS, FitnessSpec, FloorSpec, FunctionRef, Saving, SliceSpec
 from evomerge.registry import OBJECTIVES
 
-_OPTIONS = (
-    "num_fewshot",
-    "filter",
-    "apply_chat_template",
-    "fewshot_as_multiturn",
-    "system_instruction",
-    "gen_kwargs",
-    "add_bos_token",
-)
-_KEYS = ("include", "objective", "split", "confidence", "batch_size", "economy")
+_OPTIONS: dict[str, Callable[[Node], Any]] = {
+    "num_fewshot": lambda node: node.integer(0),
+    "filter": Node.text,
+    "apply_chat_template": Node.boolean,
+    "fewshot_as_multiturn": Node.boolean,
+    "system_instruction": Node.text,
+    "gen_kwargs": lambda node: _generation(node),  # defined below
+    "add_bos_token": Node.boolean,
+}
+"""What is handed to lm-eval, with its readers."""
+
+_KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "economy")
 _SLICE_KEYS = ("task", "python", "data", "metric", "direction", "floor", "weight", "items", "cluster", "range")
 
 
@@ -38,6 +41,8 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
     slices = {name: _slice(name, node) for name, node in parts["slices"].mapping().items()}
     if not slices:
         parts["slices"].fail("names no slice", "add at least one task")
+    if "model" in parts:
+        _check_no_tasks(slices)
     search, seed = _split(parts.get("split"))
     objective = _objective(parts["objective"]) if "objective" in parts else "mean"
     confidence = parts.get("confidence")
@@ -45,6 +50,7 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
         file=file,
         slices=slices,
         include=_include(parts.get("include")),
+        model=_function(parts["model"]) if "model" in parts else None,
         objective=objective,
         search=search,
         split_seed=seed,
@@ -108,15 +114,12 @@ def _slice(name: str, node: Node) -> SliceSpec:
         node.fail("has no 'metric'", "add for example `metric: acc`")
     metric = parts["metric"].text() if "metric" in parts else None
     weight = parts["weight"].number(0.0) if "weight" in parts else 1.0
-    options = {k: parts[k].data for k in _OPTIONS if k in parts}
-    if "num_fewshot" in parts:
-        parts["num_fewshot"].integer(0)
+    options = {key: read(parts[key]) for key, read in _OPTIONS.items() if key in parts}
     direction = parts["direction"].one_of(("higher", "lower"), "direction") if "direction" in parts else None
     return SliceSpec(
         name=name,
         task=parts["task"].text() if "task" in parts else None,
-        python=parts["python"].text() if "python" in parts else None,
-        script=_script(parts["python"]) if "python" in parts else None,
+        python=_function(parts["python"]) if "python" in parts else None,
         data=resolve(parts["data"]) if "data" in parts else None,
         metric=metric,
         direction=cast(Literal["higher", "lower"] | None, direction),
@@ -139,9 +142,6 @@ def _range(node: Node) -> tuple[float, float]:
 
 
 def _check_callable(node: Node, parts: dict[str, Node]) -> None:
-    module, colon, function = parts["python"].text().rpartition(":")
-    if not colon or not module.strip() or not function.isidentifier():
-        parts["python"].fail(f"{parts['python'].value!r} is not module:function", "write for example my_fitness:score")
     if "data" not in parts:
         node.fail("has no 'data'", "name the JSONL file whose items the callable scores")
     for key in _OPTIONS:
@@ -149,10 +149,29 @@ def _check_callable(node: Node, parts: dict[str, Node]) -> None:
             parts[key].fail("only goes with an lm-eval `task`", "remove it")
 
 
-def _script(node: Node) -> Path:
-    """The file of ``module:function`` (beside the fitness file) or ``path/to/file.py:function``."""
-    module = node.text().rpartition(":")[0]
-    return resolve(node, module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
+def _check_no_tasks(slices: dict[str, SliceSpec]) -> None:
+    piece = next((piece for piece in slices.values() if piece.task is not None), None)
+    if piece is not None:
+        problem = f"the lm-eval task {piece.task!r} needs a language model, and `model` builds another one"
+        raise InputError(problem, "score with `python` instead, or remove `model`", piece.at("task"))
+
+
+def _function(node: Node) -> FunctionRef:
+    """``module:function``, its module beside the fitness file, or ``path/to/file.py:function``."""
+    module, colon, function = node.text().rpartition(":")
+    if not colon or not module.strip() or not function.isidentifier():
+        node.fail(f"{node.value!r} is not module:function", "write for example my_fitness:score")
+    file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
+    return FunctionRef(node.text(), resolve(node, file), node.where)
+
+
+def _generation(node: Node) -> Any:
+    """Generation arguments: a mapping, or lm-eval's ``a=1,b=2``."""
+    if not isinstance(node.value, str):
+        node.mapping()
+    elif not all(name.strip() and equals for name, equals, _ in (p.partition("=") for p in node.value.split(","))):
+        node.fail(f"{node.value!r} is not a=1,b=2", "write a mapping, such as {max_gen_toks: 32}")
+    return node.data
 
 
 _SHARES = ("acc", "acc_norm", "exact_match")

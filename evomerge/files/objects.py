@@ -86,19 +86,36 @@ class FloorSpec:
 
 
 @dataclass(frozen=True)
-class SliceSpec:
-    """One slice: an lm-eval `task`, or a `python` callable ("module:function") with `data` (a JSONL file).
+class FunctionRef:
+    """A function of the user's: "module:function" as it was written, and the file that defines it."""
 
-    `script` is the callable's file. `items` caps the number of items of each split. `options` is handed to lm-eval as
-    it is: num_fewshot, filter, apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs,
-    add_bos_token. `cluster` names the document's field that items with a common origin share; `range` holds the worst
-    and the best that an item can score.
+    name: str
+    script: Path
+    where: Where = field(default=Where(), compare=False)
+
+    @property
+    def function(self) -> str:
+        """Its name in the file."""
+        return self.name.rpartition(":")[2]
+
+    @property
+    def anywhere(self) -> str:
+        """A reference that means the same from any folder."""
+        return f"{self.script}:{self.function}"
+
+
+@dataclass(frozen=True)
+class SliceSpec:
+    """One slice: an lm-eval `task`, or a `python` callable with `data` (a JSONL file).
+
+    `items` caps the number of items of each split. `options` is handed to lm-eval as it is: num_fewshot, filter,
+    apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs, add_bos_token. `cluster` names the
+    document's field that items with a common origin share; `range` holds the worst and the best that an item can score.
     """
 
     name: str
     task: str | None = None
-    python: str | None = None
-    script: Path | None = None
+    python: FunctionRef | None = None
     data: Path | None = None
     metric: str | None = None
     direction: Literal["higher", "lower"] | None = None
@@ -111,11 +128,6 @@ class SliceSpec:
     where: Where = field(default=Where(), compare=False)
     lines: dict[str, Where] = field(default_factory=dict, compare=False)
 
-    @property
-    def function(self) -> str:
-        """The callable's name in its file."""
-        return (self.python or "").rpartition(":")[2]
-
     def at(self, key: str) -> Where:
         return self.lines.get(key, self.where)
 
@@ -123,11 +135,12 @@ class SliceSpec:
 @dataclass(frozen=True)
 class FitnessSpec:
     """A fitness file. `search` is the share of items dealt to the search split; `economy` says by what means a
-    candidate is scored on less than all its items."""
+    candidate is scored on less than all its items; `model` builds what is scored where that is no language model."""
 
     file: Path
     slices: dict[str, SliceSpec]
     include: tuple[Path, ...] = ()
+    model: FunctionRef | None = None
     objective: str = "mean"
     search: float = 0.5
     split_seed: int = 0

@@ -51,6 +51,7 @@ def _gene(gene: GeneSpec) -> dict[str, Any]:
 
 def fitness_data(spec: FitnessSpec) -> dict[str, Any]:
     return {
+        **({"model": spec.model.anywhere} if spec.model else {}),
         "include": [str(folder) for folder in spec.include],
         "objective": spec.objective,
         "split": {"search": spec.search, "seed": spec.split_seed},
@@ -64,7 +65,7 @@ def fitness_data(spec: FitnessSpec) -> dict[str, Any]:
 def _slice(piece: SliceSpec) -> dict[str, Any]:
     given = {
         "task": piece.task,
-        "python": f"{piece.script}:{piece.function}" if piece.script else None,
+        "python": piece.python.anywhere if piece.python else None,
         "data": str(piece.data) if piece.data else None,
         "metric": piece.metric,
         "direction": piece.direction,

@@ -11,6 +11,7 @@ from evomerge.recipe.recipe import Recipe
 def card(name: str, recipe: Recipe, text: str, plan: Plan, digest: str) -> str:
     """README.md of the checkpoint `name`: what it was merged from and how. `text` is the recipe's YAML."""
     sources = "\n".join(f"- `{c.reference}`" + _commit(c.reference, c.resolved()) for c in plan.checkpoints)
+    kind = "language models" if plan.embedding else "models"
     methods = ", ".join(dict.fromkeys(f"`{document.method}`" for document in recipe.documents))
     return f"""---
 library_name: transformers
@@ -20,7 +21,7 @@ tags:
 ---
 # {name}
 
-A merge of language models, made with evomerge.
+A merge of {kind}, made with evomerge.
 Method: {methods}. Size: {plan.elements:,} parameters in {plan.stack.layers} layers.
 
 ## Models

@@ -106,19 +106,9 @@ class Resident:
         self._fit(planned)
         self._jobs = {}
         self.compiled.collect()
-        records = [self._write(job) for job in planned.jobs.values()]
+        records = [carry_out(job, self._slots[job.tensor], self.bank, self._runner) for job in planned.jobs.values()]
         self._jobs = planned.jobs
         return combined(records)
-
-    @torch.no_grad()
-    def _write(self, job: Job) -> str:
-        """Carry out a job; returns its line of the digest."""
-        slot = self._slots[job.tensor]
-        write(job, slot, self.bank, self._runner)
-        try:
-            return tensor_record(job.tensor, slot.to(torch_dtype(job.out)), self._runner)
-        except NotFinite:
-            raise not_finite(job) from None
 
     def load(self, ref: str) -> str:
         """Make the model a checkpoint as it is, rounded to the resident dtype; returns the digest."""
@@ -193,6 +183,21 @@ class Resident:
         self._slots = slots
 
 
+@torch.no_grad()
+def carry_out(job: Job, slot: Tensor, bank: SourceBank, runner: Runner) -> str:
+    """Merge into the memory of a parameter; returns its line of the digest.
+
+    Raises:
+        TrialError: it came out with NaN or Inf.
+        InputError: a source's weights are damaged, or the method cannot merge them.
+    """
+    write(job, slot, bank, runner)
+    try:
+        return tensor_record(job.tensor, slot.to(torch_dtype(job.out)), runner)
+    except NotFinite:
+        raise not_finite(job) from None
+
+
 def as_it_is(ref: str, dtype: str) -> Recipe:
     """The recipe of one checkpoint, rounded to `dtype`."""
     return Recipe((Document("passthrough", (Slice((Input(ref),)),), out_dtype=dtype),))
@@ -242,7 +247,8 @@ def _refuse_code(base: Checkpoint) -> None:
 
 
 def _load_model(base: Checkpoint, dtype: str, sharding: Sharding) -> PreTrainedModel:
-    with _quiet(f"{base.path} cannot be loaded as a causal language model", "check its config.json"):
+    mend = "check its config.json; for other models, let `model` of the fitness file build it"
+    with _quiet(f"{base.path} cannot be loaded as a causal language model", mend):
         return load(base.path, torch_dtype(dtype), sharding)
 
 

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 import json
-import logging
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InputError, TrialError, Where
+from evomerge.errors import InputError, TrialError, Where, suggestion
 from evomerge.files.objects import FitnessSpec, SliceSpec
+from evomerge.merge.built import BuiltModel
+from evomerge.scoring.functions import UserFunction, script_digest
 from evomerge.scoring.mixture import Mixture
 from evomerge.scoring.preflight import check_callable
 from evomerge.scoring.splits import SIDES, Deal, deal_all, item_key, labels
 from evomerge.scoring.statistics import weighted_mean_stderr
-from evomerge.scoring.suite import out_of_memory
+from evomerge.scoring.untouched import untouched
 from evomerge.types import ItemScore, SliceScore, SplitName
 
-log = logging.getLogger(__name__)
-
-Scorer = Callable[[Any, Any, list[dict[str, Any]]], Sequence[float]]
-"""``(model, tokenizer, items) -> one score per item``."""
+_TAKES = ("model", "tokenizer", "items")
 
 
 class CallablePass:
@@ -33,12 +29,17 @@ class CallablePass:
     no item is on the search side of one and on the holdout side of the other."""
 
     def __init__(self, fitness: FitnessSpec, piece: SliceSpec, model: Any, tokenizer: Any) -> None:
+        """`model` is a transformers model, or a `BuiltModel`, whose model the scorer gets. InputError where the scorer
+        or its items cannot be loaded."""
         check_callable(piece)
         assert piece.data is not None  # check_callable saw them
-        assert piece.script is not None
-        self.piece, self._model, self._tokenizer = piece, model, tokenizer
-        self._score, self._script = load_scorer(piece.script, piece), piece.script
+        assert piece.python is not None
+        self.piece, self._model, self._builder = piece, model, fitness.model
+        self._tokenizer = copy.deepcopy(tokenizer)  # what a scorer does to it is not the next slice's
+        self._score = UserFunction(piece.python, _TAKES)
         self._items = read_items(piece.data)
+        if piece.cluster is not None:
+            _check_field(piece, self._items, piece.cluster)
         keys = [item_key(item) for item in self._items]
         self._labels = labels(keys)
         self._task = piece.data.name
@@ -62,15 +63,12 @@ class CallablePass:
 
     def run(self, split: SplitName, names: frozenset[str] | None = None) -> SliceScore:
         """Call the scorer on a split's items (of them, those in `names`) with the weights the model has now.
-        TrialError where it fails or its answer is unusable."""
-        import torch
-
+        TrialError where it fails, its answer is unusable, or it changed the weights."""
         chosen = self.deal.indices(split, self._task)
         indices = [i for i in chosen if names is None or self._labels[i] in names]
-        with torch.no_grad():
-            scores = self._call([copy.deepcopy(self._items[i]) for i in indices])
+        scores = self._call([copy.deepcopy(self._items[i]) for i in indices])
         field = self.piece.cluster
-        clusters = [None if field is None else str(self._items[i].get(field)) for i in indices]
+        clusters = [None if field is None else str(self._items[i][field]) for i in indices]
         about = zip(indices, scores, clusters, strict=True)
         return self.total([ItemScore(self._labels[i], score, 1.0, score, c) for i, score, c in about])
 
@@ -81,20 +79,16 @@ class CallablePass:
         return SliceScore(self.sign * math.fsum(scores) / len(scores), error, tuple(items))
 
     def _call(self, items: list[dict[str, Any]]) -> list[float]:
-        name, count = self.piece.python, len(items)
-        try:
-            answer = self._score(self._model, self._tokenizer, items)
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            log.exception("%s raised", name)
-            raise TrialError(f"{name} raised {type(error).__name__}: {error}") from error
-        return numbers(answer, count, str(name))
+        name, count = self._score.ref.name, len(items)
+        model = self._model.model if isinstance(self._model, BuiltModel) else self._model
+        with untouched(self._model, name):
+            scores: list[float] = self._score(model, self._tokenizer, items, read=lambda a: numbers(a, count, name))
+        return scores
 
     def digest(self) -> str:
-        """sha256 over the scorer's file, the items and the side each was dealt to."""
-        code = hashlib.sha256(self._script.read_bytes()).hexdigest()
-        parts = [code, [[side, sorted(item.key for item in self.deal.items(side))] for side in SIDES]]
+        """sha256 over the scorer's file, that of what builds the model, the items and the side each was dealt to."""
+        code = [script_digest(ref) for ref in (self._score.ref, self._builder) if ref is not None]
+        parts = [*code, [[side, sorted(item.key for item in self.deal.items(side))] for side in SIDES]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -102,7 +96,7 @@ def numbers(answer: Any, n: int, name: str) -> list[float]:
     """A scorer's answer as n finite numbers. TrialError, saying what is wrong, where it is something else."""
     if hasattr(answer, "tolist"):
         answer = answer.tolist()
-    if isinstance(answer, str | bytes | dict) or not hasattr(answer, "__iter__"):
+    if isinstance(answer, str | bytes | dict | set) or not hasattr(answer, "__iter__"):
         raise TrialError(f"{name} returned {type(answer).__name__}, expected one number per item")
     values = list(answer)
     if len(values) != n:
@@ -119,40 +113,28 @@ def numbers(answer: Any, n: int, name: str) -> list[float]:
     return scores
 
 
-def load_scorer(file: Path, piece: SliceSpec) -> Scorer:
-    """The function that a slice names, from its file, which may import its neighbours."""
-    private = f"evomerge_fitness_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(private, file)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{file} cannot be loaded", "name a Python file", piece.at("python"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[private] = module
-    sys.path.insert(0, str(file.parent))
-    try:
-        spec.loader.exec_module(module)
-        scorer: Scorer = getattr(module, piece.function)
-    except Exception as error:
-        problem = f"{piece.python} cannot be loaded ({type(error).__name__}: {error})"
-        raise InputError(problem, f"mend {file}", piece.at("python")) from error
-    finally:
-        sys.path.remove(str(file.parent))
-    if not callable(scorer):
-        raise InputError(f"{piece.python} is not callable", "name a function", piece.at("python"))
-    return scorer
-
-
 def read_items(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file. InputError, with the line, where a line is not one."""
     items = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                item = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"is not JSON ({error.msg})", "write one object a line", Where(path, number)) from None
-            if not isinstance(item, dict):
-                raise InputError("is not a JSON object", "write one object a line", Where(path, number))
-            items.append(item)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 ({error.reason})", "write it in UTF-8", Where(path)) from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"is not JSON ({error.msg})", "write one object a line", Where(path, number)) from None
+        if not isinstance(item, dict):
+            raise InputError("is not a JSON object", "write one object a line", Where(path, number))
+        items.append(item)
     return items
+
+
+def _check_field(piece: SliceSpec, items: Sequence[dict[str, Any]], field: str) -> None:
+    lacking = next((item for item in items if field not in item), None)
+    if lacking is not None:
+        problem = f"an item of {piece.data} has no field {field!r}"
+        raise InputError(problem, suggestion(field, map(str, lacking)), piece.at("cluster"))

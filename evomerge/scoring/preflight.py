@@ -7,8 +7,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evomerge.errors import InputError, nearest, suggestion
-from evomerge.files.objects import FitnessSpec, SliceSpec
-from evomerge.scoring.task_files import LocalTasks, TaskFile, built_in_names, is_built_in, missing_data, scan
+from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
+from evomerge.scoring.generation_arguments import check_arguments
+from evomerge.scoring.task_files import (
+    LocalTasks,
+    TaskFile,
+    built_in_names,
+    data_splits,
+    is_built_in,
+    missing_data,
+    scan,
+)
 
 _DEFAULT_METRICS = {
     "loglikelihood": ("perplexity", "acc"),
@@ -20,11 +29,16 @@ _DEFAULT_METRICS = {
 
 
 def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
-    """InputError, with file, line and key, for everything that can be known to be wrong without running anything:
-    unknown tasks, metrics and filters, missing data, floors relative to models that are not there, callables that
-    are not defined. `sources` are the names that floors may refer to besides "base" and "best_source"."""
+    """InputError, with file, line and key, for everything that can be known to be wrong without running anything.
+
+    That is unknown tasks, metrics, filters and generation arguments, missing data and splits, floors relative to models
+    that are not there, functions that are not defined. `sources` are the names that floors may refer to besides "base"
+    and "best_source".
+    """
     check_floors(fitness, sources)
     check_weights(fitness)
+    if fitness.model is not None:
+        check_function(fitness.model)
     local = scan(fitness.include)
     for piece in fitness.slices.values():
         if piece.python is not None:
@@ -60,21 +74,26 @@ def check_objective(fitness: FitnessSpec, signs: Mapping[str, int]) -> None:
 
 def check_callable(piece: SliceSpec) -> None:
     """The callable's file and function exist (read, not run), and so does its data."""
-    file, function, where = piece.script, piece.function, piece.at("python")
-    assert file is not None
+    assert piece.python is not None
+    check_function(piece.python)
+    if piece.data is None or not piece.data.is_file():
+        raise InputError(f"no data file {piece.data}", "name a JSONL file", piece.at("data"))
+
+
+def check_function(ref: FunctionRef) -> None:
+    """InputError where the function's file does not define it. The file is read, not run."""
+    file, where = ref.script, ref.where
     if not file.is_file():
         near = [path.stem for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
         close = nearest(file.stem, near)
         raise InputError(f"no file {file}", f"did you mean {close!r}?" if close else "create it", where)
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError) as error:
         raise InputError(f"{file} is not valid Python ({error})", "mend it", where) from None
     names = _top_level_names(tree)
-    if function not in names:
-        raise InputError(f"{file} defines no {function!r}", suggestion(function, names), where)
-    if piece.data is None or not piece.data.is_file():
-        raise InputError(f"no data file {piece.data}", "name a JSONL file", piece.at("data"))
+    if ref.function not in names:
+        raise InputError(f"{file} defines no {ref.function!r}", suggestion(ref.function, names), where)
 
 
 def _top_level_names(tree: ast.Module) -> set[str]:
@@ -100,7 +119,13 @@ def check_task(piece: SliceSpec, local: LocalTasks) -> None:
         for path in missing_data(leaf):
             problem = f"the data of task {leaf.config['task']!r} is missing: no {path}"
             raise InputError(problem, f"mend {leaf.path} (paths there are relative to its folder)", piece.at("task"))
+        _check_splits(piece, leaf)
         _check_metric(piece, leaf)
+        _check_generation(piece, leaf)
+    if "gen_kwargs" in piece.options:
+        check_arguments(piece.options["gen_kwargs"], piece.at("gen_kwargs"))
+        if leaves and not foreign and not any(map(_generates, leaves)):
+            raise InputError(f"task {name!r} generates no text", "remove it", piece.at("gen_kwargs"))
 
 
 def check_name(piece: SliceSpec, name: str, local: LocalTasks) -> None:
@@ -129,6 +154,36 @@ def _check_metric(piece: SliceSpec, leaf: TaskFile) -> None:
         raise InputError(f"task {task!r} has no metric {metric!r}", suggestion(metric, metrics), piece.at("metric"))
     if chosen and chosen not in filters:
         raise InputError(f"task {task!r} has no filter {chosen!r}", suggestion(str(chosen), filters), piece.at(key))
+
+
+_SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
+
+
+def _check_splits(piece: SliceSpec, leaf: TaskFile) -> None:
+    """The task names items to be scored on, and its data, where it lists them itself, has every split that it names."""
+    config, where, mend = leaf.config, piece.at("task"), f"mend {leaf.path}"
+    if config.get("class"):
+        return
+    if not config.get("test_split") and not config.get("validation_split"):
+        problem = f"task {config['task']!r} has neither test nor validation items"
+        raise InputError(problem, f"{mend}: add `test_split`", where)
+    legal = data_splits(config)
+    for key in _SPLITS if legal else ():
+        split = config.get(key)
+        if isinstance(split, str) and split not in legal:
+            problem = f"the data of task {config['task']!r} has no split {split!r} ({key})"
+            raise InputError(problem, f"{suggestion(split, legal)} {mend}", where)
+
+
+def _check_generation(piece: SliceSpec, leaf: TaskFile) -> None:
+    settings = leaf.config.get("generation_kwargs")
+    if settings is not None and _generates(leaf):
+        check_arguments(settings, piece.at("task"), f" of task {leaf.config['task']!r} ({leaf.path})")
+
+
+def _generates(leaf: TaskFile) -> bool:
+    """Whether the task may let the model write."""
+    return bool(leaf.config.get("class")) or leaf.config.get("output_type", "generate_until") == "generate_until"
 
 
 def known_metrics(config: Any) -> list[str] | None:

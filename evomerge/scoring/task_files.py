@@ -162,6 +162,20 @@ def missing_data(file: TaskFile) -> list[Path]:
     return [Path(p) for p in paths if "://" not in p and not _exists(Path(p))]
 
 
+def data_splits(config: Mapping[str, Any]) -> list[str]:
+    """The splits that a task's data has, where its YAML lists the files of each; else nothing.
+
+    Files that are given without the name of a split are the split "train" (datasets' rule).
+    """
+    kwargs = config.get("dataset_kwargs")
+    if config.get("dataset_path") not in _BUILDERS or config.get("custom_dataset") or not isinstance(kwargs, dict):
+        return []
+    files = kwargs.get("data_files")
+    if "split" in kwargs or "data_dir" in kwargs or not files:
+        return []
+    return [str(split) for split in files] if isinstance(files, dict) else ["train"]
+
+
 def _map_paths(value: Any, places: list[Path]) -> Any:
     if isinstance(value, dict):
         return {k: _map_paths(v, places) for k, v in value.items()}

@@ -5,12 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.preflight import check_configured
+from evomerge.errors import InputError, TrialError
+from evomerge.files.objects import FitnessSpec
 from evomerge.merge.bank import SourceBank
+from evomerge.merge.built import BuiltResident
+from evomerge.merge.jobs import Plan as MergePlan
 from evomerge.merge.materialize import Resident
 from evomerge.merge.placement import Placement, size
 from evomerge.merge.plan import plan as planned
-from evomerge.merge.tokenizers import output_tokenizer
+from evomerge.merge.tokenizers import OutputTokenizer, output_tokenizer
 from evomerge.recipe.recipe import Recipe
+from evomerge.scoring.functions import ModelBuilder
 from evomerge.scoring.suite import Suite
 from evomerge.study.device import place_models
 from evomerge.study.measured import Evaluation
@@ -22,7 +29,7 @@ from evomerge.types import SplitName
 class Workbench:
     """Everything that evaluating a candidate needs, loaded once."""
 
-    def __init__(self, resident: Resident, suite: Suite) -> None:
+    def __init__(self, resident: Resident | BuiltResident, suite: Suite) -> None:
         self.resident, self.suite = resident, suite
         self._holds: tuple[str, str] | None = None
 
@@ -39,9 +46,9 @@ class Workbench:
         bank = _filled(SourceBank(placement=placement), plan, observer)
         average = plan.space.uniform()
         merge = planned(average, bank.open)
-        tokenizer = output_tokenizer(average.output, merge).load()
+        tokenizer = output_tokenizer(average.output, merge)
         dtype = plan.space.models.dtype
-        resident = Resident(plan.base, bank, dtype, placement.room, planned=merge, tokenizer=tokenizer)
+        resident = resident_model(plan.fitness, plan.base, bank, dtype, placement.room, merge, tokenizer)
         observer.phase("building the tasks")
         suite = Suite.build(plan.fitness, resident.model, resident.tokenizer)
         return cls(resident, suite)
@@ -58,7 +65,11 @@ class Workbench:
         started = time.perf_counter()
         digest = self._materialized(recipe)
         merged = time.perf_counter()
-        scores = self.suite.score(split, on_slice, chosen)
+        try:
+            scores = self.suite.score(split, on_slice, chosen)
+        except TrialError:
+            self._holds = None  # whoever failed may have changed the weights
+            raise
         ended = time.perf_counter()
         return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})
 
@@ -68,6 +79,27 @@ class Workbench:
             self._holds = None
             self._holds = recipe.id, self.resident.materialize(recipe)
         return self._holds[1]
+
+
+def resident_model(
+    fitness: FitnessSpec,
+    base: Checkpoint,
+    bank: SourceBank,
+    dtype: str,
+    room: Mapping[str, int],
+    planned: MergePlan,
+    tokenizer: OutputTokenizer,
+) -> Resident | BuiltResident:
+    """The model in memory that candidates are written into: transformers' language model, or what the fitness file's
+    `model` builds. InputError where it cannot be built."""
+    if fitness.model is None:
+        check_configured(base)
+        return Resident(base, bank, dtype, room, planned=planned, tokenizer=tokenizer.load())
+    given = None if tokenizer.vocabulary.missing else tokenizer.load()
+    try:
+        return BuiltResident(base, bank, dtype, room, ModelBuilder(fitness.model), planned=planned, tokenizer=given)
+    except TrialError as error:
+        raise InputError(str(error), f"mend {fitness.model.script}", fitness.model.where) from None
 
 
 def place_study(plan: Plan, device: str, memory: str | None) -> Placement:

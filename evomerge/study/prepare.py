@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.preflight import TokenChanges, check_family, token_changes
+from evomerge.checkpoints.preflight import TokenChanges, check_configured, check_family, token_changes
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.fitness_file import read_fitness
@@ -85,6 +85,8 @@ def open_checkpoints(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
     base = _open(spec.base)
     sources = {name: _open(ref, base) for name, ref in spec.sources.items()}
     where = _places(spec)
+    if fitness.model is None:
+        check_configured(base, where("base"))
     check_family(base, sources, where)
     tokens = token_changes(base, sources, spec.tokenizer, where)
     _check_distinct({"base": base, **sources}, where)

@@ -12,12 +12,12 @@ from evomerge.errors import InputError
 from evomerge.files.objects import FitnessSpec
 from evomerge.merge.bank import SourceBank
 from evomerge.merge.jobs import Plan
-from evomerge.merge.materialize import Resident, as_it_is
+from evomerge.merge.materialize import as_it_is
 from evomerge.merge.plan import plan
 from evomerge.merge.tokenizers import output_tokenizer
 from evomerge.recipe.recipe import Recipe, alone
 from evomerge.scoring.suite import Suite
-from evomerge.study.bench import Workbench
+from evomerge.study.bench import Workbench, resident_model
 from evomerge.study.device import place_models
 from evomerge.study.line import Line
 from evomerge.study.observer import Observer
@@ -97,6 +97,8 @@ def _add(bank: SourceBank, checkpoint: Checkpoint, other: Subject) -> None:
 def check_tokens(name: str, own: Vocabulary, subject: Subject) -> None:
     """InputError where a model's tokens are not the subject's: the same text would be other numbers to it."""
     theirs = subject.planned.vocabulary
+    if own.missing and theirs.missing:
+        return
     if own != theirs and own.tokens != theirs.tokens:
         problem = f"{name} and {subject.name} have different vocabularies"
         raise InputError(problem, "compare models that have the same tokens")
@@ -120,14 +122,12 @@ def load_bench(
     placement = place_models(planned, subject.dtype, {c.reference: c for c in planned.checkpoints}, device, memory)
     for about, line in placement.facts().items():
         observer.note(f"{about}: {line}")
-    tokenizer = output_tokenizer(subject.recipe.output, subject.planned).load()
+    tokenizer = output_tokenizer(subject.recipe.output, subject.planned)
     observer.phase("loading the model")
     bank = SourceBank(placement=placement)
     for checkpoint in (*planned.checkpoints, *map(subject.headers.open, references)):
         bank.add(checkpoint)
-    resident = Resident(
-        subject.shape, bank, subject.dtype, placement.room, planned=subject.planned, tokenizer=tokenizer
-    )
+    resident = resident_model(spec, subject.shape, bank, subject.dtype, placement.room, subject.planned, tokenizer)
     observer.phase("building the tasks")
     return Workbench(resident, Suite.build(spec, resident.model, resident.tokenizer, split))
 

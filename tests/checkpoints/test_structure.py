@@ -27,7 +27,28 @@ def test_the_stack_is_the_numbered_prefix_that_agrees_with_the_configuration(nam
 
 def test_no_stack_has_as_many_layers():
     assert find_stack(["model.layers.0.x"], 3) is None
-    assert find_stack(["weight"], None) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix", "places"),
+    [
+        (["stem.weight", "blocks.0.w", "blocks.1.w", "head.w"], "blocks", ["after", 0, 1, "after"]),
+        (["net.0.weight", "net.2.weight", "net.5.weight"], "net", [0, 1, 2]),  # others have no tensors
+        (["0.weight", "2.weight"], "", [0, 1]),
+        (["blocks.0.mlp.0.w", "blocks.0.mlp.2.w", "blocks.1.mlp.0.w", "blocks.2.w"], "blocks", [0, 0, 1, 2]),
+        # the stages of a residual network: none is the stack
+        (["layer1.0.w", "layer1.1.w", "layer2.0.w", "layer2.1.w"], "", ["after"] * 4),
+        (["0.weight", "patch_embed.weight"], "", ["after", "before"]),
+        (["weight"], "", ["after"]),
+    ],
+)
+def test_without_a_configuration_it_is_the_commonest_numbered_prefix(names, prefix, places):
+    stack = find_stack(names, None)
+    assert (stack.prefix, [stack.place(name) for name in names]) == (prefix, places)
+    assert stack.layers == max((p + 1 for p in places if isinstance(p, int)), default=1)
+    assert [stack.name(p, stack.part(n)) for n, p in zip(names, places, strict=True) if isinstance(p, int)] == [
+        n for n, p in zip(names, places, strict=True) if isinstance(p, int)
+    ]
 
 
 @pytest.mark.parametrize(
