@@ -1,4 +1,4 @@
-"""Calling lm-eval without a trace: its random seeds, log lines and progress bars stay inside."""
+"""Calling lm-eval without a trace: its random seeds, log lines, prints and progress bars stay inside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ def undisturbed() -> Iterator[None]:
     numpy and torch) and ends where it found the generators.
     """
     with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))  # stdout is the command's own
         stack.enter_context(_generators())
         stack.enter_context(_silence())
         yield

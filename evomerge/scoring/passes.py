@@ -70,6 +70,9 @@ class TaskPass:
                 self._chosen[split, names] = Exam(chosen, self._lm)
             except InputError as error:
                 raise InputError(error.problem, error.mend, error.where or self.piece.at("task")) from error
+            except (TypeError, ValueError, LookupError) as error:
+                problem = f"the requests of task {self.piece.task!r} cannot be prepared: {tasks.reason(error)}"
+                raise InputError(problem, "mend the task or its options", self.piece.at("task")) from error
         return self._chosen[split, names]
 
     def names(self, split: SplitName) -> tuple[str, ...]:
@@ -99,8 +102,7 @@ class TaskPass:
         try:
             instances = tasks.prepare(task, documents, chosen, forbidden, self.piece, self._lm)
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            problem = f"the prompts of task {leaf!r} cannot be built: {reason[:400]}"
+            problem = f"the prompts of task {leaf!r} cannot be built: {tasks.reason(error)}"
             raise InputError(problem, "mend the task, its data or its options", self.piece.at("task")) from error
         by_document: dict[int, list[Any]] = {}
         for instance in instances:
@@ -151,7 +153,7 @@ def _documents(piece: SliceSpec, leaf: str, task: Any) -> list[Any]:
     try:
         return list(task.eval_docs)
     except Exception as error:
-        problem = f"the items of task {leaf!r} cannot be read: {' '.join(str(error).split())[:400]}"
+        problem = f"the items of task {leaf!r} cannot be read: {tasks.reason(error)}"
         raise InputError(problem, "mend the task or its data", piece.at("task")) from error
 
 

@@ -10,6 +10,7 @@ from evomerge.errors import InputError, nearest, suggestion
 from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
 from evomerge.scoring.generation_arguments import check_arguments
 from evomerge.scoring.task_files import (
+    SPLITS,
     LocalTasks,
     TaskFile,
     built_in_names,
@@ -117,9 +118,11 @@ def check_task(piece: SliceSpec, local: LocalTasks) -> None:
         check_name(piece, other, local)
     for leaf in leaves:
         for path in missing_data(leaf):
-            problem = f"the data of task {leaf.config['task']!r} is missing: no {path}"
+            lack = "is empty:" if path.exists() else "is missing: no"
+            problem = f"the data of task {leaf.config['task']!r} {lack} {path}"
             raise InputError(problem, f"mend {leaf.path} (paths there are relative to its folder)", piece.at("task"))
         _check_splits(piece, leaf)
+        _check_repeats(piece, leaf)
         _check_metric(piece, leaf)
         _check_generation(piece, leaf)
     if "gen_kwargs" in piece.options:
@@ -156,9 +159,6 @@ def _check_metric(piece: SliceSpec, leaf: TaskFile) -> None:
         raise InputError(f"task {task!r} has no filter {chosen!r}", suggestion(str(chosen), filters), piece.at(key))
 
 
-_SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
-
-
 def _check_splits(piece: SliceSpec, leaf: TaskFile) -> None:
     """The task names items to be scored on, and its data, where it lists them itself, has every split that it names."""
     config, where, mend = leaf.config, piece.at("task"), f"mend {leaf.path}"
@@ -168,11 +168,18 @@ def _check_splits(piece: SliceSpec, leaf: TaskFile) -> None:
         problem = f"task {config['task']!r} has neither test nor validation items"
         raise InputError(problem, f"{mend}: add `test_split`", where)
     legal = data_splits(config)
-    for key in _SPLITS if legal else ():
+    for key in SPLITS if legal else ():
         split = config.get(key)
         if isinstance(split, str) and split not in legal:
             problem = f"the data of task {config['task']!r} has no split {split!r} ({key})"
-            raise InputError(problem, f"{suggestion(split, legal)} {mend}", where)
+            raise InputError(problem, f"{mend}: {suggestion(split, legal)}", where)
+
+
+def _check_repeats(piece: SliceSpec, leaf: TaskFile) -> None:
+    repeats = leaf.config.get("repeats", 1)
+    if type(repeats) is not int or repeats < 1:
+        problem = f"repeats of task {leaf.config['task']!r} is {repeats!r}, not a whole number above 0"
+        raise InputError(problem, f"mend {leaf.path}", piece.at("task"))
 
 
 def _check_generation(piece: SliceSpec, leaf: TaskFile) -> None:

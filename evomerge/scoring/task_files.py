@@ -15,6 +15,9 @@ import yaml
 _BUILDERS = {"json", "csv", "parquet", "text", "arrow", "xml"}
 """Values of `dataset_path` that name a file format, so that `data_files` are files of the user's."""
 
+SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
+"""The keys of a task that name a split of its data."""
+
 _NAME = re.compile(rb"""^["']?(?:task|group)["']?[ \t]*:[ \t]*["']?([^\s"'\[{#]+)""", re.M)
 _TAGS = re.compile(rb"""^["']?tag["']?[ \t]*:[ \t]*((?:\n?[ \t]*-[ \t]*[^\n]+)+|\[[^\]]*\]|[^\n#]+)""", re.M)
 _WORD = re.compile(rb"""[^\s"',\[\]-][^\s"',\[\]]*""")
@@ -149,7 +152,7 @@ def anchor(config: dict[str, Any], folders: Iterable[Path]) -> None:
 
 
 def missing_data(file: TaskFile) -> list[Path]:
-    """The local data files that a task names and that do not exist."""
+    """The local data files that a task names and that do not exist, or hold nothing."""
     config = dict(file.config)
     anchor(config, file.folders)
     paths = []
@@ -159,7 +162,7 @@ def missing_data(file: TaskFile) -> list[Path]:
     path = config.get("dataset_path")
     if isinstance(path, str) and path.startswith((".", "/", "~")):
         paths.append(path)
-    return [Path(p) for p in paths if "://" not in p and not _exists(Path(p))]
+    return [Path(p) for p in paths if "://" not in p and (not _exists(Path(p)) or _is_empty(Path(p)))]
 
 
 def data_splits(config: Mapping[str, Any]) -> list[str]:
@@ -202,6 +205,10 @@ def _exists(path: Path) -> bool:
         return True
     pattern = str(path.relative_to(path.anchor))
     return any(c in pattern for c in "*?[") and any(True for _ in Path(path.anchor).glob(pattern))
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
 
 
 def _is_folder(text: str, places: list[Path]) -> bool:

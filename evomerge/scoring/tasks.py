@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.registry import AGGREGATION_REGISTRY, METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.utils import simple_parse_args_string
 
-from evomerge.errors import InputError
+from evomerge.errors import InputError, suggestion
 from evomerge.files.objects import SliceSpec
 from evomerge.scoring.splits import item_key
-from evomerge.scoring.task_files import LocalTasks, anchor, scan
+from evomerge.scoring.task_files import SPLITS, LocalTasks, anchor, scan
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +75,56 @@ class TaskLibrary:
         except InputError:
             raise
         except Exception as error:  # whatever a task's code, its YAML or its data raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            problem = f"task {piece.task!r} cannot be built: {reason[:400]}"
+            problem = f"task {piece.task!r} cannot be built: {self._why(piece, error)}"
             raise InputError(problem, "mend the task or its data", piece.at("task")) from error
         for name, task in loaded["tasks"].items():
             _refuse(name, task, piece)
+            _check_parts(name, task, piece)
             _configure(name, task, piece)
         group = loaded.get("groups", {}).get(piece.task)
         rules = (group.aggregate_metric_list or []) if group is not None else []
         unweighted = frozenset(rule.metric for rule in rules if not rule.weight_by_size)
         return TaskSet(loaded["tasks"], unweighted)
+
+    def _why(self, piece: SliceSpec, error: Exception) -> str:
+        """What is wrong, where lm-eval's error is only a name."""
+        for leaf in self.local.closure(piece.task or "")[0]:
+            entries = leaf.config.get("metric_list") or ()
+            own = [e for e in entries if isinstance(e, dict) and not e.get("hf_evaluate")]
+            named = [str(entry.get("metric")) for entry in own]
+            unknown = next((n for n in named if n not in METRIC_REGISTRY and not n.startswith("!function")), None)
+            if unknown is not None:
+                return f"lm-eval knows no metric {unknown!r}; {suggestion(unknown, METRIC_REGISTRY)}"
+            split = next((leaf.config[k] for k in SPLITS if k in leaf.config and error.args == (leaf.config[k],)), None)
+            if isinstance(error, KeyError) and split is not None:
+                return f"its data has no split {split!r}"
+        return reason(error)
+
+
+def reason(error: Exception) -> str:
+    """An error of a task's in a line; a key alone says nothing."""
+    text, kind = " ".join(str(error).split())[:400], type(error).__name__
+    return f"{kind}: {text}" if text and isinstance(error, LookupError) else text or kind
+
+
+def _check_parts(name: str, task: Any, piece: SliceSpec) -> None:
+    """InputError for what lm-eval would notice only when it marks the first answer."""
+    where = piece.at("task")
+    for metric, function in getattr(task, "_metric_fn_list", {}).items():
+        if function is None and task.get_config("process_results") is None:
+            problem = f"task {name!r}: lm-eval knows no metric {metric!r}"
+            raise InputError(problem, suggestion(metric, METRIC_REGISTRY), where)
+    for metric, function in task.aggregation().items():
+        if not callable(function):
+            problem = f"task {name!r}: lm-eval does not know the aggregation of {metric!r}"
+            raise InputError(problem, suggestion("", AGGREGATION_REGISTRY), where)
+    for pipeline in getattr(task, "_filters", ()):
+        for make in pipeline.filters:
+            try:
+                make()
+            except Exception as error:
+                problem = f"task {name!r}: its filter {pipeline.name!r} cannot be made ({reason(error)})"
+                raise InputError(problem, "mend the task", where) from error
 
 
 def _refuse(name: str, task: Any, piece: SliceSpec) -> None:

@@ -27,8 +27,9 @@ class Economy:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._known: dict[int, Items] = {}
-        references = [self._items(t) for t in session.store.told() if t.kind == "reference" and t.state == "complete"]
-        self.course = Course(session.plan.fitness, session.bench.suite, references)
+        references = [t for t in session.store.told() if t.kind == "reference" and t.state == "complete"]
+        references.sort(key=lambda t: t.label != "base")
+        self.course = Course(session.plan.fitness, session.bench.suite, [self._items(t) for t in references])
 
     def evaluate(self, trials: Sequence[Trial], rivals: Sequence[Trial], places: int) -> list[Trial]:
         """Score trials that were started, against each other and `rivals` (finished ones), and store them.

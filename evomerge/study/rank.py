@@ -167,6 +167,7 @@ def _independent(score: SliceScore) -> SliceScore:
 def _check(state: Status, spec: FitnessSpec, launched: Mapping[str, Any]) -> None:
     """InputError, naming slice and key, where the file asks for scores that were not recorded."""
     asked = json.loads(json.dumps(fitness_data(spec)))
+    _check_same("model", asked.get("model"), launched.get("model"), spec.at("model"))
     for key, value in asked["split"].items():
         _check_same(f"split.{key}", value, launched["split"][key], spec.at(f"split.{key}"))
     for name, piece in spec.slices.items():

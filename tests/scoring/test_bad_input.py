@@ -3,6 +3,7 @@ and imports nothing heavy, and again by `Suite.build`."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from evomerge.errors import InputError
+from evomerge.scoring.generation_arguments import transformers_fields
 from evomerge.scoring.preflight import check_fitness
 from evomerge.scoring.suite import Suite
 
@@ -24,12 +26,56 @@ def full(bench: Bench) -> Bench:
     bench.write()
     bench.yaml("lost", dataset_path="json", dataset_kwargs={"data_files": {"test": "../nowhere.jsonl"}},
                test_split="test", output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="x")  # fmt: skip
+    write_odd_tasks(bench)
     (bench.tasks / "halves.yaml").write_text("group: halves\ntask: [choice, chioce]\n")
     (bench.tasks / "torn.yaml").write_text("task: torn\nmetric_list: [\n")
     (bench.folder / "mine.py").write_text("def score(model, tokenizer, items):\n    return [1.0 for _ in items]\n")
     (bench.folder / "bad.py").write_text("def score(:\n")
     bench.data("own.jsonl", [{"n": i} for i in range(9)], bench.folder)
     return bench
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "foo_split": {"test_split": "foo"},
+    "foo_folder": {"test_split": "foo", "dataset_path": "folder", "dataset_kwargs": None},
+    "no_split": {"test_split": None},
+    "whole_file": {"dataset_kwargs": {"data_files": "odd.jsonl"}},
+    "empty": {"dataset_kwargs": {"data_files": {"test": "empty.jsonl"}}},
+    "tokns": {"generation_kwargs": {"max_tokns": 5}},
+    "many": {"generation_kwargs": {"until": ["x"], "max_gen_toks": "many"}},
+    "listed": {"generation_kwargs": ["until"]},
+    "endless": {"generation_kwargs": {"until": ["x"], "max_gen_toks": 100_000}},
+    "twice": {"repeats": "two"},
+    "metre": {"metric_list": [{"metric": "exact_metch"}]},
+    "meen": {"metric_list": [{"metric": "exact_match", "aggregation": "meen"}]},
+    "regexx": {"filter_list": [{"name": "f", "filter": [{"function": "regexx"}]}]},
+    "patern": {"filter_list": [{"name": "f", "filter": [{"function": "regex", "regex_patern": "x"}]}]},
+    "nameless": {"filter_list": [{"filter": [{"function": "regex"}]}]},
+    "no_field": {"doc_to_text": "{{nope}}"},
+}
+"""What is wrong with a task that writes and is right otherwise."""
+
+
+def write_odd_tasks(bench: Bench) -> None:
+    right: dict[str, Any] = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "odd.jsonl"}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{a}}",
+        "generation_kwargs": {"until": ["x"], "max_gen_toks": 4},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    for folder in (bench.tasks, bench.tasks / "folder"):
+        bench.data("odd.jsonl", [{"q": f"{i}?", "a": str(i)} for i in range(20)], folder)
+    (bench.tasks / "empty.jsonl").write_text("")
+    for name, wrong in ODD.items():
+        bench.yaml(name, **{k: v for k, v in {**right, **wrong}.items() if v is not None})
+
+
+def writes(task: str, **more: Any) -> dict[str, Any]:
+    return {"task": task, "metric": "exact_match,first" if task == "write" else "exact_match", **more}
 
 
 LINES = {
@@ -71,6 +117,56 @@ LINES = {
         r"slices.s.task: the data of task 'lost' is missing: no .*nowhere.jsonl; "
         r"mend .*lost.yaml \(paths there are relative to its folder\)",
     ),
+    "split": (
+        writes("foo_split"),
+        r"slices.s.task: the data of task 'foo_split' has no split 'foo' \(test_split\); mend .*: use one of: test",
+    ),
+    "no split": (
+        writes("no_split"),
+        "slices.s.task: task 'no_split' has neither test nor validation items; mend .*no_split.yaml: add `test_split`",
+    ),
+    "split of a single file": (
+        writes("whole_file"),
+        "slices.s.task: the data of task 'whole_file' has no split 'test' .test_split.; mend .*: use one of: train",
+    ),
+    "empty data": (writes("empty"), "slices.s.task: the data of task 'empty' is empty: .*empty.jsonl; mend"),
+    "the task's generation argument": (
+        writes("tokns"),
+        r"slices.s.task: no generation argument 'max_tokns' of task 'tokns' \(.*.yaml\); did you mean 'max_tokens'",
+    ),
+    "the task's generation value": (
+        writes("many"),
+        r"slices.s.task: max_gen_toks of task 'many' \(.*\) is 'many'; give a whole number above 0",
+    ),
+    "the task's generation arguments": (
+        writes("listed"),
+        r"slices.s.task: generation arguments of task 'listed' \(.*\) are \['until'\], not a mapping",
+    ),
+    "repeats": (writes("twice"), "slices.s.task: repeats of task 'twice' is 'two', not a whole number above 0; mend"),
+    "generation argument": (
+        writes("write", gen_kwargs={"max_tokns": 5}),
+        r"slices.s.gen_kwargs: no generation argument 'max_tokns'; did you mean 'max_tokens'\?",
+    ),
+    "generation argument of transformers": (
+        writes("write", gen_kwargs={"repetion_penalty": 1.1}),
+        r"slices.s.gen_kwargs: no generation argument 'repetion_penalty'; did you mean 'repetition_penalty'\?",
+    ),
+    "generation argument, as text": (
+        writes("write", gen_kwargs="max_gen_toks=5,temprature=0.5"),
+        r"slices.s.gen_kwargs: no generation argument 'temprature'; did you mean 'temperature'\?",
+    ),
+    "generation value": (
+        writes("write", gen_kwargs={"temperature": "hot"}),
+        "slices.s.gen_kwargs: temperature is 'hot'; give a number from 0 on",
+    ),
+    "generation flag": (
+        writes("write", gen_kwargs={"do_sample": "yes"}),
+        "slices.s.gen_kwargs: do_sample is 'yes'; give true or false",
+    ),
+    "generation without text": (
+        {"task": "choice", "metric": "acc", "gen_kwargs": {"max_gen_toks": 5}},
+        "slices.s.gen_kwargs: task 'choice' generates no text; remove it",
+    ),
     "callable's file": (
         {"python": "mien:score", "data": "own.jsonl"},
         r"slices.s.python: no file .*mien.py; did you mean 'mine'\?",
@@ -98,11 +194,55 @@ def test_the_preflight_says_what_is_wrong_and_where(case: str, full: Bench) -> N
     assert "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize("case", [case for case in LINES if case not in ("member of a group", "data")])
-def test_building_says_the_same(case: str, full: Bench, model: Any, tokenizer: Any) -> None:
+LATER = ("member of a group", "data", "generation flag", "generation without text")
+"""Cases in which only the preflight knows that something is wrong, or what."""
+
+
+@pytest.mark.parametrize("case", [case for case in LINES if case not in LATER])
+def test_building_says_it_in_a_line_too(case: str, full: Bench, model: Any, tokenizer: Any) -> None:
     piece, line = LINES[case]
-    with pytest.raises(InputError, match=rf"fitness.yaml:\d+: {line.split(';')[0]}"):
+    with pytest.raises(InputError, match=r"fitness.yaml:\d+: slices.s.") as found:
         Suite.build(full.fitness({"s": piece}), model, tokenizer)
+    assert "\n" not in str(found.value)
+    if piece.get("task") not in {"halves", "write", *ODD}:
+        assert re.search(line.split(";")[0], str(found.value))
+
+
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "num_fewshot": (-1, r"-1 is outside \[0, inf\)"),
+    "gen_kwargs": ("greedy", "'greedy' is not a=1,b=2; write a mapping, such as {max_gen_toks: 32}"),
+    "apply_chat_template": ("yes please", "is 'yes please', not true or false"),
+    "fewshot_as_multiturn": (1, "is 1, not true or false"),
+    "system_instruction": (["Be brief."], r"is \['Be brief.'\], not a text"),
+    "filter": (3, "is 3, not a text"),
+    "add_bos_token": ("no bos", "is 'no bos', not true or false"),
+}
+
+
+@pytest.mark.parametrize("key", OPTIONS)
+def test_options_of_the_wrong_type(key: str, full: Bench) -> None:
+    value, line = OPTIONS[key]
+    with pytest.raises(InputError, match=rf"fitness.yaml:\d+: slices.s.{key}: {line}"):
+        full.fitness({"s": writes("write", **{key: value})})
+    with pytest.raises(InputError, match=rf"slices.s.{key}: only goes with an lm-eval `task`; remove it"):
+        full.fitness({"s": {"python": "mine:score", "data": "own.jsonl", key: value}})
+
+
+def test_gen_kwargs_of_a_wrong_kind(full: Bench) -> None:
+    for value in (5, ["a"], True):
+        with pytest.raises(InputError, match=r"slices.s.gen_kwargs: is .*, not a mapping"):
+            full.fitness({"s": writes("write", gen_kwargs=value)})
+
+
+def test_what_transformers_and_lm_eval_take_is_legal(full: Bench) -> None:
+    from transformers import GenerationConfig
+
+    fields = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    assert fields == transformers_fields()
+    for text in ("max_gen_toks=3,temperature=0.5,do_sample=true", "until=x", "top_k=3", "num_beams=2", "min_p=0.1"):
+        check_fitness(full.fitness({"s": writes("write", gen_kwargs=text)}), [])
+    mapping = {"until": ["a", "b"], "max_new_tokens": 5, "temperature": "1e-3", "top_p": 0.9, "max_tokens": None}
+    check_fitness(full.fitness({"s": writes("write", gen_kwargs=mapping)}), [])
 
 
 def test_a_floor_relative_to_nobody(full: Bench) -> None:
@@ -120,6 +260,30 @@ def test_weights_of_0_leave_no_objective(full: Bench) -> None:
 
 
 BUILD_LINES = {
+    "split of a folder": (
+        writes("foo_folder"),
+        {},
+        "slices.s.task: task 'foo_folder' cannot be built: its data has no split 'foo'",
+    ),
+    "metric of no name": (
+        writes("metre", metric="exact_metch"),
+        {},
+        r"task 'metre' cannot be built: lm-eval knows no metric 'exact_metch'; did you mean 'exact_match'\?",
+    ),
+    "aggregation": (writes("meen"), {}, "task 'meen': lm-eval does not know the aggregation of 'exact_match'"),
+    "filter function": (writes("regexx", metric="exact_match,f"), {}, "task 'regexx' cannot be built: .*'regexx'"),
+    "filter argument": (
+        writes("patern", metric="exact_match,f"),
+        {},
+        "task 'patern': its filter 'f' cannot be made .*regex_patern",
+    ),
+    "filter without a name": (writes("nameless"), {}, "task 'nameless' cannot be built: KeyError: 'name'"),
+    "template": (writes("no_field"), {}, "task 'no_field' cannot be built: 'nope' is undefined"),
+    "more tokens than the model reads": (
+        writes("endless"),
+        {},
+        "slices.s.task: max_gen_toks 100000 leaves no room for a prompt",
+    ),
     "several filters": (
         {"task": "write", "metric": "exact_match"},
         {},

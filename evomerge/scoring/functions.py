@@ -1,0 +1,115 @@
+"""Functions of the user's: loaded from the file that the fitness file names, called so that what they do wrong is one
+line and fails the candidate."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import InputError, TrialError
+from evomerge.files.objects import FunctionRef
+from evomerge.scoring.guard import undisturbed
+from evomerge.scoring.preflight import check_function
+
+log = logging.getLogger(__name__)
+
+_LONGEST = 400
+
+
+class UserFunction:
+    """One such function. What it prints goes to stderr: stdout is the command's own."""
+
+    def __init__(self, ref: FunctionRef, takes: tuple[str, ...]) -> None:
+        """Run its file, which may import its neighbours. `takes`: what it is called with, by position. InputError where
+        the file cannot be run or does not define such a function."""
+        check_function(ref)
+        self.ref = ref
+        self._function = _loaded(ref)
+        _check_signature(self._function, ref, takes)
+
+    def __call__(self, *arguments: Any, read: Callable[[Any], Any] = lambda answer: answer) -> Any:
+        """What it returns, as `read` makes it out. TrialError where either raises; the traceback is logged."""
+        import torch
+
+        try:
+            with contextlib.redirect_stdout(sys.stderr), torch.no_grad():
+                return read(self._function(*arguments))
+        except TrialError:
+            raise
+        except (Exception, SystemExit) as error:
+            # A run's log takes what is no warning; on the screen a traceback helps nobody.
+            log.info("%s raised", self.ref.name, exc_info=True)
+            raise TrialError(f"{self.ref.name} raised {_told(error, self.ref.script)}") from error
+
+
+class ModelBuilder:
+    """The fitness file's `model`: makes a model of each candidate's state dict."""
+
+    def __init__(self, ref: FunctionRef) -> None:
+        self._function = UserFunction(ref, ("state", "folder"))
+
+    def __call__(self, state: dict[str, Any], folder: Path) -> Any:
+        """TrialError where there is no model to score."""
+        with undisturbed():  # what it leaves to chance is the same for every candidate
+            model = self._function(state, folder)
+        if model is None:
+            raise TrialError(f"{self._function.ref.name} returned None, expected a model")
+        return model
+
+
+def script_digest(ref: FunctionRef) -> str:
+    """sha256 of the function's file."""
+    return hashlib.sha256(ref.script.read_bytes()).hexdigest()
+
+
+def _loaded(ref: FunctionRef) -> Callable[..., Any]:
+    private = f"evomerge_fitness_{hashlib.sha256(str(ref.script).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(private, ref.script)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{ref.script} cannot be loaded", "name a Python file", ref.where)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[private] = module
+    sys.path.insert(0, str(ref.script.parent))
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+        found = getattr(module, ref.function)
+    except (Exception, SystemExit) as error:
+        problem = f"{ref.name} cannot be loaded ({_told(error, ref.script)})"
+        raise InputError(problem, f"mend {ref.script}", ref.where) from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(ref.script.parent))
+    if not callable(found):
+        raise InputError(f"{ref.name} is not callable", "name a function", ref.where)
+    function: Callable[..., Any] = found
+    return function
+
+
+def _check_signature(function: Callable[..., Any], ref: FunctionRef, takes: tuple[str, ...]) -> None:
+    called = f"it is called as {ref.function}({', '.join(takes)})"
+    if inspect.iscoroutinefunction(function):
+        raise InputError(f"{ref.name} is a coroutine, and {called}", "remove `async`", ref.where)
+    try:
+        inspect.signature(function).bind(*takes)
+    except TypeError as error:
+        raise InputError(f"{ref.name} does not fit: {called} ({error})", f"mend {ref.script}", ref.where) from None
+    except ValueError:
+        return  # a function of C, which does not tell
+
+
+def _told(error: BaseException, script: Path) -> str:
+    """An error in a line, with the last place in the user's own files that it came through."""
+    text = " ".join(str(error).split())[:_LONGEST]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.lineno and Path(f.filename).is_relative_to(script.parent)]
+    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}{f': {text}' if text else ''}{place}"

@@ -1,0 +1,84 @@
+"""Which generation arguments there are, known without importing transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import InputError, Where, suggestion
+from evomerge.files.nodes import as_number
+
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_OWN = ("until", *_LENGTHS)
+"""lm-eval's own arguments (lm-eval 0.4.13, `normalize_gen_kwargs`)."""
+
+_FIELD = re.compile(r'self\.([a-z]\w*) = kwargs\.pop\("\1"')
+
+
+def check_arguments(settings: Any, where: Where, of: str = "") -> None:
+    """InputError where an argument does not exist, or a common one has a value that it cannot take.
+
+    `settings` is a mapping, or lm-eval's text ``a=1,b=2``, of which only the names are looked at; `of` says whose
+    arguments they are.
+    """
+    if isinstance(settings, str):
+        _check_names([pair.partition("=")[0].strip() for pair in settings.split(",")], where, of)
+        return
+    if not isinstance(settings, Mapping):
+        raise InputError(f"generation arguments{of} are {settings!r}, not a mapping", "write {max_gen_toks: 32}", where)
+    _check_names(map(str, settings), where, of)
+    for name, value in settings.items():
+        legal, wanted = _VALUES.get(name, (_anything, ""))
+        if not legal(value):
+            raise InputError(f"{name}{of} is {value!r}", f"give {wanted}", where)
+
+
+def _check_names(names: Iterable[str], where: Where, of: str) -> None:
+    fields = transformers_fields()
+    for name in names if fields else ():
+        if name not in _OWN and name not in fields:
+            raise InputError(f"no generation argument {name!r}{of}", suggestion(name, {*_OWN, *fields}), where)
+
+
+@cache
+def transformers_fields() -> frozenset[str]:
+    """The fields of transformers' GenerationConfig, from the text of its source; empty where that tells none."""
+    spec = importlib.util.find_spec("transformers")
+    places = spec.submodule_search_locations if spec else None
+    file = Path(places[0]) / "generation" / "configuration_utils.py" if places else None
+    return frozenset(_FIELD.findall(file.read_text(encoding="utf-8"))) if file and file.is_file() else frozenset()
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+def _is_count(value: Any) -> bool:
+    number = as_number(value)  # lm-eval casts texts
+    return value is None or (number is not None and number >= 1 and number % 1 == 0)
+
+
+def _is_temperature(value: Any) -> bool:
+    number = as_number(value)
+    return number is not None and number >= 0
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value <= 1
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+
+
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys((*_LENGTHS, "num_beams"), (_is_count, "a whole number above 0")),
+    "until": (_is_text, "a text, or a list of texts"),
+    "do_sample": (lambda value: isinstance(value, bool), "true or false"),
+    "temperature": (_is_temperature, "a number from 0 on"),
+    "top_p": (_is_share, "a number above 0, at most 1"),
+}
