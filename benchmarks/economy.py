@@ -47,7 +47,11 @@ def run(root: Path, folder: Path, trials: int, seed: int, economy: bool) -> Outc
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (place / "log.txt").open("w") as log:
             subprocess.run(
-                [sys.executable, "-m", "evomerge", *command, *switch], env=environment, stdout=log, stderr=log, check=True
+                [sys.executable, "-m", "evomerge", *command, *switch],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                check=True,
             )
     return read(place / "run")
 

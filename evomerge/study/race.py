@@ -121,7 +121,8 @@ class Race:
             except (TrialError, InputError) as error:
                 entry.failed = str(error)
                 return
-        if "early_stop" in self._course.fitness.economy:
+        left = self._course.seen(entry.items) < self._course.total
+        if left and "early_stop" in self._course.fitness.economy:
             entry.ended = self.prospects.hopeless(entry.met(known), entry.totals)
             entry.by = "early_stop" if entry.ended else ""
 
@@ -154,8 +155,9 @@ class Race:
     def _eliminate(self, rung: Chosen, most: int) -> None:
         """Let those go on that could be the best so far, or of whom it is open whether they get a place; of them the
         `most` promising."""
-        running = [entry for entry in self._running() if self._course.seen(entry.items) < self._course.total]
-        if not running:
+        # Not by what each has met: one that a killed process left with all items takes the place that it had.
+        running = self._running()
+        if not running or rung == self._course.rung(1.0):
             return
         able = [entry for entry in (*self._field, *self._known) if entry.failed is None]
         best, placed = self._chances(able, rung)

@@ -42,7 +42,7 @@ def test_a_generation_asked_at_once_is_the_one_asked_one_by_one(name: str) -> No
             assert singly.ask() == genome
             singly.tell(genome, outcome)
             at_once.tell(genome, outcome)
-        assert 1 <= at_once.places
+        assert at_once.places >= 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

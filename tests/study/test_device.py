@@ -93,7 +93,7 @@ def test_a_dry_run_tells_where_the_weights_will_live(tiny_study: Study) -> None:
 def test_a_search_tells_it_first_and_a_resumed_one_keeps_its_limit(tiny_study: Study) -> None:
     view = Notes()
     evomerge.search(tiny_study(), trials=5, device="cpu", memory="1KB", observer=view)
-    assert [n.split(":")[0] for n in view.noted] == ["weights", "peak memory", "merge of a candidate"]
+    assert [n.split(":")[0] for n in view.noted] == ["weights", "peak memory", "merge of a candidate", "items"]
     assert "mapped files" in view.noted[0]
     assert view.done == 1.0
     for options, mapped in (({}, True), ({"memory": "1GB"}, False), ({"device": "cpu"}, False)):

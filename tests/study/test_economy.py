@@ -156,7 +156,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[st
         right = draw.random(60) < skill
         bits = draw.gamma(8.0, 0.4, size=40)
         a = {f"a/{k}": ItemScore(f"a/{k}", float(r)) for k, r in enumerate(right)}
-        b = {f"b/{k}": ItemScore(f"b/{k}", float(v), float(w)) for k, (v, w) in enumerate(zip(bits, sizes, strict=True))}
+        b = {
+            f"b/{k}": ItemScore(f"b/{k}", float(v), float(w)) for k, (v, w) in enumerate(zip(bits, sizes, strict=True))
+        }
         trials.append({"a": a, "b": b})
     return trials
 

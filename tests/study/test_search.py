@@ -92,13 +92,15 @@ class StopAfter(Observer):
 def test_resume_equals_uninterrupted(tiny_study: Study, optimizer: str) -> None:
     space = tiny_study()
     evomerge.search(space, run="whole", optimizer=optimizer, trials=20)
-    with pytest.raises(KeyboardInterrupt):
-        evomerge.search(space, run="parts", optimizer=optimizer, trials=20, observer=StopAfter(2))
-    for count in (5, 0, 7):
+    for counts in ((2, 5, 0, 7), (7, 7), (14,)):
+        run = f"parts-{len(counts)}"
         with pytest.raises(KeyboardInterrupt):
-            evomerge.resume("parts", observer=StopAfter(count))
-    evomerge.resume("parts")
-    assert facts("parts") == facts("whole")
+            evomerge.search(space, run=run, optimizer=optimizer, trials=20, observer=StopAfter(counts[0]))
+        for count in counts[1:]:
+            with pytest.raises(KeyboardInterrupt):
+                evomerge.resume(run, observer=StopAfter(count))
+        evomerge.resume(run)
+        assert facts(run) == facts("whole"), counts
 
 
 def proposed(run: str) -> Any:
