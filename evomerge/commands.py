@@ -253,7 +253,12 @@ def _output(name: str | None, option: str, endings: Sequence[str] = ()) -> Path 
 
 
 def _references(options: argparse.Namespace) -> dict[str, str]:
-    return dict(_pair(text) for text in options.reference)
+    found: dict[str, str] = {}
+    for name, model in map(_pair, options.reference):
+        if name in found:
+            raise InputError(f"{name!r} is given twice", "give each reference once", Where("--reference"))
+        found[name] = model
+    return found
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -20,13 +20,15 @@ def path_table(result: ScoredPath) -> Table:
     table.add_column("t", justify="right")
     for name, piece in result.slices.items():
         table.add_column(f"{name}\n{piece.metric}", justify="right")
-    table.add_column("loss\nnats/token", justify="right")
-    table.add_column("floors", justify="center")
-    table.add_row("floor", *(_floor(result, name) for name in result.slices), "", "", style="dim", end_section=True)
     loss = dict(result.mean_loss)
+    if loss:
+        table.add_column("loss\nnats/token", justify="right")
+    table.add_column("floors", justify="center")
+    table.add_row("floor", *(_floor(result, name) for name in result.slices), style="dim", end_section=True)
     for point in result.points:
         cells = [_score(result, point, name) for name in result.slices]
-        table.add_row(f"{point.t:g}", *cells, number(loss.get(point.t)), _mark(point))
+        losses = [number(loss.get(point.t))] if loss else []
+        table.add_row(f"{point.t:g}", *cells, *losses, _mark(point))
     return table
 
 

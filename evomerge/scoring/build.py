@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.scoring.callables import CallablePass
 from evomerge.scoring.metrics import resolve
 from evomerge.scoring.passes import Answers, TaskPass
-from evomerge.scoring.preflight import check_name, check_objective
+from evomerge.scoring.preflight import check_count, check_name, check_objective
 from evomerge.scoring.resident import ResidentLM
 from evomerge.scoring.splits import SIDES, Deal
 from evomerge.scoring.suite import Slice
@@ -51,6 +52,7 @@ class _Builder:
     def _callable(self, piece: SliceSpec) -> Slice:
         source = CallablePass(self.fitness, piece, self.model, self.tokenizer)
         self._check_counts(piece, source.deal)
+        self._check_clusters(piece, source, source.clusters)
         about = (piece.name, source.sign, piece.metric or "score", piece.weight, piece.floor, source)
         return _within(piece, Slice(*about, _unchanged, source.mixture, source.total))
 
@@ -70,6 +72,7 @@ class _Builder:
             self._check_leaves(piece, source)
         if piece.cluster is not None:
             metric = replace(metric, clusters=source.clusters(piece.cluster, piece.at("cluster")))
+            self._check_clusters(piece, source, metric.clusters)
 
         def read(answers: Answers) -> SliceScore:
             return replace(metric.read(answers.rows[metric.filter]), loss=answers.loss)
@@ -97,14 +100,20 @@ class _Builder:
 
     def _check_counts(self, piece: SliceSpec, deal: Deal) -> None:
         total = len(deal.items("all"))
-        splits: tuple[SplitName, ...] = ("all",) if self.split == "all" else SIDES
-        for split in splits:
-            if not deal.items(split):
-                problem = f"slice {piece.name!r} has no items in the {split} split (of {total} in all)"
-                raise InputError(problem, "give it more items or change `split`", piece.where)
-            if self.fitness.confidence is not None and piece.floor is not None and len(deal.items(split)) < 2:
-                problem = f"`confidence` needs a standard error, and one item of the {split} split gives none"
-                raise InputError(problem, "give the slice more items, or no floor", piece.where)
+        for split in self._splits:
+            check_count(piece, split, len(deal.items(split)), total, self.fitness.confidence)
+
+    def _check_clusters(self, piece: SliceSpec, source: TaskPass | CallablePass, clusters: Mapping[str, str]) -> None:
+        if self.fitness.confidence is None or piece.floor is None or piece.cluster is None:
+            return
+        for split in self._splits:
+            if len({clusters[name] for name in source.names(split)}) < 2:
+                problem = f"`confidence` needs a standard error: the {split} split's items are one cluster"
+                raise InputError(problem, "name another field, or no floor", piece.at("cluster"))
+
+    @property
+    def _splits(self) -> tuple[SplitName, ...]:
+        return ("all",) if self.split == "all" else SIDES
 
     def _check_leaves(self, piece: SliceSpec, source: TaskPass) -> None:
         """A group that weighs its leaves equally means another thing when a leaf drops out."""
@@ -123,7 +132,8 @@ def _within(piece: SliceSpec, made: Slice) -> Slice:
 
     def read(results: Any) -> SliceScore:
         score = made.read(results)
-        outside = next((i for i in score.items if i.score is None or not low <= i.score <= high), None)
+        scored = [item for item in score.items if item.score is not None]
+        outside = next((item for item in scored if not low <= (item.score or 0.0) <= high), None)
         if outside is not None:
             problem = f"item {outside.item} scored {outside.score}, outside of `range` [{low:g}, {high:g}]"
             raise TrialError(f"{problem}; mend the range or the metric")

@@ -7,21 +7,19 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InputError, TrialError, Where, suggestion
+from evomerge.errors import TrialError
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.merge.built import BuiltModel
 from evomerge.scoring.functions import UserFunction, script_digest
+from evomerge.scoring.item_files import cluster_names
 from evomerge.scoring.mixture import Mixture
-from evomerge.scoring.preflight import check_callable
-from evomerge.scoring.splits import SIDES, Deal, deal_all, item_key, labels
+from evomerge.scoring.preflight import SCORER_TAKES, check_callable
+from evomerge.scoring.splits import SIDES, Deal, item_key, labels
 from evomerge.scoring.statistics import weighted_mean_stderr
 from evomerge.scoring.untouched import untouched
 from evomerge.types import ItemScore, SliceScore, SplitName
-
-_TAKES = ("model", "tokenizer", "items")
 
 
 class CallablePass:
@@ -31,17 +29,17 @@ class CallablePass:
     def __init__(self, fitness: FitnessSpec, piece: SliceSpec, model: Any, tokenizer: Any) -> None:
         """`model` is a transformers model, or a `BuiltModel`, whose model the scorer gets. InputError where the scorer
         or its items cannot be loaded."""
-        check_callable(piece)
-        assert piece.data is not None  # check_callable saw them
-        assert piece.python is not None
+        self._items = check_callable(piece)
+        assert piece.python is not None  # check_callable saw them
+        assert piece.data is not None
         self.piece, self._model, self._builder = piece, model, fitness.model
         self._tokenizer = copy.deepcopy(tokenizer)  # what a scorer does to it is not the next slice's
-        self._score = UserFunction(piece.python, _TAKES)
-        self._items = read_items(piece.data)
-        if piece.cluster is not None:
-            _check_field(piece, self._items, piece.cluster)
+        self._score = UserFunction(piece.python, SCORER_TAKES)
         keys = [item_key(item) for item in self._items]
         self._labels = labels(keys)
+        self.clusters = (
+            {} if piece.cluster is None else dict(zip(self._labels, cluster_names(piece, self._items), strict=True))
+        )
         self._task = piece.data.name
         self.deal: Deal = deal_all({self._task: keys}, fitness.split_seed, fitness.search, piece.items)
 
@@ -67,10 +65,8 @@ class CallablePass:
         chosen = self.deal.indices(split, self._task)
         indices = [i for i in chosen if names is None or self._labels[i] in names]
         scores = self._call([copy.deepcopy(self._items[i]) for i in indices])
-        field = self.piece.cluster
-        clusters = [None if field is None else str(self._items[i][field]) for i in indices]
-        about = zip(indices, scores, clusters, strict=True)
-        return self.total([ItemScore(self._labels[i], score, 1.0, score, c) for i, score, c in about])
+        names_and_scores = zip((self._labels[i] for i in indices), scores, strict=True)
+        return self.total([ItemScore(n, score, 1.0, score, self.clusters.get(n)) for n, score in names_and_scores])
 
     def total(self, items: Sequence[ItemScore]) -> SliceScore:
         """The score of items that were scored at once or in pieces."""
@@ -111,30 +107,3 @@ def numbers(answer: Any, n: int, name: str) -> list[float]:
             raise TrialError(f"{name} returned {value!r} for item {index}, not a finite number")
         scores.append(number)
     return scores
-
-
-def read_items(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file. InputError, with the line, where a line is not one."""
-    items = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 ({error.reason})", "write it in UTF-8", Where(path)) from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"is not JSON ({error.msg})", "write one object a line", Where(path, number)) from None
-        if not isinstance(item, dict):
-            raise InputError("is not a JSON object", "write one object a line", Where(path, number))
-        items.append(item)
-    return items
-
-
-def _check_field(piece: SliceSpec, items: Sequence[dict[str, Any]], field: str) -> None:
-    lacking = next((item for item in items if field not in item), None)
-    if lacking is not None:
-        problem = f"an item of {piece.data} has no field {field!r}"
-        raise InputError(problem, suggestion(field, map(str, lacking)), piece.at("cluster"))

@@ -10,14 +10,14 @@ import inspect
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError, TrialError
 from evomerge.files.objects import FunctionRef
 from evomerge.scoring.guard import undisturbed
-from evomerge.scoring.preflight import check_function
+from evomerge.scoring.preflight import MODEL_TAKES, check_function
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +27,10 @@ _LONGEST = 400
 class UserFunction:
     """One such function. What it prints goes to stderr: stdout is the command's own."""
 
-    def __init__(self, ref: FunctionRef, takes: tuple[str, ...]) -> None:
+    def __init__(self, ref: FunctionRef, takes: Sequence[str]) -> None:
         """Run its file, which may import its neighbours. `takes`: what it is called with, by position. InputError where
         the file cannot be run or does not define such a function."""
-        check_function(ref)
+        check_function(ref, takes)
         self.ref = ref
         self._function = _loaded(ref)
         _check_signature(self._function, ref, takes)
@@ -54,7 +54,7 @@ class ModelBuilder:
     """The fitness file's `model`: makes a model of each candidate's state dict."""
 
     def __init__(self, ref: FunctionRef) -> None:
-        self._function = UserFunction(ref, ("state", "folder"))
+        self._function = UserFunction(ref, MODEL_TAKES)
 
     def __call__(self, state: dict[str, Any], folder: Path) -> Any:
         """TrialError where there is no model to score."""
@@ -94,10 +94,8 @@ def _loaded(ref: FunctionRef) -> Callable[..., Any]:
     return function
 
 
-def _check_signature(function: Callable[..., Any], ref: FunctionRef, takes: tuple[str, ...]) -> None:
+def _check_signature(function: Callable[..., Any], ref: FunctionRef, takes: Sequence[str]) -> None:
     called = f"it is called as {ref.function}({', '.join(takes)})"
-    if inspect.iscoroutinefunction(function):
-        raise InputError(f"{ref.name} is a coroutine, and {called}", "remove `async`", ref.where)
     try:
         inspect.signature(function).bind(*takes)
     except TypeError as error:

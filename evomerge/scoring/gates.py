@@ -9,7 +9,14 @@ from typing import Protocol
 
 from evomerge.errors import InputError, suggestion
 from evomerge.files.objects import FloorSpec
-from evomerge.scoring.statistics import effective_size, normal_quantile, wilson_lower, wilson_upper
+from evomerge.scoring.statistics import (
+    effective_size,
+    groups,
+    normal_quantile,
+    t_quantile,
+    wilson_lower,
+    wilson_upper,
+)
 from evomerge.types import ItemScore, Scores, SliceScore
 
 _SLACK = 1e-9
@@ -137,8 +144,8 @@ def lower_bound(score: SliceScore, sign: int, confidence: float) -> float:
     """The oriented value that the true score exceeds with probability `confidence`, by the items' scatter.
 
     Wilson's bound where every item is 0 or 1 and the score is their mean (with clusters, for as many independent items
-    as give the same standard error), else normal from the standard error. The value itself where the error is unknown
-    (`Suite.build` refuses such a slice a floor with confidence).
+    as tell as much), else from the standard error (with clusters, by Student's t for their number). The value itself
+    where the error is unknown (`Suite.build` refuses such a slice a floor with confidence).
     """
     bounds = _bounds(score, sign, confidence)
     if bounds is None:
@@ -155,14 +162,22 @@ def interval(score: SliceScore, sign: int, confidence: float = 0.95) -> tuple[fl
 def _bounds(score: SliceScore, sign: int, confidence: float) -> tuple[float, float] | None:
     """One-sided bounds from either side, in the metric's own direction."""
     natural, n = sign * score.value, len(score.items)
+    clusters = _clusters(score.items)
     if _is_share(score.items, natural):
-        clustered = any(item.cluster is not None for item in score.items)
-        size = effective_size(natural, n, score.stderr) if clustered else n
+        if clusters == 1:
+            return 0.0, 1.0  # a single draw bounds nothing
+        size = effective_size(natural, n, score.stderr, clusters, confidence) if clusters else n
         return wilson_lower(natural * size, size, confidence), wilson_upper(natural * size, size, confidence)
     if score.stderr is None:
         return None
-    width = normal_quantile(confidence) * score.stderr
-    return natural - width, natural + width
+    quantile = t_quantile(confidence, clusters - 1) if clusters > 1 else normal_quantile(confidence)
+    return natural - quantile * score.stderr, natural + quantile * score.stderr
+
+
+def _clusters(items: Sequence[ItemScore]) -> int:
+    """How many independent draws the items are, where some were drawn together; 0 where none were."""
+    named = [item.cluster for item in items]
+    return len(groups(named)) if any(cluster is not None for cluster in named) else 0
 
 
 def _is_share(items: Sequence[ItemScore], value: float) -> bool:

@@ -29,7 +29,7 @@ def geometric_mean(scores: Mapping[str, float], weights: Mapping[str, float]) ->
     0 where a score is 0. TrialError where one is negative."""
     pairs = _counted(scores, weights)
     if any(s < 0 for s, _ in pairs):
-        worst = min(scores, key=lambda name: scores[name])
+        worst = min((name for name in scores if weights.get(name, 1.0) > 0), key=lambda name: scores[name])
         raise TrialError(f"the geometric mean needs scores of at least 0, but {worst} is {scores[worst]:g}")
     if any(s == 0 for s, _ in pairs):
         return 0.0

@@ -1,14 +1,16 @@
-"""What is wrong with a fitness file, found in a moment: no torch, no lm-eval, no data read."""
+"""What is wrong with a fitness file, found in a moment: no torch, no lm-eval, no task's data read."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import InputError, nearest, suggestion
 from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
 from evomerge.scoring.generation_arguments import check_arguments
+from evomerge.scoring.item_files import cluster_names, deal_items, read_items
+from evomerge.scoring.splits import SIDES
 from evomerge.scoring.task_files import (
     SPLITS,
     LocalTasks,
@@ -28,6 +30,10 @@ _DEFAULT_METRICS = {
 }
 """What lm-eval reports where a task has no `metric_list` (lm_eval.api.registry.DEFAULT_METRIC_REGISTRY)."""
 
+SCORER_TAKES = ("model", "tokenizer", "items")
+MODEL_TAKES = ("state", "folder")
+"""What the functions of the user's are called with, by position."""
+
 
 def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
     """InputError, with file, line and key, for everything that can be known to be wrong without running anything.
@@ -39,11 +45,11 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
     check_floors(fitness, sources)
     check_weights(fitness)
     if fitness.model is not None:
-        check_function(fitness.model)
+        check_function(fitness.model, MODEL_TAKES)
     local = scan(fitness.include)
     for piece in fitness.slices.values():
         if piece.python is not None:
-            check_callable(piece)
+            check_items(fitness, piece, check_callable(piece))
         else:
             check_task(piece, local)
 
@@ -73,16 +79,37 @@ def check_objective(fitness: FitnessSpec, signs: Mapping[str, int]) -> None:
             raise InputError(problem, "use mean, weighted_mean or min, or give it weight 0", fitness.at("objective"))
 
 
-def check_callable(piece: SliceSpec) -> None:
-    """The callable's file and function exist (read, not run), and so does its data."""
+def check_callable(piece: SliceSpec) -> list[dict[str, Any]]:
+    """Its items. InputError where the callable's file (read, not run) or its data is not what it should be."""
     assert piece.python is not None
-    check_function(piece.python)
+    check_function(piece.python, SCORER_TAKES)
     if piece.data is None or not piece.data.is_file():
         raise InputError(f"no data file {piece.data}", "name a JSONL file", piece.at("data"))
+    return read_items(piece.data)
 
 
-def check_function(ref: FunctionRef) -> None:
-    """InputError where the function's file does not define it. The file is read, not run."""
+def check_items(fitness: FitnessSpec, piece: SliceSpec, items: list[dict[str, Any]]) -> None:
+    """InputError where a split gets none of a callable's items, or they lack the field of `cluster`."""
+    if piece.cluster is not None:
+        cluster_names(piece, items)
+    deal = deal_items(fitness, piece, items)
+    for side in SIDES:
+        check_count(piece, side, len(deal.items(side)), len(items), fitness.confidence)
+
+
+def check_count(piece: SliceSpec, split: str, count: int, total: int, confidence: float | None) -> None:
+    """InputError where so many items in a split are too few."""
+    if not count:
+        problem = f"slice {piece.name!r} has no items in the {split} split (of {total} in all)"
+        raise InputError(problem, "give it more items or change `split`", piece.where)
+    if confidence is not None and piece.floor is not None and count < 2:
+        problem = f"`confidence` needs a standard error, and one item of the {split} split gives none"
+        raise InputError(problem, "give the slice more items, or no floor", piece.where)
+
+
+def check_function(ref: FunctionRef, takes: Sequence[str]) -> None:
+    """InputError where the function's file does not define it, or not as one that can be called with `takes`, by
+    position. The file is read, not run."""
     file, where = ref.script, ref.where
     if not file.is_file():
         near = [path.stem for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
@@ -92,21 +119,41 @@ def check_function(ref: FunctionRef) -> None:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
         raise InputError(f"{file} is not valid Python ({error})", "mend it", where) from None
-    names = _top_level_names(tree)
-    if ref.function not in names:
-        raise InputError(f"{file} defines no {ref.function!r}", suggestion(ref.function, names), where)
+    defined = _defined(tree)
+    if ref.function not in defined:
+        raise InputError(f"{file} defines no {ref.function!r}", suggestion(ref.function, defined), where)
+    _check_definition(defined[ref.function], ref, f"it is called as {ref.function}({', '.join(takes)})", len(takes))
 
 
-def _top_level_names(tree: ast.Module) -> set[str]:
-    names: set[str] = set()
+def _check_definition(node: ast.stmt, ref: FunctionRef, called: str, count: int) -> None:
+    """What the text of a definition tells already; decorators, classes and imports have to be run."""
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+        raise InputError(f"{ref.name} is not callable", "name a function", ref.where)
+    if isinstance(node, ast.AsyncFunctionDef):
+        raise InputError(f"{ref.name} is a coroutine, and {called}", "remove `async`", ref.where)
+    if isinstance(node, ast.FunctionDef) and not node.decorator_list and not _fits(node.args, count):
+        raise InputError(f"{ref.name} does not fit: {called}", f"mend {ref.script}", ref.where)
+
+
+def _fits(parameters: ast.arguments, count: int) -> bool:
+    """Whether they take so many arguments by position, and need no others."""
+    positional = len(parameters.posonlyargs) + len(parameters.args)
+    needed = positional - len(parameters.defaults)
+    enough = needed <= count and (parameters.vararg is not None or count <= positional)
+    return enough and None not in parameters.kw_defaults
+
+
+def _defined(tree: ast.Module) -> dict[str, ast.stmt]:
+    """Names at the top level of a module, and the statement that defines each last."""
+    found: dict[str, ast.stmt] = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            names.add(node.name)
+            found[node.name] = node
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.update(alias.asname or alias.name for alias in node.names)
+            found.update((alias.asname or alias.name, node) for alias in node.names)
         elif isinstance(node, ast.Assign):
-            names.update(target.id for target in node.targets if isinstance(target, ast.Name))
-    return names
+            found.update((target.id, node) for target in node.targets if isinstance(target, ast.Name))
+    return found
 
 
 def check_task(piece: SliceSpec, local: LocalTasks) -> None:

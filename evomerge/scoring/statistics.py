@@ -67,10 +67,19 @@ def wilson_upper(successes: float, n: float, confidence: float) -> float:
     return 1.0 - wilson_lower(n - successes, n, confidence)
 
 
-def effective_size(share: float, n: int, stderr: float | None) -> float:
-    """How many independent items would give a share the standard error that its clusters give it; at most `n`, and `n`
-    where all items agree, so that they tell nothing of how alike the items of a cluster are (Korn and Graubard 1998,
-    "Confidence intervals for proportions with small expected number of positive counts")."""
-    if not stderr:
-        return float(n)
-    return min(float(n), share * (1 - share) / stderr**2)
+def t_quantile(confidence: float, degrees: int) -> float:
+    """The same for a standard error that was estimated with so many degrees of freedom (5: 2.015)."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, confidence))
+
+
+def effective_size(share: float, n: int, stderr: float | None, clusters: int, confidence: float) -> float:
+    """How many independent items tell as much of a share as `n` in so many clusters (2 or more); at most `n`.
+
+    As many as would have the standard error that the clusters give it, fewer the fewer clusters it was estimated from
+    (Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts").
+    Where all items agree, they tell nothing of how alike the items of a cluster are, and only the second counts.
+    """
+    size = min(float(n), share * (1 - share) / stderr**2) if stderr else float(n)
+    return size * (t_quantile(confidence, n - 1) / t_quantile(confidence, clusters - 1)) ** 2

@@ -12,16 +12,21 @@ from torch import Tensor, nn
 from evomerge.errors import TrialError
 from evomerge.merge.built import BuiltModel
 
-_PROBED = 16
-"""Elements of each tensor that are compared. They see what version counters do not: writes through `.data` or numpy,
-and the running statistics of a model in training mode."""
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+"""Where a module keeps what is called along with it."""
 
 
 @contextmanager
 def untouched(model: Any, name: str) -> Iterator[None]:
-    """Leave modes, gradients, modules and parameters as they were. TrialError, naming a tensor, where the weights are
-    others afterwards, which would be the next slice's: in-place changes leave their mark in the version counters.
-    `model` is a module, a `BuiltModel`, or anything else, which is not looked at."""
+    """Leave modes, gradients, hooks, modules and parameters as they were. TrialError, naming a tensor, where the
+    weights are others afterwards, which would be the next slice's. `model` is a module, a `BuiltModel`, or anything
+    else, which is not looked at."""
     found: list[_Weights | _Structure] = [_Weights(key, tensor) for key, tensor in _tensors(model).items()]
     found += map(_Structure, _modules(model))
     try:
@@ -51,20 +56,19 @@ class _Weights:
         tensor.grad = None
         return self._look() == self._state
 
-    def _look(self) -> tuple[int, bytes]:
-        flat = self._tensor.detach().reshape(-1)
-        probe = flat[:: max(1, flat.numel() // _PROBED)][:_PROBED].cpu().contiguous()
+    def _look(self) -> tuple[int, int]:
         version = 0 if self._tensor.is_inference() else self._tensor._version
-        return version, bytes(probe.view(torch.uint8).tolist())
+        return version, _sum_of_bits(self._tensor.detach())
 
 
 class _Structure:
-    """One module's mode, parameters and modules as they are now."""
+    """One module's mode, hooks, parameters and modules as they are now."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module, self._training = module, module.training
         self._held: list[dict[str, Any]] = [module._parameters, module._modules]
         self._copies = [dict(held) for held in self._held]
+        self._hooks = {name: dict(getattr(module, name)) for name in _HOOKS}
 
     @property
     def name(self) -> str:
@@ -73,6 +77,10 @@ class _Structure:
     def put_back(self) -> bool:
         """Give the module back what it had; whether it had the same parameters and modules still."""
         self._module.training = self._training
+        for name, then in self._hooks.items():
+            now = getattr(self._module, name)
+            now.clear()
+            now.update(then)
         same = True
         for now, then in zip(self._held, self._copies, strict=True):
             if now.keys() != then.keys() or any(now[key] is not then[key] for key in then):
@@ -80,6 +88,16 @@ class _Structure:
                 now.update(then)
                 same = False
         return same
+
+
+def _sum_of_bits(tensor: Tensor) -> int:
+    """The tensor's memory, added up as whole numbers, as fast as it can be read. It tells what version counters do not:
+    writes through `.data` or numpy, and the running statistics of a model in training mode."""
+    memory = tensor.contiguous().view(-1).view(torch.uint8)
+    if memory.storage_offset() % 8:
+        memory = memory.clone()
+    whole = memory.numel() // 8 * 8
+    return int(memory[:whole].view(torch.int64).sum()) + int(memory[whole:].sum())
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:

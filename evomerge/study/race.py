@@ -10,7 +10,6 @@ A race is a function of its candidates' item scores: run again over the recorded
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -31,8 +30,8 @@ DOUBT = 0.05
 _DRAWS = 200
 
 _WIDTHS = (1 / 3, 1 / 6)
-"""At most this share of the field goes on from each rung: candidates that differ by less than a few items can tell
-are not worth all of them, and near the end of a search most do."""
+"""About this share of the field goes on from each rung at most: candidates that differ by less than a few items can
+tell are not worth all of them, and near the end of a search most do."""
 
 
 @dataclass(eq=False)
@@ -91,7 +90,7 @@ class Race:
             rung = self._course.rung(share)
             for entry in self._running():
                 self._score(entry, rung, rung)
-            self._eliminate(rung, math.ceil(width * len(self._field)))
+            self._eliminate(rung, max(1, round(width * len(self._field))))
         for entry in self._running():
             self._score_rest(entry)
 

@@ -137,6 +137,9 @@ class _View:
         try:
             objective = float(self._objective(scores, self._weights))
         except TrialError as error:
+            if trial.is_parent:
+                problem = f"the objective {self._spec.objective} cannot be made of the scores of {trial.label}: {error}"
+                raise InputError(problem, "use another objective", self._spec.at("objective")) from None
             return replace(kept, state="failed", reason=str(error), objective=None)
         return replace(kept, objective=objective, bounds=self._bounds(kept, split))
 

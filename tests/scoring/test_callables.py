@@ -181,7 +181,8 @@ def first(model, tokenizer, items):
 def second(model, tokenizer, items):
     assert not model.training and not torch.is_grad_enabled()
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
-    return [float(len(tokenizer) + model.lm_head.weight.double().sum())] * len(items)
+    logits = model(input_ids=torch.tensor([[1, 2, 3]])).logits
+    return [float(len(tokenizer) + model.lm_head.weight.double().sum() + logits.double().sum())] * len(items)
 """
 
 
@@ -199,6 +200,8 @@ def pair(bench: Bench, model: Any, tokenizer: Any, body: str) -> Suite:
         "model.requires_grad_(True)",
         "torch.enable_grad().__enter__(); model.requires_grad_(True); model.lm_head.weight.sum().backward()",
         "tokenizer.add_tokens(['<new>'])",
+        "model.lm_head.register_forward_hook(lambda module, given, out: out * 0)",
+        "model.register_forward_pre_hook(lambda module, given, named: 1 / 0, with_kwargs=True)",
     ],
 )
 def test_what_it_switches_is_switched_back(body: str, own: Bench, model: Any, tokenizer: Any) -> None:
@@ -214,6 +217,7 @@ def test_what_it_switches_is_switched_back(body: str, own: Bench, model: Any, to
         ("model.lm_head.weight.mul_(2)", "lm_head.weight"),
         ("model.lm_head.weight[0, 1] += 1", "lm_head.weight"),
         ("model.model.norm.weight.data.mul_(2)", "model.norm.weight"),
+        ("model.lm_head.weight.data.view(-1)[1] += 0.5", "lm_head.weight"),
         ("model.lm_head.weight.detach().numpy()[:] = 0", "lm_head.weight"),
         ("model.half()", "model.embed_tokens.weight"),
         ("model.lm_head.weight = torch.nn.Parameter(torch.zeros(258, 32))", "Linear"),

@@ -168,7 +168,22 @@ def test_clusters_widen_the_bounds_of_a_share() -> None:
     assert lower_bound(together, 1, 0.95) < lower_bound(alone, 1, 0.95) - 0.05
     lower = clustered(values, 5, sign=-1)
     assert lower_bound(lower, -1, 0.95) < -0.75 - 0.05
-    assert lower_bound(clustered([1.0] * 80, 5), 1, 0.95) == lower_bound(hits(80, 80), 1, 0.95)
+
+
+def test_a_bound_counts_clusters_where_all_items_agree() -> None:
+    bounds = [lower_bound(clustered([1.0] * 80, size), 1, 0.95) for size in (1, 5, 20, 40)]
+    assert bounds[0] == pytest.approx(lower_bound(hits(80, 80), 1, 0.95))
+    assert bounds == sorted(bounds, reverse=True)
+    assert bounds[-1] < 0.7
+    assert lower_bound(clustered([1.0] * 80, 80), 1, 0.95) == 0.0
+    assert interval(clustered([1.0] * 80, 80), 1) == (0.0, 1.0)
+
+
+def test_few_clusters_widen_the_bound_of_a_mean() -> None:
+    values = [0.1 * (i % 7) for i in range(80)]
+    score = clustered(values, 20)
+    assert score.stderr is not None
+    assert lower_bound(score, 1, 0.95) == pytest.approx(score.value - 2.3534 * score.stderr, abs=1e-4)
 
 
 def test_intervals_are_in_the_direction_of_the_metric() -> None:
@@ -205,4 +220,5 @@ def test_intervals_cover() -> None:
     assert coverage(0.9, 50, 1, 0.0) >= 0.92
     assert coverage(0.5, 20, 1, 0.0) >= 0.92
     assert coverage(0.7, 40, 5, 0.8) >= 0.91
+    assert coverage(0.7, 6, 10, 0.8) >= 0.88
     assert coverage(0.7, 40, 5, 0.8, named=False) < 0.8, "what clusters are for"

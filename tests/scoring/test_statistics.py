@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from evomerge.scoring.statistics import (
     effective_size,
     groups,
+    normal_quantile,
     pooled_stderr,
+    t_quantile,
     weighted_mean_stderr,
     wilson_lower,
     wilson_upper,
@@ -105,8 +107,20 @@ def test_groups_keep_their_order() -> None:
 
 
 def test_effective_size() -> None:
-    assert effective_size(0.5, 100, 0.05) == pytest.approx(100)
-    assert effective_size(0.5, 100, 0.1) == pytest.approx(25)
-    assert effective_size(0.5, 100, 0.01) == 100
-    assert effective_size(1.0, 100, 0.0) == 100
-    assert effective_size(0.5, 100, None) == 100
+    def size(share: float, stderr: float | None, clusters: int = 100) -> float:
+        return effective_size(share, 100, stderr, clusters, 0.95)
+
+    assert size(0.5, 0.05) == pytest.approx(100)
+    assert size(0.5, 0.1) == pytest.approx(25)
+    assert size(0.5, 0.01) == 100
+    assert size(1.0, 0.0) == 100
+    assert size(0.5, None) == 100
+
+
+def test_few_clusters_tell_less_of_their_error() -> None:
+    assert t_quantile(0.95, 5) == pytest.approx(2.0150, abs=1e-4)
+    assert t_quantile(0.95, 10**6) == pytest.approx(normal_quantile(0.95), abs=1e-5)
+    sizes = [effective_size(1.0, 40, 0.0, clusters, 0.95) for clusters in (2, 3, 10, 40)]
+    assert sizes[0] == pytest.approx(40 * (1.6849 / 6.3138) ** 2, rel=1e-3)
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == 40

@@ -1,0 +1,49 @@
+"""The JSONL files whose items callables score. Imports nothing heavy: they are read before a search starts, too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import InputError, Where, suggestion
+from evomerge.files.objects import FitnessSpec, SliceSpec
+from evomerge.scoring.splits import Deal, deal_all, item_key
+
+
+def read_items(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file. InputError, with the line, where a line is not one."""
+    items = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 ({error.reason})", "write it in UTF-8", Where(path)) from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"is not JSON ({error.msg})", "write one object a line", Where(path, number)) from None
+        if not isinstance(item, dict):
+            raise InputError("is not a JSON object", "write one object a line", Where(path, number))
+        items.append(item)
+    return items
+
+
+def cluster_names(piece: SliceSpec, items: Sequence[dict[str, Any]]) -> list[str]:
+    """The content of each item's `cluster` field. InputError where one has no such field."""
+    field = str(piece.cluster)
+    lacking = next((item for item in items if field not in item), None)
+    if lacking is not None:
+        problem = f"an item of {piece.data} has no field {field!r}"
+        raise InputError(problem, suggestion(field, map(str, lacking)), piece.at("cluster"))
+    return [str(item[field]) for item in items]
+
+
+def deal_items(fitness: FitnessSpec, piece: SliceSpec, items: Sequence[dict[str, Any]]) -> Deal:
+    """Which split each item belongs to. Slices over files of one name share it."""
+    assert piece.data is not None
+    keys = [item_key(item) for item in items]
+    return deal_all({piece.data.name: keys}, fitness.split_seed, fitness.search, piece.items)
