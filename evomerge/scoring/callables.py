@@ -13,7 +13,7 @@ from evomerge.errors import TrialError
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.merge.built import BuiltModel
 from evomerge.scoring.functions import UserFunction, script_digest
-from evomerge.scoring.item_files import cluster_names
+from evomerge.scoring.item_files import cluster_names, deal_items
 from evomerge.scoring.mixture import Mixture
 from evomerge.scoring.preflight import SCORER_TAKES, check_callable
 from evomerge.scoring.splits import SIDES, Deal, item_key, labels
@@ -35,13 +35,11 @@ class CallablePass:
         self.piece, self._model, self._builder = piece, model, fitness.model
         self._tokenizer = copy.deepcopy(tokenizer)  # what a scorer does to it is not the next slice's
         self._score = UserFunction(piece.python, SCORER_TAKES)
-        keys = [item_key(item) for item in self._items]
-        self._labels = labels(keys)
-        self.clusters = (
-            {} if piece.cluster is None else dict(zip(self._labels, cluster_names(piece, self._items), strict=True))
-        )
+        self._labels = labels([item_key(item) for item in self._items])
+        named = [] if piece.cluster is None else zip(self._labels, cluster_names(piece, self._items), strict=True)
+        self.clusters: dict[str, str] = dict(named)
         self._task = piece.data.name
-        self.deal: Deal = deal_all({self._task: keys}, fitness.split_seed, fitness.search, piece.items)
+        self.deal: Deal = deal_items(fitness, piece, self._items)
 
     @property
     def sign(self) -> int:

@@ -102,6 +102,9 @@ class TaskPass:
         try:
             instances = tasks.prepare(task, documents, chosen, forbidden, self.piece, self._lm)
         except Exception as error:
+            if "larger than population" in str(error):
+                problem = f"task {leaf!r} has not as many few-shot examples as it is to show"
+                raise InputError(problem, "lower `num_fewshot`", self.piece.at("num_fewshot")) from error
             problem = f"the prompts of task {leaf!r} cannot be built: {tasks.reason(error)}"
             raise InputError(problem, "mend the task, its data or its options", self.piece.at("task")) from error
         by_document: dict[int, list[Any]] = {}

@@ -64,7 +64,7 @@ class RunFolder:
             raise InputError(f"{self.name!r} cannot name a run", "use letters, digits, ., - and _", Where("--run"))
         if self.environment.exists():
             problem = f"the run {self.name!r} is there already ({self.path})"
-            raise InputError(problem, f"continue it with `evomerge resume {self.handle}`, or choose another --run NAME")
+            raise InputError(problem, f"`evomerge resume {self.handle}`, delete it, or choose another --run NAME")
         if self.path.is_dir() and not all(p.name.lstrip(".").startswith(_OWN) for p in self.path.iterdir()):
             raise InputError(f"{self.path} holds files that are no run's", "choose another --run NAME")
         standing = next(p for p in (self.path, *self.path.parents) if p.exists())

@@ -230,6 +230,8 @@ def _spaced(points: int, first: float, last: float) -> list[float]:
 def _ends(start: str | Path, end: str | Path | None) -> tuple[str | Path, str | Path]:
     """Both ends; of a recipe alone, its base and itself."""
     if end is not None:
+        if Path(start).expanduser().resolve() == Path(end).expanduser().resolve():
+            raise InputError(f"both ends are {start}", "give two models")
         return start, end
     recipe = recipe_of(start)
     if recipe is None:

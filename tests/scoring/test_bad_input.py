@@ -31,6 +31,15 @@ def full(bench: Bench) -> Bench:
     (bench.tasks / "torn.yaml").write_text("task: torn\nmetric_list: [\n")
     (bench.folder / "mine.py").write_text("def score(model, tokenizer, items):\n    return [1.0 for _ in items]\n")
     (bench.folder / "bad.py").write_text("def score(:\n")
+    odd = [
+        "def two(model, items): ...",
+        "def keyed(model, tokenizer, items, *, batch): ...",
+        "async def later(*all): ...",
+    ]
+    (bench.folder / "odd.py").write_text("\n".join([*odd, "CONSTANT = 3\n"]))
+    (bench.folder / "torn.jsonl").write_text('{"n": 1}\n{"n": \n')
+    bench.data("one.jsonl", [{"n": 1}], bench.folder)
+    bench.data("alike.jsonl", [{"n": i, "from": "here"} for i in range(20)], bench.folder)
     bench.data("own.jsonl", [{"n": i} for i in range(9)], bench.folder)
     return bench
 
@@ -183,7 +192,36 @@ LINES = {
         {"python": "mine:score", "data": "owned.jsonl"},
         r"slices.s.data: no data file .*owned.jsonl; name a JSONL file",
     ),
+    "callable's parameters": (
+        {"python": "odd:two", "data": "own.jsonl"},
+        r"slices.s.python: odd:two does not fit: it is called as two\(model, tokenizer, items\); mend .*odd.py",
+    ),
+    "callable's keyword": (
+        {"python": "odd:keyed", "data": "own.jsonl"},
+        r"slices.s.python: odd:keyed does not fit: it is called as keyed\(model, tokenizer, items\); mend .*odd.py",
+    ),
+    "callable that waits": (
+        {"python": "odd:later", "data": "own.jsonl"},
+        r"slices.s.python: odd:later is a coroutine, .*; remove `async`",
+    ),
+    "callable that is none": (
+        {"python": "odd:CONSTANT", "data": "own.jsonl"},
+        r"slices.s.python: odd:CONSTANT is not callable; name a function",
+    ),
+    "callable's cluster": (
+        {"python": "mine:score", "data": "own.jsonl", "cluster": "m"},
+        r"slices.s.cluster: an item of .*own.jsonl has no field 'm'; .*n",
+    ),
+    "callable's only item": (
+        {"python": "mine:score", "data": "one.jsonl"},
+        r"slices.s: slice 's' has no items in the \w+ split \(of 1 in all\); give it more items or change `split`",
+    ),
 }
+
+
+def test_the_preflight_reads_the_items_of_callables(full: Bench) -> None:
+    with pytest.raises(InputError, match=r"torn.jsonl:2: is not JSON .*; write one object a line"):
+        check_fitness(full.fitness({"s": {"python": "mine:score", "data": "torn.jsonl"}}), [])
 
 
 @pytest.mark.parametrize("case", LINES)
@@ -307,7 +345,12 @@ BUILD_LINES = {
     "more examples than there are": (
         {"task": "choice", "metric": "acc", "num_fewshot": 50},
         {},
-        "the prompts of task 'choice' cannot be built",
+        "slices.s.num_fewshot: task 'choice' has not as many few-shot examples as it is to show; lower `num_fewshot`",
+    ),
+    "all items one cluster": (
+        {"python": "mine:score", "data": "alike.jsonl", "cluster": "from", "floor": 0.5},
+        {"confidence": 0.95},
+        "slices.s.cluster: `confidence` needs a standard error: the search split's items are one cluster",
     ),
 }
 

@@ -109,6 +109,7 @@ def test_a_recipe_is_found_beside_its_models(tiny_study: Study, monkeypatch: pyt
         (["models/on", *BASE], "did you mean the folder models/one?"),
         (["models/one", "--fitness", "fitness.yaml", "--reference", "base=models/bas"], "models/base?"),
         (["models/one", "--fitness", "fitness.yaml", "--reference", "base"], "'base' is not NAME=MODEL"),
+        (["models/one", *BASE, "--reference", "base=models/two"], "'base' is given twice"),
         (["models/one", *BASE, "--output", "nowhere/x.json"], "--output: there is no folder nowhere"),
         (["models/one", *BASE, "--items", "items.csv"], "--items: items.csv is none of .jsonl, .parquet"),
         (["models/silent", *BASE], "its tokenizer cannot be loaded"),

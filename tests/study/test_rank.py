@@ -190,6 +190,17 @@ def test_what_was_not_measured_is_named(run: Callable[..., None]) -> None:
             again(edit)
 
 
+def test_an_objective_that_the_base_has_none_of_is_named(tiny_study: Study) -> None:
+    def negative(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        Path("mine.py").write_text("def score(model, tokenizer, items):\n    return [-1.0 for _ in items]\n")
+        Path("mine.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in range(20)))
+        fitness["slices"]["c"] = {"python": "mine:score", "data": "mine.jsonl"}
+
+    evomerge.search(tiny_study(negative), trials=5)
+    with pytest.raises(InputError, match=r"new.yaml:\d+: objective: .*geometric_mean.* scores of base: .*but c is -1"):
+        again(lambda fitness: fitness.update(objective="geometric_mean"))
+
+
 def test_a_field_that_was_not_kept_matters_for_confidence_alone(run: Callable[..., None]) -> None:
     run(trials=5)
 
