@@ -29,7 +29,7 @@ DOUBT = 0.05
 
 _DRAWS = 200
 
-_WIDTHS = (1 / 3, 1 / 6)
+_WIDTHS = (1 / 4, 1 / 6)
 """About this share of the field goes on from each rung at most: candidates that differ by less than a few items can
 tell are not worth all of them, and near the end of a search most do."""
 
