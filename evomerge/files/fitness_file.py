@@ -162,7 +162,7 @@ def _function(node: Node) -> FunctionRef:
     if not colon or not module.strip() or not function.isidentifier():
         node.fail(f"{node.value!r} is not module:function", "write for example my_fitness:score")
     file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
-    return FunctionRef(node.text(), resolve(node, file), node.where)
+    return FunctionRef(resolve(node, file), function, node.where)
 
 
 def _generation(node: Node) -> Any:

@@ -87,16 +87,16 @@ class FloorSpec:
 
 @dataclass(frozen=True)
 class FunctionRef:
-    """A function of the user's: "module:function" as it was written, and the file that defines it."""
+    """A function of the user's, and the file that defines it."""
 
-    name: str
     script: Path
+    function: str
     where: Where = field(default=Where(), compare=False)
 
     @property
-    def function(self) -> str:
-        """Its name in the file."""
-        return self.name.rpartition(":")[2]
+    def name(self) -> str:
+        """How messages call it, in a run's own copy of the fitness file as well."""
+        return f"{self.script.stem}:{self.function}"
 
     @property
     def anywhere(self) -> str:
