@@ -49,7 +49,9 @@ def add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN")
     command.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
     command.add_argument("--trial", type=int, metavar="N", help="another trial than the winner")
-    command.add_argument("--allow-infeasible", action="store_true", help="even if it misses a floor")
+    command.add_argument(
+        "--allow-infeasible", action="store_true", help="even if it misses a floor, or was stopped early"
+    )
 
 
 def add_rank(command: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,15 @@ def write_task(folder: Path, name: str, seed: int, count: int = 40) -> None:
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
 
+
+INTERRUPTIBLE = [
+    sys.executable,
+    "-c",
+    "import signal, sys; from evomerge.cli import main; "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())",
+]
+"""evomerge in a process that hears Ctrl-C, though the tests themselves may run in the background of a shell, whose
+jobs do not."""
 
 Change = Callable[[dict[str, Any], dict[str, Any]], None]
 

@@ -17,6 +17,7 @@ import pytest
 
 import evomerge
 from evomerge.cli import main
+from tests.conftest import INTERRUPTIBLE
 
 Study = Callable[..., Path]
 HEAVY = {"torch", "transformers", "lm_eval", "pandas", "cma", "datasets", "matplotlib"}
@@ -112,7 +113,7 @@ def test_dry_run_writes_nothing(tiny_study: Study, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_search_says_how_to_go_on(tiny_study: Study, how: signal.Signals) -> None:
     tiny_study()
-    command = [sys.executable, "-m", "evomerge", "search", "space.yaml", "--trials", "2000"]
+    command = [*INTERRUPTIBLE, "search", "space.yaml", "--trials", "2000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:

@@ -20,6 +20,9 @@ from evomerge.types import SliceScore
 if TYPE_CHECKING:
     from evomerge.study.session import Session
 
+_CONTROLS = 32
+"""How many of the latest merges that were scored in full a candidate may be predicted from."""
+
 
 class Economy:
     """The means of saving that the fitness file names, for one session of a run whose references are scored."""
@@ -61,12 +64,14 @@ class Economy:
     def _race(self, before: Sequence[Trial], field: list[Entry], known: list[Entry], places: int) -> Race:
         session, standing = self._session, self._session.floors(before)
         best = next(t for t in (*standing.merges(), *standing.ranked()) if t.state == "complete")
-        control = Control(self._items(best), best.scores, rank_key(standing.outcome(best)))
+        latest = sorted(standing.merges(), key=lambda t: t.number, reverse=True)[:_CONTROLS]
+        controls = [Control(self._items(t), t.scores) for t in (best, *latest)]
         margins = {name: best.scores[name] - bound for name, bound in best.bounds.items()}
         confidence = session.plan.fitness.confidence
         prospects = Prospects(standing, session.objective, self.course.compositions, margins, confidence)
         seed = (session.plan.spec.optimizer["seed"], field[0].trial.number)
-        return Race(self.course, prospects, control, self._ask, field, known, max(1, places), seed)
+        rank = rank_key(standing.outcome(best))
+        return Race(self.course, prospects, controls, rank, self._ask, field, known, max(1, places), seed)
 
     # One candidate.
 

@@ -56,11 +56,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Control:
-    """The best merge that was scored in full before the race: its items, its scores, and where it ranks."""
+    """A merge that was scored in full before the race: its items and its scores."""
 
     items: Items
     scores: Mapping[str, float]
-    key: RankKey
 
 
 class Race:
@@ -70,17 +69,20 @@ class Race:
         self,
         course: Course,
         prospects: Prospects,
-        control: Control,
+        controls: Sequence[Control],
+        best: RankKey,
         ask: Callable[[Entry, Chosen], None],
         field: Sequence[Entry],
         known: Sequence[Entry],
         places: int,
         seed: Sequence[int],
     ) -> None:
-        """`ask` scores a candidate on items that it did not meet yet; `known` compete with the field without running;
-        `places` is how many of them all make a difference to the optimizer."""
+        """`controls` may stand in for candidates on the items that these did not meet; `best` is where the best so far
+        ranks. `ask` scores a candidate on items that it did not meet yet; `known` compete with the field without
+        running; `places` is how many of them all make a difference to the optimizer."""
         self.prospects = prospects
-        self._course, self._control, self._ask = course, control, ask
+        self._course, self._ask = course, ask
+        self._controls, self._control, self._best = controls, controls[0], best
         self._field, self._known, self._places = field, known, places
         self._generator = np.random.default_rng(list(seed))
 
@@ -90,9 +92,26 @@ class Race:
             rung = self._course.rung(share)
             for entry in self._running():
                 self._score(entry, rung, rung)
+            self._choose_control(rung)
             self._eliminate(rung, max(1, round(width * len(self._field))))
         for entry in self._running():
             self._score_rest(entry)
+
+    def _choose_control(self, rung: Chosen) -> None:
+        """Take the control that answers a rung most as the field does: what differs least from a candidate predicts it
+        best, and one from elsewhere would let an optimizer settle on what the rung's items happen to like."""
+        running = [entry.met(rung) for entry in self._running()]
+        if not running:
+            return
+        apart = np.zeros(len(self._controls))
+        for name, forecaster in self._course.forecasters.items():
+            composition = forecaster.composition
+            controls = np.array([composition.units(control.items[name]) for control in self._controls])
+            field = _bounded(np.array([composition.units(items.get(name, {})) for items in running]), controls[0])
+            seen = ~np.isnan(field).any(axis=0)
+            squares = ((field[:, None, seen] - controls[None][:, :, seen]) ** 2).mean(axis=(0, 2))
+            apart += squares / (squares.mean() or 1.0)
+        self._control = self._controls[int(apart.argmin())]
 
     def _forecasts(self, met: Sequence[Items]) -> dict[str, Forecast]:
         """What each slice's score is predicted to be, of candidates that met these items."""
@@ -176,7 +195,7 @@ class Race:
         for keys in self._drawn_keys(entries, rung):
             order = sorted(range(len(entries)), key=lambda at: (keys[at], at))
             placed[order[: self._places]] += 1 / _DRAWS
-            best += np.array([key < self._control.key for key in keys]) / _DRAWS
+            best += np.array([key < self._best for key in keys]) / _DRAWS
         return best, placed
 
     def _drawn_keys(self, entries: Sequence[Entry], rung: Chosen) -> list[list[RankKey]]:

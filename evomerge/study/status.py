@@ -95,11 +95,14 @@ def export(
 
     Raises:
         InputError: there is no such run or trial.
-        NothingFeasible: the recipe misses a floor, and `allow_infeasible` is false.
+        NothingFeasible: the recipe misses a floor, or was not scored on all items, and `allow_infeasible` is false.
     """
     state = status(run)
     chosen, standing, split = _chosen(state, trial)
     missed = [v.slice for v in standing.verdicts(chosen) if not v.passed]
+    if chosen.state == "stopped" and not allow_infeasible:
+        problem = f"{chosen.name} was stopped after {chosen.evaluated} of {chosen.items} items"
+        raise NothingFeasible(f"{problem}, whether it passes is open; --allow-infeasible exports it all the same")
     if missed and not allow_infeasible:
         problem = f"{chosen.name} misses the floor of {', '.join(missed)} on the {split} split"
         raise NothingFeasible(f"{problem}; --allow-infeasible exports it all the same")
@@ -132,7 +135,7 @@ def _numbered(state: Status, number: int) -> tuple[Trial, Standing, str]:
     places = [(state.release.standing, "holdout")] if state.release else []
     for standing, split in (*places, (state.search, "search")):
         for trial in standing.trials:
-            if trial.number == number and trial.state == "complete":
+            if trial.number == number and trial.ranked:
                 return trial, standing, split
     count = len(state.search.trials)
     raise InputError(f"the run {state.folder.name!r} has no complete trial {number}", f"it has {count}, from 0")
@@ -144,6 +147,7 @@ def _header(state: Status, trial: Trial, split: str, missed: list[str]) -> str:
     for name, value in trial.scores.items():
         about = state.slices[name]
         floor = ", below its floor" if name in missed else ""
+        floor += f", predicted from {trial.evaluated} of {trial.items} items" if trial.state == "stopped" else ""
         lines.append(f"{name}: {about['metric']} {about['sign'] * value:.4f} on the {split} split{floor}")
     if state.release is not None and not state.finished:
         lines.append(f"chosen after {state.release.after} trials; the run has gone on since")

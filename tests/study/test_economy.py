@@ -21,6 +21,7 @@ from evomerge.study.items import load_items, read_items
 from evomerge.study.observer import Observer
 from evomerge.study.prospects import Prospects
 from evomerge.study.standing import Standing
+from evomerge.study.status import NothingFeasible
 from evomerge.study.trial import Trial
 from evomerge.types import ItemScore, SliceScore
 
@@ -61,6 +62,16 @@ def test_some_candidates_meet_few_items_and_the_best_all(study: Study, optimizer
     best = result.search.best()
     assert best is not None
     assert best.state == "complete"
+
+
+def test_a_stopped_candidate_is_exported_only_on_demand(study: Study) -> None:
+    result = evomerge.search(study())
+    stopped = next(t for t in result.search.trials if t.state == "stopped")
+    part = f"{stopped.evaluated} of {stopped.items} items"
+    with pytest.raises(NothingFeasible, match=f"{stopped.name} was stopped after {part}, whether it passes is open"):
+        evomerge.export("space", trial=stopped.number)
+    text = evomerge.export("space", trial=stopped.number, allow_infeasible=True)
+    assert f"predicted from {part}" in text
 
 
 def test_every_item_is_accounted_for(study: Study) -> None:

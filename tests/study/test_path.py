@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from evomerge.recipe.recipe import Recipe
 from evomerge.study.line import Line
 from evomerge.study.observer import Observer
 from evomerge.study.path import Barrier, PathInterrupted, barrier, path
-from tests.conftest import save_tiny
+from tests.conftest import INTERRUPTIBLE, save_tiny
 
 Study = Callable[..., Path]
 Said = pytest.CaptureFixture[str]
@@ -243,7 +242,7 @@ def test_what_is_wrong_is_one_line(words: list[str], problem: str, tiny_study: S
 def test_ctrl_c_leaves_the_scored_points_on_stdout(tiny_study: Study) -> None:
     tiny_study()
     words = ["path", "models/one", "models/two", "--fitness", "fitness.yaml", "--reference", "base=models/base"]
-    command = [sys.executable, "-m", "evomerge", *words, "--points", "900", "--json"]
+    command = [*INTERRUPTIBLE, *words, "--points", "900", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
