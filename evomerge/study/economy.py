@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _CONTROLS = 32
 """How many of the latest merges that were scored in full a candidate may be predicted from."""
 
+_KEPT = 256
+"""Of how many trials the items stay in memory; those of older ones are read again where they are asked for."""
+
 
 class Economy:
     """The means of saving that the fitness file names, for one session of a run whose references are scored."""
@@ -47,6 +50,8 @@ class Economy:
         else:
             race = self._race(before, entries, [], places)
         race.run()
+        for number in sorted(self._known)[:-_KEPT]:
+            del self._known[number]
         return [self._end(race, entry) for entry in entries[-len(trials) :]]
 
     def _best_tenth(self, before: Sequence[Trial]) -> list[Trial]:
