@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,10 +86,6 @@ class Composition:
         return self.value(np.where(np.isnan(units), self.mixture.unit(self.mixture.best), units))
 
     def best_case(self, items: Mapping[str, ItemScore]) -> SliceScore:
-        """The candidate as it would be if every unseen item went as well as it can: its confidence bound is the best
-        that is still possible, too, where every item counts the same and is 0 or 1."""
-        ceiling = self.ceiling(self.units(items))
-        if self.mixture.best is None or any(item.cluster is not None for item in items.values()):
-            return SliceScore(ceiling, None)
-        ideal = ItemScore("", self.mixture.best)
-        return SliceScore(ceiling, None, tuple(items.get(n, replace(ideal, item=n)) for n in self.names))
+        """The candidate as it would be if every unseen item went as well as it can. No confidence bound lies above the
+        score, so that it serves for that, too: how the items will scatter is open."""
+        return SliceScore(self.ceiling(self.units(items)), None)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from evomerge.files.objects import FitnessSpec
 from evomerge.scoring.anchors import Matrix, Vector, anchors
 from evomerge.scoring.forecast import Forecaster
-from evomerge.scoring.mixture import Composition
+from evomerge.scoring.mixture import Composition, Mixture
 from evomerge.scoring.suite import Suite
 from evomerge.types import ItemScore
 
@@ -98,6 +98,8 @@ class Course:
         known = [self._compose(suite, name, references) for name in slices]
         units = [u for u in known if u is not None]
         if len(units) < len(slices):
+            for name in slices:
+                self.compositions.pop(name, None)
             return Pool(slices, names, names, whole=True)
         features = np.concatenate([_features(u) for u in units], axis=1)
         representative = "representative" in self.fitness.economy
@@ -119,9 +121,14 @@ class Course:
         mixture = suite.slices[name].mixture
         if mixture is None:
             return None
-        base = [references[0][name][item] for item in suite.slices[name].source.names("search")]
-        if any(item.score is None and item.weight > 0 for item in base):
+        found = references[0].get(name, {})
+        base = [found[item] for item in suite.slices[name].source.names("search") if item in found]
+        lacking = len(base) < len(suite.slices[name].source.names("search"))
+        if lacking or any(item.score is None and item.weight > 0 for item in base):
             return None
+        scores = [i.score for reference in references for i in reference[name].values() if i.score is not None]
+        if not _between(scores, mixture):
+            mixture = replace(mixture, best=None, worst=None)  # another metric of a known name
         self.compositions[name] = composition = Composition.of(mixture, base)
         units = np.array([composition.units(reference[name]) for reference in references])
         return units if np.isfinite(units).all() else None
@@ -132,6 +139,13 @@ class Course:
         sign = composition.mixture.sign
         mean: Vector = units.mean(axis=0)
         return -sign * mean * composition.shares
+
+
+def _between(scores: Sequence[float], mixture: Mixture) -> bool:
+    """Whether scores lie between the ends that a metric has by its name."""
+    highest = math.inf if mixture.best is None else mixture.sign * mixture.best
+    lowest = -math.inf if mixture.worst is None else mixture.sign * mixture.worst
+    return all(lowest <= mixture.sign * score <= highest for score in scores)
 
 
 def _features(units: Matrix) -> Matrix:

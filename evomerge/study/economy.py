@@ -62,6 +62,9 @@ class Economy:
     def in_full(self, trial: Trial) -> Measured:
         """The scores of a stopped trial on all items, at the cost of those that it was not scored on. TrialError."""
         entry = self._entry(trial)
+        for name in entry.items.keys() - self.course.compositions.keys():
+            del entry.items[name]  # asked again: of its score only the value was kept
+            entry.totals.pop(name, None)
         rest = self.course.rung(1.0)
         self._ask(entry, {name: names.difference(entry.items.get(name, ())) for name, names in rest.items()})
         return self._measured(entry, {})
@@ -73,7 +76,7 @@ class Economy:
         controls = [Control(self._items(t), t.scores) for t in (best, *latest)]
         margins = {name: best.scores[name] - bound for name, bound in best.bounds.items()}
         confidence = session.plan.fitness.confidence
-        prospects = Prospects(standing, session.objective, self.course.compositions, margins, confidence)
+        prospects = Prospects(standing, self._objective, self.course.compositions, margins, confidence)
         seed = (session.plan.spec.optimizer["seed"], field[0].trial.number)
         rank = rank_key(standing.outcome(best))
         return Race(self.course, prospects, controls, rank, self._ask, field, known, max(1, places), seed)
@@ -83,14 +86,16 @@ class Economy:
     def _entry(self, trial: Trial) -> Entry:
         """A trial with what is known of it: nothing, if it was just started."""
         known, finished = self._items(trial), trial.state != "running"
-        if not finished and self.course.seen(known) < self.course.total:
+        if not finished and trial.digest is None:
+            known = {}
+        elif not finished and self.course.seen(known) < self.course.total:
             # What was cut short is asked anew from there: the same items at once give the same bits.
             known = self.course.within_rungs(known)
-        items = {name: dict(known[name]) for name in self.course.compositions if known.get(name)}
+        # Of a slice that is asked as a whole, a trial in flight has no score yet: it is asked again.
+        items = {n: dict(known[n]) for n in known if finished or n in self.course.compositions}
         whole = [name for name in trial.scores if name not in self.course.compositions]
         totals = {name: SliceScore(trial.scores[name], trial.stderr.get(name)) for name in whole}
-        failed = trial.reason if trial.state == "failed" else None
-        return Entry(trial, items, totals, trial.digest, dict(trial.seconds), finished, failed)
+        return Entry(trial, items, totals, trial.digest, dict(trial.seconds), finished)
 
     def _items(self, trial: Trial) -> Items:
         if trial.number not in self._known:
@@ -112,9 +117,9 @@ class Economy:
                 entry.totals[name] = score
         entry.digest = evaluation.digest
         _add(entry.seconds, evaluation.seconds)
-        session.keep_items(entry.trial, "search", {name: list(items.values()) for name, items in entry.items.items()})
-        if not entry.finished:
+        if not entry.finished:  # before the items: whose items are there was noted
             session.store.note(entry.trial, entry.digest, entry.seconds)
+        session.keep_items(entry.trial, "search", {name: list(items.values()) for name, items in entry.items.items()})
         self._known[entry.trial.number] = entry.items
 
     # How it ends.
@@ -137,8 +142,17 @@ class Economy:
             if name in self.course.compositions:
                 highest, highest_bound = race.prospects.ceiling(name, entry.items)
                 value, bound = min(value, highest), min(bound, highest_bound)
-            found[name] = (value, bound)
+            found[name] = (self._possible(name, value), bound)
         return found
+
+    def _objective(self, scores: Mapping[str, float]) -> float:
+        """The objective of predicted scores."""
+        return self._session.objective({name: self._possible(name, value) for name, value in scores.items()})
+
+    def _possible(self, name: str, value: float) -> float:
+        """A predicted score as one that the objective can take: the geometric mean has none below 0."""
+        geometric = self._session.plan.fitness.objective == "geometric_mean"
+        return max(0.0, value) if geometric and self._session.bench.suite.slices[name].sign > 0 else value
 
     def _measured(self, entry: Entry, predicted: dict[str, tuple[float, float]]) -> Measured:
         """The scores, measured on all items or predicted."""

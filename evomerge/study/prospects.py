@@ -53,9 +53,10 @@ class Prospects:
             if gate.floor is None or not (items.get(name) or name in totals):
                 continue
             best = totals[name] if name in totals else self._compositions[name].best_case(items[name])
-            if self._bound(best, gate.sign) < gate.floor - _SLACK * max(1.0, abs(gate.floor)):
+            bound = self._bound(best, gate.sign)
+            if bound < gate.floor - _SLACK * max(1.0, abs(gate.floor)):
                 at_best = "" if name in totals else "at best "
-                return f"misses the floor of {name}: {at_best}{gate.sign * best.value:.4g}"
+                return f"misses the floor of {name}: {at_best}{gate.sign * bound:.4g}"
         return None
 
     def ceiling(self, name: str, items: Items) -> tuple[float, float]:

@@ -132,7 +132,8 @@ class Race:
         missing = {name: names.difference(entry.items.get(name, ())) for name, names in chosen.items()}
         if any(missing.values()):
             if entry.finished:
-                entry.ended = entry.trial.reason or "finished"
+                reason = entry.trial.reason or "finished"
+                entry.failed, entry.ended = (reason, None) if entry.trial.state == "failed" else (None, reason)
                 return
             try:
                 self._ask(entry, missing)

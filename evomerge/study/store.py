@@ -69,7 +69,7 @@ class Store:
         """All trials by number, those in flight included. A stopped one that was scored in full later is complete."""
         facts = self.facts
         later = [(t, facts.get(promotion_key(t.number))) for t in self.told()]
-        return [replace(t, state="complete", **full) if full else t for t, full in later]
+        return [replace(t, state="complete", reason=None, by="", **full) if full else t for t, full in later]
 
     def told(self) -> list[Trial]:
         """All trials as they ended in the search, which is what its optimizer was told."""

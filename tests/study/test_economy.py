@@ -20,6 +20,7 @@ from evomerge.study.folder import RunFolder
 from evomerge.study.items import load_items, read_items
 from evomerge.study.observer import Observer
 from evomerge.study.prospects import Prospects
+from evomerge.study.session import Session
 from evomerge.study.standing import Standing
 from evomerge.study.status import NothingFeasible
 from evomerge.study.trial import Trial
@@ -123,6 +124,40 @@ def test_a_race_that_was_cut_short_goes_on_to_the_same_end(study: Study) -> None
             evomerge.resume("parts", observer=StopAt(count))
     evomerge.resume("parts")
     assert facts("parts") == facts("whole")
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_kill_while_items_are_kept_loses_no_trial(
+    study: Study, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    space = study()
+    evomerge.search(space, run="whole")
+    keep, calls = Session.keep_items, [0]
+
+    def dying(session: Session, trial: Trial, *about: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 20 and not written:
+            raise KeyboardInterrupt
+        keep(session, trial, *about)
+        if calls[0] == 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "keep_items", dying)
+        with pytest.raises(KeyboardInterrupt):
+            evomerge.search(space, run="parts")
+    evomerge.resume("parts")
+    assert facts("parts") == facts("whole")
+
+
+def test_graded_items_are_no_shares() -> None:
+    """10 of 40 items seen, all of them 1: the bound of 40 graded items may be higher than that of 40 right answers."""
+    items = {str(i): ItemScore(str(i), 1.0 if i < 10 else 0.995) for i in range(40)}
+    composition = Composition.of(Mixture(1, best=1.0, worst=0.0), items.values())
+    prospects = Prospects(Standing((), {"a": Gate("a", 0.95)}, {"a": 1.0}), max, {"a": composition}, {}, 0.95)
+    score = SliceScore(0.99625, 0.0004, tuple(items.values()))
+    assert feasible(judge({"a": score}, {"a": Gate("a", 0.95)}, {}, 0.95))
+    assert prospects.hopeless({"a": dict(list(items.items())[:10])}, {}) is None
 
 
 def test_no_finished_part_is_scored_again(study: Study) -> None:
