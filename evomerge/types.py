@@ -20,7 +20,8 @@ SplitName = Literal["search", "holdout", "all"]
 class Dimension:
     """One searched coordinate: a numeric range, or (`choices`) a set of names.
 
-    `key` is the gene's name with its place on the gene's axes: ``density[refunds]``.
+    `key` is the gene's name with its place on the gene's axes: ``density[refunds]``; `gene` and `place` (axis -> where)
+    are its parts, for those who look at several dimensions of a gene together.
     """
 
     key: str
@@ -29,6 +30,8 @@ class Dimension:
     init: Value = 0.5
     log: bool = False
     choices: tuple[str, ...] = ()
+    gene: str = ""
+    place: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def tidy(self, value: Value) -> Value:
         """The legal value nearest to `value`: a known choice, or a number inside the range, rounded to 6
@@ -44,12 +47,18 @@ class Dimension:
 @dataclass(frozen=True)
 class Outcome:
     """What the optimizer learns of one trial. `objective`: higher is better; `shortfall`: total
-    normalised distance below the floors, 0 when feasible; both are ignored where the trial failed."""
+    normalised distance below the floors, 0 when feasible; both are ignored where the trial failed.
+
+    `margins` are the signed distances above each floor, in the same units (below 0: missed); `values` the oriented
+    scores of the slices that count. Both are empty where they are not known, and have one order in a study.
+    """
 
     failed: bool = False
     feasible: bool = False
     objective: float = -math.inf
     shortfall: float = math.inf
+    margins: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

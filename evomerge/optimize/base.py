@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,12 +16,31 @@ from evomerge.types import Dimension, Genome, Outcome, Value
 
 GenomeId = tuple[Value, ...]
 
+_AT_ONCE = 256
+"""The most genomes that are out at a time, asynchronously."""
+
 _WALK = 200
 """The most steps from a genome that was proposed before to one that was not."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """What is known before a search.
+
+    Attributes:
+        genome: where to begin; the dimensions' initial values where it is None.
+        landmarks: genomes of models that everybody would try first, by label (`space.landmarks`).
+        known: what is known of genomes that need not be proposed: those of the references.
+    """
+
+    genome: Genome | None = None
+    landmarks: Mapping[str, Genome] = field(default_factory=dict)
+    known: Sequence[tuple[Genome, Outcome]] = ()
+
+
 class Optimizer(Protocol):
-    """Proposes genomes, some of them at a time, and learns from their outcomes in the order asked.
+    """Proposes genomes, some of them at a time, and learns from their outcomes: in the order asked, or, where it was
+    built `asynchronous`, in any order.
 
     It is a pure function of its dimensions, options, seed and the outcomes told: it neither reads nor moves a
     global random generator, so that telling a fresh one the recorded outcomes restores it (`replay`).
@@ -47,22 +66,52 @@ class Optimizer(Protocol):
         ...
 
     def tell(self, genome: Genome, outcome: Outcome) -> None:
-        """The outcome of the first genome that was asked and not told."""
+        """The outcome of the first genome that was asked and not told; asynchronously, of any of them."""
         ...
 
 
-def build(name: str, dimensions: Sequence[Dimension], seed: int, options: Mapping[str, Any]) -> Optimizer:
-    """The optimizer that the registry knows as `name`. Raises ValueError where the name or an option is wrong."""
+def build(
+    name: str,
+    dimensions: Sequence[Dimension],
+    seed: int,
+    options: Mapping[str, Any],
+    start: Start | None = None,
+    asynchronous: bool = False,
+) -> Optimizer:
+    """The optimizer that the registry knows as `name`. Raises ValueError where the name or an option is wrong.
+
+    With the option `warm_start`, and landmarks to start from, these are proposed before it (`optimize.warm_start`).
+    """
     if name not in OPTIMIZERS:
         raise ValueError(f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}")
-    optimizer: Optimizer = load(OPTIMIZERS[name])(dimensions, seed, **check_options(name, options))
-    return optimizer
+    checked = check_options(name, options)
+    warm, start = checked.pop("warm_start", False), start or Start()
+
+    def make(start: Start) -> Optimizer:
+        optimizer: Optimizer = load(OPTIMIZERS[name])(
+            dimensions, seed, start=start, asynchronous=asynchronous, **checked
+        )
+        return optimizer
+
+    if not (warm and start.landmarks):
+        return make(start)
+    from evomerge.optimize.warm_start import WarmStart
+
+    return WarmStart(dimensions, seed, make, start=start, asynchronous=asynchronous)
 
 
 class Sequential(ABC):
-    """Keeps the order of calls and the history. An optimizer has one genome out at a time unless it says otherwise."""
+    """Keeps the order of calls and the history. An optimizer has one genome out at a time unless it says otherwise;
+    asynchronously, as many as are asked."""
 
-    def __init__(self, dimensions: Sequence[Dimension], seed: int) -> None:
+    def __init__(
+        self,
+        dimensions: Sequence[Dimension],
+        seed: int,
+        *,
+        start: Start | None = None,
+        asynchronous: bool = False,
+    ) -> None:
         keys = [dimension.key for dimension in dimensions]
         if not keys:
             raise ValueError("there is nothing to search: no dimension was given")
@@ -72,13 +121,15 @@ class Sequential(ABC):
             raise ValueError(f"seed: expected a whole number from 0, got {seed}")
         self.dimensions = tuple(dimensions)
         self.seed = seed
+        self.start = start or Start()
+        self.asynchronous = asynchronous
         self.history: list[tuple[Genome, Outcome]] = []
         self._choices = [dimension for dimension in self.dimensions if len(dimension.choices) > 1]
-        self._asked: deque[Genome] = deque()
+        self._asked: list[Genome] = []
 
     @property
     def open(self) -> int:
-        return 1 - len(self._asked)
+        return _AT_ONCE - len(self._asked) if self.asynchronous else 1 - len(self._asked)
 
     @property
     def rivals(self) -> int:
@@ -87,6 +138,11 @@ class Sequential(ABC):
     @property
     def places(self) -> int:
         return 1
+
+    @property
+    def count(self) -> int:
+        """How many genomes were asked so far."""
+        return len(self.history) + len(self._asked)
 
     def ask(self) -> Genome:
         if self.open < 1:
@@ -97,9 +153,10 @@ class Sequential(ABC):
     def tell(self, genome: Genome, outcome: Outcome) -> None:
         if not self._asked:
             raise RuntimeError("tell() was called without calling ask()")
-        if genome != self._asked[0]:
+        place = self._asked.index(genome) if self.asynchronous and genome in self._asked else 0
+        if genome != self._asked[place]:
             raise RuntimeError(f"tell() got another genome than was asked; {difference(self._asked[0], genome)}")
-        self.history.append((self._asked.popleft(), outcome))
+        self.history.append((self._asked.pop(place), outcome))
         self._learn(outcome)
 
     @abstractmethod
@@ -110,7 +167,8 @@ class Sequential(ABC):
         """Takes in the outcome of the last genome of the history."""
 
     def _initial(self) -> Genome:
-        return {dimension.key: dimension.tidy(dimension.init) for dimension in self.dimensions}
+        genome = self.start.genome or {}
+        return {d.key: d.tidy(genome.get(d.key, d.init)) for d in self.dimensions}
 
     def _novel(self, genome: Genome, proposed: Container[GenomeId], generator: np.random.Generator) -> Genome:
         """`genome`, or where that was proposed before, one nearby that was not: genes take another option at

@@ -58,8 +58,9 @@ class CmaEs(Sequential):
         *,
         population: int | str = "auto",
         sigma: float = 0.2,
+        **common: Any,
     ) -> None:
-        super().__init__(dimensions, seed)
+        super().__init__(dimensions, seed, **common)
         self._encoding = Encoding(self.dimensions)
         self._population, self._sigma = population, sigma
         self._numeric = list(self._encoding.numeric_coordinates)
@@ -72,6 +73,8 @@ class CmaEs(Sequential):
 
     @property
     def open(self) -> int:
+        if self.asynchronous:
+            return super().open
         return len(self._genomes) - self.rivals - len(self._asked)
 
     @property

@@ -14,20 +14,24 @@ class Option:
     """One option: its default, its type, its legal range (`above` excludes the low end), the words it also takes."""
 
     default: int | float | str
-    kind: type[int] | type[float]
-    low: float
-    high: float
+    kind: type[int] | type[float] | type[bool]
+    low: float = 0.0
+    high: float = 1.0
     above: bool = False
     words: tuple[str, ...] = ()
 
     @property
     def legal(self) -> str:
+        if self.kind is bool:
+            return "true or false"
         noun = "a whole number" if self.kind is int else "a number"
         span = f"{'above' if self.above else 'from'} {self.low:g} to {self.high:g}"
         return " or ".join([*map(repr, self.words), f"{noun} {span}"])
 
     def read(self, value: object) -> int | float | str | None:
         """The value in its own type, or None where it is not legal."""
+        if self.kind is bool:
+            return value if isinstance(value, bool) else None
         if isinstance(value, str):
             return value if value in self.words else None
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -38,15 +42,19 @@ class Option:
         return self.kind(value)
 
 
+WARM_START = Option(True, bool)
+"""Whether what everybody would try first is scored first, and the best of it is where the search begins."""
+
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "cma-es": {
         # trials in a generation (auto: 4 + 3 ln of the number of coordinates), and the initial standard deviation
         # as a share of each gene's range (of which pycma uses at most a third)
         "population": Option("auto", int, 3, 10_000, words=("auto",)),
         "sigma": Option(0.2, float, 0.0, 1.0, above=True),
+        "warm_start": WARM_START,
     },
     # the trials that are random before there is something to learn from
-    "tpe": {"startup": Option(10, int, 1, 100_000)},
+    "tpe": {"startup": Option(10, int, 1, 100_000), "warm_start": WARM_START},
 }
 """Optimizer name -> the options that it takes, which are keyword arguments of its class."""
 

@@ -25,8 +25,8 @@ _WHENEVER = datetime(2000, 1, 1)
 class _Sampled(Sequential):
     """An Optuna sampler that sees ranks instead of scores, so that its order is the feasibility-first one."""
 
-    def __init__(self, dimensions: Sequence[Dimension], seed: int) -> None:
-        super().__init__(dimensions, seed)
+    def __init__(self, dimensions: Sequence[Dimension], seed: int, **common: Any) -> None:
+        super().__init__(dimensions, seed, **common)
         self._distributions = {d.key: distribution(d) for d in self.dimensions}
 
     @abstractmethod
@@ -53,8 +53,8 @@ class _Sampled(Sequential):
 class Tpe(_Sampled):
     """Multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018, section 3.2); the first `startup` are random."""
 
-    def __init__(self, dimensions: Sequence[Dimension], seed: int, *, startup: int = 10) -> None:
-        super().__init__(dimensions, seed)
+    def __init__(self, dimensions: Sequence[Dimension], seed: int, *, startup: int = 10, **common: Any) -> None:
+        super().__init__(dimensions, seed, **common)
         self._startup = startup
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:

@@ -47,12 +47,13 @@ def dimensions(genes: Sequence[GeneSpec], axes: Axes) -> tuple[Dimension, ...]:
     for gene in genes:
         for places in product(*(axes.names(axis) for axis in gene.per)):
             key = dimension_key(gene.name, places)
+            place: dict[str, str] = dict(zip(gene.per, places, strict=True))
             if gene.choices:
                 init: Value = gene.init if gene.init is not None else gene.choices[0]
-                found.append(Dimension(key, init=init, choices=gene.choices))
+                found.append(Dimension(key, init=init, choices=gene.choices, gene=gene.name, place=place))
             else:
                 start = gene.init if gene.init is not None else (gene.low + gene.high) / 2
-                found.append(Dimension(key, gene.low, gene.high, start, gene.log))
+                found.append(Dimension(key, gene.low, gene.high, start, gene.log, gene=gene.name, place=place))
     return tuple(found)
 
 

@@ -12,6 +12,7 @@ from evomerge.files.objects import GeneSpec, SpaceSpec
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice, TokenizerPolicy
 from evomerge.registry import CHOICES, METHODS, Choice, Method, Parameter
 from evomerge.space.genes import OTHER, Axes, dimensions, value_at
+from evomerge.space.landmarks import landmarks
 from evomerge.types import Dimension, Genome
 
 
@@ -42,6 +43,11 @@ class Space:
     def start(self) -> Genome:
         """The genome of every gene's `init`."""
         return {d.key: d.tidy(d.init) for d in self.dimensions}
+
+    @property
+    def landmarks(self) -> dict[str, Genome]:
+        """The genomes of well-known models, by label, as far as the space holds them (`space.landmarks`)."""
+        return landmarks(self.dimensions, tuple(self.models.sources), self.spec.methods, self.spec.fixed)
 
     def parent(self, reference: str) -> Recipe:
         """A checkpoint as it is, or, under a tokenizer policy, as it takes part in every merge: brought to the output's

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from evomerge.optimize.base import Optimizer
+from evomerge.optimize.base import Optimizer, Start
 from evomerge.optimize.replay import replay
 from evomerge.study.session import Session
 
@@ -25,9 +26,10 @@ class Budget:
         return at_once if self.trials is None else max(0, min(at_once, self.trials - trials))
 
 
-def run(session: Session, optimizer: Optimizer, budget: Budget) -> None:
+def run(session: Session, make: Callable[[Start], Optimizer], budget: Budget) -> None:
     """Score the references, bring the optimizer to where the recorded trials left it, then search."""
     session.score_references()
+    optimizer = make(session.start())
     replay(optimizer, session.history())
     while count := budget.left(session, optimizer.open if session.economy else 1):
         rivals, places = optimizer.rivals, optimizer.places

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import InputError
-from evomerge.optimize.base import build
+from evomerge.optimize.base import Optimizer, Start, build
 from evomerge.study import holdout, loop
 from evomerge.study.device import parse_memory
 from evomerge.study.folder import RunFolder, is_disk_full
@@ -166,8 +166,12 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     left = None if budget.seconds is None else budget.seconds - session.spent()[1]
     session.observer.launched(session.folder.name, budget.trials, left, {name: s.sign for name, s in slices.items()})
     options = {k: v for k, v in spec.optimizer.items() if k not in ("name", "seed")}
-    optimizer = build(spec.optimizer["name"], session.plan.space.dimensions, spec.optimizer["seed"], options)
-    loop.run(session, optimizer, budget)
+
+    def make(start: Start) -> Optimizer:
+        name, seed = spec.optimizer["name"], spec.optimizer["seed"]
+        return build(name, session.plan.space.dimensions, seed, options, start)
+
+    loop.run(session, make, budget)
     session.observer.phase("scoring the best candidates on the holdout split")
     released = holdout.release(session)
     confidence = session.plan.fitness.confidence

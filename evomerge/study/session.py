@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evomerge.errors import InputError, TrialError
+from evomerge.optimize.base import Start
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import OBJECTIVES, load
@@ -219,6 +220,13 @@ class Session:
     def outcome(self, trial: Trial) -> Outcome:
         """What the optimizer learns of a trial."""
         return self._floors.outcome(trial)
+
+    def start(self) -> Start:
+        """What is known before the search: the genomes of well-known models, and how the references did."""
+        told = {t.label: t for t in self.store.told() if t.kind == "reference" and t.state != "running"}
+        landmarks = self.plan.space.landmarks
+        known = [(genome, self.outcome(told[label])) for label, genome in landmarks.items() if label in told]
+        return Start(landmarks=landmarks, known=known)
 
     def history(self) -> list[tuple[Genome, Outcome]]:
         """The optimizer's own finished trials, in the order asked."""

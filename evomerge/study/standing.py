@@ -46,6 +46,8 @@ class Standing:
             feasible=self.settled and feasible(verdicts),
             objective=trial.objective,
             shortfall=shortfall(verdicts),
+            margins=tuple((v.bound - v.floor) / self.scale[v.slice] for v in verdicts if v.floor is not None),
+            values=tuple(trial.scores[name] for name in self.gates),
         )
 
     def ranked(self) -> list[Trial]:

@@ -1,0 +1,116 @@
+"""What everybody would try first, before a search: known models, equal weights, a greedy soup of the best of them.
+
+Users have 50 to 200 evaluations, and where they begin decides more than by what they are led. So the initial genome
+and the ladder of equal weights are scored first; then the parents are taken into the best of all, one by one, as long
+as that does not make it worse (greedy soup: Wortsman et al. 2022, "Model soups", recipe 1, arXiv:2203.05482). The best
+by the feasibility-first order is where the search begins, and all of them are known to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from evomerge.optimize.base import Optimizer, Sequential, Start, identity
+from evomerge.optimize.ranking import rank_key
+from evomerge.types import Dimension, Genome, Outcome
+
+
+class WarmStart(Sequential):
+    """Proposes the landmarks that are not known yet, all at once, then the soups, then what another optimizer does."""
+
+    def __init__(
+        self, dimensions: Sequence[Dimension], seed: int, make: Callable[[Start], Optimizer], **common: Any
+    ) -> None:
+        super().__init__(dimensions, seed, **common)
+        self._make = make
+        self._inner: Optimizer | None = None
+        self._known = list(self.start.known)
+        known = {identity(genome) for genome, _ in self._known}
+        first = {identity(g): g for g in (self._initial(), *self.start.landmarks.values())}
+        self._ladder = [genome for name, genome in first.items() if name not in known]
+        self._soup: Soup | None = None
+
+    @property
+    def open(self) -> int:
+        if self._inner is not None:
+            return self._inner.open
+        if self._soup is not None:
+            return 1 - len(self._asked)
+        return len(self._ladder) - self.count
+
+    @property
+    def rivals(self) -> int:
+        if self._inner is not None:
+            return self._inner.rivals
+        return 0 if self._soup is not None else len(self.history)
+
+    @property
+    def places(self) -> int:
+        return self._inner.places if self._inner is not None else 1
+
+    def _propose(self) -> Genome:
+        if self._inner is not None:
+            return self._inner.ask()
+        if self._soup is not None:
+            assert self._soup.next is not None
+            return self._soup.next
+        return self._ladder[self.count]
+
+    def _learn(self, outcome: Outcome) -> None:
+        genome = self.history[-1][0]
+        if self._inner is not None:
+            self._inner.tell(genome, outcome)
+            return
+        self._known.append((genome, outcome))
+        if self._soup is not None:
+            self._soup.tell(outcome)
+        elif len(self.history) == len(self._ladder):
+            self._soup = Soup(self.dimensions, self._known, self.start.landmarks)
+        if self._soup is not None and self._soup.next is None:
+            best = min(self._known, key=lambda pair: rank_key(pair[1]))
+            self._inner = self._make(Start(best[0], self.start.landmarks, tuple(self._known)))
+
+
+class Soup:
+    """A greedy soup: `next` is the mixture to score, None once every ingredient was tried."""
+
+    def __init__(
+        self, dimensions: Sequence[Dimension], known: Sequence[tuple[Genome, Outcome]], landmarks: Mapping[str, Genome]
+    ) -> None:
+        """Begins with the best of the genomes that are `known`; the ingredients are the parents among them."""
+        self._dimensions = dimensions
+        self._known = {identity(genome): outcome for genome, outcome in known}
+        ranked = sorted(known, key=lambda pair: rank_key(pair[1]))
+        parents = [identity(g) for label, g in landmarks.items() if not label.startswith("equal")]
+        self.best, self._outcome = ranked[0]
+        self._members = [self.best]
+        self._ingredients = [g for g, _ in ranked[1:] if identity(g) in parents]
+        self.next = self._mixture()
+
+    def tell(self, outcome: Outcome) -> None:
+        """The outcome of `next`."""
+        assert self.next is not None
+        self._known[identity(self.next)] = outcome
+        if rank_key(outcome) <= rank_key(self._outcome):
+            self.best, self._outcome = self.next, outcome
+            self._members.append(self._ingredients[0])
+        self._ingredients.pop(0)
+        self.next = self._mixture()
+
+    def _mixture(self) -> Genome | None:
+        """The mean of the members and the next ingredient that makes something new."""
+        while self._ingredients:
+            members = [*self._members, self._ingredients[0]]
+            mixed = {d.key: self._mean(d, members) for d in self._dimensions}
+            if identity(mixed) not in self._known:
+                return mixed
+            self._ingredients.pop(0)
+        return None
+
+    def _mean(self, dimension: Dimension, members: Sequence[Genome]) -> Any:
+        """The mean of a number; of a choice, the first member's."""
+        values = [member[dimension.key] for member in members]
+        if dimension.choices:
+            return values[0]
+        return dimension.tidy(sum(float(v) for v in values) / len(values))
