@@ -167,6 +167,7 @@ CHOICES: Mapping[str, Choice] = {
 """What a search space may name as its method; recipes say the method behind it."""
 
 OPTIMIZERS: Mapping[str, str] = {
+    "surrogate": "evomerge.optimize.surrogate:Surrogate",
     "cma-es": "evomerge.optimize.cma_es:CmaEs",
     "tpe": "evomerge.optimize.optuna_samplers:Tpe",
     "random": "evomerge.optimize.optuna_samplers:Random",

@@ -46,6 +46,12 @@ WARM_START = Option(True, bool)
 """Whether what everybody would try first is scored first, and the best of it is where the search begins."""
 
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
+    "surrogate": {
+        # trials that are asked at once, and how many are known before there is a model to ask
+        "population": Option(1, int, 1, 1_000),
+        "startup": Option(8, int, 2, 1_000),
+        "warm_start": WARM_START,
+    },
     "cma-es": {
         # trials in a generation (auto: 4 + 3 ln of the number of coordinates), and the initial standard deviation
         # as a share of each gene's range (of which pycma uses at most a third)

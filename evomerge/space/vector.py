@@ -30,21 +30,22 @@ class Encoding:
             _check(dimension)
         self.dimensions = tuple(dimensions)
         ends = np.cumsum([len(d.choices) or 1 for d in self.dimensions], dtype=int).tolist()
-        self._slices = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        self.places = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        """The coordinates of each dimension."""
         self.size: int = ends[-1] if ends else 0
         self.choice_coordinates: tuple[slice, ...] = tuple(
-            place for d, place in zip(self.dimensions, self._slices, strict=True) if d.choices
+            place for d, place in zip(self.dimensions, self.places, strict=True) if d.choices
         )
         """The coordinates of each choice dimension."""
         self.numeric_coordinates: tuple[int, ...] = tuple(
-            place.start for d, place in zip(self.dimensions, self._slices, strict=True) if not d.choices
+            place.start for d, place in zip(self.dimensions, self.places, strict=True) if not d.choices
         )
         """The coordinate of each numeric dimension."""
 
     def encode(self, genome: Genome) -> Vector:
         """The vector of a genome; a choice's coordinates are 1 for the chosen name and 0 for the others."""
         vector = np.zeros(self.size)
-        for dimension, place in zip(self.dimensions, self._slices, strict=True):
+        for dimension, place in zip(self.dimensions, self.places, strict=True):
             value = dimension.tidy(genome[dimension.key])
             if dimension.choices:
                 vector[place.start + dimension.choices.index(str(value))] = 1.0
@@ -57,7 +58,7 @@ class Encoding:
         if vector.shape != (self.size,) or not np.isfinite(vector).all():
             raise ValueError(f"expected {self.size} finite coordinates, got {vector!r}")
         genome: Genome = {}
-        for dimension, place in zip(self.dimensions, self._slices, strict=True):
+        for dimension, place in zip(self.dimensions, self.places, strict=True):
             value: Value
             if dimension.choices:
                 value = dimension.choices[int(np.argmax(vector[place]))]

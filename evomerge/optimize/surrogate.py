@@ -1,0 +1,159 @@
+"""Bayesian optimization with floors: a Gaussian process for the objective and one for the margin above each floor.
+
+Where ranks tell an evolution strategy which of ten candidates did better, the scores themselves tell a model how the
+objective and each floor depend on the genes. The next candidate is the one that is most worth an evaluation by that
+model (`acquisition.worth`), looked for by mutation around the best so far: in single genes, in all genes of a source, a
+layer, a module at once, in steps of all sizes.
+
+It is a function of the seed and of what it was told, and keeps nothing else: see `recall`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evomerge.optimize.acquisition import worth
+from evomerge.optimize.base import Sequential, identity
+from evomerge.optimize.gaussian_process import GaussianProcess, Group, Matrix
+from evomerge.optimize.mutation import Mutation
+from evomerge.optimize.ranking import FAILED, RankKey, rank_key
+from evomerge.space.vector import Encoding
+from evomerge.types import Dimension, Genome, Outcome
+
+Told = tuple[Genome, Outcome]
+
+_POOL, _ROUNDS, _KEPT = 300, 8, 8
+"""How many mutants are looked at first, how often the `_KEPT` best of them are mutated again, by half as many."""
+
+_PARENTS = 5
+"""The best so far, around whom is looked."""
+
+_MOST = 300
+"""Of how many genomes, the best, the model is made."""
+
+_REACH = 10.0
+"""What lies further below the best than so many times what the best quarter spans counts by its logarithm: the hopeless
+must not hide the differences between the others."""
+
+
+class Surrogate(Sequential):
+    """Asks for `population` genomes at a time; the later of them take for granted what is predicted of the earlier."""
+
+    def __init__(
+        self,
+        dimensions: Sequence[Dimension],
+        seed: int,
+        *,
+        population: int = 1,
+        startup: int = 8,
+        **common: Any,
+    ) -> None:
+        super().__init__(dimensions, seed, **common)
+        self._encoding = Encoding(self.dimensions)
+        self._population, self._startup = population, startup
+        self._mutation = Mutation(self._encoding)
+        self._groups = _groups(self._encoding)
+        self._scales: tuple[int, list[float]] | None = None
+
+    @property
+    def open(self) -> int:
+        if self.asynchronous:
+            return super().open
+        return self._population - self.rivals - len(self._asked)
+
+    @property
+    def rivals(self) -> int:
+        return 0 if self.asynchronous else len(self.history) % self._population
+
+    def _propose(self) -> Genome:
+        generator = self._generator(self.count)
+        told = [*self.start.known, *self.history[: len(self.history) - self.rivals]]
+        out = [*(genome for genome, _ in self.history[len(self.history) - self.rivals :]), *self._asked]
+        proposed = {identity(genome) for genome in (*out, *(genome for genome, _ in told))}
+        if identity(self._initial()) not in proposed:
+            return self._initial()
+        able = sum(rank_key(outcome)[0] != FAILED for _, outcome in told)
+        if able < 2 or len(proposed) < self._startup:
+            return self._novel(self._encoding.decode(self._mutation.anywhere(1, generator)[0]), proposed, generator)
+        genomes = [self._encoding.decode(vector) for vector in self._most_worth(told, out, generator)]
+        new = next((genome for genome in genomes if identity(genome) not in proposed), genomes[0])
+        return self._novel(new, proposed, generator)
+
+    def _most_worth(self, told: Sequence[Told], out: Sequence[Genome], generator: np.random.Generator) -> Matrix:
+        """[_KEPT, d] candidates, the one that is most worth it first; `out` is evaluated already."""
+        age = len(told)
+        told = sorted(told, key=_rank)[:_MOST]
+        inputs = self._encoded([genome for genome, _ in told])
+        model = self._model(inputs, [outcome for _, outcome in told], age)
+        feasible = [outcome.feasible for _, outcome in told]
+        best = float(model.predict(inputs[feasible])[0][:, 0].max()) if any(feasible) else None
+        if out:
+            model.believe(self._encoded(out))
+        found = inputs[:_PARENTS]
+        values = np.full(len(found), -math.inf)  # they are known
+        for turn in range(_ROUNDS + 1):
+            count, reach = (_POOL // 2, 0.75 ** (turn - 1)) if turn else (_POOL, 1.0)
+            mutants = self._mutation.around(found, count, reach, generator)
+            found = np.concatenate([found, mutants])
+            values = np.concatenate([values, worth(*model.predict(mutants), best)])
+            order = np.argsort(-values, kind="stable")[:_KEPT]
+            found, values = found[order], values[order]
+        return found
+
+    def _model(self, inputs: Matrix, outcomes: Sequence[Outcome], age: int) -> GaussianProcess:
+        """Its hyperparameters are found once for all genomes that are asked before more is told than now (`age`)."""
+        known = self._scales[1] if self._scales and self._scales[0] == age else None
+        model = GaussianProcess(inputs, lessons(outcomes), self._groups, known)
+        self._scales = age, model.scales
+        return model
+
+    def _encoded(self, genomes: Sequence[Genome]) -> Matrix:
+        return np.array([self._encoding.encode(genome) for genome in genomes])
+
+
+def _rank(pair: Told) -> RankKey:
+    return rank_key(pair[1])
+
+
+def lessons(outcomes: Sequence[Outcome]) -> Matrix:
+    """[n, 1 + floors], the objective and the margins of each; where they are not all known, minus the shortfall.
+
+    Failed ones get the worst of the others, and so do values that are not finite.
+    """
+    widths = {len(outcome.margins) for outcome in outcomes if not outcome.failed}
+    margins = len(widths) == 1 and 0 not in widths
+    missed = any(outcome.shortfall > 0 for outcome in outcomes)
+    rows = []
+    for outcome in outcomes:
+        floors = outcome.margins if margins else ((-outcome.shortfall,) if missed else ())
+        rows.append([outcome.objective, *floors])
+    width = max(len(row) for row in rows)
+    table = np.array([row if len(row) == width else [math.nan] * width for row in rows])
+    failed = [rank_key(outcome)[0] == FAILED for outcome in outcomes]
+    table[failed] = math.nan
+    return np.stack([_within_reach(column) for column in table.T], axis=1)
+
+
+def _within_reach(column: Matrix) -> Matrix:
+    finite = column[np.isfinite(column)]
+    if not finite.size:
+        return np.zeros_like(column)
+    most, least = float(finite.max()), float(finite.min())
+    span = most - float(np.quantile(finite, 0.75))
+    column = np.nan_to_num(column, nan=least, neginf=least, posinf=most)
+    if span <= 0:
+        return column
+    beyond = np.maximum(most - column - _REACH * span, 0.0)
+    return column + beyond - span * np.log1p(beyond / span)
+
+
+def _groups(encoding: Encoding) -> list[Group]:
+    """The coordinates of each gene: a weight, a density and a choice have length scales of their own."""
+    found: dict[tuple[str, bool], list[int]] = {}
+    for dimension, place in zip(encoding.dimensions, encoding.places, strict=True):
+        found.setdefault((dimension.gene, bool(dimension.choices)), []).extend(range(place.start, place.stop))
+    return [np.array(group) for group in found.values()]
