@@ -23,8 +23,10 @@ def check_landmarks(
     name: str, options: Mapping[str, Any], sources: Sequence[str], landmarks: Mapping[str, Genome]
 ) -> None:
     """Raises OptionError where the optimizer `name` goes by models that are not among the space's `landmarks`."""
-    wanted = {"uniform-soup": {"name": UNIFORM}, "greedy-soup": {"name": SOURCES}}.get(name, {})
-    if name == "path":
+    wanted: dict[str, str] = {}
+    if name in ("uniform-soup", "greedy-soup"):
+        wanted = {"name": UNIFORM}
+    elif name == "path":
         checked = check_options(name, options)
         wanted = {key: str(checked[key]) for key in ("begin", "end")}
     legal = ["base", *sources, UNIFORM, *(f"equal {step:g}" for step in LADDER)]
