@@ -171,6 +171,11 @@ OPTIMIZERS: Mapping[str, str] = {
     "cma-es": "evomerge.optimize.cma_es:CmaEs",
     "tpe": "evomerge.optimize.optuna_samplers:Tpe",
     "random": "evomerge.optimize.optuna_samplers:Random",
+    "uniform-soup": "evomerge.optimize.soups:UniformSoup",
+    "greedy-soup": "evomerge.optimize.soups:GreedySoup",
+    "grid": "evomerge.optimize.grid:Grid",
+    "path": "evomerge.optimize.path:Path",
+    "coordinate": "evomerge.optimize.coordinate:Coordinate",
 }
 
 OBJECTIVES: Mapping[str, str] = {

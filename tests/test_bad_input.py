@@ -89,6 +89,13 @@ CASES: dict[str, tuple[str, str, Any, str, str]] = {
     ),
     "unknown option": ("space", "optimizer.popsize", 4, "popsize", "cma-es takes no such option"),
     "illegal option": ("space", "optimizer.sigma", 3, "sigma", "3 is not legal for cma-es"),
+    "path to nowhere": (
+        "space",
+        "optimizer",
+        {"name": "path", "end": "tow"},
+        "end: tow",
+        "optimizer.end: path knows no model 'tow'; did you mean 'two'?",
+    ),
     "range reversed": ("space", "genes.weight.low", 2.0, "high: 1.0", "low 2 is above high 1; swap them"),
     "range not legal": (
         "space",
@@ -146,6 +153,18 @@ def test_wrong_values(name: str, tiny_study: Study, complaint: Check) -> None:
     assert message in said
     if value is not None:
         assert f"{file.name}:{line_of(file, marker)}: " in said
+
+
+def test_a_soup_needs_a_space_that_holds_it(tiny_study: Study, complaint: Check) -> None:
+    def without(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["genes"]["weight"] = {"low": 0.6, "high": 1.0, "per": ["sources"]}
+        space["optimizer"] = "greedy-soup"
+
+    file = tiny_study(without)
+    line = line_of(file, "optimizer:")
+    said = complaint("search", "space.yaml", "--dry-run")
+    assert f"space.yaml:{line}: optimizer: greedy-soup goes by the uniform average, which the space" in said
+    assert "optimizer: path goes by the base, which" in complaint("search", "space.yaml", "--optimizer", "path")
 
 
 def test_settings_name_themselves(tiny_study: Study, complaint: Check) -> None:

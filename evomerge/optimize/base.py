@@ -52,6 +52,11 @@ class Optimizer(Protocol):
         ...
 
     @property
+    def exhausted(self) -> str | None:
+        """Why nothing is left to propose, in words: the search ends, and `open` is 0. None while there is more."""
+        ...
+
+    @property
     def rivals(self) -> int:
         """How many of the genomes told last compete with those that are asked now."""
         ...
@@ -62,7 +67,8 @@ class Optimizer(Protocol):
         ...
 
     def ask(self) -> Genome:
-        """The next genome to evaluate; the first is made of the dimensions' initial values."""
+        """The next genome to evaluate; the first is made of the dimensions' initial values, unless landmarks name
+        better ones."""
         ...
 
     def tell(self, genome: Genome, outcome: Outcome) -> None:
@@ -132,6 +138,10 @@ class Sequential(ABC):
         return _AT_ONCE - len(self._asked) if self.asynchronous else 1 - len(self._asked)
 
     @property
+    def exhausted(self) -> str | None:
+        return None
+
+    @property
     def rivals(self) -> int:
         return 0
 
@@ -145,6 +155,8 @@ class Sequential(ABC):
         return len(self.history) + len(self._asked)
 
     def ask(self) -> Genome:
+        if self.exhausted is not None:
+            raise RuntimeError(f"ask() was called, but nothing is left to propose: {self.exhausted}")
         if self.open < 1:
             raise RuntimeError("ask() was called too often; tell() the outcome of the genome asked first")
         self._asked.append(self._propose())

@@ -11,10 +11,11 @@ from evomerge.errors import suggestion
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its default, its type, its legal range (`above` excludes the low end), the words it also takes."""
+    """One option: its default, its type, its legal range (`above` excludes the low end), the words it also takes; a
+    text without words is a name."""
 
     default: int | float | str
-    kind: type[int] | type[float] | type[bool]
+    kind: type[int] | type[float] | type[bool] | type[str]
     low: float = 0.0
     high: float = 1.0
     above: bool = False
@@ -24,6 +25,8 @@ class Option:
     def legal(self) -> str:
         if self.kind is bool:
             return "true or false"
+        if self.kind is str:
+            return " or ".join(map(repr, self.words)) or "a name"
         noun = "a whole number" if self.kind is int else "a number"
         span = f"{'above' if self.above else 'from'} {self.low:g} to {self.high:g}"
         return " or ".join([*map(repr, self.words), f"{noun} {span}"])
@@ -33,8 +36,9 @@ class Option:
         if self.kind is bool:
             return value if isinstance(value, bool) else None
         if isinstance(value, str):
-            return value if value in self.words else None
-        if isinstance(value, bool) or not isinstance(value, int | float):
+            named = self.kind is str and not self.words and value != ""
+            return value if named or value in self.words else None
+        if self.kind is str or isinstance(value, bool) or not isinstance(value, int | float):
             return None
         inside = self.low <= value <= self.high and not (self.above and value == self.low)
         if not inside or (self.kind is int and value != int(value)):
@@ -44,6 +48,9 @@ class Option:
 
 WARM_START = Option(True, bool)
 """Whether what everybody would try first is scored first, and the best of it is where the search begins."""
+
+TOLERANCE = Option(0.01, float, 0.0, 1.0, above=True)
+"""The finest step, as a share: of the line, or of each gene's range."""
 
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "surrogate": {
@@ -61,6 +68,26 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
     },
     # the trials that are random before there is something to learn from
     "tpe": {"startup": Option(10, int, 1, 100_000), "warm_start": WARM_START},
+    # values of each number, and over which axes of its own a gene is held to one value
+    "grid": {
+        "levels": Option(3, int, 2, 1000),
+        "tie": Option("auto", str, words=("auto", "none", "layers", "modules", "layers+modules", "all")),
+    },
+    # the line's ends are labels of landmarks; it reaches as far as this many times the way between them
+    "path": {
+        "points": Option(11, int, 2, 1000),
+        "begin": Option("base", str),
+        "end": Option("uniform", str),
+        "reach": Option("edge", float, 0.0, 100.0, above=True, words=("edge",)),
+        "tolerance": TOLERANCE,
+    },
+    # whose values move together, and the first step as a share of each gene's range
+    "coordinate": {
+        "by": Option("sources", str, words=("sources", "layers", "genes", "each")),
+        "step": Option(0.2, float, 0.0, 1.0, above=True),
+        "tolerance": TOLERANCE,
+        "warm_start": WARM_START,
+    },
 }
 """Optimizer name -> the options that it takes, which are keyword arguments of its class."""
 

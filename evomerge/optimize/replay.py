@@ -16,12 +16,18 @@ def replay(optimizer: Optimizer, history: Iterable[tuple[Genome, Outcome]]) -> N
     another one. A trial that was in flight is asked again next, and comes out the same.
     """
     for number, (genome, outcome) in enumerate(history):
+        if optimizer.exhausted is not None:
+            raise _another_run(number, f"a genome is recorded where none is left to propose ({optimizer.exhausted})")
         asked = optimizer.ask()
         if asked != genome:
-            raise InputError(
-                f"the run cannot be continued exactly: for trial {number} of its optimizer, another genome is "
-                f"recorded than is proposed now ({difference(genome, asked)})",
-                "resume with the space, seed, options and versions of numpy, cma and optuna that the run was "
-                "started with (environment.json names them), or start a new run",
-            )
+            change = f"another genome is recorded than is proposed now ({difference(genome, asked)})"
+            raise _another_run(number, change)
         optimizer.tell(asked, outcome)
+
+
+def _another_run(number: int, change: str) -> InputError:
+    return InputError(
+        f"the run cannot be continued exactly: for trial {number} of its optimizer, {change}",
+        "resume with the space, seed, options and versions of numpy, cma and optuna that the run was "
+        "started with (environment.json names them), or start a new run",
+    )

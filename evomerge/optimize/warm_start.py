@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from evomerge.optimize.base import Optimizer, Sequential, Start, identity
+from evomerge.optimize.base import GenomeId, Optimizer, Sequential, Start, identity
 from evomerge.optimize.ranking import rank_key
 from evomerge.types import Dimension, Genome, Outcome
 
@@ -30,6 +30,8 @@ class WarmStart(Sequential):
         first = {identity(g): g for g in (self._initial(), *self.start.landmarks.values())}
         self._ladder = [genome for name, genome in first.items() if name not in known]
         self._soup: Soup | None = None
+        if not self._ladder:
+            self._go_on()
 
     @property
     def open(self) -> int:
@@ -38,6 +40,10 @@ class WarmStart(Sequential):
         if self._soup is not None:
             return 1 - len(self._asked)
         return len(self._ladder) - self.count
+
+    @property
+    def exhausted(self) -> str | None:
+        return self._inner.exhausted if self._inner is not None else None
 
     @property
     def rivals(self) -> int:
@@ -65,47 +71,55 @@ class WarmStart(Sequential):
         self._known.append((genome, outcome))
         if self._soup is not None:
             self._soup.tell(outcome)
-        elif len(self.history) == len(self._ladder):
-            self._soup = Soup(self.dimensions, self._known, self.start.landmarks)
-        if self._soup is not None and self._soup.next is None:
-            best = min(self._known, key=lambda pair: rank_key(pair[1]))
+        if len(self.history) >= len(self._ladder):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """From the landmarks to the soup, and from there to the search."""
+        best = min(self._known, key=lambda pair: rank_key(pair[1]))
+        if self._soup is None:
+            parents = [identity(g) for label, g in self.start.landmarks.items() if not label.startswith("equal")]
+            ingredients = [best[0], *(g for g, _ in self._known if identity(g) in parents)]
+            self._soup = Soup(self.dimensions, ingredients, {identity(g): outcome for g, outcome in self._known})
+        if self._soup.next is None:
             self._inner = self._make(Start(best[0], self.start.landmarks, tuple(self._known)))
 
 
 class Soup:
-    """A greedy soup: `next` is the mixture to score, None once every ingredient was tried."""
+    """A greedy soup (Wortsman et al. 2022, recipe 1): `next` is the mixture to score, None once every ingredient was
+    tried; what is known of a mixture already is not asked again."""
 
     def __init__(
-        self, dimensions: Sequence[Dimension], known: Sequence[tuple[Genome, Outcome]], landmarks: Mapping[str, Genome]
+        self, dimensions: Sequence[Dimension], ingredients: Sequence[Genome], known: Mapping[GenomeId, Outcome]
     ) -> None:
-        """Begins with the best of the genomes that are `known`; the ingredients are the parents among them."""
-        self._dimensions = dimensions
-        self._known = {identity(genome): outcome for genome, outcome in known}
-        ranked = sorted(known, key=lambda pair: rank_key(pair[1]))
-        parents = [identity(g) for label, g in landmarks.items() if not label.startswith("equal")]
-        self.best, self._outcome = ranked[0]
-        self._members = [self.best]
-        self._ingredients = [g for g, _ in ranked[1:] if identity(g) in parents]
+        """Begins with the best of the ingredients; the outcomes of all of them are `known`."""
+        self._dimensions, self._known = dimensions, dict(known)
+        distinct = {identity(genome): genome for genome in ingredients}.values()
+        first, *self._ingredients = sorted(distinct, key=lambda genome: rank_key(self._known[identity(genome)]))
+        self.members, self._outcome = [first], self._known[identity(first)]
         self.next = self._mixture()
 
     def tell(self, outcome: Outcome) -> None:
         """The outcome of `next`."""
         assert self.next is not None
-        self._known[identity(self.next)] = outcome
-        if rank_key(outcome) <= rank_key(self._outcome):
-            self.best, self._outcome = self.next, outcome
-            self._members.append(self._ingredients[0])
-        self._ingredients.pop(0)
+        self._taste(outcome)
         self.next = self._mixture()
 
+    def _taste(self, outcome: Outcome) -> None:
+        """Keeps the ingredient in hand if the mixture with it is no worse than the one without."""
+        ingredient = self._ingredients.pop(0)
+        if rank_key(outcome) <= rank_key(self._outcome):
+            self._outcome = outcome
+            self.members.append(ingredient)
+
     def _mixture(self) -> Genome | None:
-        """The mean of the members and the next ingredient that makes something new."""
+        """The mean of the members and the next ingredient, where that is not known yet."""
         while self._ingredients:
-            members = [*self._members, self._ingredients[0]]
+            members = [*self.members, self._ingredients[0]]
             mixed = {d.key: self._mean(d, members) for d in self._dimensions}
             if identity(mixed) not in self._known:
                 return mixed
-            self._ingredients.pop(0)
+            self._taste(self._known[identity(mixed)])
         return None
 
     def _mean(self, dimension: Dimension, members: Sequence[Genome]) -> Any:

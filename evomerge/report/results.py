@@ -163,7 +163,8 @@ def _objective(standing: Standing, number: int | None) -> float | None:
 
 def verdict(result: Result) -> str:
     """What a search came to, what it spent, and what to do next, in words."""
-    return f"{Account.of(result.search.trials)}\n{_outcome(result)}"
+    account = Account.of(result.search.trials)
+    return f"{account}\n{_outcome(result)}" if account.in_full else _outcome(result)
 
 
 def _outcome(result: Result) -> str:

@@ -53,6 +53,12 @@ def landmarks(
     return {label: genome for label, genome in found.items() if genome is not None}
 
 
+def sources_of(found: Mapping[str, Genome]) -> dict[str, Genome]:
+    """Those of the landmarks that are sources."""
+    others = ("base", UNIFORM, *(f"equal {step:g}" for step in LADDER))
+    return {label: genome for label, genome in found.items() if label not in others}
+
+
 def _is_normalised(method: str, fixed: Mapping[str, float | bool]) -> bool:
     parameter = METHODS[method].parameter("normalize")
     return bool(fixed.get("normalize", parameter.default if parameter else False))

@@ -10,7 +10,7 @@ from evomerge.files.objects import SpaceSpec
 from evomerge.space.space import Models, Space
 from evomerge.study.device import parse_memory
 from evomerge.study.folder import RunFolder
-from evomerge.study.prepare import Plan, check_files, open_checkpoints, read_files
+from evomerge.study.prepare import Plan, check_files, check_start, open_checkpoints, read_files
 
 
 def check(
@@ -68,4 +68,6 @@ def _unopened(spec: SpaceSpec) -> Space | None:
     layers = spec.layers if isinstance(spec.layers, int) else spec.layers[-1][1]
     assert isinstance(layers, int)
     sources = {name: str(ref) for name, ref in spec.sources.items()}
-    return Space(spec, Models(str(spec.base), sources, layers, spec.dtype or "bfloat16"))
+    space = Space(spec, Models(str(spec.base), sources, layers, spec.dtype or "bfloat16"))
+    check_start(spec, space)
+    return space

@@ -27,13 +27,16 @@ class Budget:
 
 
 def run(session: Session, make: Callable[[Start], Optimizer], budget: Budget) -> None:
-    """Score the references, bring the optimizer to where the recorded trials left it, then search."""
+    """Score the references, bring the optimizer to where the recorded trials left it, then search until the budget is
+    spent or the optimizer is exhausted."""
     session.score_references()
     optimizer = make(session.start())
     replay(optimizer, session.history())
-    while count := budget.left(session, optimizer.open if session.economy else 1):
+    while count := budget.left(session, optimizer.open if session.economy else min(1, optimizer.open)):
         rivals, places = optimizer.rivals, optimizer.places
         genomes = [optimizer.ask() for _ in range(count)]
         trials = session.next_trials(genomes)
         for genome, done in zip(genomes, session.evaluate_all(trials, rivals, places), strict=True):
             optimizer.tell(genome, session.outcome(done))
+    if optimizer.exhausted is not None:
+        session.observer.note(f"nothing is left to propose: {optimizer.exhausted}")

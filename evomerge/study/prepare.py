@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.preflight import TokenChanges, check_configured, check_family, token_changes
@@ -13,6 +15,7 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import FitnessSpec, ModelRef, SpaceSpec
 from evomerge.files.space_file import read_space
+from evomerge.optimize.needs import check_landmarks
 from evomerge.optimize.options import OptionError, check_options
 from evomerge.recipe.recipe import TokenizerPolicy
 from evomerge.scoring.preflight import check_fitness
@@ -66,11 +69,28 @@ def _check_options(spec: SpaceSpec) -> None:
     if not spec.genes:
         problem = "holds no gene: there is nothing to search"
         raise InputError(problem, "give at least one gene a range", spec.at("genes"))
-    options = {k: v for k, v in spec.optimizer.items() if k not in ("name", "seed")}
+    with _options_placed(spec):
+        check_options(spec.optimizer["name"], _options(spec))
+
+
+def check_start(spec: SpaceSpec, space: Space) -> None:
+    """InputError where the optimizer goes by models that the space does not hold."""
+    with _options_placed(spec):
+        check_landmarks(spec.optimizer["name"], _options(spec), list(spec.sources), space.landmarks)
+
+
+def _options(spec: SpaceSpec) -> dict[str, Any]:
+    return {k: v for k, v in spec.optimizer.items() if k not in ("name", "seed")}
+
+
+@contextmanager
+def _options_placed(spec: SpaceSpec) -> Iterator[None]:
+    """Says where in the file a wrong option of the optimizer stands."""
     try:
-        check_options(spec.optimizer["name"], options)
+        yield
     except OptionError as error:
-        raise InputError(error.problem, error.mend, spec.at(f"optimizer.{error.key}")) from None
+        key = f"optimizer.{error.key}"
+        raise InputError(error.problem, error.mend, spec.at(key if key in spec.where else "optimizer")) from None
 
 
 def _check_budget(spec: SpaceSpec) -> None:
@@ -91,7 +111,9 @@ def open_checkpoints(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
     tokens = token_changes(base, sources, spec.tokenizer, where)
     _check_distinct({"base": base, **sources}, where)
     _check_modules(spec, base)
-    return Plan(spec, fitness, base, sources, Space(spec, _models(spec, base, sources, tokens)), tokens)
+    space = Space(spec, _models(spec, base, sources, tokens))
+    check_start(spec, space)
+    return Plan(spec, fitness, base, sources, space, tokens)
 
 
 def _check_distinct(checkpoints: dict[str, Checkpoint], where: Callable[[str], Where]) -> None:

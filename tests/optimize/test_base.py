@@ -7,6 +7,7 @@ from evomerge.registry import OPTIMIZERS
 from evomerge.types import Dimension, Genome, Outcome
 
 DIMENSIONS = [Dimension("w"), Dimension("v")]
+PLANNED = ("uniform-soup", "greedy-soup", "path", "coordinate")  # whatever the seed
 FINE = Outcome(feasible=True, objective=1.0, shortfall=0.0)
 
 
@@ -65,7 +66,7 @@ def test_nothing_to_search_and_twice_the_same_are_refused() -> None:
         build("random", DIMENSIONS, -1, {})
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in PLANNED])
 def test_replay_refuses_another_run(name: str) -> None:
     recorded: list[tuple[Genome, Outcome]] = []
     optimizer = build(name, DIMENSIONS, 0, {})

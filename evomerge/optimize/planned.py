@@ -1,0 +1,83 @@
+"""What the optimizers without evolution share: a plan, written as one function, that ends."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Generator, Iterable, Sequence
+from typing import Any
+
+from evomerge.optimize.base import GenomeId, Sequential, identity
+from evomerge.optimize.ranking import RankKey, rank_key
+from evomerge.types import Dimension, Genome, Outcome
+
+Batches = Generator[Sequence[Genome], None, str]
+"""Genomes to score, a batch at a time; returns why there are no more."""
+
+
+class Planned(Sequential):
+    """Proposes the batches of `_plan`, each of them at once, and goes on with the plan when all of a batch are told.
+
+    What was proposed before, or is known from the start, is not proposed again: the plan finds its recorded outcome.
+    """
+
+    def __init__(self, dimensions: Sequence[Dimension], seed: int, **common: Any) -> None:
+        """Starts the plan: a subclass sets what its plan reads before it comes here."""
+        super().__init__(dimensions, seed, **common)
+        self._outcomes: dict[GenomeId, Outcome] = {identity(genome): outcome for genome, outcome in self.start.known}
+        self._batches = self._plan()
+        self._batch: list[Genome] = []
+        self._told = 0
+        self._ended: str | None = None
+        self._go_on()
+
+    @abstractmethod
+    def _plan(self) -> Batches:
+        """Yields batches of genomes, tidy; after each, the outcomes of all of it are there (`_key`)."""
+
+    @property
+    def open(self) -> int:
+        return len(self._batch) - self._told - len(self._asked)
+
+    @property
+    def exhausted(self) -> str | None:
+        return self._ended
+
+    @property
+    def rivals(self) -> int:
+        return self._told
+
+    def _propose(self) -> Genome:
+        return self._batch[self._told + len(self._asked)]
+
+    def _learn(self, outcome: Outcome) -> None:
+        self._outcomes[identity(self.history[-1][0])] = outcome
+        self._told += 1
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Takes the next batch in which there is something new, once the last is told."""
+        while self._ended is None and self._told == len(self._batch):
+            try:
+                wanted = next(self._batches)
+            except StopIteration as end:
+                self._ended, wanted = end.value, ()
+            distinct = {identity(genome): genome for genome in wanted}
+            self._batch = [genome for name, genome in distinct.items() if name not in self._outcomes]
+            self._told = 0
+
+    def _key(self, genome: Genome) -> RankKey:
+        """Where a scored genome ranks."""
+        return rank_key(self._outcomes[identity(genome)])
+
+    def _best(self, genomes: Iterable[Genome]) -> Genome:
+        """The best of scored genomes; the first of equal ones."""
+        return min(genomes, key=self._key)
+
+
+def gene_groups(dimensions: Sequence[Dimension], axes: Collection[str]) -> list[list[Dimension]]:
+    """The dimensions of each gene, apart by their places on `axes` and together over all other axes."""
+    groups: dict[tuple[str, ...], list[Dimension]] = {}
+    for dimension in dimensions:
+        own = [f"{axis} {place}" for axis, place in dimension.place.items() if axis in axes]
+        groups.setdefault((dimension.gene or dimension.key, *own), []).append(dimension)
+    return list(groups.values())
