@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -131,15 +133,19 @@ class Sequential(ABC):
         self.asynchronous = asynchronous
         self.history: list[tuple[Genome, Outcome]] = []
         self._choices = [dimension for dimension in self.dimensions if len(dimension.choices) > 1]
+        self._genome_count = _genome_count(self.dimensions)
+        self._scored = {identity(genome) for genome, _ in self.start.known}
         self._asked: list[Genome] = []
 
     @property
     def open(self) -> int:
-        return _AT_ONCE - len(self._asked) if self.asynchronous else 1 - len(self._asked)
+        return 0 if self.exhausted is not None else self._room()
 
     @property
     def exhausted(self) -> str | None:
-        return None
+        if self._genome_count is None or len(self._scored) < self._genome_count:
+            return None
+        return f"all {self._genome_count} genomes of the space are scored" if self._genome_count > 1 else "the space has one genome"
 
     @property
     def rivals(self) -> int:
@@ -169,7 +175,12 @@ class Sequential(ABC):
         if genome != self._asked[place]:
             raise RuntimeError(f"tell() got another genome than was asked; {difference(self._asked[0], genome)}")
         self.history.append((self._asked.pop(place), outcome))
+        self._scored.add(identity(genome))
         self._learn(outcome)
+
+    def _room(self) -> int:
+        """How many more genomes can be out, where something is left to propose."""
+        return _AT_ONCE - len(self._asked) if self.asynchronous else 1 - len(self._asked)
 
     @abstractmethod
     def _propose(self) -> Genome:
@@ -184,21 +195,31 @@ class Sequential(ABC):
 
     def _novel(self, genome: Genome, proposed: Container[GenomeId], generator: np.random.Generator) -> Genome:
         """`genome`, or where that was proposed before, one nearby that was not: genes take another option at
-        random, one after the other, until it is new. Numbers practically never repeat, so that this is for spaces
-        of choices only, and gives up, with `genome`, where few are left or none."""
+        random, one after the other, until it is new; where hardly any is left, any of them, and `genome` where none is.
+        Numbers practically never repeat, so that this is for spaces of choices only."""
+        if self._genome_count is None or identity(genome) not in proposed:
+            return genome
         found = dict(genome)
-        walk = _WALK if all(dimension.choices for dimension in self.dimensions) and self._choices else 0
-        for _ in range(walk):
-            if identity(found) not in proposed:
-                return found
+        for _ in range(_WALK if self._choices else 0):
             dimension = self._choices[generator.integers(len(self._choices))]
             others = [option for option in dimension.choices if option != found[dimension.key]]
             found[dimension.key] = others[generator.integers(len(others))]
-        return genome
+            if identity(found) not in proposed:
+                return found
+        options = [d.choices or (genome[d.key],) for d in self.dimensions]
+        left = (values for values in product(*options) if values not in proposed)
+        return dict(zip(genome, next(left, identity(genome)), strict=True))
 
     def _generator(self, *stream: int) -> np.random.Generator:
         """A private generator; each `stream` has its own, a function of it and the seed."""
         return np.random.default_rng([self.seed, *stream])
+
+
+def _genome_count(dimensions: Sequence[Dimension]) -> int | None:
+    """How many genomes there are; None where a number is searched."""
+    if any(not d.choices and d.low < d.high for d in dimensions):
+        return None
+    return math.prod(len(d.choices) or 1 for d in dimensions)
 
 
 def identity(genome: Genome) -> GenomeId:

@@ -71,10 +71,9 @@ class CmaEs(Sequential):
         self._start(self._encoding.encode(self._initial()), self._generator(0))
         self._sample(with_mean=True)
 
-    @property
-    def open(self) -> int:
+    def _room(self) -> int:
         if self.asynchronous:
-            return super().open
+            return super()._room()
         return len(self._genomes) - self.rivals - len(self._asked)
 
     @property

@@ -34,8 +34,7 @@ class Planned(Sequential):
     def _plan(self) -> Batches:
         """Yields batches of genomes, tidy; after each, the outcomes of all of it are there (`_key`)."""
 
-    @property
-    def open(self) -> int:
+    def _room(self) -> int:
         return len(self._batch) - self._told - len(self._asked)
 
     @property

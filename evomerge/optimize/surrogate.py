@@ -59,10 +59,9 @@ class Surrogate(Sequential):
         self._groups = _groups(self._encoding)
         self._scales: tuple[int, list[float]] | None = None
 
-    @property
-    def open(self) -> int:
+    def _room(self) -> int:
         if self.asynchronous:
-            return super().open
+            return super()._room()
         return self._population - self.rivals - len(self._asked)
 
     @property

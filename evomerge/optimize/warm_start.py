@@ -33,8 +33,7 @@ class WarmStart(Sequential):
         if not self._ladder:
             self._go_on()
 
-    @property
-    def open(self) -> int:
+    def _room(self) -> int:
         if self._inner is not None:
             return self._inner.open
         if self._soup is not None:
@@ -43,7 +42,7 @@ class WarmStart(Sequential):
 
     @property
     def exhausted(self) -> str | None:
-        return self._inner.exhausted if self._inner is not None else None
+        return self._inner.exhausted if self._inner is not None else super().exhausted
 
     @property
     def rivals(self) -> int:

@@ -26,7 +26,7 @@ def score(genome: Genome) -> Outcome:
 
 def drive(optimizer: CmaEs, trials: int) -> list[Genome]:
     asked = []
-    for _ in range(trials):
+    while len(asked) < trials and optimizer.exhausted is None:
         asked.append(optimizer.ask())
         optimizer.tell(asked[-1], score(asked[-1]))
     return asked
