@@ -68,6 +68,11 @@ class Optimizer(Protocol):
         """How many of them all, the best, make a difference to what is proposed next."""
         ...
 
+    @property
+    def why(self) -> str:
+        """Why the genome that is asked next is proposed, where that is not to find a better one; else nothing."""
+        ...
+
     def ask(self) -> Genome:
         """The next genome to evaluate; the first is made of the dimensions' initial values, unless landmarks name
         better ones."""
@@ -145,7 +150,11 @@ class Sequential(ABC):
     def exhausted(self) -> str | None:
         if self._genome_count is None or len(self._scored) < self._genome_count:
             return None
-        return f"all {self._genome_count} genomes of the space are scored" if self._genome_count > 1 else "the space has one genome"
+        return (
+            f"all {self._genome_count} genomes of the space are scored"
+            if self._genome_count > 1
+            else "the space has one genome"
+        )
 
     @property
     def rivals(self) -> int:
@@ -154,6 +163,10 @@ class Sequential(ABC):
     @property
     def places(self) -> int:
         return 1
+
+    @property
+    def why(self) -> str:
+        return ""
 
     @property
     def count(self) -> int:

@@ -1,50 +1,41 @@
 """CMA-ES (Hansen 2016, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772), by the package `cma`.
 
-Five things are done around it:
+Around it stands what a merge search needs:
 
-- It is told **ranks**, feasible candidates first, which is all that CMA-ES looks at. A generation in which all
-  rank the same (all failed, a plateau) says nothing about where to go: the distribution stays, and widens.
-- It draws from a **private generator**, so that an evaluation that reseeds numpy cannot steer the search.
-- **Choices stay open.** CMA-ES would settle each choice as soon as one option leads, and never come back. After
-  Hamano et al. 2022 ("CMA-ES with Margin", arXiv:2205.13482) the mean is held where every other option keeps a
-  least probability, see `_margin`.
-- Where all genes are choices, a genome that was proposed before gives way to a new one nearby.
-- **Restarts** take the place of pycma's stop conditions, which read ranks as if they were scores: when the step
-  size has collapsed or the numerics broke, a new distribution starts with a generator of its own: the 1st, 3rd,
-  ... time around the best genome so far, the 2nd, 4th, ... time around a random point.
-
-Genes are scaled separately as well as jointly (`CMA_diagonal_decoding`: Akimoto & Hansen 2020, "Diagonal
-Acceleration for Covariance Matrix Adaptation Evolution Strategies"): nearer after 300 trials in 10 and 20 genes.
+- It is told **ranks**, feasible candidates first, which is all that CMA-ES looks at.
+- **Choices stay open**: every option keeps a least probability, see `distribution.Distribution`.
+- **Restarts** take the place of pycma's stop conditions: where the step size has collapsed, the numerics broke or
+  nothing better has come for long, a new distribution starts with a generator of its own: the 1st, 3rd, ... time
+  around the best genome so far, the 2nd, 4th, ... time around a random point, and each such time with twice as many
+  samples (Auger & Hansen 2005, "A Restart CMA Evolution Strategy With Increasing Population Size"; the two regimes
+  in turns: Hansen 2009, "Benchmarking a BI-Population CMA-ES on the BBOB-2009 Function Testbed").
+- **Many genes** are searched without correlations, which no budget of a merge search suffices to learn.
+- **Noise**: the best of a generation can be scored again, and count with the mean of their scores, before the
+  distribution moves (Hansen et al. 2009, "A Method for Handling Uncertainty in Evolutionary Optimization", section 3).
+- **Without a barrier** (`asynchronous`): each genome is drawn from the distribution as it is then, which moves whenever
+  as many results have come as a generation has.
 """
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Sequence
-from statistics import NormalDist
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evomerge.optimize.base import GenomeId, Sequential, identity
-from evomerge.optimize.ranking import FAILED, rank_key, ranks
+from evomerge.optimize.distribution import Distribution
+from evomerge.optimize.ranking import FAILED, RankKey, rank_key, ranks
 from evomerge.space.vector import Encoding, Vector
 from evomerge.types import Dimension, Genome, Outcome
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that there is no matplotlib to plot with
-    import cma
+_SEPARABLE = 100
+"""From so many coordinates on there are no correlations."""
 
-_COLLAPSED = 1e-5
-"""A distribution narrower than this in all numeric genes, as a share of their ranges, has nothing left to find.
-Where all genes are choices, whose scale is free, this and its inverse keep the numbers in a sane range."""
-
-_CONDITION = 1e14
-"""Beyond this condition number of the covariance matrix, its decomposition is noise (pycma's tolconditioncov)."""
-
-_WIDEN = 1.5
-"""Growth of the step size on a plateau (pycma's manage_plateaus)."""
+_PATIENCE, _PATIENCE_GROWTH = 10, 30
+"""Generations without anything better before a restart: so many, and so many times coordinates per sample."""
 
 
 class CmaEs(Sequential):
@@ -58,89 +49,98 @@ class CmaEs(Sequential):
         *,
         population: int | str = "auto",
         sigma: float = 0.2,
+        repeats: int = 0,
         **common: Any,
     ) -> None:
         super().__init__(dimensions, seed, **common)
         self._encoding = Encoding(self.dimensions)
-        self._population, self._sigma = population, sigma
-        self._numeric = list(self._encoding.numeric_coordinates)
+        self._sigma, self._repeats = sigma, repeats
+        self._population = None if population == "auto" else int(population)
         self._proposed: set[GenomeId] = set()
         self._walk = self._generator(0, 1)
-        self._restarts = 0
-        self._es: Any = None
-        self._start(self._encoding.encode(self._initial()), self._generator(0))
-        self._sample(with_mean=True)
+        self._restarts = self._since = 0
+        self._waiting: list[Sample] = []
+        self._out: list[Sample] = []
+        self._generation: list[Sample] = []
+        self._best: RankKey | None = None
+        self._start(self._encoding.encode(self._initial()), self._generator(0), self._population)
+        self._first = self._distribution.population
 
     def _room(self) -> int:
-        if self.asynchronous:
-            return super()._room()
-        return len(self._genomes) - self.rivals - len(self._asked)
+        return super()._room() if self.asynchronous else len(self._waiting)
 
     @property
     def rivals(self) -> int:
-        return len(self._outcomes)
+        return 0 if self.asynchronous else self._told
 
     @property
     def places(self) -> int:
         """The parents of the next generation."""
-        return int(self._es.sp.weights.mu)
+        return self._distribution.parents
+
+    @property
+    def why(self) -> str:
+        return "scored again, as scores are noisy" if self._repeated else ""
 
     def _propose(self) -> Genome:
-        return self._genomes[self.rivals + len(self._asked)]
+        if not self._waiting:
+            self._waiting = self._samples(1)
+        self._out.append(self._waiting.pop(0))
+        return self._out[-1].genome
 
     def _learn(self, outcome: Outcome) -> None:
-        self._outcomes.append(outcome)
-        if len(self._outcomes) < len(self._genomes):
+        genome = self.history[-1][0]
+        sample = self._out.pop(next(i for i, out in enumerate(self._out) if out.genome == genome))
+        sample.outcomes.append(outcome)
+        self._told += 1
+        if not self._repeated:
+            self._generation.append(sample)
+        whole = len(self._generation) == self._distribution.population
+        if not whole if self.asynchronous else (self._waiting or self._out):
             return
+        if self._repeats and not self._repeated and not self.asynchronous:
+            self._repeat()
+        else:
+            self._update()
+
+    def _repeat(self) -> None:
+        """The best of the generation once more."""
+        best = sorted(self._generation, key=lambda sample: rank_key(sample.outcome))
+        self._waiting, self._repeated, self._told = best[: self._repeats], True, 0
+
+    def _update(self) -> None:
+        """Moves the distribution by the generation, or starts a new one; then draws the next generation."""
+        outcomes = [sample.outcome for sample in self._generation]
+        best = min(map(rank_key, outcomes))
+        self._since = 0 if self._best is None or best < self._best else self._since + 1
+        self._best = best if self._best is None else min(best, self._best)
         try:
-            self._update(ranks(self._outcomes))
-            self._sample()
+            self._distribution.update([sample.vector for sample in self._generation], ranks(outcomes))
+            if self._since > self._patience:
+                raise ArithmeticError("nothing better has come for long")
+            self._next()
         except (ArithmeticError, AssertionError, RuntimeError, ValueError):  # LinAlgError is a ValueError
             self._restart()
-            self._sample()
 
-    def _start(self, mean: Vector, generator: np.random.Generator) -> None:
-        """A fresh distribution around `mean`. A choice's coordinates start `sigma` apart: its initial option
-        then leads each other option with probability Φ(1/√2) = 0.76, whatever `sigma` is."""
-        for place in self._encoding.choice_coordinates:
-            mean[place] = self._sigma * mean[place]
-        # pycma does not support one coordinate; a second one, without effect, is
-        width = max(self._encoding.size, 2)
-        numeric = np.isin(np.arange(width), self._numeric)
-        bounds = [np.where(numeric, 0.0, -np.inf), np.where(numeric, 1.0, np.inf)] if self._numeric else None
-        options: dict[str, Any] = {
-            # pycma takes a sample to be B D z, with C = B D² Bᵀ. Which signs an eigenvector in B has is up to the
-            # processor and its number of threads; so z = Bᵀ z', as normal as z', makes it the symmetric root of C
-            # times z', and a run can be resumed elsewhere
-            "randn": lambda *shape: generator.standard_normal(shape) @ self._es.sm.B,
-            "seed": np.nan,  # leave numpy's global generator alone
-            "bounds": bounds or [None, None],
-            "CMA_diagonal_decoding": 1,
-            "CMA_mirrors": False,  # a small population would get mirrored samples, which need all of it at once
-            "verbose": -10,  # print nothing, write no log, read no signals file
-            "verb_log": 0,
-            "verb_disp": 0,
-        }
-        if self._population != "auto":
-            options["popsize"] = self._population
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._es = cma.CMAEvolutionStrategy(np.pad(mean, (0, width - mean.size)), self._sigma, options)
+    def _next(self, with_mean: bool = False) -> None:
+        """A new generation; `with_mean`: its first genome is the initial mean itself. Without a barrier its samples are
+        drawn as they are asked for."""
+        self._generation = []
+        self._repeated, self._told = False, 0
+        count = self._distribution.population
+        self._waiting = self._samples(int(with_mean) if self.asynchronous else count, with_mean)
 
-    def _sample(self, with_mean: bool = False) -> None:
-        """The next generation; `with_mean`: its first genome is the initial mean itself."""
-        vectors = self._es.ask()
+    def _samples(self, count: int, with_mean: bool = False) -> list[Sample]:
+        vectors = self._distribution.sample(count) if count else []
         if with_mean:
-            vectors[0] = np.array(self._es.x0)
-        self._vectors: list[Vector] = []
-        self._genomes: list[Genome] = []
-        self._outcomes: list[Outcome] = []
+            vectors[0] = self._distribution.mean
+        found = []
         for vector in vectors:
             sampled = self._encoding.decode(vector[: self._encoding.size])
             genome = self._novel(sampled, self._proposed, self._walk)
             self._proposed.add(identity(genome))
-            self._genomes.append(genome)
-            self._vectors.append(self._moved(vector, genome))
+            found.append(Sample(genome, self._moved(vector, genome)))
+        return found
 
     def _moved(self, vector: Vector, genome: Genome) -> Vector:
         """`vector` with, in each choice, the largest coordinate at the option that `genome` has."""
@@ -151,62 +151,43 @@ class CmaEs(Sequential):
             vector[[largest, meant]] = vector[[meant, largest]]
         return vector
 
-    def _update(self, places: list[int]) -> None:
-        """Moves the distribution by the order of the generation. Raises where it is of no further use."""
-        if max(places) == 0:
-            if self._es.stds.max() < 1:
-                self._es.sigma *= _WIDEN
-            return
-        order = sorted(range(len(places)), key=places.__getitem__)
-        fitness = [0.0] * len(places)
-        for position, index in enumerate(order):
-            fitness[index] = float(position)  # equal ones in the order asked: pycma sorts unstably
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._es.tell(self._vectors, fitness)
-            self._margin()
-        if not self._healthy():
-            raise ArithmeticError("the distribution has collapsed")
-
-    def _margin(self) -> None:
-        """Keeps every option of every choice possible.
-
-        With the mean of the leading option's coordinate at m_b and another's at m_j, option j beats b with
-        probability Φ((m_j - m_b) / s), where s² is the variance of the difference. Where that is below
-        α = 1 / (n λ), m_j is raised until it is not; then the choice's coordinates are centred as before, which
-        changes no probability. So each gene leaves its favourite in at least one of n λ samples: some gene in
-        each generation. Step size and covariance cancel out, so that neither has to be held from below.
-        """
-        covariance = np.outer(self._es.stds, self._es.stds) * self._es.sm.correlation_matrix
-        quantile = NormalDist().inv_cdf(1.0 / (len(self.dimensions) * self._es.popsize))
-        for place in self._encoding.choice_coordinates:
-            mean, spread = self._es.mean[place], covariance[place, place]
-            best = int(np.argmax(mean))
-            raised = np.maximum(mean, mean[best] + quantile * _difference_stds(spread, best))
-            self._es.mean[place] = raised + (mean.mean() - raised.mean())
-
-    def _healthy(self) -> bool:
-        stds = self._es.stds
-        watched = stds[self._numeric] if self._numeric else stds
-        return bool(
-            np.isfinite([self._es.mean, stds]).all()
-            and _COLLAPSED < watched.max() < 1 / _COLLAPSED
-            and self._es.sm.condition_number < _CONDITION
-        )
-
     def _restart(self) -> None:
         self._restarts += 1
         generator = self._generator(self._restarts)
-        mean = generator.random(self._encoding.size)
+        mean, population = generator.random(self._encoding.size), self._population
         best = min(self.history, key=lambda trial: rank_key(trial[1]))
         if self._restarts % 2 and rank_key(best[1])[0] != FAILED:
             mean = self._encoding.encode(best[0])
-        self._start(mean, generator)
+        else:
+            population = self._first * 2 ** math.ceil(self._restarts / 2)
+        self._start(mean, generator, population)
+
+    def _start(self, mean: Vector, generator: np.random.Generator, population: int | None) -> None:
+        """A new distribution around `mean`, and its first generation."""
+        separable = self._encoding.size >= _SEPARABLE
+        sigma = self._sigma
+        self._distribution = Distribution(self._encoding, mean, sigma, population, generator, separable)
+        self._patience = _PATIENCE + _PATIENCE_GROWTH * self._encoding.size / self._distribution.population
+        self._best, self._since = None, 0
+        self._next(with_mean=not self._restarts)
 
 
-def _difference_stds(covariance: NDArray[np.float64], best: int) -> NDArray[np.float64]:
-    """The standard deviations of each coordinate's difference from coordinate `best`."""
-    variances = np.diag(covariance)
-    squares = variances + variances[best] - 2 * covariance[best]
-    stds: NDArray[np.float64] = np.sqrt(np.maximum(squares, 0.0))
-    return stds
+@dataclass
+class Sample:
+    """A genome with the vector that it was drawn as, and what it scored, once for each time that it was asked."""
+
+    genome: Genome
+    vector: Vector
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> Outcome:
+        """The mean of its outcomes; that of the first where one of them failed."""
+        first, *others = self.outcomes
+        if not others or any(o.failed for o in self.outcomes):
+            return first
+        objective, shortfall = (
+            math.fsum(values) / len(self.outcomes)
+            for values in zip(*((o.objective, o.shortfall) for o in self.outcomes), strict=True)
+        )
+        return Outcome(feasible=shortfall == 0, objective=objective, shortfall=shortfall)

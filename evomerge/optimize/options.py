@@ -64,6 +64,8 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         # as a share of each gene's range (of which pycma uses at most a third)
         "population": Option("auto", int, 3, 10_000, words=("auto",)),
         "sigma": Option(0.2, float, 0.0, 1.0, above=True),
+        # how many of a generation's best are scored once more before the distribution moves
+        "repeats": Option(0, int, 0, 1_000),
         "warm_start": WARM_START,
     },
     # the trials that are random before there is something to learn from

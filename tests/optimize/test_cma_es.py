@@ -35,7 +35,7 @@ def drive(optimizer: CmaEs, trials: int) -> list[Genome]:
 @pytest.mark.parametrize("seed", range(3))
 def test_choices_stay_open_while_numbers_converge(seed: int) -> None:
     optimizer = CmaEs([*choices(3), *numbers(4)], seed)
-    size = optimizer._es.popsize
+    size = optimizer._distribution.population
     drive(optimizer, 20 * size)
     late = drive(optimizer, 20 * size)
     proposed = Counter(genome[f"method[{i}]"] for genome in late for i in range(3))
@@ -49,8 +49,8 @@ def test_choices_stay_open_while_numbers_converge(seed: int) -> None:
 
 def test_margin_is_the_least_probability() -> None:
     optimizer = CmaEs([*choices(2), *numbers(3)], 0)
-    alpha = 1 / (5 * optimizer._es.popsize)
-    es = optimizer._es
+    alpha = 1 / (5 * optimizer._distribution.population)
+    es = optimizer._distribution._es
     drive(optimizer, 40 * es.popsize)
     covariance = np.outer(es.stds, es.stds) * es.sm.correlation_matrix
     for place in optimizer._encoding.choice_coordinates:
@@ -73,7 +73,7 @@ def test_choices_alone_are_not_proposed_twice() -> None:
 @pytest.mark.parametrize("count", [1, 2, 10])
 def test_small_populations_and_few_genes(population: int | str, count: int) -> None:
     optimizer = CmaEs(numbers(count), 0, population=population)
-    assert population == "auto" or optimizer._es.popsize == population
+    assert population == "auto" or optimizer._distribution.population == population
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         asked = drive(optimizer, 300)
@@ -86,8 +86,8 @@ def test_a_collapsed_search_starts_again_around_the_best() -> None:
         optimizer.tell(genome := optimizer.ask(), score(genome))
         assert len(optimizer.history) < 600
         if (before, optimizer._restarts) == (0, 1):
-            assert optimizer._es.mean[0] * 1.2 == pytest.approx(0.9, abs=1e-4)
-            assert optimizer._es.stds[0] == pytest.approx(0.2, rel=1e-3)
+            assert optimizer._distribution._es.mean[0] * 1.2 == pytest.approx(0.9, abs=1e-4)
+            assert optimizer._distribution._es.stds[0] == pytest.approx(0.2, rel=1e-3)
     again = CmaEs(numbers(1), 0)
     assert drive(again, len(optimizer.history)) == [genome for genome, _ in optimizer.history]
     assert again.ask() == optimizer.ask()
@@ -96,17 +96,17 @@ def test_a_collapsed_search_starts_again_around_the_best() -> None:
 def test_broken_numerics_start_again() -> None:
     optimizer = CmaEs(numbers(3), 0)
     drive(optimizer, 3)
-    optimizer._es.sm.C[:] = np.nan
-    drive(optimizer, 2 * optimizer._es.popsize)
+    optimizer._distribution._es.sm.C[:] = np.nan
+    drive(optimizer, 2 * optimizer._distribution.population)
     assert optimizer._restarts == 1
 
 
 def test_a_plateau_widens_the_search() -> None:
     optimizer = CmaEs(numbers(3), 0)
-    before = optimizer._es.stds.max()
-    for _ in range(optimizer._es.popsize):
+    before = optimizer._distribution._es.stds.max()
+    for _ in range(optimizer._distribution.population):
         optimizer.tell(optimizer.ask(), Outcome(feasible=True, objective=0.5, shortfall=0.0))
-    assert optimizer._es.stds.max() == pytest.approx(1.5 * before)
+    assert optimizer._distribution._es.stds.max() == pytest.approx(1.5 * before)
     assert optimizer._restarts == 0
 
 
@@ -131,12 +131,12 @@ def test_nothing_is_printed_or_written(tmp_path, monkeypatch, capfd) -> None:
 def test_eigenvector_signs_do_not_matter() -> None:
     """They depend on the processor and the number of threads, on which resuming must not."""
     plain, flipped = (CmaEs([*numbers(8), *choices(2)], 0) for _ in range(2))
-    signs = np.where(np.arange(flipped._es.N) % 3, -1.0, 1.0)
+    signs = np.where(np.arange(flipped._distribution._es.N) % 3, -1.0, 1.0)
 
     def flip(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values, vectors = np.linalg.eigh(matrix)
         return values, vectors * signs
 
-    flipped._es.sm.eigenmethod = flip
+    flipped._distribution._es.sm.eigenmethod = flip
     assert drive(plain, 200) == drive(flipped, 200)
-    assert plain._es.sm.B.tolist() != flipped._es.sm.B.tolist()
+    assert plain._distribution._es.sm.B.tolist() != flipped._distribution._es.sm.B.tolist()
