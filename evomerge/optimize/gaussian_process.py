@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
 Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
 Group = NDArray[np.intp]
 """The coordinates that share a length scale."""
 
@@ -46,11 +47,16 @@ class GaussianProcess:
         are those of an earlier process (`scales`), if they need not be found again."""
         self._groups = groups
         self._centre = outputs.mean(axis=0)
-        self._unit = outputs.std(axis=0) + 1e-12
+        self._unit: Vector = outputs.std(axis=0) + 1e-12
         self._wide = math.log(math.sqrt(inputs.shape[1])) - 0.3
         self._set(inputs, (outputs - self._centre) / self._unit)
         self.scales = self._most_probable() if scales is None else scales
         self._solve()
+
+    @property
+    def noise(self) -> Vector:
+        """[m], its standard deviation."""
+        return math.exp(0.5 * self.scales[-1]) * self._amplitude * self._unit
 
     def predict(self, inputs: Matrix) -> tuple[Matrix, Matrix]:
         """[k, m] means and standard deviations (of the function, without the noise) at [k, d] inputs."""
@@ -129,5 +135,5 @@ class GaussianProcess:
 
     def _solve(self) -> None:
         self._factor, self._mean, rest, amplitudes = self._factored(self.scales)
-        self._amplitude = np.sqrt(amplitudes)
+        self._amplitude: Vector = np.sqrt(amplitudes)
         self._weights = solve_triangular(self._factor.T, rest, lower=False, check_finite=False)

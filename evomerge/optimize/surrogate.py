@@ -88,8 +88,7 @@ class Surrogate(Sequential):
         told = sorted(told, key=_rank)[:_MOST]
         inputs = self._encoded([genome for genome, _ in told])
         model = self._model(inputs, [outcome for _, outcome in told], age)
-        feasible = [outcome.feasible for _, outcome in told]
-        best = float(model.predict(inputs[feasible])[0][:, 0].max()) if any(feasible) else None
+        best = _best(model, inputs, [outcome.feasible for _, outcome in told])
         if out:
             model.believe(self._encoded(out))
         found = inputs[:_PARENTS]
@@ -116,6 +115,15 @@ class Surrogate(Sequential):
 
 def _rank(pair: Told) -> RankKey:
     return rank_key(pair[1])
+
+
+def _best(model: GaussianProcess, inputs: Matrix, feasible: Sequence[bool]) -> float | None:
+    """The best objective among those that are feasible, by what the model makes of their scores: where these are noisy,
+    the luckiest would look better, and just feasible, than anything that there is to find."""
+    mean, _ = model.predict(inputs)
+    margins = mean[:, 1:]
+    believed = (margins >= -model.noise[1:]).all(axis=1) & np.array(feasible) | (margins >= 0).all(axis=1)
+    return float(mean[believed, 0].max()) if believed.any() else None
 
 
 def lessons(outcomes: Sequence[Outcome]) -> Matrix:
