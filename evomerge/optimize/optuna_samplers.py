@@ -77,8 +77,8 @@ class Random(_Sampled):
 
 
 class _Told(FrozenTrial):
-    """A finished trial, or, without a value, one in flight. Its parts are never changed, so that a copy shares them: Optuna's storage copies every
-    trial that it is given in full, which would take longer than sampling."""
+    """A finished trial, or, without a value, one in flight. Its parts are never changed, so that a copy shares them:
+    Optuna's storage copies every trial that it is given in full, which would take longer than sampling."""
 
     def __init__(self, genome: Genome, distributions: dict[str, BaseDistribution], value: float | None) -> None:
         super().__init__(

@@ -11,7 +11,7 @@ from evomerge.checkpoints.preflight import TokenChanges, check_configured, check
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.fitness_file import read_fitness
-from evomerge.files.objects import FitnessSpec, ModelRef, SpaceSpec
+from evomerge.files.objects import SAVINGS, FitnessSpec, ModelRef, SpaceSpec
 from evomerge.files.space_file import read_space
 from evomerge.optimize.options import OptionError, check_options
 from evomerge.recipe.recipe import TokenizerPolicy
@@ -59,6 +59,7 @@ def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """All that both files can be checked for without a checkpoint: options, tasks, metrics, data. Raises InputError."""
     _check_options(spec)
     _check_budget(spec)
+    _check_economy(spec, fitness)
     check_fitness(fitness, list(spec.sources))
 
 
@@ -66,9 +67,8 @@ def _check_options(spec: SpaceSpec) -> None:
     if not spec.genes:
         problem = "holds no gene: there is nothing to search"
         raise InputError(problem, "give at least one gene a range", spec.at("genes"))
-    options = {k: v for k, v in spec.optimizer.items() if k not in ("name", "seed")}
     try:
-        check_options(spec.optimizer["name"], options)
+        check_options(spec.optimizer["name"], spec.options)
     except OptionError as error:
         raise InputError(error.problem, error.mend, spec.at(f"optimizer.{error.key}")) from None
 
@@ -78,6 +78,13 @@ def _check_budget(spec: SpaceSpec) -> None:
     if spec.trials is not None and spec.trials <= references:
         problem = f"{spec.trials} trials leave none to search: base, sources and average are {references}"
         raise InputError(problem, f"give at least {references + 1}", spec.at("budget.trials"))
+
+
+def _check_economy(spec: SpaceSpec, fitness: FitnessSpec) -> None:
+    """Racing that was asked for by name; by default it just does not take place (`study.economy`)."""
+    if spec.asynchronous and "racing" in fitness.economy and fitness.economy != SAVINGS:
+        problem = "racing compares the candidates of a generation, and an asynchronous search has none"
+        raise InputError(problem, "leave it out (economy: [early_stop]), or asynchronous", fitness.at("economy"))
 
 
 def open_checkpoints(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
