@@ -190,6 +190,9 @@ def _run(session: Session, budget: loop.Budget) -> Result:
         name, seed = spec.optimizer["name"], spec.optimizer["seed"]
         return build(name, session.plan.space.dimensions, seed, spec.options, start, spec.asynchronous)
 
+    if session.scorer.hands > 1 and make(Start()).open == 1:
+        problem = f"{spec.optimizer['name']} proposes one candidate at a time, which is work for one worker"
+        session.observer.warn(f"{problem}; a search launched with --asynchronous uses all of them")
     loop.run(session, make, budget)
     session.observer.phase("scoring the best candidates on the holdout split")
     released = holdout.release(session)
