@@ -6,7 +6,7 @@ import gc
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.errors import EvomergeError, TrialError
@@ -71,7 +71,7 @@ class Piece:
     weight: float
     floor: FloorSpec | None
     mixture: Mixture | None
-    names: tuple[str, ...]
+    names: tuple[str, ...] = field(repr=False)
 
     def show(self, value: float) -> float:
         """An oriented value (higher is better) as the metric's own number."""

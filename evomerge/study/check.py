@@ -63,7 +63,7 @@ def _placement(plan: Plan, device: str, memory: str | None, workers: int) -> dic
 
     if workers == 1:
         return place_study(plan, device, memory).facts()
-    shares = deal(listed(device), workers)
+    shares = deal(listed(device), workers, spare=device == "auto")
     placed = {share: place_study(plan, share.device, memory, share) for share in dict.fromkeys(shares)}
     return {"workers": f"{told(shares)}, each as follows", **placed[shares[0]].facts()}
 

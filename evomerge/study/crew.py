@@ -39,6 +39,7 @@ class Worker:
     def __init__(self, setup: Setup, variables: Mapping[str, str]) -> None:
         self.setup = setup
         self.placed = self.ready = False
+        self.devices = ""
         self.job: Job | None = None
         self.holds: str | None = None
         self.pipe, far = Pipe()
@@ -94,7 +95,6 @@ class Crew:
         self._queue: deque[Job] = deque()
         self._ended: deque[tuple[Job, Any]] = deque()
         self._tries: Counter[Job] = Counter()
-        self._devices: dict[str, None] = {}
         self._workers: list[Worker] = []
         self._complete = False  # all have loaded
         self._variables = environment(len(shares), os.environ)
@@ -113,10 +113,7 @@ class Crew:
             self.close()
             raise
         self._complete = True
-
-    @property
-    def devices(self) -> str:
-        return ",".join(self._devices)
+        self.devices = ",".join(dict.fromkeys(d for worker in self._workers for d in worker.devices.split(",")))
 
     @property
     def processes(self) -> list[int]:
@@ -186,9 +183,8 @@ class Crew:
             worker.load()
 
     def _hear_ready(self, worker: Worker, outline: Outline, digests: Mapping[str, str], devices: str) -> None:
-        worker.ready = True
+        worker.ready, worker.devices = True, devices
         self.outline, self.digests = outline, digests
-        self._devices.update(dict.fromkeys(devices.split(",")))
 
     def _hear_result(self, worker: Worker, result: Any) -> None:
         assert worker.job is not None

@@ -103,7 +103,7 @@ def place_models(
     Raises:
         InputError: there is no such device, the limits are none, or the model does not fit.
     """
-    limits, share = parse_memory(memory), share or Share(device)
+    limits, share = parse_memory(memory), share or Share(device, spare=device == "auto")
     names, whole = choose_devices(device), host_memory()
     host = share.of(whole)
     devices = [host if name == CPU else share.of(device_memory(name, whole)) for name in names]
@@ -111,7 +111,7 @@ def place_models(
     model = Model({n: e * SIZES[dtype] for n, e in elements.items()}, max(elements.values(), default=0), planned.stack)
     bounds = share.within(limits(names == [CPU]))
     try:
-        return place(model, checkpoints, devices, host, rates(names[0]), bounds, first_that_fits=device == "auto")
+        return place(model, checkpoints, devices, host, rates(names[0]), bounds, first_that_fits=share.spare)
     except InputError as error:
         if share.on_host == 1:
             raise

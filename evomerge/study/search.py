@@ -159,7 +159,7 @@ def _scorer(plan: Plan, device: str, memory: str | None, workers: int, observer:
     from evomerge.study.crew import Crew
     from evomerge.study.device import listed
 
-    crew = Crew(plan, deal(listed(device), workers), memory, observer)
+    crew = Crew(plan, deal(listed(device), workers, spare=device == "auto"), memory, observer)
     try:
         yield crew
     finally:

@@ -12,11 +12,13 @@ from evomerge.merge.placement import CPU, Device, Limits
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's part: `device`, as `choose_devices` takes it; how many workers use that device, and the host."""
+    """One worker's part: `device`, as `choose_devices` takes it; how many workers use that device, and the host.
+    `spare`: of several devices, only the first is used if the model fits there."""
 
     device: str
     on_device: int = 1
     on_host: int = 1
+    spare: bool = False
 
     def of(self, device: Device) -> Device:
         """Its part of a device's or the host's memory."""
@@ -29,13 +31,13 @@ class Share:
         return Limits(device, None if limits.host is None else limits.host // self.on_host)
 
 
-def deal(devices: Sequence[str], workers: int) -> list[Share]:
+def deal(devices: Sequence[str], workers: int, spare: bool = False) -> list[Share]:
     """The share of each worker. Worker i gets device i modulo their number; with twice as many devices as workers or
-    more, each gets that many in a row, between which its model is cut."""
+    more, each gets that many in a row, between which its model is cut (with `spare`, if it has to be)."""
     each = max(1, len(devices) // workers)
     blocks = [tuple(devices[at : at + each]) for at in range(0, len(devices) - each + 1, each)]
     chosen = [blocks[i % len(blocks)] for i in range(workers)]
-    return [Share(",".join(block), chosen.count(block), workers) for block in chosen]
+    return [Share(",".join(block), chosen.count(block), workers, spare) for block in chosen]
 
 
 def told(shares: Sequence[Share]) -> str:

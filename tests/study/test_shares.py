@@ -28,7 +28,8 @@ def test_devices_are_dealt(devices: list[str], workers: int, dealt: list[str]) -
     shares = deal(devices, workers)
     assert [share.device for share in shares] == dealt
     assert all(share.on_device == dealt.count(share.device) for share in shares)
-    assert all(share.on_host == workers for share in shares)
+    assert all(share.on_host == workers and not share.spare for share in shares)
+    assert all(share.spare for share in deal(devices, workers, spare=True))
 
 
 def test_shares_of_memory_and_of_limits() -> None:
