@@ -191,6 +191,6 @@ def test_an_asynchronous_search_that_is_interrupted_and_killed_loses_nothing(tin
 
 
 def test_a_device_that_is_not_there_is_said_as_by_one_process(tiny_study: Study) -> None:
-    with pytest.raises(InputError, match="--device: no device 'cuda:9[78]' here"):
+    with pytest.raises(InputError, match=r"--device: no device 'cuda:9[78]' here"):
         evomerge.search(tiny_study(), workers=2, device="cuda:97,cuda:98")
     assert not Path("runs").exists()
