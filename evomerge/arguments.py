@@ -10,6 +10,8 @@ _MERGEKITS = (
     "--async-write", "--low-cpu-memory", "--read-to-gpu", "--allow-crimes", "--trust-remote-code",
 )  # fmt: skip
 
+_WORKERS = "processes that score candidates, each with a model of its own; the GPUs are dealt among them"
+
 
 def add_quickstart(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dir", default=".", help="where models, runs and files go (default: here)")
@@ -25,6 +27,9 @@ def add_search(command: argparse.ArgumentParser) -> None:
     command.add_argument("--optimizer", metavar="NAME", help="in place of the file's")
     command.add_argument("--seed", type=int, metavar="N", help="of the optimizer and the random masks")
     _add_place(command)
+    command.add_argument("--workers", type=int, default=1, metavar="N", help=_WORKERS)
+    about = "ask for the next candidate as soon as a worker is free, not a generation at a time"
+    command.add_argument("--asynchronous", action="store_true", help=about)
     command.add_argument("--fitness", metavar="FILE", help="in place of the file's")
     command.add_argument("--storage", metavar="URL", help="an Optuna storage in place of the run's journal")
     about = "override a key of the space file, or of the fitness file (fitness.batch_size=4)"
@@ -38,6 +43,7 @@ def add_resume(command: argparse.ArgumentParser) -> None:
     command.add_argument("--trials", type=int, metavar="TOTAL", help="new total budget of trials")
     command.add_argument("--time", metavar="2h", help="new total budget of evaluation time")
     _add_place(command, device=None)
+    command.add_argument("--workers", type=int, metavar="N", help=f"{_WORKERS}; in place of the launch's")
 
 
 def add_status(command: argparse.ArgumentParser) -> None:

@@ -38,6 +38,8 @@ def run_search(options: argparse.Namespace) -> int:
             fitness=options.fitness,
             storage=options.storage,
             settings=options.settings,
+            workers=options.workers,
+            asynchronous=options.asynchronous,
             observer=observer,
         )
     return _finish(options, result)
@@ -47,9 +49,10 @@ def _dry_run(options: argparse.Namespace) -> int:
     from evomerge.study.check import check
     from evomerge.study.launch import launch_settings
 
-    settings = [*options.settings, *launch_settings(options.trials, _seconds(options.time), options.seed)]
+    given = launch_settings(options.trials, _seconds(options.time), options.seed, options.asynchronous)
+    settings = [*options.settings, *given]
     fitness = Path(options.fitness) if options.fitness else None
-    place = {"device": options.device, "memory": options.memory}
+    place = {"device": options.device, "memory": options.memory, "workers": options.workers}
     facts = check(Path(options.space), settings, options.optimizer, fitness, options.run, **place)
     return _print(options, facts, lambda: "\n".join(f"{key}: {value}" for key, value in facts.items()))
 
@@ -65,6 +68,7 @@ def run_resume(options: argparse.Namespace) -> int:
             time=_seconds(options.time),
             device=options.device,
             memory=options.memory,
+            workers=options.workers,
             observer=observer,
         )
     return _finish(options, result)

@@ -72,6 +72,16 @@ class SpaceSpec:
         """Where `key` stands in the file."""
         return self.where.get(key, Where(self.file, None, key))
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the optimizer is asked as soon as a worker is free, not a generation at a time."""
+        return bool(self.optimizer.get("asynchronous", False))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the optimizer of this name alone takes."""
+        return {k: v for k, v in self.optimizer.items() if k not in ("name", "seed", "asynchronous")}
+
 
 @dataclass(frozen=True)
 class FloorSpec:

@@ -49,10 +49,11 @@ def read_space(
 
 
 def _other_optimizer(node: Node | None, name: str) -> Node:
-    """Another optimizer keeps the file's seed; the options were those of the one that it replaces."""
+    """Another optimizer keeps what is there for all of them; the options were those of the one that it replaces."""
     where = Where("--optimizer")
-    seed = node.value.get("seed") if node is not None and isinstance(node.value, dict) else None
-    return Node({"name": Node(name, where), **({"seed": seed} if seed else {})}, where)
+    given = node.value if node is not None and isinstance(node.value, dict) else {}
+    kept = {key: given[key] for key in ("seed", "asynchronous") if key in given}
+    return Node({"name": Node(name, where), **kept}, where)
 
 
 def space_from(root: Node, file: Path) -> SpaceSpec:
@@ -155,7 +156,8 @@ def _budget(node: Node | None) -> tuple[int | None, float | None]:
 
 
 def _optimizer(node: Node | None) -> dict[str, Any]:
-    """Name, seed and options as written; the optimizer's own declaration checks the options (`optimize/options.py`)."""
+    """Name, seed, `asynchronous` (where it is true) and options as written; the optimizer's own declaration checks the
+    options (`optimize/options.py`)."""
     if node is None:
         return {"name": "cma-es", "seed": 0}
     if not isinstance(node.value, dict):
@@ -163,4 +165,6 @@ def _optimizer(node: Node | None) -> dict[str, Any]:
     parts = node.mapping(["name"])
     name = parts["name"].one_of(OPTIMIZERS, "optimizer")
     seed = parts["seed"].integer(0, 2**31 - 1) if "seed" in parts else 0
-    return {**{k: n.data for k, n in parts.items()}, "name": name, "seed": seed}
+    options = {k: n.data for k, n in parts.items() if k != "asynchronous"}
+    waits = "asynchronous" not in parts or not parts["asynchronous"].boolean()
+    return {**options, "name": name, "seed": seed, **({} if waits else {"asynchronous": True})}

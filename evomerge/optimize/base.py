@@ -78,6 +78,10 @@ class Optimizer(Protocol):
         better ones."""
         ...
 
+    def recall(self, genome: Genome) -> None:
+        """Asks for a genome that was asked in the same place before. ValueError where another one would be proposed."""
+        ...
+
     def tell(self, genome: Genome, outcome: Outcome) -> None:
         """The outcome of the first genome that was asked and not told; asynchronously, of any of them."""
         ...
@@ -181,6 +185,13 @@ class Sequential(ABC):
         self._asked.append(self._propose())
         return dict(self._asked[-1])
 
+    def recall(self, genome: Genome) -> None:
+        if self.exhausted is not None:
+            raise ValueError(f"a genome is recorded where none is left to propose ({self.exhausted})")
+        asked = self.ask()
+        if asked != genome:
+            raise ValueError(f"another genome is recorded than is proposed now ({difference(genome, asked)})")
+
     def tell(self, genome: Genome, outcome: Outcome) -> None:
         if not self._asked:
             raise RuntimeError("tell() was called without calling ask()")
@@ -238,6 +249,16 @@ def _genome_count(dimensions: Sequence[Dimension]) -> int | None:
 def identity(genome: Genome) -> GenomeId:
     """A hashable stand-in for a genome, among genomes of the same dimensions."""
     return tuple(genome.values())
+
+
+def check(dimensions: Sequence[Dimension], genome: Genome) -> None:
+    """ValueError where a recorded genome is none of these dimensions."""
+    for key in genome.keys() ^ {d.key for d in dimensions}:
+        raise ValueError(f"only one of them has {key}")
+    for d in dimensions:
+        value = genome[d.key]
+        if value not in d.choices if d.choices else not (isinstance(value, float) and d.low <= value <= d.high):
+            raise ValueError(f"{d.key}: {value!r} is recorded, which the space does not have")
 
 
 def difference(expected: Genome, found: Genome) -> str:

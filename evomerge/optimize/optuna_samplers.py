@@ -33,25 +33,28 @@ class _Sampled(Sequential):
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler: ...
 
     def _propose(self) -> Genome:
-        if not self.history:
+        if not self.count:
             return self._initial()
-        generator = self._generator(len(self.history))
+        generator = self._generator(self.count)
         with _quiet():
             study = optuna.create_study(sampler=self._sampler(int(generator.integers(2**32))))
             study.add_trials(self._lessons())
             params = study.ask(self._distributions).params
         genome = {d.key: d.tidy(params[d.key]) for d in self.dimensions}
-        return self._novel(genome, {identity(told) for told, _ in self.history}, generator)
+        proposed = {identity(known) for known in (*self._asked, *(told for told, _ in self.history))}
+        return self._novel(genome, proposed, generator)
 
     def _lessons(self) -> list[FrozenTrial]:
-        """The trials so far, with their ranks as values to be minimized."""
+        """The trials so far, with their ranks as values to be minimized; those in flight have none yet."""
         places = ranks([outcome for _, outcome in self.history])
         told = zip(self.history, places, strict=True)
-        return [_Told(genome, self._distributions, place) for (genome, _), place in told]
+        ended = [_Told(genome, self._distributions, place) for (genome, _), place in told]
+        return [*ended, *(_Told(genome, self._distributions, None) for genome in self._asked)]
 
 
 class Tpe(_Sampled):
-    """Multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018, section 3.2); the first `startup` are random."""
+    """Multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018, section 3.2); the first `startup` are random.
+    Asynchronously, trials in flight count as bad ones (the constant liar), so that the next is not put beside them."""
 
     def __init__(self, dimensions: Sequence[Dimension], seed: int, *, startup: int = 10, **common: Any) -> None:
         super().__init__(dimensions, seed, **common)
@@ -59,7 +62,7 @@ class Tpe(_Sampled):
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(
-            n_startup_trials=self._startup, multivariate=True, constant_liar=False, seed=seed
+            n_startup_trials=self._startup, multivariate=True, constant_liar=self.asynchronous, seed=seed
         )
 
 
@@ -74,17 +77,17 @@ class Random(_Sampled):
 
 
 class _Told(FrozenTrial):
-    """A finished trial. Its parts are never changed, so that a copy shares them: Optuna's storage copies every
-    trial that it is given in full, which would take longer than sampling."""
+    """A finished trial, or, without a value, one in flight. Its parts are never changed, so that a copy shares them:
+    Optuna's storage copies every trial that it is given in full, which would take longer than sampling."""
 
-    def __init__(self, genome: Genome, distributions: dict[str, BaseDistribution], value: float) -> None:
+    def __init__(self, genome: Genome, distributions: dict[str, BaseDistribution], value: float | None) -> None:
         super().__init__(
             number=0,
             trial_id=0,
-            state=TrialState.COMPLETE,
+            state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
             value=value,
             datetime_start=_WHENEVER,
-            datetime_complete=_WHENEVER,
+            datetime_complete=None if value is None else _WHENEVER,
             params=genome,
             distributions=distributions,
             user_attrs={},

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.optimize.acquisition import worth
-from evomerge.optimize.base import Sequential, identity
+from evomerge.optimize.base import Sequential, check, identity
 from evomerge.optimize.gaussian_process import GaussianProcess, Group, Matrix
 from evomerge.optimize.mutation import Mutation
 from evomerge.optimize.ranking import FAILED, RankKey, rank_key
@@ -67,6 +67,14 @@ class Surrogate(Sequential):
     @property
     def rivals(self) -> int:
         return 0 if self.asynchronous else len(self.history) % self._population
+
+    def recall(self, genome: Genome) -> None:
+        """Takes the genome as it is recorded. What it would propose is a function of the seed and of what was told, but
+        one of many floating-point operations, which another processor may round otherwise."""
+        if self.exhausted is not None:
+            raise ValueError(f"a genome is recorded where none is left to propose ({self.exhausted})")
+        check(self.dimensions, genome)
+        self._asked.append(dict(genome))
 
     def _propose(self) -> Genome:
         generator = self._generator(self.count)

@@ -54,6 +54,22 @@ class WarmStart(Sequential):
     def places(self) -> int:
         return self._inner.places if self._inner is not None else 1
 
+    @property
+    def why(self) -> str:
+        if self._inner is not None:
+            return self._inner.why
+        if self._soup is not None:
+            return "greedy soup"
+        names = {identity(genome): label for label, genome in self.start.landmarks.items()}
+        return names.get(identity(self._ladder[self.count]), "") if self.open > 0 else ""
+
+    def recall(self, genome: Genome) -> None:
+        if self._inner is None:
+            super().recall(genome)
+        else:
+            self._inner.recall(genome)
+            self._asked.append(dict(genome))
+
     def _propose(self) -> Genome:
         if self._inner is not None:
             return self._inner.ask()

@@ -20,7 +20,9 @@ _NAMES = {UNIFORM: "uniform average"}
 
 
 def describe(trial: Trial) -> str:
-    return _NAMES.get(trial.label, trial.label) or trial.name
+    if trial.kind == "search":
+        return f"{trial.name} ({trial.label})" if trial.label else trial.name
+    return _NAMES.get(trial.label, trial.label)
 
 
 def number(value: float | None, stderr: float | None = None) -> str:

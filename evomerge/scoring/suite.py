@@ -6,7 +6,7 @@ import gc
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.errors import EvomergeError, TrialError
@@ -60,6 +60,38 @@ class Slice:
         return self.sign * value
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What is known of a slice without its model; `names` are the items of the search split, in the order in which they
+    are reported."""
+
+    name: str
+    sign: int
+    metric: str
+    weight: float
+    floor: FloorSpec | None
+    mixture: Mixture | None
+    names: tuple[str, ...] = field(repr=False)
+
+    def show(self, value: float) -> float:
+        """An oriented value (higher is better) as the metric's own number."""
+        return self.sign * value
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a suite without its model, for those who do not hold it. `pools` are the slices, those together
+    that ask the same of the same items: asked once, they are all answered."""
+
+    slices: Mapping[str, Piece]
+    pools: tuple[tuple[str, ...], ...]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Slice name -> weight, as the objectives take them."""
+        return {name: piece.weight for name, piece in self.slices.items()}
+
+
 class Suite:
     """The slices of a fitness file over one resident model. Task objects and requests are built once; `score`
     costs the forward passes and the aggregation."""
@@ -88,12 +120,15 @@ class Suite:
         return {name: piece.weight for name, piece in self.slices.items()}
 
     @property
-    def pools(self) -> list[tuple[str, ...]]:
-        """The slices, those together that ask the same of the same items: asked once, they are all answered."""
+    def outline(self) -> Outline:
         groups: dict[int, list[str]] = {}
         for name, piece in self.slices.items():
             groups.setdefault(id(piece.source), []).append(name)
-        return [tuple(group) for group in groups.values()]
+        pieces = {
+            s.name: Piece(s.name, s.sign, s.metric, s.weight, s.floor, s.mixture, s.source.names("search"))
+            for s in self.slices.values()
+        }
+        return Outline(pieces, tuple(tuple(group) for group in groups.values()))
 
     def score(
         self,

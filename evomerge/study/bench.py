@@ -23,6 +23,7 @@ from evomerge.study.device import place_models
 from evomerge.study.measured import Evaluation
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
+from evomerge.study.shares import Share
 from evomerge.types import SplitName
 
 
@@ -102,14 +103,14 @@ def resident_model(
         raise InputError(str(error), f"mend {fitness.model.script}", fitness.model.where) from None
 
 
-def place_study(plan: Plan, device: str, memory: str | None) -> Placement:
-    """What will live where in this study. Reads headers only. Raises InputError where the model fits nowhere, or device
-    or memory are none."""
+def place_study(plan: Plan, device: str, memory: str | None, share: Share | None = None) -> Placement:
+    """What will live where in this study, or in the `share` of one of its workers. Reads headers only. Raises
+    InputError where the model fits nowhere, or device or memory are none."""
     bank = SourceBank()
     for checkpoint in plan.checkpoints.values():
         bank.add(checkpoint)
     merge = planned(plan.space.uniform(), bank.open)
-    return place_models(merge, plan.space.models.dtype, plan.checkpoints, device, memory)
+    return place_models(merge, plan.space.models.dtype, plan.checkpoints, device, memory, share)
 
 
 def _filled(bank: SourceBank, plan: Plan, observer: Observer) -> SourceBank:

@@ -8,9 +8,10 @@ from typing import Any
 
 from evomerge.files.objects import SpaceSpec
 from evomerge.space.space import Models, Space
-from evomerge.study.device import parse_memory
+from evomerge.study.device import listed, parse_memory
 from evomerge.study.folder import RunFolder
 from evomerge.study.prepare import Plan, check_files, check_start, open_checkpoints, read_files
+from evomerge.study.shares import check_workers, deal, told
 
 
 def check(
@@ -21,15 +22,17 @@ def check(
     run: str | None = None,
     device: str = "auto",
     memory: str | None = None,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """What a search of this file would do, as facts to print. Raises InputError.
 
-    `device` and `memory` are as in `search`. Hub ids are not fetched: with one among the models, checkpoints are not
-    opened, and the facts say so.
+    `device`, `memory` and `workers` are as in `search`. Hub ids are not fetched: with one among the models, checkpoints
+    are not opened, and the facts say so.
     """
     spec, scores = read_files(file, settings, optimizer, fitness)
     check_files(spec, scores)
     parse_memory(memory)
+    check_workers(workers)
     if run is not None:
         RunFolder.named(run).check_free()
     models = {"base": spec.base, **spec.sources}
@@ -47,18 +50,22 @@ def check(
         else "their number depends on the layers of the base",
         "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
         **({"tokens": "; ".join(tokens)} if tokens else {}),
-        **(_placement(plan, device, memory) if plan else {}),
+        **(_placement(plan, device, memory, workers) if plan else {}),
         "budget": f"{spec.trials or 'any number of'} trials" + (f", {spec.seconds:.0f} s" if spec.seconds else ""),
         "slices": ", ".join(scores.slices),
         "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",
     }
 
 
-def _placement(plan: Plan, device: str, memory: str | None) -> dict[str, str]:
+def _placement(plan: Plan, device: str, memory: str | None, workers: int) -> dict[str, str]:
     # Only with input that is known to be right: torch takes seconds to import.
     from evomerge.study.bench import place_study
 
-    return place_study(plan, device, memory).facts()
+    if workers == 1:
+        return place_study(plan, device, memory).facts()
+    shares = deal(listed(device), workers, spare=device == "auto")
+    placed = {share: place_study(plan, share.device, memory, share) for share in dict.fromkeys(shares)}
+    return {"workers": f"{told(shares)}, each as follows", **placed[shares[0]].facts()}
 
 
 def _unopened(spec: SpaceSpec) -> Space | None:

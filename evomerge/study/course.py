@@ -12,7 +12,7 @@ from evomerge.files.objects import FitnessSpec
 from evomerge.scoring.anchors import Matrix, Vector, anchors
 from evomerge.scoring.forecast import Forecaster
 from evomerge.scoring.mixture import Composition, Mixture
-from evomerge.scoring.suite import Suite
+from evomerge.scoring.suite import Outline
 from evomerge.types import ItemScore
 
 Items = Mapping[str, Mapping[str, ItemScore]]
@@ -58,7 +58,7 @@ class Pool:
 class Course:
     """The rungs of a study, by how its references did on each item."""
 
-    def __init__(self, fitness: FitnessSpec, suite: Suite, references: Sequence[Items]) -> None:
+    def __init__(self, fitness: FitnessSpec, suite: Outline, references: Sequence[Items]) -> None:
         """`references`: their items on the search split, the base's first."""
         self.fitness = fitness
         self.compositions: dict[str, Composition] = {}
@@ -93,8 +93,8 @@ class Course:
                 met = {name: {item: items[name][item] for item in rung[name]} for name in rung}
         return met
 
-    def _pool(self, suite: Suite, slices: tuple[str, ...], references: Sequence[Items]) -> Pool:
-        names = suite.slices[slices[0]].source.names("search")
+    def _pool(self, suite: Outline, slices: tuple[str, ...], references: Sequence[Items]) -> Pool:
+        names = suite.slices[slices[0]].names
         known = [self._compose(suite, name, references) for name in slices]
         units = [u for u in known if u is not None]
         if len(units) < len(slices):
@@ -116,14 +116,14 @@ class Course:
         late = np.argsort(-np.asarray(lost), kind="stable")
         return Pool(slices, tuple(names[at] for at in order), tuple(names[at] for at in late), whole=False)
 
-    def _compose(self, suite: Suite, name: str, references: Sequence[Items]) -> Matrix | None:
+    def _compose(self, suite: Outline, name: str, references: Sequence[Items]) -> Matrix | None:
         """[references, items] units; None where the slice's score is no mean of its items."""
         mixture = suite.slices[name].mixture
         if mixture is None:
             return None
         found = references[0].get(name, {})
-        base = [found[item] for item in suite.slices[name].source.names("search") if item in found]
-        lacking = len(base) < len(suite.slices[name].source.names("search"))
+        base = [found[item] for item in suite.slices[name].names if item in found]
+        lacking = len(base) < len(suite.slices[name].names)
         if lacking or any(item.score is None and item.weight > 0 for item in base):
             return None
         scores = [i.score for reference in references for i in reference[name].values() if i.score is not None]

@@ -14,6 +14,7 @@ from evomerge.checkpoints.headers import SIZES
 from evomerge.checkpoints.write import parse_size
 from evomerge.errors import InputError, Where
 from evomerge.merge.placement import CPU, Device, Limits, Model, Placement, Rates, place
+from evomerge.study.shares import Share
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,14 @@ def choose_devices(name: str) -> list[str]:
     return found
 
 
+def listed(name: str) -> list[str]:
+    """The devices that several workers share: those of a list, unchecked (that is left to who uses them); for "auto"
+    all GPUs, else the CPU."""
+    if name == "auto":
+        return choose_devices(name)
+    return list(dict.fromkeys(part.strip() for part in name.split(",")))
+
+
 def parse_memory(text: str | None) -> Callable[[bool], Limits]:
     """What ``--memory`` allows: a size bounds the device's memory (on the CPU, the host's); ``device=SIZE,host=SIZE``
     bounds either. The answer takes whether the study runs on the CPU. Raises InputError."""
@@ -76,7 +85,12 @@ def parse_memory(text: str | None) -> Callable[[bool], Limits]:
 
 
 def place_models(
-    planned: Plan, dtype: str, checkpoints: Mapping[str, Checkpoint], device: str, memory: str | None
+    planned: Plan,
+    dtype: str,
+    checkpoints: Mapping[str, Checkpoint],
+    device: str,
+    memory: str | None,
+    share: Share | None = None,
 ) -> Placement:
     """What will live where in a study of such merges, with a resident model of this dtype.
 
@@ -84,17 +98,25 @@ def place_models(
         checkpoints: all that candidates read, by the name to print.
         device: as choose_devices takes it.
         memory: as parse_memory takes it.
+        share: the part of devices, host and limits that this is for, where several workers share them.
 
     Raises:
         InputError: there is no such device, the limits are none, or the model does not fit.
     """
-    limits = parse_memory(memory)
-    names, host = choose_devices(device), host_memory()
-    devices = [host if name == CPU else device_memory(name, host) for name in names]
+    limits, share = parse_memory(memory), share or Share(device, spare=device == "auto")
+    names, whole = choose_devices(device), host_memory()
+    host = share.of(whole)
+    devices = [host if name == CPU else share.of(device_memory(name, whole)) for name in names]
     elements = {name: math.prod(job.shape) for name, job in planned.jobs.items()}
     model = Model({n: e * SIZES[dtype] for n, e in elements.items()}, max(elements.values(), default=0), planned.stack)
-    bounds = limits(names == [CPU])
-    return place(model, checkpoints, devices, host, rates(names[0]), bounds, first_that_fits=device == "auto")
+    bounds = share.within(limits(names == [CPU]))
+    try:
+        return place(model, checkpoints, devices, host, rates(names[0]), bounds, first_that_fits=share.spare)
+    except InputError as error:
+        if share.on_host == 1:
+            raise
+        problem = f"{error.problem} for each of {share.on_host} workers"
+        raise InputError(problem, f"use fewer --workers; else {error.mend}", error.where) from None
 
 
 def device_memory(name: str, host: Device) -> Device:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evomerge.errors import TrialError
+from evomerge.files.objects import FitnessSpec, Saving, SpaceSpec
 from evomerge.optimize.ranking import rank_key
 from evomerge.study.course import Chosen, Course, Items
 from evomerge.study.items import load_items
 from evomerge.study.measured import Evaluation, Measured
 from evomerge.study.prospects import Prospects
 from evomerge.study.race import Control, Entry, Race
+from evomerge.study.scorers import Totalling, Work
 from evomerge.study.trial import Trial
 from evomerge.types import SliceScore
 
@@ -28,46 +31,61 @@ _KEPT = 256
 
 
 class Economy:
-    """The means of saving that the fitness file names, for one session of a run whose references are scored."""
+    """The means of saving, for one session of a run whose references are scored."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, means: Sequence[Saving]) -> None:
+        """`means`: at least one, see `applicable`."""
         self._session = session
         self._known: dict[int, Items] = {}
         references = [t for t in session.store.told() if t.kind == "reference" and t.state == "complete"]
         references.sort(key=lambda t: t.label != "base")
-        self.course = Course(session.plan.fitness, session.bench.suite, [self._items(t) for t in references])
+        fitness = replace(session.plan.fitness, economy=tuple(means))
+        self.course = Course(fitness, session.outline, [self._items(t) for t in references])
 
     def evaluate(self, trials: Sequence[Trial], rivals: Sequence[Trial], places: int) -> list[Trial]:
         """Score trials that were started, against each other and `rivals` (finished ones), and store them.
 
         A trial that a killed process left in flight goes on with the items that it had been scored on.
         """
-        before = [t for t in self._session.store.told() if t.number < min(t.number for t in (*rivals, *trials))]
-        entries = [self._entry(t) for t in (*rivals, *trials)]
-        if len(entries) == 1:
-            best = self._best_tenth(before)
-            race = self._race(before, entries, [self._entry(t) for t in best], len(best))
-        else:
-            race = self._race(before, entries, [], places)
+        race, entries = self._lined_up([*rivals, *trials], places)
         race.run()
+        self._forget()
+        # one after the other: whoever is stored is so in the order in which they were asked
+        return list(self._session.each((self._end(race, e) for e in entries[-len(trials) :]), at_once=1))
+
+    def evaluate_alone(self, trial: Trial) -> Work[Trial]:
+        """Score a trial that was started by itself, while others are being scored, and store it."""
+        race, [entry] = self._lined_up([trial], 1)
+        yield from race.score_rest(entry)
+        self._forget()
+        return (yield from self._end(race, entry))
+
+    def _lined_up(self, trials: Sequence[Trial], places: int) -> tuple[Race, list[Entry]]:
+        before = [t for t in self._session.store.told() if t.number < min(t.number for t in trials)]
+        entries = [self._entry(t) for t in trials]
+        if len(entries) > 1:
+            return self._race(before, entries, [], places), entries
+        best = self._best_tenth(before)
+        return self._race(before, entries, [self._entry(t) for t in best], len(best)), entries
+
+    def _forget(self) -> None:
         for number in sorted(self._known)[:-_KEPT]:
             del self._known[number]
-        return [self._end(race, entry) for entry in entries[-len(trials) :]]
 
     def _best_tenth(self, before: Sequence[Trial]) -> list[Trial]:
         """Whom a candidate that comes alone competes with."""
         ranked = [t for t in self._session.floors(before).ranked() if t.kind == "search" and t.ranked]
         return ranked[: math.ceil(len(ranked) / 10)]
 
-    def in_full(self, trial: Trial) -> Measured:
+    def in_full(self, trial: Trial) -> Work[Measured]:
         """The scores of a stopped trial on all items, at the cost of those that it was not scored on. TrialError."""
         entry = self._entry(trial)
         for name in entry.items.keys() - self.course.compositions.keys():
             del entry.items[name]  # asked again: of its score only the value was kept
             entry.totals.pop(name, None)
         rest = self.course.rung(1.0)
-        self._ask(entry, {name: names.difference(entry.items.get(name, ())) for name, names in rest.items()})
-        return self._measured(entry, {})
+        yield from self._ask(entry, {n: names.difference(entry.items.get(n, ())) for n, names in rest.items()})
+        return (yield from self._measured(entry, {}))
 
     def _race(self, before: Sequence[Trial], field: list[Entry], known: list[Entry], places: int) -> Race:
         session, standing = self._session, self._session.floors(before)
@@ -79,7 +97,8 @@ class Economy:
         prospects = Prospects(standing, self._objective, self.course.compositions, margins, confidence)
         seed = (session.plan.spec.optimizer["seed"], field[0].trial.number)
         rank = rank_key(standing.outcome(best))
-        return Race(self.course, prospects, controls, rank, self._ask, field, known, max(1, places), seed)
+        tools = self._ask, session.each
+        return Race(self.course, prospects, controls, rank, *tools, field, known, max(1, places), seed)
 
     # One candidate.
 
@@ -102,13 +121,13 @@ class Economy:
             self._known[trial.number] = load_items(self._session.folder.items, trial.number, "search")
         return self._known[trial.number]
 
-    def _ask(self, entry: Entry, chosen: Chosen) -> None:
+    def _ask(self, entry: Entry, chosen: Chosen) -> Work[None]:
         """Score a candidate on items that it was not scored on, and keep them. Raises TrialError."""
         session = self._session
         session.observer.trial_started(entry.trial)
         started = time.perf_counter()
         try:
-            evaluation = session.part(entry.trial, entry.digest, chosen)
+            evaluation = yield from session.part(entry.trial, entry.digest, chosen)
         finally:
             _add(entry.seconds, {"total": time.perf_counter() - started})
         for name, score in evaluation.scores.items():
@@ -124,11 +143,12 @@ class Economy:
 
     # How it ends.
 
-    def _end(self, race: Race, entry: Entry) -> Trial:
+    def _end(self, race: Race, entry: Entry) -> Work[Trial]:
         if entry.failed is not None:
             return self._session.fail(entry.trial, entry.failed, entry.seconds)
         try:
-            measured = self._measured(entry, {} if entry.ended is None else self._predicted(race, entry))
+            predicted = {} if entry.ended is None else self._predicted(race, entry)
+            measured = yield from self._measured(entry, predicted)
         except TrialError as error:
             return self._session.fail(entry.trial, str(error), entry.seconds)
         stopped = (entry.by, entry.ended) if entry.ended is not None else None
@@ -152,19 +172,26 @@ class Economy:
     def _possible(self, name: str, value: float) -> float:
         """A predicted score as one that the objective can take: the geometric mean has none below 0."""
         geometric = self._session.plan.fitness.objective == "geometric_mean"
-        return max(0.0, value) if geometric and self._session.bench.suite.slices[name].sign > 0 else value
+        return max(0.0, value) if geometric and self._session.outline.slices[name].sign > 0 else value
 
-    def _measured(self, entry: Entry, predicted: dict[str, tuple[float, float]]) -> Measured:
+    def _measured(self, entry: Entry, predicted: dict[str, tuple[float, float]]) -> Work[Measured]:
         """The scores, measured on all items or predicted."""
-        session, suite = self._session, self._session.bench.suite
+        session, slices = self._session, self._session.outline.slices
         if predicted:
-            scores = {name: SliceScore(predicted[name][0], None) for name in suite.slices if name in predicted}
+            scores = {name: SliceScore(predicted[name][0], None) for name in slices if name in predicted}
         else:
-            scores = {n: entry.totals.get(n) or suite.total(n, entry.items[n]) for n in suite.slices}
+            totals = yield Totalling({n: entry.items[n] for n in slices if n not in entry.totals})
+            scores = {name: entry.totals.get(name) or totals[name] for name in slices}
         measured = session.measured(Evaluation(scores, entry.digest or "", entry.seconds))
         bounds = {name: bound for name, (_, bound) in predicted.items()} if predicted else measured.bounds
         kept = bounds if session.plan.fitness.confidence is not None else {}
         return Measured(measured.evaluation, measured.objective, kept, self.course.seen(entry.items), self.course.total)
+
+
+def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Saving, ...]:
+    """Those means of saving of the fitness file that this search can use: without generations, none that compares the
+    candidates of one."""
+    return tuple(s for s in fitness.economy if s == "early_stop" or not spec.asynchronous)
 
 
 def _add(seconds: dict[str, float], more: Mapping[str, float]) -> None:

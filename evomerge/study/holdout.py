@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.errors import TrialError
 from evomerge.scoring.gates import scales, settle
+from evomerge.study.scorers import Work
 from evomerge.study.standing import Standing
 from evomerge.study.store import Store
 from evomerge.study.trial import Trial
@@ -26,12 +27,13 @@ def release(session: Session) -> Standing:
     references = [t for t in standing.trials if t.kind == "reference" and t.state == "complete"]
     top = [t for t in standing.merges() if t.kind == "search"][:TOP]
     wanted = [*references, *top]
-    scored = []
-    for done, trial in enumerate(wanted, 1):
-        scored.append(_rescored(session, trial))
-        session.observer.holdout_scored(trial.name, done, len(wanted))
+    found: dict[int, Trial] = {}
+    for trial in session.each(_rescored(session, trial) for trial in wanted):
+        found[trial.number] = trial
+        session.observer.holdout_scored(trial.name, len(found), len(wanted))
+    scored = [found[trial.number] for trial in wanted]
     parents = {t.label: t.slice_scores for t in scored if t.is_parent and t.state == "complete"}
-    gates = settle(session.bench.suite.slices, parents)
+    gates = settle(session.outline.slices, parents)
     result = Standing(scored, gates, scales(parents, gates))
     winner = result.best()
     if winner is not None:
@@ -62,13 +64,13 @@ def _with_top_in_full(session: Session) -> Standing:
         session.score_in_full(guessed[0])
 
 
-def _rescored(session: Session, trial: Trial) -> Trial:
+def _rescored(session: Session, trial: Trial) -> Work[Trial]:
     """The trial with its holdout scores in place of its search scores; scores of an earlier session are reused."""
     key = holdout_key(trial.number)
     known = session.store.facts.get(key)
     if known is None:
         try:
-            measured = session.measure(trial, "holdout")
+            measured = yield from session.measure(trial, "holdout")
         except TrialError as error:
             return replace(trial, state="failed", reason=str(error), scores={}, bounds={}, objective=None)
         known = {**measured.to_data(), "objective": measured.objective}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,11 @@ class Launch:
         return open_checkpoints(*files)
 
 
-def launch_settings(trials: int | None, time: float | None, seed: int | None) -> list[str]:
-    """Budget and seed of the command line as settings of the space file. InputError where they are no budget."""
+def launch_settings(trials: int | None, time: float | None, seed: int | None, asynchronous: bool = False) -> list[str]:
+    """Options of the command line as settings of the space file. InputError where they are no budget."""
     check_budget(trials, time)
-    given = {"budget.trials": trials, "budget.time": time, "optimizer.seed": seed}
+    given = {"budget.trials": trials, "budget.time": time, "optimizer.seed": seed,
+             "optimizer.asynchronous": "true" if asynchronous else None}  # fmt: skip
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
@@ -55,12 +57,14 @@ def check_budget(trials: int | None, time: float | None) -> None:
         raise InputError(f"{time:g} seconds are no budget", "give a span such as 20m", Where("--time"))
 
 
-def write_launch(folder: RunFolder, launch: Launch, plan: Plan, items: dict[str, str], facts: dict[str, Any]) -> None:
+def write_launch(
+    folder: RunFolder, launch: Launch, plan: Plan, items: Mapping[str, str], facts: dict[str, Any]
+) -> None:
     """Write the run down: the files as launched, and, last, `environment.json`, which makes the folder a run."""
     header = f"as launched by `evomerge search`, every default filled in (run {folder.name})"
     write_atomic(folder.space, to_yaml(space_data(replace(plan.spec, fitness=folder.fitness)), header))
     write_atomic(folder.fitness, to_yaml(fitness_data(plan.fitness), header))
-    identity = {**_of_files(plan.spec, plan.fitness), **_of_checkpoints(plan), "items": items}
+    identity = {**_of_files(plan.spec, plan.fitness), **_of_checkpoints(plan), "items": dict(items)}
     about = {"launch": asdict(launch), "study": folder.name, "identity": identity, "versions": versions()}
     write_json(folder.environment, {**about, **facts})
 
@@ -76,6 +80,7 @@ class Environment:
     device: str
     storage: str | None
     memory: str | None = None
+    workers: int = 1
 
     @classmethod
     def read(cls, folder: RunFolder) -> Environment:
@@ -98,9 +103,9 @@ def unchanged_plan(folder: RunFolder, environment: Environment) -> Plan:
     return plan
 
 
-def check_items(folder: RunFolder, environment: Environment, items: dict[str, str]) -> None:
+def check_items(folder: RunFolder, environment: Environment, items: Mapping[str, str]) -> None:
     """InputError where the items of a slice, or how they were dealt, are not what was launched."""
-    _check(folder, environment, {"items": items})
+    _check(folder, environment, {"items": dict(items)})
 
 
 def _of_files(spec: SpaceSpec, fitness: FitnessSpec) -> dict[str, Any]:

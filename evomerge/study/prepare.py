@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.preflight import TokenChanges, check_configured, check_family, token_changes
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.fitness_file import read_fitness
-from evomerge.files.objects import FitnessSpec, ModelRef, SpaceSpec
+from evomerge.files.objects import SAVINGS, FitnessSpec, ModelRef, SpaceSpec
 from evomerge.files.space_file import read_space
 from evomerge.optimize.needs import check_landmarks
 from evomerge.optimize.options import OptionError, check_options
@@ -62,6 +61,7 @@ def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """All that both files can be checked for without a checkpoint: options, tasks, metrics, data. Raises InputError."""
     _check_options(spec)
     _check_budget(spec)
+    _check_economy(spec, fitness)
     check_fitness(fitness, list(spec.sources))
 
 
@@ -70,17 +70,13 @@ def _check_options(spec: SpaceSpec) -> None:
         problem = "holds no gene: there is nothing to search"
         raise InputError(problem, "give at least one gene a range", spec.at("genes"))
     with _options_placed(spec):
-        check_options(spec.optimizer["name"], _options(spec))
+        check_options(spec.optimizer["name"], spec.options)
 
 
 def check_start(spec: SpaceSpec, space: Space) -> None:
     """InputError where the optimizer goes by models that the space does not hold."""
     with _options_placed(spec):
-        check_landmarks(spec.optimizer["name"], _options(spec), list(spec.sources), space.landmarks)
-
-
-def _options(spec: SpaceSpec) -> dict[str, Any]:
-    return {k: v for k, v in spec.optimizer.items() if k not in ("name", "seed")}
+        check_landmarks(spec.optimizer["name"], spec.options, list(spec.sources), space.landmarks)
 
 
 @contextmanager
@@ -98,6 +94,13 @@ def _check_budget(spec: SpaceSpec) -> None:
     if spec.trials is not None and spec.trials <= references:
         problem = f"{spec.trials} trials leave none to search: base, sources and average are {references}"
         raise InputError(problem, f"give at least {references + 1}", spec.at("budget.trials"))
+
+
+def _check_economy(spec: SpaceSpec, fitness: FitnessSpec) -> None:
+    """Racing that was asked for by name; by default it just does not take place (`study.economy`)."""
+    if spec.asynchronous and "racing" in fitness.economy and fitness.economy != SAVINGS:
+        problem = "racing compares the candidates of a generation, and an asynchronous search has none"
+        raise InputError(problem, "leave it out (economy: [early_stop]), or asynchronous", fitness.at("economy"))
 
 
 def open_checkpoints(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:

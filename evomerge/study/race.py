@@ -10,7 +10,7 @@ A race is a function of its candidates' item scores: run again over the recorded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ from evomerge.scoring.anchors import Matrix, Vector
 from evomerge.scoring.forecast import Forecast
 from evomerge.study.course import Chosen, Course, Items
 from evomerge.study.prospects import Prospects
+from evomerge.study.scorers import Work
 from evomerge.study.trial import Trial
 from evomerge.types import ItemScore, SliceScore
 
@@ -71,17 +72,19 @@ class Race:
         prospects: Prospects,
         controls: Sequence[Control],
         best: RankKey,
-        ask: Callable[[Entry, Chosen], None],
+        ask: Callable[[Entry, Chosen], Work[None]],
+        each: Callable[[Iterable[Work[None]]], Iterable[None]],
         field: Sequence[Entry],
         known: Sequence[Entry],
         places: int,
         seed: Sequence[int],
     ) -> None:
         """`controls` may stand in for candidates on the items that these did not meet; `best` is where the best so far
-        ranks. `ask` scores a candidate on items that it did not meet yet; `known` compete with the field without
-        running; `places` is how many of them all make a difference to the optimizer."""
+        ranks. `ask` scores a candidate on items that it did not meet yet, `each` does so for several, which do not
+        depend on each other; `known` compete with the field without running; `places` is how many of them all make a
+        difference to the optimizer."""
         self.prospects = prospects
-        self._course, self._ask = course, ask
+        self._course, self._ask, self._each = course, ask, each
         self._controls, self._control, self._best = controls, controls[0], best
         self._field, self._known, self._places = field, known, places
         self._generator = np.random.default_rng(list(seed))
@@ -90,12 +93,10 @@ class Race:
         """Score every candidate until it failed, or `ended` says why it was stopped, or it has met all items."""
         for share, width in zip(self._course.rungs, _WIDTHS, strict=False):
             rung = self._course.rung(share)
-            for entry in self._running():
-                self._score(entry, rung, rung)
+            list(self._each(self._score(entry, rung, rung) for entry in self._running()))
             self._choose_control(rung)
             self._eliminate(rung, max(1, round(width * len(self._field))))
-        for entry in self._running():
-            self._score_rest(entry)
+        list(self._each(self.score_rest(entry) for entry in self._running()))
 
     def _choose_control(self, rung: Chosen) -> None:
         """Take the control that answers a rung most as the field does: what differs least from a candidate predicts it
@@ -126,7 +127,7 @@ class Race:
     def _running(self) -> list[Entry]:
         return [entry for entry in self._field if entry.ended is None and entry.failed is None]
 
-    def _score(self, entry: Entry, chosen: Chosen, known: Chosen) -> None:
+    def _score(self, entry: Entry, chosen: Chosen, known: Chosen) -> Work[None]:
         """Ask what of `chosen` the candidate was not asked yet, then see whether it is beyond hope by what it met of
         `known`."""
         missing = {name: names.difference(entry.items.get(name, ())) for name, names in chosen.items()}
@@ -136,7 +137,7 @@ class Race:
                 entry.failed, entry.ended = (reason, None) if entry.trial.state == "failed" else (None, reason)
                 return
             try:
-                self._ask(entry, missing)
+                yield from self._ask(entry, missing)
             except (TrialError, InputError) as error:
                 entry.failed = str(error)
                 return
@@ -145,17 +146,17 @@ class Race:
             entry.ended = self.prospects.hopeless(entry.met(known), entry.totals)
             entry.by = "early_stop" if entry.ended else ""
 
-    def _score_rest(self, entry: Entry) -> None:
-        """All that is left: by parts, from the slice on which the candidate is nearest to failing."""
+    def score_rest(self, entry: Entry) -> Work[None]:
+        """All that is left of the items: by parts, from the slice on which the candidate is nearest to failing."""
         everything = self._course.rung(1.0)
         if "early_stop" not in self._course.fitness.economy:
-            self._score(entry, everything, everything)
+            yield from self._score(entry, everything, everything)
             return
         size = self._course.fitness.batch_size
         left = {p.slices: p.chunks(frozenset(entry.items.get(p.slices[0], ())), size) for p in self._course.pools}
         while any(left.values()) and entry.ended is None and entry.failed is None:
             slices = min((s for s, chunks in left.items() if chunks), key=lambda s: self._headroom(entry, s))
-            self._score(entry, dict.fromkeys(slices, left[slices].pop(0)), everything)
+            yield from self._score(entry, dict.fromkeys(slices, left[slices].pop(0)), everything)
 
     def _headroom(self, entry: Entry, slices: tuple[str, ...]) -> float:
         """How far above its floor a pool's worst slice is predicted; below everything where nothing is known yet."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import InputError
 from evomerge.optimize.base import Optimizer, Start, build
+from evomerge.scoring.suite import Piece
 from evomerge.study import holdout, loop
 from evomerge.study.device import parse_memory
 from evomerge.study.folder import RunFolder, is_disk_full
@@ -26,13 +26,12 @@ from evomerge.study.launch import (
 )
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
+from evomerge.study.scorers import Alone, Scorer
 from evomerge.study.session import Session
+from evomerge.study.shares import check_workers, deal, resumed_device
 from evomerge.study.standing import Standing
 from evomerge.study.store import Store, absolute_url, open_storage
 from evomerge.study.trial import Trial
-
-if TYPE_CHECKING:
-    from evomerge.study.bench import Workbench
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Result:
     search: Standing
     holdout: Standing
     winner: Trial | None
-    slices: dict[str, Any]
+    slices: Mapping[str, Piece]
     confidence: float | None
 
 
@@ -61,6 +60,8 @@ def search(
     fitness: str | Path | None = None,
     storage: str | None = None,
     settings: Sequence[str] = (),
+    workers: int = 1,
+    asynchronous: bool = False,
     observer: Observer | None = None,
 ) -> Result:
     """Search the space that a file describes and name the best merge that keeps every floor.
@@ -76,15 +77,19 @@ def search(
             "device=20GB,host=64GB". What has no room is read from the files. Default: what is free.
         storage: an Optuna storage URL in place of the run's own journal.
         settings: further ``dotted.key=value`` overrides of the space file (``fitness.`` ones of the fitness file).
+        workers: so many processes score candidates, each with a model of its own. They share the devices (see
+            `shares.deal`; "auto" means all GPUs then) and `memory`, and `time` is the time that passes.
+        asynchronous: ask the optimizer as soon as a worker is free, in place of the file's ``optimizer.asynchronous``.
         observer: is told what happens.
 
     Raises:
         InputError: something that was given is wrong; nothing was written.
     """
     observer = observer or Observer()
+    check_workers(workers)
     launch = Launch(
         space=str(Path(space).absolute()),
-        settings=(*settings, *launch_settings(trials, time, seed)),
+        settings=(*settings, *launch_settings(trials, time, seed, asynchronous)),
         optimizer=optimizer,
         fitness=str(Path(fitness).absolute()) if fitness else None,
         folder=str(Path.cwd()),
@@ -95,12 +100,11 @@ def search(
     url = absolute_url(storage)
     if url is not None and Store.open(open_storage(folder.journal, url), folder.name) is not None:
         raise InputError(f"the storage has a study {folder.name!r} already", "choose another --run NAME")
-    bench = _load(plan, device, memory, observer)
-    facts = {"device": bench.resident.devices, "memory": memory, "storage": url}
-    with folder.claim(), _diagnosed(folder):
-        write_launch(folder, launch, plan, bench.suite.items_digest(), facts)
+    with _scorer(plan, device, memory, workers, observer) as scorer, folder.claim(), _diagnosed(folder):
+        facts = {"device": scorer.devices, "memory": memory, "storage": url, "workers": workers}
+        write_launch(folder, launch, plan, scorer.digests, facts)
         store = Store.create(open_storage(folder.journal, url, writing=True), folder.name, plan.space.dimensions)
-        session = Session(folder, store, plan, bench, observer)
+        session = Session(folder, store, plan, scorer, observer)
         return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds))
 
 
@@ -111,10 +115,11 @@ def resume(
     time: float | None = None,
     device: str | None = None,
     memory: str | None = None,
+    workers: int | None = None,
     observer: Observer | None = None,
 ) -> Result:
     """Continue a run exactly where it stopped, however it stopped. `trials` and `time` are new totals; `device` and
-    `memory` are the launch's unless one of them is given.
+    `memory` are the launch's unless one of them is given, and so is the number of `workers`.
 
     Raises:
         InputError: there is no such run, or its checkpoints, files or items changed since its launch.
@@ -122,6 +127,7 @@ def resume(
     """
     observer = observer or Observer()
     check_budget(trials, time)
+    check_workers(workers)
     folder = RunFolder.existing(run)
     with folder.lock(), _diagnosed(folder):
         environment = Environment.read(folder)
@@ -129,21 +135,35 @@ def resume(
         store = _reopen(folder, environment, plan)
         if device is None and memory is None:
             memory = environment.memory
-        bench = _load(plan, device or environment.device, memory, observer)
-        check_items(folder, environment, bench.suite.items_digest())
-        changed = changed_versions(environment.versions)
-        if changed:
-            observer.warn(f"other versions than at the launch, scores may differ slightly: {changed}")
-        session = Session(folder, store, plan, bench, observer)
-        return _run(session, _extended(session, trials, time))
+        count = workers or environment.workers
+        place = device or resumed_device(environment.device, environment.workers, count)
+        with _scorer(plan, place, memory, count, observer) as scorer:
+            check_items(folder, environment, scorer.digests)
+            changed = changed_versions(environment.versions)
+            if changed:
+                observer.warn(f"other versions than at the launch, scores may differ slightly: {changed}")
+            session = Session(folder, store, plan, scorer, observer)
+            return _run(session, _extended(session, trials, time))
 
 
-def _load(plan: Plan, device: str, memory: str | None, observer: Observer) -> Workbench:
-    # torch, transformers and lm-eval take seconds to import: only once the input is known to be right.
+@contextmanager
+def _scorer(plan: Plan, device: str, memory: str | None, workers: int, observer: Observer) -> Iterator[Scorer]:
+    """A model in this process, or several workers, which end with the session."""
     parse_memory(memory)
-    from evomerge.study.bench import Workbench, place_study
+    if workers == 1:
+        # torch, transformers and lm-eval take seconds to import: only once the input is known to be right.
+        from evomerge.study.bench import Workbench, place_study
 
-    return Workbench.load(plan, place_study(plan, device, memory), observer)
+        yield Alone(Workbench.load(plan, place_study(plan, device, memory), observer), observer)
+        return
+    from evomerge.study.crew import Crew
+    from evomerge.study.device import listed
+
+    crew = Crew(plan, deal(listed(device), workers, spare=device == "auto"), memory, observer)
+    try:
+        yield crew
+    finally:
+        crew.close()
 
 
 def _reopen(folder: RunFolder, environment: Environment, plan: Plan) -> Store:
@@ -159,18 +179,20 @@ def _reopen(folder: RunFolder, environment: Environment, plan: Plan) -> Store:
 
 
 def _run(session: Session, budget: loop.Budget) -> Result:
-    spec, slices = session.plan.spec, session.bench.suite.slices
+    spec, slices = session.plan.spec, session.outline.slices
     session.store.record("budget", {"trials": budget.trials, "seconds": budget.seconds})
     about = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
     session.store.record("slices", about)
     left = None if budget.seconds is None else budget.seconds - session.spent()[1]
     session.observer.launched(session.folder.name, budget.trials, left, {name: s.sign for name, s in slices.items()})
-    options = {k: v for k, v in spec.optimizer.items() if k not in ("name", "seed")}
 
     def make(start: Start) -> Optimizer:
         name, seed = spec.optimizer["name"], spec.optimizer["seed"]
-        return build(name, session.plan.space.dimensions, seed, options, start)
+        return build(name, session.plan.space.dimensions, seed, spec.options, start, spec.asynchronous)
 
+    if session.scorer.hands > 1 and make(Start()).open == 1:
+        problem = f"{spec.optimizer['name']} proposes one candidate at a time, which is work for one worker"
+        session.observer.warn(f"{problem}; a search launched with --asynchronous uses all of them")
     loop.run(session, make, budget)
     session.observer.phase("scoring the best candidates on the holdout split")
     released = holdout.release(session)

@@ -4,42 +4,58 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import takewhile
 
 from evomerge.errors import InputError, TrialError
 from evomerge.optimize.base import Start
+from evomerge.optimize.replay import Asked
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import judge, lower_bound, scales, settle
-from evomerge.study.economy import Economy
-from evomerge.study.folder import RunFolder, is_disk_full, write_atomic
-from evomerge.study.items import write_items
+from evomerge.study.economy import Economy, applicable
+from evomerge.study.folder import RunFolder, write_atomic
+from evomerge.study.items import load_items, write_items
 from evomerge.study.measured import Evaluation, Measured
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
+from evomerge.study.scorers import Scorer, Scoring, T, Work, drive
 from evomerge.study.standing import Standing
 from evomerge.study.store import Store, promotion_key
 from evomerge.study.trial import UNIFORM, Kind, Trial
 from evomerge.types import Genome, ItemScore, Outcome, Scores, SplitName
 
-if TYPE_CHECKING:
-    from evomerge.study.bench import Workbench
-
 logger = logging.getLogger(__name__)
+
+_TWIN = "same recipe as "
+"""How the label of a trial begins that takes over the scores of an earlier one."""
 
 
 class Session:
-    """Wires a plan, a workbench and a store together for the process that holds the run."""
+    """Wires a plan, a scorer and a store together for the process that holds the run."""
 
-    def __init__(self, folder: RunFolder, store: Store, plan: Plan, bench: Workbench, observer: Observer) -> None:
-        self.folder, self.store, self.plan, self.bench, self.observer = folder, store, plan, bench, observer
+    def __init__(self, folder: RunFolder, store: Store, plan: Plan, scorer: Scorer, observer: Observer) -> None:
+        self.folder, self.store, self.plan, self.scorer, self.observer = folder, store, plan, scorer, observer
+        self.outline = scorer.outline
         self._objective = load(OBJECTIVES[plan.fitness.objective])
         self._floors = Standing((), {}, {}, settled=False)
         self._kept: int | None = None
+        self._told = sum(t.kind == "search" and t.state != "running" for t in store.told())
+        self._lapped = time.perf_counter()
         self.economy: Economy | None = None
+
+    # Works: what is done piece by piece, several at a time where there are several workers.
+
+    def each(self, works: Iterable[Work[T]], at_once: int | None = None) -> Iterator[T]:
+        """What works return, in the order in which they end. The next one is only begun when a worker is free."""
+        waiting = iter(works)
+        return self.drive(lambda: next(waiting, None), at_once)
+
+    def drive(self, start: Callable[[], Work[T] | None], at_once: int | None = None) -> Iterator[T]:
+        """The same for works that are not known beforehand (`scorers.drive`)."""
+        return drive(self.scorer, start, at_once)
 
     # References: base, sources and uniform average, scored first; they settle the relative floors.
 
@@ -52,34 +68,39 @@ class Session:
     def score_references(self) -> None:
         """Score every reference that has no trial yet, and every parent whose trial failed in an earlier session.
         InputError where a parent cannot be scored."""
+        for trial in self.each(map(self.evaluate, self._references_to_score())):
+            if trial.state == "failed" and trial.is_parent:
+                problem = f"{trial.label} could not be scored ({trial.reason})"
+                mend = "resume if the cause was outside the run's files, else launch a new run"
+                raise InputError(problem, f"{mend}; the log is {self.folder.log}")
+        self.settle()
+
+    def _references_to_score(self) -> Iterator[Trial]:
         for label, recipe in self.references().items():
             known = [t for t in self.store.trials() if t.kind == "reference" and t.label == label]
             usable = [t for t in known if t.state != "failed" or not t.is_parent]
             trial = usable[-1] if usable else self.begin("reference", label, {}, recipe)
             if trial.state == "running":
-                trial = self.evaluate(trial)
-            if trial.state == "failed" and trial.is_parent:
-                problem = f"{label} could not be scored ({trial.reason})"
-                mend = "resume if the cause was outside the run's files, else launch a new run"
-                raise InputError(problem, f"{mend}; the log is {self.folder.log}")
-        self.settle()
+                yield trial
 
     def settle(self) -> None:
         """Turn the floors into numbers, by the references' scores, and write them down for those who only read."""
         parents = {t.label: t.slice_scores for t in self.store.trials() if t.is_parent and t.state == "complete"}
-        gates = settle(self.bench.suite.slices, parents)
+        gates = settle(self.outline.slices, parents)
         self._floors = Standing((), gates, scales(parents, gates))
         self.store.record("gates", self._floors.to_data())
         self._warn_of_flat_slices()
         self._keep_best(self.standing())
-        self.economy = Economy(self) if self.plan.fitness.economy else None
+        means = applicable(self.plan.spec, self.plan.fitness)
+        self.economy = Economy(self, means) if means else None
         if self.economy is not None:
-            self.observer.note(f"items: {self.economy.course}")
+            alone = "; asynchronous candidates do not race" if self.plan.spec.asynchronous else ""
+            self.observer.note(f"items: {self.economy.course}{alone}")
 
     def _warn_of_flat_slices(self) -> None:
         """A slice on which all references score the same more likely has a mistake in its task than in its models."""
         scores = [t.scores for t in self.store.trials() if t.kind == "reference" and t.scores]
-        for name, piece in self.bench.suite.slices.items():
+        for name, piece in self.outline.slices.items():
             values = {s[name] for s in scores}
             if len(values) == 1:
                 shown = piece.show(values.pop())
@@ -88,32 +109,67 @@ class Session:
     # Trials.
 
     def begin(self, kind: Kind, label: str, genome: Genome, recipe: Recipe) -> Trial:
-        return self.store.start(kind, label, genome, recipe, self.plan.spec.optimizer["seed"])
+        told = self._told if self.plan.spec.asynchronous and kind == "search" else None
+        return self.store.start(kind, label, genome, recipe, self.plan.spec.optimizer["seed"], told)
 
-    def next_trials(self, genomes: Sequence[Genome]) -> list[Trial]:
-        """The trials of proposed genomes: those that a killed process left in flight, or new ones."""
-        pending = [t for t in self.store.told() if t.state == "running" and t.kind == "search"]
-        for trial, genome in zip(pending, genomes, strict=False):
-            if trial.genome != genome:
-                problem = f"trial {trial.number} was in flight with another genome than is proposed now"
-                raise InputError(problem, "resume with the package versions of environment.json, or launch a new run")
-        new = genomes[len(pending) :]
-        return [*pending[: len(genomes)], *(self.begin("search", "", g, self.plan.space.recipe(g)) for g in new)]
+    def begin_search(self, genome: Genome, why: str = "") -> Trial:
+        """A new trial of a genome that the optimizer proposed, `why` unless it is to find a better one."""
+        recipe = self.plan.space.recipe(genome)
+        twin = self._twin(recipe.id)
+        return self.begin("search", why or (f"{_TWIN}{twin.name}" if twin else ""), genome, recipe)
+
+    def _twin(self, recipe_id: str) -> Trial | None:
+        """A trial that scored this recipe on all items."""
+        return next((t for t in self.store.told() if t.recipe_id == recipe_id and t.state == "complete"), None)
+
+    def _copied(self, trial: Trial) -> Trial | None:
+        """The trial with the scores of the one whose recipe it has again; None where there is no such trial."""
+        twin = self._twin(trial.recipe_id) if trial.label.startswith(_TWIN) and trial.state == "running" else None
+        if twin is None or twin.objective is None:
+            return None
+        items = load_items(self.folder.items, twin.number, "search")
+        self.keep_items(trial, "search", {name: list(met.values()) for name, met in items.items()})
+        evaluation = Evaluation(twin.slice_scores, twin.digest or "", {})
+        measured = Measured(evaluation, twin.objective, twin.bounds, twin.evaluated, twin.items)
+        return self.finish(trial, measured, {"total": 0.0})
+
+    def in_flight(self) -> list[Trial]:
+        """The trials that a killed process left in flight."""
+        return [t for t in self._searched() if t.state == "running"]
+
+    def _searched(self) -> list[Trial]:
+        return [t for t in self.store.told() if t.kind == "search"]
+
+    def left_behind(self, told: int) -> list[Trial]:
+        """The trials that a killed process began after `told` outcomes: in flight, or ended after one in flight."""
+        return self._searched()[told:]
 
     def evaluate_all(self, trials: Sequence[Trial], rivals: int, places: int) -> list[Trial]:
         """Score trials, and store them, on as many items as it takes: see `Economy.evaluate`. `rivals` of those that
-        ended last are of the same generation."""
+        ended last are of the same generation. What was scored before is not scored again."""
+        earlier = [t for t in self._searched() if t.state != "running"]
+        done = {t.number: copy for t in trials if (copy := self._copied(t))}
+        new = [t for t in trials if t.number not in done]
         if self.economy is None:
-            return [self.evaluate(trial) for trial in trials]
-        earlier = [t for t in self.store.told() if t.kind == "search" and t.state != "running"]
-        return self.economy.evaluate(trials, earlier[len(earlier) - rivals :], places)
+            done |= {t.number: t for t in self.each(self.evaluate(t) for t in new if t.state == "running")}
+        elif new:
+            ended = self.economy.evaluate(new, earlier[len(earlier) - rivals :], places)
+            done |= {t.number: t for t in ended}
+        return [done.get(trial.number, trial) for trial in trials]
 
-    def evaluate(self, trial: Trial) -> Trial:
+    def evaluate_alone(self, trial: Trial) -> Work[Trial]:
+        """Score a trial, and store it, while others are being scored."""
+        if copy := self._copied(trial):
+            return copy
+        work = self.evaluate(trial) if self.economy is None else self.economy.evaluate_alone(trial)
+        return (yield from work)
+
+    def evaluate(self, trial: Trial) -> Work[Trial]:
         """Materialize, score and store one trial on all items. A candidate that fails is stored with its reason."""
         self.observer.trial_started(trial)
         started = time.perf_counter()
         try:
-            measured = self.measure(trial, "search")
+            measured = yield from self.measure(trial, "search")
         except (TrialError, InputError) as error:
             # A recipe that does not fit its checkpoints is the candidate's failure, too.
             return self.fail(trial, str(error), {"total": time.perf_counter() - started})
@@ -122,7 +178,8 @@ class Session:
     def fail(self, trial: Trial, reason: str, seconds: Mapping[str, float]) -> Trial:
         """Store a trial as failed."""
         logger.warning("trial %d failed: %s", trial.number, reason)
-        return self._ended(self.store.fail(trial, reason, {"total": 0.0, **seconds}))
+        spent = self._timed({"total": 0.0, **seconds})
+        return self._ended(self.store.fail(trial, reason, spent, self._place(trial)))
 
     def finish(
         self,
@@ -132,9 +189,21 @@ class Session:
         stopped: tuple[str, str] | None = None,
     ) -> Trial:
         """Store a trial with its scores; `stopped` says by what, and why, it was not scored on all items."""
-        return self._ended(self.store.complete(trial, measured, seconds, self._constraints(measured), stopped))
+        about = self._timed(seconds), self._constraints(measured), stopped, self._place(trial)
+        return self._ended(self.store.complete(trial, measured, *about))
+
+    def _timed(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """Where trials are scored side by side, each also gets its part of the time that passes meanwhile."""
+        if self.scorer.hands == 1:
+            return dict(seconds)
+        before, self._lapped = self._lapped, time.perf_counter()
+        return {**seconds, "elapsed": self._lapped - before}
+
+    def _place(self, trial: Trial) -> int | None:
+        return self._told if trial.told is not None else None
 
     def _ended(self, done: Trial) -> Trial:
+        self._told += done.kind == "search"
         logger.info("trial %d %s: objective %s, %.2f s", done.number, done.state, done.objective, done.seconds["total"])
         standing = self.standing()
         self._keep_best(standing)
@@ -146,19 +215,19 @@ class Session:
         fails."""
         assert self.economy is not None  # no trial is stopped without it
         try:
-            measured = self.economy.in_full(trial)
+            [measured] = self.each([self.economy.in_full(trial)])
         except (TrialError, InputError) as error:
             self.observer.warn(f"{trial.name} cannot be scored in full: {error}")
             return
         self.store.record(promotion_key(trial.number), {**measured.to_data(), "objective": measured.objective})
         self._keep_best(self.standing())
 
-    def measure(self, trial: Trial, split: SplitName) -> Measured:
+    def measure(self, trial: Trial, split: SplitName) -> Work[Measured]:
         """Scores of a trial's recipe on a split, its items kept. Raises TrialError."""
-        evaluation = self.part(trial, trial.digest, None, split)
+        evaluation = yield from self.part(trial, trial.digest, None, split)
         self.keep_items(trial, split, {name: score.items for name, score in evaluation.scores.items()})
         measured = self.measured(evaluation)
-        count = sum(len(evaluation.scores[pool[0]].items) for pool in self.bench.suite.pools)
+        count = sum(len(evaluation.scores[pool[0]].items) for pool in self.outline.pools)
         return replace(measured, evaluated=count, items=count)
 
     def part(
@@ -167,18 +236,10 @@ class Session:
         digest: str | None,
         chosen: Mapping[str, frozenset[str]] | None,
         split: SplitName = "search",
-    ) -> Evaluation:
+    ) -> Work[Evaluation]:
         """Score a trial's recipe on some items; `digest` is what its weights were when it was scored before. Raises
         TrialError; a full disk is not the candidate's fault and ends the run."""
-        try:
-            evaluation = self.bench.evaluate(trial.recipe, split, self.observer.slice_started, chosen)
-        except (TrialError, InputError):
-            raise
-        except Exception as error:
-            if is_disk_full(error):
-                raise
-            logger.exception("trial %d", trial.number)
-            raise TrialError(f"{type(error).__name__}: {error}") from error
+        evaluation: Evaluation = yield Scoring(trial.recipe, split, chosen)
         if digest is not None and evaluation.digest != digest:
             raise TrialError(f"its recipe does not rebuild the scored weights ({evaluation.digest[:16]})")
         return evaluation
@@ -193,11 +254,11 @@ class Session:
 
     def objective(self, scores: Mapping[str, float]) -> float:
         """The number that is maximised, of oriented scores."""
-        return float(self._objective(scores, self.bench.suite.weights))
+        return float(self._objective(scores, self.outline.weights))
 
     def _bounds(self, scores: Scores) -> dict[str, float]:
         """Lower confidence bounds where the fitness file asks for confidence, else nothing."""
-        confidence, slices = self.plan.fitness.confidence, self.bench.suite.slices
+        confidence, slices = self.plan.fitness.confidence, self.outline.slices
         if confidence is None:
             return {}
         return {name: lower_bound(score, slices[name].sign, confidence) for name, score in scores.items()}
@@ -228,15 +289,20 @@ class Session:
         known = [(genome, self.outcome(told[label])) for label, genome in landmarks.items() if label in told]
         return Start(landmarks=landmarks, known=known)
 
-    def history(self) -> list[tuple[Genome, Outcome]]:
-        """The optimizer's own finished trials, in the order asked."""
-        finished = [t for t in self.store.told() if t.kind == "search" and t.state != "running"]
-        return [(t.genome, self.outcome(t)) for t in finished]
+    def history(self) -> list[Asked]:
+        """What the optimizer was asked, and told of it: by its record in an asynchronous search; else each was told
+        before the next was asked, up to the first that is still in flight."""
+        searched = self._searched()
+        if not self.plan.spec.asynchronous:
+            ended = takewhile(lambda trial: trial.state != "running", searched)
+            return [Asked(t.genome, at, self.outcome(t), at) for at, t in enumerate(ended)]
+        return [Asked(t.genome, t.told or 0, None if t.state == "running" else self.outcome(t), t.place)
+                for t in searched]  # fmt: skip
 
     def spent(self) -> tuple[int, float]:
         """Finished trials and the seconds they took, over all sessions of the run."""
         finished = [t for t in self.store.trials() if t.state != "running"]
-        return len(finished), sum(t.seconds.get("total", 0.0) for t in finished)
+        return len(finished), sum(t.seconds.get("elapsed", t.seconds.get("total", 0.0)) for t in finished)
 
     def _keep_best(self, standing: Standing) -> None:
         """Write `best.yaml` when another trial leads, and once a session, as a crash may have kept it from that."""

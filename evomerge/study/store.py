@@ -76,7 +76,9 @@ class Store:
         frozen = self._storage.get_all_trials(self._id, deepcopy=False)
         return [_trial(f) for f in sorted(frozen, key=lambda f: f.number) if "recipe_id" in f.user_attrs]
 
-    def start(self, kind: Kind, label: str, genome: Genome, recipe: Recipe, seed: int) -> Trial:
+    def start(
+        self, kind: Kind, label: str, genome: Genome, recipe: Recipe, seed: int, told: int | None = None
+    ) -> Trial:
         """Write down a trial before it is evaluated."""
         attributes = {
             "kind": kind,
@@ -85,6 +87,7 @@ class Store:
             "recipe": to_data(recipe),
             "recipe_id": recipe.id,
             "seed": seed,
+            **({} if told is None else {"told": told}),
         }
         template = create_trial(
             state=TrialState.RUNNING,
@@ -102,13 +105,14 @@ class Store:
         seconds: Mapping[str, float],
         constraints: Iterable[float] | None,
         stopped: tuple[str, str] | None = None,
+        place: int | None = None,
     ) -> Trial:
         """Write down a trial's scores and end it. `constraints` (one per floor, at most 0 where it is met) make the
         study's feasible trials visible to Optuna's own tools, `stopped` (by what, and why) says that the scores are
         predicted: the trial was pruned, as Optuna calls it."""
         trial_id = self._trial_id(trial.number)
         about = {"by": stopped[0], "reason": stopped[1]} if stopped else {}
-        for key, value in {**measured.to_data(), "seconds": dict(seconds), **about}.items():
+        for key, value in {**measured.to_data(), "seconds": dict(seconds), **about, **_placed(place)}.items():
             self._storage.set_trial_user_attr(trial_id, key, value)
         if constraints is not None:
             self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
@@ -121,11 +125,11 @@ class Store:
         for key, value in {"digest": digest, "seconds": dict(seconds)}.items():
             self._storage.set_trial_user_attr(self._trial_id(trial.number), key, value)
 
-    def fail(self, trial: Trial, reason: str, seconds: Mapping[str, float]) -> Trial:
+    def fail(self, trial: Trial, reason: str, seconds: Mapping[str, float], place: int | None = None) -> Trial:
         """End a trial that could not be evaluated."""
         trial_id = self._trial_id(trial.number)
-        self._storage.set_trial_user_attr(trial_id, "reason", reason)
-        self._storage.set_trial_user_attr(trial_id, "seconds", dict(seconds))
+        for key, value in {"reason": reason, "seconds": dict(seconds), **_placed(place)}.items():
+            self._storage.set_trial_user_attr(trial_id, key, value)
         self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
         return _trial(self._storage.get_trial(trial_id))
 
@@ -155,7 +159,13 @@ def _trial(frozen: FrozenTrial) -> Trial:
         by=attributes.get("by", ""),
         evaluated=attributes.get("evaluated", 0),
         items=attributes.get("items", 0),
+        told=attributes.get("told"),
+        place=attributes.get("place"),
     )
+
+
+def _placed(place: int | None) -> dict[str, int]:
+    return {} if place is None else {"place": place}
 
 
 def promotion_key(number: int) -> str:

@@ -25,7 +25,9 @@ class Trial:
     oriented: higher is better. `digest` is that of the materialized parameters;
     `seconds` the time of each phase; `reason` why a failed trial failed, or why a stopped one was not scored in full
     (its scores are then predicted from the items that it was scored on), and `by` which means of saving stopped it.
-    `evaluated` is the number of items that it was scored on, `items` how many there are. Finished trials never change.
+    `evaluated` is the number of items that it was scored on, `items` how many there are. In an asynchronous search,
+    `told` is how many outcomes its optimizer had been told when it proposed this trial, and `place` which of them, from
+    0, this trial's was. Finished trials never change.
     """
 
     number: int
@@ -46,6 +48,8 @@ class Trial:
     by: str = ""
     evaluated: int = 0
     items: int = 0
+    told: int | None = None
+    place: int | None = None
 
     @property
     def recipe(self) -> Recipe:

@@ -73,9 +73,10 @@ def test_replay_refuses_another_run(name: str) -> None:
     for _ in range(3):
         recorded.append((optimizer.ask(), FINE))
         optimizer.tell(*recorded[-1])
-    with pytest.raises(
-        InputError, match=r"cannot be continued exactly: for trial 1 .* \([wv]: expected .* versions of numpy"
-    ):
-        replay(build(name, DIMENSIONS, 1, {}), recorded)
+    if name != "surrogate":  # which takes what is recorded
+        with pytest.raises(
+            InputError, match=r"cannot be continued exactly: for trial 1 .* \([wv]: expected .* versions of numpy"
+        ):
+            replay(build(name, DIMENSIONS, 1, {}), recorded)
     with pytest.raises(InputError, match="only one of them has v"):
         replay(build(name, [Dimension("w")], 0, {}), recorded)

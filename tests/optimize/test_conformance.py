@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from evomerge.errors import InputError
 from evomerge.optimize.base import Optimizer, build
 from evomerge.optimize.ranking import rank_key
-from evomerge.optimize.replay import replay
+from evomerge.optimize.replay import Asked, replay, replay_interleaved
 from evomerge.registry import OPTIMIZERS
 from evomerge.types import Dimension, Genome, Outcome
 
@@ -233,3 +233,42 @@ def test_the_end_is_said(name: str) -> None:
     assert resumed.exhausted == optimizer.exhausted
     with pytest.raises(InputError, match=f"trial {len(history)} .* where none is left"):
         replay(build(name, MIXED[4:], 0, {}), [*history, history[0]])
+
+
+def juggle(optimizer: Optimizer, record: list[Asked], trials: int, evaluate=bowl) -> None:
+    """Goes on from `record` until it holds so many trials, or all there are: up to four are out at a time, any of them
+    ends next. What happens depends on the record alone."""
+    while len(record) < trials:
+        told = sum(asked.outcome is not None for asked in record)
+        out = [at for at, asked in enumerate(record) if asked.outcome is None]
+        draw = random.Random(f"{len(record)}, {told}")
+        if not out and optimizer.open < 1:
+            assert optimizer.exhausted is not None
+            return
+        if optimizer.open > 0 and len(out) < 4 and (not out or draw.random() < 0.6):
+            record.append(Asked(optimizer.ask(), told))
+        else:
+            at = draw.choice(out)
+            genome, outcome = record[at].genome, evaluate(record[at].genome)
+            optimizer.tell(genome, outcome)
+            record[at] = Asked(genome, record[at].told, outcome, told)
+
+
+@every_optimizer
+@pytest.mark.parametrize("shape", ["mixed", "choices", "one number"])
+@pytest.mark.parametrize("evaluate", [bowl, failed])
+def test_asynchronously_any_order_is_learnt_from_and_replayed(name: str, shape: str, evaluate) -> None:
+    whole: list[Asked] = []
+    snapshots = []
+    optimizer = build(name, SHAPES[shape], 2, {}, asynchronous=True)
+    for length in (1, 9, 26, 40):
+        juggle(optimizer, whole, length, evaluate)
+        snapshots.append(list(whole))
+    for record in snapshots:
+        resumed = build(name, SHAPES[shape], 2, {}, asynchronous=True)
+        replay_interleaved(resumed, record)
+        juggle(resumed, record, 40, evaluate)
+        assert record == whole
+    for asked in whole:
+        check_genome(SHAPES[shape], asked.genome)
+    assert len(whole) < 20 or any(asked.place != at for at, asked in enumerate(whole))

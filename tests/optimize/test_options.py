@@ -11,10 +11,11 @@ from evomerge.types import Dimension
 
 
 def test_defaults_are_filled_in_and_types_made_one() -> None:
-    assert check_options("cma-es", {}) == {"population": "auto", "sigma": 0.2, "warm_start": True}
+    assert check_options("cma-es", {}) == {"population": "auto", "sigma": 0.2, "repeats": 0, "warm_start": True}
     assert check_options("cma-es", {"population": 8.0, "sigma": 1}) == {
         "population": 8,
         "sigma": 1.0,
+        "repeats": 0,
         "warm_start": True,
     }
     assert check_options("random", {}) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from evomerge.scoring.mixture import Composition, Mixture
 from evomerge.study.course import Chosen, Course, Items
 from evomerge.study.prospects import Prospects
 from evomerge.study.race import Control, Entry, Race
+from evomerge.study.scorers import Work
 from evomerge.study.standing import Standing
 from evomerge.types import ItemScore, Outcome
 
@@ -44,16 +46,20 @@ class Recorded:
         entries = [Entry(cast(Any, SimpleNamespace(number=n, reason=None))) for n in range(len(field))]
         truth = {id(entry): answers(right) for entry, right in zip(entries, field, strict=True)}
 
-        def ask(entry: Entry, chosen: Chosen) -> None:
+        def ask(entry: Entry, chosen: Chosen) -> Work[None]:
             for name, items in chosen.items():
                 entry.items.setdefault(name, {}).update({i: truth[id(entry)][name][i] for i in items})
+            yield from ()
+
+        def each(works: Iterable[Work[None]]) -> list[None]:
+            return [job for work in works for job in work]  # that there is none
 
         known = [Control(answers(right), {"s": len(right) / COUNT}) for right in controls]
         prospects = Prospects(
             Standing((), {"s": Gate("s", 0.0)}, {"s": 1.0}), lambda scores: scores["s"], self.compositions, {}, None
         )
         best = rank_key(Outcome(feasible=True, objective=max(c.scores["s"] for c in known)))
-        return Race(cast(Course, self), prospects, known, best, ask, entries, [], 2, (0,)), entries
+        return Race(cast(Course, self), prospects, known, best, ask, each, entries, [], 2, (0,)), entries
 
 
 def test_candidates_are_predicted_from_the_merge_that_answers_most_as_they_do() -> None:
