@@ -169,6 +169,10 @@ CHOICES: Mapping[str, Choice] = {
 OPTIMIZERS: Mapping[str, str] = {
     "cma-es": "evomerge.optimize.cma_es:CmaEs",
     "tpe": "evomerge.optimize.optuna_samplers:Tpe",
+    "gp": "evomerge.optimize.gaussian_process:Gp",
+    "nsga-ii": "evomerge.optimize.genetic:NsgaII",
+    "nsga-iii": "evomerge.optimize.genetic:NsgaIII",
+    "qmc": "evomerge.optimize.optuna_samplers:Qmc",
     "random": "evomerge.optimize.optuna_samplers:Random",
 }
 
@@ -177,4 +181,6 @@ OBJECTIVES: Mapping[str, str] = {
     "weighted_mean": "evomerge.scoring.objectives:weighted_mean",
     "geometric_mean": "evomerge.scoring.objectives:geometric_mean",
     "min": "evomerge.scoring.objectives:minimum",
+    "pareto": "evomerge.scoring.objectives:weighted_mean",
 }
+"""The number that trials are shown and ordered by. With pareto it is not what is searched for: a front is."""

@@ -45,6 +45,12 @@ class Option:
 WARM_START = Option(True, bool)
 """Whether what everybody would try first is scored first, and the best of it is where the search begins."""
 
+STARTUP = Option(10, int, 1, 100_000)
+"""The trials that are random before there is something to learn from; those that are known before the search count."""
+
+GENERATION = Option(10, int, 4, 10_000)
+"""Trials in a generation: few, as budgets are small (of 10, 20 and 30, the best after 120 trials)."""
+
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "cma-es": {
         # trials in a generation (auto: 4 + 3 ln of the number of coordinates), and the initial standard deviation
@@ -53,8 +59,10 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "sigma": Option(0.2, float, 0.0, 1.0, above=True),
         "warm_start": WARM_START,
     },
-    # the trials that are random before there is something to learn from
-    "tpe": {"startup": Option(10, int, 1, 100_000), "warm_start": WARM_START},
+    "tpe": {"startup": STARTUP, "warm_start": WARM_START},
+    "gp": {"startup": STARTUP, "warm_start": WARM_START},
+    "nsga-ii": {"population": GENERATION, "warm_start": WARM_START},
+    "nsga-iii": {"population": GENERATION, "warm_start": WARM_START},
 }
 """Optimizer name -> the options that it takes, which are keyword arguments of its class."""
 
