@@ -176,11 +176,14 @@ OPTIMIZERS: Mapping[str, str] = {
     "random": "evomerge.optimize.optuna_samplers:Random",
 }
 
+PARETO = "pareto"
+"""The objective that keeps a front of trade-offs instead of following one number."""
+
 OBJECTIVES: Mapping[str, str] = {
     "mean": "evomerge.scoring.objectives:mean",
     "weighted_mean": "evomerge.scoring.objectives:weighted_mean",
     "geometric_mean": "evomerge.scoring.objectives:geometric_mean",
     "min": "evomerge.scoring.objectives:minimum",
-    "pareto": "evomerge.scoring.objectives:weighted_mean",
+    PARETO: "evomerge.scoring.objectives:weighted_mean",
 }
-"""The number that trials are shown and ordered by. With pareto it is not what is searched for: a front is."""
+"""The number that trials are shown and ordered by; in all but pareto it is what is searched for."""

@@ -163,7 +163,24 @@ def _objective(standing: Standing, number: int | None) -> float | None:
 
 def verdict(result: Result) -> str:
     """What a search came to, what it spent, and what to do next, in words."""
-    return f"{Account.of(result.search.trials)}\n{_outcome(result)}"
+    return "\n".join([str(Account.of(result.search.trials)), _outcome(result), *front_words(result)])
+
+
+def front_words(result: Result) -> list[str]:
+    """The points of a front with their search scores, and what the holdout split says of each; nothing without one."""
+    points = result.search.front()
+    if not points:
+        return []
+    scored, still = {t.number for t in result.holdout.trials}, {t.number for t in result.holdout.front()}
+    able = {t.number for t in result.holdout.trials if result.holdout.outcome(t).feasible}
+    lines = [f"front: {len(points)} trade-offs by the search items; `evomerge export {result.folder.handle} --trial N`"]
+    for trial in points:
+        held = "not scored on the holdout items"
+        if trial.number in scored:
+            passes = "another is better" if trial.number in able else "misses a floor"
+            held = f"holdout: {'on the front' if trial.number in still else passes}"
+        lines.append(f"  {result.search.told(trial)} ({held})")
+    return lines
 
 
 def _outcome(result: Result) -> str:

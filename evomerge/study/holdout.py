@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evomerge.errors import TrialError
+from evomerge.optimize.pareto import spread
 from evomerge.scoring.gates import scales, settle
 from evomerge.study.standing import Standing
 from evomerge.study.store import Store
@@ -17,14 +18,20 @@ if TYPE_CHECKING:
 RELEASE = "release"
 TOP = 5
 """How many of the best candidates by search score are re-scored."""
+POINTS = 10
+"""How many points of a front are."""
 
 
 def release(session: Session) -> Standing:
     """Where the parents, the uniform average and the top candidates stand on the holdout split, under floors that
-    the parents' holdout scores settle. `Standing.best()` of it is the winner, if there is one."""
+    the parents' holdout scores settle. `Standing.best()` of it is the winner, if there is one. Of a front, up to
+    `POINTS` take the place of the top, spread over it; the others are named."""
     standing = _with_top_in_full(session)
     references = [t for t in standing.trials if t.kind == "reference" and t.state == "complete"]
-    top = [t for t in standing.merges() if t.kind == "search"][:TOP]
+    top = chosen(standing)
+    left_out = [t.name for t in standing.front() if t not in top]
+    if left_out:
+        session.observer.note(f"the front has {len(top) + len(left_out)} points; not scored: {', '.join(left_out)}")
     wanted = [*references, *top]
     scored = []
     for done, trial in enumerate(wanted, 1):
@@ -32,10 +39,10 @@ def release(session: Session) -> Standing:
         session.observer.holdout_scored(trial.name, done, len(wanted))
     parents = {t.label: t.slice_scores for t in scored if t.is_parent and t.state == "complete"}
     gates = settle(session.bench.suite.slices, parents)
-    result = Standing(scored, gates, scales(parents, gates))
+    result = Standing(scored, gates, scales(parents, gates), traded=standing.traded)
     winner = result.best()
     if winner is not None:
-        session.publish(winner, "the winner: the best on the holdout items that passes every floor there")
+        session.publish(winner, "the winner: the best on the holdout items that passes every floor there", result)
     session.store.record(
         RELEASE,
         {
@@ -46,6 +53,14 @@ def release(session: Session) -> Standing:
         },
     )
     return result
+
+
+def chosen(standing: Standing) -> list[Trial]:
+    """The searched merges that are worth a score on the holdout split: points of the front, without one the top."""
+    front = [t for t in standing.front() if t.kind == "search"]
+    if front:
+        return [front[at] for at in spread([standing.outcome(t).values for t in front], POINTS)]
+    return [t for t in standing.merges() if t.kind == "search"][:TOP]
 
 
 def _with_top_in_full(session: Session) -> Standing:

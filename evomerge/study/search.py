@@ -169,7 +169,8 @@ def _run(session: Session, budget: loop.Budget) -> Result:
 
     def make(start: Start) -> Optimizer:
         name, seed = spec.optimizer["name"], spec.optimizer["seed"]
-        return build(name, session.plan.space.dimensions, seed, options, start)
+        objectives = max(1, len(session.plan.fitness.traded))
+        return build(name, session.plan.space.dimensions, seed, options, start, objectives=objectives)
 
     loop.run(session, make, budget)
     session.observer.phase("scoring the best candidates on the holdout split")

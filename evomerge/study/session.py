@@ -38,7 +38,7 @@ class Session:
         self.folder, self.store, self.plan, self.bench, self.observer = folder, store, plan, bench, observer
         self._objective = load(OBJECTIVES[plan.fitness.objective])
         self._floors = Standing((), {}, {}, settled=False)
-        self._kept: int | None = None
+        self._kept: list[int] = []
         self.economy: Economy | None = None
 
     # References: base, sources and uniform average, scored first; they settle the relative floors.
@@ -68,7 +68,7 @@ class Session:
         """Turn the floors into numbers, by the references' scores, and write them down for those who only read."""
         parents = {t.label: t.slice_scores for t in self.store.trials() if t.is_parent and t.state == "complete"}
         gates = settle(self.bench.suite.slices, parents)
-        self._floors = Standing((), gates, scales(parents, gates))
+        self._floors = Standing((), gates, scales(parents, gates), traded=self.plan.fitness.traded)
         self.store.record("gates", self._floors.to_data())
         self._warn_of_flat_slices()
         self._keep_best(self.standing())
@@ -239,13 +239,22 @@ class Session:
         return len(finished), sum(t.seconds.get("total", 0.0) for t in finished)
 
     def _keep_best(self, standing: Standing) -> None:
-        """Write `best.yaml` when another trial leads, and once a session, as a crash may have kept it from that."""
+        """Write `best.yaml` when another trial leads, or the front has moved, and once a session, as a crash may have
+        kept it from that."""
         best = standing.best()
-        if best is not None and best.number != self._kept:
-            self.publish(best, "best so far by the search items; the winner takes its place when the search ends")
-            self._kept = best.number
+        if best is None:
+            return
+        leading = [t.number for t in (best, *standing.front())]
+        if leading != self._kept:
+            about = "best so far by the search items; the winner takes its place when the search ends"
+            self.publish(best, about, standing)
+            self._kept = leading
 
-    def publish(self, trial: Trial, about: str) -> None:
-        """Make a trial's recipe the run's `best.yaml`."""
+    def publish(self, trial: Trial, about: str, standing: Standing) -> None:
+        """Make a trial's recipe the run's `best.yaml`, with the front of `standing`, if it has one, above it."""
         header = f"evomerge run {self.folder.name}, {trial.name}, recipe {trial.recipe_id[:16]}\n{about}"
+        points = [standing.told(t) for t in standing.front()]
+        if points:
+            how = f"the front, of which `evomerge export {self.folder.handle} --trial N` takes any point:"
+            header = "\n".join([header, how, *points])
         write_atomic(self.folder.best, write_recipe(trial.recipe, header))
