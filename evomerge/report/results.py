@@ -173,11 +173,12 @@ def front_words(result: Result) -> list[str]:
         return []
     scored, still = {t.number for t in result.holdout.trials}, {t.number for t in result.holdout.front()}
     able = {t.number for t in result.holdout.trials if result.holdout.outcome(t).feasible}
-    lines = [f"front: {len(points)} trade-offs by the search items; `evomerge export {result.folder.handle} --trial N`"]
+    count = f"{len(points)} trade-off{'s' if len(points) > 1 else ''}"
+    lines = [f"front: {count} by the search items; `evomerge export {result.folder.handle} --trial N` takes any"]
     for trial in points:
         held = "not scored on the holdout items"
         if trial.number in scored:
-            passes = "another is better" if trial.number in able else "misses a floor"
+            passes = "another is as good" if trial.number in able else "misses a floor"
             held = f"holdout: {'on the front' if trial.number in still else passes}"
         lines.append(f"  {result.search.told(trial)} ({held})")
     return lines

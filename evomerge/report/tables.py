@@ -90,8 +90,8 @@ def status_table(state: Status, top: int = 10) -> Table:
     best = front or [t for t in standing.ranked() if t.kind == "search"][:top]
     rows += [(describe(t), t) for t in best if t.kind == "search"]
     metrics = {name: about["metric"] for name, about in state.slices.items()}
-    of = f", with the front: {len(front)} trade-offs of which none beats another" if front else ""
-    return standing_table(f"Scores on the search split{of}", standing, rows, metrics)
+    title = "Scores on the search split" + (f"; the front has {len(front)} of them" if front else "")
+    return standing_table(title, standing, rows, metrics)
 
 
 def runs_table(states: Sequence[Status | Unreadable]) -> Table:

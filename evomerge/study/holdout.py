@@ -29,10 +29,11 @@ def release(session: Session) -> Standing:
     standing = _with_top_in_full(session)
     references = [t for t in standing.trials if t.kind == "reference" and t.state == "complete"]
     top = chosen(standing)
-    left_out = [t.name for t in standing.front() if t not in top]
-    if left_out:
-        session.observer.note(f"the front has {len(top) + len(left_out)} points; not scored: {', '.join(left_out)}")
     wanted = [*references, *top]
+    left_out = [t.name for t in standing.front() if t not in wanted]
+    if left_out:
+        told = f"{len(left_out)} of the {len(standing.front())} points of the front are not scored on the holdout items"
+        session.observer.note(f"{told}: {', '.join(left_out)}")
     scored = []
     for done, trial in enumerate(wanted, 1):
         scored.append(_rescored(session, trial))
@@ -42,7 +43,7 @@ def release(session: Session) -> Standing:
     result = Standing(scored, gates, scales(parents, gates), traded=standing.traded)
     winner = result.best()
     if winner is not None:
-        session.publish(winner, "the winner: the best on the holdout items that passes every floor there", result)
+        session.publish(winner, "the winner: the best on the holdout items that passes every floor there", standing)
     session.store.record(
         RELEASE,
         {

@@ -251,10 +251,11 @@ class Session:
             self._kept = leading
 
     def publish(self, trial: Trial, about: str, standing: Standing) -> None:
-        """Make a trial's recipe the run's `best.yaml`, with the front of `standing`, if it has one, above it."""
+        """Make a trial's recipe the run's `best.yaml`, with the search's front, if there is one, above it."""
         header = f"evomerge run {self.folder.name}, {trial.name}, recipe {trial.recipe_id[:16]}\n{about}"
         points = [standing.told(t) for t in standing.front()]
         if points:
-            how = f"the front, of which `evomerge export {self.folder.handle} --trial N` takes any point:"
+            take = f"`evomerge export {self.folder.handle} --trial N` takes any point"
+            how = f"the front by the search items ({take}):"
             header = "\n".join([header, how, *points])
         write_atomic(self.folder.best, write_recipe(trial.recipe, header))

@@ -22,11 +22,28 @@ from .test_search import StopAfter, facts
 Study = Callable[..., Path]
 
 
+SIZES = """
+def size(model, layer):
+    return float(model.model.layers[layer].mlp.up_proj.weight.detach().abs().mean())
+
+def grown(model, tokenizer, items):
+    return [size(model, 0)] * len(items)
+
+def kept(model, tokenizer, items):
+    return [1 - size(model, 0) - size(model, 1)] * len(items)
+"""
+"""The first layer cannot both grow and be kept; the second one is best left alone."""
+
+
 def front_of(name: str, **keys: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
     def change(space: dict[str, Any], fitness: dict[str, Any]) -> None:
         space["optimizer"] = {"name": name, "seed": 3}
         space["budget"]["trials"] = 24
-        fitness.update({"objective": "pareto", **keys})
+        Path("sizes.py").write_text(SIZES)
+        Path("items.jsonl").write_text("".join(json.dumps({"id": i}) + "\n" for i in range(20)))
+        grown = {"python": "sizes:grown", "data": "items.jsonl"}
+        kept = {"python": "sizes:kept", "data": "items.jsonl", "floor": {"of": "base", "margin": 0.1}}
+        fitness.update({"objective": "pareto", "slices": {"grown": grown, "kept": kept}, **keys})
 
     return change
 
@@ -43,7 +60,7 @@ def test_a_front_of_feasible_trade_offs(tiny_study: Study, name: str, capsys: py
     state = evomerge.status("space")
     front = state.search.front()
     able = [t for t in state.search.merges() if state.search.outcome(t).feasible]
-    assert front
+    assert len(front) > 1
     for trial in able:
         assert any(t.scores == trial.scores or dominates(t.scores, trial.scores) for t in front)
     assert not any(dominates(a.scores, b.scores) for a in able for b in front)
@@ -51,7 +68,7 @@ def test_a_front_of_feasible_trade_offs(tiny_study: Study, name: str, capsys: py
     assert all(t.by != "racing" for t in state.search.trials)
     assert [point["trial"] for point in told["front"]] == [t.number for t in front]
     assert all(point["search"]["scores"] == dict(t.scores) for point, t in zip(told["front"], front, strict=True))
-    assert all(point["holdout"] for point in told["front"])
+    assert sum(point["holdout"] is not None for point in told["front"]) == min(holdout.POINTS, len(front))
 
     with pytest.raises(KeyboardInterrupt):
         evomerge.search(space, run="cut", observer=StopAfter(17))
@@ -70,11 +87,12 @@ def test_a_point_of_the_front_is_shown_and_exported(tiny_study: Study, capsys: p
     for trial in front:
         assert state.search.told(trial) in printed
     assert state.release is not None
-    assert all(state.release.standing.told(t) in best for t in state.release.standing.front())
+    assert all(state.search.told(t) in best for t in front)
     evomerge.export("space", "point.yaml", trial=point.number)
     assert checkpoint_digest(evomerge.merge(Path("point.yaml"), Path("out"))) == point.digest
+    assert [t.number for t in evomerge.rank("space", "fitness.yaml").search.front()] == [t.number for t in front]
     assert main(["status", "space"]) == 0
-    assert f"the front: {len(front)} trade-offs" in " ".join(capsys.readouterr().out.split())
+    assert f"the front has {len(front)} of them" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_has_no_room_on_the_holdout_split_is_named(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,10 +104,11 @@ def test_what_has_no_room_on_the_holdout_split_is_named(tiny_study: Study, monke
 
     monkeypatch.setattr(holdout, "POINTS", 1)
     result = evomerge.search(tiny_study(front_of("nsga-ii")), observer=Noting())
-    front = result.search.front()
-    assert [t.number for t in result.holdout.trials if t.kind == "search"] == [front[0].number]
-    assert len(front) > 1
-    assert f"the front has {len(front)} points; not scored: {', '.join(t.name for t in front[1:])}" in notes
+    first, *others = front = result.search.front()
+    assert [t.number for t in result.holdout.trials if t.kind == "search"] == [first.number]
+    assert others
+    told = f"{len(others)} of the {len(front)} points of the front are not scored on the holdout items"
+    assert f"{told}: {', '.join(t.name for t in others)}" in notes
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
