@@ -88,6 +88,9 @@ class NsgaII(_Genetic):
 class NsgaIII(_Genetic):
     """Survivors of one rank are those near to reference points that few are near to."""
 
+    def __init__(self, dimensions: Sequence[Dimension], seed: int, *, population: int = 20, **common: Any) -> None:
+        super().__init__(dimensions, seed, population=population, **common)
+
     @property
     def _class(self) -> type[Sampler]:
         return NSGAIIISampler

@@ -51,6 +51,9 @@ STARTUP = Option(10, int, 1, 100_000)
 GENERATION = Option(10, int, 4, 10_000)
 """Trials in a generation: few, as budgets are small (of 10, 20 and 30, the best after 120 trials)."""
 
+REFERENCED = Option(20, int, 4, 10_000)
+"""The same where each shall find its reference point (with 4 objectives or more, 10 are no better than random)."""
+
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "cma-es": {
         # trials in a generation (auto: 4 + 3 ln of the number of coordinates), and the initial standard deviation
@@ -62,7 +65,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "tpe": {"startup": STARTUP, "warm_start": WARM_START},
     "gp": {"startup": STARTUP, "warm_start": WARM_START},
     "nsga-ii": {"population": GENERATION, "warm_start": WARM_START},
-    "nsga-iii": {"population": GENERATION, "warm_start": WARM_START},
+    "nsga-iii": {"population": REFERENCED, "warm_start": WARM_START},
 }
 """Optimizer name -> the options that it takes, which are keyword arguments of its class."""
 

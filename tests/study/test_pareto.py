@@ -141,8 +141,8 @@ def line_of(key: str) -> int:
     ("name", "count", "said"),
     [
         ("nsga-ii", 4, "4 slices are more than the 3 that nsga-ii can trade off; use the optimizer tpe or nsga-iii"),
-        ("tpe", 7, "7 slices are more than the 6 that tpe can trade off; use the optimizer nsga-iii, or give slices"),
-        ("nsga-iii", 9, "9 slices are more than the 8 that nsga-iii can trade off; leave slices out, or give slices"),
+        ("tpe", 7, "7 slices are more than the 6 that tpe can trade off; leave slices out, or give slices weight 0"),
+        ("nsga-iii", 8, "8 slices are more than the 6 that nsga-iii can trade off; leave slices out, or give slices"),
         ("tpe", 1, "pareto trades slices off against each other, and 1 has a weight above 0; use weighted_mean"),
     ],
 )
