@@ -169,7 +169,7 @@ CHOICES: Mapping[str, Choice] = {
 OPTIMIZERS: Mapping[str, str] = {
     "cma-es": "evomerge.optimize.cma_es:CmaEs",
     "tpe": "evomerge.optimize.optuna_samplers:Tpe",
-    "gp": "evomerge.optimize.gaussian_process:Gp",
+    "gp": "evomerge.optimize.optuna_gp:Gp",
     "nsga-ii": "evomerge.optimize.genetic:NsgaII",
     "nsga-iii": "evomerge.optimize.genetic:NsgaIII",
     "qmc": "evomerge.optimize.optuna_samplers:Qmc",
