@@ -1,9 +1,9 @@
 """Searches with a known optimum that behave like merges: weights for each source and layer, several slices, floors.
 
-Slice k is best where its own source has weights around 0.75 (the last slice: where no source has much), and every other
-source disturbs it a little. Layers differ in importance, smoothly from one to the next; weights of one source add up, and
-sources interfere. Its score is 1 / (1 + q) with q a quadratic form that is 1 at the base. About half of the slices have
-floors above what the best mean would leave them, so that floors are active at the optimum.
+Slice k is best where its own source has weights around 0.75 (the last slice: where no source has much), and every
+other source disturbs it a little. Layers differ in importance, smoothly from one to the next; weights of one source add
+up, and sources interfere. Its score is 1 / (1 + q) with q a quadratic form that is 1 at the base. About half of the
+slices have floors above what the best mean would leave them, so that floors are active at the optimum.
 """
 
 from __future__ import annotations

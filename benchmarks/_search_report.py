@@ -29,8 +29,8 @@ def real(runs: Mapping[str, Sequence[Gains]], budgets: Sequence[int]) -> bool:
             both = [a - b for a, b in pairs if a is not None and b is not None]
             wins = sum(a is not None and (b is None or a > b) for a, b in pairs)
             beaten = wins > len(pairs) / 2 and (not both or statistics.mean(both) > 0)
-            print(f"{row:16} {len(found):4}/{len(own):<5} {_interval(found):>30} "
-                  f"{_interval(both) if row != OURS else '':>26} {f'{wins}/{len(pairs)}' if row != OURS else '':>6}")  # fmt: skip
+            against = ("", "") if row == OURS else (_interval(both), f"{wins}/{len(pairs)}")
+            print(f"{row:16} {len(found):4}/{len(own):<5} {_interval(found):>30} {against[0]:>28} {against[1]:>6}")
             met &= row == OURS or budget not in JUDGED or beaten
         if budget == 100:
             met &= sum(gain is not None for gain in ours) >= 0.9 * len(ours)

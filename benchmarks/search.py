@@ -6,12 +6,14 @@
 slices of bits per byte, 24 items on each split, with floors `of: base, margin: 0.02`. A seed deals the items and drives
 the optimizer. (b) Problems with a known optimum (`_problems.py`), 10 to 200 genes, without and with noise.
 
-Every row (`_rows.py`) is one that stops after 25, 50, 100 and 200 evaluations: its five best by the search split, floors
+Every row (`_rows.py`) is looked at after 25, 50, 100 and 200 evaluations: its five best by the search split, floors
 first (also where it knows nothing of floors), are scored on the holdout split under the holdout's floors, and the best
-feasible one of them is what it found. The rows of evomerge pay for the references (base, sources, average), the others get
-them for nothing. Finished runs in --out are not run again. Exits with 1 where the default is not feasible in nine of ten
-seeds at 100, does not beat every other row in the mean of the paired differences at 50, 100 and 200, or needs more than
-half of TPE's or mergekit-evolve's evaluations to come within a tenth of the optimum.
+feasible one of them is what it found. The rows that begin with the references (base, sources, average) pay for them,
+the others get the floors for nothing. Finished runs in --out are not run again.
+
+Exits with 1 where the default is not feasible in nine of ten seeds at 100, does not beat every other row, in the mean of
+the paired differences and in most seeds, at 50, 100 and 200, or needs more than half of TPE's or mergekit-evolve's
+evaluations to come within a tenth of the optimum.
 """
 
 from __future__ import annotations

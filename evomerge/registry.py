@@ -170,6 +170,10 @@ OPTIMIZERS: Mapping[str, str] = {
     "surrogate": "evomerge.optimize.surrogate:Surrogate",
     "cma-es": "evomerge.optimize.cma_es:CmaEs",
     "tpe": "evomerge.optimize.optuna_samplers:Tpe",
+    "gp": "evomerge.optimize.optuna_gp:Gp",
+    "nsga-ii": "evomerge.optimize.genetic:NsgaII",
+    "nsga-iii": "evomerge.optimize.genetic:NsgaIII",
+    "qmc": "evomerge.optimize.optuna_samplers:Qmc",
     "random": "evomerge.optimize.optuna_samplers:Random",
     "uniform-soup": "evomerge.optimize.soups:UniformSoup",
     "greedy-soup": "evomerge.optimize.soups:GreedySoup",
@@ -178,9 +182,14 @@ OPTIMIZERS: Mapping[str, str] = {
     "coordinate": "evomerge.optimize.coordinate:Coordinate",
 }
 
+PARETO = "pareto"
+"""The objective that keeps a front of trade-offs instead of following one number."""
+
 OBJECTIVES: Mapping[str, str] = {
     "mean": "evomerge.scoring.objectives:mean",
     "weighted_mean": "evomerge.scoring.objectives:weighted_mean",
     "geometric_mean": "evomerge.scoring.objectives:geometric_mean",
     "min": "evomerge.scoring.objectives:minimum",
+    PARETO: "evomerge.scoring.objectives:weighted_mean",
 }
+"""The number that trials are shown and ordered by; in all but pareto it is what is searched for."""

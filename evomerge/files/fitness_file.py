@@ -10,7 +10,7 @@ from evomerge.errors import InputError
 from evomerge.files.common import index, resolve
 from evomerge.files.nodes import Node, as_number, load, override
 from evomerge.files.objects import SAVINGS, FitnessSpec, FloorSpec, FunctionRef, Saving, SliceSpec
-from evomerge.registry import OBJECTIVES
+from evomerge.registry import OBJECTIVES, PARETO
 
 _OPTIONS: dict[str, Callable[[Node], Any]] = {
     "num_fewshot": lambda node: node.integer(0),
@@ -44,7 +44,7 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
     if "model" in parts:
         _check_no_tasks(slices)
     search, seed = _split(parts.get("split"))
-    objective = _objective(parts["objective"]) if "objective" in parts else "mean"
+    objective = parts["objective"].one_of(OBJECTIVES, "objective") if "objective" in parts else "mean"
     confidence = parts.get("confidence")
     return FitnessSpec(
         file=file,
@@ -56,27 +56,25 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
         split_seed=seed,
         confidence=confidence.number(0.5, 0.9999) if confidence and confidence.value is not None else None,
         batch_size=parts["batch_size"].integer(1) if "batch_size" in parts else 16,
-        economy=_economy(parts.get("economy")),
+        economy=_economy(parts.get("economy"), objective),
         where=index(root),
     )
 
 
-def _economy(node: Node | None) -> tuple[Saving, ...]:
-    """All means of saving, none, or those that are listed."""
+def _economy(node: Node | None, objective: str) -> tuple[Saving, ...]:
+    """All means of saving that the objective allows, none, or those that are listed. A race is for places in one order,
+    which a front is not."""
     if node is None or node.value is True:
-        return SAVINGS
+        return tuple(saving for saving in SAVINGS if saving != "racing" or objective != PARETO)
     if node.value is False:
         return ()
     if not isinstance(node.value, list):
         node.fail(f"is {node.shown()}", f"give true, false, or a list of {', '.join(SAVINGS)}")
-    named = {entry.one_of(SAVINGS, "means of saving") for entry in node.sequence()}
+    for entry in node.sequence():
+        if entry.one_of(SAVINGS, "means of saving") == "racing" and objective == PARETO:
+            entry.fail("racing needs one order of all candidates, and pareto keeps a front", "remove it, or pareto")
+    named = {entry.value for entry in node.sequence()}
     return tuple(saving for saving in SAVINGS if saving in named)
-
-
-def _objective(node: Node) -> str:
-    if node.value == "pareto":
-        node.fail("pareto is not available in this version", "use weighted_mean or min")
-    return node.one_of(OBJECTIVES, "objective")
 
 
 def _include(node: Node | None) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evomerge.errors import Where
+from evomerge.registry import PARETO
 
 Axis = Literal["sources", "layers", "modules"]
 Saving = Literal["early_stop", "racing", "representative"]
@@ -158,6 +159,11 @@ class FitnessSpec:
     batch_size: int = 16
     economy: tuple[Saving, ...] = SAVINGS
     where: dict[str, Where] = field(default_factory=dict, compare=False)
+
+    @property
+    def traded(self) -> tuple[str, ...]:
+        """The slices that are traded off against each other; none where one number is followed."""
+        return tuple(n for n, piece in self.slices.items() if piece.weight > 0) if self.objective == PARETO else ()
 
     def at(self, key: str) -> Where:
         return self.where.get(key, Where(self.file, None, key))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from evomerge.errors import suggestion
+from evomerge.optimize.abilities import abilities, trading
 from evomerge.optimize.options import check_options
 from evomerge.registry import OPTIMIZERS, load
 from evomerge.types import Dimension, Genome, Outcome, Value
@@ -94,19 +95,23 @@ def build(
     options: Mapping[str, Any],
     start: Start | None = None,
     asynchronous: bool = False,
+    objectives: int = 1,
 ) -> Optimizer:
-    """The optimizer that the registry knows as `name`. Raises ValueError where the name or an option is wrong.
+    """The optimizer that the registry knows as `name`. Raises ValueError where the name or an option is wrong, or it
+    cannot trade off that many objectives (`Outcome.values`; 1: it follows `Outcome.objective`).
 
     With the option `warm_start`, and landmarks to start from, these are proposed before it (`optimize.warm_start`).
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}")
+    if objectives > abilities(name).objectives:
+        raise ValueError(f"{name} cannot trade off {objectives} objectives; use {' or '.join(trading(objectives))}")
     checked = check_options(name, options)
     warm, start = checked.pop("warm_start", False), start or Start()
 
     def make(start: Start) -> Optimizer:
         optimizer: Optimizer = load(OPTIMIZERS[name])(
-            dimensions, seed, start=start, asynchronous=asynchronous, **checked
+            dimensions, seed, start=start, asynchronous=asynchronous, objectives=objectives, **checked
         )
         return optimizer
 
@@ -128,6 +133,7 @@ class Sequential(ABC):
         *,
         start: Start | None = None,
         asynchronous: bool = False,
+        objectives: int = 1,
     ) -> None:
         keys = [dimension.key for dimension in dimensions]
         if not keys:
@@ -140,6 +146,7 @@ class Sequential(ABC):
         self.seed = seed
         self.start = start or Start()
         self.asynchronous = asynchronous
+        self.objectives = objectives
         self.history: list[tuple[Genome, Outcome]] = []
         self._choices = [dimension for dimension in self.dimensions if len(dimension.choices) > 1]
         self._genome_count = _genome_count(self.dimensions)

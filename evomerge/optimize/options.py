@@ -52,6 +52,15 @@ WARM_START = Option(True, bool)
 TOLERANCE = Option(0.01, float, 0.0, 1.0, above=True)
 """The finest step, as a share: of the line, or of each gene's range."""
 
+STARTUP = Option(10, int, 1, 100_000)
+"""The trials that are random before there is something to learn from; those that are known before the search count."""
+
+GENERATION = Option(10, int, 4, 10_000)
+"""Trials in a generation: few, as budgets are small (of 10, 20 and 30, the best after 120 trials)."""
+
+REFERENCED = Option(20, int, 4, 10_000)
+"""The same where each shall find its reference point (with 4 objectives or more, 10 are no better than random)."""
+
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "surrogate": {
         # trials that are asked at once, and how many are known before there is a model to ask
@@ -68,8 +77,10 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "repeats": Option(0, int, 0, 1_000),
         "warm_start": WARM_START,
     },
-    # the trials that are random before there is something to learn from
-    "tpe": {"startup": Option(10, int, 1, 100_000), "warm_start": WARM_START},
+    "tpe": {"startup": STARTUP, "warm_start": WARM_START},
+    "gp": {"startup": STARTUP, "warm_start": WARM_START},
+    "nsga-ii": {"population": GENERATION, "warm_start": WARM_START},
+    "nsga-iii": {"population": REFERENCED, "warm_start": WARM_START},
     # values of each number, and over which axes of its own a gene is held to one value
     "grid": {
         "levels": Option(3, int, 2, 1000),

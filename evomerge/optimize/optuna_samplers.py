@@ -5,95 +5,158 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.optimize.base import Sequential, identity
-from evomerge.optimize.ranking import ranks
-from evomerge.types import Dimension, Genome
+from evomerge.optimize.base import GenomeId, Sequential, identity
+from evomerge.optimize.lessons import Lesson, lessons
+from evomerge.types import Dimension, Genome, Outcome
 
 _WHENEVER = datetime(2000, 1, 1)
 """Optuna wants to know when a finished trial ran; nothing depends on it."""
 
+_REDRAWS = 50
+"""The most genes that are drawn anew for a genome that was proposed before."""
+
 
 class _Sampled(Sequential):
-    """An Optuna sampler that sees ranks instead of scores, so that its order is the feasibility-first one."""
+    """An Optuna sampler that is told every objective to be maximised, and the floors as constraints."""
 
     def __init__(self, dimensions: Sequence[Dimension], seed: int, **common: Any) -> None:
         super().__init__(dimensions, seed, **common)
         self._distributions = {d.key: distribution(d) for d in self.dimensions}
 
     @abstractmethod
-    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler: ...
+    def _sampler(self, seed: int) -> BaseSampler: ...
 
     def _propose(self) -> Genome:
-        if not self.count:
+        known = {identity(genome) for genome in (*self._known, *self._asked)}
+        if self.count == 0 and identity(self._initial()) not in known:
             return self._initial()
         generator = self._generator(self.count)
         with _quiet():
-            study = optuna.create_study(sampler=self._sampler(int(generator.integers(2**32))))
-            study.add_trials(self._lessons())
-            params = study.ask(self._distributions).params
-        genome = {d.key: d.tidy(params[d.key]) for d in self.dimensions}
-        proposed = {identity(known) for known in (*self._asked, *(told for told, _ in self.history))}
-        return self._novel(genome, proposed, generator)
+            params = self._sample(int(generator.integers(2**32)))
+        return self._novel({d.key: d.tidy(params[d.key]) for d in self.dimensions}, known, generator)
 
-    def _lessons(self) -> list[FrozenTrial]:
-        """The trials so far, with their ranks as values to be minimized; those in flight have none yet."""
-        places = ranks([outcome for _, outcome in self.history])
-        told = zip(self.history, places, strict=True)
-        ended = [_Told(genome, self._distributions, place) for (genome, _), place in told]
-        return [*ended, *(_Told(genome, self._distributions, None) for genome in self._asked)]
+    @property
+    def _known(self) -> list[Genome]:
+        """The genomes whose outcomes are known."""
+        return [genome for genome, _ in (*self.start.known, *self.history)]
+
+    def _sample(self, seed: int) -> dict[str, Any]:
+        return self._study(self._sampler(seed)).ask(self._distributions).params
+
+    def _study(self, sampler: BaseSampler) -> Study:
+        """Of all that is known, and of what is asked and not told."""
+        study = optuna.create_study(directions=["maximize"] * self.objectives, sampler=sampler)
+        learned = self._lessons([outcome for _, outcome in (*self.start.known, *self.history)])
+        told = zip(self._known, learned, strict=True)
+        study.add_trials([self._told(number, genome, lesson) for number, (genome, lesson) in enumerate(told)])
+        study.add_trials([_Told(genome, self._distributions) for genome in self._asked])
+        return study
+
+    def _lessons(self, outcomes: Sequence[Outcome]) -> list[Lesson]:
+        return lessons(outcomes, self.objectives)
+
+    def _told(self, number: int, genome: Genome, lesson: Lesson) -> _Told:
+        return _Told(genome, self._distributions, lesson)
+
+    def _novel(self, genome: Genome, proposed: Container[GenomeId], generator: np.random.Generator) -> Genome:
+        """As in the base; numbers do repeat here: children are copies of their parents, and where the best seems to lie
+        in a corner of the space, it is proposed again and again. One after the other is drawn anew, then."""
+        if all(dimension.choices for dimension in self.dimensions):
+            return super()._novel(genome, proposed, generator)
+        open_ = [d for d in self.dimensions if not self._distributions[d.key].single()]
+        found = dict(genome)
+        for _ in range(_REDRAWS if open_ else 0):
+            if identity(found) not in proposed:
+                break
+            dimension = open_[generator.integers(len(open_))]
+            found[dimension.key] = _drawn(dimension, generator)
+        return found
 
 
 class Tpe(_Sampled):
-    """Multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018, section 3.2); the first `startup` are random.
-    Asynchronously, trials in flight count as bad ones (the constant liar), so that the next is not put beside them."""
+    """TPE (Bergstra et al. 2011; for several objectives Ozaki et al. 2022, "Multiobjective Tree-structured Parzen
+    Estimator"; with constraints Watanabe & Hutter 2023); the first `startup` are random. For one objective it is the
+    multivariate one (Falkner et al. 2018, section 3.2). Genomes that are out count as poor ones."""
 
     def __init__(self, dimensions: Sequence[Dimension], seed: int, *, startup: int = 10, **common: Any) -> None:
         super().__init__(dimensions, seed, **common)
         self._startup = startup
 
-    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+    def _sampler(self, seed: int) -> BaseSampler:
         return optuna.samplers.TPESampler(
-            n_startup_trials=self._startup, multivariate=True, constant_liar=self.asynchronous, seed=seed
+            n_startup_trials=self._startup, multivariate=self.objectives == 1, constant_liar=True, seed=seed
         )
 
 
 class Random(_Sampled):
     """Uniform at random: what every other optimizer has to beat."""
 
-    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+    def _sampler(self, seed: int) -> BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
 
-    def _lessons(self) -> list[FrozenTrial]:
-        return []
+    def _study(self, sampler: BaseSampler) -> Study:
+        return optuna.create_study(sampler=sampler)
+
+
+class Qmc(_Sampled):
+    """A scrambled Sobol' sequence (Owen 1998): as even a cover of the space as there is, whatever was found there. A
+    choice takes one of its coordinates, cut into equal parts."""
+
+    def __init__(self, dimensions: Sequence[Dimension], seed: int, **common: Any) -> None:
+        super().__init__(dimensions, seed, **common)
+        # Counts the points that were asked for. Optuna takes the coordinates from the first trial of the study.
+        with _quiet():
+            self._sequence = optuna.create_study(sampler=self._sampler(int(self._generator(0).integers(2**32))))
+        drawn = {d.key: dist for d in self.dimensions if not (dist := self._distributions[d.key]).single()}
+        initial = self._initial()
+        self._sequence.add_trial(_Told({key: initial[key] for key in drawn}, drawn, Lesson((0.0,), ())))
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        return optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
+
+    def _sample(self, seed: int) -> dict[str, Any]:
+        return self._sequence.ask(self._distributions).params
 
 
 class _Told(FrozenTrial):
-    """A finished trial, or, without a value, one in flight. Its parts are never changed, so that a copy shares them:
+    """A trial, finished with a lesson or still running. Its parts are never changed, so that a copy shares them:
     Optuna's storage copies every trial that it is given in full, which would take longer than sampling."""
 
-    def __init__(self, genome: Genome, distributions: dict[str, BaseDistribution], value: float | None) -> None:
+    def __init__(
+        self,
+        genome: Genome,
+        distributions: dict[str, BaseDistribution],
+        lesson: Lesson | None = None,
+        attributes: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(
             number=0,
             trial_id=0,
-            state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
-            value=value,
+            state=TrialState.COMPLETE if lesson else TrialState.RUNNING,
+            value=None,
+            values=lesson.values if lesson else None,
             datetime_start=_WHENEVER,
-            datetime_complete=None if value is None else _WHENEVER,
+            datetime_complete=_WHENEVER if lesson else None,
             params=genome,
             distributions=distributions,
             user_attrs={},
-            system_attrs={},
+            system_attrs=attributes or {},
             intermediate_values={},
         )
+        for at, violation in enumerate(lesson.constraints if lesson else ()):
+            self.set_constraint(str(at), violation)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Told:
         return copy.copy(self)
@@ -106,11 +169,21 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
+def _drawn(dimension: Dimension, generator: np.random.Generator) -> Any:
+    """A value of the dimension, at random."""
+    if dimension.choices:
+        return dimension.choices[generator.integers(len(dimension.choices))]
+    if dimension.log:
+        return dimension.tidy(float(np.exp(generator.uniform(np.log(dimension.low), np.log(dimension.high)))))
+    return dimension.tidy(generator.uniform(dimension.low, dimension.high))
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither log lines (a study was created) nor warnings (a feature is experimental) of Optuna's, in here."""
+    """Neither log lines (a study was created, a package is unavailable) nor warnings (a feature is experimental) of
+    Optuna's, in here."""
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -65,11 +65,39 @@ def result_data(result: Result) -> dict[str, Any]:
         "closest": trial_data(result.holdout, near, (items, "holdout")) if near else None,
         "better_parent": parent.label if parent else None,
         "carried_over": carried_data(carried_over(result.search, result.holdout, result.winner)),
+        "front": front_data(result.search, result.holdout),
         **both_data(items, result.search, result.holdout),
         "items": account_data(result.search),
         "trials": len(result.search.trials),
         "confidence": result.confidence,
     }
+
+
+def front_data(search: Standing, holdout: Standing | None) -> list[dict[str, Any]] | None:
+    """The points of a front by the search items, with their scores on both splits (None: not scored there); None where
+    one number was followed."""
+    if not search.traded:
+        return None
+    again = {t.number: t for t in holdout.trials} if holdout else {}
+    still = {t.number for t in holdout.front()} if holdout else set()
+
+    def shown(standing: Standing, trial: Trial | None) -> dict[str, Any] | None:
+        if trial is None:
+            return None
+        scores = {name: gate.sign * trial.scores[name] for name, gate in standing.gates.items() if name in trial.scores}
+        return {"scores": scores, "feasible": standing.outcome(trial).feasible}
+
+    return [
+        {
+            "trial": t.number,
+            "label": t.name,
+            "recipe_id": t.recipe_id,
+            "search": shown(search, t),
+            "holdout": shown(holdout, again.get(t.number)) if holdout else None,
+            "on_holdout_front": t.number in still if t.number in again else None,
+        }
+        for t in search.front()
+    ]
 
 
 def account_data(standing: Standing) -> dict[str, Any]:
@@ -112,6 +140,7 @@ def status_data(state: Status | Unreadable) -> dict[str, Any]:
         "finished": state.finished,
         "budget": dict(state.budget),
         "winner": state.winner.number if state.winner else None,
+        "front": front_data(state.search, state.release.standing if state.release else None),
         "search": standing_data(state.search),
         "holdout": standing_data(state.release.standing) if state.release else None,
     }
@@ -185,6 +214,7 @@ def ranked_data(ranked: Ranked) -> dict[str, Any]:
         "stopped_early_but_ahead": [t.number for t in ranked.ahead],
         "without_holdout_scores": [t.number for t in ranked.unscored],
         "order": [t.number for t in ranked.search.merges()],
+        "front": front_data(ranked.search, ranked.holdout),
         "search": standing_data(ranked.search),
         "holdout": holdout,
         "carried_over": carried_data(carried_over(ranked.search, ranked.holdout, ranked.winner))

@@ -22,7 +22,8 @@ def ranked_tables(ranked: Ranked, top: int = 10) -> Group:
     """References and top trials by search scores, and both splits of those that have holdout scores."""
     search = ranked.search
     rows = [(describe(t), t) for t in search.trials if t.kind == "reference" and t.state != "running"]
-    rows += [(describe(t), t) for t in search.merges() if t.kind == "search"][:top]
+    best = search.front() or [t for t in search.merges() if t.kind == "search"][:top]
+    rows += [(describe(t), t) for t in best if t.kind == "search"]
     metrics = {name: about["metric"] for name, about in ranked.slices.items()}
     tables = [standing_table(f"Scores on the search split, ranked by {ranked.fitness.name}", search, rows, metrics)]
     if ranked.holdout:

@@ -164,7 +164,26 @@ def _objective(standing: Standing, number: int | None) -> float | None:
 def verdict(result: Result) -> str:
     """What a search came to, what it spent, and what to do next, in words."""
     account = Account.of(result.search.trials)
-    return f"{account}\n{_outcome(result)}" if account.in_full else _outcome(result)
+    spent = [str(account)] if account.in_full else []
+    return "\n".join([*spent, _outcome(result), *front_words(result)])
+
+
+def front_words(result: Result) -> list[str]:
+    """The points of a front with their search scores, and what the holdout split says of each; nothing without one."""
+    points = result.search.front()
+    if not points:
+        return []
+    scored, still = {t.number for t in result.holdout.trials}, {t.number for t in result.holdout.front()}
+    able = {t.number for t in result.holdout.trials if result.holdout.outcome(t).feasible}
+    count = f"{len(points)} trade-off{'s' if len(points) > 1 else ''}"
+    lines = [f"front: {count} by the search items; `evomerge export {result.folder.handle} --trial N` takes any"]
+    for trial in points:
+        held = "not scored on the holdout items"
+        if trial.number in scored:
+            passes = "another is as good" if trial.number in able else "misses a floor"
+            held = f"holdout: {'on the front' if trial.number in still else passes}"
+        lines.append(f"  {result.search.told(trial)} ({held})")
+    return lines
 
 
 def _outcome(result: Result) -> str:

@@ -86,12 +86,14 @@ def mark(standing: Standing, trial: Trial) -> Text:
 
 
 def status_table(state: Status, top: int = 10) -> Table:
-    """A run's references and its best trials by search scores."""
-    standing = state.search
+    """A run's references and its best trials by search scores, or the front of them."""
+    standing, front = state.search, state.search.front()
     rows = [(describe(t), t) for t in standing.trials if t.kind == "reference" and t.state != "running"]
-    rows += [(describe(t), t) for t in standing.ranked() if t.kind == "search"][:top]
+    best = front or [t for t in standing.ranked() if t.kind == "search"][:top]
+    rows += [(describe(t), t) for t in best if t.kind == "search"]
     metrics = {name: about["metric"] for name, about in state.slices.items()}
-    return standing_table("Scores on the search split", standing, rows, metrics)
+    title = "Scores on the search split" + (f"; the front has {len(front)} of them" if front else "")
+    return standing_table(title, standing, rows, metrics)
 
 
 def runs_table(states: Sequence[Status | Unreadable]) -> Table:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evomerge.errors import TrialError
+from evomerge.optimize.pareto import spread
 from evomerge.scoring.gates import scales, settle
 from evomerge.study.scorers import Work
 from evomerge.study.standing import Standing
@@ -18,15 +19,22 @@ if TYPE_CHECKING:
 RELEASE = "release"
 TOP = 5
 """How many of the best candidates by search score are re-scored."""
+POINTS = 10
+"""How many points of a front are."""
 
 
 def release(session: Session) -> Standing:
     """Where the parents, the uniform average and the top candidates stand on the holdout split, under floors that
-    the parents' holdout scores settle. `Standing.best()` of it is the winner, if there is one."""
+    the parents' holdout scores settle. `Standing.best()` of it is the winner, if there is one. Of a front, up to
+    `POINTS` take the place of the top, spread over it; the others are named."""
     standing = _with_top_in_full(session)
     references = [t for t in standing.trials if t.kind == "reference" and t.state == "complete"]
-    top = [t for t in standing.merges() if t.kind == "search"][:TOP]
+    top = chosen(standing)
     wanted = [*references, *top]
+    left_out = [t.name for t in standing.front() if t not in wanted]
+    if left_out:
+        told = f"{len(left_out)} of the {len(standing.front())} points of the front are not scored on the holdout items"
+        session.observer.note(f"{told}: {', '.join(left_out)}")
     found: dict[int, Trial] = {}
     for trial in session.each(_rescored(session, trial) for trial in wanted):
         found[trial.number] = trial
@@ -34,10 +42,10 @@ def release(session: Session) -> Standing:
     scored = [found[trial.number] for trial in wanted]
     parents = {t.label: t.slice_scores for t in scored if t.is_parent and t.state == "complete"}
     gates = settle(session.outline.slices, parents)
-    result = Standing(scored, gates, scales(parents, gates))
+    result = Standing(scored, gates, scales(parents, gates), traded=standing.traded)
     winner = result.best()
     if winner is not None:
-        session.publish(winner, "the winner: the best on the holdout items that passes every floor there")
+        session.publish(winner, "the winner: the best on the holdout items that passes every floor there", standing)
     session.store.record(
         RELEASE,
         {
@@ -48,6 +56,14 @@ def release(session: Session) -> Standing:
         },
     )
     return result
+
+
+def chosen(standing: Standing) -> list[Trial]:
+    """The searched merges that are worth a score on the holdout split: points of the front, without one the top."""
+    front = [t for t in standing.front() if t.kind == "search"]
+    if front:
+        return [front[at] for at in spread([standing.outcome(t).values for t in front], POINTS)]
+    return [t for t in standing.merges() if t.kind == "search"][:TOP]
 
 
 def _with_top_in_full(session: Session) -> Standing:

@@ -14,9 +14,11 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import SAVINGS, FitnessSpec, ModelRef, SpaceSpec
 from evomerge.files.space_file import read_space
+from evomerge.optimize.abilities import abilities, trading
 from evomerge.optimize.needs import check_landmarks
 from evomerge.optimize.options import OptionError, check_options
 from evomerge.recipe.recipe import TokenizerPolicy
+from evomerge.registry import OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness
 from evomerge.space.space import Models, Space
 
@@ -60,6 +62,8 @@ def read_files(
 def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """All that both files can be checked for without a checkpoint: options, tasks, metrics, data. Raises InputError."""
     _check_options(spec)
+    _check_choices(spec)
+    _check_front(spec, fitness)
     _check_budget(spec)
     _check_economy(spec, fitness)
     check_fitness(fitness, list(spec.sources))
@@ -87,6 +91,38 @@ def _options_placed(spec: SpaceSpec) -> Iterator[None]:
     except OptionError as error:
         key = f"optimizer.{error.key}"
         raise InputError(error.problem, error.mend, spec.at(key if key in spec.where else "optimizer")) from None
+
+
+def _check_choices(spec: SpaceSpec) -> None:
+    """InputError where a gene is a choice and the optimizer takes numbers only."""
+    name = spec.optimizer["name"]
+    gene = next((gene for gene in spec.genes if gene.choices), None)
+    if gene is not None and not abilities(name).choices:
+        able = [other for other in OPTIMIZERS if abilities(other).choices]
+        problem = f"{gene.name} is a choice, and {name} takes numbers only"
+        raise InputError(problem, f"use the optimizer {_either(able)}, or one of the choices", gene.where)
+
+
+def _check_front(spec: SpaceSpec, fitness: FitnessSpec) -> None:
+    """InputError where a front is asked for of an optimizer that keeps none, or of more or fewer slices than it can."""
+    if fitness.objective != PARETO:
+        return
+    name, count, where = spec.optimizer["name"], len(fitness.traded), fitness.at("objective")
+    most = abilities(name).objectives
+    able = f"use the optimizer {_either(trading(count))}" if trading(count) else "leave slices out"
+    if count < 2:
+        problem = f"pareto trades slices off against each other, and {count or 'none'} has a weight above 0"
+        raise InputError(problem, "use weighted_mean, or give another slice a weight", where)
+    if most == 1:
+        problem = f"pareto keeps a front of trade-offs, and the optimizer {name} follows one number"
+        raise InputError(problem, f"{able}, or weighted_mean", where)
+    if count > most:
+        problem = f"{count} slices are more than the {most} that {name} can trade off"
+        raise InputError(problem, f"{able}, or give slices weight 0: they only keep their floors", where)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(names)
 
 
 def _check_budget(spec: SpaceSpec) -> None:

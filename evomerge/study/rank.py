@@ -85,9 +85,10 @@ def rank(run: str | Path, fitness: str | Path, output: str | Path | None = None)
     _check(state, spec, launched)
     view = _View(state, spec, launched)
     search = view.standing(state.search.trials, "search")
-    top = [t for t in search.merges() if t.kind == "search"]
+    front = [t for t in search.front() if t.kind == "search"]
+    top, most = front or [t for t in search.merges() if t.kind == "search"], len(front) or TOP
     known = {t.number: t for t in state.rescored}
-    chosen = [t for t in top if t.number in known][:TOP]
+    chosen = [t for t in top if t.number in known][:most]
     references = [t for t in state.rescored if t.kind == "reference"]
     holdout = view.standing([*references, *(known[t.number] for t in chosen)], "holdout") if references else None
     winner = (holdout or search).best()
@@ -100,7 +101,7 @@ def rank(run: str | Path, fitness: str | Path, output: str | Path | None = None)
         holdout=holdout,
         before=state.winner if state.release else state.search.best(),
         winner=winner,
-        unscored=tuple(t for t in top[:TOP] if t.number not in known) if holdout else (),
+        unscored=tuple(t for t in top[:most] if t.number not in known) if holdout else (),
     )
     if output is not None and winner is not None:
         _write(Path(output), ranked, winner)
@@ -126,7 +127,7 @@ class _View:
         parents = {t.label: t.slice_scores for t in seen if t.is_parent and t.state == "complete"}
         pieces = {name: _Piece(self._signs[name], piece.floor) for name, piece in self._spec.slices.items()}
         gates = settle(pieces, parents)
-        return Standing(seen, gates, scales(parents, gates))
+        return Standing(seen, gates, scales(parents, gates), traded=self._spec.traded)
 
     def _seen(self, trial: Trial, split: SplitName) -> Trial:
         """The trial with the slices, the objective and the confidence bounds of the fitness file."""

@@ -188,7 +188,9 @@ def _run(session: Session, budget: loop.Budget) -> Result:
 
     def make(start: Start) -> Optimizer:
         name, seed = spec.optimizer["name"], spec.optimizer["seed"]
-        return build(name, session.plan.space.dimensions, seed, spec.options, start, spec.asynchronous)
+        objectives = max(1, len(session.plan.fitness.traded))
+        dimensions = session.plan.space.dimensions
+        return build(name, dimensions, seed, spec.options, start, spec.asynchronous, objectives)
 
     if session.scorer.hands > 1 and make(Start()).open == 1:
         problem = f"{spec.optimizer['name']} proposes one candidate at a time, which is work for one worker"

@@ -41,7 +41,7 @@ class Session:
         self.outline = scorer.outline
         self._objective = load(OBJECTIVES[plan.fitness.objective])
         self._floors = Standing((), {}, {}, settled=False)
-        self._kept: int | None = None
+        self._kept: list[int] = []
         self._told = sum(t.kind == "search" and t.state != "running" for t in store.told())
         self._lapped = time.perf_counter()
         self.economy: Economy | None = None
@@ -87,7 +87,7 @@ class Session:
         """Turn the floors into numbers, by the references' scores, and write them down for those who only read."""
         parents = {t.label: t.slice_scores for t in self.store.trials() if t.is_parent and t.state == "complete"}
         gates = settle(self.outline.slices, parents)
-        self._floors = Standing((), gates, scales(parents, gates))
+        self._floors = Standing((), gates, scales(parents, gates), traded=self.plan.fitness.traded)
         self.store.record("gates", self._floors.to_data())
         self._warn_of_flat_slices()
         self._keep_best(self.standing())
@@ -305,13 +305,23 @@ class Session:
         return len(finished), sum(t.seconds.get("elapsed", t.seconds.get("total", 0.0)) for t in finished)
 
     def _keep_best(self, standing: Standing) -> None:
-        """Write `best.yaml` when another trial leads, and once a session, as a crash may have kept it from that."""
+        """Write `best.yaml` when another trial leads, or the front has moved, and once a session, as a crash may have
+        kept it from that."""
         best = standing.best()
-        if best is not None and best.number != self._kept:
-            self.publish(best, "best so far by the search items; the winner takes its place when the search ends")
-            self._kept = best.number
+        if best is None:
+            return
+        leading = [t.number for t in (best, *standing.front())]
+        if leading != self._kept:
+            about = "best so far by the search items; the winner takes its place when the search ends"
+            self.publish(best, about, standing)
+            self._kept = leading
 
-    def publish(self, trial: Trial, about: str) -> None:
-        """Make a trial's recipe the run's `best.yaml`."""
+    def publish(self, trial: Trial, about: str, standing: Standing) -> None:
+        """Make a trial's recipe the run's `best.yaml`, with the search's front, if there is one, above it."""
         header = f"evomerge run {self.folder.name}, {trial.name}, recipe {trial.recipe_id[:16]}\n{about}"
+        points = [standing.told(t) for t in standing.front()]
+        if points:
+            take = f"`evomerge export {self.folder.handle} --trial N` takes any point"
+            how = f"the front by the search items ({take}):"
+            header = "\n".join([header, how, *points])
         write_atomic(self.folder.best, write_recipe(trial.recipe, header))

@@ -88,7 +88,7 @@ class StopAfter(Observer):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("optimizer", ["cma-es", "tpe", "random"])
+@pytest.mark.parametrize("optimizer", ["cma-es", "tpe", "nsga-ii", "random"])
 def test_resume_equals_uninterrupted(tiny_study: Study, optimizer: str) -> None:
     space = tiny_study()
     evomerge.search(space, run="whole", optimizer=optimizer, trials=20)
