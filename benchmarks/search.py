@@ -11,8 +11,8 @@ first (also where it knows nothing of floors), are scored on the holdout split u
 feasible one of them is what it found. The rows that begin with the references (base, sources, average) pay for them,
 the others get the floors for nothing. Finished runs in --out are not run again.
 
-Exits with 1 where the default is not feasible in nine of ten seeds at 100, does not beat every other row, in the mean of
-the paired differences and in most seeds, at 50, 100 and 200, or needs more than half of TPE's or mergekit-evolve's
+Exits with 1 where the default is not feasible in nine of ten seeds at 100, does not beat every other row, in the mean
+of the paired differences and in most seeds, at 50, 100 and 200, or needs more than half of TPE's or mergekit-evolve's
 evaluations to come within a tenth of the optimum.
 """
 

@@ -159,7 +159,7 @@ def _optimizer(node: Node | None) -> dict[str, Any]:
     """Name, seed, `asynchronous` (where it is true) and options as written; the optimizer's own declaration checks the
     options (`optimize/options.py`)."""
     if node is None:
-        return {"name": "cma-es", "seed": 0}
+        return {"name": "surrogate", "seed": 0}
     if not isinstance(node.value, dict):
         return {"name": node.one_of(OPTIMIZERS, "optimizer"), "seed": 0}
     parts = node.mapping(["name"])

@@ -96,9 +96,11 @@ def build(
     start: Start | None = None,
     asynchronous: bool = False,
     objectives: int = 1,
+    hands: int = 1,
 ) -> Optimizer:
     """The optimizer that the registry knows as `name`. Raises ValueError where the name or an option is wrong, or it
-    cannot trade off that many objectives (`Outcome.values`; 1: it follows `Outcome.objective`).
+    cannot trade off that many objectives (`Outcome.values`; 1: it follows `Outcome.objective`). `hands` is how many
+    candidates can be scored at a time, which an optimizer with a free choice adapts its generations to.
 
     With the option `warm_start`, and landmarks to start from, these are proposed before it (`optimize.warm_start`).
     """
@@ -110,9 +112,8 @@ def build(
     warm, start = checked.pop("warm_start", False), start or Start()
 
     def make(start: Start) -> Optimizer:
-        optimizer: Optimizer = load(OPTIMIZERS[name])(
-            dimensions, seed, start=start, asynchronous=asynchronous, objectives=objectives, **checked
-        )
+        about = {"asynchronous": asynchronous, "objectives": objectives, "hands": hands}
+        optimizer: Optimizer = load(OPTIMIZERS[name])(dimensions, seed, start=start, **about, **checked)
         return optimizer
 
     if not (warm and start.landmarks):
@@ -134,6 +135,7 @@ class Sequential(ABC):
         start: Start | None = None,
         asynchronous: bool = False,
         objectives: int = 1,
+        hands: int = 1,
     ) -> None:
         keys = [dimension.key for dimension in dimensions]
         if not keys:
@@ -147,6 +149,7 @@ class Sequential(ABC):
         self.start = start or Start()
         self.asynchronous = asynchronous
         self.objectives = objectives
+        self.hands = hands
         self.history: list[tuple[Genome, Outcome]] = []
         self._choices = [dimension for dimension in self.dimensions if len(dimension.choices) > 1]
         self._genome_count = _genome_count(self.dimensions)

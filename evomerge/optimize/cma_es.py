@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.optimize.base import GenomeId, Sequential, identity
-from evomerge.optimize.distribution import Distribution
+from evomerge.optimize.distribution import Distribution, default_population
 from evomerge.optimize.ranking import FAILED, RankKey, rank_key, ranks
 from evomerge.space.vector import Encoding, Vector
 from evomerge.types import Dimension, Genome, Outcome
@@ -63,8 +63,8 @@ class CmaEs(Sequential):
         self._out: list[Sample] = []
         self._generation: list[Sample] = []
         self._best: RankKey | None = None
-        self._start(self._encoding.encode(self._initial()), self._generator(0), self._population)
-        self._first = self._distribution.population
+        self._first = self._population or self.hands * math.ceil(default_population(self._encoding) / self.hands)
+        self._start(self._encoding.encode(self._initial()), self._generator(0), self._first)
 
     def _room(self) -> int:
         return super()._room() if self.asynchronous else len(self._waiting)
@@ -154,7 +154,7 @@ class CmaEs(Sequential):
     def _restart(self) -> None:
         self._restarts += 1
         generator = self._generator(self._restarts)
-        mean, population = generator.random(self._encoding.size), self._population
+        mean, population = generator.random(self._encoding.size), self._first
         best = min(self.history, key=lambda trial: rank_key(trial[1]))
         if self._restarts % 2 and rank_key(best[1])[0] != FAILED:
             mean = self._encoding.encode(best[0])
@@ -162,7 +162,7 @@ class CmaEs(Sequential):
             population = self._first * 2 ** math.ceil(self._restarts / 2)
         self._start(mean, generator, population)
 
-    def _start(self, mean: Vector, generator: np.random.Generator, population: int | None) -> None:
+    def _start(self, mean: Vector, generator: np.random.Generator, population: int) -> None:
         """A new distribution around `mean`, and its first generation."""
         separable = self._encoding.size >= _SEPARABLE
         sigma = self._sigma

@@ -6,6 +6,7 @@ order, not scores, and pycma's own stop conditions, which would take ranks for s
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -43,11 +44,11 @@ class Distribution:
         encoding: Encoding,
         mean: Vector,
         sigma: float,
-        population: int | None,
+        population: int,
         generator: np.random.Generator,
         separable: bool = False,
     ) -> None:
-        """Around `mean`, with `population` samples to an update (None: 4 + 3 ln of the number of coordinates).
+        """Around `mean`, with `population` samples to an update.
         `separable`: without correlations (Ros & Hansen 2008, "A Simple Modification in CMA-ES Achieving Linear Time
         and Space Complexity"), for as many coordinates as a search has no time to learn them of.
 
@@ -72,13 +73,12 @@ class Distribution:
             "bounds": bounds or [None, None],
             "CMA_diagonal_decoding": 1,
             "CMA_diagonal": separable,
+            "popsize": population,
             "CMA_mirrors": False,  # a small population would get mirrored samples, which need all of it at once
             "verbose": -10,  # print nothing, write no log, read no signals file
             "verb_log": 0,
             "verb_disp": 0,
         }
-        if population is not None:
-            options["popsize"] = population
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._es: Any = cma.CMAEvolutionStrategy(np.pad(mean, (0, width - mean.size)), sigma, options)
@@ -156,6 +156,11 @@ class Distribution:
             and _COLLAPSED < watched.max() < 1 / _COLLAPSED
             and self._es.sm.condition_number < _CONDITION
         )
+
+
+def default_population(encoding: Encoding) -> int:
+    """Samples to an update (Hansen 2016, table 1)."""
+    return 4 + int(3 * math.log(max(encoding.size, 2)))
 
 
 def _difference_stds(covariance: NDArray[np.float64], best: int) -> NDArray[np.float64]:

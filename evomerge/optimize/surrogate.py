@@ -41,20 +41,22 @@ must not hide the differences between the others."""
 
 
 class Surrogate(Sequential):
-    """Asks for `population` genomes at a time; the later of them take for granted what is predicted of the earlier."""
+    """Asks for `population` genomes at a time (auto: as many as can be scored at a time); the later of them take for
+    granted what is predicted of the earlier."""
 
     def __init__(
         self,
         dimensions: Sequence[Dimension],
         seed: int,
         *,
-        population: int = 1,
+        population: int | str = "auto",
         startup: int = 8,
         **common: Any,
     ) -> None:
         super().__init__(dimensions, seed, **common)
         self._encoding = Encoding(self.dimensions)
-        self._population, self._startup = population, startup
+        self._population = self.hands if population == "auto" else int(population)
+        self._startup = startup
         self._mutation = Mutation(self._encoding)
         self._groups = _groups(self._encoding)
         self._scales: tuple[int, list[float]] | None = None

@@ -186,11 +186,15 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     left = None if budget.seconds is None else budget.seconds - session.spent()[1]
     session.observer.launched(session.folder.name, budget.trials, left, {name: s.sign for name, s in slices.items()})
 
+    # What is proposed depends on how many workers the run was launched with, whoever resumes it.
+    hands = session.store.facts.get("hands", session.scorer.hands)
+    session.store.record("hands", hands)
+
     def make(start: Start) -> Optimizer:
         name, seed = spec.optimizer["name"], spec.optimizer["seed"]
         objectives = max(1, len(session.plan.fitness.traded))
         dimensions = session.plan.space.dimensions
-        return build(name, dimensions, seed, spec.options, start, spec.asynchronous, objectives)
+        return build(name, dimensions, seed, spec.options, start, spec.asynchronous, objectives, hands)
 
     if session.scorer.hands > 1 and make(Start()).open == 1:
         problem = f"{spec.optimizer['name']} proposes one candidate at a time, which is work for one worker"
