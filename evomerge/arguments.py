@@ -34,6 +34,8 @@ def add_search(command: argparse.ArgumentParser) -> None:
     command.add_argument("--storage", metavar="URL", help="an Optuna storage in place of the run's journal")
     about = "override a key of the space file, or of the fitness file (fitness.batch_size=4)"
     command.add_argument("--set", dest="settings", action="append", default=[], metavar="key=value", help=about)
+    command.add_argument("--from", dest="begin", metavar="RUN[:TRIAL]",
+                         help="begin with another run's winner, carried over into this space")  # fmt: skip
     command.add_argument("--full", action="store_true", help="score every candidate on all items (economy: false)")
     command.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, then stop")
 

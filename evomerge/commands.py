@@ -38,6 +38,7 @@ def run_search(options: argparse.Namespace) -> int:
             fitness=options.fitness,
             storage=options.storage,
             settings=options.settings,
+            begin=options.begin,
             workers=options.workers,
             asynchronous=options.asynchronous,
             observer=observer,

@@ -138,7 +138,7 @@ def tiny_study(tmp_path: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatc
                 "method": "task_arithmetic",
                 "weight": {"low": 0.0, "high": 1.0, "init": 0.4, "per": ["sources", "layers"]},
             },
-            "optimizer": {"name": "cma-es", "seed": 3, "warm_start": False},
+            "optimizer": {"name": "cma-es", "seed": 3, "population": 8, "warm_start": False},
             "budget": {"trials": 12},
             "fitness": "fitness.yaml",
         }

@@ -168,19 +168,23 @@ def _numeric(name: str, node: Node, takers: Takers) -> GeneSpec:
             f"is {node.shown()}, not a range",
             f"write {{low: ..., high: ...}}, or put it under `fixed: {{{name}: ...}}`",
         )
-    parts = node.mapping(["low", "high"], ["init", "log", "per"])
+    parts = node.mapping(["low", "high"], ["init", "log", "per", "smooth"])
     low, high = _range(parts, name, takers)
     log = parts["log"].boolean() if "log" in parts else parameter.log and low > 0
     if log and low <= 0:
         parts["low"].fail(f"{low:g} has no logarithm", "give a low above 0, or log: false")
     axes: tuple[Axis, ...] = AXES if parameter.scope == "source" else ("layers", "modules")
+    per = _per(parts.get("per"), axes, name, f"{name} has one value for all sources")
+    if "smooth" in parts and "layers" not in per:
+        parts["smooth"].fail(f"{name} has one value for all layers", "add layers to its `per`, or remove it")
     return GeneSpec(
         name=name,
-        per=_per(parts.get("per"), axes, name, f"{name} has one value for all sources"),
+        per=per,
         low=low,
         high=high,
         init=parts["init"].number(low, high) if "init" in parts else min(max(parameter.init, low), high),
         log=log,
+        smooth=parts["smooth"].number(0.0, 1e6) if "smooth" in parts else 0.0,
         where=node.where,
     )
 

@@ -44,7 +44,17 @@ class GeneSpec:
     init: float | str | None = None
     log: bool = False
     choices: tuple[str, ...] = ()
+    smooth: float = 0.0
     where: Where = field(default=Where(), compare=False)
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """What is not searched: `layers` [start, end) stay the base's, `sources` keep the weight that is given, or (None)
+    the gene's `init`."""
+
+    layers: tuple[tuple[int, int], ...] = ()
+    sources: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class SpaceSpec:
     modules: dict[str, str] = field(default_factory=dict)
     interpolate: bool = False
     fixed: dict[str, float | bool] = field(default_factory=dict)
+    freeze: Freeze = Freeze()
     optimizer: dict[str, Any] = field(default_factory=dict)
     trials: int | None = 100
     seconds: float | None = None

@@ -20,6 +20,7 @@ def space_data(spec: SpaceSpec) -> dict[str, Any]:
         "interpolate": spec.interpolate,
         "genes": _genes(spec),
         "fixed": spec.fixed,
+        **_freeze(spec),
         "optimizer": spec.optimizer,
         "budget": {"trials": spec.trials, "time": spec.seconds},
         "fitness": str(spec.fitness),
@@ -38,12 +39,21 @@ def _genes(spec: SpaceSpec) -> dict[str, Any]:
     return genes if "method" in genes else {"method": spec.methods[0], **genes}
 
 
+def _freeze(spec: SpaceSpec) -> dict[str, Any]:
+    if not (spec.freeze.layers or spec.freeze.sources):
+        return {}
+    layers = [list(span) for span in spec.freeze.layers]
+    return {"freeze": {**({"layers": layers} if layers else {}), "sources": dict(spec.freeze.sources)}}
+
+
 def _gene(gene: GeneSpec) -> dict[str, Any]:
     data: dict[str, Any] = {"choices": list(gene.choices)}
     if not gene.choices:
         data = {"low": gene.low, "high": gene.high, "log": gene.log}
     if gene.init is not None:
         data["init"] = gene.init
+    if gene.smooth:
+        data["smooth"] = gene.smooth
     if gene.per:
         data["per"] = list(gene.per)
     return data

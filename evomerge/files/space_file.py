@@ -8,6 +8,7 @@ from typing import Any
 
 from evomerge.errors import Where
 from evomerge.files.common import index, read_model, read_seconds, resolve
+from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
 from evomerge.files.nodes import Node, load, override
 from evomerge.files.objects import ModelRef, SpaceSpec
@@ -21,6 +22,7 @@ _KEYS = (
     "modules",
     "interpolate",
     "fixed",
+    "freeze",
     "optimizer",
     "budget",
 )
@@ -81,6 +83,7 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
         modules=modules,
         interpolate=parts["interpolate"].boolean() if "interpolate" in parts else False,
         fixed=fixed,
+        freeze=read_freeze(parts.get("freeze"), genes, methods, sources),
         optimizer=_optimizer(parts.get("optimizer")),
         trials=trials,
         seconds=seconds,

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Abilities:
     """`choices`: whether it takes genes that are choices; `objectives`: the most slices that it can trade off against
-    each other (``objective: pareto``), 1 where it follows one number only."""
+    each other (``objective: pareto``), 1 where it follows one number only; `smooth`: whether it looks for values that
+    are alike at neighbouring layers."""
 
     choices: bool = True
     objectives: int = 1
+    smooth: bool = False
 
 
 ABILITIES: Mapping[str, Abilities] = {
+    "surrogate": Abilities(smooth=True),
+    "cma-es": Abilities(smooth=True),
     # It ranks by the hypervolume that a candidate adds, of which the cost grows exponentially with the objectives: an
     # ask after 400 trials takes 0.5 s with 6 of them, 6 s with 10.
     "tpe": Abilities(objectives=6),

@@ -63,14 +63,15 @@ REFERENCED = Option(20, int, 4, 10_000)
 
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "surrogate": {
-        # trials that are asked at once (auto: as many as there are workers), and how many are known before there is a model to ask
+        # trials that are asked at once (auto: as many as there are workers), and how many are known before there is
+        # a model to ask
         "population": Option("auto", int, 1, 1_000, words=("auto",)),
         "startup": Option(8, int, 2, 1_000),
         "warm_start": WARM_START,
     },
     "cma-es": {
-        # trials in a generation (auto: 4 + 3 ln of the number of coordinates, for all workers to have work), and the initial standard deviation
-        # as a share of each gene's range (of which pycma uses at most a third)
+        # trials in a generation (auto: 4 + 3 ln of the number of coordinates, or a few more for all workers to have
+        # work), and the initial standard deviation as a share of each gene's range (pycma uses at most a third)
         "population": Option("auto", int, 3, 10_000, words=("auto",)),
         "sigma": Option(0.2, float, 0.0, 1.0, above=True),
         # how many of a generation's best are scored once more before the distribution moves

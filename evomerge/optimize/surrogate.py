@@ -21,6 +21,7 @@ from evomerge.optimize.base import Sequential, check, identity
 from evomerge.optimize.gaussian_process import GaussianProcess, Group, Matrix
 from evomerge.optimize.mutation import Mutation
 from evomerge.optimize.ranking import FAILED, RankKey, rank_key
+from evomerge.space.smoothness import smooth_root
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome, Outcome
 
@@ -34,6 +35,9 @@ _PARENTS = 5
 
 _MOST = 300
 """Of how many genomes, the best, the model is made."""
+
+_MARGIN = 10
+"""Every so many genomes, one choice takes another option than the model would have it."""
 
 _REACH = 10.0
 """What lies further below the best than so many times what the best quarter spans counts by its logarithm: the hopeless
@@ -57,7 +61,8 @@ class Surrogate(Sequential):
         self._encoding = Encoding(self.dimensions)
         self._population = self.hands if population == "auto" else int(population)
         self._startup = startup
-        self._mutation = Mutation(self._encoding)
+        self._root = smooth_root(self._encoding)
+        self._mutation = Mutation(self._encoding, self._root)
         self._groups = _groups(self._encoding)
         self._scales: tuple[int, list[float]] | None = None
 
@@ -89,25 +94,33 @@ class Surrogate(Sequential):
         if able < 2 or len(proposed) < self._startup:
             return self._novel(self._encoding.decode(self._mutation.anywhere(1, generator)[0]), proposed, generator)
         genomes = [self._encoding.decode(vector) for vector in self._most_worth(told, out, generator)]
+        if self._choices and self.count % _MARGIN == 0:
+            genomes = [self._other_choice(genome, generator) for genome in genomes]
         new = next((genome for genome in genomes if identity(genome) not in proposed), genomes[0])
         return self._novel(new, proposed, generator)
+
+    def _other_choice(self, genome: Genome, generator: np.random.Generator) -> Genome:
+        """With another option in one of the choices, so that none dies out."""
+        dimension = self._choices[generator.integers(len(self._choices))]
+        others = [option for option in dimension.choices if option != genome[dimension.key]]
+        return {**genome, dimension.key: others[generator.integers(len(others))]}
 
     def _most_worth(self, told: Sequence[Told], out: Sequence[Genome], generator: np.random.Generator) -> Matrix:
         """[_KEPT, d] candidates, the one that is most worth it first; `out` is evaluated already."""
         age = len(told)
         told = sorted(told, key=_rank)[:_MOST]
         inputs = self._encoded([genome for genome, _ in told])
-        model = self._model(inputs, [outcome for _, outcome in told], age)
-        best = _best(model, inputs, [outcome.feasible for _, outcome in told])
+        model = self._model(self._warped(inputs), [outcome for _, outcome in told], age)
+        best = _best(model, self._warped(inputs), [outcome.feasible for _, outcome in told])
         if out:
-            model.believe(self._encoded(out))
+            model.believe(self._warped(self._encoded(out)))
         found = inputs[:_PARENTS]
         values = np.full(len(found), -math.inf)  # they are known
         for turn in range(_ROUNDS + 1):
             count, reach = (_POOL // 2, 0.75 ** (turn - 1)) if turn else (_POOL, 1.0)
             mutants = self._mutation.around(found, count, reach, generator)
             found = np.concatenate([found, mutants])
-            values = np.concatenate([values, worth(*model.predict(mutants), best)])
+            values = np.concatenate([values, worth(*model.predict(self._warped(mutants)), best)])
             order = np.argsort(-values, kind="stable")[:_KEPT]
             found, values = found[order], values[order]
         return found
@@ -118,6 +131,11 @@ class Surrogate(Sequential):
         model = GaussianProcess(inputs, lessons(outcomes), self._groups, known)
         self._scales = age, model.scales
         return model
+
+    def _warped(self, vectors: Matrix) -> Matrix:
+        """As the model sees them: where slopes at neighbouring layers are expected to be alike, a step that all of them
+        take together changes more than one that they take apart."""
+        return vectors if self._root is None else vectors @ self._root
 
     def _encoded(self, genomes: Sequence[Genome]) -> Matrix:
         return np.array([self._encoding.encode(genome) for genome in genomes])

@@ -27,7 +27,9 @@ class WarmStart(Sequential):
         self._inner: Optimizer | None = None
         self._known = list(self.start.known)
         known = {identity(genome) for genome, _ in self._known}
-        first = {identity(g): g for g in (self._initial(), *self.start.landmarks.values())}
+        # Who begins with the winner of another search needs no ladder.
+        landmarks = list(self.start.landmarks.values()) if self.start.genome is None else []
+        first = {identity(g): g for g in (self._initial(), *landmarks)}
         self._ladder = [genome for name, genome in first.items() if name not in known]
         self._soup: Soup | None = None
         if not self._ladder:
@@ -74,8 +76,9 @@ class WarmStart(Sequential):
         if self._inner is not None:
             return self._inner.ask()
         if self._soup is not None:
-            assert self._soup.next is not None
-            return self._soup.next
+            mixture = self._soup.next
+            assert mixture is not None
+            return mixture
         return self._ladder[self.count]
 
     def _learn(self, outcome: Outcome) -> None:
@@ -94,6 +97,7 @@ class WarmStart(Sequential):
         best = min(self._known, key=lambda pair: rank_key(pair[1]))
         if self._soup is None:
             parents = [identity(g) for label, g in self.start.landmarks.items() if not label.startswith("equal")]
+            parents = parents if self.start.genome is None else []
             ingredients = [best[0], *(g for g, _ in self._known if identity(g) in parents)]
             self._soup = Soup(self.dimensions, ingredients, {identity(g): outcome for g, outcome in self._known})
         if self._soup.next is None:

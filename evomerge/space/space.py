@@ -12,6 +12,7 @@ from evomerge.files.objects import GeneSpec, SpaceSpec
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice, TokenizerPolicy
 from evomerge.registry import CHOICES, METHODS, Choice, Method, Parameter
 from evomerge.space.genes import OTHER, Axes, dimensions, value_at
+from evomerge.space.held import cut, frozen_layers, held_values
 from evomerge.space.landmarks import landmarks
 from evomerge.types import Dimension, Genome
 
@@ -33,10 +34,14 @@ class Space:
     """Builds recipes: of a genome, of the parents as they are, of the uniform average."""
 
     def __init__(self, spec: SpaceSpec, models: Models) -> None:
-        """Raises InputError where the layer groups do not fit the base's layers."""
+        """Raises InputError where the layer groups, or what is frozen, do not fit the base's layers."""
         self.spec, self.models = spec, models
         self.axes = _axes(spec, models)
-        self.dimensions: tuple[Dimension, ...] = dimensions(spec.genes, self.axes)
+        self._all = dimensions(spec.genes, self.axes)
+        self._frozen = frozen_layers(spec, models.layers)
+        self.held: Genome = held_values(self._all, spec, self.axes, self._frozen)
+        self._spans = cut(self.axes.groups, self._frozen)
+        self.dimensions: tuple[Dimension, ...] = tuple(d for d in self._all if d.key not in self.held)
         self._genes = {gene.name: gene for gene in spec.genes}
 
     @property
@@ -47,7 +52,18 @@ class Space:
     @property
     def landmarks(self) -> dict[str, Genome]:
         """The genomes of well-known models, by label, as far as the space holds them (`space.landmarks`)."""
-        return landmarks(self.dimensions, tuple(self.models.sources), self.spec.methods, self.spec.fixed)
+        whole = landmarks(self._all, tuple(self.models.sources), self.spec.methods, self.spec.fixed)
+        found = {}
+        for label, genome in whole.items():
+            # With a value that is held elsewhere it is another model, of which nothing is known.
+            other = any(genome[key] != value for key, value in self.held.items()) or self._frozen
+            if label.startswith("equal") or (label == "base" and not self._moved()) or not other:
+                found[label] = {d.key: genome[d.key] for d in self.dimensions}
+        return found
+
+    def _moved(self) -> bool:
+        """Whether a frozen source has a part in every merge."""
+        return any(value != 0.0 for key, value in self.held.items() if key.startswith("weight["))
 
     def parent(self, reference: str) -> Recipe:
         """A checkpoint as it is, or, under a tokenizer policy, as it takes part in every merge: brought to the output's
@@ -69,14 +85,14 @@ class Space:
     def recipe(self, genome: Genome) -> Recipe:
         """The recipe of a genome: one document, or, where the method differs by layer group, one document for each
         method and a last one that stacks each group's layers from the document of its method (mergekit-multi)."""
-        methods = [self._method_at(genome, start) for start, _ in self.axes.groups]
+        genome = {**self.held, **genome}
+        searched = [self._method_at(genome, start) for start, _ in self._spans if start not in self._frozen]
+        methods = [searched[0] if start in self._frozen else self._method_at(genome, start) for start, _ in self._spans]
         used = list(dict.fromkeys(methods))
         if len(used) == 1:
             return Recipe((self._merge(genome, used[0]),))
         stages = [self._merge(genome, method, f"stage-{method}") for method in used]
-        stack = [
-            Slice((Input(f"stage-{method}", group),)) for method, group in zip(methods, self.axes.groups, strict=True)
-        ]
+        stack = [Slice((Input(f"stage-{method}", group),)) for method, group in zip(methods, self._spans, strict=True)]
         # The stages have the output's vocabulary already.
         return Recipe((*stages, replace(self._document("passthrough", tuple(_joined(stack)), None), tokenizer=None)))
 
@@ -88,7 +104,7 @@ class Space:
 
     def _merge(self, genome: Genome, name: str, stage: str | None = None) -> Document:
         choice = CHOICES[name]
-        spans = [(i, i + 1) for i in range(self.models.layers)] if self.axes.interpolate else self.axes.groups
+        spans = [(i, i + 1) for i in range(self.models.layers)] if self.axes.interpolate else self._spans
         slices = _joined([self._slice(genome, choice, span) for span in spans])
         # Written with `models`, mergekit would merge a base that is not listed.
         if len(slices) == 1 and _listed(METHODS[choice.method]):
@@ -105,9 +121,14 @@ class Space:
             Input(reference, span, self._values(genome, searched, "source", source, span[0]))
             for source, reference in self.models.sources.items()
         ]
+        if span[0] in self._frozen:
+            inputs = [Input(i.model, i.layers, {**i.parameters, **_still(method, "source")}) for i in inputs]
         if _listed(method):
             inputs.append(Input(self.models.base, span, _base_parameters(method)))
-        return Slice(tuple(inputs), self._values(genome, searched, "tensor", "", span[0]))
+        parameters = self._values(genome, searched, "tensor", "", span[0])
+        if span[0] in self._frozen:
+            parameters |= _still(method, "tensor")
+        return Slice(tuple(inputs), parameters)
 
     def _values(
         self, genome: Genome, parameters: Sequence[Parameter], scope: str, source: str, layer: int
@@ -149,6 +170,12 @@ def _listed(method: Method) -> bool:
     """Whether the base stands among the inputs. A method that takes it as a model like the others and has no weights
     (karcher) would merge it; as `base_model` alone it still gives config and tokenizer."""
     return method.base != "ordinary" or method.parameter("weight") is not None
+
+
+def _still(method: Method, scope: str) -> dict[str, Any]:
+    """What leaves a layer as the base's: weights of 0, or the beginning of the path from it."""
+    own = method.parameter("weight" if method.base == "subtracted" else "t")
+    return {own.name: 0.0} if own is not None and own.scope == scope else {}
 
 
 def _base_parameters(method: Method) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class Environment:
     storage: str | None
     memory: str | None = None
     workers: int = 1
+    begin: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: RunFolder) -> Environment:

@@ -63,6 +63,7 @@ def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """All that both files can be checked for without a checkpoint: options, tasks, metrics, data. Raises InputError."""
     _check_options(spec)
     _check_choices(spec)
+    _check_smooth(spec)
     _check_front(spec, fitness)
     _check_budget(spec)
     _check_economy(spec, fitness)
@@ -103,6 +104,16 @@ def _check_choices(spec: SpaceSpec) -> None:
         raise InputError(problem, f"use the optimizer {_either(able)}, or one of the choices", gene.where)
 
 
+def _check_smooth(spec: SpaceSpec) -> None:
+    """InputError where a gene is expected to be smooth and the optimizer has no use for that."""
+    name = spec.optimizer["name"]
+    gene = next((gene for gene in spec.genes if gene.smooth), None)
+    if gene is not None and not abilities(name).smooth:
+        able = [other for other in OPTIMIZERS if abilities(other).smooth]
+        where = spec.at(f"genes.{gene.name}.smooth")
+        raise InputError(f"{name} has no use for `smooth`", f"remove it, or use the optimizer {_either(able)}", where)
+
+
 def _check_front(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """InputError where a front is asked for of an optimizer that keeps none, or of more or fewer slices than it can."""
     if fitness.objective != PARETO:
@@ -122,7 +133,7 @@ def _check_front(spec: SpaceSpec, fitness: FitnessSpec) -> None:
 
 
 def _either(names: Sequence[str]) -> str:
-    return " or ".join(names)
+    return " or ".join(names[:3])
 
 
 def _check_budget(spec: SpaceSpec) -> None:
@@ -151,6 +162,8 @@ def open_checkpoints(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
     _check_distinct({"base": base, **sources}, where)
     _check_modules(spec, base)
     space = Space(spec, _models(spec, base, sources, tokens))
+    if not space.dimensions:
+        raise InputError("leaves nothing to search", "freeze less", spec.at("freeze"))
     check_start(spec, space)
     return Plan(spec, fitness, base, sources, space, tokens)
 

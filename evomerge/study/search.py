@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.optimize.base import Optimizer, Start, build
 from evomerge.scoring.suite import Piece
 from evomerge.study import holdout, loop
+from evomerge.study.carry import Beginning, beginning
 from evomerge.study.device import parse_memory
 from evomerge.study.folder import RunFolder, is_disk_full
 from evomerge.study.identity import changed_versions
@@ -62,6 +64,7 @@ def search(
     settings: Sequence[str] = (),
     workers: int = 1,
     asynchronous: bool = False,
+    begin: str | None = None,
     observer: Observer | None = None,
 ) -> Result:
     """Search the space that a file describes and name the best merge that keeps every floor.
@@ -80,6 +83,8 @@ def search(
         workers: so many processes score candidates, each with a model of its own. They share the devices (see
             `shares.deal`; "auto" means all GPUs then) and `memory`, and `time` is the time that passes.
         asynchronous: ask the optimizer as soon as a worker is free, in place of the file's ``optimizer.asynchronous``.
+        begin: another run of the same models, whose winner is the first candidate ("RUN", or "RUN:TRIAL" for another
+            trial of it), carried over exactly into this space, which may be finer.
         observer: is told what happens.
 
     Raises:
@@ -95,16 +100,18 @@ def search(
         folder=str(Path.cwd()),
     )
     plan = launch.plan()
+    first = beginning(begin, plan) if begin is not None else None
     folder = RunFolder.named(run or Path(space).stem)
     folder.check_free()
     url = absolute_url(storage)
     if url is not None and Store.open(open_storage(folder.journal, url), folder.name) is not None:
         raise InputError(f"the storage has a study {folder.name!r} already", "choose another --run NAME")
     with _scorer(plan, device, memory, workers, observer) as scorer, folder.claim(), _diagnosed(folder):
-        facts = {"device": scorer.devices, "memory": memory, "storage": url, "workers": workers}
+        facts: dict[str, Any] = {"device": scorer.devices, "memory": memory, "storage": url, "workers": workers}
+        facts |= {"begin": asdict(first)} if first else {}
         write_launch(folder, launch, plan, scorer.digests, facts)
         store = Store.create(open_storage(folder.journal, url, writing=True), folder.name, plan.space.dimensions)
-        session = Session(folder, store, plan, scorer, observer)
+        session = Session(folder, store, plan, scorer, observer, first)
         return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds))
 
 
@@ -142,7 +149,8 @@ def resume(
             changed = changed_versions(environment.versions)
             if changed:
                 observer.warn(f"other versions than at the launch, scores may differ slightly: {changed}")
-            session = Session(folder, store, plan, scorer, observer)
+            first = Beginning(**environment.begin) if environment.begin else None
+            session = Session(folder, store, plan, scorer, observer, first)
             return _run(session, _extended(session, trials, time))
 
 

@@ -15,6 +15,7 @@ from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import judge, lower_bound, scales, settle
+from evomerge.study.carry import Beginning
 from evomerge.study.economy import Economy, applicable
 from evomerge.study.folder import RunFolder, write_atomic
 from evomerge.study.items import load_items, write_items
@@ -36,7 +37,17 @@ _TWIN = "same recipe as "
 class Session:
     """Wires a plan, a scorer and a store together for the process that holds the run."""
 
-    def __init__(self, folder: RunFolder, store: Store, plan: Plan, scorer: Scorer, observer: Observer) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        store: Store,
+        plan: Plan,
+        scorer: Scorer,
+        observer: Observer,
+        first: Beginning | None = None,
+    ) -> None:
+        """`first` is the genome of another run that the search begins with."""
+        self.first = first
         self.folder, self.store, self.plan, self.scorer, self.observer = folder, store, plan, scorer, observer
         self.outline = scorer.outline
         self._objective = load(OBJECTIVES[plan.fitness.objective])
@@ -115,6 +126,8 @@ class Session:
     def begin_search(self, genome: Genome, why: str = "") -> Trial:
         """A new trial of a genome that the optimizer proposed, `why` unless it is to find a better one."""
         recipe = self.plan.space.recipe(genome)
+        if self.first is not None and genome == self.first.genome:
+            why = str(self.first)
         twin = self._twin(recipe.id)
         return self.begin("search", why or (f"{_TWIN}{twin.name}" if twin else ""), genome, recipe)
 
@@ -204,6 +217,8 @@ class Session:
 
     def _ended(self, done: Trial) -> Trial:
         self._told += done.kind == "search"
+        if self.first is not None and done.label == str(self.first) and done.digest not in (None, self.first.digest):
+            self.observer.warn(f"{done.name} should have the weights of {self.first}, and has others")
         logger.info("trial %d %s: objective %s, %.2f s", done.number, done.state, done.objective, done.seconds["total"])
         standing = self.standing()
         self._keep_best(standing)
@@ -287,7 +302,7 @@ class Session:
         told = {t.label: t for t in self.store.told() if t.kind == "reference" and t.state != "running"}
         landmarks = self.plan.space.landmarks
         known = [(genome, self.outcome(told[label])) for label, genome in landmarks.items() if label in told]
-        return Start(landmarks=landmarks, known=known)
+        return Start(self.first.genome if self.first else None, landmarks, known)
 
     def history(self) -> list[Asked]:
         """What the optimizer was asked, and told of it: by its record in an asynchronous search; else each was told

@@ -177,4 +177,4 @@ def test_choices_for_an_optimizer_of_numbers(
     tiny_study(change)
     said = refused(capsys)
     assert "space.yaml:" in said
-    assert "genes.method: method is a choice, and qmc takes numbers only; use the optimizer cma-es or tpe" in said
+    assert "genes.method: method is a choice, and qmc takes numbers only; use the optimizer surrogate or cma-es" in said

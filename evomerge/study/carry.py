@@ -1,0 +1,146 @@
+"""`search --from RUN`: another run's winner as the first genome of a finer space, its values carried over exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from evomerge.errors import InputError, Where
+from evomerge.files.objects import SpaceSpec
+from evomerge.files.space_file import read_space
+from evomerge.registry import CHOICES
+from evomerge.space.genes import OTHER, value_at
+from evomerge.space.space import Space
+from evomerge.study.launch import Environment
+from evomerge.study.prepare import Plan
+from evomerge.study.status import Status, status
+from evomerge.study.trial import Trial
+from evomerge.types import Dimension, Genome, Value
+
+_FLAG = Where("--from")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The genome that a search starts with: whose it was, and the digest of its weights."""
+
+    run: str
+    trial: int
+    genome: Genome
+    digest: str | None
+
+    def __str__(self) -> str:
+        return f"trial {self.trial} of {self.run}"
+
+
+def beginning(given: str, plan: Plan) -> Beginning:
+    """The winner of the run `given` (or its best feasible so far; ``RUN:TRIAL``: that trial) as a genome of the plan's
+    space. InputError where there is none, or it is not exactly a genome of that space."""
+    name, _, number = given.rpartition(":") if given.rpartition(":")[2].isdigit() else (given, "", "")
+    state = status(name)
+    environment = Environment.read(state.folder)
+    old = read_space(state.folder.space, fitness=state.folder.fitness)
+    _check_models(name, environment, plan)
+    trial = _trial(state, name, number)
+    models = plan.space.models
+    kept = {source: models.sources[source] for source in old.sources}
+    before = Space(old, type(models)(models.base, kept, models.layers, models.dtype))
+    genome = _Carried(before, plan.space, trial.genome).genome()
+    return Beginning(name, trial.number, genome, trial.digest)
+
+
+def _check_models(name: str, environment: Environment, plan: Plan) -> None:
+    recorded: Mapping[str, Any] = environment.identity["checkpoints"]
+    for model, fingerprint in recorded.items():
+        if model not in plan.checkpoints:
+            raise InputError(f"{name} merges {model}, which this space does not have", f"add the source {model}", _FLAG)
+        if plan.checkpoints[model].fingerprint() != fingerprint:
+            problem = f"{model} is another checkpoint than in {name}"
+            raise InputError(problem, "begin from a run of the same models", _FLAG)
+
+
+def _trial(state: Status, name: str, number: str) -> Trial:
+    if number:
+        found = next((t for t in state.search.trials if t.number == int(number) and t.genome), None)
+        if found is None:
+            raise InputError(f"{name} has no searched trial {number}", "give the number of one", _FLAG)
+        return found
+    best = state.winner or state.search.best()
+    if best is None or not best.genome:
+        raise InputError(f"{name} has no searched merge that passes every floor", "name one: RUN:TRIAL", _FLAG)
+    return best
+
+
+class _Carried:
+    """Reads an old genome at every place of a new space."""
+
+    def __init__(self, old: Space, new: Space, genome: Genome) -> None:
+        self._old, self._new, self._genome = old, new, {**old.held, **genome}
+        self._genes = {gene.name: gene for gene in old.spec.genes}
+        if old.spec.interpolate or new.spec.interpolate:
+            same = old.axes.groups == new.axes.groups and old.axes.knots == new.axes.knots
+            if not (same and old.spec.interpolate == new.spec.interpolate):
+                self._refuse(
+                    "values between knots are no values of other layer groups", "keep `layers` and `interpolate`"
+                )
+
+    def genome(self) -> Genome:
+        for name in self._genes.keys() - {gene.name for gene in self._new.spec.genes}:
+            self._check_settled(name)
+        return {d.key: self._at(d) for d in self._new.dimensions}
+
+    def _at(self, dimension: Dimension) -> Value:
+        source = dimension.place.get("sources", next(iter(self._new.models.sources)))
+        if source not in self._old.models.sources:
+            value: Value = 0.0 if dimension.gene == "weight" else dimension.init
+        else:
+            values = {self._read(dimension.gene, source, n, module)
+                      for n in self._layers(dimension) for module in self._modules(dimension)}  # fmt: skip
+            if len(values) > 1:
+                self._refuse(f"{dimension.key} would need {len(values)} values", "search it `per` what the run has")
+            value = values.pop()
+        if dimension.choices and value not in dimension.choices:
+            self._refuse(f"{dimension.key} was {value}, which is no choice here", f"add {value} to its choices")
+        if not dimension.choices and not dimension.low <= float(value) <= dimension.high:
+            self._refuse(f"{dimension.key} was {value:g}, outside of its range", "widen its range")
+        return value
+
+    def _layers(self, dimension: Dimension) -> range:
+        group = dimension.place.get("layers")
+        return range(self._new.models.layers) if group is None else range(*self._new.axes.groups[int(group)])
+
+    def _modules(self, dimension: Dimension) -> list[str]:
+        """The old modules that the new one is a part of."""
+        old, new = self._old.axes.modules, self._new.axes.modules
+        if old and dimension.place and dict(old) != dict(new):
+            self._refuse("its modules are others", "keep `modules`")
+        own = dimension.place.get("modules")
+        return [own] if own is not None and old else [*old, OTHER]
+
+    def _read(self, gene: str, source: str, layer: int, module: str) -> Value:
+        if gene in self._genes:
+            return value_at(self._genes[gene], self._genome, self._old.axes, source, layer, module)
+        if gene == "method":
+            return self._old.spec.methods[0]
+        return self._settled(self._old.spec, gene)
+
+    def _settled(self, spec: SpaceSpec, gene: str) -> float:
+        """A parameter that is no gene."""
+        declared = (p for name in spec.methods for p in CHOICES[name].parameters if p.name == gene)
+        default = next((p.default for p in declared), None)
+        value = spec.fixed.get(gene, default)
+        if value is None:
+            self._refuse(f"it has no {gene}", f"give the old value under `fixed` instead of a gene {gene}")
+        return float(value)
+
+    def _check_settled(self, name: str) -> None:
+        """A gene that is none any more has to be fixed where it was."""
+        values = {v for key, v in self._genome.items() if key.split("[")[0] == name}
+        now = self._new.spec.methods[0] if name == "method" else self._settled(self._new.spec, name)
+        if values != {now}:
+            was = ", ".join(sorted(map(str, values)))
+            self._refuse(f"{name} was {was}, and is no gene here", f"search {name}, or fix it at that")
+
+    def _refuse(self, problem: str, mend: str) -> NoReturn:
+        raise InputError(f"the genome cannot be carried over exactly: {problem}", mend, _FLAG)

@@ -1,0 +1,89 @@
+"""What a space file freezes is no dimension, and is what it was frozen at in every recipe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.errors import InputError
+from tests.space.test_space import LAYERS, draw, make, resolved
+
+BOTH = {"low": 0.0, "high": 1.0, "init": 0.3, "per": ["sources", "layers"]}
+
+
+def weights(recipe: Any, model: str) -> list[float]:
+    return [resolved(recipe, "weight", model, layer, "mlp.weight") for layer in range(LAYERS)]
+
+
+@pytest.mark.parametrize("interpolate", [False, True])
+def test_frozen_layers_have_no_weight_and_no_gene(tmp_path: Path, interpolate: bool) -> None:
+    genes = {"method": "ties", "weight": BOTH, "lambda": {"low": 0.5, "high": 1.5}}
+    space = make(tmp_path, genes=genes, layers=3, interpolate=interpolate, freeze={"layers": [[0, 2], 3]})
+    keys = {d.key for d in space.dimensions}
+    assert keys == {"weight[a,1]", "weight[a,2]", "weight[b,1]", "weight[b,2]", "lambda"}
+    found = weights(space.recipe(draw(space)), "/m/a")
+    assert [found[i] for i in (0, 1, 3)] == [0.0, 0.0, 0.0]
+    assert all(found[i] > 0 for i in (2, 4, 5))
+
+
+def test_frozen_layers_hold_what_is_no_gene_per_layer(tmp_path: Path) -> None:
+    genes = {"method": {"choices": ["ties", "dare_ties"], "per": ["layers"]}, "lambda": {"low": 0.5, "high": 1.5}}
+    space = make(tmp_path, genes=genes, fixed={"weight": 0.5}, layers=3, freeze={"layers": [[0, 2]]})
+    assert {d.key for d in space.dimensions} == {"method[1]", "method[2]", "lambda"}
+    one = space.recipe({"method[1]": "dare_ties", "method[2]": "dare_ties", "lambda": 1.0})
+    assert len(one.documents) == 1  # frozen layers need no method of their own
+    first = one.output.slices[0]
+    assert first.inputs[0].layers == (0, 2)
+    assert all(i.parameters["weight"] == 0.0 for i in first.inputs if i.model != "/m/base")
+
+
+def test_a_path_stays_at_its_beginning(tmp_path: Path) -> None:
+    genes = {"method": "slerp", "t": {"low": 0.0, "high": 1.0, "per": ["layers"]}}
+    space = make(tmp_path, sources={"a": "a"}, genes=genes, layers="each", freeze={"layers": [5]})
+    assert len(space.dimensions) == LAYERS - 1
+    assert space.recipe(draw(space)).output.slices[-1].parameters == {"t": 0.0}
+
+
+def test_frozen_sources_keep_their_values(tmp_path: Path) -> None:
+    genes = {"method": "ties", "weight": BOTH, "density": {"low": 0.1, "high": 1.0, "init": 0.4, "per": ["sources"]}}
+    space = make(tmp_path, genes=genes, freeze={"sources": {"a": 0.7}})
+    assert {d.place["sources"] for d in space.dimensions} == {"b"}
+    recipe = space.recipe(draw(space))
+    assert weights(recipe, "/m/a") == [0.7] * LAYERS
+    assert resolved(recipe, "density", "/m/a", 0, "mlp.weight") == 0.4
+    held = make(tmp_path, genes=genes, freeze={"sources": ["a"]})
+    assert weights(held.recipe(draw(held)), "/m/a") == [0.3] * LAYERS
+
+
+def test_landmarks_are_what_is_known_of_them(tmp_path: Path) -> None:
+    genes = {"method": "task_arithmetic", "weight": BOTH}
+    ladder = {"equal 0.2", "equal 0.4", "equal 0.6", "equal 0.8"}
+
+    def labels(**freeze: Any) -> set[str]:
+        return set(make(tmp_path, genes=genes, freeze=freeze).landmarks) - ladder
+
+    assert labels() == {"base", "a", "b", "uniform"}
+    assert labels(layers=[0]) == {"base"}
+    assert labels(sources={"a": 0.7}) == set()
+    assert labels(sources={"a": 0.0}) == {"base", "b"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"freeze": {"layers": [[0, 7]]}}, r"s\.yaml.* freeze.layers.*layer 6, and the base has layers 0 to 5"),
+        ({"freeze": {"layers": [[3, 2]]}}, r"freeze.layers.*no range of layers"),
+        ({"freeze": {"layers": ["x"]}}, "freeze.layers.*not a number"),
+        ({"freeze": {"sources": ["c"]}}, "there is no source 'c'; name some of a, b"),
+        ({"freeze": {"source": ["a"]}}, "did you mean"),
+        ({"genes": {"method": "ties", "weight": {"low": 0, "high": 1}}, "freeze": {"sources": ["a"]}}, "no gene has a"),
+        ({"genes": {"method": "linear", "weight": BOTH}, "freeze": {"layers": [0]}}, "linear has no value that leaves"),
+    ],
+)
+def test_what_cannot_be_frozen(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make(tmp_path, **changes)
+    assert re.search(message, str(caught.value).replace("\n", " ")), str(caught.value)

@@ -1,0 +1,95 @@
+"""A search that begins with another run's winner, in a finer space; and what is frozen stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import evomerge
+from evomerge.errors import InputError
+
+Study = Callable[..., Path]
+
+
+def finer(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    space["modules"] = {"mlp": "mlp"}
+    space["layers"] = "each"
+    space["genes"]["weight"] |= {"per": ["sources", "layers", "modules"], "smooth": 1.0}
+    space["genes"]["lambda"] = {"low": 0.5, "high": 1.5}
+    space["optimizer"] = {"name": "surrogate"}
+    space["budget"] = {"trials": 7}
+
+
+def test_the_winner_is_carried_over_bit_for_bit(tiny_study: Study) -> None:
+    coarse = evomerge.search(tiny_study(lambda space, _: space.update(layers=1)), run="coarse")
+    assert coarse.winner is not None
+    space = tiny_study(finer)
+    result = evomerge.search(space, run="fine", begin="coarse")
+    first = next(t for t in result.search.trials if t.kind == "search")
+    assert len(first.genome) > len(coarse.winner.genome)
+    assert first.digest == coarse.winner.digest
+    assert first.label == f"trial {coarse.winner.number} of coarse"
+    # resumed, it still knows where it came from
+    assert evomerge.resume("fine", trials=9).search.trials[4].genome == first.genome
+    other = next(t.number for t in coarse.search.trials if t.genome and t.number != coarse.winner.number)
+    again = evomerge.search(space, run="other", begin=f"coarse:{other}", trials=5)
+    assert again.search.trials[4].digest == coarse.search.trials[other].digest
+
+
+def coarser(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    space["layers"] = 1
+
+
+def narrower(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    space["genes"]["weight"] |= {"low": 0.99, "init": 1.0}
+
+
+def fewer(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    del space["sources"]["two"]
+
+
+def knots(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    space["interpolate"] = True
+
+
+def fixed(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    space["genes"] = {"method": "ties", "density": {"low": 0.1, "high": 0.9}}
+    space["fixed"] = {"weight": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "begin", "message"),
+    [
+        (coarser, "old", r"would need \d values"),
+        (narrower, "old", r"outside of its range; widen its range"),
+        (fewer, "old", "old merges two, which this space does not have"),
+        (knots, "old", "knots"),
+        (fixed, "old", "weight was .*, and is no gene here"),
+        (None, "old:999", "old has no searched trial 999"),
+        (None, "none", "no run"),
+    ],
+)
+def test_what_cannot_be_carried_over(tiny_study: Study, change: Any, begin: str, message: str) -> None:
+    evomerge.search(tiny_study(), run="old", trials=6)
+    with pytest.raises(InputError, match=message):
+        evomerge.search(tiny_study(change), run="new", begin=begin)
+    assert not Path("runs/new").exists()
+
+
+def test_frozen_layers_are_the_bases(tiny_study: Study) -> None:
+    def frozen(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["layers"] = "each"
+        space["freeze"] = {"layers": [1]}
+
+    result = evomerge.search(tiny_study(frozen), trials=7)
+    assert result.winner is not None
+    evomerge.export("space", "best.yaml")
+    evomerge.merge(Path("best.yaml"), Path("merged"))
+    base, merged = (load_file(f"{folder}/model.safetensors") for folder in ("models/base", "merged"))
+    still = {name for name in base if base[name].equal(merged[name])}
+    assert {name for name in base if ".layers.1." in name} <= still
+    assert not {name for name in base if ".layers.0." in name} & still
