@@ -73,14 +73,14 @@ def test_with_generations_nothing_depends_on_who_ends_first(
     tiny_study: Study, monkeypatch: pytest.MonkeyPatch, economy: bool
 ) -> None:
     space = tiny_study(with_economy(economy))
-    one = evomerge.search(space, run="one", trials=20)
+    one = evomerge.search(space, run="one", trials=36)
     monkeypatch.setattr(search, "Alone", Juggler)
-    many = evomerge.search(space, run="many", trials=20)
+    many = evomerge.search(space, run="many", trials=36)
     assert facts("many") == facts("one")
     on_holdout = [[(t.number, t.scores, t.state) for t in r.holdout.trials] for r in (many, one)]
     assert on_holdout[0] == on_holdout[1]
     with pytest.raises(KeyboardInterrupt):
-        evomerge.search(space, run="parts", trials=20, observer=StopAfter(7))
+        evomerge.search(space, run="parts", trials=36, observer=StopAfter(7))
     for count, begun in ((4, True), (2, False), (3, True)):
         with pytest.raises(KeyboardInterrupt):
             evomerge.resume("parts", observer=StopAfter(count, begun))
