@@ -38,10 +38,10 @@ def real(runs: Mapping[str, Sequence[Gains]], budgets: Sequence[int]) -> bool:
     return met
 
 
-def known(runs: Mapping[str, Sequence[Mapping[str, Any]]], budgets: Sequence[int], longest: int) -> bool:
+def known(runs: Mapping[str, Sequence[Mapping[str, Any]]], budgets: Sequence[int], longest: int, close: float) -> bool:
     """`runs`: row -> [seeds] what `search.known` found. Prints one table."""
     columns = "".join(f"{f'regret at {budget}':>20}" for budget in budgets)
-    print(f"{'':16}{columns}   evaluations to 10 % (median; arrived)")
+    print(f"{'':16}{columns}   evaluations to {close:.0%} (median; arrived)")
     arrivals = {row: [run["arrived"] or math.inf for run in seeds] for row, seeds in runs.items()}
     for row, seeds in runs.items():
         cells = []

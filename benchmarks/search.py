@@ -13,7 +13,7 @@ the others get the floors for nothing. Finished runs in --out are not run again.
 
 Exits with 1 where the default is not feasible in nine of ten seeds at 100, does not beat every other row, in the mean
 of the paired differences and in most seeds, at 50, 100 and 200, or needs more than half of TPE's or mergekit-evolve's
-evaluations to come within a tenth of the optimum.
+evaluations to come within a tenth (with noise, a quarter) of the optimum.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ NOISES = (0.0, 0.005)
 LONGEST = 600
 """Evaluations in (b), to see when the others arrive."""
 
-CLOSE = 0.1
-"""The share of the way from the base to the optimum that may be left."""
+CLOSE = {0.0: 0.1, 0.005: 0.25}
+"""Noise -> the share of the way from the base to the optimum that may be left at the target."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def main() -> int:
             for size in SIZES:
                 print(f"\n{size[0] * size[1]} genes ({size[0]} sources, {size[1]} layers), noise {noise:g}")
                 runs = {r: [found[Job(r, seed, size, noise)] for seed in range(options.seeds)] for r in ROWS}
-                met.append(report.known(runs, BUDGETS, LONGEST))
+                met.append(report.known(runs, BUDGETS, LONGEST, CLOSE[noise]))
     return 0 if all(met) else 1
 
 
@@ -142,7 +142,7 @@ def real(job: Job, root: Path, folder: Path) -> dict[str, Any]:
 
 def known(job: Job) -> dict[str, Any]:
     """For each budget the regret, as a share of the way from the base to the optimum (None: not feasible), and the
-    evaluations until it is below `CLOSE` for the first time."""
+    evaluations until no more than `CLOSE` of it is left for the first time."""
     assert job.size is not None
     problem, noise = Problem(*job.size, job.seed, job.noise), np.random.default_rng([job.seed, 5])
     paid = [(g, problem.observe(g, noise)) for g in problem.references.values()] if job.row in PAY else []
@@ -158,7 +158,7 @@ def known(job: Job) -> dict[str, Any]:
             met = outcome.feasible and all(margin >= -3 * job.noise for margin in truth.margins)
             regret = (problem.best - truth.objective) / way if met else None
         regrets.append(regret)
-        if arrived is None and regret is not None and regret <= CLOSE:
+        if arrived is None and regret is not None and regret <= CLOSE[job.noise]:
             arrived = len(regrets)
         if len(regrets) >= most or (arrived is not None and len(regrets) >= BUDGETS[-1]):
             break
