@@ -140,3 +140,52 @@ def test_eigenvector_signs_do_not_matter() -> None:
     flipped._distribution._es.sm.eigenmethod = flip
     assert drive(plain, 200) == drive(flipped, 200)
     assert plain._distribution._es.sm.B.tolist() != flipped._distribution._es.sm.B.tolist()
+
+
+def test_where_nothing_better_comes_it_starts_again_with_more_samples() -> None:
+    """In turns: around the best with as many samples as at first, somewhere else with twice as many each time."""
+    optimizer, sizes = CmaEs(numbers(2), 0, population=4), [4]
+    for number in range(2000):
+        genome = optimizer.ask()
+        # as uneven as accuracies on few items; the best is found by chance, early
+        noise = hash_of(genome) % 7
+        optimizer.tell(genome, Outcome(feasible=True, objective=9.0 if number == 3 else float(noise), shortfall=0.0))
+        if len(sizes) <= optimizer._restarts:
+            sizes.append(optimizer._distribution.population)
+        if len(sizes) == 5:
+            break
+    assert sizes == [4, 4, 8, 4, 16]
+
+
+def hash_of(genome: Genome) -> int:
+    return int(sum(float(value) for value in genome.values()) * 1e6)
+
+
+def test_many_genes_are_searched_without_correlations() -> None:
+    optimizer = CmaEs(numbers(120), 0)
+    first = score(optimizer._initial()).objective
+    asked = drive(optimizer, 300)
+    assert optimizer._distribution._separable
+    assert max(score(genome).objective for genome in asked) > 0.8 * first
+
+
+def test_the_best_are_scored_again_and_count_with_their_mean() -> None:
+    optimizer = CmaEs(numbers(3), 0, population=6, repeats=2)
+    generation = [optimizer.ask() for _ in range(optimizer.open)]
+    assert len(generation) == 6
+    for place, genome in enumerate(generation):
+        assert optimizer.why == ""
+        optimizer.tell(genome, Outcome(feasible=True, objective=float(place), shortfall=0.0))
+    assert optimizer.why == "scored again, as scores are noisy"
+    assert [optimizer.ask() for _ in range(optimizer.open)] == [generation[5], generation[4]]
+    samples = list(optimizer._generation)
+    optimizer.tell(generation[5], Outcome(shortfall=1.0, objective=-99.0))
+    optimizer.tell(generation[4], Outcome(feasible=True, objective=2.0, shortfall=0.0))
+    assert optimizer.open == 6
+    assert [sample.outcome.objective for sample in samples] == [0, 1, 2, 3, 3, -47]
+    assert [sample.outcome.feasible for sample in samples] == [True] * 5 + [False]
+
+
+def test_generations_give_all_workers_work() -> None:
+    assert CmaEs(numbers(4), 0)._distribution.population == 8
+    assert CmaEs(numbers(4), 0, hands=5)._distribution.population == 10

@@ -1,0 +1,87 @@
+"""What everybody would try first comes first, and is learned from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evomerge.optimize.base import Start, build
+from evomerge.optimize.replay import replay
+from evomerge.optimize.warm_start import WarmStart
+from evomerge.space.landmarks import landmarks
+from evomerge.types import Dimension, Genome, Outcome
+
+SOURCES = ("a", "b", "c")
+WEIGHTS = [Dimension(f"weight[{s}]", 0.0, 1.0, 0.5, gene="weight", place={"sources": s}) for s in SOURCES]
+LANDMARKS = landmarks(WEIGHTS, SOURCES, ("task_arithmetic",), {})
+
+
+def score(goal: tuple[float, ...]):
+    def at(genome: Genome) -> Outcome:
+        distance = float(((np.array(list(genome.values()), dtype=float) - goal) ** 2).sum())
+        return Outcome(feasible=True, objective=-distance, shortfall=0.0)
+
+    return at
+
+
+def begun(goal: tuple[float, ...], name: str = "surrogate", **about) -> tuple[WarmStart, list[Genome]]:
+    """A search, and what it proposed before its optimizer began."""
+    at = score(goal)
+    known = [(genome, at(genome)) for label, genome in LANDMARKS.items() if not label.startswith("equal")]
+    optimizer = build(name, WEIGHTS, 0, {}, Start(landmarks=LANDMARKS, known=known, **about))
+    assert isinstance(optimizer, WarmStart)
+    asked = []
+    while optimizer._inner is None:
+        batch = [optimizer.ask() for _ in range(optimizer.open)]
+        for genome in batch:
+            optimizer.tell(genome, at(genome))
+        asked += batch
+    return optimizer, asked
+
+
+def test_init_and_ladder_come_first_then_the_soup() -> None:
+    _, asked = begun((0.1, 0.1, 0.1))
+    assert [tuple(g.values()) for g in asked[:5]] == [(0.5,) * 3, *((w,) * 3 for w in (0.2, 0.4, 0.6, 0.8))]
+    parents = [tuple(LANDMARKS[label].values()) for label in ("base", *SOURCES)]
+    assert not set(parents) & {tuple(g.values()) for g in asked}  # the references are known
+    # the base is as good as (0.2, 0.2, 0.2), and the first of equals; then the average, which does not help
+    assert tuple(asked[5].values()) == (0.166666, 0.166666, 0.166666)
+
+
+@pytest.mark.parametrize("name", ["surrogate", "cma-es", "tpe"])
+def test_the_search_begins_with_the_best_and_knows_all(name: str) -> None:
+    optimizer, asked = begun((0.9, 0.1, 0.1), name)
+    start = optimizer._inner.start
+    assert start.genome == LANDMARKS["a"]
+    assert len(start.known) == len(asked) + 5
+
+
+def test_why_is_said() -> None:
+    optimizer = build("surrogate", WEIGHTS, 0, {}, Start(landmarks=LANDMARKS))
+    said = []
+    for _ in range(12):
+        said.append(optimizer.why)
+        genome = optimizer.ask()
+        optimizer.tell(genome, score((0.3, 0.3, 0.3))(genome))
+    assert said[1:6] == ["base", "a", "b", "c", "uniform"]
+    assert said[6:10] == ["equal 0.2", "equal 0.4", "equal 0.6", "equal 0.8"]
+    assert said[10] == "greedy soup"
+
+
+def test_who_begins_with_another_winner_needs_no_ladder() -> None:
+    winner = {"weight[a]": 0.7, "weight[b]": 0.2, "weight[c]": 0.1}
+    _, asked = begun((0.7, 0.2, 0.1), genome=winner)
+    assert asked == [winner]
+
+
+def test_resume_anywhere_in_the_warm_start() -> None:
+    at, history = score((0.3, 0.5, 0.1)), []
+    whole = build("surrogate", WEIGHTS, 0, {}, Start(landmarks=LANDMARKS))
+    for _ in range(20):
+        genome = whole.ask()
+        history.append((genome, at(genome)))
+        whole.tell(*history[-1])
+    for cut in range(0, 20, 3):
+        again = build("surrogate", WEIGHTS, 0, {}, Start(landmarks=LANDMARKS))
+        replay(again, history[:cut])
+        assert again.ask() == history[cut][0]
