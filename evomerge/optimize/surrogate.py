@@ -39,6 +39,10 @@ _MOST = 300
 _MARGIN = 10
 """Every so many genomes, one choice takes another option than the model would have it."""
 
+_NEXT = 0.01
+"""A step of this share of every gene's range does not lead to a feasible genome where none is known: the model is wrong
+there, and has to see something else."""
+
 _REACH = 10.0
 """What lies further below the best than so many times what the best quarter spans counts by its logarithm: the hopeless
 must not hide the differences between the others."""
@@ -97,6 +101,8 @@ class Surrogate(Sequential):
         if self._choices and self.count % _MARGIN == 0:
             genomes = [self._other_choice(genome, generator) for genome in genomes]
         new = next((genome for genome in genomes if identity(genome) not in proposed), genomes[0])
+        if not any(outcome.feasible for _, outcome in told) and self._crowded(new, [*(g for g, _ in told), *out]):
+            new = self._encoding.decode(self._mutation.anywhere(1, generator)[0])
         return self._novel(new, proposed, generator)
 
     def _other_choice(self, genome: Genome, generator: np.random.Generator) -> Genome:
@@ -104,6 +110,11 @@ class Surrogate(Sequential):
         dimension = self._choices[generator.integers(len(self._choices))]
         others = [option for option in dimension.choices if option != genome[dimension.key]]
         return {**genome, dimension.key: others[generator.integers(len(others))]}
+
+    def _crowded(self, genome: Genome, others: Sequence[Genome]) -> bool:
+        """Whether another genome is next to it."""
+        apart = np.abs(self._encoded(others) - self._encoding.encode(genome)).max(axis=1)
+        return bool((apart < _NEXT).any())
 
     def _most_worth(self, told: Sequence[Told], out: Sequence[Genome], generator: np.random.Generator) -> Matrix:
         """[_KEPT, d] candidates, the one that is most worth it first; `out` is evaluated already."""

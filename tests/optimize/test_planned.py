@@ -193,10 +193,12 @@ def test_outcomes_may_come_in_any_order(name: str) -> None:
 
 
 def test_a_warm_start_in_which_all_is_known_goes_on() -> None:
-    dimensions = weights(TWO)
+    dimensions, evaluate = weights(TWO), near(0.3, 0.3)
     found = start(dimensions, TWO).landmarks
-    known = Start({"weight[a,0]": 0.0, "weight[b,0]": 0.0}, found, [(genome, fine(0.0)) for genome in found.values()])
-    assert len(drive(build("coordinate", dimensions, 0, {}, known), near(0.3, 0.3))) > 10
+    known = Start({"weight[a,0]": 0.0, "weight[b,0]": 0.0}, found, [(g, evaluate(g)) for g in found.values()])
+    asked = drive(build("coordinate", dimensions, 0, {}, known), evaluate)
+    assert not any(genome in asked for genome in found.values())
+    assert list(max(asked, key=lambda g: evaluate(g).objective).values()) == pytest.approx([0.3, 0.3], abs=0.03)
 
 
 @pytest.mark.parametrize(
