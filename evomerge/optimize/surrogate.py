@@ -39,9 +39,9 @@ _MOST = 300
 _MARGIN = 10
 """Every so many genomes, one choice takes another option than the model would have it."""
 
-_NEXT = 0.01
-"""A step of this share of every gene's range does not lead to a feasible genome where none is known: the model is wrong
-there, and has to see something else."""
+_NEXT, _ENOUGH = 0.002, 5
+"""Where nothing feasible is known, and so many genomes within this share of every gene's range of what is proposed are,
+another one there is not worth an evaluation: the model is wrong, and has to see something else."""
 
 _REACH = 10.0
 """What lies further below the best than so many times what the best quarter spans counts by its logarithm: the hopeless
@@ -65,8 +65,7 @@ class Surrogate(Sequential):
         self._encoding = Encoding(self.dimensions)
         self._population = self.hands if population == "auto" else int(population)
         self._startup = startup
-        self._root = smooth_root(self._encoding)
-        self._mutation = Mutation(self._encoding, self._root)
+        self._mutation = Mutation(self._encoding, smooth_root(self._encoding))
         self._groups = _groups(self._encoding)
         self._scales: tuple[int, list[float]] | None = None
 
@@ -112,26 +111,26 @@ class Surrogate(Sequential):
         return {**genome, dimension.key: others[generator.integers(len(others))]}
 
     def _crowded(self, genome: Genome, others: Sequence[Genome]) -> bool:
-        """Whether another genome is next to it."""
+        """Whether enough other genomes are next to it."""
         apart = np.abs(self._encoded(others) - self._encoding.encode(genome)).max(axis=1)
-        return bool((apart < _NEXT).any())
+        return int((apart < _NEXT).sum()) >= _ENOUGH
 
     def _most_worth(self, told: Sequence[Told], out: Sequence[Genome], generator: np.random.Generator) -> Matrix:
         """[_KEPT, d] candidates, the one that is most worth it first; `out` is evaluated already."""
         age = len(told)
         told = sorted(told, key=_rank)[:_MOST]
         inputs = self._encoded([genome for genome, _ in told])
-        model = self._model(self._warped(inputs), [outcome for _, outcome in told], age)
-        best = _best(model, self._warped(inputs), [outcome.feasible for _, outcome in told])
+        model = self._model(inputs, [outcome for _, outcome in told], age)
+        best = _best(model, inputs, [outcome.feasible for _, outcome in told])
         if out:
-            model.believe(self._warped(self._encoded(out)))
+            model.believe(self._encoded(out))
         found = inputs[:_PARENTS]
         values = np.full(len(found), -math.inf)  # they are known
         for turn in range(_ROUNDS + 1):
             count, reach = (_POOL // 2, 0.75 ** (turn - 1)) if turn else (_POOL, 1.0)
             mutants = self._mutation.around(found, count, reach, generator)
             found = np.concatenate([found, mutants])
-            values = np.concatenate([values, worth(*model.predict(self._warped(mutants)), best)])
+            values = np.concatenate([values, worth(*model.predict(mutants), best)])
             order = np.argsort(-values, kind="stable")[:_KEPT]
             found, values = found[order], values[order]
         return found
@@ -142,11 +141,6 @@ class Surrogate(Sequential):
         model = GaussianProcess(inputs, lessons(outcomes), self._groups, known)
         self._scales = age, model.scales
         return model
-
-    def _warped(self, vectors: Matrix) -> Matrix:
-        """As the model sees them: where slopes at neighbouring layers are expected to be alike, a step that all of them
-        take together changes more than one that they take apart."""
-        return vectors if self._root is None else vectors @ self._root
 
     def _encoded(self, genomes: Sequence[Genome]) -> Matrix:
         return np.array([self._encoding.encode(genome) for genome in genomes])

@@ -12,8 +12,8 @@ from evomerge.types import Dimension
 
 Matrix = NDArray[np.float64]
 
-_OWN = 1e-3
-"""The share of a value that it has by itself, without which the matrix of many layers is numerically singular."""
+_OWN = 0.3
+"""The share of a value's variance that it has by itself: what is not smooth has to be found, too."""
 
 
 def correlation(dimensions: Sequence[Dimension]) -> Matrix | None:
