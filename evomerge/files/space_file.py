@@ -14,6 +14,7 @@ from evomerge.files.nodes import Node, load, override
 from evomerge.files.objects import ModelRef, SpaceSpec
 from evomerge.registry import OPTIMIZERS
 
+_DEFAULT_OPTIMIZER = "surrogate"
 _KEYS = (
     "tokenizer",
     "chat_template",
@@ -162,11 +163,11 @@ def _optimizer(node: Node | None) -> dict[str, Any]:
     """Name, seed, `asynchronous` (where it is true) and options as written; the optimizer's own declaration checks the
     options (`optimize/options.py`)."""
     if node is None:
-        return {"name": "surrogate", "seed": 0}
+        return {"name": _DEFAULT_OPTIMIZER, "seed": 0}
     if not isinstance(node.value, dict):
         return {"name": node.one_of(OPTIMIZERS, "optimizer"), "seed": 0}
-    parts = node.mapping(["name"])
-    name = parts["name"].one_of(OPTIMIZERS, "optimizer")
+    parts = node.mapping()
+    name = parts["name"].one_of(OPTIMIZERS, "optimizer") if "name" in parts else _DEFAULT_OPTIMIZER
     seed = parts["seed"].integer(0, 2**31 - 1) if "seed" in parts else 0
     options = {k: n.data for k, n in parts.items() if k != "asynchronous"}
     waits = "asynchronous" not in parts or not parts["asynchronous"].boolean()

@@ -23,6 +23,8 @@ def check_landmarks(
     name: str, options: Mapping[str, Any], sources: Sequence[str], landmarks: Mapping[str, Genome]
 ) -> None:
     """Raises OptionError where the optimizer `name` goes by models that are not among the space's `landmarks`."""
+    if name in ("uniform-soup", "greedy-soup") and len(sources) == 1:
+        raise OptionError("name", f"{name} has nothing to average with one source", "add sources, or use the path")
     wanted: dict[str, str] = {}
     if name in ("uniform-soup", "greedy-soup"):
         wanted = {"name": UNIFORM}

@@ -133,14 +133,14 @@ class CarriedOver:
 
     def __str__(self) -> str:
         gains = f"gain over the base: search {self.gains[0]:+.3f}, holdout {self.gains[1]:+.3f}"
+        if self.gains[0] <= 0:
+            return f"{gains}: there was none to carry over"
         if self.lost <= 0:
             return f"{gains}: all of it carried over"
         return f"{gains}: {self.lost:.3f}{self._share} did not carry over"
 
     @property
     def _share(self) -> str:
-        if self.gains[0] <= 0:
-            return ""
         share = self.lost / self.gains[0]
         return f" ({100 * share:.0f} %)" if share >= 0.01 else " (less than 1 %)"
 

@@ -99,6 +99,14 @@ def test_a_scale_that_was_left_open_is_settled_in_the_copy(files: tuple[Path, Pa
     assert [read_space(file).genes[0].log for file in (files[0], copy)] == [log is not False] * 2
 
 
+def test_an_optimizer_without_a_name_is_the_default(files: tuple[Path, Path]) -> None:
+    space = {key: value for key, value in SPACE.items() if key != "optimizer"}
+    files[0].write_text(yaml.safe_dump(space))
+    default = read_space(files[0]).optimizer
+    files[0].write_text(yaml.safe_dump({**space, "optimizer": {"seed": 7, "startup": 3}}))
+    assert read_space(files[0]).optimizer == {**default, "seed": 7, "startup": 3}
+
+
 def test_another_optimizer_keeps_the_seed_and_drops_the_options(files: tuple[Path, Path]) -> None:
     assert read_space(files[0], optimizer="tpe").optimizer == {"name": "tpe", "seed": 5}
     with pytest.raises(InputError, match="--optimizer: unknown optimizer 'tp'"):

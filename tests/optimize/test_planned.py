@@ -227,6 +227,13 @@ def test_spaces_without_the_models_are_refused(name, options, methods, key, mess
     assert caught.value.key == key
 
 
+@pytest.mark.parametrize("name", ["uniform-soup", "greedy-soup"])
+def test_a_soup_of_one_source_is_refused(name: str) -> None:
+    with pytest.raises(OptionError, match="nothing to average with one source") as caught:
+        check_landmarks(name, {}, ("a",), start(weights(("a",)), ("a",)).landmarks)
+    assert caught.value.key == "name"
+
+
 def test_spaces_with_the_models_are_accepted() -> None:
     found = start(weights(TWO), TWO).landmarks
     for name, options in (("path", {}), ("path", {"end": "sources"}), ("uniform-soup", {}), ("grid", {}), ("tpe", {})):

@@ -62,7 +62,8 @@ def test_a_score_is_short(value: float, interval: tuple[float, float] | None, te
         ((0.99, 0.985), (0.15, 0.16), "search +0.840, holdout +0.825: 0.015 (2 %) did not carry over"),
         ((0.99, 0.988), (0.15, 0.15), "search +0.840, holdout +0.838: 0.002 (less than 1 %) did not carry over"),
         ((0.9, 0.8), (0.5, 0.4), "search +0.400, holdout +0.400: all of it carried over"),
-        ((-2.0, -2.2), (-1.9, -2.0), "search -0.100, holdout -0.200: 0.100 did not carry over"),
+        ((-2.0, -2.2), (-1.9, -2.0), "search -0.100, holdout -0.200: there was none to carry over"),
+        ((-2.0, -1.9), (-1.9, -2.0), "search -0.100, holdout +0.100: there was none to carry over"),
     ],
 )
 def test_what_did_not_carry_over(winner: tuple[float, float], base: tuple[float, float], text: str) -> None:
