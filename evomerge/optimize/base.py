@@ -19,6 +19,9 @@ from evomerge.types import Dimension, Genome, Outcome, Value
 
 GenomeId = tuple[Value, ...]
 
+AGAIN = "scored again, as scores are noisy"
+"""Why a genome is proposed that is known, whose recipe is scored once more all the same (`Optimizer.why`)."""
+
 _AT_ONCE = 256
 """The most genomes that are out at a time, asynchronously."""
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimize.base import GenomeId, Sequential, identity
+from evomerge.optimize.base import AGAIN, GenomeId, Sequential, identity
 from evomerge.optimize.distribution import Distribution, default_population
 from evomerge.optimize.ranking import FAILED, RankKey, rank_key, ranks
 from evomerge.space.vector import Encoding, Vector
@@ -80,7 +80,7 @@ class CmaEs(Sequential):
 
     @property
     def why(self) -> str:
-        return "scored again, as scores are noisy" if self._repeated else ""
+        return AGAIN if self._repeated else ""
 
     def _propose(self) -> Genome:
         if not self._waiting:

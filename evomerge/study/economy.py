@@ -42,26 +42,26 @@ class Economy:
         fitness = replace(session.plan.fitness, economy=tuple(means))
         self.course = Course(fitness, session.outline, [self._items(t) for t in references])
 
-    def evaluate(self, trials: Sequence[Trial], rivals: Sequence[Trial], places: int) -> list[Trial]:
-        """Score trials that were started, against each other and `rivals` (finished ones), and store them.
+    def race(self, trials: Sequence[Trial], since: int, places: int) -> dict[int, Work[Trial]]:
+        """Score those of `trials` that are running, against each other and the finished ones. Returns, by number, the
+        work that stores each. They compete with what there was before trial number `since`.
 
         A trial that a killed process left in flight goes on with the items that it had been scored on.
         """
-        race, entries = self._lined_up([*rivals, *trials], places)
+        race, entries = self._lined_up(trials, since, places)
         race.run()
         self._forget()
-        # one after the other: whoever is stored is so in the order in which they were asked
-        return list(self._session.each((self._end(race, e) for e in entries[-len(trials) :]), at_once=1))
+        return {entry.trial.number: self._end(race, entry) for entry in entries if not entry.finished}
 
     def evaluate_alone(self, trial: Trial) -> Work[Trial]:
         """Score a trial that was started by itself, while others are being scored, and store it."""
-        race, [entry] = self._lined_up([trial], 1)
+        race, [entry] = self._lined_up([trial], trial.number, 1)
         yield from race.score_rest(entry)
         self._forget()
         return (yield from self._end(race, entry))
 
-    def _lined_up(self, trials: Sequence[Trial], places: int) -> tuple[Race, list[Entry]]:
-        before = [t for t in self._session.store.told() if t.number < min(t.number for t in trials)]
+    def _lined_up(self, trials: Sequence[Trial], since: int, places: int) -> tuple[Race, list[Entry]]:
+        before = [t for t in self._session.store.told() if t.number < since]
         entries = [self._entry(t) for t in trials]
         if len(entries) > 1:
             return self._race(before, entries, [], places), entries

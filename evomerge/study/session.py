@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import takewhile
 
 from evomerge.errors import InputError, TrialError
-from evomerge.optimize.base import Start
+from evomerge.optimize.base import AGAIN, Start
 from evomerge.optimize.replay import Asked
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
@@ -31,7 +31,7 @@ from evomerge.types import Genome, ItemScore, Outcome, Scores, SplitName
 logger = logging.getLogger(__name__)
 
 _TWIN = "same recipe as "
-"""How the label of a trial begins that takes over the scores of an earlier one."""
+"""How the label of a trial ends that takes over the scores of an earlier one, before whose these are."""
 
 
 class Session:
@@ -127,23 +127,28 @@ class Session:
         """A new trial of a genome that the optimizer proposed, `why` unless it is to find a better one."""
         recipe = self.plan.space.recipe(genome)
         if self.first is not None and genome == self.first.genome:
-            why = str(self.first)
-        twin = self._twin(recipe.id)
-        return self.begin("search", why or (f"{_TWIN}{twin.name}" if twin else ""), genome, recipe)
+            why = why or str(self.first)
+        twin = self._twin(recipe.id) if why != AGAIN else None
+        again = f"{_TWIN}{twin.name}" if twin else ""
+        return self.begin("search", ", ".join(filter(None, (why, again))), genome, recipe)
 
     def _twin(self, recipe_id: str) -> Trial | None:
-        """A trial that scored this recipe on all items."""
+        """The first trial that scored this recipe on all items."""
         return next((t for t in self.store.told() if t.recipe_id == recipe_id and t.state == "complete"), None)
 
-    def _copied(self, trial: Trial) -> Trial | None:
-        """The trial with the scores of the one whose recipe it has again; None where there is no such trial."""
-        twin = self._twin(trial.recipe_id) if trial.label.startswith(_TWIN) and trial.state == "running" else None
-        if twin is None or twin.objective is None:
-            return None
+    def _twin_of(self, trial: Trial) -> Trial | None:
+        """Whose scores a trial takes over, by its label."""
+        twin = self._twin(trial.recipe_id) if _TWIN in trial.label else None
+        return twin if twin is not None and trial.label.endswith(f"{_TWIN}{twin.name}") else None
+
+    def _copy(self, trial: Trial, twin: Trial) -> Work[Trial]:
+        """Store a trial with the scores of the one whose recipe it has again."""
         items = load_items(self.folder.items, twin.number, "search")
         self.keep_items(trial, "search", {name: list(met.values()) for name, met in items.items()})
         evaluation = Evaluation(twin.slice_scores, twin.digest or "", {})
+        assert twin.objective is not None  # it is complete
         measured = Measured(evaluation, twin.objective, twin.bounds, twin.evaluated, twin.items)
+        yield from ()  # nothing has to be scored
         return self.finish(trial, measured, {"total": 0.0})
 
     def in_flight(self) -> list[Trial]:
@@ -158,22 +163,30 @@ class Session:
         return self._searched()[told:]
 
     def evaluate_all(self, trials: Sequence[Trial], rivals: int, places: int) -> list[Trial]:
-        """Score trials, and store them, on as many items as it takes: see `Economy.evaluate`. `rivals` of those that
-        ended last are of the same generation. What was scored before is not scored again."""
-        earlier = [t for t in self._searched() if t.state != "running"]
-        done = {t.number: copy for t in trials if (copy := self._copied(t))}
-        new = [t for t in trials if t.number not in done]
-        if self.economy is None:
-            done |= {t.number: t for t in self.each(self.evaluate(t) for t in new if t.state == "running")}
-        elif new:
-            ended = self.economy.evaluate(new, earlier[len(earlier) - rivals :], places)
-            done |= {t.number: t for t in ended}
+        """Score trials, and store them, on as many items as it takes: see `Economy.race`. The `rivals` before them are
+        of the same generation. What was scored before is not scored again, and takes no part in the race."""
+        before = [t for t in self._searched() if t.number < trials[0].number]
+        generation = [*before[len(before) - rivals :], *trials]
+        twins = {t.number: twin for t in generation if (twin := self._twin_of(t))}
+        racing = [t for t in generation if t.number not in twins]
+        raced: dict[int, Work[Trial]] = {}
+        if self.economy is not None and any(t.state == "running" for t in racing):
+            raced = self.economy.race(racing, generation[0].number, places)
+
+        def work(trial: Trial) -> Work[Trial]:
+            if trial.number in twins:
+                return self._copy(trial, twins[trial.number])
+            return raced[trial.number] if trial.number in raced else self.evaluate(trial)
+
+        # After a race one after the other: whoever is stored is so in the order in which they were asked.
+        ended = self.each((work(t) for t in trials if t.state == "running"), at_once=1 if self.economy else None)
+        done = {trial.number: trial for trial in ended}
         return [done.get(trial.number, trial) for trial in trials]
 
     def evaluate_alone(self, trial: Trial) -> Work[Trial]:
         """Score a trial, and store it, while others are being scored."""
-        if copy := self._copied(trial):
-            return copy
+        if twin := self._twin_of(trial):
+            return (yield from self._copy(trial, twin))
         work = self.evaluate(trial) if self.economy is None else self.economy.evaluate_alone(trial)
         return (yield from work)
 
@@ -217,7 +230,11 @@ class Session:
 
     def _ended(self, done: Trial) -> Trial:
         self._told += done.kind == "search"
-        if self.first is not None and done.label == str(self.first) and done.digest not in (None, self.first.digest):
+        if (
+            self.first is not None
+            and done.label.startswith(str(self.first))
+            and done.digest not in (None, self.first.digest)
+        ):
             self.observer.warn(f"{done.name} should have the weights of {self.first}, and has others")
         logger.info("trial %d %s: objective %s, %.2f s", done.number, done.state, done.objective, done.seconds["total"])
         standing = self.standing()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,57 @@ import pytest
 import evomerge
 from evomerge.study.bench import Workbench
 from evomerge.study.items import read_items
+from evomerge.study.session import Session
+from evomerge.study.status import status
 
 Study = Callable[..., Path]
+
+
+def generations(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    """Of eight, which race; about half of them are the one recipe that task_arithmetic makes, as it has no density."""
+    space["genes"] = {"method": {"choices": ["task_arithmetic", "breadcrumbs"]}, "density": {"low": 0.1, "high": 0.9}}
+    space["fixed"] = {"weight": 0.3}
+    space["optimizer"] = {"name": "cma-es", "population": 8, "warm_start": False, "seed": 3}
+    space["budget"] = {"trials": 28}
+    fitness["economy"] = ["racing", "early_stop"]
+
+
+def facts(run: str) -> list[tuple[Any, ...]]:
+    trials = status(run).search.trials
+    return [(t.number, t.label, t.state, t.genome, t.scores, t.objective, t.evaluated, t.digest) for t in trials]
+
+
+@contextmanager
+def dying(after: int) -> Iterator[None]:
+    """The process dies as soon as so many trials are stored."""
+    finish, stored = Session.finish, [0]
+
+    def then_die(self: Session, *about: Any) -> Any:
+        done = finish(self, *about)
+        stored[0] += 1
+        if stored[0] == after:
+            raise KeyboardInterrupt
+        return done
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Session, "finish", then_die)
+        yield
+
+
+def test_a_generation_with_twins_goes_on_wherever_it_is_killed(tiny_study: Study) -> None:
+    space = tiny_study(generations)
+    evomerge.search(space, run="whole")
+    whole = facts("whole")
+    twins = [number for number, label, *_ in whole if label.startswith("same recipe as")]
+    raced = [number for number, _, state, *_ in whole if state == "stopped"]
+    assert len(twins) > 4
+    assert any(a < twin < b for twin in twins for a in raced for b in raced if (a - 4) // 8 == (b - 4) // 8)
+    for after in range(14, 28, 2):
+        with dying(after), pytest.raises(KeyboardInterrupt):
+            evomerge.search(space, run=f"parts{after}")
+        assert [fact[0] for fact in facts(f"parts{after}") if fact[2] != "running"] == list(range(after))  # in order
+        evomerge.resume(f"parts{after}")
+        assert facts(f"parts{after}") == whole, after
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
