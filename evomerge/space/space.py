@@ -38,9 +38,9 @@ class Space:
         self.spec, self.models = spec, models
         self.axes = _axes(spec, models)
         self._all = dimensions(spec.genes, self.axes)
-        self._frozen = frozen_layers(spec, models.layers)
-        self.held: Genome = held_values(self._all, spec, self.axes, self._frozen)
-        self._spans = cut(self.axes.groups, self._frozen)
+        self.frozen = frozen_layers(spec, models.layers)
+        self.held: Genome = held_values(self._all, spec, self.axes, self.frozen)
+        self._spans = cut(self.axes.groups, self.frozen)
         self.dimensions: tuple[Dimension, ...] = tuple(d for d in self._all if d.key not in self.held)
         self._genes = {gene.name: gene for gene in spec.genes}
 
@@ -56,7 +56,7 @@ class Space:
         found = {}
         for label, genome in whole.items():
             # With a value that is held elsewhere it is another model, of which nothing is known.
-            other = any(genome[key] != value for key, value in self.held.items()) or self._frozen
+            other = any(genome[key] != value for key, value in self.held.items()) or self.frozen
             if label.startswith("equal") or (label == "base" and not self._moved()) or not other:
                 found[label] = {d.key: genome[d.key] for d in self.dimensions}
         return found
@@ -86,8 +86,8 @@ class Space:
         """The recipe of a genome: one document, or, where the method differs by layer group, one document for each
         method and a last one that stacks each group's layers from the document of its method (mergekit-multi)."""
         genome = {**self.held, **genome}
-        searched = [self._method_at(genome, start) for start, _ in self._spans if start not in self._frozen]
-        methods = [searched[0] if start in self._frozen else self._method_at(genome, start) for start, _ in self._spans]
+        searched = [self._method_at(genome, start) for start, _ in self._spans if start not in self.frozen]
+        methods = [searched[0] if start in self.frozen else self._method_at(genome, start) for start, _ in self._spans]
         used = list(dict.fromkeys(methods))
         if len(used) == 1:
             return Recipe((self._merge(genome, used[0]),))
@@ -121,12 +121,12 @@ class Space:
             Input(reference, span, self._values(genome, searched, "source", source, span[0]))
             for source, reference in self.models.sources.items()
         ]
-        if span[0] in self._frozen:
+        if span[0] in self.frozen:
             inputs = [Input(i.model, i.layers, {**i.parameters, **_still(method, "source")}) for i in inputs]
         if _listed(method):
             inputs.append(Input(self.models.base, span, _base_parameters(method)))
         parameters = self._values(genome, searched, "tensor", "", span[0])
-        if span[0] in self._frozen:
+        if span[0] in self.frozen:
             parameters |= _still(method, "tensor")
         return Slice(tuple(inputs), parameters)
 

@@ -86,9 +86,26 @@ class _Carried:
                 )
 
     def genome(self) -> Genome:
-        for name in self._genes.keys() - {gene.name for gene in self._new.spec.genes}:
-            self._check_settled(name)
-        return {d.key: self._at(d) for d in self._new.dimensions}
+        genome = {d.key: self._at(d) for d in self._new.dimensions}
+        for layer in range(self._new.models.layers):
+            for module in {**self._old.axes.modules, **self._new.axes.modules, OTHER: ""}:
+                for source in self._old.models.sources:
+                    self._check_effect(genome, source, layer, module)
+        return genome
+
+    def _check_effect(self, genome: Genome, source: str, layer: int, module: str) -> None:
+        """What is no gene here, and what is frozen, has to be as it was."""
+        before = _effect(self._old, self._genome, source, layer, module)
+        after = _effect(self._new, {**self._new.held, **genome}, source, layer, module)
+        if _idle(before) and _idle(after):
+            return
+        if layer in self._new.frozen:
+            self._refuse(f"layer {layer} is frozen here, and was merged", "freeze only what the run left as it was")
+        for name in before | after:
+            was, now = before.get(name), after.get(name)
+            if was != now:
+                problem = f"{name} was {was} for {source} in layer {layer}, and is {now} here"
+                self._refuse(problem, f"search {name} there, or fix it at {was}")
 
     def _at(self, dimension: Dimension) -> Value:
         source = dimension.place.get("sources", next(iter(self._new.models.sources)))
@@ -134,13 +151,25 @@ class _Carried:
             self._refuse(f"it has no {gene}", f"give the old value under `fixed` instead of a gene {gene}")
         return float(value)
 
-    def _check_settled(self, name: str) -> None:
-        """A gene that is none any more has to be fixed where it was."""
-        values = {v for key, v in self._genome.items() if key.split("[")[0] == name}
-        now = self._new.spec.methods[0] if name == "method" else self._settled(self._new.spec, name)
-        if values != {now}:
-            was = ", ".join(sorted(map(str, values)))
-            self._refuse(f"{name} was {was}, and is no gene here", f"search {name}, or fix it at that")
-
     def _refuse(self, problem: str, mend: str) -> NoReturn:
         raise InputError(f"the genome cannot be carried over exactly: {problem}", mend, _FLAG)
+
+
+def _effect(space: Space, genome: Genome, source: str, layer: int, module: str) -> dict[str, Value | None]:
+    """The method and all of its parameters in one layer's modules of a name, for one source."""
+    genes = {gene.name: gene for gene in space.spec.genes}
+
+    def value(name: str, otherwise: Value | None) -> Value | None:
+        return value_at(genes[name], genome, space.axes, source, layer, module) if name in genes else otherwise
+
+    method = str(value("method", space.spec.methods[0]))
+    fixed = space.spec.fixed
+    found = {p.name: value(p.name, fixed.get(p.name, p.default)) for p in CHOICES[method].parameters}
+    if layer in space.frozen:
+        found |= dict.fromkeys(found.keys() & {"weight", "t"}, 0.0)
+    return {"method": method, **found}
+
+
+def _idle(effect: Mapping[str, Value | None]) -> bool:
+    """Whether the base stays as it is, as far as one source is concerned."""
+    return effect.get("weight", effect.get("t")) == 0.0

@@ -57,8 +57,24 @@ def knots(space: dict[str, Any], fitness: dict[str, Any]) -> None:
 
 
 def fixed(space: dict[str, Any], fitness: dict[str, Any]) -> None:
-    space["genes"] = {"method": "ties", "density": {"low": 0.1, "high": 0.9}}
+    space["genes"] = {"method": "task_arithmetic", "lambda": {"low": 0.5, "high": 1.5}}
     space["fixed"] = {"weight": 0.5}
+
+
+def other_method(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    space["genes"] = {**space["genes"], "method": "ties"}
+
+
+def normalized(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    space["fixed"] = {"normalize": True}
+
+
+def still_layer(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    space["freeze"] = {"layers": [[1, 2]]}
+
+
+def still_source(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    space["freeze"] = {"sources": {"one": 0.123}}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +84,11 @@ def fixed(space: dict[str, Any], fitness: dict[str, Any]) -> None:
         (narrower, "old", r"outside of its range; widen its range"),
         (fewer, "old", "old merges two, which this space does not have"),
         (knots, "old", "knots"),
-        (fixed, "old", "weight was .*, and is no gene here"),
+        (fixed, "old", "weight was .* for one in layer 0, and is 0.5 here; search weight there, or fix it at"),
+        (other_method, "old", "method was task_arithmetic .* is ties here"),
+        (normalized, "old", "normalize was .* is .* here"),
+        (still_layer, "old", "layer 1 is frozen here, and was merged"),
+        (still_source, "old", "weight was .* for one in layer 0, and is 0.123 here"),
         (None, "old:999", "old has no searched trial 999"),
         (None, "none", "no run"),
     ],
