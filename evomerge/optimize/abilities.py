@@ -10,11 +10,12 @@ from dataclasses import dataclass
 class Abilities:
     """`choices`: whether it takes genes that are choices; `objectives`: the most slices that it can trade off against
     each other (``objective: pareto``), 1 where it follows one number only; `smooth`: whether it looks for values that
-    are alike at neighbouring layers."""
+    are alike at neighbouring layers; `begins`: whether it begins with the genome that it is given."""
 
     choices: bool = True
     objectives: int = 1
     smooth: bool = False
+    begins: bool = True
 
 
 ABILITIES: Mapping[str, Abilities] = {
@@ -29,6 +30,9 @@ ABILITIES: Mapping[str, Abilities] = {
     # Its reference points grow with the objectives: with 6 of them there are 21, as many as candidates in a generation,
     # and after 150 trials it is hardly ahead of random ones.
     "nsga-iii": Abilities(objectives=6),
+    "uniform-soup": Abilities(begins=False),
+    "greedy-soup": Abilities(begins=False),
+    "path": Abilities(begins=False),
 }
 """What differs from the defaults."""
 

@@ -101,7 +101,9 @@ class Distribution:
 
     @property
     def mean(self) -> Vector:
-        found: Vector = np.array(self._es.mean)
+        """As a sample: pycma keeps what is near a bound beyond it."""
+        repair = self._es.boundary_handler.repair
+        found: Vector = np.array(self._es.gp.pheno(self._es.mean, into_bounds=repair))
         return found
 
     @property

@@ -37,7 +37,9 @@ def check_landmarks(
             raise OptionError(key, f"{name} knows no model {label!r}", suggestion(label, legal))
         if any(model not in landmarks for model in (sources if label == SOURCES else [label])):
             named = {"base": "the base", UNIFORM: "the uniform average", SOURCES: "the sources"}.get(label, label)
-            raise OptionError(key, f"{name} goes by {named}, which the space does not hold", _MEND)
+            held = [model for model in legal if model in landmarks]
+            mend = f"name ends that it holds: {', '.join(held)}" if name == "path" and len(held) > 1 else _MEND
+            raise OptionError(key, f"{name} goes by {named}, which the space does not hold", mend)
     ends = [landmarks.get(label) for label in wanted.values()]
     if name == "path" and ends[0] == ends[1]:
         raise OptionError("end", f"the path begins and ends with the same model, {wanted['begin']}", "name another")

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from evomerge.errors import InputError, Where
 from evomerge.files.objects import SpaceSpec
 from evomerge.files.space_file import read_space
+from evomerge.optimize.abilities import abilities
 from evomerge.registry import CHOICES
 from evomerge.space.genes import OTHER, value_at
 from evomerge.space.space import Space
@@ -37,7 +38,12 @@ class Beginning:
 def beginning(given: str, plan: Plan) -> Beginning:
     """The winner of the run `given` (or its best feasible so far; ``RUN:TRIAL``: that trial) as a genome of the plan's
     space. InputError where there is none, or it is not exactly a genome of that space."""
+    optimizer = plan.spec.optimizer["name"]
+    if not abilities(optimizer).begins:
+        raise InputError(f"{optimizer} goes by known models only", "use another optimizer", _FLAG)
     name, _, number = given.rpartition(":") if given.rpartition(":")[2].isdigit() else (given, "", "")
+    if not name:
+        raise InputError(f"{given!r} names no run", "give RUN or RUN:TRIAL", _FLAG)
     state = status(name)
     environment = Environment.read(state.folder)
     old = read_space(state.folder.space, fitness=state.folder.fitness)

@@ -45,6 +45,8 @@ class Launch:
 def launch_settings(trials: int | None, time: float | None, seed: int | None, asynchronous: bool = False) -> list[str]:
     """Options of the command line as settings of the space file. InputError where they are no budget."""
     check_budget(trials, time)
+    if seed is not None and not 0 <= seed < 2**31:
+        raise InputError(f"{seed} is no seed", "give a whole number from 0 to 2147483647", Where("--seed"))
     given = {"budget.trials": trials, "budget.time": time, "optimizer.seed": seed,
              "optimizer.asynchronous": "true" if asynchronous else None}  # fmt: skip
     return [f"{key}={value}" for key, value in given.items() if value is not None]
@@ -85,9 +87,22 @@ class Environment:
 
     @classmethod
     def read(cls, folder: RunFolder) -> Environment:
-        data = json.loads(folder.environment.read_text())
-        launch = Launch(**{**data.pop("launch")})
-        return cls(launch=replace(launch, settings=tuple(launch.settings)), **data)
+        """InputError where the file is not as it was written."""
+        try:
+            data = json.loads(folder.environment.read_text())
+            launch = Launch(**{**data.pop("launch")})
+            return cls(launch=replace(launch, settings=tuple(launch.settings)), **data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = f"{folder.environment} is damaged ({type(error).__name__}: {error})"
+            raise InputError(problem, "restore it from a copy, or launch another run") from None
+
+    def study_missing(self, folder: RunFolder) -> InputError | None:
+        """What to say where the storage holds no study: nothing of a run that died before it was made, else that it was
+        lost."""
+        if not folder.items.is_dir() or not any(folder.items.iterdir()):
+            return None
+        problem = f"the run {folder.name!r} has scores, and its storage holds no study {self.study!r}"
+        return InputError(problem, f"restore {self.storage or folder.journal}")
 
 
 def unchanged_plan(folder: RunFolder, environment: Environment) -> Plan:

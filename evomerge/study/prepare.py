@@ -138,9 +138,10 @@ def _either(names: Sequence[str]) -> str:
 
 def _check_budget(spec: SpaceSpec) -> None:
     references = len(spec.sources) + 2
-    if spec.trials is not None and spec.trials <= references:
+    least = references if spec.optimizer["name"] == "uniform-soup" else references + 1  # the average is its trial
+    if spec.trials is not None and spec.trials < least:
         problem = f"{spec.trials} trials leave none to search: base, sources and average are {references}"
-        raise InputError(problem, f"give at least {references + 1}", spec.at("budget.trials"))
+        raise InputError(problem, f"give at least {least}", spec.at("budget.trials"))
 
 
 def _check_economy(spec: SpaceSpec, fitness: FitnessSpec) -> None:

@@ -179,9 +179,8 @@ def _reopen(folder: RunFolder, environment: Environment, plan: Plan) -> Store:
     storage = open_storage(folder.journal, environment.storage, writing=True)
     store = Store.open(storage, environment.study, plan.space.dimensions)
     if store is None:
-        if folder.items.is_dir() and any(folder.items.iterdir()):
-            problem = f"the run {folder.name!r} has scores, and its storage holds no study {environment.study!r}"
-            raise InputError(problem, f"restore {environment.storage or folder.journal}")
+        if lost := environment.study_missing(folder):
+            raise lost
         store = Store.create(storage, environment.study, plan.space.dimensions)
     return store
 

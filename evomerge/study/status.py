@@ -56,12 +56,14 @@ class Unreadable:
 
 
 def status(run: str | Path) -> Status:
-    """One run's progress, references and best trials. InputError where there is no such run."""
+    """One run's progress, references and best trials. InputError where there is no such run, or it is damaged."""
     folder = RunFolder.existing(run)
     environment = Environment.read(folder)
     missing = environment.storage is None and not folder.journal.exists()
     store = None if missing else Store.open(open_storage(folder.journal, environment.storage), environment.study)
     if store is None:
+        if lost := environment.study_missing(folder):
+            raise lost
         return Status(folder, {}, {}, Standing((), {}, {}, settled=False), None)
     facts = store.facts
     slices = facts.get("slices", {})

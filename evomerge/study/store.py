@@ -195,7 +195,11 @@ def open_storage(journal: Path, url: str | None, writing: bool = False) -> BaseS
     if writing:
         journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
         _mend(journal)
-    return JournalStorage(JournalFileBackend(str(journal)))
+    try:
+        return JournalStorage(JournalFileBackend(str(journal)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{journal} is damaged ({type(error).__name__}: {error})"
+        raise InputError(problem, "restore it from a copy, or launch another run") from None
 
 
 def _mend(journal: Path) -> None:

@@ -174,6 +174,14 @@ def test_a_run_of_bad_news_is_survived(name: str, shape: str, evaluate) -> None:
 
 
 @every_search
+@pytest.mark.parametrize("init", [0.0, 0.0106, 0.1, 1.19, 1.2])
+def test_the_first_genome_is_where_it_is_told_to_begin(name: str, init: float) -> None:
+    dimensions = [Dimension(f"weight[{i}]", 0.0, 1.2, 0.5) for i in range(3)]
+    begin = {d.key: init for d in dimensions}
+    assert build(name, dimensions, 0, OPTIONS.get(name, {}), Start(begin)).ask() == begin
+
+
+@every_search
 def test_single_failures_and_numbers_that_are_none_are_survived(name: str) -> None:
     def shaky(genome: Genome) -> Outcome:
         kind = len(str(genome)) % 4

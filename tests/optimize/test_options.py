@@ -38,6 +38,8 @@ def test_defaults_are_filled_in_and_types_made_one() -> None:
             r"popluation: cma-es takes no such option \(got 8\); did you mean 'population'",
         ),
         ("tpe", {"startup": 0}, "startup: 0"),
+        ("tpe", {"asynchonous": True}, "did you mean 'asynchronous'"),
+        ("random", {"sed": 3}, "did you mean 'seed'"),
         ("random", {"sigma": 0.2}, r"sigma: random takes no such option \(got 0.2\); remove it"),
     ],
 )

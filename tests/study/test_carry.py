@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from safetensors.torch import load_file
 
 import evomerge
 from evomerge.errors import InputError
+from evomerge.study.session import Session
+from evomerge.study.trial import Trial
+from evomerge.types import Outcome
 
 Study = Callable[..., Path]
 
@@ -98,6 +102,33 @@ def test_what_cannot_be_carried_over(tiny_study: Study, change: Any, begin: str,
     with pytest.raises(InputError, match=message):
         evomerge.search(tiny_study(change), run="new", begin=begin)
     assert not Path("runs/new").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["path", "uniform-soup", "greedy-soup"])
+def test_who_goes_by_known_models_does_not_begin_elsewhere(tiny_study: Study, optimizer: str) -> None:
+    evomerge.search(tiny_study(), run="old", trials=6)
+    with pytest.raises(InputError, match=f"{optimizer} goes by known models only; use another optimizer"):
+        evomerge.search(tiny_study(), run="new", optimizer=optimizer, begin="old")
+
+
+def test_where_it_begins_is_scored_once(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CMA-ES proposes its mean, which is what the warm start began with, if that was the best."""
+    evomerge.search(tiny_study(), run="old", trials=6)
+    outcome = Session.outcome
+
+    def first_is_best(session: Session, trial: Trial) -> Outcome:
+        return replace(outcome(session, trial), feasible=True, shortfall=0.0, objective=-float(trial.number != 4))
+
+    monkeypatch.setattr(Session, "outcome", first_is_best)
+
+    def warm(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["optimizer"] = {"name": "cma-es"}
+
+    trials = evomerge.search(tiny_study(warm), run="new", begin="old", trials=8).search.trials
+    first, again = (t for t in trials if t.genome == trials[4].genome)
+    assert again.label == f"{first.label}, same recipe as trial 4"
+    assert again.seconds["total"] == 0.0
+    assert again.scores == first.scores
 
 
 def test_frozen_layers_are_the_bases(tiny_study: Study) -> None:
