@@ -182,6 +182,9 @@ OPTIMIZERS: Mapping[str, str] = {
     "coordinate": "evomerge.optimize.coordinate:Coordinate",
 }
 
+OPTIMIZER_KEYS = ("name", "seed", "asynchronous")
+"""What every optimizer is given in a space file, besides options of its own."""
+
 PARETO = "pareto"
 """The objective that keeps a front of trade-offs instead of following one number."""
 

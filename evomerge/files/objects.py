@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evomerge.errors import Where
-from evomerge.registry import PARETO
+from evomerge.registry import OPTIMIZER_KEYS, PARETO
 
 Axis = Literal["sources", "layers", "modules"]
 Saving = Literal["early_stop", "racing", "representative"]
@@ -92,7 +92,7 @@ class SpaceSpec:
     @property
     def options(self) -> dict[str, Any]:
         """What the optimizer of this name alone takes."""
-        return {k: v for k, v in self.optimizer.items() if k not in ("name", "seed", "asynchronous")}
+        return {k: v for k, v in self.optimizer.items() if k not in OPTIMIZER_KEYS}
 
 
 @dataclass(frozen=True)

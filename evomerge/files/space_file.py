@@ -12,7 +12,7 @@ from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
 from evomerge.files.nodes import Node, load, override
 from evomerge.files.objects import ModelRef, SpaceSpec
-from evomerge.registry import OPTIMIZERS
+from evomerge.registry import OPTIMIZER_KEYS, OPTIMIZERS
 
 _DEFAULT_OPTIMIZER = "surrogate"
 _KEYS = (
@@ -55,8 +55,8 @@ def _other_optimizer(node: Node | None, name: str) -> Node:
     """Another optimizer keeps what is there for all of them; the options were those of the one that it replaces."""
     where = Where("--optimizer")
     given = node.value if node is not None and isinstance(node.value, dict) else {}
-    kept = {key: given[key] for key in ("seed", "asynchronous") if key in given}
-    return Node({"name": Node(name, where), **kept}, where)
+    kept = {key: given[key] for key in OPTIMIZER_KEYS if key in given}
+    return Node({**kept, "name": Node(name, where)}, where)
 
 
 def space_from(root: Node, file: Path) -> SpaceSpec:

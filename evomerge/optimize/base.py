@@ -201,6 +201,9 @@ class Sequential(ABC):
     def recall(self, genome: Genome) -> None:
         if self.exhausted is not None:
             raise ValueError(f"a genome is recorded where none is left to propose ({self.exhausted})")
+        self._recall(genome)
+
+    def _recall(self, genome: Genome) -> None:
         asked = self.ask()
         if asked != genome:
             raise ValueError(f"another genome is recorded than is proposed now ({difference(genome, asked)})")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import nearest, suggestion
+from evomerge.registry import OPTIMIZER_KEYS
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,13 @@ class OptionError(ValueError):
         super().__init__(f"{key}: {problem}; {mend}")
 
 
-_COMMON = ("name", "seed", "asynchronous")
-"""What every optimizer takes, and is not among its options."""
-
-
 def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` of the optimizer `name` (without `name` and `seed`), checked and with the defaults filled in."""
     declared = OPTIONS.get(name, {})
     checked: dict[str, Any] = {key: option.default for key, option in declared.items()}
     for key, value in options.items():
         if key not in declared:
-            legal = [*declared, *_COMMON]
+            legal = [*declared, *OPTIMIZER_KEYS]
             mend = suggestion(key, legal) if declared or nearest(key, legal) else "remove it"
             raise OptionError(key, f"{name} takes no such option (got {value!r})", mend)
         read = declared[key].read(value)

@@ -78,11 +78,9 @@ class Surrogate(Sequential):
     def rivals(self) -> int:
         return 0 if self.asynchronous else len(self.history) % self._population
 
-    def recall(self, genome: Genome) -> None:
+    def _recall(self, genome: Genome) -> None:
         """Takes the genome as it is recorded. What it would propose is a function of the seed and of what was told, but
         one of many floating-point operations, which another processor may round otherwise."""
-        if self.exhausted is not None:
-            raise ValueError(f"a genome is recorded where none is left to propose ({self.exhausted})")
         check(self.dimensions, genome)
         self._asked.append(dict(genome))
 
@@ -138,7 +136,7 @@ class Surrogate(Sequential):
     def _model(self, inputs: Matrix, outcomes: Sequence[Outcome], age: int) -> GaussianProcess:
         """Its hyperparameters are found once for all genomes that are asked before more is told than now (`age`)."""
         known = self._scales[1] if self._scales and self._scales[0] == age else None
-        model = GaussianProcess(inputs, lessons(outcomes), self._groups, known)
+        model = GaussianProcess(inputs, targets(outcomes), self._groups, known)
         self._scales = age, model.scales
         return model
 
@@ -159,7 +157,7 @@ def _best(model: GaussianProcess, inputs: Matrix, feasible: Sequence[bool]) -> f
     return float(mean[believed, 0].max()) if believed.any() else None
 
 
-def lessons(outcomes: Sequence[Outcome]) -> Matrix:
+def targets(outcomes: Sequence[Outcome]) -> Matrix:
     """[n, 1 + floors], the objective and the margins of each; where they are not all known, minus the shortfall.
 
     Failed ones get the worst of the others, and so do values that are not finite.

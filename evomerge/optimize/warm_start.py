@@ -27,9 +27,9 @@ class WarmStart(Sequential):
         self._inner: Optimizer | None = None
         self._known = list(self.start.known)
         known = {identity(genome) for genome, _ in self._known}
-        # Who begins with the winner of another search needs no ladder.
-        landmarks = list(self.start.landmarks.values()) if self.start.genome is None else []
-        first = {identity(g): g for g in (self._initial(), *landmarks)}
+        # Who begins with the winner of another search needs no ladder, and no soup.
+        self._landmarks = self.start.landmarks if self.start.genome is None else {}
+        first = {identity(g): g for g in (self._initial(), *self._landmarks.values())}
         self._ladder = [genome for name, genome in first.items() if name not in known]
         self._soup: Soup | None = None
         if not self._ladder:
@@ -62,12 +62,12 @@ class WarmStart(Sequential):
             return self._inner.why
         if self._soup is not None:
             return "greedy soup"
-        names = {identity(genome): label for label, genome in self.start.landmarks.items()}
+        names = {identity(genome): label for label, genome in self._landmarks.items()}
         return names.get(identity(self._ladder[self.count]), "") if self.open > 0 else ""
 
-    def recall(self, genome: Genome) -> None:
+    def _recall(self, genome: Genome) -> None:
         if self._inner is None:
-            super().recall(genome)
+            super()._recall(genome)
         else:
             self._inner.recall(genome)
             self._asked.append(dict(genome))
@@ -96,8 +96,7 @@ class WarmStart(Sequential):
         """From the landmarks to the soup, and from there to the search."""
         best = min(self._known, key=lambda pair: rank_key(pair[1]))
         if self._soup is None:
-            parents = [identity(g) for label, g in self.start.landmarks.items() if not label.startswith("equal")]
-            parents = parents if self.start.genome is None else []
+            parents = [identity(g) for label, g in self._landmarks.items() if not label.startswith("equal")]
             ingredients = [best[0], *(g for g, _ in self._known if identity(g) in parents)]
             self._soup = Soup(self.dimensions, ingredients, {identity(g): outcome for g, outcome in self._known})
         if self._soup.next is None:

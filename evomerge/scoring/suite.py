@@ -34,16 +34,26 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Slice:
-    """One slice, ready to be scored. `sign` is -1 where the metric's natural direction is lower-is-better; `metric`
-    is its name as lm-eval reports it; `read` makes the score out of what `source.run` returned. A slice whose score is
-    a mean of its items' has a `mixture`, and `total`, which makes the score of items that were asked in pieces."""
+class Named:
+    """What a slice and its outline share. `sign` is -1 where the metric's natural direction is lower-is-better;
+    `metric` is its name as lm-eval reports it."""
 
     name: str
     sign: int
     metric: str
     weight: float
     floor: FloorSpec | None
+
+    def show(self, value: float) -> float:
+        """An oriented value (higher is better) as the metric's own number."""
+        return self.sign * value
+
+
+@dataclass(frozen=True)
+class Slice(Named):
+    """One slice, ready to be scored. `read` makes the score out of what `source.run` returned. A slice whose score is
+    a mean of its items' has a `mixture`, and `total`, which makes the score of items that were asked in pieces."""
+
     source: Source
     read: Callable[[Any], SliceScore]
     mixture: Mixture | None = None
@@ -55,27 +65,18 @@ class Slice:
         splits: tuple[SplitName, ...] = ("search", "holdout", "all")
         return {split: len(self.source.deal.items(split)) for split in splits}
 
-    def show(self, value: float) -> float:
-        """An oriented value (higher is better) as the metric's own number."""
-        return self.sign * value
-
 
 @dataclass(frozen=True)
-class Piece:
+class Piece(Named):
     """What is known of a slice without its model; `names` are the items of the search split, in the order in which they
     are reported."""
 
-    name: str
-    sign: int
-    metric: str
-    weight: float
-    floor: FloorSpec | None
     mixture: Mixture | None
     names: tuple[str, ...] = field(repr=False)
 
-    def show(self, value: float) -> float:
-        """An oriented value (higher is better) as the metric's own number."""
-        return self.sign * value
+
+def _weights(slices: Mapping[str, Slice] | Mapping[str, Piece]) -> dict[str, float]:
+    return {name: piece.weight for name, piece in slices.items()}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Outline:
     @property
     def weights(self) -> dict[str, float]:
         """Slice name -> weight, as the objectives take them."""
-        return {name: piece.weight for name, piece in self.slices.items()}
+        return _weights(self.slices)
 
 
 class Suite:
@@ -117,7 +118,7 @@ class Suite:
     @property
     def weights(self) -> dict[str, float]:
         """Slice name -> weight, as the objectives take them."""
-        return {name: piece.weight for name, piece in self.slices.items()}
+        return _weights(self.slices)
 
     @property
     def outline(self) -> Outline:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from evomerge.errors import InputError, Where
-from evomerge.files.objects import SpaceSpec
 from evomerge.files.space_file import read_space
 from evomerge.optimize.abilities import abilities
 from evomerge.registry import CHOICES
@@ -114,12 +113,13 @@ class _Carried:
                 self._refuse(problem, f"search {name} there, or fix it at {was}")
 
     def _at(self, dimension: Dimension) -> Value:
-        source = dimension.place.get("sources", next(iter(self._new.models.sources)))
+        source = dimension.place.get("sources", next(iter(self._old.models.sources)))
         if source not in self._old.models.sources:
             value: Value = 0.0 if dimension.gene == "weight" else dimension.init
         else:
-            values = {self._read(dimension.gene, source, n, module)
-                      for n in self._layers(dimension) for module in self._modules(dimension)}  # fmt: skip
+            read = (self._read(dimension.gene, source, n, module)
+                    for n in self._layers(dimension) for module in self._modules(dimension))  # fmt: skip
+            values = {value for value in read if value is not None} or {dimension.init}
             if len(values) > 1:
                 self._refuse(f"{dimension.key} would need {len(values)} values", "search it `per` what the run has")
             value = values.pop()
@@ -141,21 +141,12 @@ class _Carried:
         own = dimension.place.get("modules")
         return [own] if own is not None and old else [*old, OTHER]
 
-    def _read(self, gene: str, source: str, layer: int, module: str) -> Value:
-        if gene in self._genes:
-            return value_at(self._genes[gene], self._genome, self._old.axes, source, layer, module)
-        if gene == "method":
-            return self._old.spec.methods[0]
-        return self._settled(self._old.spec, gene)
-
-    def _settled(self, spec: SpaceSpec, gene: str) -> float:
-        """A parameter that is no gene."""
-        declared = (p for name in spec.methods for p in CHOICES[name].parameters if p.name == gene)
-        default = next((p.default for p in declared), None)
-        value = spec.fixed.get(gene, default)
-        if value is None:
-            self._refuse(f"it has no {gene}", f"give the old value under `fixed` instead of a gene {gene}")
-        return float(value)
+    def _read(self, gene: str, source: str, layer: int, module: str) -> Value | None:
+        """What it was there; None for what the method there does not take, so that any value is as good."""
+        knots = replace(self._old.axes, interpolate=False)  # where both interpolate, knots are carried over to knots
+        if gene in self._genes and layer not in self._old.frozen:
+            return value_at(self._genes[gene], self._genome, knots, source, layer, module)
+        return _effect(self._old, self._genome, source, layer, module).get(gene)
 
     def _refuse(self, problem: str, mend: str) -> NoReturn:
         raise InputError(f"the genome cannot be carried over exactly: {problem}", mend, _FLAG)

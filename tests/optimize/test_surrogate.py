@@ -15,7 +15,7 @@ from evomerge.optimize.acquisition import expected_shortfall, log_expected_impro
 from evomerge.optimize.base import Start, build
 from evomerge.optimize.gaussian_process import GaussianProcess
 from evomerge.optimize.mutation import Mutation
-from evomerge.optimize.surrogate import Surrogate, lessons
+from evomerge.optimize.surrogate import Surrogate, targets
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome, Outcome
 
@@ -81,19 +81,19 @@ def test_lessons_of_failures_and_of_outcomes_without_margins() -> None:
         Outcome(False, False, 0.5, 0.3, (-0.3,), (0.5,)),
         Outcome(False, True, math.nan, 0.0, (0.1,), ()),
     ]
-    found = lessons(outcomes)
+    found = targets(outcomes)
     assert found.shape == (4, 2)
     assert np.isfinite(found).all()
     assert (found[1] == found.min(axis=0)).all()
     assert (found[3] == found.min(axis=0)).all()
-    assert lessons([Outcome(feasible=True, objective=1.0, shortfall=0.0)] * 3).shape == (3, 1)
+    assert targets([Outcome(feasible=True, objective=1.0, shortfall=0.0)] * 3).shape == (3, 1)
     bare = [Outcome(feasible=True, objective=1.0, shortfall=0.0), Outcome(objective=0.5, shortfall=0.3)]
-    assert lessons(bare)[:, 1].tolist() == [0.0, -0.3]
+    assert targets(bare)[:, 1].tolist() == [0.0, -0.3]
 
 
 def test_the_hopeless_do_not_hide_differences() -> None:
     values = [0.0, -0.1, -0.2, -0.3, -1e6]
-    found = lessons([Outcome(feasible=True, objective=v, shortfall=0.0) for v in values])[:, 0]
+    found = targets([Outcome(feasible=True, objective=v, shortfall=0.0) for v in values])[:, 0]
     assert found[:4].tolist() == values[:4]
     assert -10 < found[4] < -0.3
 

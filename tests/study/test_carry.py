@@ -15,6 +15,7 @@ from evomerge.errors import InputError
 from evomerge.study.session import Session
 from evomerge.study.trial import Trial
 from evomerge.types import Outcome
+from tests.conftest import save_tiny
 
 Study = Callable[..., Path]
 
@@ -42,6 +43,65 @@ def test_the_winner_is_carried_over_bit_for_bit(tiny_study: Study) -> None:
     other = next(t.number for t in coarse.search.trials if t.genome and t.number != coarse.winner.number)
     again = evomerge.search(space, run="other", begin=f"coarse:{other}", trials=5)
     assert again.search.trials[4].digest == coarse.search.trials[other].digest
+
+
+def test_another_method_may_be_searched_as_well(tiny_study: Study) -> None:
+    """Its density is nothing that the run had, nor needs: task_arithmetic, which it had, takes none."""
+    coarse = evomerge.search(tiny_study(), run="coarse", trials=7)
+    assert coarse.winner is not None
+
+    def wider(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["genes"]["method"] = {"choices": ["ties", "task_arithmetic"], "per": ["layers"]}
+        space["genes"]["density"] = {"low": 0.1, "high": 0.9, "init": 0.7}
+
+    first = evomerge.search(tiny_study(wider), run="wide", begin="coarse", trials=5).search.trials[4]
+    assert first.digest == coarse.winner.digest
+    assert (first.genome["method[0]"], first.genome["density"]) == ("task_arithmetic", 0.7)
+
+
+def test_a_source_may_come_before_the_others(tiny_study: Study, tiny_models: Path) -> None:
+    def coarse(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        del space["sources"]["one"]
+        space["genes"]["lambda"] = {"low": 0.5, "high": 1.5}
+
+    def more(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["genes"]["lambda"] = {"low": 0.5, "high": 1.5}
+
+    before = evomerge.search(tiny_study(coarse), run="few", trials=6).search.trials[4]
+    first = evomerge.search(tiny_study(more), run="more", begin="few:4", trials=5).search.trials[4]
+    assert first.genome["lambda"] == before.genome["lambda"]
+    assert first.digest == before.digest
+
+
+def test_knots_are_carried_over_to_knots(tiny_study: Study, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "base", 1, num_hidden_layers=5)
+    for name, seed in (("one", 2), ("two", 3)):
+        save_tiny(tmp_path / name, seed, near=tmp_path / "base", scale=0.2)
+
+    def lines(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space |= {"base": str(tmp_path / "base"), "sources": {n: str(tmp_path / n) for n in ("one", "two")}}
+        space |= {"layers": 2, "interpolate": True, "optimizer": {"name": "random"}}
+
+    def apart(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        lines(space, fitness)
+        space["modules"] = {"mlp": "mlp"}
+        space["genes"]["weight"]["per"] = ["sources", "layers", "modules"]
+
+    before = evomerge.search(tiny_study(lines), run="lines", trials=6).search.trials[5]
+    first = evomerge.search(tiny_study(apart), run="apart", begin="lines:5", trials=5).search.trials[4]
+    assert len(first.genome) == 2 * len(before.genome)
+    assert first.digest == before.digest
+
+
+def test_what_was_frozen_may_be_searched(tiny_study: Study) -> None:
+    def still(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space |= {"layers": 1, "freeze": {"layers": [1]}, "optimizer": {"name": "random"}}
+
+    before = evomerge.search(tiny_study(still), run="still", trials=6).search.trials[5]
+    first = evomerge.search(tiny_study(), run="free", begin="still:5", trials=5).search.trials[4]
+    assert first.genome["weight[one,0]"] != 0.0
+    assert first.genome["weight[one,1]"] == 0.0
+    assert first.digest == before.digest
 
 
 def coarser(space: dict[str, Any], fitness: dict[str, Any]) -> None:
