@@ -16,6 +16,7 @@ from evomerge.scoring.preflight import check_count, check_name, check_objective
 from evomerge.scoring.resident import ResidentLM
 from evomerge.scoring.splits import SIDES, Deal
 from evomerge.scoring.suite import Slice
+from evomerge.scoring.surrogates import Surrogate, no_surrogate
 from evomerge.scoring.task_files import scan
 from evomerge.scoring.tasks import TaskLibrary
 from evomerge.types import SliceScore, SplitName
@@ -54,7 +55,9 @@ class _Builder:
         self._check_counts(piece, source.deal)
         self._check_clusters(piece, source, source.clusters)
         about = (piece.name, source.sign, piece.metric or "score", piece.weight, piece.floor, source)
-        return _within(piece, Slice(*about, _unchanged, source.mixture, source.total))
+        reason = "it is scored by a Python function, of which only the score is known"
+        made = Slice(*about, _unchanged, source.mixture, source.total, no_surrogate=reason)
+        return _within(piece, made)
 
     def _task(self, piece: SliceSpec) -> Slice:
         source = self._pass(piece)
@@ -78,7 +81,9 @@ class _Builder:
             return replace(metric.read(answers.rows[metric.filter]), loss=answers.loss)
 
         about = (piece.name, metric.sign, metric.label, piece.weight, piece.floor, source)
-        return _within(piece, Slice(*about, read, metric.mixture, metric.total))
+        reason = no_surrogate(source, metric, self.split)
+        surrogate = None if reason else Surrogate(source, metric)
+        return _within(piece, Slice(*about, read, metric.mixture, metric.total, surrogate, reason))
 
     def _pass(self, piece: SliceSpec) -> TaskPass:
         """The pass of this task, shared with the slices that differ in metric, filter, floor or weight only."""

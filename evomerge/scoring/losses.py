@@ -25,8 +25,22 @@ def right_answers(task: Any, kind: str, document: Any, instances: Sequence[Any])
     if kind == "generate_until":
         return None
     if task.OUTPUT_TYPE == "multiple_choice":
-        return _gold(task, document)
+        return next(iter(right_choices(task, document)), None)
     return 0 if len(instances) == 1 else None
+
+
+def right_choices(task: Any, document: Any) -> tuple[int, ...]:
+    """The positions of the right choices of a multiple-choice document, which the task's code may change. Requests
+    stand in the order of the choices; those for `acc_mutual_info`, without the question, come after all of them. Where
+    the choices are contexts for one ending (winogrande), the task's text is the position."""
+    try:
+        choices = task.doc_to_choice(document)
+        gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    except Exception:
+        # Tasks with a `process_results` of their own may leave it unreadable; that costs them no score.
+        return ()
+    found = (_position(each, choices) for each in (gold if isinstance(gold, list) else [gold]))
+    return tuple(dict.fromkeys(at for at in found if at is not None))
 
 
 def mean_loss(pairs: Iterable[tuple[float, int]]) -> float | None:
@@ -36,20 +50,6 @@ def mean_loss(pairs: Iterable[tuple[float, int]]) -> float | None:
     for loglikelihood, tokens in pairs:
         total, count = total + loglikelihood, count + tokens
     return -total / count if count else None
-
-
-def _gold(task: Any, document: Any) -> int | None:
-    """The position of the right choice. Requests stand in the order of the choices; those for `acc_mutual_info`,
-    without the question, come after all of them. Where the choices are contexts for one ending (winogrande), the
-    task's text is the position."""
-    try:
-        choices = task.doc_to_choice(document)
-        gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
-    except Exception:
-        # Tasks with a `process_results` of their own may leave it unreadable; that costs them no score.
-        return None
-    golds = [_position(each, choices) for each in (gold if isinstance(gold, list) else [gold])]
-    return next((at for at in golds if at is not None), None)
 
 
 def _position(gold: Any, choices: Sequence[str]) -> int | None:

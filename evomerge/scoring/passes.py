@@ -51,7 +51,7 @@ class TaskPass:
     """The items of a task (or of a group's or tag's leaf tasks), dealt and turned into requests once."""
 
     def __init__(self, fitness: FitnessSpec, piece: SliceSpec, found: tasks.TaskSet, lm: Any) -> None:
-        self.piece, self.found, self._lm = piece, found, lm
+        self.piece, self.found, self.lm = piece, found, lm
         self.filters: set[str] = set()
         self._documents = {leaf: _documents(piece, leaf, task) for leaf, task in found.leaves.items()}
         self._keys = {leaf: [item_key(d) for d in docs] for leaf, docs in self._documents.items()}
@@ -64,16 +64,19 @@ class TaskPass:
         """Build the requests of a split's items (of those in `names`), the first time they are asked for. InputError
         where they cannot be built."""
         if (split, names) not in self._chosen:
-            papers = self._papers(split)
-            chosen = papers if names is None else [part for p in papers if (part := p.part(names)).questions]
             try:
-                self._chosen[split, names] = Exam(chosen, self._lm)
+                self._chosen[split, names] = Exam(self.papers(split, names), self.lm)
             except InputError as error:
                 raise InputError(error.problem, error.mend, error.where or self.piece.at("task")) from error
             except (TypeError, ValueError, LookupError) as error:
                 problem = f"the requests of task {self.piece.task!r} cannot be prepared: {tasks.reason(error)}"
                 raise InputError(problem, "mend the task or its options", self.piece.at("task")) from error
         return self._chosen[split, names]
+
+    def papers(self, split: SplitName, names: frozenset[str] | None = None) -> list[Paper]:
+        """The questions of a split's items (of those in `names`), of the leaf tasks that have any."""
+        papers = self._papers(split)
+        return papers if names is None else [part for p in papers if (part := p.part(names)).questions]
 
     def names(self, split: SplitName) -> tuple[str, ...]:
         """The items of a split, as `ItemScore.item` calls them, in the order in which they are reported."""
@@ -100,7 +103,7 @@ class TaskPass:
         task, documents = self.found.leaves[leaf], self._documents[leaf]
         forbidden = set() if split == "all" else self.deal.keys("holdout", leaf)
         try:
-            instances = tasks.prepare(task, documents, chosen, forbidden, self.piece, self._lm)
+            instances = tasks.prepare(task, documents, chosen, forbidden, self.piece, self.lm)
         except Exception as error:
             if "larger than population" in str(error):
                 problem = f"task {leaf!r} has not as many few-shot examples as it is to show"

@@ -7,7 +7,8 @@ import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from evomerge.errors import EvomergeError, TrialError
 from evomerge.files.objects import FitnessSpec, FloorSpec
@@ -17,6 +18,9 @@ from evomerge.types import ItemScore, SliceScore, SplitName
 
 if TYPE_CHECKING:
     from evomerge.scoring.mixture import Mixture
+    from evomerge.scoring.surrogates import Surrogate
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +56,15 @@ class Named:
 @dataclass(frozen=True)
 class Slice(Named):
     """One slice, ready to be scored. `read` makes the score out of what `source.run` returned. A slice whose score is
-    a mean of its items' has a `mixture`, and `total`, which makes the score of items that were asked in pieces."""
+    a mean of its items' has a `mixture`, and `total`, which makes the score of items that were asked in pieces. One
+    without a `surrogate` says why in `no_surrogate`."""
 
     source: Source
     read: Callable[[Any], SliceScore]
     mixture: Mixture | None = None
     total: Callable[[Sequence[ItemScore]], SliceScore] | None = None
+    surrogate: Surrogate | None = None
+    no_surrogate: str = ""
 
     @property
     def counts(self) -> dict[SplitName, int]:
@@ -69,10 +76,11 @@ class Slice(Named):
 @dataclass(frozen=True)
 class Piece(Named):
     """What is known of a slice without its model; `names` are the items of the search split, in the order in which they
-    are reported."""
+    are reported. `no_surrogate` says why the slice has no surrogate, and is empty if it has one."""
 
     mixture: Mixture | None
     names: tuple[str, ...] = field(repr=False)
+    no_surrogate: str
 
 
 def _weights(slices: Mapping[str, Slice] | Mapping[str, Piece]) -> dict[str, float]:
@@ -126,7 +134,9 @@ class Suite:
         for name, piece in self.slices.items():
             groups.setdefault(id(piece.source), []).append(name)
         pieces = {
-            s.name: Piece(s.name, s.sign, s.metric, s.weight, s.floor, s.mixture, s.source.names("search"))
+            s.name: Piece(
+                s.name, s.sign, s.metric, s.weight, s.floor, s.mixture, s.source.names("search"), s.no_surrogate
+            )
             for s in self.slices.values()
         }
         return Outline(pieces, tuple(tuple(group) for group in groups.values()))
@@ -151,8 +161,23 @@ class Suite:
                 continue
             if on_slice is not None:
                 on_slice(name)
-            scores[name] = self._attempt(piece, split, chosen[name] if chosen is not None else None, results)
+            names = chosen[name] if chosen is not None else None
+            scores[name] = self._attempt(piece, partial(_read, piece, split, names, results))
         return scores
+
+    def surrogate(self, name: str, items: frozenset[str], backward: bool = False, share: float = 1.0) -> float:
+        """A smooth stand-in for a slice's metric on some items (`ItemScore.item`) of the search split, with the model's
+        current weights; lower is better. See `surrogates.Surrogate.value` for its units.
+
+        With `backward`, each micro-batch's part of it, times `share`, is backpropagated as soon as its forward pass is
+        done: what hooks on parameters, whose `requires_grad` is the caller's, are given adds up to `share` times the
+        gradient. Raises TrialError as `score` does, and ValueError where the slice has no surrogate (`no_surrogate`).
+        """
+        piece = self.slices[name]
+        if piece.surrogate is None:
+            raise ValueError(f"slice {name} has no surrogate: {piece.no_surrogate}")
+        self._model.eval()
+        return self._attempt(piece, partial(piece.surrogate.value, items, backward, share))
 
     def total(self, name: str, items: Mapping[str, ItemScore]) -> SliceScore:
         """The score of a slice whose items were asked in pieces, all of them by now."""
@@ -171,20 +196,11 @@ class Suite:
         finds another one would compare scores that are not comparable."""
         return {name: piece.source.digest() for name, piece in self.slices.items()}
 
-    def _attempt(
-        self,
-        piece: Slice,
-        split: SplitName,
-        names: frozenset[str] | None,
-        results: dict[tuple[int, frozenset[str] | None], Any],
-    ) -> SliceScore:
-        """One slice's score, out of `results` where a slice before it shared the pass."""
-        key = id(piece.source), names
+    def _attempt(self, piece: Slice, run: Callable[[], T]) -> T:
+        """What `run` finds out of a slice. TrialError for whatever goes wrong."""
         try:
             with undisturbed():
-                if key not in results:
-                    results[key] = piece.source.run(split, names)
-                return piece.read(results[key])
+                return run()
         except TrialError as error:
             reason = str(error)
         except EvomergeError:
@@ -198,6 +214,19 @@ class Suite:
         # Here the failed call's frames, and the tensors in them, are gone.
         _free_memory()
         raise TrialError(f"slice {piece.name}: {reason}")
+
+
+def _read(
+    piece: Slice,
+    split: SplitName,
+    names: frozenset[str] | None,
+    results: dict[tuple[int, frozenset[str] | None], Any],
+) -> SliceScore:
+    """One slice's score, out of `results` where a slice before it shared the pass."""
+    key = id(piece.source), names
+    if key not in results:
+        results[key] = piece.source.run(split, names)
+    return piece.read(results[key])
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -36,15 +36,28 @@ def score(model: Any, batches: Sequence[Batch], device: torch.device) -> Scores:
 
 
 def _score(model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    found = logits(model, batch, device)
+    return _reduce(found, batch.node.to(found.device), batch.target.to(found.device))
+
+
+def logits(model: Any, batch: Batch, device: torch.device, selection: bool = True) -> Tensor:
+    """The logits [N, V] of a batch's positions that count. Without `selection` the model computes all of them first.
+
+    Raises:
+        ValueError: the model computes its logits elsewhere than in its output embeddings.
+    """
     inputs = {"input_ids": batch.tokens.to(device)}
     if batch.depths is not None and batch.ends is not None:
         inputs["position_ids"] = batch.depths.to(device)
         inputs["attention_mask"] = _mask(batch.ends.to(device), model)
+    if not selection:
+        every: Tensor = model(**inputs, use_cache=False).logits
+        return every.flatten(0, 1)[batch.where.to(every.device)]
     with _only_at(model, batch.where):
-        logits = model(**inputs, use_cache=False).logits
-    if logits.shape[:-1] != (1, len(batch.where)):
+        chosen: Tensor = model(**inputs, use_cache=False).logits
+    if chosen.shape[:-1] != (1, len(batch.where)):
         raise ValueError("the logits are not those of the chosen positions")
-    return _reduce(logits[0], batch.node.to(logits.device), batch.target.to(logits.device))
+    return chosen[0]
 
 
 @contextmanager

@@ -18,6 +18,37 @@ if TYPE_CHECKING:
     from evomerge.scoring.resident import ResidentLM
 
 
+class Packed:
+    """Windows, laid out once for the shortcuts that the model is given."""
+
+    def __init__(self, windows: Sequence[Window]) -> None:
+        self.windows = list(windows)
+        self._kept: tuple[bool, Layout] | None = None
+
+    def layout(self, lm: ResidentLM) -> Layout:
+        """The batches; anew when trees have been given up since."""
+        trees = lm.shortcuts.trees
+        if self._kept is None or self._kept[0] != trees:
+            rows = pack(self.windows, lm.shortcuts.limits(lm.batch_size))
+            self._kept = trees, lay_out(self.windows, rows, lm.batch_size)
+        return self._kept[1]
+
+    def score(self, lm: ResidentLM) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+        """Each window's loglikelihood and whether all of its tokens are the most probable ones, with the weights of
+        now; None where the model may not be given any shortcut."""
+        while lm.shortcuts.selection:
+            layout = self.layout(lm)
+            try:
+                logs, greedy = score(lm.model, layout.batches, lm.device)
+            except Exception as error:
+                lm.shortcuts.refuse(layout, error)
+                continue
+            found = _sums(layout.pairs, logs)
+            if lm.shortcuts.accept(layout, self.windows, found, partial(plain, lm.model, lm.device)):
+                return found, _sums(layout.pairs, ~greedy) == 0
+        return None
+
+
 class Plan:
     """Requests of one kind, in order. `tokens`: how many tokens of each are scored.
 
@@ -31,31 +62,16 @@ class Plan:
         windows = encode(lm, kind, list(numbers))
         sizes = [sum(len(window.targets) for window in own) for own in windows]
         self.tokens = [sizes[number] for number in self._order]
-        self._windows: list[Window] = [window for own in windows for window in own]
+        self._packed = Packed([window for own in windows for window in own])
         self._owners = np.repeat(np.arange(len(windows)), [len(own) for own in windows])
-        self._kept: tuple[bool, Layout] | None = None
 
     def answer(self, lm: ResidentLM) -> list[Any]:
         """(loglikelihood, is_greedy) of each request, or its loglikelihood where the kind is loglikelihood_rolling."""
-        while lm.shortcuts.selection:
-            layout = self.layout(lm)
-            try:
-                logs, greedy = score(lm.model, layout.batches, lm.device)
-            except Exception as error:
-                lm.shortcuts.refuse(layout, error)
-                continue
-            found = _sums(layout.pairs, logs)
-            if lm.shortcuts.accept(layout, self._windows, found, partial(plain, lm.model, lm.device)):
-                return self._answers(found, _sums(layout.pairs, ~greedy) == 0)
-        return list(getattr(lm, self.kind)(self.requests))
+        found = self._packed.score(lm)
+        return self._answers(*found) if found is not None else list(getattr(lm, self.kind)(self.requests))
 
     def layout(self, lm: ResidentLM) -> Layout:
-        """The batches; anew when trees have been given up since."""
-        trees = lm.shortcuts.trees
-        if self._kept is None or self._kept[0] != trees:
-            rows = pack(self._windows, lm.shortcuts.limits(lm.batch_size))
-            self._kept = trees, lay_out(self._windows, rows, lm.batch_size)
-        return self._kept[1]
+        return self._packed.layout(lm)
 
     def _answers(self, logs: NDArray[np.float64], greedy: NDArray[np.bool_]) -> list[Any]:
         n = max(self._order, default=-1) + 1

@@ -77,6 +77,10 @@ class Shortcuts:
             raise error
         self._drop(True in unchecked, f"fails ({type(error).__name__})")
 
+    def proven(self, layout: Layout) -> bool:
+        """Whether rows as long as the layout's have been compared."""
+        return not self._unchecked(layout)
+
     def _unchecked(self, layout: Layout) -> dict[bool, list[Any]]:
         """The rows with branches and those without, where they are longer than any that were compared."""
         kinds = {b: [row for row in layout.rows if row.branched == b] for b in (True, False)}
