@@ -14,10 +14,11 @@ from torch import Tensor
 
 
 def holds(compare: Callable[..., Tensor], a: Tensor, b: Tensor | float, dtype: torch.dtype) -> Tensor:
-    """The condition `compare(a, b)`, to be used on values of `dtype`."""
+    """The condition `compare(a, b)`, to be used on values of `dtype`. It has no gradient."""
     if torch.compiler.is_compiling():
         return compare(a, b)
-    return compare(a, b, out=torch.empty(a.shape, dtype=dtype, device=a.device))
+    other = b.detach() if isinstance(b, Tensor) else b
+    return compare(a.detach(), other, out=torch.empty(a.shape, dtype=dtype, device=a.device))
 
 
 def both(a: Tensor, b: Tensor) -> Tensor:

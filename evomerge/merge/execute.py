@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,13 +44,13 @@ def not_finite(job: Job) -> TrialError:
 
 def write(job: Job, out: Tensor, bank: SourceBank, runner: Runner = _PLAIN) -> None:
     """Merge into `out`, a tensor of the job's shape that holds its output dtype. Raises InputError."""
-    _Execution(bank, out.device, runner).write(job, out)
+    Execution(bank, out.device, runner).write(job, out)
 
 
-class _Execution:
+class Execution:
     """One output tensor's jobs: its own, and those that it is made of, each run once."""
 
-    def __init__(self, bank: SourceBank, device: torch.device, runner: Runner) -> None:
+    def __init__(self, bank: SourceBank, device: torch.device, runner: Runner = _PLAIN) -> None:
         self._bank, self._device, self._runner = bank, device, runner
         self._done: dict[int, Tensor] = {}
 
@@ -78,17 +78,21 @@ class _Execution:
         """The job's result, written into `out` where one is given."""
         if job.method == COPY:
             return _copied([self._fetch(operand) for operand in job.inputs], job)
-        method, work = METHODS[job.method], torch_dtype(job.work)
-        inputs = self._inputs(job, method, work)
-        arguments = {p.argument: job.parameters[p.name] for p in method.parameters}
-        merged = load(method.function)(inputs, **arguments)
+        work = torch_dtype(job.work)
+        merged = self.merged(job, job.parameters)
         if isinstance(merged, Tensor):
             return merged.to(self._device).to(work).to(torch_dtype(job.out))
-        assert isinstance(merged, Blend)
         if out is None:
             out = torch.empty(job.shape, dtype=torch_dtype(job.out), device=self._device)
         self._runner.write(merged, out, work)
         return out
+
+    def merged(self, job: Job, parameters: Mapping[str, Any]) -> Blend | Tensor:
+        """What the job's method answers to these parameters in place of the job's own."""
+        method = METHODS[job.method]
+        arguments = {p.argument: parameters[p.name] for p in method.parameters}
+        answer: Blend | Tensor = load(method.function)(self._inputs(job, method, torch_dtype(job.work)), **arguments)
+        return answer
 
     def _inputs(self, job: Job, method: Method, work: torch.dtype) -> Inputs:
         operands = [*([job.base] if job.base is not None else []), *job.inputs]

@@ -31,7 +31,12 @@ def arc(cosine: float, t: float, straight: float) -> tuple[float, float]:
     if abs(cosine) > straight:
         return 1 - t, t
     theta = math.acos(cosine)
-    return math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)
+    return _sine((1 - t) * theta) / math.sin(theta), _sine(t * theta) / math.sin(theta)
+
+
+def _sine(angle: float) -> float:
+    """Of a number, or of a tensor that stands for one where its gradient is wanted (`slopes.py`)."""
+    return angle.sin() if isinstance(angle, Tensor) else math.sin(angle)
 
 
 def scaled(products: Gram, factors: Sequence[float]) -> Gram:

@@ -25,6 +25,7 @@ from evomerge.merge.placement import CPU
 from evomerge.merge.plan import plan
 from evomerge.merge.runner import Runner
 from evomerge.merge.sharding import Sharding, build, load
+from evomerge.merge.slopes import Pulls
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 
 if TYPE_CHECKING:
@@ -109,6 +110,11 @@ class Resident:
         records = [carry_out(job, self._slots[job.tensor], self.bank, self._runner) for job in planned.jobs.values()]
         self._jobs = planned.jobs
         return combined(records)
+
+    def pulls(self) -> Pulls:
+        """What pulls the gradients of the model back to the last recipe's parameters."""
+        assert self._jobs, "nothing was materialized"
+        return Pulls(self._jobs, self._slots, self.bank)
 
     def load(self, ref: str) -> str:
         """Make the model a checkpoint as it is, rounded to the resident dtype; returns the digest."""

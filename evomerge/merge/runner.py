@@ -59,6 +59,19 @@ class Runner:
         self._each(blend, torch.device(device), work, None if compiled else signature, add)
         return [int(n) for n in torch.stack(totals).sum(dim=0).tolist()] if totals else []
 
+    def pull(self, blend: Blend, floats: Tensor, gradient: Tensor, work: torch.dtype) -> Tensor:
+        """d loss / d floats (float64, on the gradient's device), where `gradient` is d loss / d merged tensor and
+        `floats` [rows, columns] stand in for the blend's."""
+        device, flat = gradient.device, gradient.reshape(-1)
+        numbers = floats.detach().to(device, wide_dtype(work)).requires_grad_()
+        total = torch.zeros(numbers.shape, dtype=torch.float64, device=device)
+        for span, piece in _pieces(blend, device, False):
+            ints = torch.tensor(blend.ints(span.start), dtype=torch.int32, device=device)
+            with torch.enable_grad():
+                merged = blend.kernel.bound()(piece.base, piece.tensors, numbers, ints)
+            total += torch.autograd.grad(merged, numbers, flat[span].to(merged.dtype))[0]
+        return total
+
     def _function(self, signature: Signature, count: int) -> Callable[..., Tensor] | None:
         """The compiled kernel, where there is one and the tensors are worth the call."""
         return self._compiled.find(signature) if self._compiled and count >= _SMALL else None

@@ -24,6 +24,17 @@ def models_bf16(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def models_64(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same family in float64, for differences of merges."""
+    return tiny_models.family(tmp_path_factory.mktemp("family64"), torch.float64)
+
+
+@pytest.fixture(scope="session")
+def tied_models_64(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return tiny_models.family(tmp_path_factory.mktemp("tied64"), torch.float64, tied=True)
+
+
+@pytest.fixture(scope="session")
 def tied_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A family whose head is its embeddings."""
     return tiny_models.family(tmp_path_factory.mktemp("tied"), tied=True)
