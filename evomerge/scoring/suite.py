@@ -165,19 +165,29 @@ class Suite:
             scores[name] = self._attempt(piece, partial(_read, piece, split, names, results))
         return scores
 
-    def surrogate(self, name: str, items: frozenset[str], backward: bool = False, share: float = 1.0) -> float:
+    def surrogate(
+        self,
+        name: str,
+        items: frozenset[str],
+        backward: bool = False,
+        share: float = 1.0,
+        checkpointing: bool = False,
+    ) -> float:
         """A smooth stand-in for a slice's metric on some items (`ItemScore.item`) of the search split, with the model's
         current weights; lower is better. See `surrogates.Surrogate.value` for its units.
 
         With `backward`, each micro-batch's part of it, times `share`, is backpropagated as soon as its forward pass is
         done: what hooks on parameters, whose `requires_grad` is the caller's, are given adds up to `share` times the
-        gradient. Raises TrialError as `score` does, and ValueError where the slice has no surrogate (`no_surrogate`).
+        gradient. With `checkpointing`, layers keep their inputs only and run a second time: less memory, a third more
+        time. Raises TrialError as `score` does, and ValueError where the slice has none (`no_surrogate`).
         """
         piece = self.slices[name]
         if piece.surrogate is None:
             raise ValueError(f"slice {name} has no surrogate: {piece.no_surrogate}")
         self._model.eval()
-        return self._attempt(piece, partial(piece.surrogate.value, items, backward, share))
+        if backward:
+            return self._attempt(piece, partial(piece.surrogate.backward, items, share, checkpointing))
+        return self._attempt(piece, partial(piece.surrogate.value, items))
 
     def total(self, name: str, items: Mapping[str, ItemScore]) -> SliceScore:
         """The score of a slice whose items were asked in pieces, all of them by now."""

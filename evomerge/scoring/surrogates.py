@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from evomerge.scoring.engine.activations import Extent
 from evomerge.scoring.engine.backward import Sum, Term
 from evomerge.scoring.engine.encode import encode
 from evomerge.scoring.exam import Paper, Question
@@ -69,14 +70,22 @@ class Surrogate:
         self._source, self._metric = source, metric
         self._prepared = lru_cache(_KEPT)(self._prepare)
 
-    def value(self, items: frozenset[str], backward: bool, share: float) -> float:
-        """The mean over `items` with the weights of now; see `Suite.surrogate`. ValueError where none is the slice's.
+    def value(self, items: frozenset[str]) -> float:
+        """The mean over `items` (`ItemScore.item`) with the weights of now. ValueError where none is the slice's.
 
         Texts: negative loglikelihood in nats per byte (UTF-8), in bits where the metric is `bits_per_byte`. Single
         answers: nats per token, meaned over documents. Choices: nats, meaned over documents; those without a right
         answer add nothing. Leaf tasks are pooled as the metric's.
         """
-        return self._prepared(items).value(self._source.lm, backward, share)
+        return self._prepared(items).value(self._source.lm)
+
+    def backward(self, items: frozenset[str], share: float = 1.0, checkpointing: bool = False) -> float:
+        """The same, and `share` times its gradient, by torch's autograd; see `Suite.surrogate`."""
+        return self._prepared(items).backward(self._source.lm, share, checkpointing)
+
+    def largest(self, items: frozenset[str]) -> Extent:
+        """The largest micro-batch, for `activation_bytes`. Looks at no weights."""
+        return self._prepared(items).largest(self._source.lm)
 
     def _prepare(self, items: frozenset[str]) -> Sum:
         papers = self._source.papers("search", items)

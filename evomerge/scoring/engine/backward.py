@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,9 @@ from torch import Tensor
 
 from evomerge.errors import TrialError
 from evomerge.scoring.engine import forward
+from evomerge.scoring.engine.activations import Extent
 from evomerge.scoring.engine.batches import Layout
+from evomerge.scoring.engine.checkpointing import checkpointed
 from evomerge.scoring.engine.encode import Window
 from evomerge.scoring.engine.forward import CHUNK
 from evomerge.scoring.engine.plan import Packed
@@ -36,6 +40,15 @@ class MicroBatch:
     def __init__(self, terms: Sequence[Term]) -> None:
         self._terms = list(terms)
         self._packed = Packed([window for term in terms for window in term.windows])
+
+    def extent(self, lm: ResidentLM) -> Extent:
+        batches = self._packed.layout(lm).batches
+        return Extent(
+            positions=sum(batch.tokens.numel() for batch in batches),
+            scored=sum(len(batch.where) for batch in batches),
+            length=max(batch.tokens.shape[1] for batch in batches),
+            branched=any(batch.depths is not None for batch in batches),
+        )
 
     def prove(self, lm: ResidentLM) -> None:
         """Compare the model's shortcuts with its ordinary call, where rows are longer than any compared before."""
@@ -62,31 +75,54 @@ class Sum:
         self._terms = sorted(terms, key=lambda term: -max(len(window.tokens) for window in term.windows))
         self._kept: tuple[bool, list[MicroBatch]] | None = None
 
-    def value(self, lm: ResidentLM, backward: bool, share: float) -> float:
-        """The sum with the weights of now. With `backward`, each micro-batch's part, times `share`, is backpropagated
-        before the next one's forward pass.
+    def largest(self, lm: ResidentLM) -> Extent:
+        """The micro-batch with most positions. Looks at no weights."""
+        extents = (batch.extent(lm) for batch in self._cut(lm))
+        return max(extents, key=lambda extent: (extent.positions, extent.scored), default=Extent(0, 0, 0))
+
+    def value(self, lm: ResidentLM) -> float:
+        """The sum with the weights of now. TrialError where a part is not finite."""
+        with torch.no_grad():
+            return sum(_finite(batch.value(lm)) for batch in self._micro_batches(lm))
+
+    def backward(self, lm: ResidentLM, share: float, checkpointing: bool) -> float:
+        """The same, where each micro-batch's part, times `share`, is backpropagated before the next one's forward pass.
+        With `checkpointing` layers keep their inputs only (see `checkpointing`).
 
         Raises:
-            TrialError: a part is not finite; no part from it on is backpropagated.
+            TrialError: a part is not finite; it is not backpropagated, those before it were.
         """
         total = 0.0
-        for batch in self._micro_batches(lm):
-            with torch.set_grad_enabled(backward):
+        batches = self._micro_batches(lm)
+        with torch.enable_grad(), checkpointed(lm.model) if checkpointing else nullcontext():
+            for batch in batches:
                 part = batch.value(lm)
-            if not torch.isfinite(part):
-                raise TrialError(f"the surrogate is {part.item()}")
-            total += part.item()
-            if backward:
+                total += _finite(part)
                 (part * share).backward()  # type: ignore[no-untyped-call]
         return total
 
     def _micro_batches(self, lm: ResidentLM) -> list[MicroBatch]:
-        """For the shortcuts that the model keeps when all of its micro-batches have been compared."""
-        while self._kept is None or self._kept[0] != lm.shortcuts.trees:
-            self._kept = lm.shortcuts.trees, [MicroBatch(terms) for terms in grouped(self._terms, lm)]
-            for batch in self._kept[1]:
+        """For the shortcuts that the model keeps once all of its micro-batches have been compared."""
+        while True:
+            batches = self._cut(lm)
+            for batch in batches:
                 batch.prove(lm)
+            if batches is self._cut(lm):
+                return batches
+
+    def _cut(self, lm: ResidentLM) -> list[MicroBatch]:
+        """The micro-batches; anew when trees have been given up since."""
+        trees = lm.shortcuts.trees
+        if self._kept is None or self._kept[0] != trees:
+            self._kept = trees, [MicroBatch(terms) for terms in grouped(self._terms, lm)]
         return self._kept[1]
+
+
+def _finite(part: Tensor) -> float:
+    value = float(part)
+    if not math.isfinite(value):
+        raise TrialError(f"the surrogate is {value}")
+    return value
 
 
 def grouped(terms: Sequence[Term], lm: ResidentLM) -> Iterator[Sequence[Term]]:
