@@ -142,6 +142,48 @@ def test_every_answer_is_lm_evals(
     assert told[0].greedy is not False
 
 
+@pytest.mark.parametrize("task", ["shakespeare_text", "grammar_pairs"])
+def test_surrogates_and_their_gradients_are_the_plain_models(
+    specialists: Bench, base: tuple[Any, Any], task: str
+) -> None:
+    model, tokenizer = base
+    load(model, "base")
+    fitness = specialists.fitness({"s": {"task": task, "metric": TASK_METRICS[task], "items": 6}}, batch_size=4)
+    suite = Suite.build(fitness, model, tokenizer)
+    items = frozenset(suite.slices["s"].source.names("search"))
+    source: Any = suite.slices["s"].source
+    questions = [question for paper in source.papers("search") for question in paper.questions]
+    lls = torch.stack([torch.stack([loglikelihood(source.lm, i) for i in q.instances]) for q in questions])
+    if task == "grammar_pairs":
+        wanted = -lls.log_softmax(1)[:, 0].mean()
+    else:
+        wanted = -lls.sum() / sum(len(q.instances[0].args[0].encode()) for q in questions) / math.log(2)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(wanted, parameters)
+    try:
+        for checkpointing in (False, True):
+            value = suite.surrogate("s", items, backward=True, checkpointing=checkpointing)
+            assert value == pytest.approx(wanted.item(), rel=1e-5)
+            for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
+                assert parameter.grad is not None
+                assert (parameter.grad - gradient).norm() <= 1e-4 * gradient.norm(), name
+            model.zero_grad()
+    finally:
+        model.zero_grad()
+
+
+def loglikelihood(lm: Any, instance: Any) -> torch.Tensor:
+    """By the model's ordinary call on each window."""
+    from evomerge.scoring.engine.encode import encode
+
+    total = torch.zeros(())
+    for window in encode(lm, instance.request_type, [instance.args])[0]:
+        tokens, targets = (torch.from_numpy(part).long() for part in (window.tokens, window.targets))
+        logs = lm.model(tokens[None]).logits[0, -len(targets) :].log_softmax(-1)
+        total = total + logs.gather(1, targets[:, None]).sum()
+    return total
+
+
 @torch.no_grad()
 def plain(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
     """Whether the right continuation (or sentence) has the higher likelihood, one forward pass each."""
