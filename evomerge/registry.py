@@ -179,6 +179,7 @@ OPTIMIZERS: Mapping[str, str] = {
     "gp": "evomerge.optimize.optuna_gp:Gp",
     "nsga-ii": "evomerge.optimize.genetic:NsgaII",
     "nsga-iii": "evomerge.optimize.genetic:NsgaIII",
+    "gradient": "evomerge.optimize.gradient:Gradient",
     "qmc": "evomerge.optimize.optuna_samplers:Qmc",
     "random": "evomerge.optimize.optuna_samplers:Random",
     "uniform-soup": "evomerge.optimize.soups:UniformSoup",

@@ -47,12 +47,28 @@ class Dimension:
 
 
 @dataclass(frozen=True)
+class Slopes:
+    """What smooth stand-ins for the metrics say of a trial, in the units of its `Outcome`.
+
+    Attributes:
+        objective: how it changes with each of the D dimensions, in their order and units: [D].
+        margins: the same for each of `Outcome.margins`: [floors][D].
+        checked: the objective and the margins by items that the slopes were not taken on.
+    """
+
+    objective: tuple[float, ...]
+    margins: tuple[tuple[float, ...], ...]
+    checked: tuple[float, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What the optimizer learns of one trial. `objective`: higher is better; `shortfall`: total
     normalised distance below the floors, 0 when feasible; both are ignored where the trial failed.
 
     `margins` are the signed distances above each floor, in the same units (below 0: missed); `values` the oriented
-    scores of the slices that count. Both are empty where they are not known, and have one order in a study.
+    scores of the slices that count. Both are empty where they are not known, and have one order in a study. `slopes`
+    are there where they were asked for (`Optimizer.slopes`).
     """
 
     failed: bool = False
@@ -61,6 +77,7 @@ class Outcome:
     shortfall: float = math.inf
     margins: tuple[float, ...] = ()
     values: tuple[float, ...] = ()
+    slopes: Slopes | None = None
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def _numeric(name: str, node: Node, takers: Takers) -> GeneSpec:
     log = parts["log"].boolean() if "log" in parts else parameter.log and low > 0
     if log and low <= 0:
         parts["low"].fail(f"{low:g} has no logarithm", "give a low above 0, or log: false")
-    axes: tuple[Axis, ...] = AXES if parameter.scope == "source" else ("layers", "modules")
+    axes: tuple[Axis, ...] = AXES if parameter.scope == "source" else ("layers", "modules", "tensors")
     per = _per(parts.get("per"), axes, name, f"{name} has one value for all sources")
     if "smooth" in parts and "layers" not in per:
         parts["smooth"].fail(f"{name} has one value for all layers", "add layers to its `per`, or remove it")
@@ -218,4 +218,6 @@ def _per(node: Node | None, legal: tuple[Axis, ...], name: str, reason: str) -> 
     for entry, axis in zip(entries, axes, strict=True):
         if axis not in legal:
             entry.fail(f"{name} cannot be per {axis}: {reason}", f"use {' or '.join(legal)}")
+        if axis in ("layers", "modules") and "tensors" in axes:
+            entry.fail(f"{name} is per {axis} and per tensors, which are finer", f"remove {axis}")
     return tuple(a for a in AXES if a in axes)

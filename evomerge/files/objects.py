@@ -9,10 +9,10 @@ from typing import Any, Literal
 from evomerge.errors import Where
 from evomerge.registry import OPTIMIZER_KEYS, PARETO
 
-Axis = Literal["sources", "layers", "modules"]
+Axis = Literal["sources", "layers", "modules", "tensors"]
 Saving = Literal["early_stop", "racing", "representative"]
 SAVINGS: tuple[Saving, ...] = ("early_stop", "racing", "representative")
-AXES: tuple[Axis, ...] = ("sources", "layers", "modules")
+AXES: tuple[Axis, ...] = ("sources", "layers", "modules", "tensors")
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+GRADIENT = "gradient"
+"""The word of `warm_start` for a start along the gradient."""
 
 
 @dataclass(frozen=True)
 class Abilities:
     """`choices`: whether it takes genes that are choices; `objectives`: the most slices that it can trade off against
     each other (``objective: pareto``), 1 where it follows one number only; `smooth`: whether it looks for values that
-    are alike at neighbouring layers; `begins`: whether it begins with the genome that it is given."""
+    are alike at neighbouring layers; `begins`: whether it begins with the genome that it is given; `slopes`: whether
+    it goes by the gradient alone, so that every gene, method and slice that counts must have one."""
 
     choices: bool = True
     objectives: int = 1
     smooth: bool = False
     begins: bool = True
+    slopes: bool = False
 
 
 ABILITIES: Mapping[str, Abilities] = {
@@ -30,6 +36,7 @@ ABILITIES: Mapping[str, Abilities] = {
     # Its reference points grow with the objectives: with 6 of them there are 21, as many as candidates in a generation,
     # and after 150 trials it is hardly ahead of random ones.
     "nsga-iii": Abilities(objectives=6),
+    "gradient": Abilities(choices=False, slopes=True),
     "uniform-soup": Abilities(begins=False),
     "greedy-soup": Abilities(begins=False),
     "path": Abilities(begins=False),
@@ -40,6 +47,11 @@ ABILITIES: Mapping[str, Abilities] = {
 def abilities(name: str) -> Abilities:
     """Of one optimizer; one that says nothing takes choices, and follows one number."""
     return ABILITIES.get(name, Abilities())
+
+
+def follows_slopes(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a search asks for slopes: throughout, or at its start."""
+    return abilities(name).slopes or options.get("warm_start") == GRADIENT
 
 
 def trading(objectives: int) -> list[str]:

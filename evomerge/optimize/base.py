@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from evomerge.errors import suggestion
-from evomerge.optimize.abilities import abilities, trading
+from evomerge.optimize.abilities import GRADIENT, abilities, trading
 from evomerge.optimize.options import check_options
 from evomerge.registry import OPTIMIZERS, load
 from evomerge.types import Dimension, Genome, Outcome, Value
@@ -77,6 +77,11 @@ class Optimizer(Protocol):
         """Why the genome that is asked next is proposed, where that is not to find a better one; else nothing."""
         ...
 
+    @property
+    def slopes(self) -> bool:
+        """Whether the outcome of the genome that is asked next is to come with slopes."""
+        ...
+
     def ask(self) -> Genome:
         """The next genome to evaluate; the first is made of the dimensions' initial values, unless landmarks name
         better ones."""
@@ -105,7 +110,8 @@ def build(
     cannot trade off that many objectives (`Outcome.values`; 1: it follows `Outcome.objective`). `hands` is how many
     candidates can be scored at a time, which an optimizer with a free choice adapts its generations to.
 
-    With the option `warm_start`, and landmarks to start from, these are proposed before it (`optimize.warm_start`).
+    With the option `warm_start`, and landmarks to start from, these are proposed before it (`optimize.warm_start`);
+    where it is "gradient", steps along the slopes of outcomes are (`optimize.gradient_start`).
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}")
@@ -114,11 +120,18 @@ def build(
     checked = check_options(name, options)
     warm, start = checked.pop("warm_start", False), start or Start()
 
-    def make(start: Start) -> Optimizer:
+    def made(dimensions: Sequence[Dimension], start: Start) -> Optimizer:
         about = {"asynchronous": asynchronous, "objectives": objectives, "hands": hands}
         optimizer: Optimizer = load(OPTIMIZERS[name])(dimensions, seed, start=start, **about, **checked)
         return optimizer
 
+    def make(start: Start) -> Optimizer:
+        return made(dimensions, start)
+
+    if warm == GRADIENT:
+        from evomerge.optimize.gradient_start import GradientStart
+
+        return GradientStart(dimensions, seed, made, start=start, asynchronous=asynchronous)
     if not (warm and start.landmarks):
         return make(start)
     from evomerge.optimize.warm_start import WarmStart
@@ -184,6 +197,10 @@ class Sequential(ABC):
     @property
     def why(self) -> str:
         return ""
+
+    @property
+    def slopes(self) -> bool:
+        return False
 
     @property
     def count(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import nearest, suggestion
+from evomerge.optimize.abilities import GRADIENT
 from evomerge.registry import OPTIMIZER_KEYS
 
 
@@ -25,7 +26,7 @@ class Option:
     @property
     def legal(self) -> str:
         if self.kind is bool:
-            return "true or false"
+            return " or ".join(["true or false", *map(repr, self.words)])
         if self.kind is str:
             return " or ".join(map(repr, self.words)) or "a name"
         noun = "a whole number" if self.kind is int else "a number"
@@ -34,7 +35,7 @@ class Option:
 
     def read(self, value: object) -> int | float | str | None:
         """The value in its own type, or None where it is not legal."""
-        if self.kind is bool:
+        if self.kind is bool and not isinstance(value, str):
             return value if isinstance(value, bool) else None
         if isinstance(value, str):
             named = self.kind is str and not self.words and value != ""
@@ -49,6 +50,9 @@ class Option:
 
 WARM_START = Option(True, bool)
 """Whether what everybody would try first is scored first, and the best of it is where the search begins."""
+
+ALONG = Option(True, bool, words=(GRADIENT,))
+"""The same, or `gradient`: steps along the slopes come first, and the search goes on around what they found."""
 
 TOLERANCE = Option(0.01, float, 0.0, 1.0, above=True)
 """The finest step, as a share: of the line, or of each gene's range."""
@@ -68,7 +72,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         # a model to ask
         "population": Option("auto", int, 1, 1_000, words=("auto",)),
         "startup": Option(8, int, 2, 1_000),
-        "warm_start": WARM_START,
+        "warm_start": ALONG,
     },
     "cma-es": {
         # trials in a generation (auto: 4 + 3 ln of the number of coordinates, or a few more for all workers to have
@@ -77,12 +81,20 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "sigma": Option(0.2, float, 0.0, 1.0, above=True),
         # how many of a generation's best are scored once more before the distribution moves
         "repeats": Option(0, int, 0, 1_000),
-        "warm_start": WARM_START,
+        "warm_start": ALONG,
     },
-    "tpe": {"startup": STARTUP, "warm_start": WARM_START},
-    "gp": {"startup": STARTUP, "warm_start": WARM_START},
+    "tpe": {"startup": STARTUP, "warm_start": ALONG},
+    "gp": {"startup": STARTUP, "warm_start": ALONG},
     "nsga-ii": {"population": GENERATION, "warm_start": WARM_START},
     "nsga-iii": {"population": REFERENCED, "warm_start": WARM_START},
+    # at most so many steps; the first as a share of each gene's range; how far above each floor it aims, as a share of
+    # the spread between base and sources; after how many steps without gain on the items for checking it ends
+    "gradient": {
+        "steps": Option(60, int, 1, 100_000),
+        "rate": Option(0.05, float, 0.0, 1.0, above=True),
+        "slack": Option(0.01, float, 0.0, 1.0),
+        "patience": Option(10, int, 1, 100_000),
+    },
     # values of each number, and over which axes of its own a gene is held to one value
     "grid": {
         "levels": Option(3, int, 2, 1000),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from evomerge.files.objects import Axis, GeneSpec
@@ -15,7 +15,8 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class Axes:
-    """The values of each axis: source names, layer groups [start, end), module names and their filters.
+    """The values of each axis: source names, layer groups [start, end), module names and their filters, tensor names
+    with the layer whose values each takes (embeddings the first's, final norm and head the last's).
 
     With `interpolate`, the layer groups' numbers are knots at `knots` (layer positions), linear between them.
     """
@@ -25,13 +26,18 @@ class Axes:
     modules: Mapping[str, str]
     interpolate: bool = False
     knots: tuple[float, ...] = ()
+    tensors: Mapping[str, int] = field(default_factory=dict)
 
     def names(self, axis: Axis) -> tuple[str, ...]:
         if axis == "sources":
             return self.sources
         if axis == "layers":
             return tuple(str(i) for i in range(len(self.groups)))
-        return (*self.modules, OTHER)
+        return tuple(self.tensors) if axis == "tensors" else (*self.modules, OTHER)
+
+    def module_of(self, tensor: str) -> str:
+        """The first module whose filter is in the tensor's name."""
+        return next((name for name, text in self.modules.items() if text in tensor), OTHER)
 
     def group_of(self, layer: int) -> int:
         return next(i for i, (start, end) in enumerate(self.groups) if start <= layer < end)
@@ -57,22 +63,36 @@ def dimensions(genes: Sequence[GeneSpec], axes: Axes) -> tuple[Dimension, ...]:
     return tuple(found)
 
 
-def value_at(gene: GeneSpec, genome: Genome, axes: Axes, source: str, layer: int, module: str) -> Value:
-    """The gene's value for one source, layer and module. Choices do not interpolate."""
+def value_at(
+    gene: GeneSpec, genome: Genome, axes: Axes, source: str, layer: int, module: str, tensor: str = ""
+) -> Value:
+    """The gene's value for one source, layer and module, or one tensor of the layer. Choices do not interpolate."""
+    parts = shares_at(gene, axes, source, layer, module, tensor)
+    if len(parts) == 1:
+        return genome[parts[0][0]]
+    (first, a), (second, b) = parts
+    return a * float(genome[first]) + b * float(genome[second])
 
-    def at(group: int) -> Value:
-        place = {"sources": source, "layers": str(group), "modules": module}
-        return genome[dimension_key(gene.name, [place[axis] for axis in gene.per])]
+
+def shares_at(
+    gene: GeneSpec, axes: Axes, source: str, layer: int, module: str, tensor: str = ""
+) -> tuple[tuple[str, float], ...]:
+    """The dimensions that the gene's value at a place is made of, and the share of each: one, or the two knots between
+    which the layer lies."""
+
+    def key(group: int) -> str:
+        place = {"sources": source, "layers": str(group), "modules": module, "tensors": tensor}
+        return dimension_key(gene.name, [place[axis] for axis in gene.per])
 
     if axes.interpolate and "layers" in gene.per and not gene.choices:
-        return _between(axes.knots, [float(at(i)) for i in range(len(axes.groups))], layer)
-    return at(axes.group_of(layer))
+        return tuple((key(group), share) for group, share in _between(axes.knots, layer))
+    return ((key(axes.group_of(layer)), 1.0),)
 
 
-def _between(knots: Sequence[float], values: Sequence[float], position: float) -> float:
-    """Linear interpolation, constant beyond the first and last knot."""
+def _between(knots: Sequence[float], position: float) -> list[tuple[int, float]]:
+    """The knots that a position lies between, and their shares in it; constant beyond the first and the last."""
     for i in range(len(knots) - 1):
         if position <= knots[i + 1]:
             share = max(0.0, (position - knots[i]) / (knots[i + 1] - knots[i]))
-            return (1 - share) * values[i] + share * values[i + 1]
-    return values[-1]
+            return [(i, 1 - share), (i + 1, share)]
+    return [(len(knots) - 1, 1.0)]

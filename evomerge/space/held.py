@@ -31,11 +31,13 @@ def cut(groups: Iterable[Span], frozen: frozenset[int]) -> tuple[Span, ...]:
 
 
 def held_values(dimensions: Sequence[Dimension], spec: SpaceSpec, axes: Axes, frozen: frozenset[int]) -> Genome:
-    """The values of the genes that are not searched: those of frozen sources, and of groups that are frozen whole."""
+    """The values of the genes that are not searched: those of frozen sources, of groups that are frozen whole, and of
+    tensors in frozen layers."""
     held: Genome = {}
     for d in dimensions:
-        group = d.place.get("layers")
+        group, tensor = d.place.get("layers"), d.place.get("tensors")
         still = group is not None and all(layer in frozen for layer in range(*axes.groups[int(group)]))
+        still = still or (tensor is not None and axes.tensors[tensor] in frozen)
         source = d.place.get("sources")
         if source in spec.freeze.sources:
             given = spec.freeze.sources[source]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +11,7 @@ from evomerge.errors import InputError
 from evomerge.files.objects import GeneSpec, SpaceSpec
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice, TokenizerPolicy
 from evomerge.registry import CHOICES, METHODS, Choice, Method, Parameter
-from evomerge.space.genes import OTHER, Axes, dimensions, value_at
+from evomerge.space.genes import OTHER, Axes, dimensions, shares_at, value_at
 from evomerge.space.held import cut, frozen_layers, held_values
 from evomerge.space.landmarks import landmarks
 from evomerge.types import Dimension, Genome
@@ -20,7 +20,9 @@ from evomerge.types import Dimension, Genome
 @dataclass(frozen=True)
 class Models:
     """What a recipe says of the checkpoints: portable references, the layer count, the output's dtype, the tokenizer
-    policy where vocabularies are to be brought together, and the chat template ("auto", or a Jinja text)."""
+    policy where vocabularies are to be brought together, and the chat template ("auto", or a Jinja text). `tensors`
+    are the base's of floating point, in the order of the model, with the layer whose values each takes (`genes.Axes`);
+    `tied` whether its head is its embeddings."""
 
     base: str
     sources: Mapping[str, str]
@@ -28,6 +30,8 @@ class Models:
     dtype: str
     tokenizer: TokenizerPolicy | None = None
     chat_template: str = "auto"
+    tensors: Mapping[str, int] = field(default_factory=dict)
+    tied: bool = False
 
 
 class Space:
@@ -96,6 +100,15 @@ class Space:
         # The stages have the output's vocabulary already.
         return Recipe((*stages, replace(self._document("passthrough", tuple(_joined(stack)), None), tokenizer=None)))
 
+    def shares(self, parameter: str, source: str, tensor: str) -> tuple[tuple[str, float], ...]:
+        """The dimensions that a parameter of one source ("": of the whole merge) takes its value from at a tensor, and
+        the share of each in it; none where it is no gene, or is held."""
+        gene, layer = self._genes.get(parameter), self.models.tensors[tensor]
+        if gene is None or gene.choices or layer in self.frozen:
+            return ()
+        found = shares_at(gene, self.axes, source, layer, self.axes.module_of(tensor), tensor)
+        return tuple((key, share) for key, share in found if key not in self.held)
+
     def _method_at(self, genome: Genome, layer: int) -> str:
         gene = self._genes.get("method")
         if gene is None:
@@ -104,7 +117,8 @@ class Space:
 
     def _merge(self, genome: Genome, name: str, stage: str | None = None) -> Document:
         choice = CHOICES[name]
-        spans = [(i, i + 1) for i in range(self.models.layers)] if self.axes.interpolate else self._spans
+        apart = self.axes.interpolate or any("tensors" in gene.per for gene in self.spec.genes)
+        spans = [(i, i + 1) for i in range(self.models.layers)] if apart else self._spans
         slices = _joined([self._slice(genome, choice, span) for span in spans])
         # Written with `models`, mergekit would merge a base that is not listed.
         if len(slices) == 1 and _listed(METHODS[choice.method]):
@@ -136,7 +150,9 @@ class Space:
         return {p.name: self._value(self._genes[p.name], genome, source, layer) for p in parameters if p.scope == scope}
 
     def _value(self, gene: GeneSpec, genome: Genome, source: str, layer: int) -> Any:
-        """A number, or one filtered entry for each module where they differ."""
+        """A number, or one filtered entry for each module or tensor where they differ."""
+        if "tensors" in gene.per:
+            return self._by_tensor(gene, genome, source, layer)
         if "modules" not in gene.per:
             return value_at(gene, genome, self.axes, source, layer, OTHER)
         values = {m: value_at(gene, genome, self.axes, source, layer, m) for m in (*self.axes.modules, OTHER)}
@@ -144,6 +160,16 @@ class Space:
             return values[OTHER]
         entries = [{"filter": text, "value": values[m]} for m, text in self.axes.modules.items()]
         return [*entries, {"value": values[OTHER]}]
+
+    def _by_tensor(self, gene: GeneSpec, genome: Genome, source: str, layer: int) -> Any:
+        own = [name for name, at in self.models.tensors.items() if at == layer]
+        values = {name: value_at(gene, genome, self.axes, source, layer, "", name) for name in own}
+        if len(set(values.values())) == 1:
+            return next(iter(values.values()))
+        # A filter matches any name that it is a part of, and the first that matches wins.
+        entries = [{"filter": name, "value": values[name]} for name in sorted(own, key=len, reverse=True)]
+        # mergekit asks for the head of a model that has none of its own.
+        return [*entries, {"value": values[own[0]]}] if self.models.tied else entries
 
     def _document(
         self,
@@ -223,7 +249,8 @@ def _axes(spec: SpaceSpec, models: Models) -> Axes:
         if groups[-1][1] != layers:
             problem = f"the ranges end at layer {groups[-1][1]}, the base has {layers} layers"
             raise InputError(problem, f"let the last range end at {layers}", where)
-    return Axes(tuple(models.sources), groups, spec.modules, spec.interpolate, _knots(spec, groups, layers))
+    knots = _knots(spec, groups, layers)
+    return Axes(tuple(models.sources), groups, spec.modules, spec.interpolate, knots, models.tensors)
 
 
 def _knots(spec: SpaceSpec, groups: Sequence[tuple[int, int]], layers: int) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.preflight import check_configured
@@ -15,6 +15,7 @@ from evomerge.merge.jobs import Plan as MergePlan
 from evomerge.merge.materialize import Resident
 from evomerge.merge.placement import Placement, size
 from evomerge.merge.plan import plan as planned
+from evomerge.merge.slopes import ParameterSlopes, Pulls
 from evomerge.merge.tokenizers import OutputTokenizer, output_tokenizer
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.functions import ModelBuilder
@@ -33,6 +34,8 @@ class Workbench:
     def __init__(self, resident: Resident | BuiltResident, suite: Suite) -> None:
         self.resident, self.suite = resident, suite
         self._holds: tuple[str, str] | None = None
+        self._pulls: Pulls | None = None
+        self._checkpointing = False
 
     @classmethod
     def load(cls, plan: Plan, placement: Placement, observer: Observer) -> Workbench:
@@ -74,10 +77,30 @@ class Workbench:
         ended = time.perf_counter()
         return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})
 
+    def surrogate(
+        self, recipe: Recipe, name: str, steered: frozenset[str], checked: frozenset[str], tensors: Collection[str]
+    ) -> tuple[float, float, dict[str, ParameterSlopes]]:
+        """A slice's surrogate (`Suite.surrogate`) on two sets of items, and, for those of the merged tensors that are
+        named, the slopes of the first by their parameters. Raises TrialError."""
+        self._materialized(recipe)
+        assert isinstance(self.resident, Resident), "only language models have surrogates"
+        if not tensors:
+            return self.suite.surrogate(name, steered), self.suite.surrogate(name, checked), {}
+        if self._pulls is None:
+            self._pulls = self.resident.pulls()
+        try:
+            with self._pulls.open(tensors):
+                loss = self.suite.surrogate(name, steered, backward=True, checkpointing=self._checkpointing)
+        except TrialError:
+            self._pulls = None  # it holds a part of the slopes
+            raise
+        slopes = self._pulls.slopes()
+        return loss, self.suite.surrogate(name, checked), {tensor: slopes[tensor] for tensor in tensors}
+
     def _materialized(self, recipe: Recipe) -> str:
         """The digest of the model, which is made to be `recipe` unless it is still."""
         if self._holds is None or self._holds[0] != recipe.id:
-            self._holds = None
+            self._holds = self._pulls = None
             self._holds = recipe.id, self.resident.materialize(recipe)
         return self._holds[1]
 

@@ -10,7 +10,7 @@ from evomerge.errors import InputError, Where
 from evomerge.files.space_file import read_space
 from evomerge.optimize.abilities import abilities
 from evomerge.registry import CHOICES
-from evomerge.space.genes import OTHER, value_at
+from evomerge.space.genes import value_at
 from evomerge.space.space import Space
 from evomerge.study.launch import Environment
 from evomerge.study.prepare import Plan
@@ -50,7 +50,7 @@ def beginning(given: str, plan: Plan) -> Beginning:
     trial = _trial(state, name, number)
     models = plan.space.models
     kept = {source: models.sources[source] for source in old.sources}
-    before = Space(old, type(models)(models.base, kept, models.layers, models.dtype))
+    before = Space(old, replace(models, sources=kept))
     genome = _Carried(before, plan.space, trial.genome).genome()
     return Beginning(name, trial.number, genome, trial.digest)
 
@@ -92,18 +92,18 @@ class _Carried:
 
     def genome(self) -> Genome:
         genome = {d.key: self._at(d) for d in self._new.dimensions}
-        for layer in range(self._new.models.layers):
-            for module in {**self._old.axes.modules, **self._new.axes.modules, OTHER: ""}:
-                for source in self._old.models.sources:
-                    self._check_effect(genome, source, layer, module)
+        for tensor in self._new.models.tensors:
+            for source in self._old.models.sources:
+                self._check_effect(genome, source, tensor)
         return genome
 
-    def _check_effect(self, genome: Genome, source: str, layer: int, module: str) -> None:
+    def _check_effect(self, genome: Genome, source: str, tensor: str) -> None:
         """What is no gene here, and what is frozen, has to be as it was."""
-        before = _effect(self._old, self._genome, source, layer, module)
-        after = _effect(self._new, {**self._new.held, **genome}, source, layer, module)
+        before = _effect(self._old, self._genome, source, tensor)
+        after = _effect(self._new, {**self._new.held, **genome}, source, tensor)
         if _idle(before) and _idle(after):
             return
+        layer = self._new.models.tensors[tensor]
         if layer in self._new.frozen:
             self._refuse(f"layer {layer} is frozen here, and was merged", "freeze only what the run left as it was")
         for name in before | after:
@@ -117,8 +117,7 @@ class _Carried:
         if source not in self._old.models.sources:
             value: Value = 0.0 if dimension.gene == "weight" else dimension.init
         else:
-            read = (self._read(dimension.gene, source, n, module)
-                    for n in self._layers(dimension) for module in self._modules(dimension))  # fmt: skip
+            read = (self._read(dimension.gene, source, tensor) for tensor in self._tensors(dimension))
             values = {value for value in read if value is not None} or {dimension.init}
             if len(values) > 1:
                 self._refuse(f"{dimension.key} would need {len(values)} values", "search it `per` what the run has")
@@ -129,35 +128,38 @@ class _Carried:
             self._refuse(f"{dimension.key} was {value:g}, outside of its range", "widen its range")
         return value
 
-    def _layers(self, dimension: Dimension) -> range:
-        group = dimension.place.get("layers")
-        return range(self._new.models.layers) if group is None else range(*self._new.axes.groups[int(group)])
+    def _tensors(self, dimension: Dimension) -> list[str]:
+        """Those that the dimension decides on."""
+        axes, place = self._new.axes, dimension.place
+        group = place.get("layers")
+        return [
+            tensor
+            for tensor, layer in self._new.models.tensors.items()
+            if group is None or axes.group_of(layer) == int(group)
+            if place.get("modules") in (None, axes.module_of(tensor))
+            if place.get("tensors") in (None, tensor)
+        ]
 
-    def _modules(self, dimension: Dimension) -> list[str]:
-        """The old modules that the new one is a part of."""
-        old, new = self._old.axes.modules, self._new.axes.modules
-        if old and dimension.place and dict(old) != dict(new):
-            self._refuse("its modules are others", "keep `modules`")
-        own = dimension.place.get("modules")
-        return [own] if own is not None and old else [*old, OTHER]
-
-    def _read(self, gene: str, source: str, layer: int, module: str) -> Value | None:
+    def _read(self, gene: str, source: str, tensor: str) -> Value | None:
         """What it was there; None for what the method there does not take, so that any value is as good."""
+        layer = self._old.models.tensors[tensor]
         knots = replace(self._old.axes, interpolate=False)  # where both interpolate, knots are carried over to knots
         if gene in self._genes and layer not in self._old.frozen:
-            return value_at(self._genes[gene], self._genome, knots, source, layer, module)
-        return _effect(self._old, self._genome, source, layer, module).get(gene)
+            module = knots.module_of(tensor)
+            return value_at(self._genes[gene], self._genome, knots, source, layer, module, tensor)
+        return _effect(self._old, self._genome, source, tensor).get(gene)
 
     def _refuse(self, problem: str, mend: str) -> NoReturn:
         raise InputError(f"the genome cannot be carried over exactly: {problem}", mend, _FLAG)
 
 
-def _effect(space: Space, genome: Genome, source: str, layer: int, module: str) -> dict[str, Value | None]:
-    """The method and all of its parameters in one layer's modules of a name, for one source."""
+def _effect(space: Space, genome: Genome, source: str, tensor: str) -> dict[str, Value | None]:
+    """The method and all of its parameters for one source of one tensor."""
     genes = {gene.name: gene for gene in space.spec.genes}
+    layer, module = space.models.tensors[tensor], space.axes.module_of(tensor)
 
     def value(name: str, otherwise: Value | None) -> Value | None:
-        return value_at(genes[name], genome, space.axes, source, layer, module) if name in genes else otherwise
+        return value_at(genes[name], genome, space.axes, source, layer, module, tensor) if name in genes else otherwise
 
     method = str(value("method", space.spec.methods[0]))
     fixed = space.spec.fixed

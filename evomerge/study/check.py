@@ -70,7 +70,7 @@ def _placement(plan: Plan, device: str, memory: str | None, workers: int) -> dic
 
 def _unopened(spec: SpaceSpec) -> Space | None:
     """The space over a base that was not opened: with counted or listed layer groups its dimensions are known."""
-    if spec.layers == "each":
+    if spec.layers == "each" or any("tensors" in gene.per for gene in spec.genes):
         return None
     layers = spec.layers if isinstance(spec.layers, int) else spec.layers[-1][1]
     assert isinstance(layers, int)

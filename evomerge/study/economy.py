@@ -13,7 +13,7 @@ from evomerge.files.objects import FitnessSpec, Saving, SpaceSpec
 from evomerge.optimize.ranking import rank_key
 from evomerge.study.course import Chosen, Course, Items
 from evomerge.study.items import load_items
-from evomerge.study.measured import Evaluation, Measured
+from evomerge.study.measured import Evaluation, Measured, added
 from evomerge.study.prospects import Prospects
 from evomerge.study.race import Control, Entry, Race
 from evomerge.study.scorers import Totalling, Work
@@ -129,13 +129,13 @@ class Economy:
         try:
             evaluation = yield from session.part(entry.trial, entry.digest, chosen)
         finally:
-            _add(entry.seconds, {"total": time.perf_counter() - started})
+            entry.seconds = added(entry.seconds, {"total": time.perf_counter() - started})
         for name, score in evaluation.scores.items():
             entry.items.setdefault(name, {}).update({item.item: item for item in score.items})
             if name not in self.course.compositions:
                 entry.totals[name] = score
         entry.digest = evaluation.digest
-        _add(entry.seconds, evaluation.seconds)
+        entry.seconds = added(entry.seconds, evaluation.seconds)
         if not entry.finished:  # before the items: whose items are there was noted
             session.store.note(entry.trial, entry.digest, entry.seconds)
         session.keep_items(entry.trial, "search", {name: list(items.values()) for name, items in entry.items.items()})
@@ -192,8 +192,3 @@ def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Saving, ...]:
     """Those means of saving of the fitness file that this search can use: without generations, none that compares the
     candidates of one."""
     return tuple(s for s in fitness.economy if s == "early_stop" or not spec.asynchronous)
-
-
-def _add(seconds: dict[str, float], more: Mapping[str, float]) -> None:
-    for phase, value in more.items():
-        seconds[phase] = seconds.get(phase, 0.0) + value

@@ -77,5 +77,5 @@ def _without_generations(session: Session, optimizer: Optimizer, budget: Budget)
 
 def _begun(session: Session, optimizer: Optimizer) -> Trial:
     """A new trial of the next genome."""
-    why = optimizer.why
-    return session.begin_search(optimizer.ask(), why)
+    why, sloped = optimizer.why, optimizer.slopes
+    return session.begin_search(optimizer.ask(), why, sloped)

@@ -45,3 +45,8 @@ class Measured:
             "evaluated": self.evaluated,
             "items": self.items,
         }
+
+
+def added(seconds: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    """The seconds of each phase, summed."""
+    return {phase: seconds.get(phase, 0.0) + more.get(phase, 0.0) for phase in {**seconds, **more}}

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.headers import FLOATS
 from evomerge.checkpoints.preflight import TokenChanges, check_configured, check_family, token_changes
+from evomerge.checkpoints.structure import Place
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.fitness_file import read_fitness
@@ -21,6 +23,7 @@ from evomerge.recipe.recipe import TokenizerPolicy
 from evomerge.registry import OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness
 from evomerge.space.space import Models, Space
+from evomerge.study.smooth import check_slopes
 
 _FITNESS = "fitness."
 
@@ -65,6 +68,7 @@ def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     _check_choices(spec)
     _check_smooth(spec)
     _check_front(spec, fitness)
+    check_slopes(spec, fitness)
     _check_budget(spec)
     _check_economy(spec, fitness)
     check_fitness(fitness, list(spec.sources))
@@ -207,7 +211,19 @@ def _models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoint], t
         dtype=spec.dtype or base.dtype,
         tokenizer=policy,
         chat_template=_chat_template(spec, {"base": base, **sources}),
+        tensors=_layers_of(base),
+        tied=base.tied,
     )
+
+
+def _layers_of(base: Checkpoint) -> dict[str, int]:
+    """The base's tensors of floating point in the order of the model, with the layer whose values each takes: what
+    stands before the layers the first's, what stands behind them the last's (mergekit's rule for slices)."""
+    ends: dict[Place, int] = {"before": -1, "after": base.layers}
+    floats = [name for name, info in base.tensors.items() if info.dtype in FLOATS]
+    places = {name: place if isinstance(place := base.stack.place(name), int) else ends[place] for name in floats}
+    in_order = sorted(floats, key=places.__getitem__)
+    return {name: min(max(places[name], 0), base.layers - 1) for name in in_order}
 
 
 def _chat_template(spec: SpaceSpec, models: dict[str, Checkpoint]) -> str:

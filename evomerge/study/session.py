@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import takewhile
 
 from evomerge.errors import InputError, TrialError
+from evomerge.optimize.abilities import follows_slopes
 from evomerge.optimize.base import AGAIN, Start
 from evomerge.optimize.replay import Asked
 from evomerge.recipe.mergekit import write_recipe
@@ -19,11 +20,12 @@ from evomerge.study.carry import Beginning
 from evomerge.study.economy import Economy, applicable
 from evomerge.study.folder import RunFolder, write_atomic
 from evomerge.study.items import load_items, write_items
-from evomerge.study.measured import Evaluation, Measured
+from evomerge.study.measured import Evaluation, Measured, added
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
 from evomerge.study.scorers import Scorer, Scoring, T, Work, drive
 from evomerge.study.standing import Standing
+from evomerge.study.steering import Steering
 from evomerge.study.store import Store, promotion_key
 from evomerge.study.trial import UNIFORM, Kind, Trial
 from evomerge.types import Genome, ItemScore, Outcome, Scores, SplitName
@@ -56,6 +58,7 @@ class Session:
         self._told = sum(t.kind == "search" and t.state != "running" for t in store.told())
         self._lapped = time.perf_counter()
         self.economy: Economy | None = None
+        self.steering: Steering | None = None
 
     # Works: what is done piece by piece, several at a time where there are several workers.
 
@@ -107,6 +110,9 @@ class Session:
         if self.economy is not None:
             alone = "; asynchronous candidates do not race" if self.plan.spec.asynchronous else ""
             self.observer.note(f"items: {self.economy.course}{alone}")
+        if follows_slopes(self.plan.spec.optimizer["name"], self.plan.spec.options):
+            self.steering = Steering(self)
+            self.steering.score_references()
 
     def _warn_of_flat_slices(self) -> None:
         """A slice on which all references score the same more likely has a mistake in its task than in its models."""
@@ -119,18 +125,19 @@ class Session:
 
     # Trials.
 
-    def begin(self, kind: Kind, label: str, genome: Genome, recipe: Recipe) -> Trial:
+    def begin(self, kind: Kind, label: str, genome: Genome, recipe: Recipe, sloped: bool = False) -> Trial:
         told = self._told if self.plan.spec.asynchronous and kind == "search" else None
-        return self.store.start(kind, label, genome, recipe, self.plan.spec.optimizer["seed"], told)
+        return self.store.start(kind, label, genome, recipe, self.plan.spec.optimizer["seed"], told, sloped)
 
-    def begin_search(self, genome: Genome, why: str = "") -> Trial:
-        """A new trial of a genome that the optimizer proposed, `why` unless it is to find a better one."""
+    def begin_search(self, genome: Genome, why: str = "", sloped: bool = False) -> Trial:
+        """A new trial of a genome that the optimizer proposed, `why` unless it is to find a better one; `sloped`: with
+        its slopes."""
         recipe = self.plan.space.recipe(genome)
         if self.first is not None and genome == self.first.genome:
             why = why or str(self.first)
         twin = self._twin(recipe.id) if why != AGAIN else None
         again = f"{_TWIN}{twin.name}" if twin else ""
-        return self.begin("search", ", ".join(filter(None, (why, again))), genome, recipe)
+        return self.begin("search", ", ".join(filter(None, (why, again))), genome, recipe, sloped)
 
     def _twin(self, recipe_id: str) -> Trial | None:
         """The first trial that scored this recipe on all items."""
@@ -149,7 +156,7 @@ class Session:
         assert twin.objective is not None  # it is complete
         measured = Measured(evaluation, twin.objective, twin.bounds, twin.evaluated, twin.items)
         yield from ()  # nothing has to be scored
-        return self.finish(trial, measured, {"total": 0.0})
+        return self.finish(trial, measured, trial.seconds or {"total": 0.0})
 
     def in_flight(self) -> list[Trial]:
         """The trials that a killed process left in flight."""
@@ -165,6 +172,7 @@ class Session:
     def evaluate_all(self, trials: Sequence[Trial], rivals: int, places: int) -> list[Trial]:
         """Score trials, and store them, on as many items as it takes: see `Economy.race`. The `rivals` before them are
         of the same generation. What was scored before is not scored again, and takes no part in the race."""
+        trials = [self.steering.find(t) if self.steering and t.lacks_slopes else t for t in trials]
         before = [t for t in self._searched() if t.number < trials[0].number]
         generation = [*before[len(before) - rivals :], *trials]
         twins = {t.number: twin for t in generation if (twin := self._twin_of(t))}
@@ -185,6 +193,10 @@ class Session:
 
     def evaluate_alone(self, trial: Trial) -> Work[Trial]:
         """Score a trial, and store it, while others are being scored."""
+        if self.steering is not None and trial.lacks_slopes:
+            trial = yield from self.steering.find_alone(trial)
+            if trial.state == "failed":
+                return trial
         if twin := self._twin_of(trial):
             return (yield from self._copy(trial, twin))
         work = self.evaluate(trial) if self.economy is None else self.economy.evaluate_alone(trial)
@@ -198,8 +210,9 @@ class Session:
             measured = yield from self.measure(trial, "search")
         except (TrialError, InputError) as error:
             # A recipe that does not fit its checkpoints is the candidate's failure, too.
-            return self.fail(trial, str(error), {"total": time.perf_counter() - started})
-        return self.finish(trial, measured, {**measured.evaluation.seconds, "total": time.perf_counter() - started})
+            return self.fail(trial, str(error), added(trial.seconds, {"total": time.perf_counter() - started}))
+        spent = {**measured.evaluation.seconds, "total": time.perf_counter() - started}
+        return self.finish(trial, measured, added(trial.seconds, spent))
 
     def fail(self, trial: Trial, reason: str, seconds: Mapping[str, float]) -> Trial:
         """Store a trial as failed."""
@@ -312,7 +325,8 @@ class Session:
 
     def outcome(self, trial: Trial) -> Outcome:
         """What the optimizer learns of a trial."""
-        return self._floors.outcome(trial)
+        outcome = self._floors.outcome(trial)
+        return outcome if self.steering is None else self.steering.slopes(trial, outcome)
 
     def start(self) -> Start:
         """What is known before the search: the genomes of well-known models, and how the references did."""

@@ -77,7 +77,14 @@ class Store:
         return [_trial(f) for f in sorted(frozen, key=lambda f: f.number) if "recipe_id" in f.user_attrs]
 
     def start(
-        self, kind: Kind, label: str, genome: Genome, recipe: Recipe, seed: int, told: int | None = None
+        self,
+        kind: Kind,
+        label: str,
+        genome: Genome,
+        recipe: Recipe,
+        seed: int,
+        told: int | None = None,
+        sloped: bool = False,
     ) -> Trial:
         """Write down a trial before it is evaluated."""
         attributes = {
@@ -88,6 +95,7 @@ class Store:
             "recipe_id": recipe.id,
             "seed": seed,
             **({} if told is None else {"told": told}),
+            **({"sloped": True} if sloped else {}),
         }
         template = create_trial(
             state=TrialState.RUNNING,
@@ -118,6 +126,13 @@ class Store:
             self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
         state = TrialState.PRUNED if stopped else TrialState.COMPLETE
         self._storage.set_trial_state_values(trial_id, state, [measured.objective])
+        return _trial(self._storage.get_trial(trial_id))
+
+    def note_slopes(self, trial: Trial, slopes: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float]) -> Trial:
+        """Write down the slopes of a trial in flight."""
+        trial_id = self._trial_id(trial.number)
+        for key, value in {"slopes": slopes, "seconds": dict(seconds)}.items():
+            self._storage.set_trial_user_attr(trial_id, key, value)
         return _trial(self._storage.get_trial(trial_id))
 
     def note(self, trial: Trial, digest: str, seconds: Mapping[str, float]) -> None:
@@ -161,6 +176,8 @@ def _trial(frozen: FrozenTrial) -> Trial:
         items=attributes.get("items", 0),
         told=attributes.get("told"),
         place=attributes.get("place"),
+        sloped=attributes.get("sloped", False),
+        slopes=attributes.get("slopes"),
     )
 
 

@@ -27,7 +27,9 @@ class Trial:
     (its scores are then predicted from the items that it was scored on), and `by` which means of saving stopped it.
     `evaluated` is the number of items that it was scored on, `items` how many there are. In an asynchronous search,
     `told` is how many outcomes its optimizer had been told when it proposed this trial, and `place` which of them, from
-    0, this trial's was. Finished trials never change.
+    0, this trial's was. `sloped`: its slopes are wanted; `slopes` holds them once they are found: slice -> "loss" and
+    "checked" (its surrogate on the items that the slopes were taken on, and on the others), "slopes" (by dimension).
+    Finished trials never change.
     """
 
     number: int
@@ -50,6 +52,8 @@ class Trial:
     items: int = 0
     told: int | None = None
     place: int | None = None
+    sloped: bool = False
+    slopes: Mapping[str, Mapping[str, Any]] | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -68,6 +72,11 @@ class Trial:
     def ranked(self) -> bool:
         """Whether it has scores, measured or predicted."""
         return self.state in ("complete", "stopped") and self.objective is not None
+
+    @property
+    def lacks_slopes(self) -> bool:
+        """Whether it is in flight, and its slopes are still to be found."""
+        return self.state == "running" and self.sloped and self.slopes is None
 
     @property
     def is_parent(self) -> bool:

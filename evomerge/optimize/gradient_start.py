@@ -1,0 +1,103 @@
+"""Down the gradient first, then a search without one around what it found.
+
+A few dozen steps settle many genes. What is left is for the real metrics and floors, which surrogates only stand in
+for: the genes that matter move on in bundles, few enough for a search that knows no slopes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from evomerge.optimize.base import Optimizer, Sequential, Start
+from evomerge.optimize.bundles import Bundles
+from evomerge.optimize.gradient import Gradient
+from evomerge.optimize.ranking import rank_key
+from evomerge.types import Dimension, Genome, Outcome
+
+_STEPS = 40
+
+_SHARE = 0.95
+"""Genes matter that together make up so much of what the slopes and curvatures of all of them promise."""
+
+Make = Callable[[Sequence[Dimension], Start], Optimizer]
+
+
+class GradientStart(Sequential):
+    """Proposes what `Gradient` does until that ends, then what another optimizer does in the space of `Bundles`."""
+
+    def __init__(self, dimensions: Sequence[Dimension], seed: int, make: Make, **common: Any) -> None:
+        super().__init__(dimensions, seed, **common)
+        self._make = make
+        self._gradient = Gradient(dimensions, seed, steps=_STEPS, start=self.start, asynchronous=self.asynchronous)
+        self._bundles: Bundles | None = None
+        self._inner: Optimizer | None = None
+        self._shifts: list[Genome] = []
+
+    @property
+    def _now(self) -> Optimizer:
+        return self._inner or self._gradient
+
+    def _room(self) -> int:
+        return self._now.open
+
+    @property
+    def exhausted(self) -> str | None:
+        return self._now.exhausted
+
+    @property
+    def rivals(self) -> int:
+        return self._now.rivals
+
+    @property
+    def places(self) -> int:
+        return self._now.places
+
+    @property
+    def slopes(self) -> bool:
+        return self._inner is None
+
+    @property
+    def why(self) -> str:
+        return self._inner.why if self._inner is not None else f"gradient step {self._gradient.count}"
+
+    def _recall(self, genome: Genome) -> None:
+        if self._inner is not None:
+            super()._recall(genome)
+            return
+        self._gradient.recall(genome)
+        self._asked.append(dict(genome))
+
+    def _propose(self) -> Genome:
+        if self._inner is None or self._bundles is None:
+            return self._gradient.ask()
+        self._shifts.append(self._inner.ask())
+        return self._bundles.whole(self._shifts[-1])
+
+    def _learn(self, outcome: Outcome) -> None:
+        if self._inner is not None:
+            self._inner.tell(self._shifts.pop(0), outcome)
+            return
+        self._gradient.tell(self.history[-1][0], outcome)
+        if self._gradient.exhausted is not None:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """From the gradient to the search around the best that it met."""
+        center, outcome = min([*self.start.known, *self.history], key=lambda pair: rank_key(pair[1]))
+        self._bundles = Bundles(self.dimensions, center, _matter(self._gradient.promise))
+        known = ((self._bundles.start, outcome),)
+        self._inner = self._make(self._bundles.dimensions, Start(self._bundles.start, {}, known))
+
+
+def _matter(promise: Sequence[float]) -> list[bool]:
+    """The fewest genes that hold `_SHARE` of all promises; those of which nothing is known (NaN) are among them."""
+    values = np.array(promise)
+    order = np.argsort(-np.nan_to_num(values), kind="stable")
+    held = np.cumsum(np.nan_to_num(values)[order])
+    found = np.isnan(values)
+    if held.size and held[-1] > 0:
+        found[order[: int(np.searchsorted(held, _SHARE * held[-1])) + 1]] = True
+    return [bool(x) for x in found]
