@@ -34,7 +34,7 @@ _END = 0.1
 _TRAIL = 10
 """The latest steps, by which curvatures are judged."""
 
-_FAILURES = 5
+_FAILURES = 12
 """So many trials in a row that fail, or have no slopes, end it."""
 
 
@@ -44,7 +44,7 @@ class Gradient(Sequential):
 
     It aims above each floor by `slack`, a share of the spread between base and sources, because floors are judged on
     other items again. It ends when the items for checking have seen no better in `patience` steps. A step that fails is
-    taken back, and the next ones are half as long.
+    taken back and tried at half its length.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Gradient(Sequential):
         self._steps, self._rate, self._slack, self._patience = steps, rate, slack, patience
         self._adam = _Adam(self._encoding.size)
         self._vector = self._encoding.encode(self._beginning())
-        self._safe = self._vector
+        self._safe, self._step = self._vector, np.zeros(self._encoding.size)
         self._multipliers: Vector | None = None
         self._norm: float | None = None
-        self._failed = 0
+        self._failed, self._caution = 0, 1.0
         self._checked: list[float] = []
         self._trail: list[tuple[Vector, Vector]] = []
 
@@ -120,10 +120,10 @@ class Gradient(Sequential):
         slopes = outcome.slopes
         if outcome.failed or slopes is None or not math.isfinite(outcome.objective):
             self._failed += 1
-            self._rate /= 2
-            self._vector, self._adam = self._safe, _Adam(self._encoding.size)
+            self._caution /= 2
+            self._vector = self._encoding.encode(self._initial()) if not self._trail else self._stepped()
             return
-        self._failed, self._safe = 0, self._vector
+        self._failed, self._safe, self._caution = 0, self._vector, 1.0
         downhill = self._lagrangian(outcome, slopes)
         if not downhill.any() and len(self.history) == 1:
             # Where all weights are 0 no sign is elected: nothing has a slope there.
@@ -133,7 +133,13 @@ class Gradient(Sequential):
         self._checked.append(self._merit(*slopes.checked))
         done = min(1.0, len(self._checked) / max(1, self._steps))
         rate = self._rate * (_END + (1 - _END) * 0.5 * (1 + math.cos(math.pi * done)))
-        self._vector = np.clip(self._vector + rate * self._adam.step(downhill), 0.0, 1.0)
+        self._step = rate * self._adam.step(downhill)
+        self._vector = self._stepped()
+
+    def _stepped(self) -> Vector:
+        """The last step, from where it began, as far as caution allows."""
+        found: Vector = np.clip(self._safe + self._caution * self._step, 0.0, 1.0)
+        return found
 
     def _lagrangian(self, outcome: Outcome, slopes: Slopes) -> Vector:
         """The gradient, downhill, of minus the objective plus sum of max(0, multiplier + penalty * shortfall)²

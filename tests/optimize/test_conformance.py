@@ -6,6 +6,7 @@ nothing from the seed.
 """
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from evomerge.optimize.base import Optimizer, Start, build
 from evomerge.optimize.ranking import rank_key
 from evomerge.optimize.replay import Asked, replay, replay_interleaved
 from evomerge.registry import OPTIMIZERS
-from evomerge.types import Dimension, Genome, Outcome
+from evomerge.types import Dimension, Genome, Outcome, Slopes
 
 History = list[tuple[Genome, Outcome]]
 
@@ -41,7 +42,7 @@ SHAPES = {
 }
 
 NAMED = ("uniform-soup", "greedy-soup", "path")
-PLANNED = (*NAMED, "coordinate")
+PLANNED = (*NAMED, "coordinate", "gradient")
 SEARCHING = [name for name in OPTIMIZERS if name not in NAMED]
 SLOW = {"gp": 10}
 """Of whom so many times fewer trials have to do, and which options let these show what they do all the same."""
@@ -59,6 +60,20 @@ def bowl(genome: Genome) -> Outcome:
     shortfall = max(0.0, numbers.mean() - 0.7) + max(0.0, 0.5 - numbers[0])
     objective = -float(((numbers - 0.8) ** 2).sum()) - 0.1 * other
     return Outcome(feasible=shortfall == 0, objective=objective, shortfall=shortfall)
+
+
+def with_slopes(genome: Genome, outcome: Outcome) -> Outcome:
+    """As `bowl`'s objective and floors have them, for those who ask."""
+    numbers = np.array([value for value in genome.values() if not isinstance(value, str)] or [0.5])
+    names = [key for key, value in genome.items() if not isinstance(value, str)]
+    margins = (float(0.7 - numbers.mean()), float(numbers[0] - 0.5))
+
+    def spread(slopes: np.ndarray) -> tuple[float, ...]:
+        return tuple(float(slopes[names.index(key)]) if key in names else 0.0 for key in genome)
+
+    mean = np.full(len(numbers), -1 / len(numbers))
+    slopes = spread(-2 * (numbers - 0.8)), (spread(mean), spread(np.eye(len(numbers))[0]))
+    return replace(outcome, margins=margins, slopes=Slopes(*slopes, (bowl(genome).objective, margins)))
 
 
 def failed(genome: Genome) -> Outcome:
@@ -86,8 +101,9 @@ def drive(optimizer: Optimizer, trials: int, evaluate=bowl) -> History:
     """At most that many trials."""
     history: History = []
     while len(history) < trials and optimizer.exhausted is None:
-        genome = optimizer.ask()
-        history.append((genome, evaluate(genome)))
+        sloped, genome = optimizer.slopes, optimizer.ask()
+        outcome = evaluate(genome)
+        history.append((genome, with_slopes(genome, outcome) if sloped else outcome))
         optimizer.tell(*history[-1])
     return history
 
