@@ -157,6 +157,7 @@ def place(
     limits: Limits = Limits(),
     *,
     first_that_fits: bool = False,
+    step: int = 0,
 ) -> Placement:
     """Decide where everything lives.
 
@@ -168,11 +169,12 @@ def place(
         rates: how fast bytes move.
         limits: what the user allows.
         first_that_fits: use the first device alone that holds the model and the reserve; all only if none does.
+        step: bytes that a gradient step takes beside the weights, on each device.
 
     Raises:
         InputError: the resident model alone does not fit, or a limit is for memory that has no part in it.
     """
-    reserve = {d.name: _reserve(model, d) for d in devices}
+    reserve = {d.name: max(step, _reserve(model, d)) for d in devices}
     if first_that_fits:
         alone = (d for d in devices if model.bytes + reserve[d.name] <= d.free)
         devices = [first] if (first := next(alone, None)) else devices

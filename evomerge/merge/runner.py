@@ -20,6 +20,7 @@ from evomerge.merge.transfers import is_away, moved, order_of
 
 _CACHED = 1 << 18  # elements of a piece on the CPU: large enough for all threads, small enough for their caches
 _MOVED = 1 << 24  # elements of a piece that is moved to another device
+_PULLED = 1 << 21  # the same where autograd keeps a dozen tensors of a piece's size
 _SMALL = 64  # tensors below this are not worth a compiled call
 
 
@@ -65,7 +66,7 @@ class Runner:
         device, flat = gradient.device, gradient.reshape(-1)
         numbers = floats.detach().to(device, wide_dtype(work)).requires_grad_()
         total = torch.zeros(numbers.shape, dtype=torch.float64, device=device)
-        for span, piece in _pieces(blend, device, False):
+        for span, piece in _pieces(blend, device, _CACHED if device.type == "cpu" else _PULLED):
             ints = torch.tensor(blend.ints(span.start), dtype=torch.int32, device=device)
             with torch.enable_grad():
                 merged = blend.kernel.bound()(piece.base, piece.tensors, numbers, ints)
@@ -87,7 +88,8 @@ class Runner:
         """Call `act` with the blend's pieces on the device; `plain` is told how long it took in plain torch."""
         floats = torch.tensor(blend.floats, dtype=wide_dtype(work), device=device)
         begun = time.perf_counter()
-        for span, piece in _pieces(blend, device, plain is None):
+        size = BLOCK if plain is None else _CACHED if device.type == "cpu" else _MOVED
+        for span, piece in _pieces(blend, device, size):
             act(span, piece, floats, torch.tensor(blend.ints(span.start), dtype=torch.int32, device=device))
         if self._compiled is not None and plain is not None:
             if device.type == "cuda":
@@ -95,16 +97,16 @@ class Runner:
             self._compiled.spent(plain, time.perf_counter() - begun)
 
 
-def _pieces(blend: Blend, device: torch.device, compiled: bool) -> Iterator[tuple[slice, Blend]]:
-    """The blend cut into pieces, each on the device. Their sizes are powers of two: none crosses a block of masks."""
+def _pieces(blend: Blend, device: torch.device, size: int) -> Iterator[tuple[slice, Blend]]:
+    """The blend cut into pieces of `size` elements, each on the device; those that are moved there are no larger than
+    `_MOVED`. All are powers of two: none crosses a block of masks."""
     based = blend.base is not None
     tensors = [t.reshape(-1) for t in (blend.base, *blend.tensors) if t is not None]
     away = [is_away(t, device) for t in tensors]
     cuts: Iterator[tuple[slice, list[Tensor]]]
     if any(away):
-        cuts = moved(tensors, away, device, _MOVED, order_of(device))
+        cuts = moved(tensors, away, device, min(size, _MOVED), order_of(device))
     else:
-        size = BLOCK if compiled else _CACHED if device.type == "cpu" else _MOVED
         cuts = ((span, [t[span] for t in tensors]) for span in spans(tensors[0].numel(), size))
     for span, parts in cuts:
         yield span, Blend(blend.kernel, parts[0] if based else None, parts[int(based) :], ())

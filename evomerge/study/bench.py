@@ -20,6 +20,7 @@ from evomerge.merge.tokenizers import OutputTokenizer, output_tokenizer
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.functions import ModelBuilder
 from evomerge.scoring.suite import Suite
+from evomerge.study.backward import StepMemory, planned_step
 from evomerge.study.device import place_models
 from evomerge.study.measured import Evaluation
 from evomerge.study.observer import Observer
@@ -35,7 +36,7 @@ class Workbench:
         self.resident, self.suite = resident, suite
         self._holds: tuple[str, str] | None = None
         self._pulls: Pulls | None = None
-        self._checkpointing = False
+        self._memory: StepMemory | None = None
 
     @classmethod
     def load(cls, plan: Plan, placement: Placement, observer: Observer) -> Workbench:
@@ -54,8 +55,9 @@ class Workbench:
         dtype = plan.space.models.dtype
         resident = resident_model(plan.fitness, plan.base, bank, dtype, placement.room, merge, tokenizer)
         observer.phase("building the tasks")
-        suite = Suite.build(plan.fitness, resident.model, resident.tokenizer)
-        return cls(resident, suite)
+        bench = cls(resident, Suite.build(plan.fitness, resident.model, resident.tokenizer))
+        bench._memory = StepMemory.of(plan, merge, min(placement.reserves.values()))
+        return bench
 
     def evaluate(
         self,
@@ -90,12 +92,17 @@ class Workbench:
             self._pulls = self.resident.pulls()
         try:
             with self._pulls.open(tensors):
-                loss = self.suite.surrogate(name, steered, backward=True, checkpointing=self._checkpointing)
+                loss = self.suite.surrogate(name, steered, backward=True, checkpointing=self._is_tight(name, steered))
         except TrialError:
             self._pulls = None  # it holds a part of the slopes
             raise
         slopes = self._pulls.slopes()
         return loss, self.suite.surrogate(name, checked), {tensor: slopes[tensor] for tensor in tensors}
+
+    def _is_tight(self, name: str, items: frozenset[str]) -> bool:
+        """Whether a backward pass on these items would take more memory than is kept for it."""
+        surrogate = self.suite.slices[name].surrogate
+        return self._memory is not None and surrogate is not None and self._memory.is_tight(surrogate.largest(items))
 
     def _materialized(self, recipe: Recipe) -> str:
         """The digest of the model, which is made to be `recipe` unless it is still."""
@@ -133,7 +140,8 @@ def place_study(plan: Plan, device: str, memory: str | None, share: Share | None
     for checkpoint in plan.checkpoints.values():
         bank.add(checkpoint)
     merge = planned(plan.space.uniform(), bank.open)
-    return place_models(merge, plan.space.models.dtype, plan.checkpoints, device, memory, share)
+    step = planned_step(plan, merge)
+    return place_models(merge, plan.space.models.dtype, plan.checkpoints, device, memory, share, step)
 
 
 def _filled(bank: SourceBank, plan: Plan, observer: Observer) -> SourceBank:

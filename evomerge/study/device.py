@@ -91,6 +91,7 @@ def place_models(
     device: str,
     memory: str | None,
     share: Share | None = None,
+    step: int = 0,
 ) -> Placement:
     """What will live where in a study of such merges, with a resident model of this dtype.
 
@@ -99,6 +100,7 @@ def place_models(
         device: as choose_devices takes it.
         memory: as parse_memory takes it.
         share: the part of devices, host and limits that this is for, where several workers share them.
+        step: bytes that a gradient step takes beside the weights.
 
     Raises:
         InputError: there is no such device, the limits are none, or the model does not fit.
@@ -111,7 +113,8 @@ def place_models(
     model = Model({n: e * SIZES[dtype] for n, e in elements.items()}, max(elements.values(), default=0), planned.stack)
     bounds = share.within(limits(names == [CPU]))
     try:
-        return place(model, checkpoints, devices, host, rates(names[0]), bounds, first_that_fits=share.spare)
+        speed = rates(names[0])
+        return place(model, checkpoints, devices, host, speed, bounds, first_that_fits=share.spare, step=step)
     except InputError as error:
         if share.on_host == 1:
             raise
