@@ -77,12 +77,14 @@ def run_resume(options: argparse.Namespace) -> int:
 
 def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | None = None) -> int:
     """The end of a search: the table, and what to do next."""
-    from evomerge.report import data, results
+    from evomerge.report import data, gains, results
 
     if options.json:
         _print(options, {**data.result_data(result), **(files or {})})
     else:
         _show(results.result_table(result))
+        if result.gained is not None:
+            _show(gains.gained_table(result.gained))
         print(results.verdict(result))
     return DONE if result.winner else NO
 
@@ -112,7 +114,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
 
 def run_status(options: argparse.Namespace) -> int:
-    from evomerge.report import data, tables
+    from evomerge.report import data, gains, tables
     from evomerge.study.folder import is_name
     from evomerge.study.status import runs, status
 
@@ -129,7 +131,8 @@ def run_status(options: argparse.Namespace) -> int:
     print(
         f"run {state.folder.name}: {state.done}/{state.budget.get('trials') or '-'} trials, {failed} failed, {winner}"
     )
-    return _show(tables.status_table(state))
+    _show(tables.status_table(state))
+    return _show(gains.gained_table(state.gained)) if state.gained else DONE
 
 
 def run_export(options: argparse.Namespace) -> int:

@@ -56,7 +56,8 @@ class Bundles:
 
 def _by_layer(dimension: Dimension) -> str:
     """``weight of shipping, layer 3``."""
-    return f"{_by_source(dimension)}{_layer(dimension)}"
+    place = where(dimension)
+    return f"{_by_source(dimension)}{', ' if place else ''}{place}"
 
 
 def _by_source(dimension: Dimension) -> str:
@@ -64,12 +65,12 @@ def _by_source(dimension: Dimension) -> str:
     return f"{dimension.gene or dimension.key}{f' of {source}' if source else ''}"
 
 
-def _layer(dimension: Dimension) -> str:
-    """The layer, or the layer group, in words; what a tensor outside of the layers is, is told by its name."""
+def where(dimension: Dimension) -> str:
+    """The layer or layer group of a dimension, in words; empty where it has none."""
     if "layers" in dimension.place:
-        return f", layers {dimension.place['layers']}"
+        return f"layers {dimension.place['layers']}"
     tensor = dimension.place.get("tensors")
     if tensor is None:
         return ""
     found = _LAYER.search(tensor)
-    return f", layer {found[1]}" if found else ", outside of the layers"
+    return f"layer {found[1]}" if found else "outside of the layers"

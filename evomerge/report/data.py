@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evomerge.report.gains import gained_data
 from evomerge.report.results import CarriedOver, better_parent, carried_over, closest
 from evomerge.scoring.gates import Verdict, interval
 from evomerge.study.account import Account
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from evomerge.study.evaluate import Evaluated
     from evomerge.study.rank import Ranked
     from evomerge.study.search import Result
+
+_STEEPEST = 5
+"""Genes whose slopes are shown of a trial; the run's journal has all."""
 
 
 def trial_data(standing: Standing, trial: Trial, kept: tuple[Path, SplitName] | None = None) -> dict[str, Any]:
@@ -44,7 +48,19 @@ def trial_data(standing: Standing, trial: Trial, kept: tuple[Path, SplitName] | 
         "recipe_id": trial.recipe_id,
         "digest": trial.digest,
         "reason": trial.reason,
+        **({"surrogates": surrogates_data(trial)} if trial.slopes else {}),
     }
+
+
+def surrogates_data(trial: Trial) -> dict[str, Any]:
+    """Each slice's surrogate on the items of the slopes and on those for checking, and its steepest genes."""
+    found = {}
+    for name, about in (trial.slopes or {}).items():
+        pairs = sorted(zip(trial.genome, about["slopes"], strict=True), key=lambda pair: -abs(pair[1]))
+        steepest = {key: slope for key, slope in pairs[:_STEEPEST] if slope}
+        norm = math.hypot(*about["slopes"])
+        found[name] = {"loss": about["loss"], "checked": about["checked"], "norm": norm, "steepest": steepest}
+    return found
 
 
 def standing_data(standing: Standing, kept: tuple[Path, SplitName] | None = None) -> dict[str, Any]:
@@ -66,6 +82,7 @@ def result_data(result: Result) -> dict[str, Any]:
         "better_parent": parent.label if parent else None,
         "carried_over": carried_data(carried_over(result.search, result.holdout, result.winner)),
         "front": front_data(result.search, result.holdout),
+        "gradient": gained_data(result.gained),
         **both_data(items, result.search, result.holdout),
         "items": account_data(result.search),
         "trials": len(result.search.trials),
@@ -141,6 +158,7 @@ def status_data(state: Status | Unreadable) -> dict[str, Any]:
         "budget": dict(state.budget),
         "winner": state.winner.number if state.winner else None,
         "front": front_data(state.search, state.release.standing if state.release else None),
+        "gradient": gained_data(state.gained),
         "search": standing_data(state.search),
         "holdout": standing_data(state.release.standing) if state.release else None,
     }

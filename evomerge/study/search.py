@@ -14,6 +14,7 @@ from evomerge.optimize.base import Optimizer, Start, build
 from evomerge.scoring.suite import Piece
 from evomerge.study import holdout, loop
 from evomerge.study.carry import Beginning, beginning
+from evomerge.study.contributions import FACT, Contributions, contributions
 from evomerge.study.device import parse_memory
 from evomerge.study.folder import RunFolder, is_disk_full
 from evomerge.study.identity import changed_versions
@@ -39,7 +40,8 @@ from evomerge.study.trial import Trial
 @dataclass(frozen=True)
 class Result:
     """How a search ended. `winner` is the best merge that passes every floor on the holdout split, or None;
-    `search` and `holdout` rank the trials by their scores on either split."""
+    `search` and `holdout` rank the trials by their scores on either split; `gained` says what steps along the gradient
+    were worth, where some were taken."""
 
     folder: RunFolder
     search: Standing
@@ -47,6 +49,7 @@ class Result:
     winner: Trial | None
     slices: Mapping[str, Piece]
     confidence: float | None
+    gained: Contributions | None = None
 
 
 def search(
@@ -207,10 +210,13 @@ def _run(session: Session, budget: loop.Budget) -> Result:
         problem = f"{spec.optimizer['name']} proposes one candidate at a time, which is work for one worker"
         session.observer.warn(f"{problem}; a search launched with --asynchronous uses all of them")
     loop.run(session, make, budget)
+    gained = contributions(session) if session.steering is not None else None
+    if gained is not None:
+        session.store.record(FACT, gained.to_data())
     session.observer.phase("scoring the best candidates on the holdout split")
     released = holdout.release(session)
     confidence = session.plan.fitness.confidence
-    return Result(session.folder, session.standing(), released, released.best(), slices, confidence)
+    return Result(session.folder, session.standing(), released, released.best(), slices, confidence, gained)
 
 
 def _extended(session: Session, trials: int | None, time: float | None) -> loop.Budget:

@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.errors import EvomergeError, InputError, Where
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.scoring.gates import Gate
+from evomerge.study.contributions import FACT, Contributions
 from evomerge.study.folder import RunFolder, list_runs, write_atomic
 from evomerge.study.holdout import Release, released, rescored
 from evomerge.study.launch import Environment
@@ -25,7 +26,8 @@ class NothingFeasible(EvomergeError):
 @dataclass(frozen=True)
 class Status:
     """A run as its storage tells it. `release` is the last one, None before a search has ended; the run is
-    `finished` when no trial was started after it. `rescored` are all trials that have holdout scores, with these."""
+    `finished` when no trial was started after it. `rescored` are all trials that have holdout scores, with these;
+    `gained` what steps along the gradient were worth."""
 
     folder: RunFolder
     budget: Mapping[str, Any]
@@ -33,6 +35,7 @@ class Status:
     search: Standing
     release: Release | None
     rescored: Sequence[Trial] = ()
+    gained: Contributions | None = None
 
     @property
     def done(self) -> int:
@@ -68,7 +71,8 @@ def status(run: str | Path) -> Status:
     facts = store.facts
     slices = facts.get("slices", {})
     standing = _standing(store, facts, slices)
-    return Status(folder, facts.get("budget", {}), slices, standing, released(store), rescored(store))
+    gained = Contributions.from_data(facts[FACT]) if FACT in facts else None
+    return Status(folder, facts.get("budget", {}), slices, standing, released(store), rescored(store), gained)
 
 
 def _standing(store: Store, facts: Mapping[str, Any], slices: Mapping[str, Mapping[str, Any]]) -> Standing:
