@@ -22,7 +22,7 @@ from evomerge.types import Dimension, Genome, Outcome, Slopes
 _FIRST, _SECOND, _TINY = 0.9, 0.999, 1e-8
 """Adam's decay of the first and the second moment, and what keeps it from dividing by 0."""
 
-_PENALTY, _PACE = 50.0, 0.2
+_PENALTY, _PACE = 50.0, 0.05
 """The weight of a shortfall of 1 (the spread of base and sources), in units of the objective's slopes, and the share of
 it by which a multiplier moves in a step."""
 
@@ -55,7 +55,7 @@ class Gradient(Sequential):
         steps: int = 60,
         rate: float = 0.05,
         slack: float = 0.01,
-        patience: int = 10,
+        patience: int = 15,
         **common: Any,
     ) -> None:
         super().__init__(dimensions, seed, **common)

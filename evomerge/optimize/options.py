@@ -93,7 +93,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "steps": Option(60, int, 1, 100_000),
         "rate": Option(0.05, float, 0.0, 1.0, above=True),
         "slack": Option(0.01, float, 0.0, 1.0),
-        "patience": Option(10, int, 1, 100_000),
+        "patience": Option(15, int, 1, 100_000),
     },
     # values of each number, and over which axes of its own a gene is held to one value
     "grid": {
