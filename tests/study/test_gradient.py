@@ -254,9 +254,14 @@ def test_a_process_killed_in_its_steps_is_resumed(tiny_study: Study) -> None:
     assert facts("killed") == facts("whole")
 
 
-def test_workers_share_the_slices(tiny_study: Study) -> None:
-    space = tiny_study(along)
+def test_workers_share_the_slices(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # another number of threads may round otherwise
+    threads, space = torch.get_num_threads(), tiny_study(along)
+    torch.set_num_threads(1)
     alone, two = (evomerge.search(space, run=f"w{n}", workers=n) for n in (1, 2))
+    torch.set_num_threads(threads)
     assert [t.genome for t in two.search.trials] == [t.genome for t in alone.search.trials]
     assert [t.slopes for t in two.search.trials] == [t.slopes for t in alone.search.trials]
 
