@@ -14,7 +14,7 @@ _APART: Mapping[str, Sequence[str]] = {
     "sources": ("sources",),
     "layers": ("layers",),
     "genes": (),
-    "each": ("sources", "layers", "modules"),
+    "each": ("sources", "layers", "modules", "tensors"),
 }
 """`by` -> the axes along which a gene's values move apart."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,9 @@ class Steering:
                     raise InputError(f"{trial.label} has no surrogate scores ({failed})", mend)
                 known[trial.label] = {name: list(about[:2]) for name, about in found.items()}
                 self._session.store.record(_REFERENCES, known)
-        self._known = known
+        parents = {t.label: t.scores for t in self._session.store.trials() if t.label in known and t.is_parent}
+        self._base = parents["base"], {name: checked for name, (_, checked) in known["base"].items()}
+        self._units = {name: _unit(name, parents, known) for name in self._items}
 
     def find(self, trial: Trial) -> Trial:
         """Find a trial's slopes, all slices at a time where there are workers, and write them down with it; or its
@@ -144,25 +146,15 @@ class Steering:
             return outcome
         session = self._session
         gates, scale = session.floors(()).gates, session.floors(()).scale
-        units = {name: self._unit(name) for name in self._items}
-        moved = {name: [-units[name] * s for s in trial.slopes[name]["slopes"]] for name in units}
+        moved = {n: [-unit * s for s in trial.slopes[n]["slopes"]] for n, unit in self._units.items()}
         by_score = self._objective_by_score(trial)
         objective = [sum(by_score[n] * own[i] for n, own in moved.items()) for i in range(len(self._genes))]
         floors = [name for name, gate in gates.items() if gate.floor is not None]
         still = [0.0] * len(self._genes)
         margins = tuple(tuple(s / scale[n] for s in moved.get(n, still)) for n in floors)
-        checked = self._checked(trial, units)
+        checked = self._checked(trial)
         beyond = tuple((checked[n] - (gates[n].floor or 0.0)) / scale[n] for n in floors)
         return replace(outcome, slopes=Slopes(tuple(objective), margins, (self._objective(checked), beyond)))
-
-    def _unit(self, name: str) -> float:
-        """How much of the metric one unit of a slice's surrogate is, by how far the parents are apart in both."""
-        parents = [t for t in self._session.store.told() if t.is_parent and t.label in self._known and t.scores]
-        scores = [t.scores[name] for t in parents]
-        losses = [self._known[t.label][name][0] for t in parents]
-        apart = max(losses) - min(losses)
-        metric = max(scores) - min(scores)
-        return metric / apart if apart > 0 and metric > 0 else 1.0
 
     def _objective_by_score(self, trial: Trial) -> dict[str, float]:
         """d objective / d score of each slice at the trial's scores, by differences."""
@@ -173,13 +165,13 @@ class Steering:
             found[name] = (above - below) / (2 * step)
         return found
 
-    def _checked(self, trial: Trial, units: Mapping[str, float]) -> dict[str, float]:
+    def _checked(self, trial: Trial) -> dict[str, float]:
         """Every slice's score by the items for checking: the base's, and what the surrogate is better than the base's;
         the trial's own where there is none."""
         assert trial.slopes is not None
-        base = next(t for t in self._session.store.told() if t.label == "base" and t.scores)
-        gained = {n: units[n] * (self._known["base"][n][1] - trial.slopes[n]["checked"]) for n in units}
-        return {name: base.scores[name] + gained[name] if name in gained else v for name, v in trial.scores.items()}
+        scores, checked = self._base
+        gained = {n: unit * (checked[n] - trial.slopes[n]["checked"]) for n, unit in self._units.items()}
+        return {name: scores[name] + gained[name] if name in gained else v for name, v in trial.scores.items()}
 
     def _objective(self, scores: Mapping[str, float]) -> float:
         try:
@@ -197,6 +189,15 @@ def _dealt(piece: Piece, seed: int) -> tuple[frozenset[str], frozenset[str]]:
 
     checked = frozenset(sorted(piece.names, key=place)[: max(1, len(piece.names) // _CHECKED)])
     return frozenset(piece.names) - checked or checked, checked
+
+
+def _unit(
+    name: str, scores: Mapping[str, Mapping[str, float]], known: Mapping[str, Mapping[str, Sequence[float]]]
+) -> float:
+    """How much of the metric one unit of a slice's surrogate is, by how far the parents are apart in both."""
+    metrics, losses = [own[name] for own in scores.values()], [known[label][name][0] for label in scores]
+    metric, loss = max(metrics) - min(metrics), max(losses) - min(losses)
+    return metric / loss if metric > 0 and loss > 0 else 1.0
 
 
 def _short(value: float) -> float:
