@@ -239,11 +239,23 @@ def test_stopped_anywhere_it_goes_on_as_if_it_had_not(tiny_study: Study, change:
         assert facts(f"{name}{after}") == whole, (name, after)
 
 
-def test_a_process_killed_in_its_steps_is_resumed(tiny_study: Study) -> None:
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another number of threads may round otherwise, and other processes have theirs."""
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_process_killed_in_its_steps_is_resumed(tiny_study: Study, one_thread: None) -> None:
     space = tiny_study(along)
     evomerge.search(space, run="whole")
     command = [sys.executable, "-m", "evomerge", "search", str(space), "--run", "killed"]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL)
     journal, seen = Path("runs/killed/study.journal"), 0
     while process.poll() is None and seen < 6:
         seen = journal.read_text().count('"loss"') if journal.exists() else 0
@@ -254,14 +266,9 @@ def test_a_process_killed_in_its_steps_is_resumed(tiny_study: Study) -> None:
     assert facts("killed") == facts("whole")
 
 
-def test_workers_share_the_slices(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # another number of threads may round otherwise
-    threads, space = torch.get_num_threads(), tiny_study(along)
-    torch.set_num_threads(1)
+def test_workers_share_the_slices(tiny_study: Study, one_thread: None) -> None:
+    space = tiny_study(along)
     alone, two = (evomerge.search(space, run=f"w{n}", workers=n) for n in (1, 2))
-    torch.set_num_threads(threads)
     assert [t.genome for t in two.search.trials] == [t.genome for t in alone.search.trials]
     assert [t.slopes for t in two.search.trials] == [t.slopes for t in alone.search.trials]
 
