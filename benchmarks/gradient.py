@@ -1,12 +1,12 @@
 """What the gradient is worth: `warm_start: gradient`, a weight for each source and tensor, against searches without.
 
-    python benchmarks/gradient.py FOLDER [--seeds 5] [--trials 60] [--processes 2] [--out runs/gradient]
+    python benchmarks/gradient.py FOLDER [--seeds 5] [--trials 25] [--only fine] [--processes 3] [--out runs/gradient]
     python benchmarks/gradient.py FOLDER --accuracy
 
-FOLDER is as in specialists.py: task arithmetic with weights in [0, 1], 48 items a slice on each split, dealt by the
-seed. First each seed is searched with the gradient. Then the searches without (`ROWS`) get the seconds of evaluation
-that it took, and as many trials as they can do in them; one process has one thread, and as many run side by side at all
-times. Prints for each seed the gain over the base on the holdout items (mean of three slices of bits per byte) of the
+FOLDER is as in specialists.py: task arithmetic, 48 items a slice on each split, dealt by the seed. First each seed is
+searched with the gradient, for so many trials. Then the searches without (`ROWS`) get the seconds of evaluation that it
+took, and as many trials as they can do in them; one process has one thread, and as many run side by side at all times.
+ Prints for each seed the gain over the base on the holdout items (mean of three slices of bits per byte) of the
 winner, who passes the three floors `of: base, margin: 0` there, and the time that the whole command took. Finished runs
 in --out are not run again. Exits with 1 where the mean gain is not at least twice that of every other row.
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -36,14 +37,17 @@ import evomerge
 FACTOR = 2.0
 ITEMS = 48
 ALONG = "gradient, sources x tensors"
-ROWS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    ALONG: ({"name": "surrogate", "warm_start": "gradient"}, ["sources", "tensors"]),
-    "default, sources x layers": ({"name": "surrogate"}, ["sources", "layers"]),
-    "default, sources x tensors": ({"name": "surrogate"}, ["sources", "tensors"]),
-    "cma-es, sources x layers": ({"name": "cma-es", "sigma": 0.1}, ["sources", "layers"]),
+ROWS: dict[str, tuple[dict[str, Any], list[str], tuple[float, float]]] = {
+    ALONG: ({"name": "surrogate", "warm_start": "gradient"}, ["sources", "tensors"], (-1.0, 2.0)),
+    "default, sources x tensors": ({"name": "surrogate"}, ["sources", "tensors"], (-1.0, 2.0)),
+    "default, the same in [0, 1]": ({"name": "surrogate"}, ["sources", "tensors"], (0.0, 1.0)),
+    "default, sources x layers": ({"name": "surrogate"}, ["sources", "layers"], (0.0, 1.0)),
+    "cma-es, sources x layers": ({"name": "cma-es", "sigma": 0.1}, ["sources", "layers"], (0.0, 1.0)),
 }
-"""Row -> the optimizer and the axes of the weight. The second is the best search without gradients that there is
-(benchmarks/search.py)."""
+"""Row -> the optimizer, the axes of the weight, and its range."""
+
+FINE = 3
+"""So many of the rows search the fine genome (`--only fine`)."""
 
 CHOICES = ("shakespeare_choice", "gsm8k_choice", "grammar_pairs")
 
@@ -64,19 +68,20 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/gradient"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--trials", type=int, default=25)
+    parser.add_argument("--only", choices=["fine"])
+    parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--accuracy", action="store_true")
     options = parser.parse_args()
     root, folder = options.out.absolute(), options.folder.absolute()
     if options.accuracy:
         accuracy(root / "accuracy", folder, options.trials)
         return 0
-    seeds = range(options.seeds)
+    seeds, root = range(options.seeds), root / str(options.trials)
     with ThreadPoolExecutor(options.processes) as pool:
         runs = {ALONG: list(pool.map(lambda s: run(root, folder, ALONG, s, options.trials, None), seeds))}
         limits = [found.spent for found in runs[ALONG]]
-        for row in ROWS:
+        for row in list(ROWS)[: FINE if options.only else None]:
             if row != ALONG:
                 runs[row] = list(pool.map(lambda s, row=row: run(root, folder, row, s, None, limits[s]), seeds))
     return report(runs)
@@ -84,7 +89,7 @@ def main() -> int:
 
 def run(root: Path, folder: Path, row: str, seed: int, trials: int | None, seconds: float | None) -> Found:
     """One search in a process of its own, unless it is there already."""
-    place = root / f"{row.replace(' ', '-').replace(',', '')}-{seed}"
+    place = root / f"{re.sub('[^a-z0-9]+', '-', row)}-{seed}"
     done = place / "wall.json"
     if not done.is_file():
         space = files(place, folder, row, seed, {"trials": trials, "time": seconds})
@@ -105,10 +110,10 @@ def files(place: Path, folder: Path, row: str, seed: int, budget: dict[str, Any]
     for piece in fitness["slices"].values():
         piece |= {"items": ITEMS, "floor": {"of": "base", "margin": 0.0}}
     (place / "fitness.yaml").write_text(yaml.safe_dump(fitness, sort_keys=False))
-    optimizer, axes = ROWS[row]
+    optimizer, axes, (low, high) = ROWS[row]
     about = yaml.safe_load(space.read_text())
     about |= {"optimizer": {**optimizer, "seed": seed}, "budget": {k: v for k, v in budget.items() if v is not None}}
-    about["genes"]["weight"] = {"low": 0.0, "high": 1.0, "per": axes}
+    about["genes"]["weight"] = {"low": low, "high": high, "per": axes}
     space.write_text(yaml.safe_dump(about, sort_keys=False))
     return space
 
@@ -197,7 +202,7 @@ def choices(place: Path, folder: Path, trials: int) -> Path:
     (place / "fitness.yaml").write_text(yaml.safe_dump(fitness, sort_keys=False))
     found = yaml.safe_load(space.read_text())
     found["optimizer"] = {"name": "surrogate", "warm_start": "gradient", "seed": 0}
-    found["genes"]["weight"] = {"low": 0.0, "high": 1.0, "per": ["sources", "tensors"]}
+    found["genes"]["weight"] = {"low": -1.0, "high": 2.0, "per": ["sources", "tensors"]}
     space.write_text(yaml.safe_dump(found, sort_keys=False))
     return space
 
