@@ -10,7 +10,7 @@ import numpy as np
 from evomerge.space.vector import Encoding, Vector
 from evomerge.types import Dimension, Genome, Value
 
-_REACH = 0.2
+_REACH = 0.1
 """How far a shift goes either way, as a share of each gene's range."""
 
 _MOST = 24
