@@ -1,6 +1,6 @@
 """What the gradient is worth: `warm_start: gradient`, a weight for each source and tensor, against searches without.
 
-    python benchmarks/gradient.py FOLDER [--seeds 5] [--trials 25] [--only fine] [--processes 3] [--out runs/gradient]
+    python benchmarks/gradient.py FOLDER [--seeds 5] [--trials 15] [--only fine] [--processes 3] [--out runs/gradient]
     python benchmarks/gradient.py FOLDER --accuracy
 
 FOLDER is as in specialists.py: task arithmetic, 48 items a slice on each split, dealt by the seed. First each seed is
@@ -68,7 +68,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/gradient"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--trials", type=int, default=25)
+    parser.add_argument("--trials", type=int, default=15)
     parser.add_argument("--only", choices=["fine"])
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--accuracy", action="store_true")

@@ -97,7 +97,9 @@ class Workbench:
             self._pulls = None  # it holds a part of the slopes
             raise
         slopes = self._pulls.slopes()
-        return loss, self.suite.surrogate(name, checked), {tensor: slopes[tensor] for tensor in tensors}
+        # A head that is stored besides the embeddings that it is has none: what moves the model is written last.
+        found = {tensor: slopes[tensor] for tensor in tensors if tensor in slopes}
+        return loss, self.suite.surrogate(name, checked), found
 
     def _is_tight(self, name: str, items: frozenset[str]) -> bool:
         """Whether a backward pass on these items would take more memory than is kept for it."""
