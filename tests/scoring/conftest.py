@@ -86,11 +86,11 @@ def _tiny() -> Any:
 
 @pytest.fixture
 def model(_tiny: Any) -> Iterator[Any]:
-    """The tiny model; whatever a test does to its weights is undone."""
+    """The tiny model; whatever a test does to its weights is undone, and what it froze is thawed."""
     kept = {name: tensor.clone() for name, tensor in _tiny.state_dict().items()}
     yield _tiny
     _tiny.load_state_dict(kept)
-    _tiny.eval()
+    _tiny.eval().requires_grad_(True).zero_grad()
 
 
 def nudge(model: Any, seed: int = 1, size: float = 0.2) -> None:

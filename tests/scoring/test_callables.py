@@ -189,6 +189,7 @@ def second(model, tokenizer, items):
 def pair(bench: Bench, model: Any, tokenizer: Any, body: str) -> Suite:
     (bench.folder / "two.py").write_text(TWO.format(body=body))
     slices = {name: {"python": f"two:{name}", "data": "own.jsonl"} for name in ("first", "second")}
+    model.requires_grad_(False)
     return Suite.build(bench.fitness(slices), model, tokenizer)
 
 
@@ -205,7 +206,6 @@ def pair(bench: Bench, model: Any, tokenizer: Any, body: str) -> Suite:
     ],
 )
 def test_what_it_switches_is_switched_back(body: str, own: Bench, model: Any, tokenizer: Any) -> None:
-    model.requires_grad_(False)
     expected = pair(own, model, tokenizer, "pass").score()["second"]
     assert pair(own, model, tokenizer, body).score()["second"] == expected
     assert torch.is_grad_enabled()
