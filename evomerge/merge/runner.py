@@ -20,8 +20,14 @@ from evomerge.merge.transfers import is_away, moved, order_of
 
 _CACHED = 1 << 18  # elements of a piece on the CPU: large enough for all threads, small enough for their caches
 _MOVED = 1 << 24  # elements of a piece that is moved to another device
-_PULLED = 1 << 21  # the same where autograd keeps a dozen tensors of a piece's size
+_PULLED = 1 << 21  # the same where autograd keeps `_KEPT` tensors in float32 of a piece's size
+_KEPT = 12
 _SMALL = 64  # tensors below this are not worth a compiled call
+
+
+def pulling_bytes(count: int) -> int:
+    """What `Runner.pull` takes at most, besides what it is given, for a tensor of so many elements."""
+    return _KEPT * 4 * min(count, _PULLED)
 
 
 class Runner:

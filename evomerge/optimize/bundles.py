@@ -10,7 +10,7 @@ import numpy as np
 from evomerge.space.vector import Encoding, Vector
 from evomerge.types import Dimension, Genome, Value
 
-_REACH = 0.1
+REACH = 0.1
 """How far a shift goes either way, as a share of each gene's range."""
 
 _MOST = 24
@@ -40,7 +40,7 @@ class Bundles:
                 self._groups.setdefault(labels(d), []).append(coordinates[d.key])
             if len(self._groups) <= _MOST:
                 break
-        shifts = [Dimension(key, -_REACH, _REACH, 0.0, gene=key.partition(" ")[0]) for key in self._groups]
+        shifts = [Dimension(key, -REACH, REACH, 0.0, gene=key.partition(" ")[0]) for key in self._groups]
         self.dimensions: tuple[Dimension, ...] = (*shifts, *self._choices)
         chosen: dict[str, Value] = {d.key: center[d.key] for d in self._choices}
         self.start: Genome = {**dict.fromkeys(self._groups, 0.0), **chosen}

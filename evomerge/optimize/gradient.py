@@ -26,8 +26,6 @@ _PENALTY, _PACE = 50.0, 0.05
 """The weight of a shortfall of 1 (the spread of base and sources), in units of the objective's slopes, and the share of
 it by which a multiplier moves in a step."""
 
-_TENTH = 0.1
-
 _END = 0.1
 """What is left of the rate at the last step."""
 
@@ -85,17 +83,17 @@ class Gradient(Sequential):
             return f"the items for checking have seen nothing better in {self._patience} steps"
         return super().exhausted
 
-    @property
-    def promise(self) -> list[float]:
-        """For each dimension, how much the Lagrangian changes with a tenth of its range by its slope and its curvature,
-        which is judged by the differences between the latest slopes; NaN for those that never had a slope."""
+    def promise(self, reach: float) -> list[float]:
+        """For each dimension, how much the Lagrangian changes with this share of its range by its slope and its
+        curvature, which is judged by the differences between the latest slopes; NaN for those that never had a slope.
+        """
         if not self._trail:
             return [math.nan] * len(self.dimensions)
         vectors, slopes = (np.array([pair[i] for pair in self._trail]) for i in range(2))
         moved, turned = np.diff(vectors, axis=0), -np.diff(slopes, axis=0)
         squares = (moved**2).sum(axis=0)
         curvature = np.maximum(0.0, (moved * turned).sum(axis=0) / np.where(squares > 0, squares, 1.0))
-        found = np.abs(slopes[-1]) * _TENTH + curvature * _TENTH**2 / 2
+        found = np.abs(slopes[-1]) * reach + curvature * reach**2 / 2
         found[~slopes.any(axis=0)] = math.nan
         return [float(found[place.start]) for place in self._encoding.places]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.optimize.base import Optimizer, Sequential, Start
-from evomerge.optimize.bundles import Bundles
+from evomerge.optimize.bundles import REACH, Bundles
 from evomerge.optimize.gradient import Gradient
 from evomerge.optimize.ranking import rank_key
 from evomerge.types import Dimension, Genome, Outcome
@@ -87,7 +87,7 @@ class GradientStart(Sequential):
     def _go_on(self) -> None:
         """From the gradient to the search around the best that it met."""
         center, outcome = min([*self.start.known, *self.history], key=lambda pair: rank_key(pair[1]))
-        self._bundles = Bundles(self.dimensions, center, _matter(self._gradient.promise))
+        self._bundles = Bundles(self.dimensions, center, _matter(self._gradient.promise(REACH)))
         known = ((self._bundles.start, outcome),)
         self._inner = self._make(self._bundles.dimensions, Start(self._bundles.start, {}, known))
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 from evomerge.checkpoints.headers import SIZES
 from evomerge.merge.jobs import Plan as MergePlan
+from evomerge.merge.runner import pulling_bytes
 from evomerge.optimize.abilities import follows_slopes
 from evomerge.scoring.engine.activations import Dimensions, Extent, activation_bytes
 from evomerge.study.prepare import Plan
 
 _LENGTH = 1024
 """Tokens of the items that are planned for; how long they are is only known once the tasks are built."""
-
-_PULLED = 12 * 4 << 21
-"""Bytes of the pieces in float32 that a gradient is pulled back with (`merge.runner`), at most."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class StepMemory:
     def bytes(self, batch: Extent, checkpointing: bool) -> int:
         """Activations, the largest parameter's gradient, and what it is pulled back with."""
         kept = activation_bytes(self.model, batch, checkpointing) if self.model else 0
-        return kept + self.largest * SIZES[self.dtype] + min(_PULLED, 12 * 4 * self.largest)
+        return kept + self.largest * SIZES[self.dtype] + pulling_bytes(self.largest)
 
     def is_tight(self, batch: Extent) -> bool:
         """Whether layers had better keep their inputs only, and run a second time."""

@@ -8,6 +8,9 @@ from evomerge.optimize.abilities import abilities, follows_slopes
 from evomerge.registry import CHOICES, METHODS
 from evomerge.scoring.task_files import scan
 
+UNWEIGHTED = "give it `weight: 0` (its floor still holds), or use `warm_start: gradient` of another optimizer"
+"""What to do with a slice that `gradient` cannot follow."""
+
 
 def check_slopes(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """InputError where slopes are asked for of a method, a gene or a slice that has none."""
@@ -56,6 +59,5 @@ def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:
     lost = next((piece for piece in counting if piece.name in reasons), None)
     if lost is not None and (alone or len(reasons) == len(counting)):
         problem = f"slice {lost.name} is scored by {reasons[lost.name]}, which has no slope for {optimizer} to follow"
-        mend = "give it `weight: 0` (its floor still holds), or use `warm_start: gradient` of another optimizer"
-        mend = mend if alone else "add a slice of texts or choices, or use `warm_start: true`"
+        mend = UNWEIGHTED if alone else "add a slice of texts or choices, or use `warm_start: true`"
         raise InputError(problem, mend, lost.where)

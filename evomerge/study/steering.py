@@ -18,6 +18,7 @@ from evomerge.recipe.recipe import Recipe
 from evomerge.registry import CHOICES
 from evomerge.scoring.suite import Piece
 from evomerge.study.scorers import Work
+from evomerge.study.smooth import UNWEIGHTED
 from evomerge.study.trial import Trial
 from evomerge.types import Outcome, Slopes
 
@@ -144,10 +145,10 @@ class Steering:
         """The outcome with the slopes of its objective and margins, where the trial has some."""
         if trial.slopes is None or outcome.failed:
             return outcome
-        session = self._session
-        gates, scale = session.floors(()).gates, session.floors(()).scale
+        standing = self._session.floors(())
+        gates, scale = standing.gates, standing.scale
         moved = {n: [-unit * s for s in trial.slopes[n]["slopes"]] for n, unit in self._units.items()}
-        by_score = self._objective_by_score(trial)
+        by_score = self._objective_by_score(trial, scale)
         objective = [sum(by_score[n] * own[i] for n, own in moved.items()) for i in range(len(self._genes))]
         floors = [name for name, gate in gates.items() if gate.floor is not None]
         still = [0.0] * len(self._genes)
@@ -156,11 +157,11 @@ class Steering:
         beyond = tuple((checked[n] - (gates[n].floor or 0.0)) / scale[n] for n in floors)
         return replace(outcome, slopes=Slopes(tuple(objective), margins, (self._objective(checked), beyond)))
 
-    def _objective_by_score(self, trial: Trial) -> dict[str, float]:
+    def _objective_by_score(self, trial: Trial, scale: Mapping[str, float]) -> dict[str, float]:
         """d objective / d score of each slice at the trial's scores, by differences."""
         found = {}
         for name, value in trial.scores.items():
-            step = _STEP * self._session.floors(()).scale[name]
+            step = _STEP * scale[name]
             above, below = (self._objective({**trial.scores, name: value + by}) for by in (step, -step))
             found[name] = (above - below) / (2 * step)
         return found
@@ -209,9 +210,8 @@ def _check_slices(session: Session, slices: Mapping[str, Piece]) -> None:
     spec, fitness = session.plan.spec, session.plan.fitness
     for name, piece in slices.items():
         if piece.no_surrogate and piece.weight > 0 and spec.optimizer["name"] == "gradient":
-            mend = "give it `weight: 0` (its floor still holds), or use `warm_start: gradient` of another optimizer"
             problem = f"gradient cannot follow slice {name}: {piece.no_surrogate}"
-            raise InputError(problem, mend, fitness.slices[name].where)
+            raise InputError(problem, UNWEIGHTED, fitness.slices[name].where)
     if all(piece.no_surrogate for piece in slices.values()):
         name, piece = next(iter(slices.items()))
         problem = f"no slice has slopes to follow; {name}: {piece.no_surrogate}"

@@ -17,8 +17,8 @@ _MARGIN = 1.2
 
 _FLOAT32 = 4
 
-_CHUNK = 3 << 20
-"""Logits that are held in float32 while they are reduced: three times `forward.CHUNK`."""
+CHUNK = 1 << 20
+"""Logits that are reduced at a time: what this many take in float32 still lies in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def activation_bytes(model: Dimensions, batch: Extent, checkpointing: bool = Fal
     # Either the head is on its way back, or the last layer is.
     logits = batch.scored * model.vocabulary
     head = batch.positions * _norm(model) + batch.scored * model.hidden * model.bytes
-    head += 2 * logits * model.bytes + min(3 * logits, _CHUNK) * _FLOAT32
+    head += 2 * logits * model.bytes + 3 * min(logits, CHUNK) * _FLOAT32
     within = (layer if checkpointing else 0) + 2 * stream + batch.positions * model.intermediate * model.bytes
     return int(_MARGIN * (kept + max(head, within)))
 

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from evomerge.errors import TrialError
 from evomerge.scoring.engine import forward
-from evomerge.scoring.engine.activations import Extent
+from evomerge.scoring.engine.activations import CHUNK, Extent
 from evomerge.scoring.engine.batches import Layout
 from evomerge.scoring.engine.checkpointing import checkpointed
 from evomerge.scoring.engine.encode import Window
-from evomerge.scoring.engine.forward import CHUNK
 from evomerge.scoring.engine.plan import Packed
 from evomerge.scoring.engine.tree import Row, pack
 
@@ -63,7 +62,7 @@ class MicroBatch:
             found = forward.logits(lm.model, batch, lm.device, lm.shortcuts.selection)
             parts.append(loglikelihoods(found, batch.node.to(found.device), batch.target.to(found.device)).cpu())
         sums = _sums(layout, torch.cat(parts).double())
-        values = sums.split([len(term.windows) for term in self._terms])  # type: ignore[no-untyped-call]
+        values = torch.split(sums, [len(term.windows) for term in self._terms])
         return torch.stack([term.value(own) for term, own in zip(self._terms, values, strict=True)]).sum()
 
 
@@ -98,7 +97,7 @@ class Sum:
             for batch in batches:
                 part = batch.value(lm)
                 total += _finite(part)
-                (part * share).backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(part * share)
         return total
 
     def _micro_batches(self, lm: ResidentLM) -> list[MicroBatch]:
@@ -168,7 +167,7 @@ def loglikelihoods(logits: Tensor, node: Tensor, target: Tensor) -> Tensor:
 class _Loglikelihoods(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, node: Tensor, target: Tensor) -> Tensor:
-        chunks = logits.split(_step(logits))  # type: ignore[no-untyped-call]
+        chunks = torch.split(logits, _step(logits))
         whole = torch.cat([chunk.float().logsumexp(-1) for chunk in chunks])
         found: Tensor = logits[node, target].float() - whole[node]
         ctx.save_for_backward(logits, node, target, whole, found)

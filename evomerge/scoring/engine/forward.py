@@ -11,14 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evomerge.scoring.engine.activations import CHUNK
 from evomerge.scoring.engine.batches import Batch
 from evomerge.scoring.engine.encode import Window
 
 Scores = tuple[NDArray[np.float64], NDArray[np.bool_]]
 """Natural-log probability [M] of each pair's token, and whether it is the most probable one [M]."""
-
-CHUNK = 1 << 20
-"""Logits that are reduced at a time: what this many take in float32 still lies in a processor's cache."""
 
 
 @torch.no_grad()
