@@ -14,20 +14,26 @@ from collections.abc import Sequence
 from evomerge import __version__, arguments, commands
 from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.errors import EvomergeError, InputError
+from evomerge.interrupts import ignore, listening
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     options = parser().parse_args(words)
-    signal.signal(signal.SIGTERM, _interrupt)
+    with listening(signal.SIGTERM):
+        return _answer(options)
+
+
+def _answer(options: argparse.Namespace) -> int:
     try:
-        return int(options.handler(options))
+        with listening():
+            return int(options.handler(options))
     except InputError as error:
         return complain(str(error), WRONG)
     except EvomergeError as error:
         return complain(str(error), NO)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ignore()
         return complain(_how_to_go_on(options), INTERRUPTED, "interrupted")
     except BrokenPipeError:
         # Whoever read our output left: nothing to say to, and nothing to flush at exit.
@@ -35,10 +41,6 @@ def main(words: Sequence[str] | None = None) -> int:
         return PIPE_CLOSED
     except OSError as error:
         return complain(f"{error.filename or 'the system'}: {error.strerror or error}", WRONG)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:

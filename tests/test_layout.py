@@ -22,7 +22,7 @@ FLOORS = [
     ["space"],
     ["recipe"],
     ["files"],
-    ["types", "errors", "registry"],
+    ["types", "errors", "interrupts", "registry"],
 ]
 HEIGHT = {room: -i for i, floor in enumerate(FLOORS) for room in floor}
 FILES = sorted(PACKAGE.rglob("*.py"))

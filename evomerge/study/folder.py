@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from evomerge.errors import BusyError, InputError, Where, suggestion
+from evomerge.interrupts import deferred
 
 _NAME = re.compile(r"^[\w][\w.-]*$")
 _OWN = ("items", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
@@ -132,6 +133,7 @@ def list_runs(root: Path) -> list[RunFolder]:
     return sorted(found, key=lambda f: (f.environment.stat().st_mtime, f.name))
 
 
+@deferred()
 def write_atomic(file: Path, text: str) -> None:
     """Replace a file whole: a reader sees the old text or the new, never a part."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")

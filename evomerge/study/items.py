@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evomerge.interrupts import deferred
 from evomerge.types import ItemScore, SplitName
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def write_items(folder: Path, trial: int, split: SplitName, items: Mapping[str, 
     save_items(items_file(folder, trial, split), items)
 
 
+@deferred()
 def save_items(file: Path, items: Mapping[str, Iterable[ItemScore]]) -> None:
     """One row an item: slice, item, score (natural direction), weight, cluster, raw (JSON); as lines of JSON where
     `file` ends in .jsonl, else as Parquet. Replaced whole."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.errors import InputError, TrialError, Where
 from evomerge.files.fitness_file import read_fitness
+from evomerge.interrupts import answered, listening, recognized
 from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import Gate, Verdict, judge, scales, settle
 from evomerge.scoring.preflight import check_fitness
@@ -105,6 +106,7 @@ class PathInterrupted(KeyboardInterrupt):
         self.partial = partial
 
 
+@listening()
 def path(
     start: str | Path,
     end: str | Path | None = None,
@@ -178,10 +180,13 @@ def _walk(
     try:
         for t in (wanted[0], wanted[-1], *wanted[1:-1]):
             observer.progress(f"point {len(scored) + 1} of {len(wanted)}: t = {t:g}", len(scored) / len(wanted))
-            scored.append(score(t))
+            with recognized():
+                point = score(t)
+            scored.append(point)
             observer.note(told(scored[-1], result(scored)))
     except KeyboardInterrupt:
         if scored:
+            answered()
             raise PathInterrupted(result(scored)) from None
         raise
     return result(scored)

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from evomerge.errors import InputError, TrialError
+from evomerge.interrupts import recognized
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.suite import Outline
 from evomerge.study.folder import is_disk_full
@@ -109,7 +110,8 @@ class Alone:
 def attempt(job: Job, bench: Workbench, on_slice: Callable[[str], None]) -> Any:
     """What comes of a job, or the exception: whatever it is, it is the candidate's failure. But a full disk is not."""
     try:
-        return job.run(bench, on_slice)
+        with recognized():
+            return job.run(bench, on_slice)
     except (TrialError, InputError) as error:
         return error
     except Exception as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError
+from evomerge.interrupts import listening
 from evomerge.optimize.base import Optimizer, Start, build
 from evomerge.scoring.suite import Piece
 from evomerge.study import holdout, loop
@@ -52,6 +53,7 @@ class Result:
     gained: Contributions | None = None
 
 
+@listening()
 def search(
     space: str | Path,
     *,
@@ -118,6 +120,7 @@ def search(
         return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds))
 
 
+@listening()
 def resume(
     run: str | Path,
     *,

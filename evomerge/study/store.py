@@ -19,6 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evomerge.errors import InputError, Where
+from evomerge.interrupts import deferred
 from evomerge.optimize.optuna_samplers import distribution
 from evomerge.recipe.recipe import Recipe, to_data
 from evomerge.study.measured import Measured
@@ -34,13 +35,14 @@ _STATES: Mapping[TrialState, State] = {
 
 
 class Store:
-    """One study in one storage. Only the process that holds the run's lock may write."""
+    """One study in one storage. Only the process that holds the run's lock may write. Interruptions wait for writes."""
 
     def __init__(self, storage: BaseStorage, study_id: int, dimensions: Sequence[Dimension] = ()) -> None:
         self._storage, self._id = storage, study_id
         self._distributions = {d.key: distribution(d) for d in dimensions}
 
     @classmethod
+    @deferred()
     def create(cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension]) -> Store:
         """A new study."""
         study_id = storage.create_new_study([StudyDirection.MAXIMIZE], name)
@@ -60,6 +62,7 @@ class Store:
     def facts(self) -> dict[str, Any]:
         return self._storage.get_study_user_attrs(self._id)
 
+    @deferred()
     def record(self, key: str, value: Any) -> None:
         self._storage.set_study_user_attr(self._id, key, value)
 
@@ -76,6 +79,7 @@ class Store:
         frozen = self._storage.get_all_trials(self._id, deepcopy=False)
         return [_trial(f) for f in sorted(frozen, key=lambda f: f.number) if "recipe_id" in f.user_attrs]
 
+    @deferred()
     def start(
         self,
         kind: Kind,
@@ -106,6 +110,7 @@ class Store:
         trial_id = self._storage.create_new_trial(self._id, template_trial=template)
         return _trial(self._storage.get_trial(trial_id))
 
+    @deferred()
     def complete(
         self,
         trial: Trial,
@@ -128,6 +133,7 @@ class Store:
         self._storage.set_trial_state_values(trial_id, state, [measured.objective])
         return _trial(self._storage.get_trial(trial_id))
 
+    @deferred()
     def note_slopes(self, trial: Trial, slopes: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float]) -> Trial:
         """Write down the slopes of a trial in flight."""
         trial_id = self._trial_id(trial.number)
@@ -135,11 +141,13 @@ class Store:
             self._storage.set_trial_user_attr(trial_id, key, value)
         return _trial(self._storage.get_trial(trial_id))
 
+    @deferred()
     def note(self, trial: Trial, digest: str, seconds: Mapping[str, float]) -> None:
         """Write down how far a trial in flight has come."""
         for key, value in {"digest": digest, "seconds": dict(seconds)}.items():
             self._storage.set_trial_user_attr(self._trial_id(trial.number), key, value)
 
+    @deferred()
     def fail(self, trial: Trial, reason: str, seconds: Mapping[str, float], place: int | None = None) -> Trial:
         """End a trial that could not be evaluated."""
         trial_id = self._trial_id(trial.number)

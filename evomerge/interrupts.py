@@ -1,0 +1,94 @@
+"""Ctrl-C and SIGTERM: obeyed at once, but not in the middle of a write, and never lost or mistaken for an error.
+
+Python raises KeyboardInterrupt at whatever line is running. Inside a library that is the wrong place now and then: a
+lock file is renamed and then not found, a file is closed before its writer, a destructor or a callback swallows the
+interruption and the program goes on. So writes defer it (`deferred`), and what is worth recording is made where it is
+recognized (`recognized`), whatever a library made of it. Workers are processes of their own, and hear neither.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class _Ear:
+    """What was heard, and whether it may be obeyed now."""
+
+    def __init__(self) -> None:
+        self.heard = self.waiting = False
+        self.depth = 0
+
+    def hear(self, number: int, frame: object) -> None:
+        """A signal's handler. One that waits already is not made to wait again: whoever insists is obeyed."""
+        self.heard = True
+        if self.depth and not self.waiting:
+            self.waiting = True
+            return
+        raise KeyboardInterrupt
+
+
+_ear = _Ear()
+
+
+@contextmanager
+def listening(*others: signal.Signals) -> Iterator[None]:
+    """Until the end, Ctrl-C and the `others` are KeyboardInterrupt, and so is an error that came of one. A handler for
+    Ctrl-C that is not Python's own stays, and so does what another thread than the main one finds. Also a
+    decorator."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
+    before = {number: signal.signal(number, _ear.hear) for number in (*ours, *others)}
+    if before:
+        _ear.heard = _ear.waiting = False
+    try:
+        yield
+    except Exception as error:
+        if _ear.heard:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) == _ear.hear:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def recognized() -> Iterator[None]:
+    """KeyboardInterrupt, in place of any error and of a normal end, if an interruption was heard."""
+    try:
+        yield
+    except Exception as error:
+        if _ear.heard:
+            raise KeyboardInterrupt from error
+        raise
+    if _ear.heard:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """An interruption waits for the end: for writes that take moments. Also a decorator."""
+    _ear.depth += 1
+    try:
+        yield
+    finally:
+        _ear.depth -= 1
+        if not _ear.depth and _ear.waiting:
+            _ear.waiting = False
+            raise KeyboardInterrupt
+
+
+def answered() -> None:
+    """The interruption that was heard has had its effect: what goes wrong from now on has other causes."""
+    _ear.heard = False
+
+
+def ignore() -> None:
+    """Ctrl-C and SIGTERM do nothing from now on: the process is ending anyway."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,199 @@
+"""Ctrl-C is obeyed at once, waits for writes, and is recognized whatever a library makes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from evomerge.errors import TrialError
+from evomerge.interrupts import answered, deferred, listening, recognized
+from evomerge.study.scorers import attempt
+
+
+@pytest.fixture(autouse=True)
+def pythons_own() -> Iterator[None]:
+    """The handler that a program in the foreground has; the tests' own may be that of a background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupt(number: signal.Signals = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+class Swallows:
+    """A destructor, in which Python only prints what is raised."""
+
+    def __del__(self) -> None:
+        interrupt()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_is_obeyed_at_once(number: signal.Signals) -> None:
+    reached = False
+
+    @listening(signal.SIGTERM)
+    def work() -> None:
+        nonlocal reached
+        interrupt(number)
+        reached = True
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert not reached
+
+
+def test_waits_for_the_end_of_the_outermost_write() -> None:
+    done: list[str] = []
+
+    @deferred()
+    def write(what: str) -> None:
+        interrupt()
+        done.append(what)
+
+    @listening()
+    def work() -> None:
+        with deferred():
+            write("a")
+            done.append("b")
+        done.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["a", "b"]
+
+
+def test_who_insists_does_not_wait() -> None:
+    done: list[str] = []
+
+    @listening()
+    @deferred()
+    def work() -> None:
+        interrupt()
+        done.append("once")
+        interrupt()
+        done.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["once"]
+
+
+def test_writes_of_the_clean_up_are_not_cut_short() -> None:
+    done: list[str] = []
+
+    @listening()
+    def work() -> None:
+        try:
+            interrupt()
+        finally:
+            with deferred():
+                done.append("cleaned")
+            done.append("up")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["cleaned", "up"]
+
+
+def test_an_error_that_came_of_one_is_one() -> None:
+
+    @listening()
+    def work() -> None:
+        try:
+            interrupt()
+        except KeyboardInterrupt:
+            raise RuntimeError("what a library makes of it") from None
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_swallowed_one_is_not_lost() -> None:
+    results: list[int] = []
+
+    @listening()
+    def work() -> None:
+        with recognized():
+            Swallows()
+            results.append(1)
+        results.append(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert results == [1]
+
+
+def test_other_errors_stay() -> None:
+    with pytest.raises(KeyboardInterrupt), listening():
+        interrupt()
+    with pytest.raises(ValueError, match="its own"), listening(), recognized():
+        raise ValueError("its own")
+
+
+def test_once_answered_errors_are_errors_again() -> None:
+
+    @listening()
+    def work() -> None:
+        try:
+            interrupt()
+        except KeyboardInterrupt:
+            answered()
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        work()
+
+
+def test_handlers_come_back() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with listening(signal.SIGTERM), listening():
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        interrupt(signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_users_own_handler_stays() -> None:
+    heard: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    with listening():
+        interrupt()
+    assert heard == [signal.SIGINT]
+
+
+def test_another_thread_can_run_a_search() -> None:
+    done: list[int] = []
+
+    def run() -> None:
+        with listening(signal.SIGTERM):
+            done.append(1)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done == [1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_candidate_that_was_interrupted_has_neither_scores_nor_failed(fails: bool) -> None:
+    class Interrupted:
+        def run(self, bench: object, on_slice: object) -> int:
+            Swallows()
+            if fails:
+                raise TrialError("a candidate's failure, or so it seems")
+            return 1
+
+    with pytest.raises(KeyboardInterrupt), listening():
+        attempt(Interrupted(), None, lambda name: None)  # type: ignore[arg-type]
