@@ -19,10 +19,11 @@ from evomerge.optimize.ranking import rank_key
 from evomerge.space.vector import Encoding, Vector
 from evomerge.types import Dimension, Genome, Outcome, Slopes
 
-_FIRST, _SECOND, _TINY = 0.9, 0.999, 1e-8
-"""Adam's decay of the first and the second moment, and what keeps it from dividing by 0."""
+_FIRST, _SECOND, _TINY = 0.6, 0.999, 1e-8
+"""Adam's decay of the first and the second moment, and what keeps it from dividing by 0. The usual 0.9 is for noisy
+slopes; these are exact, and what goes on moving after a floor is met has to come back."""
 
-_PENALTY, _PACE = 50.0, 0.05
+_PENALTY, _PACE = 50.0, 0.2
 """The weight of a shortfall of 1 (the spread of base and sources), in units of the objective's slopes, and the share of
 it by which a multiplier moves in a step."""
 
