@@ -171,12 +171,13 @@ class Session:
 
     def evaluate_all(self, trials: Sequence[Trial], rivals: int, places: int) -> list[Trial]:
         """Score trials, and store them, on as many items as it takes: see `Economy.race`. The `rivals` before them are
-        of the same generation. What was scored before is not scored again, and takes no part in the race."""
+        of the same generation. What was scored before is not scored again, and takes no part in the race; nor does what
+        has slopes, as its margins steer the next step, and a prediction can be far off for one slice."""
         trials = [self.steering.find(t) if self.steering and t.lacks_slopes else t for t in trials]
         before = [t for t in self._searched() if t.number < trials[0].number]
         generation = [*before[len(before) - rivals :], *trials]
         twins = {t.number: twin for t in generation if (twin := self._twin_of(t))}
-        racing = [t for t in generation if t.number not in twins]
+        racing = [t for t in generation if t.number not in twins and not t.sloped]
         raced: dict[int, Work[Trial]] = {}
         if self.economy is not None and any(t.state == "running" for t in racing):
             raced = self.economy.race(racing, generation[0].number, places)
@@ -199,8 +200,9 @@ class Session:
                 return trial
         if twin := self._twin_of(trial):
             return (yield from self._copy(trial, twin))
-        work = self.evaluate(trial) if self.economy is None else self.economy.evaluate_alone(trial)
-        return (yield from work)
+        if self.economy is None or trial.sloped:
+            return (yield from self.evaluate(trial))
+        return (yield from self.economy.evaluate_alone(trial))
 
     def evaluate(self, trial: Trial) -> Work[Trial]:
         """Materialize, score and store one trial on all items. A candidate that fails is stored with its reason."""

@@ -296,6 +296,21 @@ def test_slices_without_slopes_keep_their_floors(tiny_study: Study, optimizer: A
     assert all("mine" not in (t.slopes or {}) for t in trials)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_steps_are_scored_on_all_items(tiny_study: Study, asynchronous: bool) -> None:
+    """Their margins steer, and those of one that was stopped are predicted."""
+
+    def change(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        along(space, fitness)
+        space["optimizer"]["asynchronous"] = asynchronous
+        fitness["slices"]["a"]["floor"] = 1.0  # out of reach after a few items
+        fitness["economy"] = True
+
+    steps = [t for t in evomerge.search(tiny_study(change)).search.trials if t.slopes]
+    assert len(steps) > 5
+    assert {(t.state, t.evaluated) for t in steps} == {("complete", steps[0].items)}
+
+
 def refused(study: Study, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> str:
     with pytest.raises(InputError) as caught:
         evomerge.search(study(change))
