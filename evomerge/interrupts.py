@@ -46,11 +46,8 @@ def listening(*others: signal.Signals) -> Iterator[None]:
     if before:
         _ear.heard = _ear.waiting = False
     try:
-        yield
-    except Exception as error:
-        if _ear.heard:
-            raise KeyboardInterrupt from error
-        raise
+        with _seen_through():
+            yield
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) == _ear.hear:
@@ -60,14 +57,21 @@ def listening(*others: signal.Signals) -> Iterator[None]:
 @contextmanager
 def recognized() -> Iterator[None]:
     """KeyboardInterrupt, in place of any error and of a normal end, if an interruption was heard."""
+    with _seen_through():
+        yield
+    if _ear.heard:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _seen_through() -> Iterator[None]:
+    """KeyboardInterrupt in place of an error that came after an interruption."""
     try:
         yield
     except Exception as error:
         if _ear.heard:
             raise KeyboardInterrupt from error
         raise
-    if _ear.heard:
-        raise KeyboardInterrupt
 
 
 @contextmanager
