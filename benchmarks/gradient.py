@@ -6,7 +6,7 @@
 FOLDER is as in specialists.py: task arithmetic, 48 items a slice on each split, dealt by the seed. First each seed is
 searched with the gradient, for so many trials. Then the searches without (`ROWS`) get the seconds of evaluation that it
 took, and as many trials as they can do in them; one process has one thread, and as many run side by side at all times.
- Prints for each seed the gain over the base on the holdout items (mean of three slices of bits per byte) of the
+Prints for each seed the gain over the base on the holdout items (mean of three slices of bits per byte) of the
 winner, who passes the three floors `of: base, margin: 0` there, and the time that the whole command took. Finished runs
 in --out are not run again. Exits with 1 where the mean gain is not at least twice that of every other row.
 
