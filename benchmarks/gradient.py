@@ -20,10 +20,12 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +35,12 @@ import yaml
 from specialists import write_files
 
 import evomerge
+from evomerge.study.holdout import Release
+from evomerge.study.status import Status
 
 FACTOR = 2.0
 ITEMS = 48
+NO_WINNER = 1  # a search's exit code
 ALONG = "gradient, sources x tensors"
 ROWS: dict[str, tuple[dict[str, Any], list[str], tuple[float, float]]] = {
     ALONG: ({"name": "surrogate", "warm_start": "gradient"}, ["sources", "tensors"], (-1.0, 2.0)),
@@ -90,17 +95,12 @@ def main() -> int:
 def run(root: Path, folder: Path, row: str, seed: int, trials: int | None, seconds: float | None) -> Found:
     """One search in a process of its own, unless it is there already."""
     place = root / f"{re.sub('[^a-z0-9]+', '-', row)}-{seed}"
-    done = place / "wall.json"
-    if not done.is_file():
-        space = files(place, folder, row, seed, {"trials": trials, "time": seconds})
-        wall = search(space, place)
-        done.write_text(json.dumps(wall))
-    state = evomerge.status(place / "run")
-    assert state.release is not None
-    base = next(t.objective for t in state.release.standing.trials if t.label == "base")
+    budget = {"trials": trials, "time": seconds}
+    state, release, wall = search(place, lambda: files(place, folder, row, seed, budget))
+    base = next(t.objective for t in release.standing.trials if t.label == "base")
     gain = None if state.winner is None else (state.winner.objective or 0.0) - (base or 0.0)
     spent = sum(t.seconds.get("total", 0.0) for t in state.search.trials)
-    return Found(gain, state.done, spent, json.loads(done.read_text()))
+    return Found(gain, state.done, spent, wall)
 
 
 def files(place: Path, folder: Path, row: str, seed: int, budget: dict[str, Any]) -> Path:
@@ -118,14 +118,23 @@ def files(place: Path, folder: Path, row: str, seed: int, budget: dict[str, Any]
     return space
 
 
-def search(space: Path, place: Path) -> float:
-    """Seconds of the command."""
-    started = time.perf_counter()
-    with (place / "log.txt").open("w") as log:
-        command = [sys.executable, "-m", "evomerge", "search", str(space), "--run", str(place / "run")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, env=environment, stdout=log, stderr=log, check=False)
-    return time.perf_counter() - started
+def search(place: Path, write: Callable[[], Path]) -> tuple[Status, Release, float]:
+    """How the search in `place` ended, and the seconds of its command. One that is finished is not run again; one that
+    was cut short begins anew, as it is timed."""
+    timed = place / "wall.json"
+    if not timed.is_file():
+        shutil.rmtree(place, ignore_errors=True)
+        space, started = write(), time.perf_counter()
+        with (place / "log.txt").open("w") as log:
+            command = [sys.executable, "-m", "evomerge", "search", str(space), "--run", str(place / "run")]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            code = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
+        if code not in (0, NO_WINNER):
+            sys.exit(f"a search ended with {code}: {place / 'log.txt'} says why")
+        timed.write_text(json.dumps(time.perf_counter() - started))
+    state = evomerge.status(place / "run")
+    assert state.release is not None
+    return state, state.release, json.loads(timed.read_text())
 
 
 def report(runs: dict[str, list[Found]]) -> int:
@@ -151,12 +160,9 @@ def report(runs: dict[str, list[Found]]) -> int:
 
 def accuracy(place: Path, folder: Path, trials: int) -> None:
     """One search with the gradient over slices whose metric is accuracy."""
-    if not (place / "run" / "environment.json").is_file():
-        search(choices(place, folder, trials), place)
-    state = evomerge.status(place / "run")
-    assert state.release is not None
+    state, release, _ = search(place, lambda: choices(place, folder, trials))
     searched = {t.number: t for t in state.search.trials}
-    held = {t.number: t for t in state.release.standing.trials}
+    held = {t.number: t for t in release.standing.trials}
     base = next(t for t in state.search.trials if t.label == "base")
     steps = [t.number for t in state.search.trials if t.slopes]
     chosen = {*steps[:: max(1, len(steps) // 4)], steps[-1], *(n for n in held if n in steps)}
