@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import statistics
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from _searches import Ended, search
 from specialists import write_files
 
-import evomerge
 from evomerge.study.items import read_items
 
 MOST = 1 / 3
@@ -40,30 +38,18 @@ class Outcome:
 def run(root: Path, folder: Path, trials: int, seed: int, economy: bool) -> Outcome:
     """One search in a process of its own, unless it is there already."""
     place = root / f"{'economy' if economy else 'plain'}-{seed}"
-    space = write_files(place, folder, trials)
-    if not (place / "run" / "environment.json").is_file():
-        command = ["search", str(space), "--run", str(place / "run"), "--seed", str(seed)]
-        switch = [] if economy else ["--full"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with (place / "log.txt").open("w") as log:
-            subprocess.run(
-                [sys.executable, "-m", "evomerge", *command, *switch],
-                env=environment,
-                stdout=log,
-                stderr=log,
-                check=True,
-            )
-    return read(place / "run")
+    options = ["--seed", str(seed), *([] if economy else ["--full"])]
+    ended = search(place, lambda: write_files(place, folder, trials), *options)
+    return read(ended, place / "run")
 
 
-def read(place: Path) -> Outcome:
+def read(ended: Ended, place: Path) -> Outcome:
     """The items that a finished run scored, by its records, and its winner on the holdout."""
-    state = evomerge.status(place)
-    assert state.release is not None
-    assert state.winner is not None
-    assert state.winner.objective is not None
+    state = ended.status
+    if state.winner is None or state.winner.objective is None:
+        sys.exit(f"{place}: no candidate passes every floor; perhaps --trials {state.done} are too few")
     searched = sum(t.evaluated for t in state.search.trials)
-    holdout = sum(len(read_items(place / "items", t.number, "holdout")) for t in state.release.standing.trials)
+    holdout = sum(len(read_items(place / "items", t.number, "holdout")) for t in ended.release.standing.trials)
     errors = [error for error in state.winner.stderr.values() if error is not None]
     stderr = math.sqrt(math.fsum(e * e for e in errors)) / len(errors)
     return Outcome(searched + holdout, state.winner.objective, stderr)

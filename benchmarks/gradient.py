@@ -17,30 +17,20 @@ gradient gains in cross-entropy is a gain in accuracy.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
-import shutil
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from _searches import search
 from specialists import write_files
-
-import evomerge
-from evomerge.study.holdout import Release
-from evomerge.study.status import Status
 
 FACTOR = 2.0
 ITEMS = 48
-NO_WINNER = 1  # a search's exit code
 ALONG = "gradient, sources x tensors"
 ROWS: dict[str, tuple[dict[str, Any], list[str], tuple[float, float]]] = {
     ALONG: ({"name": "surrogate", "warm_start": "gradient"}, ["sources", "tensors"], (-1.0, 2.0)),
@@ -96,11 +86,12 @@ def run(root: Path, folder: Path, row: str, seed: int, trials: int | None, secon
     """One search in a process of its own, unless it is there already."""
     place = root / f"{re.sub('[^a-z0-9]+', '-', row)}-{seed}"
     budget = {"trials": trials, "time": seconds}
-    state, release, wall = search(place, lambda: files(place, folder, row, seed, budget))
-    base = next(t.objective for t in release.standing.trials if t.label == "base")
+    ended = search(place, lambda: files(place, folder, row, seed, budget))
+    state = ended.status
+    base = next(t.objective for t in ended.release.standing.trials if t.label == "base")
     gain = None if state.winner is None else (state.winner.objective or 0.0) - (base or 0.0)
     spent = sum(t.seconds.get("total", 0.0) for t in state.search.trials)
-    return Found(gain, state.done, spent, wall)
+    return Found(gain, state.done, spent, ended.seconds)
 
 
 def files(place: Path, folder: Path, row: str, seed: int, budget: dict[str, Any]) -> Path:
@@ -116,25 +107,6 @@ def files(place: Path, folder: Path, row: str, seed: int, budget: dict[str, Any]
     about["genes"]["weight"] = {"low": low, "high": high, "per": axes}
     space.write_text(yaml.safe_dump(about, sort_keys=False))
     return space
-
-
-def search(place: Path, write: Callable[[], Path]) -> tuple[Status, Release, float]:
-    """How the search in `place` ended, and the seconds of its command. One that is finished is not run again; one that
-    was cut short begins anew, as it is timed."""
-    timed = place / "wall.json"
-    if not timed.is_file():
-        shutil.rmtree(place, ignore_errors=True)
-        space, started = write(), time.perf_counter()
-        with (place / "log.txt").open("w") as log:
-            command = [sys.executable, "-m", "evomerge", "search", str(space), "--run", str(place / "run")]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            code = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
-        if code not in (0, NO_WINNER):
-            sys.exit(f"a search ended with {code}: {place / 'log.txt'} says why")
-        timed.write_text(json.dumps(time.perf_counter() - started))
-    state = evomerge.status(place / "run")
-    assert state.release is not None
-    return state, state.release, json.loads(timed.read_text())
 
 
 def report(runs: dict[str, list[Found]]) -> int:
@@ -160,9 +132,10 @@ def report(runs: dict[str, list[Found]]) -> int:
 
 def accuracy(place: Path, folder: Path, trials: int) -> None:
     """One search with the gradient over slices whose metric is accuracy."""
-    state, release, _ = search(place, lambda: choices(place, folder, trials))
+    ended = search(place, lambda: choices(place, folder, trials))
+    state = ended.status
     searched = {t.number: t for t in state.search.trials}
-    held = {t.number: t for t in release.standing.trials}
+    held = {t.number: t for t in ended.release.standing.trials}
     base = next(t for t in state.search.trials if t.label == "base")
     steps = [t.number for t in state.search.trials if t.slopes]
     chosen = {*steps[:: max(1, len(steps) // 4)], steps[-1], *(n for n in held if n in steps)}
