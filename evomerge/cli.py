@@ -20,13 +20,8 @@ from evomerge.interrupts import ignore, listening
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     options = parser().parse_args(words)
-    with listening(signal.SIGTERM):
-        return _answer(options)
-
-
-def _answer(options: argparse.Namespace) -> int:
     try:
-        with listening():
+        with listening(signal.SIGTERM):
             return int(options.handler(options))
     except InputError as error:
         return complain(str(error), WRONG)

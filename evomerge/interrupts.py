@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class _Ear:
-    """What was heard, and whether it may be obeyed now."""
+class _Ear(threading.local):
+    """What was heard, and whether it may be obeyed now. Each thread has its own, as only the main one is interrupted:
+    what another one writes does not make it wait, and what fails there has other causes."""
 
     def __init__(self) -> None:
         self.heard = self.waiting = False
@@ -24,10 +25,9 @@ class _Ear:
     def hear(self, number: int, frame: object) -> None:
         """A signal's handler. One that waits already is not made to wait again: whoever insists is obeyed."""
         self.heard = True
-        if self.depth and not self.waiting:
-            self.waiting = True
-            return
-        raise KeyboardInterrupt
+        self.waiting = self.depth > 0 and not self.waiting
+        if not self.waiting:
+            raise KeyboardInterrupt
 
 
 _ear = _Ear()
@@ -36,15 +36,13 @@ _ear = _Ear()
 @contextmanager
 def listening(*others: signal.Signals) -> Iterator[None]:
     """Until the end, Ctrl-C and the `others` are KeyboardInterrupt, and so is an error that came of one. A handler for
-    Ctrl-C that is not Python's own stays, and so does what another thread than the main one finds. Also a
+    Ctrl-C that is not Python's own stays, and so do all of them in another thread than the main one. Also a
     decorator."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     ours = [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
     before = {number: signal.signal(number, _ear.hear) for number in (*ours, *others)}
-    if before:
-        _ear.heard = _ear.waiting = False
     try:
         with _seen_through():
             yield
@@ -52,6 +50,8 @@ def listening(*others: signal.Signals) -> Iterator[None]:
         for number, handler in before.items():
             if signal.getsignal(number) == _ear.hear:
                 signal.signal(number, handler)
+        if before:  # the outermost; what comes after it was not interrupted
+            _ear.heard = _ear.waiting = False
 
 
 @contextmanager

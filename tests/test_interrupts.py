@@ -137,6 +137,39 @@ def test_other_errors_stay() -> None:
         raise ValueError("its own")
 
 
+def test_is_forgotten_with_the_end() -> None:
+    """A user's handler for Ctrl-C stays, so that nothing is heard then."""
+    with pytest.raises(KeyboardInterrupt), listening():
+        interrupt()
+    signal.signal(signal.SIGINT, lambda number, _: None)
+    with listening(), recognized(), deferred():
+        pass
+
+
+def test_another_threads_writes_do_not_make_it_wait() -> None:
+    began, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def write() -> None:
+        with recognized(), deferred():
+            began.set()
+            may_end.wait(60)
+        ended.set()
+
+    @listening()
+    def work() -> None:
+        began.wait()
+        interrupt()
+        pytest.fail("it waits")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    may_end.set()
+    thread.join()
+    assert ended.is_set()
+
+
 def test_once_answered_errors_are_errors_again() -> None:
 
     @listening()
