@@ -96,3 +96,6 @@ def ignore() -> None:
     """Ctrl-C and SIGTERM do nothing from now on: the process is ending anyway."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # After an interruption of text that is executed (a dataclass is) `python -m` ends by SIGINT, not with the code that
+    # we exit with, unless more text is executed.
+    exec("")

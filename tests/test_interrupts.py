@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -168,6 +171,22 @@ def test_another_threads_writes_do_not_make_it_wait() -> None:
     may_end.set()
     thread.join()
     assert ended.is_set()
+
+
+def test_the_exit_code_is_ours(tmp_path: Path) -> None:
+    """Also where Python was executing text, as for a dataclass."""
+    (tmp_path / "program.py").write_text("""
+import sys
+from evomerge.interrupts import ignore, listening
+try:
+    with listening():
+        exec("import os; os.kill(os.getpid(), 2)")
+except KeyboardInterrupt:
+    ignore()
+    sys.exit(130)
+""")
+    done = subprocess.run([sys.executable, "-m", "program"], cwd=tmp_path, check=False)
+    assert done.returncode == 130
 
 
 def test_once_answered_errors_are_errors_again() -> None:
