@@ -14,11 +14,11 @@ from _processes import peak_memory, serve
 from safetensors.torch import save_file
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.merge.bank import SourceBank
-from evomerge.merge.materialize import Resident, as_it_is
-from evomerge.merge.plan import plan
+from evomerge.evaluator.device import place_models
+from evomerge.merging.plan.plan import plan
+from evomerge.merging.resident.bank import SourceBank
+from evomerge.merging.resident.materialize import Resident, as_it_is
 from evomerge.recipe.mergekit import parse_recipe
-from evomerge.study.device import place_models
 
 
 class Evomerge:

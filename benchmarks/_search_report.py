@@ -9,7 +9,7 @@ from typing import Any
 
 from _rows import OURS
 
-from evomerge.scoring.statistics import t_quantile
+from evomerge.scoring.stats.standard_errors import t_quantile
 
 Gains = Sequence[float | None]
 JUDGED = (50, 100, 200)

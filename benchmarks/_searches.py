@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import evomerge
+from evomerge.study.after.status import Status
 from evomerge.study.holdout import Release
-from evomerge.study.status import Status
 
 NO_WINNER = 1
 """A search's exit code."""

@@ -8,11 +8,11 @@ import torch
 import yaml
 from specialists import write_files
 
+from evomerge.evaluator.evaluator import Workbench, place_study
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.gates import feasible, judge, scales, settle, shortfall
-from evomerge.study.bench import Workbench, place_study
-from evomerge.study.launch import Launch
 from evomerge.study.observer import Observer
+from evomerge.study.run.manifest import Launch
 from evomerge.types import Genome, Outcome, Scores, SplitName
 
 ITEMS = 24

@@ -23,7 +23,7 @@ from pathlib import Path
 from _searches import Ended, search
 from specialists import write_files
 
-from evomerge.study.items import read_items
+from evomerge.study.run.items import read_items
 
 MOST = 1 / 3
 

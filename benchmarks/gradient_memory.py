@@ -4,7 +4,8 @@
 
 Synthetic Llamas in bfloat16 (`_synthetic.py`). "activations" is the peak of a forward and a backward pass that drops
 each parameter's gradient as soon as it is there, less the largest of these gradients; "step" is the peak of one that
-pulls them back to the slopes of all merges (`merge.slopes`). Both are counted by torch's profiler, after one of each.
+pulls them back to the slopes of all merges (`merging.resident.slopes`). Both are counted by torch's profiler, after one
+of each.
 Exits with 1 where the model, its sources and the step take more than 1.1 times the model, its sources and the
 activations.
 """
@@ -23,8 +24,8 @@ from _synthetic import build
 from torch.profiler import ProfilerActivity, profile
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.merge.bank import SourceBank
-from evomerge.merge.materialize import Resident
+from evomerge.merging.resident.bank import SourceBank
+from evomerge.merging.resident.materialize import Resident
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 from evomerge.scoring.engine.backward import loglikelihoods
 from evomerge.scoring.engine.checkpointing import checkpointed

@@ -33,7 +33,7 @@ from pathlib import Path
 import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.merge.stream import merge
+from evomerge.merging.disk.stream import merge
 from evomerge.recipe.mergekit import read_recipe, write_recipe
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 from evomerge.registry import METHODS

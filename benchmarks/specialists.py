@@ -72,12 +72,12 @@ def search(space: Path) -> int:
     from rich.console import Console
 
     import evomerge
+    from evomerge.evaluator.evaluator import Workbench, place_study
     from evomerge.report.live import view
     from evomerge.report.tables import describe, standing_table
-    from evomerge.study.bench import Workbench, place_study
-    from evomerge.study.launch import Launch
     from evomerge.study.observer import Observer
-    from evomerge.study.trial import Trial
+    from evomerge.study.run.manifest import Launch
+    from evomerge.study.run.trial import Trial
 
     started = time.perf_counter()
     with view(Console(stderr=True)) as observer:
@@ -120,7 +120,7 @@ def share(trials: Any) -> float:
 
 def kill(space: Path, kills: int) -> int:
     """The same study whole and in pieces; 0 if they are equal."""
-    from evomerge.study.status import status
+    from evomerge.study.after.status import status
 
     root = space.parent
     command = [sys.executable, "-m", "evomerge"]
@@ -152,7 +152,7 @@ def kill(space: Path, kills: int) -> int:
 
 def wait_for_trials(run: Path, count: int, process: subprocess.Popen[bytes]) -> None:
     from evomerge.errors import EvomergeError
-    from evomerge.study.status import status
+    from evomerge.study.after.status import status
 
     while process.poll() is None:
         time.sleep(0.5)

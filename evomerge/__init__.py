@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evomerge.demo.run import quickstart
-    from evomerge.study.compare import compare
-    from evomerge.study.evaluate import evaluate
-    from evomerge.study.path import path
-    from evomerge.study.rank import rank
+    from evomerge.examine.evaluate import evaluate
+    from evomerge.examine.path import path
+    from evomerge.merging.disk.stream import merge
+    from evomerge.study.after.compare import compare
+    from evomerge.study.after.rank import rank
+    from evomerge.study.after.status import export, runs, status
     from evomerge.study.search import resume, search
-    from evomerge.study.status import export, runs, status
-
-from evomerge import merge
 
 __version__ = "0.1.0"
 __all__ = ["compare", "evaluate", "export", "merge", "path", "quickstart", "rank", "resume", "runs", "search", "status"]
 
 _HOMES = {
-    "compare": "evomerge.study.compare",
-    "evaluate": "evomerge.study.evaluate",
-    "export": "evomerge.study.status",
-    "path": "evomerge.study.path",
+    "compare": "evomerge.study.after.compare",
+    "evaluate": "evomerge.examine.evaluate",
+    "export": "evomerge.study.after.status",
+    "merge": "evomerge.merging.disk.stream",
+    "path": "evomerge.examine.path",
     "quickstart": "evomerge.demo.run",
-    "rank": "evomerge.study.rank",
+    "rank": "evomerge.study.after.rank",
     "resume": "evomerge.study.search",
-    "runs": "evomerge.study.status",
+    "runs": "evomerge.study.after.status",
     "search": "evomerge.study.search",
-    "status": "evomerge.study.status",
+    "status": "evomerge.study.after.status",
 }
 
 

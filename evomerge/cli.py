@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
-    from evomerge.study.folder import RunFolder
+    from evomerge.study.run.folder import RunFolder
 
     run = getattr(options, "run_in_progress", None)
     if run is None or not RunFolder.named(run).environment.is_file():

@@ -47,8 +47,8 @@ def run_search(options: argparse.Namespace) -> int:
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    from evomerge.study.check import check
-    from evomerge.study.launch import launch_settings
+    from evomerge.study.dry_run import check
+    from evomerge.study.run.manifest import launch_settings
 
     given = launch_settings(options.trials, _seconds(options.time), options.seed, options.asynchronous)
     settings = [*options.settings, *given]
@@ -91,7 +91,7 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
 
 def run_rank(options: argparse.Namespace) -> int:
     from evomerge.report import data, rankings
-    from evomerge.study.rank import rank
+    from evomerge.study.after.rank import rank
 
     result = rank(options.run, options.fitness, options.output)
     if options.json:
@@ -104,7 +104,7 @@ def run_rank(options: argparse.Namespace) -> int:
 
 def run_compare(options: argparse.Namespace) -> int:
     from evomerge.report import data, rankings
-    from evomerge.study.compare import compare
+    from evomerge.study.after.compare import compare
 
     result = compare(options.run, options.first, options.second, split=options.split)
     if options.json:
@@ -115,8 +115,8 @@ def run_compare(options: argparse.Namespace) -> int:
 
 def run_status(options: argparse.Namespace) -> int:
     from evomerge.report import data, gains, tables
-    from evomerge.study.folder import is_name
-    from evomerge.study.status import runs, status
+    from evomerge.study.after.status import runs, status
+    from evomerge.study.run.folder import is_name
 
     if options.run is None:
         states = runs(options.runs)
@@ -136,7 +136,7 @@ def run_status(options: argparse.Namespace) -> int:
 
 
 def run_export(options: argparse.Namespace) -> int:
-    from evomerge.study.status import export
+    from evomerge.study.after.status import export
 
     text = export(options.run, options.output, trial=options.trial, allow_infeasible=options.allow_infeasible)
     if options.json:
@@ -156,8 +156,8 @@ def run_merge(options: argparse.Namespace) -> int:
 
     shard_bytes = parse_size(options.out_shard_size, Where("--out-shard-size"))
     read_recipe(Path(options.recipe))  # what is wrong in it is told before torch is imported
-    from evomerge.merge.stream import merge
-    from evomerge.study.device import choose_device
+    from evomerge.evaluator.device import choose_device
+    from evomerge.merging.disk.stream import merge
 
     with _view() as observer:
         folder = merge(
@@ -178,10 +178,10 @@ def run_merge(options: argparse.Namespace) -> int:
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
+    from evomerge.examine.evaluate import evaluate
     from evomerge.report import tables
     from evomerge.report.data import evaluated_data
-    from evomerge.study.evaluate import evaluate
-    from evomerge.study.items import save_items
+    from evomerge.study.run.items import save_items
 
     items = _output(options.items, "--items", (".jsonl", ".parquet"))
     output = _output(options.output, "--output")
@@ -211,9 +211,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 
 def run_path(options: argparse.Namespace) -> int:
+    from evomerge.examine.path import PathInterrupted, path
     from evomerge.report.figures import FORMATS, draw_path
     from evomerge.report.paths import path_data, path_summary, path_table
-    from evomerge.study.path import PathInterrupted, path
 
     figure = _output(options.output, "--output", FORMATS)
     references = _references(options)

@@ -1,6 +1,6 @@
 """What evomerge can do, by name: one line each, the code behind a line is imported when it is first used.
 
-A merge method is one function in a file of `evomerge/merge/methods/` plus one line in `METHODS`; an optimizer
+A merge method is one function in a file of `evomerge/merging/methods/` plus one line in `METHODS`; an optimizer
 is one class in a file of `evomerge/optimize/` plus one line in `OPTIMIZERS`. The shared conformance tests
 read these tables, so a new line is tested as soon as it stands here.
 """
@@ -128,7 +128,7 @@ _RAMPLUS = (
     _RAM_EPSILON,
 )
 _NEARSWAP_T = Parameter("t", "tensor", low=0.0, init=1e-3, log=True)
-_HERE = "evomerge.merge.methods"
+_HERE = "evomerge.merging.methods"
 _SUMMED = ("weight", "lambda")
 """What scales deltas without choosing their elements."""
 
@@ -173,7 +173,7 @@ CHOICES: Mapping[str, Choice] = {
 """What a search space may name as its method; recipes say the method behind it."""
 
 OPTIMIZERS: Mapping[str, str] = {
-    "surrogate": "evomerge.optimize.surrogate:Surrogate",
+    "surrogate": "evomerge.optimize.bayesian:Surrogate",
     "cma-es": "evomerge.optimize.cma_es:CmaEs",
     "tpe": "evomerge.optimize.optuna_samplers:Tpe",
     "gp": "evomerge.optimize.optuna_gp:Gp",

@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 import evomerge
 from evomerge.cli import main
-from evomerge.study.folder import RunFolder
+from evomerge.study.run.folder import RunFolder
 
 from .conftest import save_tiny
 
@@ -257,7 +257,7 @@ def test_run_held_by_another_process(tiny_study: Study, complaint: Check) -> Non
     tiny_study()
     evomerge.search("space.yaml", trials=5)
     code = (
-        "import sys; from evomerge.study.folder import RunFolder\n"
+        "import sys; from evomerge.study.run.folder import RunFolder\n"
         "with RunFolder.named('space').lock(): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import TrialError
+from evomerge.evaluator.executor import attempt
 from evomerge.interrupts import answered, deferred, listening, recognized
-from evomerge.study.scorers import attempt
 
 
 @pytest.fixture(autouse=True)

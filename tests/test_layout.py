@@ -18,7 +18,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [
-    ["cli", "__main__", "commands"],
+    ["__main__"],
+    ["cli"],
+    ["commands", "arguments"],
     ["report", "demo"],
     ["examine"],
     ["study"],
@@ -189,7 +191,7 @@ def _room(module: str) -> str:
 
 
 def _floor(floors: list[list[str]], name: str) -> int:
-    return next(at for at, floor in enumerate(floors) if name in floor)
+    return next((at for at, floor in enumerate(floors) if name in floor), -1)
 
 
 def _is_below(other: str, module: str) -> bool:
@@ -197,7 +199,7 @@ def _is_below(other: str, module: str) -> bool:
     if not here:
         return True
     if there != here:
-        return _floor(FLOORS, there) > _floor(FLOORS, here) or (there, here) == ("commands", "cli") or here == "__main__"
+        return _floor(FLOORS, there) > _floor(FLOORS, here)
     if here not in INSIDE or other.count(".") < 2 or module.count(".") < 2:
         return True
     inner, outer = other.split(".")[2], module.split(".")[2]
@@ -222,7 +224,7 @@ def _circles(graph: dict[str, list[str]]) -> Iterator[list[str]]:
 
 PACKAGE = Package(ROOT)
 
-pytestmark = pytest.mark.xfail(reason="the rooms are not built yet", strict=False)
+pytestmark = pytest.mark.xfail(reason="circles and upward imports are still there", strict=False)
 
 
 def test_every_room_has_its_floor() -> None:

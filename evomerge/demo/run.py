@@ -11,10 +11,10 @@ from pathlib import Path
 import evomerge
 from evomerge.demo.train import prepare
 from evomerge.errors import InputError, Where
-from evomerge.merge.stream import merge
+from evomerge.merging.disk.stream import merge
+from evomerge.study.after.status import export, status
 from evomerge.study.observer import Observer
 from evomerge.study.search import Result, resume, search
-from evomerge.study.status import export, status
 
 SPACE = Path("search_spaces/quickstart.yaml")
 FILES = (SPACE, Path("fitness/quickstart.yaml"), Path("fitness/quickstart"))

@@ -161,7 +161,7 @@ def _budget(node: Node | None) -> tuple[int | None, float | None]:
 
 def _optimizer(node: Node | None) -> dict[str, Any]:
     """Name, seed, `asynchronous` (where it is true) and options as written; the optimizer's own declaration checks the
-    options (`optimize/options.py`)."""
+    options (`optimize/declarations.py`)."""
     if node is None:
         return {"name": _DEFAULT_OPTIMIZER, "seed": 0}
     if not isinstance(node.value, dict):

@@ -13,7 +13,7 @@ import numpy as np
 
 from evomerge.errors import suggestion
 from evomerge.optimize.abilities import GRADIENT, abilities, trading
-from evomerge.optimize.options import check_options
+from evomerge.optimize.declarations import check_options
 from evomerge.registry import OPTIMIZERS, load
 from evomerge.types import Dimension, Genome, Outcome, Value
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import suggestion
-from evomerge.optimize.options import OptionError, check_options
+from evomerge.optimize.declarations import OptionError, check_options
 from evomerge.space.landmarks import LADDER, UNIFORM
 from evomerge.types import Genome
 

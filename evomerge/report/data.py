@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.report.gains import gained_data
+from evomerge.report.items_scored import Account
 from evomerge.report.results import CarriedOver, better_parent, carried_over, closest
 from evomerge.scoring.gates import Verdict, interval
-from evomerge.study.account import Account
-from evomerge.study.recorded import intervals
-from evomerge.study.standing import Standing
-from evomerge.study.status import Status, Unreadable
-from evomerge.study.trial import Trial
+from evomerge.study.after.status import Status, Unreadable
+from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.recorded import intervals
+from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
 
 if TYPE_CHECKING:
-    from evomerge.study.compare import Compared
-    from evomerge.study.evaluate import Evaluated
-    from evomerge.study.rank import Ranked
+    from evomerge.examine.evaluate import Evaluated
+    from evomerge.study.after.compare import Compared
+    from evomerge.study.after.rank import Ranked
     from evomerge.study.search import Result
 
 _STEEPEST = 5

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evomerge.examine.path import Barrier, Curve, ScoredPath, short
 from evomerge.scoring.gates import interval
-from evomerge.study.path import Barrier, Curve, ScoredPath, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from evomerge.report.tables import describe, number, standing_table
 from evomerge.study.observer import Observer
-from evomerge.study.standing import Standing
-from evomerge.study.trial import Trial
+from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.trial import Trial
 
 
 class Clock:

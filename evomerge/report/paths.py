@@ -7,11 +7,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from evomerge.examine.path import Barrier, Point, ScoredPath
 from evomerge.report.data import finite
 from evomerge.report.results import score
 from evomerge.report.tables import number
 from evomerge.scoring.gates import interval
-from evomerge.study.path import Barrier, Point, ScoredPath
 
 
 def path_table(result: ScoredPath) -> Table:

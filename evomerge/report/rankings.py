@@ -11,9 +11,9 @@ from rich.text import Text
 
 from evomerge.report.results import both_splits, carried_over
 from evomerge.report.tables import describe, number, standing_table
-from evomerge.scoring.paired import Comparison
-from evomerge.study.compare import Compared
-from evomerge.study.rank import Ranked
+from evomerge.scoring.stats.paired import Comparison
+from evomerge.study.after.compare import Compared
+from evomerge.study.after.rank import Ranked
 
 _SURE = 0.05
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from evomerge.report.items_scored import Account
 from evomerge.report.tables import describe, mark, number, span
 from evomerge.scoring.gates import Gate, Verdict
-from evomerge.study.account import Account
-from evomerge.study.recorded import Interval, intervals
-from evomerge.study.standing import Standing
-from evomerge.study.trial import Trial
+from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.recorded import Interval, intervals
+from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.scoring.gates import interval
-from evomerge.study.standing import Standing
-from evomerge.study.status import Status, Unreadable
-from evomerge.study.trial import UNIFORM, Trial
+from evomerge.study.after.status import Status, Unreadable
+from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.trial import UNIFORM, Trial
 
 if TYPE_CHECKING:
-    from evomerge.study.evaluate import Evaluated
+    from evomerge.examine.evaluate import Evaluated
 
 _NAMES = {UNIFORM: "uniform average"}
 

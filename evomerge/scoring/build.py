@@ -9,16 +9,16 @@ from typing import Any
 
 from evomerge.errors import InputError, TrialError
 from evomerge.files.objects import FitnessSpec, SliceSpec
-from evomerge.scoring.callables import CallablePass
-from evomerge.scoring.metrics import resolve
-from evomerge.scoring.passes import Answers, TaskPass
+from evomerge.scoring.engine.resident import ResidentLM
 from evomerge.scoring.preflight import check_count, check_name, check_objective
-from evomerge.scoring.resident import ResidentLM
+from evomerge.scoring.python.callables import CallablePass
 from evomerge.scoring.splits import SIDES, Deal
 from evomerge.scoring.suite import Slice
-from evomerge.scoring.surrogates import Surrogate, no_surrogate
-from evomerge.scoring.task_files import scan
-from evomerge.scoring.tasks import TaskLibrary
+from evomerge.scoring.tasks.library import TaskLibrary
+from evomerge.scoring.tasks.metrics import resolve
+from evomerge.scoring.tasks.passes import Answers, TaskPass
+from evomerge.scoring.tasks.proxy_loss import Surrogate, no_surrogate
+from evomerge.scoring.tasks.task_files import scan
 from evomerge.types import SliceScore, SplitName
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from evomerge.errors import InputError, suggestion
 from evomerge.files.objects import FloorSpec
-from evomerge.scoring.statistics import (
+from evomerge.scoring.stats.standard_errors import (
     effective_size,
     groups,
     normal_quantile,

@@ -11,7 +11,7 @@ from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
 from evomerge.scoring.generation_arguments import check_arguments
 from evomerge.scoring.item_files import cluster_names, deal_items, read_items
 from evomerge.scoring.splits import SIDES
-from evomerge.scoring.task_files import (
+from evomerge.scoring.tasks.task_files import (
     SPLITS,
     LocalTasks,
     TaskFile,

@@ -17,8 +17,8 @@ from evomerge.scoring.splits import Deal
 from evomerge.types import ItemScore, SliceScore, SplitName
 
 if TYPE_CHECKING:
-    from evomerge.scoring.mixture import Mixture
-    from evomerge.scoring.surrogates import Surrogate
+    from evomerge.scoring.stats.aggregation import Mixture
+    from evomerge.scoring.tasks.proxy_loss import Surrogate
 
 T = TypeVar("T")
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evomerge.errors import TrialError
-from evomerge.optimize.pareto import spread
+from evomerge.evaluator.executor import Work
+from evomerge.optimize.ordering import spread
 from evomerge.scoring.gates import scales, settle
-from evomerge.study.scorers import Work
-from evomerge.study.standing import Standing
-from evomerge.study.store import Store
-from evomerge.study.trial import Trial
+from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.store import Store
+from evomerge.study.run.trial import Trial
 
 if TYPE_CHECKING:
     from evomerge.study.session import Session

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from evomerge.evaluator.executor import Work
 from evomerge.optimize.base import Optimizer, Start
 from evomerge.optimize.replay import recall, replay_interleaved
-from evomerge.study.scorers import Work
+from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
-from evomerge.study.trial import Trial
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evomerge.study.standing import Standing
-    from evomerge.study.trial import Trial
+    from evomerge.study.run.leaderboard import Standing
+    from evomerge.study.run.trial import Trial
 
 
 class Observer:

@@ -17,8 +17,8 @@ from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import SAVINGS, FitnessSpec, ModelRef, SpaceSpec
 from evomerge.files.space_file import read_space
 from evomerge.optimize.abilities import abilities, trading
+from evomerge.optimize.declarations import OptionError, check_options
 from evomerge.optimize.needs import check_landmarks
-from evomerge.optimize.options import OptionError, check_options
 from evomerge.recipe.recipe import TokenizerPolicy
 from evomerge.registry import OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness
@@ -149,7 +149,7 @@ def _check_budget(spec: SpaceSpec) -> None:
 
 
 def _check_economy(spec: SpaceSpec, fitness: FitnessSpec) -> None:
-    """Racing that was asked for by name; by default it just does not take place (`study.economy`)."""
+    """Racing that was asked for by name; by default it just does not take place (`study.racing.racer`)."""
     if spec.asynchronous and "racing" in fitness.economy and fitness.economy != SAVINGS:
         problem = "racing compares the candidates of a generation, and an asynchronous search has none"
         raise InputError(problem, "leave it out (economy: [early_stop]), or asynchronous", fitness.at("economy"))

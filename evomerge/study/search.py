@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError
+from evomerge.evaluator.device import parse_memory
+from evomerge.evaluator.executor import Alone, Scorer
+from evomerge.evaluator.shares import check_workers, deal, resumed_device
 from evomerge.interrupts import listening
 from evomerge.optimize.base import Optimizer, Start, build
 from evomerge.scoring.suite import Piece
 from evomerge.study import holdout, loop
-from evomerge.study.carry import Beginning, beginning
-from evomerge.study.contributions import FACT, Contributions, contributions
-from evomerge.study.device import parse_memory
-from evomerge.study.folder import RunFolder, is_disk_full
-from evomerge.study.identity import changed_versions
-from evomerge.study.launch import (
+from evomerge.study.after.transfer import Beginning, beginning
+from evomerge.study.gradients.contributions import FACT, Contributions, contributions
+from evomerge.study.observer import Observer
+from evomerge.study.prepare import Plan
+from evomerge.study.run.folder import RunFolder, is_disk_full
+from evomerge.study.run.identity import changed_versions
+from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.manifest import (
     Environment,
     Launch,
     check_budget,
@@ -28,14 +33,9 @@ from evomerge.study.launch import (
     unchanged_plan,
     write_launch,
 )
-from evomerge.study.observer import Observer
-from evomerge.study.prepare import Plan
-from evomerge.study.scorers import Alone, Scorer
+from evomerge.study.run.store import Store, absolute_url, open_storage
+from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
-from evomerge.study.shares import check_workers, deal, resumed_device
-from evomerge.study.standing import Standing
-from evomerge.study.store import Store, absolute_url, open_storage
-from evomerge.study.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -166,12 +166,12 @@ def _scorer(plan: Plan, device: str, memory: str | None, workers: int, observer:
     parse_memory(memory)
     if workers == 1:
         # torch, transformers and lm-eval take seconds to import: only once the input is known to be right.
-        from evomerge.study.bench import Workbench, place_study
+        from evomerge.evaluator.evaluator import Workbench, place_study
 
         yield Alone(Workbench.load(plan, place_study(plan, device, memory), observer), observer)
         return
-    from evomerge.study.crew import Crew
-    from evomerge.study.device import listed
+    from evomerge.evaluator.device import listed
+    from evomerge.evaluator.pool import Crew
 
     crew = Crew(plan, deal(listed(device), workers, spare=device == "auto"), memory, observer)
     try:

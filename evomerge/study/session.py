@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import takewhile
 
 from evomerge.errors import InputError, TrialError
+from evomerge.evaluator.executor import Scorer, Scoring, T, Work, drive
 from evomerge.optimize.abilities import follows_slopes
 from evomerge.optimize.base import AGAIN, Start
 from evomerge.optimize.replay import Asked
@@ -16,18 +17,17 @@ from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import judge, lower_bound, scales, settle
-from evomerge.study.carry import Beginning
-from evomerge.study.economy import Economy, applicable
-from evomerge.study.folder import RunFolder, write_atomic
-from evomerge.study.items import load_items, write_items
-from evomerge.study.measured import Evaluation, Measured, added
+from evomerge.study.after.transfer import Beginning
+from evomerge.study.gradients.trial_gradients import Steering
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
-from evomerge.study.scorers import Scorer, Scoring, T, Work, drive
-from evomerge.study.standing import Standing
-from evomerge.study.steering import Steering
-from evomerge.study.store import Store, promotion_key
-from evomerge.study.trial import UNIFORM, Kind, Trial
+from evomerge.study.racing.racer import Economy, applicable
+from evomerge.study.run.evaluation import Evaluation, Measured, added
+from evomerge.study.run.folder import RunFolder, write_atomic
+from evomerge.study.run.items import load_items, write_items
+from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.store import Store, promotion_key
+from evomerge.study.run.trial import UNIFORM, Kind, Trial
 from evomerge.types import Genome, ItemScore, Outcome, Scores, SplitName
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from evomerge.errors import InputError
 from evomerge.files.objects import FitnessSpec, GeneSpec, SpaceSpec
 from evomerge.optimize.abilities import abilities, follows_slopes
 from evomerge.registry import CHOICES, METHODS
-from evomerge.scoring.task_files import scan
+from evomerge.scoring.tasks.task_files import scan
 
 UNWEIGHTED = "give it `weight: 0` (its floor still holds), or use `warm_start: gradient` of another optimizer"
 """What to do with a slice that `gradient` cannot follow."""
@@ -46,7 +46,7 @@ def _has_slope(spec: SpaceSpec, gene: GeneSpec) -> bool:
 
 
 def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:
-    """Of those that count; what a task of lm-eval's own asks is only known when it is built (`study.steering`)."""
+    """Of those that count; what a task of lm-eval's own asks is only known when it is built (`TrialGradients`)."""
     local = scan(fitness.include)
     counting = [piece for piece in fitness.slices.values() if piece.weight > 0]
     reasons = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import evomerge
 from evomerge.demo.run import lay_out, run_to_do
-from evomerge.merge.stream import checkpoint_digest
+from evomerge.merging.disk.stream import checkpoint_digest
 
 
 def test_the_average_misses_a_floor_and_the_search_clears_all(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from evomerge.optimize.base import Start, build
+from evomerge.optimize.declarations import OptionError
 from evomerge.optimize.needs import check_landmarks
-from evomerge.optimize.options import OptionError
 from evomerge.types import Dimension, Genome, Outcome
 from tests.optimize.known_models import drive, fine, start, weights
 

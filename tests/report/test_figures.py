@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from evomerge.examine.path import Point, ScoredPath
 from evomerge.report.figures import draw_path
 from evomerge.scoring.gates import Gate, judge
-from evomerge.study.path import Point, ScoredPath
 from evomerge.types import ItemScore, SliceScore
 
 WANTED = [i / 10 for i in range(11)]

@@ -14,8 +14,8 @@ from rich.console import Console
 import evomerge
 from evomerge.cli import main
 from evomerge.report.results import CarriedOver, carried_over, result_table, score
-from evomerge.study.standing import Standing
-from evomerge.study.trial import Trial
+from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.trial import Trial
 
 Study = Callable[..., Path]
 
@@ -77,8 +77,8 @@ def trial(number: int, objective: float, label: str = "", kind: Any = "search") 
 
 def test_the_winner_is_the_best_on_the_holdout(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """The candidate that leads on the search items was lucky there: its holdout scores are made worse."""
-    from evomerge.study.bench import Workbench
-    from evomerge.study.measured import Evaluation
+    from evomerge.evaluator.evaluator import Workbench
+    from evomerge.study.run.evaluation import Evaluation
     from evomerge.types import SliceScore
 
     evomerge.search(tiny_study(), run="plain", trials=14)

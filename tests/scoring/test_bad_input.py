@@ -406,7 +406,8 @@ def test_the_preflight_is_fast_and_light(full: Bench) -> None:
     code = (
         "import sys; from pathlib import Path; from evomerge.files.fitness_file import read_fitness;"
         "from evomerge.scoring.preflight import check_fitness; import evomerge.scoring.gates,"
-        " evomerge.scoring.objectives, evomerge.scoring.splits, evomerge.scoring.statistics, evomerge.scoring.suite;"
+        " evomerge.scoring.objectives, evomerge.scoring.splits, evomerge.scoring.stats.standard_errors,"
+        " evomerge.scoring.suite;"
         "check_fitness(read_fitness(Path(sys.argv[1])), []);"
         "print([m for m in ('torch', 'lm_eval', 'transformers', 'datasets', 'numpy') if m in sys.modules])"
     )

@@ -10,7 +10,7 @@ import pytest
 from lm_eval.api import metrics as lm_metrics
 
 from evomerge.scoring.gates import lower_bound
-from evomerge.scoring.metrics import Metric
+from evomerge.scoring.tasks.metrics import Metric
 
 N = 120
 

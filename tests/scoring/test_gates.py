@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from evomerge.errors import InputError
 from evomerge.files.objects import FloorSpec
 from evomerge.scoring.gates import Gate, feasible, interval, judge, lower_bound, scales, settle, shortfall
-from evomerge.scoring.statistics import weighted_mean_stderr
+from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
 from evomerge.types import ItemScore, SliceScore
 
 

@@ -16,7 +16,7 @@ from evomerge.scoring.suite import Suite
 from .conftest import Bench
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "specialists"
-TASKS = Path(__file__).parent / "tasks"
+TASKS = Path(__file__).parent / "task_files"
 TABLE = {
     "base": {"french": 2.871, "gsm8k": 2.153, "shakespeare": 2.795},
     "french": {"french": 2.564},
@@ -99,7 +99,7 @@ def test_every_answer_is_lm_evals(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from evomerge.scoring.resident import ResidentLM
+    from evomerge.scoring.engine.resident import ResidentLM
 
     model, tokenizer = base
     load(model, "gsm8k")

@@ -162,7 +162,7 @@ def test_trap_05_tasks_are_built_and_data_is_read_once(
 def test_trap_05_a_local_task_does_not_wait_for_the_default_index(
     bench: Bench, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evomerge.scoring import tasks
+    from evomerge.scoring.tasks import library as tasks
 
     asked: list[bool] = []
     manager = tasks.TaskManager

@@ -14,9 +14,9 @@ import yaml
 
 from evomerge.errors import InputError
 from evomerge.files.space_file import read_space
-from evomerge.merge.bank import SourceBank
-from evomerge.merge.execute import execute
-from evomerge.merge.plan import plan
+from evomerge.merging.plan.plan import plan
+from evomerge.merging.resident.bank import SourceBank
+from evomerge.merging.resident.execute import execute
 from evomerge.recipe.mergekit import parse_recipe, write_recipe
 from evomerge.recipe.recipe import Recipe, TokenizerPolicy
 from evomerge.registry import CHOICES, METHODS, Parameter

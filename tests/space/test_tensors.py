@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
 from evomerge.files.space_file import read_space
-from evomerge.merge.bank import SourceBank
-from evomerge.merge.plan import plan
+from evomerge.merging.plan.plan import plan
+from evomerge.merging.resident.bank import SourceBank
 from evomerge.recipe.mergekit import parse_recipe, write_recipe
 from evomerge.space.space import Space
 from evomerge.study.prepare import _models

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import evomerge
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.merge.stream import checkpoint_digest
+from evomerge.merging.disk.stream import checkpoint_digest
 from evomerge.recipe.mergekit import read_recipe
 
 Study = Callable[..., Path]

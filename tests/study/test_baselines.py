@@ -10,9 +10,9 @@ import pytest
 
 import evomerge
 from evomerge.cli import main
-from evomerge.merge.stream import checkpoint_digest
+from evomerge.merging.disk.stream import checkpoint_digest
 from evomerge.study.observer import Observer
-from evomerge.study.trial import Trial
+from evomerge.study.run.trial import Trial
 from tests.conftest import save_tiny
 
 Study = Callable[..., Path]

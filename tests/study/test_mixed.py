@@ -14,7 +14,7 @@ from evomerge.errors import InputError
 from evomerge.optimize.base import Start, build
 from evomerge.recipe.mergekit import parse_recipe
 from evomerge.registry import METHODS
-from evomerge.study.launch import Launch
+from evomerge.study.run.manifest import Launch
 from evomerge.types import Genome, Outcome
 
 METHODS_SEARCHED = ["ties", "dare_ties", "task_arithmetic"]

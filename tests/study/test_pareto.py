@@ -11,11 +11,11 @@ import pytest
 
 import evomerge
 from evomerge.cli import main
-from evomerge.merge.stream import checkpoint_digest
+from evomerge.merging.disk.stream import checkpoint_digest
 from evomerge.optimize import abilities
 from evomerge.study import holdout
-from evomerge.study.folder import RunFolder
 from evomerge.study.observer import Observer
+from evomerge.study.run.folder import RunFolder
 
 from .test_search import StopAfter, facts
 

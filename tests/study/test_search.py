@@ -11,13 +11,13 @@ import pytest
 
 import evomerge
 from evomerge.errors import BusyError, InputError, TrialError
-from evomerge.merge.stream import checkpoint_digest
-from evomerge.study.bench import Workbench
-from evomerge.study.folder import RunFolder
-from evomerge.study.items import read_items
+from evomerge.evaluator.evaluator import Workbench
+from evomerge.merging.disk.stream import checkpoint_digest
+from evomerge.study.after.status import NothingFeasible
 from evomerge.study.observer import Observer
-from evomerge.study.status import NothingFeasible
-from evomerge.study.trial import Trial
+from evomerge.study.run.folder import RunFolder
+from evomerge.study.run.items import read_items
+from evomerge.study.run.trial import Trial
 
 Study = Callable[..., Path]
 
@@ -332,7 +332,7 @@ def test_a_launch_that_died_before_it_was_a_run_can_be_launched_again(
 def test_a_run_that_died_before_its_study_was_made_can_be_resumed(
     tiny_study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evomerge.study.store import Store
+    from evomerge.study.run.store import Store
 
     space = tiny_study()
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import evomerge
-from evomerge.merge.stream import checkpoint_digest
+from evomerge.merging.disk.stream import checkpoint_digest
 from evomerge.recipe.mergekit import read_recipe
-from evomerge.study.check import check
+from evomerge.study.dry_run import check
 from evomerge.study.observer import Observer
 from evomerge.study.search import search
 

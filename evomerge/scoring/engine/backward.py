@@ -21,7 +21,7 @@ from evomerge.scoring.engine.plan import Packed
 from evomerge.scoring.engine.tree import Row, pack
 
 if TYPE_CHECKING:
-    from evomerge.scoring.resident import ResidentLM
+    from evomerge.scoring.engine.resident import ResidentLM
 
 
 @dataclass(frozen=True, eq=False)

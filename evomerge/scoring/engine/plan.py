@@ -15,7 +15,7 @@ from evomerge.scoring.engine.forward import plain, score
 from evomerge.scoring.engine.tree import pack
 
 if TYPE_CHECKING:
-    from evomerge.scoring.resident import ResidentLM
+    from evomerge.scoring.engine.resident import ResidentLM
 
 
 class Packed:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from evomerge.scoring.resident import ResidentLM
+from evomerge.scoring.engine.resident import ResidentLM
 
 from .asks import choices, hflm, letters, pairs, same, texts
 

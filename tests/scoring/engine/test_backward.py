@@ -14,8 +14,8 @@ from evomerge.scoring.engine.activations import Dimensions, Extent, activation_b
 from evomerge.scoring.engine.backward import Sum, Term, grouped, loglikelihoods
 from evomerge.scoring.engine.checkpointing import checkpointed, decoder_layers
 from evomerge.scoring.engine.encode import encode
+from evomerge.scoring.engine.resident import ResidentLM
 from evomerge.scoring.engine.tree import pack
-from evomerge.scoring.resident import ResidentLM
 
 from .asks import choices, letters, texts
 from .test_architectures import build

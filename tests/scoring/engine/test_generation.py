@@ -22,8 +22,8 @@ from evomerge.errors import InputError, TrialError
 from evomerge.scoring.engine import generation, greedy
 from evomerge.scoring.engine.generation import GenerationPlan, generate, plan_generation
 from evomerge.scoring.engine.greedy import is_settled
+from evomerge.scoring.engine.resident import ResidentLM
 from evomerge.scoring.guard import undisturbed
-from evomerge.scoring.resident import ResidentLM
 
 from ..conftest import nudge, only_says, sentence
 

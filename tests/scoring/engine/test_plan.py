@@ -11,7 +11,7 @@ import torch
 
 from evomerge.errors import InputError
 from evomerge.scoring.engine import forward, shortcuts
-from evomerge.scoring.resident import ResidentLM
+from evomerge.scoring.engine.resident import ResidentLM
 from tests.scoring.conftest import nudge
 
 from .asks import ask, choices, hflm, letters, pairs, same, texts

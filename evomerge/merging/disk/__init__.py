@@ -1,0 +1,1 @@
+"""Merging to a folder, tensor by tensor."""

@@ -1,0 +1,44 @@
+"""The model card of a merged checkpoint."""
+
+from __future__ import annotations
+
+import re
+
+from evomerge.merging.plan.jobs import Plan
+from evomerge.recipe.recipe import Recipe
+
+
+def card(name: str, recipe: Recipe, text: str, plan: Plan, digest: str) -> str:
+    """README.md of the checkpoint `name`: what it was merged from and how. `text` is the recipe's YAML."""
+    sources = "\n".join(f"- `{c.reference}`" + _commit(c.reference, c.resolved()) for c in plan.checkpoints)
+    kind = "language models" if plan.embedding else "models"
+    methods = ", ".join(dict.fromkeys(f"`{document.method}`" for document in recipe.documents))
+    return f"""---
+library_name: transformers
+tags:
+- merge
+- evomerge
+---
+# {name}
+
+A merge of {kind}, made with evomerge.
+Method: {methods}. Size: {plan.elements:,} parameters in {plan.stack.layers} layers.
+
+## Models
+
+{sources}
+
+## Recipe
+
+```yaml
+{text.rstrip()}
+```
+
+Recipe id: `{recipe.id}`
+Digest of the weights: `{digest}`
+"""
+
+
+def _commit(reference: str, resolved: str) -> str:
+    commits = [commit for commit in re.findall(r"@([0-9a-f]{40})", resolved) if commit not in reference]
+    return f" (commit {', '.join(f'`{commit}`' for commit in commits)})" if commits else ""

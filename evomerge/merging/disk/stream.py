@@ -1,0 +1,168 @@
+"""`evomerge.merge`: a recipe -> a checkpoint folder, one tensor after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.write import SHARD_BYTES, CheckpointWriter, Layout, check_target
+from evomerge.errors import InputError, TrialError, Where
+from evomerge.merging.disk.card import card
+from evomerge.merging.disk.pipeline import PassingBank, side_by_side
+from evomerge.merging.kernels.digest import NotFinite, combined, digest, tensor_record
+from evomerge.merging.plan.jobs import Job, Plan
+from evomerge.merging.plan.plan import plan
+from evomerge.merging.plan.tokenizers import output_tokenizer
+from evomerge.merging.resident.bank import torch_dtype
+from evomerge.merging.resident.execute import not_finite, write
+from evomerge.recipe.mergekit import read_recipe, write_recipe
+from evomerge.recipe.recipe import Recipe
+
+RECIPE_FILE = "mergekit_config.yml"
+_FEEDING = 2  # threads that read for a GPU
+Progress = Callable[[str, float], None]
+
+
+def merge(
+    recipe: Path | str | Recipe,
+    out: Path | str,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    seed: int | None = None,
+    intermediate: Path | str | None = None,
+    truncate_embeddings: bool = False,
+    copy_tokenizer: bool = True,
+    model_card: bool = True,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Path:
+    """Merge to disk. Memory: a gigabyte, or the tensors that the largest output tensor is made of.
+
+    Args:
+        recipe: a recipe, or the path of its file.
+        out: the folder to write; it appears when it is whole.
+        device: where the arithmetic is done: "cpu", "cuda", "cuda:1".
+        threads: of the processor, to compute with; default: as torch is set.
+        seed: of random masks, in place of the recipe's.
+        intermediate: a folder in which the outputs of the named documents are written, too, under their names.
+        truncate_embeddings: merge embeddings of different size over the rows that all have (see `plan`).
+        copy_tokenizer: write the tokenizer's files.
+        model_card: write README.md.
+        overwrite: replace folders that exist.
+        shard_bytes: the most bytes of a weights file.
+        progress: called with a text that tells tensor, rate and remaining time, and the share that is done (0 to 1).
+
+    Returns:
+        The absolute folder.
+
+    Raises:
+        InputError: the recipe or a checkpoint is wrong, a target exists, or the disk is full.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"{threads} threads cannot compute", "give at least 1", Where("--num-threads"))
+        torch.set_num_threads(threads)
+    file = None if isinstance(recipe, Recipe) else Path(recipe)
+    merged = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
+    if seed is not None:
+        merged = Recipe(tuple(replace(document, seed=seed) for document in merged.documents))
+    text = file.read_text(encoding="utf-8") if file and seed is None else write_recipe(merged)
+    where, target, bank = Where(file) if file else None, Path(out).absolute(), PassingBank()
+    stages = {} if intermediate is None else _stages(merged, Path(intermediate).absolute())
+    for folder in (*stages, target):
+        check_target(folder, overwrite)
+    outputs = [_Output(folder, stage, write_recipe(stage)) for folder, stage in stages.items()]
+    outputs.append(_Output(target, merged, text))
+    plans = [plan(output.recipe, bank.open, truncate_embeddings) for output in outputs]
+    for output, planned in zip(outputs, plans, strict=True):
+        tokenizer = output_tokenizer(output.recipe.output, planned, where) if copy_tokenizer else None
+        writer = CheckpointWriter(output.folder, _layout(planned), shard_bytes=shard_bytes, overwrite=overwrite)
+        with writer:
+            try:
+                weights = _write_tensors(planned, bank, writer, torch.device(device), progress)
+            except TrialError as error:
+                raise InputError(str(error), "change the recipe's parameters", where) from None
+            if tokenizer:
+                tokenizer.write(writer.folder)
+            writer.text(RECIPE_FILE, output.text)
+            if model_card:
+                writer.text("README.md", card(output.folder.name, output.recipe, output.text, planned, weights))
+            writer.config(planned.config)
+    return target
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A folder to write: its recipe, as an object and as text."""
+
+    folder: Path
+    recipe: Recipe
+    text: str
+
+
+def _stages(recipe: Recipe, parent: Path) -> dict[Path, Recipe]:
+    """The recipes of all named documents, by the folders that they are written to."""
+    stages = {}
+    for count, document in enumerate(recipe.documents[:-1], start=1):
+        if document.name:
+            last = replace(document, name=None)
+            stages[parent / document.name] = Recipe((*recipe.documents[: count - 1], last))
+    return stages
+
+
+def _layout(planned: Plan) -> dict[str, Layout]:
+    return {name: Layout(job.shape, job.out) for name, job in planned.jobs.items()}
+
+
+def _write_tensors(
+    planned: Plan, bank: PassingBank, writer: CheckpointWriter, device: torch.device, progress: Progress | None
+) -> str:
+    """Carry out all jobs; returns the digest of their results. Raises TrialError where one holds NaN or Inf."""
+    records, pace = list[str](), _Pace(planned)
+
+    def merged(job: Job) -> tuple[Job, Tensor, str]:
+        tensor = torch.empty(job.shape, dtype=torch_dtype(job.out), device=device)
+        write(job, tensor, bank)
+        try:
+            return job, tensor, tensor_record(job.tensor, tensor)
+        except NotFinite:
+            raise not_finite(job) from None
+
+    threads = torch.get_num_threads() if device.type == "cpu" else _FEEDING
+    for job, tensor, record in side_by_side(list(planned.jobs.values()), merged, bank.bytes_of, threads):
+        writer.add(job.tensor, tensor)
+        records.append(record)
+        text, share = pace.after(job)
+        if progress:
+            progress(text, share)
+    return combined(records)
+
+
+class _Pace:
+    """How far a merge is, how fast, and how long it will take."""
+
+    def __init__(self, planned: Plan) -> None:
+        self._total = max(1, sum(layout.bytes for layout in _layout(planned).values()))
+        self._done, self._started = 0, time.monotonic()
+
+    def after(self, job: Job) -> tuple[str, float]:
+        """The text, and the share that is done, from 0 to 1."""
+        self._done += Layout(job.shape, job.out).bytes
+        seconds = max(1e-3, time.monotonic() - self._started)
+        left = seconds / self._done * (self._total - self._done)
+        rate = f"{self._done / 1e6 / seconds:.0f} MB/s, {int(left) // 60}:{int(left) % 60:02d} left"
+        return f"merged {job.tensor}, {rate}", self._done / self._total
+
+
+def checkpoint_digest(path: Path | str) -> str:
+    """The digest of a checkpoint folder's tensors; equal to `Resident.digest` of the recipe that it was merged by."""
+    checkpoint = Checkpoint.open(str(path))
+    return digest((name, checkpoint.read(name)) for name in checkpoint.tensors)

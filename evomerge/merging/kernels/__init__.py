@@ -1,0 +1,1 @@
+"""The arithmetic of merging: elementwise kernels, how they run, and what they read."""

@@ -1,0 +1,80 @@
+"""Which elements of a delta take part in a merge: counts of elements, and the norm that rescaling restores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.merging.kernels.consensus import combine
+from evomerge.merging.kernels.elementwise import Kernel
+from evomerge.merging.kernels.inputs import Blend, Inputs
+
+_TINY = 1e-7  # L1 norms below this are not rescaled (mergekit 0.1.5, sparsify)
+
+
+def trimmed(density: float, count: int) -> int:
+    """How many of `count` elements magnitude trimming keeps: max(1, int(density n)), as mergekit 0.1.5; 0 at density
+    0."""
+    if density >= 1:
+        return count
+    return max(1, int(density * count)) if density > 0 and count else 0
+
+
+def outliers(density: float, gamma: float, count: int) -> tuple[int, int]:
+    """The ranks, counted from the largest magnitude, between which an element is kept: the `gamma` share above is
+    dropped, or less where `density` would not be reached (mergekit 0.1.5)."""
+    if density >= 1:
+        return 0, count
+    target = int(density * count)
+    drop = min(int(gamma * count), count - target)
+    return drop, drop + target
+
+
+def ratio(before: float, after: float) -> float:
+    """What a sparsified delta is multiplied with so that it has the L1 norm of the whole (mergekit; the DARE paper
+    divides by the density)."""
+    return 1.0 if before < _TINY or after < _TINY else before / after
+
+
+def drawn_ratios(inputs: Inputs, density: Sequence[float]) -> list[float]:
+    """`ratio` for deltas of which a random mask keeps `density`."""
+    thinned = [min(d, 1.0) for d in density]
+    pairs = zip(inputs.full_norms(), inputs.drawn_norms(thinned), thinned, strict=True)
+    return [1.0 if d >= 1 else ratio(before, after) for before, after, d in pairs]
+
+
+def masked(
+    inputs: Inputs,
+    weight: Sequence[float],
+    masks: Sequence[Tensor],
+    rescale: Sequence[float],
+    *,
+    elect: bool,
+    normalize: bool,
+    lambda_: float,
+) -> Blend:
+    """`consensus.combine` of the elements that masks keep (uint8, 0 or 1, flat, one for each delta)."""
+    blend = combine(inputs, weight, elect=elect, normalize=normalize, lambda_=lambda_, rescale=rescale)
+    options = [option for option in blend.kernel.options if option[0] != "keep"]
+    floats = [[*row, *row] for row in blend.floats]
+    return replace(blend, kernel=Kernel("masked", tuple(options)), tensors=[*inputs.tensors, *masks], floats=floats)
+
+
+def ranked(values: Tensor, ranks: Sequence[int]) -> Tensor:
+    """The values that stand at some ranks of the ascending order, exactly. All values must be finite.
+
+    Values are counted by the upper 16 bits of their float32, then those of a rank's bin are sorted.
+    """
+    bits = values.reshape(-1).to(torch.float32).view(torch.int32) >> 16
+    bins = torch.where(bits < 0, -1 - (bits & 0x7FFF), bits) + (1 << 15)
+    ends = torch.bincount(bins, minlength=1 << 16).cumsum(0).cpu().numpy()
+    found = []
+    for rank in ranks:
+        bin_ = int(np.searchsorted(ends, rank, side="right"))
+        inside = values.reshape(-1)[bins == bin_].sort().values
+        found.append(inside[rank - (int(ends[bin_ - 1]) if bin_ else 0)])
+    return torch.stack(found)

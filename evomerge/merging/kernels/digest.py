@@ -1,0 +1,62 @@
+"""A digest of all tensors of a model: equal digests mean equal bits.
+
+One pass over each tensor, on the device where it lies, sums hashes of its 32-bit words and their places, and finds
+NaN and Inf on the way. It tells models apart, it does not guard against forgery.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.kernels.elementwise import Kernel
+from evomerge.merging.kernels.inputs import Blend
+from evomerge.merging.kernels.runner import Runner
+
+_EXPONENTS = {
+    torch.bfloat16: (0x7F80, 0x7F800000),
+    torch.float16: (0x7C00, 0x7C000000),
+    torch.float32: (0x7F800000,),
+}
+_PLAIN = Runner()
+
+
+class NotFinite(Exception):
+    """A tensor holds NaN or Inf; the message is its name."""
+
+
+def tensor_record(name: str, tensor: Tensor, runner: Runner = _PLAIN) -> str:
+    """One tensor's line in a digest: name, dtype, shape, 128 bits of fingerprint of its bytes in row-major order.
+
+    Raises:
+        NotFinite: it holds NaN or Inf.
+    """
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    whole = data.numel() // 4 * 4
+    if data.storage_offset() % 4:
+        data = data.clone()
+    words, tail = data[:whole].view(torch.int32), bytes(data[whole:].tolist())
+    if tensor.is_floating_point() and (tail or tensor.dtype not in _EXPONENTS) and not bool(tensor.isfinite().all()):
+        raise NotFinite(name)
+    kernel = Kernel("fingerprint", (("exponents", _EXPONENTS.get(tensor.dtype, ())),))
+    blend = Blend(kernel, None, [words], [[0.0]], lambda start: [[start % (1 << 31)]])
+    first, second, broken = runner.reduce(blend, torch.float32, tensor.device) or (0, 0, 0)
+    if broken:
+        raise NotFinite(name)
+    shape = ",".join(map(str, tensor.shape))
+    mask = (1 << 64) - 1
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{name} {kind} [{shape}] {first & mask:016x}{second & mask:016x}{tail.hex()}"
+
+
+def combined(records: Iterable[str]) -> str:
+    """sha256 (hex) of the lines, sorted."""
+    return hashlib.sha256("\n".join(sorted(records)).encode()).hexdigest()
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]], runner: Runner = _PLAIN) -> str:
+    """The digest (hex) of tensors by name. Raises NotFinite."""
+    return combined(tensor_record(name, tensor, runner) for name, tensor in tensors)

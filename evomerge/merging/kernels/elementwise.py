@@ -1,0 +1,251 @@
+"""The elementwise merges: what is done to every element of a candidate, in one pass.
+
+Each function here takes flat pieces of the stored tensors and a few numbers and returns the merged piece in float32.
+It runs as plain torch, piece by piece, or compiled into one loop (`runner.py`), with equal bits: nothing in it
+depends on an element's neighbours. Values that change between candidates come in as tensors, so that nothing is
+compiled again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.kernels.arithmetic import fixed_point, rounded, wide
+from evomerge.merging.kernels.conditions import both, either, holds, number, only, unsigned_zero, without
+from evomerge.merging.kernels.masks import lowbias32, mix
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One of this module's functions, with the options that are compiled into it."""
+
+    function: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def bound(self) -> Callable[..., Tensor]:
+        """``(base, tensors, floats, ints) -> merged``."""
+        return functools.partial(globals()[self.function], **dict(self.options))
+
+
+def weighted(base: Tensor | None, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor) -> Tensor:
+    """sum of floats[0, i] * theta_i."""
+    return _sum([wide(tensor) * floats[0, i] for i, tensor in enumerate(tensors)])
+
+
+def deltas(
+    base: Tensor,
+    tensors: Sequence[Tensor],
+    floats: Tensor,
+    ints: Tensor,
+    *,
+    work: torch.dtype,
+    keep: str,
+    elect: bool,
+    normalize: bool,
+) -> Tensor:
+    """base + lambda * sum of factor_i delta_i over the elements that are kept and, if `elect`, agree in sign.
+
+    `keep`: "all"; "largest" (above a threshold); "between" (and below another); "drawn" (by a hash).
+    floats, one row each: factor, weight, lambda (in column 0), then for "largest" the threshold, for "between" both.
+    ints: for "largest" the first index at which an element that equals the threshold is dropped, for "between" both;
+    for "drawn" the index of the first element, two keys, and the largest hash that is kept.
+    """
+    reference = wide(base)
+    index = torch.arange(base.numel(), dtype=torch.int32, device=base.device)
+    changes = []
+    for i, tensor in enumerate(tensors):
+        change = rounded(wide(tensor) - reference, work)
+        factored = change * floats[0, i]
+        if keep != "all":
+            factored = only(factored, _kept(keep, change, index, floats, ints, i))
+        changes.append(factored)
+    return consensus(reference, changes, [floats[1, i] for i in range(len(changes))], floats[2, 0], elect, normalize)
+
+
+def consensus(
+    reference: Tensor,
+    changes: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    lambda_: Tensor,
+    elect: bool,
+    normalize: bool,
+) -> Tensor:
+    """reference + lambda * sum of changes (Ilharco et al. 2023, equation 1).
+
+    `elect`: per element, only the changes whose sign is that of their sum take part; a sum of 0 elects + (TIES, Yadav
+    et al. 2023, section 4, steps 2 and 3). `normalize`, then: divide by the sum of the weights that took part.
+    """
+    merged = _sum(changes)
+    if elect:
+        agreeing = _agreeing(changes, merged)
+        merged = _sum([only(change, agrees) for change, agrees in zip(changes, agreeing, strict=True)])
+        if normalize:
+            divisor = _sum([only(weight, agrees) for agrees, weight in zip(agreeing, weights, strict=True)])
+            nobody = holds(torch.eq, divisor, 0.0, divisor.dtype)
+            merged = merged / (divisor + number(nobody, divisor.dtype))
+    return reference + unsigned_zero(merged * lambda_)
+
+
+def _agreeing(changes: Sequence[Tensor], total: Tensor) -> list[Tensor]:
+    """Whether each change has the sign of their sum, + where that is 0."""
+    positive = holds(torch.ge, total, 0.0, total.dtype)
+    sign = only(torch.full_like(total, 2.0), positive) - 1.0
+    return [holds(torch.gt, change * sign, 0.0, total.dtype) for change in changes]
+
+
+def masked(
+    base: Tensor,
+    tensors: Sequence[Tensor],
+    floats: Tensor,
+    ints: Tensor,
+    *,
+    work: torch.dtype,
+    elect: bool,
+    normalize: bool,
+) -> Tensor:
+    """`deltas` of the elements that masks keep. tensors: the models', then as many masks (uint8, 0 or 1)."""
+    reference, count = wide(base), len(tensors) // 2
+    changes = []
+    for i in range(count):
+        factored = rounded(wide(tensors[i]) - reference, work) * floats[0, i]
+        changes.append(factored * tensors[count + i])
+    return consensus(reference, changes, [floats[1, i] for i in range(count)], floats[2, 0], elect, normalize)
+
+
+def sce(
+    base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype, select: bool
+) -> Tensor:
+    """base + sum of weight_i delta_i / max(sum of weight_i, 1e-6), both over the deltas whose sign is that of the
+    unweighted sum.
+
+    floats[0]: the weights. `select`: only elements whose `spread` is above floats[1, 0], or equal to it and before
+    ints[0, 0].
+    """
+    reference = wide(base)
+    changes = [rounded(wide(tensor) - reference, work) for tensor in tensors]
+    if select:
+        index = torch.arange(base.numel(), dtype=torch.int32, device=base.device)
+        kept = _largest(spread(changes), index, floats[1, 0], ints[0, 0])
+        changes = [only(change, kept) for change in changes]
+    weights = [only(floats[0, i], agrees) for i, agrees in enumerate(_agreeing(changes, _sum(changes)))]
+    merged = _sum([change * weight for change, weight in zip(changes, weights, strict=True)])
+    return reference + unsigned_zero(merged / _sum(weights).clamp_min(1e-6))
+
+
+def spread(changes: Sequence[Tensor]) -> Tensor:
+    """The variance of each element across n sources, times n^2: the sum over all pairs of their squared difference."""
+    pairs = [a - b for i, a in enumerate(changes) for b in changes[:i]]
+    return _sum([pair * pair for pair in pairs]) if pairs else torch.zeros_like(changes[0])
+
+
+def ram(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype) -> Tensor:
+    """base + the mean of the deltas that contribute; one that contributes alone is multiplied with its floats[1].
+
+    floats[0, 0]: the magnitude above which a delta contributes.
+    """
+    reference = wide(base)
+    changes, contributing, several, alone = _contributions(reference, tensors, floats[0, 0], work)
+    total = _sum(contributing).clamp_min(1.0)
+    parts = []
+    for i, (change, contributes) in enumerate(zip(changes, contributing, strict=True)):
+        parts.append(change * contributes / total * (several + alone * floats[1, i]))
+    return reference + _sum(parts)
+
+
+def contributions(
+    base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype
+) -> Tensor:
+    """How many elements of each delta contribute along with others', then how many alone: two whole numbers a source.
+
+    floats as in `ram`.
+    """
+    _, contributing, several, alone = _contributions(wide(base), tensors, floats[0, 0], work)
+    return torch.stack([(c * kind).sum(dtype=torch.float64) for kind in (several, alone) for c in contributing])
+
+
+def _contributions(
+    reference: Tensor, tensors: Sequence[Tensor], epsilon: Tensor, work: torch.dtype
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """The deltas, then as 0 or 1: whether each contributes, whether several do, whether one does alone."""
+    changes = [rounded(wide(tensor) - reference, work) for tensor in tensors]
+    dtype = reference.dtype
+    contributing = [number(holds(torch.gt, change.abs(), epsilon, dtype), dtype) for change in changes]
+    total = _sum(contributing)
+    several, alone = (number(holds(compare, total, 1.0, dtype), dtype) for compare in (torch.gt, torch.eq))
+    return changes, contributing, several, alone
+
+
+def drawn_norms(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype) -> Tensor:
+    """The L1 norm of what each delta keeps by hash, in fixed point: one whole number a source.
+
+    floats[0]: the units of `fixed_point`; ints as in `deltas`.
+    """
+    reference = wide(base)
+    index = torch.arange(base.numel(), dtype=torch.int32, device=base.device)
+    norms = []
+    for i, tensor in enumerate(tensors):
+        change = rounded(wide(tensor) - reference, work)
+        sizes = fixed_point(change.abs(), floats[0, i])
+        norms.append(only(sizes, _drawn(index, ints, i, sizes.dtype)).sum(dtype=torch.float64))
+    return torch.stack(norms)
+
+
+def nearswap(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor) -> Tensor:
+    """w * theta + (1 - w) * base with w = min(t / max(|base - theta|, 1e-6), 1), t = floats[0, 0]."""
+    near, far = wide(base), wide(tensors[0])
+    share = (floats[0, 0] / (near - far).abs().clamp_min(1e-6)).clamp(0.0, 1.0)
+    return share * far + (1.0 - share) * near
+
+
+def _kept(keep: str, change: Tensor, index: Tensor, floats: Tensor, ints: Tensor, i: int) -> Tensor:
+    """Whether each element is kept."""
+    if keep == "drawn":
+        return _drawn(index, ints, i, change.dtype)
+    size = change.abs()
+    kept = _largest(size, index, floats[3, i], ints[0, i])
+    return without(kept, _largest(size, index, floats[4, i], ints[1, i])) if keep == "between" else kept
+
+
+def _largest(size: Tensor, index: Tensor, threshold: Tensor, position: Tensor) -> Tensor:
+    equal, before = (
+        holds(torch.eq, size, threshold, size.dtype),
+        holds(torch.lt, index, position, size.dtype),
+    )
+    return either(holds(torch.gt, size, threshold, size.dtype), both(equal, before))
+
+
+def _drawn(index: Tensor, ints: Tensor, i: int, dtype: torch.dtype) -> Tensor:
+    return holds(torch.le, mix(index + ints[0, i], ints[1, i], ints[2, i]), ints[3, i], dtype)
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    """Added up in their order."""
+    result = tensors[0]
+    for tensor in tensors[1:]:
+        result = result + tensor
+    return result
+
+
+def fingerprint(
+    base: None, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, exponents: tuple[int, ...]
+) -> Tensor:
+    """Two sums of hashes of a tensor's 32-bit words and their places, and the number of words that hold a NaN or Inf:
+    int64 of 3 numbers, the same in any order.
+
+    `exponents`: for each value in a word, the bits that are all set in NaN and Inf. ints[0, 0]: the first word's
+    number.
+    """
+    words = tensors[0]
+    places = torch.arange(words.numel(), dtype=torch.int32, device=words.device) + ints[0, 0]
+    first = mix(places, 0x3C6EF372, words)
+    second = lowbias32(first)
+    broken = torch.zeros_like(words, dtype=torch.bool)
+    for bits in exponents:
+        broken = broken | ((words & bits) == bits)
+    return torch.stack([part.sum(dtype=torch.int64) for part in (first, second, broken)])

@@ -1,0 +1,118 @@
+"""Runs Blends: as one compiled loop where that pays, else in pieces that stay in the processor's cache.
+
+A tensor that lies elsewhere than its result (in host memory, for a GPU) is brought over in pieces, the next piece while
+the last one is merged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.kernels.arithmetic import spans, wide_dtype
+from evomerge.merging.kernels.compiled import Compiled, Signature
+from evomerge.merging.kernels.inputs import Blend
+from evomerge.merging.kernels.masks import BLOCK
+from evomerge.merging.kernels.transfers import is_away, moved, order_of
+
+_CACHED = 1 << 18  # elements of a piece on the CPU: large enough for all threads, small enough for their caches
+_MOVED = 1 << 24  # elements of a piece that is moved to another device
+_PULLED = 1 << 21  # the same where autograd keeps `_KEPT` tensors in float32 of a piece's size
+_KEPT = 12
+_SMALL = 64  # tensors below this are not worth a compiled call
+
+
+def pulling_bytes(count: int) -> int:
+    """What `Runner.pull` takes at most, besides what it is given, for a tensor of so many elements."""
+    return _KEPT * 4 * min(count, _PULLED)
+
+
+class Runner:
+    """Runs Blends on any device.
+
+    Without `compiled` nothing is ever compiled; the bits are the same.
+    """
+
+    def __init__(self, compiled: Compiled | None = None) -> None:
+        self._compiled = compiled
+
+    @torch.no_grad()
+    def write(self, blend: Blend, out: Tensor, work: torch.dtype) -> None:
+        """Write the merged tensor, rounded to `work`, into `out` (contiguous, of the tensors' shape)."""
+        flat = out.view(-1)
+
+        def store(span: slice, piece: Blend, floats: Tensor, ints: Tensor) -> None:
+            write(flat[span], piece.base, piece.tensors, floats, ints)
+
+        signature = Signature.of(blend, str(out.device), work, out.dtype)
+        compiled = self._function(signature, out.numel())
+        write = compiled or signature.function()
+        self._each(blend, out.device, work, None if compiled else signature, store)
+
+    @torch.no_grad()
+    def reduce(self, blend: Blend, work: torch.dtype, device: torch.device | str = "cpu") -> list[int]:
+        """The integers that a reducing kernel gives, summed over all elements."""
+        totals: list[Tensor] = []
+        signature = Signature.of(blend, str(device), work, None)
+        compiled = self._function(signature, blend.tensors[0].numel())
+        function = compiled or signature.function()
+
+        def add(span: slice, piece: Blend, floats: Tensor, ints: Tensor) -> None:
+            totals.append(function(piece.base, piece.tensors, floats, ints))
+
+        self._each(blend, torch.device(device), work, None if compiled else signature, add)
+        return [int(n) for n in torch.stack(totals).sum(dim=0).tolist()] if totals else []
+
+    def pull(self, blend: Blend, floats: Tensor, gradient: Tensor, work: torch.dtype) -> Tensor:
+        """d loss / d floats (float64, on the gradient's device), where `gradient` is d loss / d merged tensor and
+        `floats` [rows, columns] stand in for the blend's."""
+        device, flat = gradient.device, gradient.reshape(-1)
+        numbers = floats.detach().to(device, wide_dtype(work)).requires_grad_()
+        total = torch.zeros(numbers.shape, dtype=torch.float64, device=device)
+        for span, piece in _pieces(blend, device, _CACHED if device.type == "cpu" else _PULLED):
+            ints = torch.tensor(blend.ints(span.start), dtype=torch.int32, device=device)
+            with torch.enable_grad():
+                merged = blend.kernel.bound()(piece.base, piece.tensors, numbers, ints)
+            total += torch.autograd.grad(merged, numbers, flat[span].to(merged.dtype))[0]
+        return total
+
+    def _function(self, signature: Signature, count: int) -> Callable[..., Tensor] | None:
+        """The compiled kernel, where there is one and the tensors are worth the call."""
+        return self._compiled.find(signature) if self._compiled and count >= _SMALL else None
+
+    def _each(
+        self,
+        blend: Blend,
+        device: torch.device,
+        work: torch.dtype,
+        plain: Signature | None,
+        act: Callable[[slice, Blend, Tensor, Tensor], None],
+    ) -> None:
+        """Call `act` with the blend's pieces on the device; `plain` is told how long it took in plain torch."""
+        floats = torch.tensor(blend.floats, dtype=wide_dtype(work), device=device)
+        begun = time.perf_counter()
+        size = BLOCK if plain is None else _CACHED if device.type == "cpu" else _MOVED
+        for span, piece in _pieces(blend, device, size):
+            act(span, piece, floats, torch.tensor(blend.ints(span.start), dtype=torch.int32, device=device))
+        if self._compiled is not None and plain is not None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self._compiled.spent(plain, time.perf_counter() - begun)
+
+
+def _pieces(blend: Blend, device: torch.device, size: int) -> Iterator[tuple[slice, Blend]]:
+    """The blend cut into pieces of `size` elements, each on the device; those that are moved there are no larger than
+    `_MOVED`. All are powers of two: none crosses a block of masks."""
+    based = blend.base is not None
+    tensors = [t.reshape(-1) for t in (blend.base, *blend.tensors) if t is not None]
+    away = [is_away(t, device) for t in tensors]
+    cuts: Iterator[tuple[slice, list[Tensor]]]
+    if any(away):
+        cuts = moved(tensors, away, device, min(size, _MOVED), order_of(device))
+    else:
+        cuts = ((span, [t[span] for t in tensors]) for span in spans(tensors[0].numel(), size))
+    for span, parts in cuts:
+        yield span, Blend(blend.kernel, parts[0] if based else None, parts[int(based) :], ())

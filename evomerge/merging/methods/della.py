@@ -1,0 +1,117 @@
+"""DELLA: drop delta elements at random, the smaller of a row the more likely (Deep et al. 2024,
+https://arxiv.org/abs/2406.11617)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from evomerge.merging.kernels.arithmetic import fixed_point, spans, unit
+from evomerge.merging.kernels.consensus import combine
+from evomerge.merging.kernels.deltas import masked, ratio
+from evomerge.merging.kernels.inputs import Blend, Inputs
+from evomerge.merging.kernels.masks import limits
+
+_PIECE = 1 << 18  # elements that are ranked, and drawn, at a time: what this takes stays in the cache
+
+
+def della(
+    inputs: Inputs,
+    *,
+    weight: Sequence[float],
+    density: Sequence[float],
+    epsilon: Sequence[float],
+    normalize: bool,
+    rescale: bool,
+    lambda_: float,
+) -> Blend:
+    """Sign election among deltas that keep an element with probability `density` - `epsilon` (the smallest of its row)
+    to `density` + `epsilon` (the largest)."""
+    return _della(inputs, weight, density, epsilon, rescale, elect=True, normalize=normalize, lambda_=lambda_)
+
+
+def della_linear(
+    inputs: Inputs,
+    *,
+    weight: Sequence[float],
+    density: Sequence[float],
+    epsilon: Sequence[float],
+    normalize: bool,
+    rescale: bool,
+    lambda_: float,
+) -> Blend:
+    """Task arithmetic of deltas thinned as in `della`."""
+    return _della(inputs, weight, density, epsilon, rescale, elect=False, normalize=normalize, lambda_=lambda_)
+
+
+def _della(
+    inputs: Inputs,
+    weight: Sequence[float],
+    density: Sequence[float],
+    epsilon: Sequence[float],
+    rescale: bool,
+    *,
+    elect: bool,
+    normalize: bool,
+    lambda_: float,
+) -> Blend:
+    if all(d >= 1 for d in density):
+        return combine(inputs, weight, elect=elect, normalize=normalize, lambda_=lambda_)
+    masks, ratios = [], []
+    for i, (d, e) in enumerate(zip(density, epsilon, strict=True)):
+        if 0 < d < 1:
+            mask, norm = _drawn(inputs, i, d, e)
+        else:
+            mask, norm = torch.full((inputs.count,), int(d >= 1), dtype=torch.uint8, device=inputs.device), 0.0
+        masks.append(mask)
+        ratios.append(ratio(inputs.full_norms()[i], norm) if rescale else 1.0)
+    return masked(inputs, weight, masks, ratios, elect=elect, normalize=normalize, lambda_=lambda_)
+
+
+def _drawn(inputs: Inputs, i: int, density: float, epsilon: float) -> tuple[Tensor, float]:
+    """Which elements delta `i` keeps (flat), and their L1 norm in units of which `full_norms` are the whole."""
+    sizes = inputs.delta(i).abs_()
+    most, sizes = _largest_hashes(sizes, density, epsilon).reshape(-1), sizes.reshape(-1)
+    kept = torch.empty(inputs.count, dtype=torch.uint8, device=inputs.device)
+    norm, scale = 0, unit(inputs.magnitudes(i).largest)
+    for span in spans(inputs.count, _PIECE):
+        torch.le(inputs.draw.words(i, span.start, span.stop, inputs.device), most[span], out=kept[span])
+        norm += int((fixed_point(sizes[span], scale) * kept[span]).sum(dtype=torch.float64))
+    return kept, norm / scale
+
+
+def _largest_hashes(sizes: Tensor, density: float, epsilon: float) -> Tensor:
+    """The largest hash with which each element is kept, by its rank in its row: int32.
+
+    A row runs along the second dimension, a tensor of one dimension is one row (mergekit 0.1.5). A row of one element
+    is kept with probability `density` (mergekit: NaN).
+    """
+    rows = sizes.movedim(1, -1) if sizes.dim() > 1 else sizes
+    flat = rows.reshape(-1, max(1, rows.shape[-1]))
+    width = flat.shape[1]
+    ranks = torch.arange(width, dtype=torch.float64)
+    shares = ranks / (width - 1) if width > 1 else ranks + 0.5
+    by_rank = limits(density - epsilon + 2 * epsilon * shares).to(sizes.device)
+    found = torch.empty(flat.shape, dtype=torch.int32, device=sizes.device)
+    for span in spans(flat.shape[0], max(1, _PIECE // width)):
+        order = _ascending(flat[span])
+        found[span].scatter_(1, order, by_rank.expand_as(order))
+    found = found.reshape(rows.shape)
+    return found.movedim(-1, 1) if sizes.dim() > 1 else found
+
+
+def _ascending(sizes: Tensor) -> Tensor:
+    """Each row's places by ascending magnitude (as float32), equals by place: int64 of the same shape.
+
+    A float's bits order as its magnitude does, so magnitude and place are sorted as one integer, which numpy does many
+    times faster than torch sorts with indices.
+    """
+    keys = sizes.to(torch.float32).view(torch.int32).to(torch.int64) << 32
+    keys |= torch.arange(sizes.shape[1], device=sizes.device)
+    if keys.device.type == "cpu":
+        keys.numpy().sort(axis=1)
+    else:
+        keys = keys.sort(dim=1).values
+    return keys & 0xFFFFFFFF

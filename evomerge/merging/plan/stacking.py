@@ -1,0 +1,174 @@
+"""Which models take part in a slice, and the tensors of a module in the order in which they are written.
+
+The rules are mergekit 0.1.5's (`mergekit.plan`): the slices of a module stack to its layers; tensors before the stack
+take the first slice's models and parameters, tensors after it the last slice's, both at depth t = 0; layer i of a slice
+of L layers has depth i / (L - 1), a single layer depth 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from evomerge.checkpoints.structure import Stack, is_head
+from evomerge.errors import InputError, Where
+from evomerge.merging.plan.jobs import Model
+from evomerge.recipe.parameters import Levels
+from evomerge.recipe.recipe import Document, Input, Module, Slice
+from evomerge.registry import METHODS
+
+Find = Callable[[str, Where | None], Model]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One model of a slice: as the recipe writes it, as it is, its first layer, its number of layers."""
+
+    input: Input
+    model: Model
+    start: int
+    layers: int
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The models that one slice merges.
+
+    Attributes:
+        members: all of them, in the recipe's order.
+        base: the base among them where the method treats it otherwise than the others, else None.
+        reference: the slice's base model, whatever the method makes of it.
+    """
+
+    levels: Levels
+    members: tuple[Member, ...]
+    base: Model | None
+    reference: Model | None
+
+    @property
+    def merged(self) -> list[Member]:
+        """The members that the method merges: all, or all but the base."""
+        return [m for m in self.members if self.base is None or m.model.reference != self.base.reference]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One output tensor: its name, its name in each member of its group, and its depth in the slice."""
+
+    group: Group
+    name: str
+    names: tuple[str, ...]
+    t: float
+
+
+class Stacking:
+    """One module of a document. `name` None: the whole model."""
+
+    def __init__(self, document: Document, module: Module, name: str | None, donor: Model, find: Find) -> None:
+        self.document, self.name, self.donor = document, name, donor
+        self._module, self._find = module, find
+        self.method = METHODS[document.method]
+        self.groups = [self._group(piece) for piece in module.slices]
+        self.lengths = [self._length(group) for group in self.groups]
+        own, layers = donor.stack(name), sum(self.lengths)
+        self.stack = own if layers == own.layers else Stack(own.prefix, layers)
+
+    def targets(self) -> Iterator[Target]:
+        """All output tensors, in the order of the model."""
+        first, last = self.groups[0], self.groups[-1]
+        yield from (_same(first, name) for name in self._before())
+        layer = 0
+        for group, length in zip(self.groups, self.lengths, strict=True):
+            for depth in range(length):
+                yield from self._layer(group, depth, depth / (length - 1) if length > 1 else 1.0, layer)
+                layer += 1
+        yield from (_same(last, name) for name in self._after())
+
+    def _before(self) -> list[str]:
+        return _union(m.model.places(self.name).get("before", []) for m in self.groups[0].members)
+
+    def _after(self) -> list[str]:
+        """A head that any model stores is an output of its own; models that tie theirs give their embeddings for it."""
+        after = [m.model.places(self.name).get("after", []) for m in self.groups[-1].members]
+        heads = [m.model.places(self.name).get("after", []) for m in self.groups[0].members]
+        return _union([*after, *([n for n in names if is_head(n)] for names in heads)])
+
+    def _layer(self, group: Group, depth: int, t: float, layer: int) -> Iterator[Target]:
+        for part in _union(m.model.places(self.name).get(m.start + depth, []) for m in group.members):
+            names = tuple(m.model.stack(self.name).name(m.start + depth, part) for m in group.members)
+            yield Target(group, self.stack.name(layer, part), names, t)
+
+    def _group(self, piece: Slice) -> Group:
+        members = [self._member(source) for source in piece.inputs]
+        reference = self._base(piece)
+        if reference is not None:
+            members += self._unlisted(piece, members, reference)
+        base = None if self.method.base == "ordinary" else reference
+        levels = Levels(self.document, piece, self._module)
+        group = Group(levels, tuple(members), base, reference)
+        self._check(group)
+        return group
+
+    def _member(self, source: Input) -> Member:
+        model = self._find(source.model, source.where)
+        count = model.stack(self.name).layers
+        start, end = source.layers or (0, count)
+        if end > count:
+            problem = f"layer_range [{start}, {end}) of {source.model}, which has {count} layers"
+            raise InputError(problem, f"end at {count} at most", source.where)
+        ours, theirs = self.donor.config.get("model_type"), model.config.get("model_type")
+        if ours != theirs:
+            problem = f"{source.model} is a {theirs} model, the merge is of {ours} models"
+            raise InputError(problem, "merge fine-tunes of one base", source.where)
+        return Member(source, model, start, end - start)
+
+    def _base(self, piece: Slice) -> Model | None:
+        written = piece.base or self.document.base
+        return None if written is None else self._find(written, piece.where if piece.base else self.document.where)
+
+    def _unlisted(self, piece: Slice, members: Sequence[Member], base: Model) -> list[Member]:
+        """A base that is not listed takes part with the layers that the others have."""
+        if any(m.model.reference == base.reference for m in members):
+            return []
+        if self.method.base == "ordinary" and not piece.whole:
+            return []  # it decides the configuration only
+        written = piece.base or self.document.base
+        assert written is not None
+        ranges = {source.layers for source in piece.inputs}
+        if len(ranges) > 1:
+            problem = "the base is not listed, and the models' layer ranges differ"
+            raise InputError(problem, f"list {written} with the layers that it gives", piece.where)
+        return [self._member(Input(written, ranges.pop(), where=self.document.where))]
+
+    def _check(self, group: Group) -> None:
+        name, method, piece = self.document.method, self.method, group.levels.piece
+        seen: set[str] = set()
+        for member in group.members:
+            if member.model.reference in seen:
+                raise InputError(f"{member.input.model} is listed twice", "list each model once", piece.where)
+            seen.add(member.model.reference)
+        if method.base in ("subtracted", "endpoint") and group.base is None:
+            raise InputError(f"{name} needs a base_model", "add base_model: the common ancestor", self.document.where)
+        count, (least, most) = len(group.merged), method.sources
+        if not least <= count <= most:
+            besides = "" if method.base == "ordinary" else " besides the base"
+            wanted = f"exactly {least}" if least == most else f"at least {least}"
+            raise InputError(f"{name} takes {wanted} model{besides}, not {count}", "mend the list", piece.where)
+
+    def _length(self, group: Group) -> int:
+        spans = {m.layers for m in group.members}
+        if len(spans) != 1:
+            told = ", ".join(map(str, sorted(spans)))
+            problem = f"its models give different numbers of layers ({told})"
+            raise InputError(problem, "give every model of a slice equally many layers", group.levels.piece.where)
+        return spans.pop()
+
+
+def _same(group: Group, name: str) -> Target:
+    """A tensor outside the layers: it has one name in all models."""
+    return Target(group, name, (name,) * len(group.members), 0.0)
+
+
+def _union(lists: Iterable[Sequence[str]]) -> list[str]:
+    """All names, each once, in the order in which they first stand."""
+    return list(dict.fromkeys(name for names in lists for name in names))

@@ -1,0 +1,1 @@
+"""Candidates in memory: the source bank, the resident model, where both live, and its slopes."""

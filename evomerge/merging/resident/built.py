@@ -1,0 +1,100 @@
+"""A resident state dict, for models that transformers does not build: each candidate's tensors are written into the
+same memory, and the user's function makes a model of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.errors import InputError, Where
+from evomerge.merging.kernels.compiled import Compiled
+from evomerge.merging.kernels.digest import combined
+from evomerge.merging.kernels.runner import Runner
+from evomerge.merging.plan.jobs import Job, Plan
+from evomerge.merging.plan.plan import plan
+from evomerge.merging.resident.bank import SourceBank, torch_dtype
+from evomerge.merging.resident.materialize import as_it_is, carry_out
+from evomerge.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Build = Callable[[dict[str, Tensor], Path], Any]
+"""``(state, folder) -> model``, of the merged tensors by name and the base checkpoint's folder."""
+
+
+class BuiltModel:
+    """The candidate in hand: its state dict, and the model that was built of it, another object for each candidate."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+        self.model: Any = None
+
+    def eval(self) -> None:
+        """Put the model into evaluation mode, if it has one."""
+        if isinstance(self.model, torch.nn.Module):
+            self.model.eval().requires_grad_(False)
+
+
+class BuiltResident:
+    """What `Resident` is for language models, on one device.
+
+    Attributes:
+        model: always the same object; its `model` is the candidate's.
+        tokenizer: the one that was given, or None.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        bank: SourceBank,
+        dtype: str,
+        room: Mapping[str, int],
+        build: Build,
+        *,
+        planned: Plan,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Take memory for the tensors of `planned`, and build the base once, to see that it can be built.
+
+        Raises:
+            InputError: there are several devices.
+            TrialError: the base cannot be built.
+        """
+        if len(room) > 1:
+            problem = f"the model of a user's function is not cut between {' and '.join(room)}"
+            raise InputError(problem, "give one device", Where("--device"))
+        self.base, self.bank, self.tokenizer = bank.add(base), bank, tokenizer
+        self.devices = next(iter(room))
+        self.model, self.compiled = BuiltModel(), Compiled()
+        self._build, self._runner = build, Runner(self.compiled)
+        self._slots = {job.tensor: self._slot(job, None) for job in planned.jobs.values()}
+        self.materialize(as_it_is(self.base.reference, dtype))
+
+    def materialize(self, recipe: Recipe) -> str:
+        """Make the model the one that `recipe` describes; returns its digest, as `Resident.materialize` does.
+
+        Raises:
+            TrialError: a tensor came out with NaN or Inf, or the model cannot be built.
+            InputError: the recipe does not fit its checkpoints.
+        """
+        jobs = plan(recipe, self.bank.open).jobs
+        self.compiled.collect()
+        self.model.model = None  # before the next one takes memory
+        self._slots = {name: self._slot(job, self._slots.get(name)) for name, job in jobs.items()}
+        records = [carry_out(job, self._slots[name], self.bank, self._runner) for name, job in jobs.items()]
+        self.model.state = dict(self._slots)
+        self.model.model = self._build(dict(self._slots), self.base.path)
+        return combined(records)
+
+    def _slot(self, job: Job, known: Tensor | None) -> Tensor:
+        """Memory for a job's output: the last candidate's, if it fits."""
+        dtype = torch_dtype(job.out)
+        if known is not None and tuple(known.shape) == job.shape and known.dtype == dtype:
+            return known
+        return torch.empty(job.shape, dtype=dtype, device=self.devices)

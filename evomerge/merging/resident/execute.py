@@ -1,0 +1,133 @@
+"""Run one job of a plan: read its operands, apply its method, round once."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evomerge.errors import InputError, TrialError
+from evomerge.merging.kernels.inputs import Blend, Inputs
+from evomerge.merging.kernels.masks import Draw
+from evomerge.merging.kernels.runner import Runner
+from evomerge.merging.plan.jobs import COPY, Job, Operand, Read
+from evomerge.merging.resident.bank import SourceBank, torch_dtype
+from evomerge.registry import METHODS, load
+
+if TYPE_CHECKING:
+    from evomerge.registry import Method
+
+_PLAIN = Runner()
+
+
+def execute(job: Job, bank: SourceBank, device: torch.device | str = "cpu", runner: Runner = _PLAIN) -> Tensor:
+    """The job's output tensor, in its output dtype, on `device`.
+
+    Raises:
+        TrialError: the result holds NaN or Inf.
+        InputError: a source's weights are damaged, or the method cannot merge them.
+    """
+    result = torch.empty(job.shape, dtype=torch_dtype(job.out), device=device)
+    write(job, result, bank, runner)
+    if result.is_floating_point() and not bool(result.isfinite().all()):
+        raise not_finite(job)
+    return result
+
+
+def not_finite(job: Job) -> TrialError:
+    """What a job whose result holds NaN or Inf raises."""
+    settings = ", ".join(f"{name} {value}" for name, value in job.parameters.items())
+    return TrialError(f"{job.tensor} came out of {job.method} with NaN or Inf ({settings})")
+
+
+def write(job: Job, out: Tensor, bank: SourceBank, runner: Runner = _PLAIN) -> None:
+    """Merge into `out`, a tensor of the job's shape that holds its output dtype. Raises InputError."""
+    Execution(bank, out.device, runner).write(job, out)
+
+
+class Execution:
+    """One output tensor's jobs: its own, and those that it is made of, each run once."""
+
+    def __init__(self, bank: SourceBank, device: torch.device, runner: Runner = _PLAIN) -> None:
+        self._bank, self._device, self._runner = bank, device, runner
+        self._done: dict[int, Tensor] = {}
+
+    def write(self, job: Job, out: Tensor) -> None:
+        target = out if out.is_contiguous() and out.dtype == torch_dtype(job.out) else None
+        result = self._run(job, target)
+        if result is not target:
+            out.copy_(result)
+
+    def _fetch(self, operand: Operand) -> Tensor:
+        """The operand's tensor: stored ones where the bank has them, made ones on the device."""
+        if isinstance(operand, Read):
+            return self._bank.tensor(operand.model, operand.tensor)
+        if isinstance(operand, Job):
+            if id(operand) not in self._done:
+                self._done[id(operand)] = self._run(operand, None)
+            return self._done[id(operand)]
+        key = _key(operand)
+        if key is None:
+            return operand.build(self._fetch)
+        made: Tensor = self._bank.remember(key, lambda: operand.build(self._fetch))
+        return made
+
+    def _run(self, job: Job, out: Tensor | None) -> Tensor:
+        """The job's result, written into `out` where one is given."""
+        if job.method == COPY:
+            return _copied([self._fetch(operand) for operand in job.inputs], job)
+        work = torch_dtype(job.work)
+        merged = self.merged(job, job.parameters)
+        if isinstance(merged, Tensor):
+            return merged.to(self._device).to(work).to(torch_dtype(job.out))
+        if out is None:
+            out = torch.empty(job.shape, dtype=torch_dtype(job.out), device=self._device)
+        self._runner.write(merged, out, work)
+        return out
+
+    def merged(self, job: Job, parameters: Mapping[str, Any]) -> Blend | Tensor:
+        """What the job's method answers to these parameters in place of the job's own."""
+        method = METHODS[job.method]
+        arguments = {p.argument: parameters[p.name] for p in method.parameters}
+        answer: Blend | Tensor = load(method.function)(self._inputs(job, method, torch_dtype(job.work)), **arguments)
+        return answer
+
+    def _inputs(self, job: Job, method: Method, work: torch.dtype) -> Inputs:
+        operands = [*([job.base] if job.base is not None else []), *job.inputs]
+        tensors = [self._cast(self._fetch(operand), work) for operand in operands]
+        keys: list[Hashable] = [_key(operand) for operand in operands]
+        if job.base is None:
+            keys.insert(0, "no base")
+        return Inputs(
+            tensors[1:] if job.base is not None else tensors,
+            tensors[0] if job.base is not None else None,
+            work=work,
+            draw=Draw(job.seed, job.tensor) if method.stochastic else None,
+            device=self._device,
+            keys=keys,
+            remember=self._bank.remember,
+            run=lambda blend: self._runner.reduce(blend, work, self._device),
+        )
+
+    def _cast(self, tensor: Tensor, work: torch.dtype) -> Tensor:
+        """A stored tensor stays as it is unless the work's dtype is narrower."""
+        return tensor if torch.promote_types(tensor.dtype, work) == work else tensor.to(work)
+
+
+def _key(operand: Operand) -> Hashable:
+    """What an operand is remembered by; None: a document's output, or made of one, is another in each candidate."""
+    if isinstance(operand, Read):
+        return operand
+    if isinstance(operand, Job) or any(_key(part) is None for part in operand.operands):
+        return None
+    return operand.key
+
+
+def _copied(tensors: list[Tensor], job: Job) -> Tensor:
+    """A tensor that is not of floating point cannot be merged: all models must agree on it."""
+    if any(not torch.equal(tensors[0].cpu(), t.cpu()) for t in tensors[1:]):
+        problem = f"{job.tensor} is {tensors[0].dtype} and differs between the models"
+        raise InputError(problem, "such tensors are copied, so they must be equal")
+    return tensors[0]

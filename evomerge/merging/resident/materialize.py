@@ -1,0 +1,287 @@
+"""The resident model: one model in memory whose parameters each candidate overwrites. Nothing touches the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.headers import SIZES
+from evomerge.checkpoints.structure import Stack, is_head
+from evomerge.errors import EvomergeError, InputError, TrialError, Where
+from evomerge.merging.kernels.compiled import Compiled
+from evomerge.merging.kernels.digest import NotFinite, combined, tensor_record
+from evomerge.merging.kernels.runner import Runner
+from evomerge.merging.plan.jobs import Job, Plan
+from evomerge.merging.plan.plan import plan
+from evomerge.merging.resident.bank import SourceBank, torch_dtype
+from evomerge.merging.resident.execute import not_finite, write
+from evomerge.merging.resident.placement import CPU
+from evomerge.merging.resident.sharding import Sharding, build, load
+from evomerge.merging.resident.slopes import Pulls
+from evomerge.recipe.recipe import Document, Input, Recipe, Slice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SHOWN = 4
+# Settings that decide neither which parameters there are nor what a forward pass makes of them
+_INERT = ("dtype", "torch_dtype", "_name_or_path", "transformers_version", "architectures", "use_cache",
+          "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+
+
+class Resident:
+    """One model in evaluation mode, in one dtype, on one device or in runs of layers on several.
+
+    Attributes:
+        model: always the same object; its parameters take no gradient. A recipe whose configuration differs from the
+            last one's (another depth, say) gives it new layers, every other only overwrites its parameters.
+        tokenizer: the base's, or the one that was given.
+        compiled: the kernels that are compiled once plain torch has taken too long.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        bank: SourceBank,
+        dtype: str,
+        device: str | Mapping[str, int] = CPU,
+        *,
+        planned: Plan | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Load `base` with transformers, without running code from it.
+
+        Args:
+            device: one, or several with the bytes that each has free (`Placement.room`).
+            planned: a merge whose configuration the model gets. Where it is another than the base's, the parameters
+                are not set before the first `materialize`.
+            tokenizer: in place of the base's.
+
+        Raises:
+            InputError: transformers does not know its architecture or names its parameters otherwise, or there is not
+                enough memory for it.
+        """
+        self.base, self.bank, self.dtype = bank.add(base), bank, dtype
+        self._room = {device: 1} if isinstance(device, str) else dict(device)
+        self._config: dict[str, Any] = {}
+        self._jobs: dict[str, Job] = {}
+        self._slots: dict[str, Tensor] = {}
+        self.compiled = Compiled()
+        self._runner = Runner(self.compiled)
+        _refuse_code(base)
+        self.tokenizer = _load_tokenizer(base) if tokenizer is None else tokenizer
+        if planned is None or _structure(planned.config) == _structure(base.config):
+            sharding = self._sharding({n: i.elements for n, i in base.tensors.items()}, base.stack)
+            self.model = _load_model(base, dtype, sharding)
+            self._adopt(base.config, list(base.tensors))
+        else:
+            self.model = self._built(planned)
+            self._adopt(planned.config, list(planned.jobs))
+
+    @property
+    def devices(self) -> str:
+        """The devices, with commas between them."""
+        return ",".join(self._room)
+
+    def materialize(self, recipe: Recipe) -> str:
+        """Make the model the one that `recipe` describes; returns its digest.
+
+        The digest is that of the folder that `merge` writes for the same recipe (`stream.checkpoint_digest`).
+
+        Raises:
+            TrialError: a tensor came out with NaN or Inf. The model is then a mixture until the next call.
+            InputError: the recipe does not fit its checkpoints or this model.
+        """
+        planned = plan(recipe, self.bank.open)
+        self._fit(planned)
+        self._jobs = {}
+        self.compiled.collect()
+        records = [carry_out(job, self._slots[job.tensor], self.bank, self._runner) for job in planned.jobs.values()]
+        self._jobs = planned.jobs
+        return combined(records)
+
+    def pulls(self) -> Pulls:
+        """What pulls the gradients of the model back to the last recipe's parameters."""
+        assert self._jobs, "nothing was materialized"
+        return Pulls(self._jobs, self._slots, self.bank)
+
+    def load(self, ref: str) -> str:
+        """Make the model a checkpoint as it is, rounded to the resident dtype; returns the digest."""
+        return self.materialize(as_it_is(ref, self.dtype))
+
+    def digest(self) -> str:
+        """The digest (hex) of the parameters as they are now, under their checkpoint names.
+
+        Raises:
+            TrialError: a tensor holds NaN or Inf.
+        """
+        names = self._jobs or dict.fromkeys(self._slots)
+        try:
+            return combined(tensor_record(n, self._stored(n, job), self._runner) for n, job in names.items())
+        except NotFinite as error:
+            job = self._jobs.get(str(error))
+            raise not_finite(job) if job else TrialError(f"{error} holds NaN or Inf") from None
+
+    def _stored(self, name: str, job: Job | None) -> Tensor:
+        """The parameter as the recipe's checkpoint would store it."""
+        slot = self._slots[name]
+        return slot if job is None else slot.to(torch_dtype(job.out))
+
+    def _fit(self, planned: Plan) -> None:
+        """See that every job has its parameter, of its shape, and that the parameter can hold the job's dtype."""
+        if planned.config != self._config and _structure(planned.config) != _structure(self._config):
+            built = self._built(planned)
+            if type(built) is not type(self.model):
+                problem = f"the recipe makes a {type(built).__name__}, the resident model is another architecture"
+                raise InputError(problem, "merge models of one architecture")
+            self.model.__dict__ = built.__dict__
+            self._adopt(planned.config, list(planned.jobs))
+        _check_names(self.base.path, self._slots, list(planned.jobs))
+        for name, job in planned.jobs.items():
+            slot, out = self._slots[name], torch_dtype(job.out)
+            if tuple(slot.shape) != job.shape:
+                problem = f"{name} is {list(job.shape)} in the recipe, {list(slot.shape)} in the resident model"
+                raise InputError(problem, "merge models of one architecture and vocabulary")
+            if torch.promote_types(slot.dtype, out) != slot.dtype:
+                kind = str(slot.dtype).removeprefix("torch.")
+                problem = f"the recipe writes {name} in {job.out}, the resident model holds it in {kind}"
+                raise InputError(problem, f"give the recipe out_dtype: {kind}")
+
+    def _built(self, planned: Plan) -> PreTrainedModel:
+        """A model of the merge's configuration; its parameters are not set yet."""
+        sharding = self._sharding({n: math.prod(job.shape) for n, job in planned.jobs.items()}, planned.stack)
+        with _quiet(f"the merged model of {self.base.path} cannot be built", "check the recipe's layer ranges"):
+            return build(planned.config, torch_dtype(self.dtype), sharding)
+
+    def _sharding(self, elements: Mapping[str, int], stack: Stack) -> Sharding:
+        return Sharding({name: n * SIZES[self.dtype] for name, n in elements.items()}, stack, self._room)
+
+    def _adopt(self, config: dict[str, Any], names: list[str]) -> None:
+        """Find the parameter or buffer of every checkpoint tensor in the model."""
+        self.model.eval().requires_grad_(False)
+        self._config, self._jobs = config, {}
+        state = dict(self.model.state_dict(keep_vars=True))
+        prefix = f"{self.model.base_model_prefix}."
+        slots: dict[str, Tensor] = {}
+        for name in names:
+            found = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in state), None)
+            if found is not None:
+                slots[name] = state[found]
+            elif is_head(name) and self.model.get_output_embeddings() is not None:
+                slots[name] = self.model.get_output_embeddings().weight  # GPT-NeoX stores it as embed_out
+        _check_names(self.base.path, slots, names)
+        held = {tensor.data_ptr() for tensor in slots.values()}
+        idle = [n for n, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in held]
+        if idle:
+            problem = f"{self.base.path} stores no {_listed(idle)}, which the model has"
+            raise InputError(problem, "save the checkpoint again with this version of transformers")
+        self._slots = slots
+
+
+@torch.no_grad()
+def carry_out(job: Job, slot: Tensor, bank: SourceBank, runner: Runner) -> str:
+    """Merge into the memory of a parameter; returns its line of the digest.
+
+    Raises:
+        TrialError: it came out with NaN or Inf.
+        InputError: a source's weights are damaged, or the method cannot merge them.
+    """
+    write(job, slot, bank, runner)
+    try:
+        return tensor_record(job.tensor, slot.to(torch_dtype(job.out)), runner)
+    except NotFinite:
+        raise not_finite(job) from None
+
+
+def as_it_is(ref: str, dtype: str) -> Recipe:
+    """The recipe of one checkpoint, rounded to `dtype`."""
+    return Recipe((Document("passthrough", (Slice((Input(ref),)),), out_dtype=dtype),))
+
+
+def _check_names(path: Path, slots: dict[str, Tensor], names: list[str]) -> None:
+    unknown = [name for name in names if name not in slots]
+    if unknown:
+        problem = f"{path}: the model has no parameter for {_listed(unknown)}"
+        mend = (
+            "it can be merged to disk, but not in memory: transformers lays its parameters out otherwise than its files"
+        )
+        raise InputError(problem, mend)
+    if len(names) < len(slots):
+        missing = [name for name in slots if name not in set(names)]
+        raise InputError(f"{path}: the recipe makes no {_listed(missing)}", "merge models of one architecture")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _structure(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the model, defaults filled in."""
+    from transformers import AutoConfig
+
+    def pruned(data: dict[str, Any]) -> dict[str, Any]:
+        return {k: pruned(v) if isinstance(v, dict) else v for k, v in data.items() if k not in _INERT}
+
+    with _quiet("the merged model's configuration is not valid", "check the base's config.json"):
+        return pruned(AutoConfig.for_model(**config).to_dict())
+
+
+def _load_tokenizer(base: Checkpoint) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    with _quiet(f"{base.path}: its tokenizer cannot be loaded", "add tokenizer.json and tokenizer_config.json"):
+        return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, local_files_only=True)
+
+
+def _refuse_code(base: Checkpoint) -> None:
+    from transformers import CONFIG_MAPPING
+
+    if base.config.get("auto_map") and base.config.get("model_type") not in CONFIG_MAPPING:
+        problem = f"{base.path} needs its own Python code to run (auto_map in config.json)"
+        raise InputError(problem, "code from checkpoints is not run; use an architecture that transformers has")
+
+
+def _load_model(base: Checkpoint, dtype: str, sharding: Sharding) -> PreTrainedModel:
+    mend = "check its config.json; for other models, let `model` of the fitness file build it"
+    with _quiet(f"{base.path} cannot be loaded as a causal language model", mend):
+        return load(base.path, torch_dtype(dtype), sharding)
+
+
+@contextlib.contextmanager
+def _quiet(problem: str, mend: str) -> Iterator[None]:
+    """Without transformers' progress bars and warnings; its errors become one line."""
+    from transformers.utils import logging as hf_logging
+
+    bars, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    except EvomergeError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{problem}: {_first_line(error)}", "use a smaller dtype or more GPUs", Where("--device")
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        raise InputError(f"{problem} ({_first_line(error)})", mend) from error
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

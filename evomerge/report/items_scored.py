@@ -1,0 +1,45 @@
+"""What a search spent on scoring, and what it was spared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evomerge.study.run.trial import Trial
+
+
+@dataclass(frozen=True)
+class Account:
+    """Items scored by the searched trials of a run on the search split, each once for every candidate.
+
+    `in_full` is what it takes to score all these trials on all items. `early_stop` and `racing` are the trials that
+    either left with predicted scores, and the items that these were not scored on. Trials that failed do not count.
+    """
+
+    scored: int
+    in_full: int
+    early_stop: tuple[int, int]
+    racing: tuple[int, int]
+
+    @classmethod
+    def of(cls, trials: Sequence[Trial]) -> Account:
+        """`trials`: those of a standing."""
+        ended = [t for t in trials if t.kind == "search" and t.ranked]
+        scored, in_full = sum(t.evaluated for t in ended), sum(t.items for t in ended)
+        return cls(scored, in_full, _spared(ended, "early_stop"), _spared(ended, "racing"))
+
+    @property
+    def share(self) -> float:
+        return self.scored / self.in_full if self.in_full else 1.0
+
+    def __str__(self) -> str:
+        text = f"items scored: {self.scored:,} of the {self.in_full:,} of all candidates ({100 * self.share:.0f} %)"
+        for name, (trials, items) in (("early stop", self.early_stop), ("racing", self.racing)):
+            if trials:
+                text += f"; {name} spared {items:,} in {trials} candidates"
+        return text
+
+
+def _spared(trials: Sequence[Trial], by: str) -> tuple[int, int]:
+    stopped = [t for t in trials if t.state == "stopped" and t.by == by]
+    return len(stopped), sum(t.items - t.evaluated for t in stopped)

@@ -1,0 +1,1 @@
+"""Slices that a Python function scores."""

@@ -1,0 +1,1 @@
+"""Means of items, their standard errors and confidence bounds, paired tests, predictions."""

@@ -1,0 +1,117 @@
+"""Two candidates on the same items: by how much they differ, and whether that can be chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.scoring.stats.aggregation import Composition, Mixture
+from evomerge.scoring.stats.bootstrap import counts
+from evomerge.scoring.stats.standard_errors import groups, normal_quantile
+from evomerge.types import ItemScore, SliceScore
+
+RESAMPLES = 5000
+MCNEMAR, BOOTSTRAP, NORMAL = "McNemar", "paired bootstrap", "unpaired normal"
+
+Items = Mapping[str, ItemScore]
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two candidates scored on `items` common items, in the metric's own direction; `difference` is first minus
+    second, `interval` its two-sided interval, `p` the probability of so large a difference by chance (two-sided), both
+    None where the items do not tell; `test` names the test."""
+
+    first: float
+    second: float
+    difference: float
+    interval: tuple[float, float] | None
+    p: float | None
+    test: str
+    items: int
+
+
+def compare(mixture: Mixture, first: Items, second: Items, confidence: float = 0.95) -> Comparison:
+    """Compare two candidates on the items that both were scored on, by the kind of mean that the metric is.
+
+    McNemar's exact test where every item is 0 or 1, counts the same and stands for itself, with the interval of Bonett
+    and Price (2012); else the bootstrap of pairs: items, or clusters of them, are drawn within each leaf task, and both
+    candidates' scores are taken anew (Efron and Tibshirani 1993, chapters 13 and 16).
+    """
+    natural = replace(mixture, sign=1, best=None, worst=None)
+    common = {n: i for n, i in first.items() if i.score is not None and n in second and second[n].score is not None}
+    composition = Composition.of(natural, common.values()) if any(i.weight > 0 for i in common.values()) else None
+    if composition is None:
+        return Comparison(math.nan, math.nan, math.nan, None, None, "none", 0)
+    a, b = composition.units(first), composition.units(second)
+    values = composition.value(a), composition.value(b)
+    clusters = [item.cluster for item in common.values()]
+    if _are_shares(composition, a, b) and all(cluster is None for cluster in clusters):
+        won, lost = int(np.sum(a > b)), int(np.sum(a < b))
+        interval = _bonett_price(won, lost, len(a), confidence)
+        return Comparison(*values, values[0] - values[1], interval, mcnemar(won, lost), MCNEMAR, len(common))
+    p, between = _bootstrap(composition, a, b, clusters, confidence)
+    return Comparison(*values, values[0] - values[1], between, p, BOOTSTRAP, len(common))
+
+
+def unpaired(first: SliceScore, second: SliceScore, sign: int, confidence: float = 0.95) -> Comparison:
+    """Compare two scores that are no mean of items (F1, BLEU), as if their items were different ones: what they share
+    is not made use of, so the interval is wider than need be."""
+    values = sign * first.value, sign * second.value
+    difference = values[0] - values[1]
+    count = len(first.items)
+    if first.stderr is None or second.stderr is None:
+        return Comparison(*values, difference, None, None, "none", count)
+    error = math.hypot(first.stderr, second.stderr)
+    width = normal_quantile((1 + confidence) / 2) * error
+    p = math.erfc(abs(difference) / error / math.sqrt(2)) if error > 0 else float(difference == 0)
+    return Comparison(*values, difference, (difference - width, difference + width), p, NORMAL, count)
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Two-sided exact p-value (McNemar 1947): of a result as uneven as `won` heads in ``won + lost`` throws of a fair
+    coin."""
+    throws, ways = won + lost, 1
+    total = ways
+    for heads in range(min(won, lost)):
+        ways = ways * (throws - heads) // (heads + 1)
+        total += ways
+    # A quotient of whole numbers: neither need fit a float.
+    return min(1.0, float(2 * total / 2**throws))
+
+
+def _bonett_price(won: int, lost: int, n: int, confidence: float) -> tuple[float, float]:
+    """The interval of a difference of paired shares, one item added to each kind of disagreement: it has a width where
+    the two never disagree (Bonett and Price 2012, equation 8)."""
+    p, q = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    width = normal_quantile((1 + confidence) / 2) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    return max(-1.0, p - q - width), min(1.0, p - q + width)
+
+
+def _are_shares(composition: Composition, a: Vector, b: Vector) -> bool:
+    binary = np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all()
+    return bool(binary and np.ptp(composition.shares) < 1e-12)
+
+
+def _bootstrap(
+    composition: Composition, a: Vector, b: Vector, clusters: list[str | None], confidence: float
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Two-sided p-value and percentile interval of the difference; None below two clusters. An interval without 0 and a
+    p-value below ``1 - confidence`` are the same thing."""
+    if len(groups(clusters)) < 2:
+        return None, None
+    leaves = [name.rpartition("/")[0] for name in composition.names]
+    shares = composition.shares
+    parts = np.stack([shares * a, shares * b, shares], axis=1)
+    sums = np.concatenate([drawn @ parts for drawn in counts(clusters, RESAMPLES, leaves)])
+    sums = sums[sums[:, 2] > 0]
+    means = sums[:, :2] / sums[:, 2:]
+    differences = np.subtract(*(np.exp(means) if composition.mixture.logarithmic else means).T)
+    tail = min(np.sum(differences <= 0), np.sum(differences >= 0))
+    low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return min(1.0, 2 * (1 + int(tail)) / (len(differences) + 1)), (float(low), float(high))

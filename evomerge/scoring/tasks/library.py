@@ -1,0 +1,202 @@
+"""lm-eval task objects: built once, from local YAML or lm-eval's own, and prepared as `simple_evaluate` would.
+
+Imports lm-eval: import it where it is used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.registry import AGGREGATION_REGISTRY, METRIC_REGISTRY
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.utils import simple_parse_args_string
+
+from evomerge.errors import InputError, suggestion
+from evomerge.files.objects import SliceSpec
+from evomerge.scoring.splits import item_key
+from evomerge.scoring.tasks.task_files import SPLITS, LocalTasks, anchor, scan
+
+log = logging.getLogger(__name__)
+
+FEWSHOT_SEED = 1234
+"""`simple_evaluate`'s default, so that prompts are equal to its prompts."""
+
+
+class _AnchoredFactory(TaskFactory):  # type: ignore[misc]  # lm-eval is untyped
+    """Builds tasks as lm-eval does, but finds a local task's data beside its YAML."""
+
+    def __init__(self, local: LocalTasks) -> None:
+        super().__init__(meta=None)
+        self._local = {file.path.resolve(): file for file in local.files.values()}
+
+    def _load_full_config(self, entry: Any, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+        config: dict[str, Any] = super()._load_full_config(entry, overrides)
+        file = self._local.get(Path(entry.yaml_path).resolve()) if entry.yaml_path else None
+        if file is not None:
+            anchor(config, file.folders)
+        return config
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """What one name stands for: its leaf tasks, and whether a group pools a metric by its leaves' sizes."""
+
+    leaves: Mapping[str, Any]
+    unweighted: frozenset[str] = frozenset()
+
+    def by_size(self, metric: str) -> bool:
+        """lm-eval's rule for groups; names that it does not aggregate itself (tags) are pooled by size."""
+        return metric not in self.unweighted
+
+
+class TaskLibrary:
+    """Finds and builds tasks. lm-eval's own index is read only if a task is not local (it takes some 10 s)."""
+
+    def __init__(self, include: Iterable[Path], names: Iterable[str]) -> None:
+        folders = list(include)
+        self.local = scan(folders)
+        foreign: set[str] = set()
+        for name in names:
+            foreign |= self.local.closure(name)[1]
+        # lm-eval looks at its own folder first and lets the folders that follow override it.
+        self._manager = TaskManager(include_path=folders or None, include_defaults=bool(foreign))
+        self._manager._factory = _AnchoredFactory(self.local)
+
+    def build(self, piece: SliceSpec) -> TaskSet:
+        """Fresh task objects for a slice, its options applied. InputError where they cannot be built."""
+        try:
+            loaded = self._manager.load([piece.task])
+        except InputError:
+            raise
+        except Exception as error:  # whatever a task's code, its YAML or its data raise
+            problem = f"task {piece.task!r} cannot be built: {self._why(piece, error)}"
+            raise InputError(problem, "mend the task or its data", piece.at("task")) from error
+        for name, task in loaded["tasks"].items():
+            _refuse(name, task, piece)
+            _check_parts(name, task, piece)
+            _configure(name, task, piece)
+        group = loaded.get("groups", {}).get(piece.task)
+        rules = (group.aggregate_metric_list or []) if group is not None else []
+        unweighted = frozenset(rule.metric for rule in rules if not rule.weight_by_size)
+        return TaskSet(loaded["tasks"], unweighted)
+
+    def _why(self, piece: SliceSpec, error: Exception) -> str:
+        """What is wrong, where lm-eval's error is only a name."""
+        for leaf in self.local.closure(piece.task or "")[0]:
+            entries = leaf.config.get("metric_list") or ()
+            own = [e for e in entries if isinstance(e, dict) and not e.get("hf_evaluate")]
+            named = [str(entry.get("metric")) for entry in own]
+            unknown = next((n for n in named if n not in METRIC_REGISTRY and not n.startswith("!function")), None)
+            if unknown is not None:
+                return f"lm-eval knows no metric {unknown!r}; {suggestion(unknown, METRIC_REGISTRY)}"
+            split = next((leaf.config[k] for k in SPLITS if k in leaf.config and error.args == (leaf.config[k],)), None)
+            if isinstance(error, KeyError) and split is not None:
+                return f"its data has no split {split!r}"
+        return reason(error)
+
+
+def reason(error: Exception) -> str:
+    """An error of a task's in a line; a key alone says nothing."""
+    text, kind = " ".join(str(error).split())[:400], type(error).__name__
+    return f"{kind}: {text}" if text and isinstance(error, LookupError) else text or kind
+
+
+def _check_parts(name: str, task: Any, piece: SliceSpec) -> None:
+    """InputError for what lm-eval would notice only when it marks the first answer."""
+    where = piece.at("task")
+    for metric, function in getattr(task, "_metric_fn_list", {}).items():
+        if function is None and task.get_config("process_results") is None:
+            problem = f"task {name!r}: lm-eval knows no metric {metric!r}"
+            raise InputError(problem, suggestion(metric, METRIC_REGISTRY), where)
+    for metric, function in task.aggregation().items():
+        if not callable(function):
+            problem = f"task {name!r}: lm-eval does not know the aggregation of {metric!r}"
+            raise InputError(problem, suggestion("", AGGREGATION_REGISTRY), where)
+    for pipeline in getattr(task, "_filters", ()):
+        for make in pipeline.filters:
+            try:
+                make()
+            except Exception as error:
+                problem = f"task {name!r}: its filter {pipeline.name!r} cannot be made ({reason(error)})"
+                raise InputError(problem, "mend the task", where) from error
+
+
+def _refuse(name: str, task: Any, piece: SliceSpec) -> None:
+    if getattr(task, "UNSAFE_CODE", False):
+        problem = f"task {name!r} runs code that the model writes"
+        raise InputError(problem, "choose another task", piece.at("task"))
+    if getattr(task, "MULTIMODAL", False):
+        raise InputError(f"task {name!r} needs images or sound", "choose a text task", piece.at("task"))
+
+
+def _configure(name: str, task: Any, piece: SliceSpec) -> None:
+    """What `lm_eval.simple_evaluate` does to a task before it evaluates it."""
+    options = piece.options
+    extra = options.get("gen_kwargs")
+    if extra and task.get_config("output_type") == "generate_until":
+        parsed = simple_parse_args_string(extra) if isinstance(extra, str) else dict(extra)
+        task.set_config(key="generation_kwargs", value=parsed, update=True)
+    own, wanted = task.get_config("num_fewshot"), options.get("num_fewshot")
+    if wanted is not None and own == 0 and wanted != 0:
+        log.warning("%s: task %s fixes num_fewshot at 0; lm-eval keeps that", piece.where, name)
+    elif wanted is not None:
+        task.set_config(key="num_fewshot", value=wanted)
+    elif own is None:
+        task.set_config(key="num_fewshot", value=0)
+
+
+def prepare(
+    task: Any, documents: list[Any], chosen: list[int], forbidden: set[str], piece: SliceSpec, lm: Any
+) -> list[Any]:
+    """The requests of the `chosen` documents, as lm-eval instances in document order.
+
+    `forbidden` are the item keys that few-shot examples must not come from (the holdout's). lm-eval would read the
+    documents again here, running the task's code again; a task whose code draws random numbers would then ask
+    something else than what was dealt, so it is given the documents that were dealt.
+    """
+    options = piece.options
+    chat = bool(options.get("apply_chat_template", False))
+    task.doc_iterator = lambda **_: enumerate(documents[i] for i in chosen)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    try:
+        with _fewshot_pool_without(forbidden, task):
+            task.build_all_requests(
+                limit=None,
+                samples=None,
+                rank=0,
+                world_size=1,
+                cache_requests=False,
+                rewrite_requests_cache=False,
+                system_instruction=options.get("system_instruction"),
+                apply_chat_template=chat,
+                fewshot_as_multiturn=bool(options.get("fewshot_as_multiturn", True)),
+                chat_template=lm.apply_chat_template if chat else None,
+                tokenizer_name=lm.tokenizer_name if chat else "",
+            )
+    finally:
+        del task.doc_iterator
+    instances: list[Any] = task.instances
+    return instances
+
+
+@contextmanager
+def _fewshot_pool_without(forbidden: set[str], task: Any) -> Iterator[None]:
+    """Keep some items out of the few-shot examples, whose pool is for some tasks the test set itself."""
+    sampler = getattr(task, "sampler", None)
+    if not forbidden or sampler is None or not task.get_config("num_fewshot"):
+        yield
+        return
+    pool = sampler.df
+    allowed = [example for example in pool if item_key(example) not in forbidden]
+    if len(allowed) < len(pool):
+        sampler.replace_df(allowed)
+    try:
+        yield
+    finally:
+        sampler.replace_df(pool)

@@ -1,0 +1,231 @@
+"""One metric of a task: resolved once, at the start, then read from every candidate's results.
+
+Imports lm-eval: import it where it is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from lm_eval.api import metrics as lm_metrics
+from lm_eval.api.registry import is_higher_better
+
+from evomerge.errors import InputError, TrialError, suggestion
+from evomerge.files.objects import SliceSpec
+from evomerge.scoring.stats.aggregation import Mixture
+from evomerge.scoring.stats.bootstrap import aggregate_stderr, mean_stderr
+from evomerge.scoring.stats.standard_errors import pooled_stderr, weighted_mean_stderr
+from evomerge.types import ItemScore, SliceScore
+
+Rows = Sequence[tuple[str, Mapping[str, Any]]]
+"""One leaf task's results under one filter: item name, and what `process_results` returned for it."""
+
+_LN2 = math.log(2)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of one or several leaf tasks: its name and filter, as lm-eval reports them (``acc,none``), and
+    `sign`, -1 where a lower value is better. `by_size`: leaves are pooled by their numbers of items. `clusters`: item
+    -> what it shares with others of the same origin."""
+
+    name: str
+    filter: str
+    sign: int
+    aggregate: Mapping[str, Callable[[list[Any]], float]]
+    by_size: bool = True
+    clusters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return self.name if self.filter == "none" else f"{self.name},{self.filter}"
+
+    def read(self, results: Mapping[str, Rows]) -> SliceScore:
+        """The score of one candidate. `results`: leaf task -> rows. TrialError where a value is missing or NaN."""
+        values: list[float] = []
+        errors: list[float | None] = []
+        sizes: list[float] = []
+        items: list[ItemScore] = []
+        for leaf, rows in results.items():
+            value, error, scored = self._leaf(leaf, rows)
+            values.append(value)
+            errors.append(error)
+            sizes.append(len(rows) if self.by_size else 1)
+            items += scored
+        pooled = values[0] if len(values) == 1 else lm_metrics.aggregate_subtask_metrics(values, sizes)
+        return SliceScore(self.sign * float(pooled), pooled_stderr(errors, sizes), tuple(items))
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """How the score is made of the items' scores, where it is a mean of them."""
+        kinds = {_kind(f) for f in self.aggregate.values()}
+        if kinds == {"bits_per_byte"}:
+            return Mixture(self.sign, by_size=self.by_size, best=0.0)
+        if kinds == {"mean"}:
+            ends = (1.0, 0.0) if self.sign > 0 else (0.0, 1.0)
+            best, worst = ends if self.name in _SHARES else (None, None)
+            return Mixture(self.sign, by_size=self.by_size, best=best, worst=worst)
+        if len(self.aggregate) == 1 and kinds <= {"perplexity", "weighted_perplexity"}:
+            return Mixture(self.sign, logarithmic=True, by_size=self.by_size, best=1.0)
+        return None
+
+    def total(self, items: Sequence[ItemScore]) -> SliceScore:
+        """The score of items that were read in pieces, in lm-eval's order. For metrics that have a `mixture`."""
+        results: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+        for item in items:
+            leaf, _, name = item.item.rpartition("/")
+            results.setdefault(leaf, []).append((name, {self.name: _restored(item.raw)}))
+        return self.read(results)
+
+    def _leaf(self, leaf: str, rows: Rows) -> tuple[float, float | None, list[ItemScore]]:
+        raws = [(item, result[self.name]) for item, result in rows if self.name in result]
+        if not raws:
+            raise TrialError(f"task {leaf!r} reported no {self.name!r} for any item")
+        value = float(self.aggregate[leaf]([raw for _, raw in raws]))
+        if not math.isfinite(value):
+            raise TrialError(f"{self.label} of task {leaf!r} is {value}")
+        kind = _kind(self.aggregate[leaf])
+        scored = [_item(f"{leaf}/{item}", raw, self.name, kind) for item, raw in raws]
+        if self.clusters:
+            scored = [replace(i, cluster=self.clusters.get(i.item)) for i in scored]
+        if kind == "other":
+            clusters = [item.cluster for item in scored]
+            return value, aggregate_stderr(self.aggregate[leaf], [raw for _, raw in raws], clusters), scored
+        return value, _stderr(scored, kind), scored
+
+
+def _stderr(items: Sequence[ItemScore], kind: str) -> float | None:
+    """Standard error of a mean of items, or of the exponential of one; items without a weight tell nothing."""
+    counted = [(i.score, i.weight, i.cluster) for i in items if i.score is not None and i.weight > 0]
+    if not counted:
+        return None
+    scores, weights, clusters = zip(*counted, strict=True)
+    if kind in ("perplexity", "weighted_perplexity"):
+        return mean_stderr([math.log(score) for score in scores], weights, clusters, np.exp)
+    return weighted_mean_stderr(scores, weights, clusters)
+
+
+def _kind(aggregate: Callable[..., Any]) -> str:
+    known = (lm_metrics.mean, lm_metrics.bits_per_byte, lm_metrics.weighted_perplexity, lm_metrics.perplexity)
+    return next((f.__name__ for f in known if f is aggregate), "other")
+
+
+def _item(item: str, raw: Any, metric: str, kind: str) -> ItemScore:
+    """One item's number in the metric's natural direction, where it has one."""
+    if kind in ("bits_per_byte", "weighted_perplexity"):
+        loglikelihood, size = float(raw[0]), float(raw[1])
+        if size <= 0:
+            return ItemScore(item, None, 0.0, plain(raw))
+        per_unit = -loglikelihood / size
+        score = per_unit / _LN2 if kind == "bits_per_byte" else math.exp(min(per_unit, 700.0))
+        return ItemScore(item, score, size, plain(raw))
+    number = _number(raw)
+    if number is not None and kind == "perplexity":
+        number = math.exp(min(-number, 700.0))
+    return ItemScore(item, number, 1.0, plain(raw))
+
+
+_SHARES = ("acc", "acc_norm", "acc_bytes", "acc_norm_bytes", "acc_mutual_info", "exact_match", "mc1", "mc2")
+"""Metrics whose items lie between 0 and 1."""
+
+
+def _restored(raw: Any) -> Any:
+    """A number, or a pair of them, out of what `plain` made of it."""
+    return tuple(float(part) for part in raw) if isinstance(raw, list | tuple) else float(raw)
+
+
+def _number(raw: Any) -> float | None:
+    try:
+        number = float(raw)
+    except (TypeError, ValueError):
+        return None
+    return None if math.isnan(number) else number
+
+
+def plain(raw: Any) -> Any:
+    """`raw` as JSON-compatible Python values."""
+    if hasattr(raw, "tolist"):
+        raw = raw.tolist()
+    if isinstance(raw, Mapping):
+        return {str(k): plain(v) for k, v in raw.items()}
+    if isinstance(raw, list | tuple | set):
+        return [plain(v) for v in raw]
+    if isinstance(raw, float) and not math.isfinite(raw):
+        return str(raw)
+    return raw if raw is None or isinstance(raw, bool | int | float | str) else str(raw)
+
+
+# Resolving
+
+
+def resolve(
+    piece: SliceSpec,
+    leaves: Mapping[str, Any],
+    by_size: Callable[[str], bool],
+    reported: Callable[[str, str], set[str] | None],
+) -> Metric:
+    """The metric that a slice names. InputError where a leaf lacks it, where its filter is unknown or open, or its
+    direction. `reported(leaf, metric)` is what the leaf's code was seen to report (None: could not be tried)."""
+    name, _, suffix = (piece.metric or "").partition(",")
+    option = piece.options.get("filter")
+    if suffix and option and suffix != option:
+        problem = f"the metric names the filter {suffix!r}, and `filter` is {option!r}"
+        raise InputError(problem, "give one of them", piece.at("filter"))
+    for leaf, task in leaves.items():
+        _check_reported(piece, name, leaf, task, reported(leaf, name))
+    return Metric(
+        name=name,
+        filter=_filter(piece, name, suffix or option, leaves),
+        sign=_sign(piece, name, leaves.values()),
+        aggregate={leaf: task.aggregation().get(name, lm_metrics.mean) for leaf, task in leaves.items()},
+        by_size=by_size(name),
+    )
+
+
+def _check_reported(piece: SliceSpec, name: str, leaf: str, task: Any, seen: set[str] | None) -> None:
+    declared = set(task.aggregation())
+    legal = declared if seen is None else seen
+    if name in legal:
+        return
+    problem = f"task {leaf!r} has no metric {name!r}"
+    if name in declared:
+        problem = f"task {leaf!r} declares the metric {name!r}, but does not report it"
+    raise InputError(problem, suggestion(name, legal), piece.at("metric"))
+
+
+def _filter(piece: SliceSpec, metric: str, wanted: str | None, leaves: Mapping[str, Any]) -> str:
+    names = {leaf: [f.name for f in task._filters] for leaf, task in leaves.items()}
+    if wanted is None:
+        every = {tuple(filters) for filters in names.values()}
+        only = next(iter(every))
+        if len(every) == 1 and len(only) == 1:
+            return str(only[0])
+        options = sorted({f"{metric},{name}" for filters in names.values() for name in filters})
+        problem = f"task {piece.task!r} reports {metric!r} under several filters"
+        raise InputError(problem, f"write one of: {', '.join(options)}", piece.at("metric"))
+    for leaf, filters in names.items():
+        if wanted not in filters:
+            key = "filter" if "filter" in piece.options else "metric"
+            raise InputError(f"task {leaf!r} has no filter {wanted!r}", suggestion(wanted, filters), piece.at(key))
+    return wanted
+
+
+def _sign(piece: SliceSpec, metric: str, tasks: Iterable[Any]) -> int:
+    if piece.direction is not None:
+        return 1 if piece.direction == "higher" else -1
+    found = {_higher(task, metric) for task in tasks}
+    if len(found) != 1 or None in found:
+        problem = f"task {piece.task!r} does not tell whether a higher {metric!r} is better"
+        raise InputError(problem, "add `direction: higher` or `direction: lower`", piece.at("metric"))
+    return 1 if found == {True} else -1
+
+
+def _higher(task: Any, metric: str) -> bool | None:
+    stated = task.higher_is_better().get(metric)
+    if stated is None:
+        stated = is_higher_better(metric)
+    return None if stated is None else bool(stated)

@@ -1,0 +1,119 @@
+"""`evomerge.compare`: two trials of a run, item by item. No model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from evomerge.errors import InputError, Where, suggestion
+from evomerge.scoring.stats import paired
+from evomerge.scoring.stats.paired import Comparison
+from evomerge.study.after.status import Status, status
+from evomerge.study.run.folder import RunFolder
+from evomerge.study.run.items import items_file
+from evomerge.study.run.recorded import mixture_of, recorded_scores
+from evomerge.study.run.trial import Trial
+from evomerge.types import SliceScore
+
+Side = Literal["search", "holdout"]
+WINNER = "winner"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two trials on the items of `split` that both were scored on. `slices` holds the metric and the sign of each
+    slice, `totals` the number of items that it has there."""
+
+    folder: RunFolder
+    split: Side
+    first: Trial
+    second: Trial
+    slices: Mapping[str, Mapping[str, Any]]
+    comparisons: Mapping[str, Comparison]
+    totals: Mapping[str, int]
+
+
+def compare(
+    run: str | Path, first: str | int, second: str | int | None = None, *, split: Side | None = None
+) -> Compared:
+    """Compare two trials of a run on the items that both were scored on (`scoring.stats.paired.compare`).
+
+    Args:
+        run: its name in ``./runs``, or its path.
+        first, second: a trial's number, a reference's label ("base", a source's name, "uniform"), or "winner".
+            Default of the second: the winner, or before there is one the best trial so far.
+        split: default: the holdout split where both were scored there, else the search split.
+
+    Raises:
+        InputError: there is no such run or trial, or no items of it on that split.
+    """
+    state = status(run)
+    numbers = [_number(state, name) for name in (first, WINNER if second is None else second)]
+    if numbers[0] == numbers[1]:
+        raise InputError(f"trial {numbers[0]} would be compared with itself", "name two trials")
+    side = split or ("holdout" if all(_scored(state, n, "holdout") for n in numbers) else "search")
+    a, b = (_trial(state, number, side) for number in numbers)
+    scores = [recorded_scores(state.folder.items, t, side) for t in (a, b, *_whole(state, side))]
+    found = {name: _compared(about["sign"], name, a, b, scores) for name, about in state.slices.items()}
+    totals = {name: max(len(s[name].items) for s in scores if name in s) for name in found}
+    return Compared(state.folder, side, a, b, state.slices, found, totals)
+
+
+def _compared(
+    sign: int, name: str, first: Trial, second: Trial, scores: Sequence[Mapping[str, SliceScore]]
+) -> Comparison:
+    a, b = (_of(s, name) for s in scores[:2])
+    whole = [t.state == "complete" for t in (first, second)]
+    full = [s for s, complete in zip((a, b), whole, strict=True) if complete] + [s[name] for s in scores[2:]]
+    mixture = mixture_of(full, sign) if full else None
+    if mixture is not None:
+        return paired.compare(mixture, {i.item: i for i in a.items}, {i.item: i for i in b.items})
+    if all(whole):
+        return paired.unpaired(a, b, sign)
+    return Comparison(sign * a.value, sign * b.value, sign * (a.value - b.value), None, None, "none", 0)
+
+
+def _of(scores: Mapping[str, SliceScore], name: str) -> SliceScore:
+    return scores.get(name, SliceScore(float("nan"), None))
+
+
+def _whole(state: Status, side: Side) -> list[Trial]:
+    """References that were scored in full: they tell how a score is made of its items."""
+    trials = state.rescored if side == "holdout" else state.search.trials
+    return [t for t in trials if t.is_parent and t.state == "complete"][:1]
+
+
+def _number(state: Status, name: str | int) -> int:
+    """The number of the trial that is called so."""
+    known = {str(t.number): t.number for t in state.search.trials}
+    known.update({t.label: t.number for t in state.search.trials if t.kind == "reference"})
+    leader = state.winner or state.search.best()
+    if leader is not None:
+        known.setdefault(WINNER, leader.number)
+    if str(name) in known:
+        return known[str(name)]
+    if name == WINNER:
+        raise InputError(f"the run {state.folder.name!r} has no feasible trial yet", "name two trials")
+    names = [n for n in known if not n.isdigit()]
+    count = len(state.search.trials)
+    problem = f"the run {state.folder.name!r} has no trial {name!r}"
+    if str(name).isdigit():
+        raise InputError(problem, f"it has {count}, from 0")
+    raise InputError(problem, suggestion(str(name), names))
+
+
+def _scored(state: Status, number: int, side: Side) -> Trial | None:
+    trials = state.rescored if side == "holdout" else state.search.trials
+    found = next((t for t in trials if t.number == number and t.scores), None)
+    return found if found and items_file(state.folder.items, number, side).is_file() else None
+
+
+def _trial(state: Status, number: int, side: Side) -> Trial:
+    found = _scored(state, number, side)
+    if found is None:
+        other: Side = "search" if side == "holdout" else "holdout"
+        mend = f"compare on the {other} split" if _scored(state, number, other) else "name a trial that was scored"
+        raise InputError(f"trial {number} has no scores on the {side} split", mend, Where("--split"))
+    return found

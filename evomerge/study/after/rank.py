@@ -1,0 +1,218 @@
+"""`evomerge.rank`: the trials of a run under another fitness file, by the scores that were recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import InputError, TrialError, Where, suggestion
+from evomerge.files.fitness_file import read_fitness
+from evomerge.files.objects import FitnessSpec, FloorSpec, SliceSpec
+from evomerge.files.resolved import fitness_data
+from evomerge.recipe.mergekit import write_recipe
+from evomerge.registry import OBJECTIVES, load
+from evomerge.scoring.gates import lower_bound, scales, settle
+from evomerge.scoring.preflight import check_floors, check_objective
+from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
+from evomerge.study.after.status import NothingFeasible, Status, status
+from evomerge.study.holdout import TOP
+from evomerge.study.run.folder import RunFolder, write_atomic
+from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.manifest import Environment
+from evomerge.study.run.recorded import recorded_scores
+from evomerge.study.run.trial import Trial
+from evomerge.types import SliceScore, SplitName
+
+_FREE = ("floor", "weight", "cluster", "range", "direction")
+"""The keys of a slice that say nothing of how its items are scored. A direction may be left out; see `_check_slice`."""
+_MEND = "a ranking evaluates nothing: give it as the run has it, leave the slice out, or launch another search"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A run's trials under another fitness file. `search` and `holdout` (None before a search has ended) rank them by
+    their scores on either split; `winner` is the best merge that passes every floor, on the holdout split where there
+    are scores of it, `before` who it was under the run's own fitness file; `unscored` are trials that are now among the
+    top of the search and have no holdout scores."""
+
+    folder: RunFolder
+    fitness: Path
+    slices: Mapping[str, Mapping[str, Any]]
+    confidence: float | None
+    search: Standing
+    holdout: Standing | None
+    before: Trial | None
+    winner: Trial | None
+    unscored: tuple[Trial, ...]
+
+    @property
+    def stopped(self) -> list[Trial]:
+        """The trials that have no certain place, as they were stopped early and their scores are predictions; best
+        first."""
+        return [t for t in self.search.ranked() if t.state == "stopped"]
+
+    @property
+    def ahead(self) -> list[Trial]:
+        """Those of them that would rank above every merge that was scored in full."""
+        first = next(iter(self.search.merges()), None)
+        order = self.search.ranked()
+        return [t for t in order[: order.index(first) if first else None] if t.state == "stopped"]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What `settle` needs of a slice."""
+
+    sign: int
+    floor: FloorSpec | None
+
+
+def rank(run: str | Path, fitness: str | Path, output: str | Path | None = None) -> Ranked:
+    """Rank a run's trials, finished or going on, as if it had been launched with another fitness file: other weights,
+    floors, confidence or objective, some slices left out. The new winner's recipe is written to `output`, if given.
+
+    Raises:
+        InputError: there is no such run, or the file asks for what was not measured.
+        NothingFeasible: the run has not scored its references yet.
+    """
+    state, spec = status(run), read_fitness(Path(fitness))
+    if not state.search.settled:
+        raise NothingFeasible(f"the run {state.folder.name!r} has not scored all its references yet")
+    launched = Environment.read(state.folder).identity["fitness file"]
+    _check(state, spec, launched)
+    view = _View(state, spec, launched)
+    search = view.standing(state.search.trials, "search")
+    front = [t for t in search.front() if t.kind == "search"]
+    top, most = front or [t for t in search.merges() if t.kind == "search"], len(front) or TOP
+    known = {t.number: t for t in state.rescored}
+    chosen = [t for t in top if t.number in known][:most]
+    references = [t for t in state.rescored if t.kind == "reference"]
+    holdout = view.standing([*references, *(known[t.number] for t in chosen)], "holdout") if references else None
+    winner = (holdout or search).best()
+    ranked = Ranked(
+        folder=state.folder,
+        fitness=Path(fitness),
+        slices={name: {**state.slices[name], "weight": piece.weight} for name, piece in spec.slices.items()},
+        confidence=spec.confidence,
+        search=search,
+        holdout=holdout,
+        before=state.winner if state.release else state.search.best(),
+        winner=winner,
+        unscored=tuple(t for t in top[:most] if t.number not in known) if holdout else (),
+    )
+    if output is not None and winner is not None:
+        _write(Path(output), ranked, winner)
+    return ranked
+
+
+class _View:
+    """Recorded trials as a fitness file sees them."""
+
+    def __init__(self, state: Status, spec: FitnessSpec, launched: Mapping[str, Any]) -> None:
+        self._items, self._spec = state.folder.items, spec
+        self._signs = {name: state.slices[name]["sign"] for name in spec.slices}
+        self._weights = {name: piece.weight for name, piece in spec.slices.items()}
+        self._objective = load(OBJECTIVES[spec.objective])
+        clusters = {name: launched["slices"][name].get("cluster") for name in spec.slices}
+        self._bounds_stand = spec.confidence == launched["confidence"] and all(
+            piece.cluster == clusters[name] for name, piece in spec.slices.items()
+        )
+
+    def standing(self, trials: Sequence[Trial], split: SplitName) -> Standing:
+        """The trials, which carry their scores on `split`, under floors that the parents' scores settle."""
+        seen = [self._seen(trial, split) for trial in trials]
+        parents = {t.label: t.slice_scores for t in seen if t.is_parent and t.state == "complete"}
+        pieces = {name: _Piece(self._signs[name], piece.floor) for name, piece in self._spec.slices.items()}
+        gates = settle(pieces, parents)
+        return Standing(seen, gates, scales(parents, gates), traded=self._spec.traded)
+
+    def _seen(self, trial: Trial, split: SplitName) -> Trial:
+        """The trial with the slices, the objective and the confidence bounds of the fitness file."""
+        if not trial.ranked:
+            return trial
+        scores = {name: trial.scores[name] for name in self._spec.slices}
+        kept = replace(trial, scores=scores, stderr={name: trial.stderr.get(name) for name in scores})
+        try:
+            objective = float(self._objective(scores, self._weights))
+        except TrialError as error:
+            if trial.is_parent:
+                problem = f"the objective {self._spec.objective} cannot be made of the scores of {trial.label}: {error}"
+                raise InputError(problem, "use another objective", self._spec.at("objective")) from None
+            return replace(kept, state="failed", reason=str(error), objective=None)
+        return replace(kept, objective=objective, bounds=self._bounds(kept, split))
+
+    def _bounds(self, trial: Trial, split: SplitName) -> dict[str, float]:
+        confidence = self._spec.confidence
+        if confidence is None:
+            return {}
+        if self._bounds_stand or trial.state == "stopped":
+            return {name: trial.bounds[name] for name in trial.scores if name in trial.bounds}
+        scores = recorded_scores(self._items, trial, split)
+        for name, piece in self._spec.slices.items():
+            scores[name] = scores[name] if piece.cluster else _independent(scores[name])
+        return {name: lower_bound(score, self._signs[name], confidence) for name, score in scores.items()}
+
+
+def _independent(score: SliceScore) -> SliceScore:
+    """The score as if each item stood for itself."""
+    if all(item.cluster is None for item in score.items):
+        return score
+    pairs = [(item.score, item.weight) for item in score.items if item.score is not None and item.weight > 0]
+    error = weighted_mean_stderr([s for s, _ in pairs], [w for _, w in pairs])
+    return replace(score, stderr=error, items=tuple(replace(item, cluster=None) for item in score.items))
+
+
+# What a fitness file may ask of recorded scores.
+
+
+def _check(state: Status, spec: FitnessSpec, launched: Mapping[str, Any]) -> None:
+    """InputError, naming slice and key, where the file asks for scores that were not recorded."""
+    asked = json.loads(json.dumps(fitness_data(spec)))
+    _check_same("model", asked.get("model"), launched.get("model"), spec.at("model"))
+    for key, value in asked["split"].items():
+        _check_same(f"split.{key}", value, launched["split"][key], spec.at(f"split.{key}"))
+    for name, piece in spec.slices.items():
+        if name not in state.slices or name not in launched["slices"]:
+            problem = f"the run {state.folder.name!r} has no slice {name!r}, so there are no scores of it"
+            raise InputError(problem, suggestion(name, state.slices), piece.where)
+        _check_slice(piece, asked["slices"][name], launched["slices"][name], state.slices[name]["sign"])
+        _check_cluster(piece, launched["slices"][name].get("cluster"), spec.confidence)
+    check_floors(spec, [t.label for t in state.search.trials if t.is_parent and t.label != "base"])
+    check_objective(spec, {name: state.slices[name]["sign"] for name in spec.slices})
+
+
+def _check_slice(piece: SliceSpec, asked: Mapping[str, Any], launched: Mapping[str, Any], sign: int) -> None:
+    for key in sorted({*asked, *launched} - set(_FREE)):
+        _check_same(key, asked.get(key), launched.get(key), piece.at(key))
+    if piece.direction is not None:
+        _check_same("direction", piece.direction, "higher" if sign > 0 else "lower", piece.at("direction"))
+
+
+def _check_same(key: str, asked: Any, launched: Any, where: Where) -> None:
+    if asked != launched:
+        told = f"{key} is {_told(asked)} here, and was {_told(launched)} when the run's items were scored"
+        raise InputError(told, _MEND, where)
+
+
+def _told(value: Any) -> str:
+    return "not given" if value is None else repr(value)
+
+
+def _check_cluster(piece: SliceSpec, launched: str | None, confidence: float | None) -> None:
+    """Clusters decide nothing but confidence bounds; of the documents, only the field that was named was kept."""
+    if confidence is not None and piece.cluster not in (None, launched):
+        problem = f"the run's items were kept without their {piece.cluster!r}, which their confidence bounds need"
+        raise InputError(problem, "leave out `cluster` or `confidence`, or launch another search", piece.at("cluster"))
+
+
+def _write(file: Path, ranked: Ranked, winner: Trial) -> None:
+    split = "holdout" if ranked.holdout else "search"
+    about = f"evomerge run {ranked.folder.name}, {winner.name}, recipe {winner.recipe_id[:16]}"
+    reason = f"the best on the {split} items under {ranked.fitness.name}"
+    try:
+        write_atomic(file, write_recipe(winner.recipe, f"{about}\n{reason}"))
+    except OSError as error:
+        raise InputError(f"cannot write {file} ({error.strerror})", "give another file", Where("--output")) from None

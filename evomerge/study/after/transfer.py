@@ -1,0 +1,174 @@
+"""`search --from RUN`: another run's winner as the first genome of a finer space, its values carried over exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from evomerge.errors import InputError, Where
+from evomerge.files.space_file import read_space
+from evomerge.optimize.abilities import abilities
+from evomerge.registry import CHOICES
+from evomerge.space.genes import value_at
+from evomerge.space.space import Space
+from evomerge.study.after.status import Status, status
+from evomerge.study.prepare import Plan
+from evomerge.study.run.manifest import Environment
+from evomerge.study.run.trial import Trial
+from evomerge.types import Dimension, Genome, Value
+
+_FLAG = Where("--from")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The genome that a search starts with: whose it was, and the digest of its weights."""
+
+    run: str
+    trial: int
+    genome: Genome
+    digest: str | None
+
+    def __str__(self) -> str:
+        return f"trial {self.trial} of {self.run}"
+
+
+def beginning(given: str, plan: Plan) -> Beginning:
+    """The winner of the run `given` (or its best feasible so far; ``RUN:TRIAL``: that trial) as a genome of the plan's
+    space. InputError where there is none, or it is not exactly a genome of that space."""
+    optimizer = plan.spec.optimizer["name"]
+    if not abilities(optimizer).begins:
+        raise InputError(f"{optimizer} goes by known models only", "use another optimizer", _FLAG)
+    name, _, number = given.rpartition(":") if given.rpartition(":")[2].isdigit() else (given, "", "")
+    if not name:
+        raise InputError(f"{given!r} names no run", "give RUN or RUN:TRIAL", _FLAG)
+    state = status(name)
+    environment = Environment.read(state.folder)
+    old = read_space(state.folder.space, fitness=state.folder.fitness)
+    _check_models(name, environment, plan)
+    trial = _trial(state, name, number)
+    models = plan.space.models
+    kept = {source: models.sources[source] for source in old.sources}
+    before = Space(old, replace(models, sources=kept))
+    genome = _Carried(before, plan.space, trial.genome).genome()
+    return Beginning(name, trial.number, genome, trial.digest)
+
+
+def _check_models(name: str, environment: Environment, plan: Plan) -> None:
+    recorded: Mapping[str, Any] = environment.identity["checkpoints"]
+    for model, fingerprint in recorded.items():
+        if model not in plan.checkpoints:
+            raise InputError(f"{name} merges {model}, which this space does not have", f"add the source {model}", _FLAG)
+        if plan.checkpoints[model].fingerprint() != fingerprint:
+            problem = f"{model} is another checkpoint than in {name}"
+            raise InputError(problem, "begin from a run of the same models", _FLAG)
+
+
+def _trial(state: Status, name: str, number: str) -> Trial:
+    if number:
+        found = next((t for t in state.search.trials if t.number == int(number) and t.genome), None)
+        if found is None:
+            raise InputError(f"{name} has no searched trial {number}", "give the number of one", _FLAG)
+        return found
+    best = state.winner or state.search.best()
+    if best is None or not best.genome:
+        raise InputError(f"{name} has no searched merge that passes every floor", "name one: RUN:TRIAL", _FLAG)
+    return best
+
+
+class _Carried:
+    """Reads an old genome at every place of a new space."""
+
+    def __init__(self, old: Space, new: Space, genome: Genome) -> None:
+        self._old, self._new, self._genome = old, new, {**old.held, **genome}
+        self._genes = {gene.name: gene for gene in old.spec.genes}
+        if old.spec.interpolate or new.spec.interpolate:
+            same = old.axes.groups == new.axes.groups and old.axes.knots == new.axes.knots
+            if not (same and old.spec.interpolate == new.spec.interpolate):
+                self._refuse(
+                    "values between knots are no values of other layer groups", "keep `layers` and `interpolate`"
+                )
+
+    def genome(self) -> Genome:
+        genome = {d.key: self._at(d) for d in self._new.dimensions}
+        for tensor in self._new.models.tensors:
+            for source in self._old.models.sources:
+                self._check_effect(genome, source, tensor)
+        return genome
+
+    def _check_effect(self, genome: Genome, source: str, tensor: str) -> None:
+        """What is no gene here, and what is frozen, has to be as it was."""
+        before = _effect(self._old, self._genome, source, tensor)
+        after = _effect(self._new, {**self._new.held, **genome}, source, tensor)
+        if _idle(before) and _idle(after):
+            return
+        layer = self._new.models.tensors[tensor]
+        if layer in self._new.frozen:
+            self._refuse(f"layer {layer} is frozen here, and was merged", "freeze only what the run left as it was")
+        for name in before | after:
+            was, now = before.get(name), after.get(name)
+            if was != now:
+                problem = f"{name} was {was} for {source} in layer {layer}, and is {now} here"
+                self._refuse(problem, f"search {name} there, or fix it at {was}")
+
+    def _at(self, dimension: Dimension) -> Value:
+        source = dimension.place.get("sources", next(iter(self._old.models.sources)))
+        if source not in self._old.models.sources:
+            value: Value = 0.0 if dimension.gene == "weight" else dimension.init
+        else:
+            read = (self._read(dimension.gene, source, tensor) for tensor in self._tensors(dimension))
+            values = {value for value in read if value is not None} or {dimension.init}
+            if len(values) > 1:
+                self._refuse(f"{dimension.key} would need {len(values)} values", "search it `per` what the run has")
+            value = values.pop()
+        if dimension.choices and value not in dimension.choices:
+            self._refuse(f"{dimension.key} was {value}, which is no choice here", f"add {value} to its choices")
+        if not dimension.choices and not dimension.low <= float(value) <= dimension.high:
+            self._refuse(f"{dimension.key} was {value:g}, outside of its range", "widen its range")
+        return value
+
+    def _tensors(self, dimension: Dimension) -> list[str]:
+        """Those that the dimension decides on."""
+        axes, place = self._new.axes, dimension.place
+        group = place.get("layers")
+        return [
+            tensor
+            for tensor, layer in self._new.models.tensors.items()
+            if group is None or axes.group_of(layer) == int(group)
+            if place.get("modules") in (None, axes.module_of(tensor))
+            if place.get("tensors") in (None, tensor)
+        ]
+
+    def _read(self, gene: str, source: str, tensor: str) -> Value | None:
+        """What it was there; None for what the method there does not take, so that any value is as good."""
+        layer = self._old.models.tensors[tensor]
+        knots = replace(self._old.axes, interpolate=False)  # where both interpolate, knots are carried over to knots
+        if gene in self._genes and layer not in self._old.frozen:
+            module = knots.module_of(tensor)
+            return value_at(self._genes[gene], self._genome, knots, source, layer, module, tensor)
+        return _effect(self._old, self._genome, source, tensor).get(gene)
+
+    def _refuse(self, problem: str, mend: str) -> NoReturn:
+        raise InputError(f"the genome cannot be carried over exactly: {problem}", mend, _FLAG)
+
+
+def _effect(space: Space, genome: Genome, source: str, tensor: str) -> dict[str, Value | None]:
+    """The method and all of its parameters for one source of one tensor."""
+    genes = {gene.name: gene for gene in space.spec.genes}
+    layer, module = space.models.tensors[tensor], space.axes.module_of(tensor)
+
+    def value(name: str, otherwise: Value | None) -> Value | None:
+        return value_at(genes[name], genome, space.axes, source, layer, module, tensor) if name in genes else otherwise
+
+    method = str(value("method", space.spec.methods[0]))
+    fixed = space.spec.fixed
+    found = {p.name: value(p.name, fixed.get(p.name, p.default)) for p in CHOICES[method].parameters}
+    if layer in space.frozen:
+        found |= dict.fromkeys(found.keys() & {"weight", "t"}, 0.0)
+    return {"method": method, **found}
+
+
+def _idle(effect: Mapping[str, Value | None]) -> bool:
+    """Whether the base stays as it is, as far as one source is concerned."""
+    return effect.get("weight", effect.get("t")) == 0.0

@@ -1,0 +1,80 @@
+"""`search --dry-run`: everything that can be checked without reading a weight or, for hub ids, without the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge.evaluator.device import listed, parse_memory
+from evomerge.evaluator.shares import check_workers, deal, told
+from evomerge.files.objects import SpaceSpec
+from evomerge.space.space import Models, Space
+from evomerge.study.prepare import Plan, check_files, check_start, open_checkpoints, read_files
+from evomerge.study.run.folder import RunFolder
+
+
+def check(
+    file: Path,
+    settings: Sequence[str] = (),
+    optimizer: str | None = None,
+    fitness: Path | None = None,
+    run: str | None = None,
+    device: str = "auto",
+    memory: str | None = None,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """What a search of this file would do, as facts to print. Raises InputError.
+
+    `device`, `memory` and `workers` are as in `search`. Hub ids are not fetched: with one among the models, checkpoints
+    are not opened, and the facts say so.
+    """
+    spec, scores = read_files(file, settings, optimizer, fitness)
+    check_files(spec, scores)
+    parse_memory(memory)
+    check_workers(workers)
+    if run is not None:
+        RunFolder.named(run).check_free()
+    models = {"base": spec.base, **spec.sources}
+    remote = [str(ref) for ref in models.values() if not ref.local]
+    plan = None if remote else open_checkpoints(spec, scores)
+    space = plan.space if plan else _unopened(spec)
+    tokens = [*plan.tokens.dropped, *plan.tokens.filled] if plan else []
+    return {
+        "space": str(file),
+        "fitness": str(spec.fitness),
+        "models": ", ".join(f"{name} {ref}" for name, ref in models.items()),
+        "methods": ", ".join(spec.methods),
+        "genes": f"{len(space.dimensions)} searched values"
+        if space
+        else "their number depends on the layers of the base",
+        "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
+        **({"tokens": "; ".join(tokens)} if tokens else {}),
+        **(_placement(plan, device, memory, workers) if plan else {}),
+        "budget": f"{spec.trials or 'any number of'} trials" + (f", {spec.seconds:.0f} s" if spec.seconds else ""),
+        "slices": ", ".join(scores.slices),
+        "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",
+    }
+
+
+def _placement(plan: Plan, device: str, memory: str | None, workers: int) -> dict[str, str]:
+    # Only with input that is known to be right: torch takes seconds to import.
+    from evomerge.evaluator.evaluator import place_study
+
+    if workers == 1:
+        return place_study(plan, device, memory).facts()
+    shares = deal(listed(device), workers, spare=device == "auto")
+    placed = {share: place_study(plan, share.device, memory, share) for share in dict.fromkeys(shares)}
+    return {"workers": f"{told(shares)}, each as follows", **placed[shares[0]].facts()}
+
+
+def _unopened(spec: SpaceSpec) -> Space | None:
+    """The space over a base that was not opened: with counted or listed layer groups its dimensions are known."""
+    if spec.layers == "each" or any("tensors" in gene.per for gene in spec.genes):
+        return None
+    layers = spec.layers if isinstance(spec.layers, int) else spec.layers[-1][1]
+    assert isinstance(layers, int)
+    sources = {name: str(ref) for name, ref in spec.sources.items()}
+    space = Space(spec, Models(str(spec.base), sources, layers, spec.dtype or "bfloat16"))
+    check_start(spec, space)
+    return space

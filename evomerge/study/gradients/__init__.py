@@ -1,0 +1,1 @@
+"""Gradients of a study's trials, and what steps along them were worth."""

@@ -1,0 +1,54 @@
+"""A trial's scores with the items that they are made of, read back from its run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evomerge.errors import InputError, Where
+from evomerge.scoring.gates import interval
+from evomerge.scoring.stats.aggregation import Composition, Mixture
+from evomerge.study.run.items import items_file, recorded_items
+from evomerge.study.run.trial import Trial
+from evomerge.types import SliceScore, SplitName
+
+Interval = tuple[float, float] | None
+
+_CLOSE = 1e-6
+"""How far a score may be from the mean of its items, relative to it: sums in another order, weights as floats."""
+
+
+def recorded_scores(items: Path, trial: Trial, split: SplitName) -> dict[str, SliceScore]:
+    """A trial's scores on `split` (its own, which must be those of this split) with the items of the folder `items`;
+    a slice whose items were not kept has none. InputError where their file is damaged."""
+    try:
+        found = recorded_items(items, trial.number, split)
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read ({' '.join(str(error).split())[:200]})"
+        raise InputError(problem, "restore the file", Where(items_file(items, trial.number, split))) from None
+    return {n: SliceScore(v, trial.stderr.get(n), found.get(n, ())) for n, v in trial.scores.items()}
+
+
+def intervals(
+    items: Path, trial: Trial, split: SplitName, signs: Mapping[str, int], confidence: float = 0.95
+) -> dict[str, Interval]:
+    """The two-sided interval of each of a trial's scores, in the metric's own direction (`scoring.gates.interval`)."""
+    scores = recorded_scores(items, trial, split)
+    return {name: interval(score, signs[name], confidence) for name, score in scores.items() if name in signs}
+
+
+def mixture_of(scores: Sequence[SliceScore], sign: int) -> Mixture | None:
+    """The kind of mean that makes these candidates' scores of one slice out of their items, found by trying each; None
+    where none does, as for F1. Every candidate must have been scored in full."""
+    kinds = [Mixture(sign, logarithmic, by_size) for logarithmic in (False, True) for by_size in (True, False)]
+    return next((kind for kind in kinds if all(_made_by(kind, score) for score in scores)), None)
+
+
+def _made_by(mixture: Mixture, score: SliceScore) -> bool:
+    items = {item.item: item for item in score.items}
+    if not any(item.weight > 0 for item in score.items) or any(i.score is None and i.weight > 0 for i in score.items):
+        return False
+    if mixture.logarithmic and any(i.score is not None and i.score <= 0 for i in score.items):
+        return False
+    composition = Composition.of(mixture, score.items)
+    return abs(composition.value(composition.units(items)) - score.value) <= _CLOSE * max(1.0, abs(score.value))

@@ -1,0 +1,196 @@
+"""Several workers: jobs are done once, whoever dies; and nobody is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import psutil
+import pytest
+
+import evomerge
+from evomerge.errors import InputError, TrialError
+from evomerge.evaluator import pool as crew
+from evomerge.evaluator.pool import Crew
+from evomerge.evaluator.shares import Share
+from evomerge.study.observer import Observer
+from evomerge.study.run.trial import Trial
+from tests.conftest import INTERRUPTIBLE
+from tests.evaluator import fake_worker
+from tests.evaluator.fake_worker import Saying
+from tests.evaluator.test_executor import check_record, facts
+
+Study = Callable[..., Path]
+
+
+class Heard(Observer):
+    def __init__(self) -> None:
+        self.slices: list[str] = []
+        self.warnings: list[str] = []
+
+    def slice_started(self, name: str) -> None:
+        self.slices.append(name)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.fixture
+def hire(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Workers without a model."""
+    monkeypatch.setattr(crew, "_START", fake_worker.START)
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+
+    @contextmanager
+    def make(*devices: str, observer: Observer | None = None) -> Iterator[Crew]:
+        plan = cast(Any, SimpleNamespace(spec=None, fitness=None))
+        shares = [Share(device, 1, len(devices)) for device in devices]
+        made = Crew(plan, shares, None, observer or Observer())
+        try:
+            yield made
+        finally:
+            pids = made.processes
+            made.close()
+            assert not any(map(psutil.pid_exists, pids))
+
+    return make
+
+
+def answers(made: Crew, *jobs: Saying) -> dict[str, Any]:
+    for job in jobs:
+        made.submit(job)
+    return {cast(Saying, job).word: result for job, result in (made.result() for _ in jobs)}
+
+
+def test_jobs_are_dealt_and_errors_come_back(hire: Callable[..., Any]) -> None:
+    heard = Heard()
+    with hire("cpu", "cpu", "gpu", observer=heard) as made:
+        found = answers(made, *map(Saying, ("a", "b", "no", "c", "d")))
+        assert {found[w][0] for w in "abcd"} == set("abcd")
+        assert {found[w][2] for w in "abcd"} == {2}  # threads of each
+        assert isinstance(found["no"], TrialError)
+        assert sorted(heard.slices) == ["a", "b", "c", "d", "no"]
+        assert (made.devices, made.hands) == ("cpu,gpu", 3)
+
+
+def test_who_dies_is_replaced_and_its_job_done_again_once(hire: Callable[..., Any], tmp_path: Path) -> None:
+    heard = Heard()
+    with hire("cpu", "cpu", observer=heard) as made:
+        first = set(made.processes)
+        found = answers(made, Saying("bad", dies=True), Saying("unlucky", marker=str(tmp_path / "x")), Saying("a"))
+        assert found["a"][0] == "a"
+        assert found["unlucky"][0] == "unlucky"
+        assert "died twice (SIGKILL, out of memory?)" in str(found["bad"])
+        assert isinstance(found["bad"], TrialError)
+        assert len(heard.warnings) == 2
+        assert len(made.processes) == 2
+        assert not first & set(made.processes)
+
+
+def test_one_that_dies_while_idle_is_replaced(hire: Callable[..., Any]) -> None:
+    with hire("cpu", "cpu") as made:
+        for pid in made.processes:
+            os.kill(pid, signal.SIGKILL)
+        assert answers(made, Saying("a"), Saying("b"))["a"][0] == "a"
+
+
+def test_what_cannot_load_ends_the_start(hire: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="no device 'nowhere' here; use cpu"), hire("cpu", "nowhere"):
+        pass
+    died = r"a worker died while it loaded \(SIGKILL.*use fewer --workers"
+    with pytest.raises(InputError, match=died), hire("cpu", "deadly"):
+        pass
+    assert not workers()
+
+
+def test_a_search_ends_only_when_no_worker_can_be_had(hire: Callable[..., Any], tmp_path: Path) -> None:
+    device = tmp_path / "gone"
+    with hire(str(device), "cpu") as made:
+        device.touch()  # who loads there dies from now on
+        answers(made, Saying("a", marker=str(tmp_path / "x")), Saying("b", marker=str(tmp_path / "y")))
+        assert len(answers(made, *map(Saying, "cdefg"))) == 5
+    with hire(str(tmp_path / "later"), str(tmp_path / "later")) as made:
+        (tmp_path / "later").touch()
+        made.submit(Saying("bad", dies=True))
+        made.submit(Saying("worse", dies=True))
+        with pytest.raises(InputError, match="no worker is left"):
+            [made.result() for _ in range(2)]
+
+
+def workers(of: int | None = None) -> list[psutil.Process]:
+    """The workers that this process, or another one, has started."""
+    found = []
+    for process in psutil.Process(of).children(recursive=True):
+        try:
+            if "evomerge.evaluator.worker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+class Murderer(Observer):
+    """Kills a worker in the middle of the search."""
+
+    def __init__(self) -> None:
+        self.ended, self.killed = 0, 0
+
+    def trial_started(self, trial: Trial) -> None:
+        self.ended += 1
+        if self.ended == 12:
+            workers()[0].kill()
+            self.killed += 1
+
+
+def test_two_workers_find_what_one_finds_though_one_of_them_is_killed(tiny_study: Study) -> None:
+    space = tiny_study()
+    one = evomerge.search(space, run="one", trials=20)
+    observer = Murderer()
+    two = evomerge.search(space, run="two", trials=20, workers=2, device="cpu", observer=observer)
+    assert observer.killed == 1
+    assert facts("two") == facts("one")
+    assert [(t.number, t.scores) for t in two.holdout.trials] == [(t.number, t.scores) for t in one.holdout.trials]
+    assert not workers()
+    assert "died (SIGKILL" in two.folder.log.read_text()
+
+
+def test_an_asynchronous_search_that_is_interrupted_and_killed_loses_nothing(tiny_study: Study) -> None:
+    tiny_study()
+    command = ["search", "space.yaml", "--optimizer", "tpe", "--workers", "2", "--asynchronous", "--trials", "40"]
+    left: list[psutil.Process] = []
+    for stop, how in (("[7/", signal.SIGINT), ("[15/", signal.SIGKILL)):
+        process = subprocess.Popen(
+            [*INTERRUPTIBLE, *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(stop):
+                break
+        left += workers(process.pid)
+        process.send_signal(how)
+        rest = process.communicate(timeout=60)[1]
+        assert process.returncode == (130 if how == signal.SIGINT else -how)
+        assert "Traceback" not in rest
+        _, alive = psutil.wait_procs(left, timeout=20)
+        assert not alive
+        kept = {row[0]: row for row in facts("space") if row[6] != "running"}
+        assert len(kept) >= int(stop[1:-1])
+        command = ["resume", "space"]
+    assert len(left) == 4
+    evomerge.resume("space", workers=1)
+    now = facts("space")
+    assert all(now[number] == row for number, row in kept.items())
+    check_record(evomerge.status("space"), 40)
+
+
+def test_a_device_that_is_not_there_is_said_as_by_one_process(tiny_study: Study) -> None:
+    with pytest.raises(InputError, match=r"--device: no device 'cuda:9[78]' here"):
+        evomerge.search(tiny_study(), workers=2, device="cuda:97,cuda:98")
+    assert not Path("runs").exists()

@@ -1,0 +1,149 @@
+"""A part of the items: what it leaves possible, and what it says of the whole."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evomerge.scoring.gates import lower_bound
+from evomerge.scoring.stats.aggregation import Composition, Mixture
+from evomerge.scoring.stats.anchors import anchors, weights
+from evomerge.scoring.stats.forecast import Forecaster
+from evomerge.types import ItemScore, SliceScore
+
+RIGHT_OR_WRONG = Mixture(1, best=1.0, worst=0.0)
+BITS = Mixture(-1, best=0.0)
+PERPLEXITY = Mixture(-1, logarithmic=True, best=1.0)
+
+
+def items(scores: list[float], sizes: list[float] | None = None) -> dict[str, ItemScore]:
+    shares = sizes or [1.0] * len(scores)
+    return {f"t/{k}": ItemScore(f"t/{k}", s, w) for k, (s, w) in enumerate(zip(scores, shares, strict=True))}
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.data())
+def test_the_ceiling_of_shares_is_never_passed(right: list[bool], data: st.DataObject) -> None:
+    """Whatever comes of the items to go, neither the score nor its confidence bound is above the best case."""
+    every = items([float(r) for r in right])
+    seen = data.draw(st.sets(st.sampled_from(sorted(every))))
+    composition = Composition.of(RIGHT_OR_WRONG, every.values())
+    best = composition.best_case({name: every[name] for name in seen})
+    value = composition.value(composition.units(every))
+    assert value <= best.value + 1e-12
+    assert math.isclose(value, sum(right) / len(right), abs_tol=1e-12)
+    whole = SliceScore(value, None, tuple(every.values()))
+    assert lower_bound(whole, 1, 0.95) <= lower_bound(best, 1, 0.95) + 1e-12
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 20.0), st.floats(1.0, 500.0)), min_size=1, max_size=30), st.data())
+def test_the_ceiling_of_bits_per_byte_is_never_passed(pairs: list[tuple[float, float]], data: st.DataObject) -> None:
+    every = items([bits for bits, _ in pairs], [size for _, size in pairs])
+    seen = data.draw(st.sets(st.sampled_from(sorted(every))))
+    composition = Composition.of(BITS, every.values())
+    value = composition.value(composition.units(every))
+    assert value <= composition.ceiling(composition.units({name: every[name] for name in seen})) + 1e-9
+
+
+@given(st.lists(st.floats(1.0, 1e6), min_size=2, max_size=20))
+def test_a_perplexity_is_the_exponential_of_a_mean(scores: list[float]) -> None:
+    every = items(scores)
+    composition = Composition.of(PERPLEXITY, every.values())
+    expected = -math.exp(sum(map(math.log, scores)) / len(scores))
+    assert math.isclose(composition.value(composition.units(every)), expected, rel_tol=1e-9)
+    first = dict(list(every.items())[:1])
+    assert expected <= composition.ceiling(composition.units(first)) * (1 - 1e-12)
+
+
+def test_an_unknown_range_leaves_everything_possible() -> None:
+    every = items([0.3, 0.9, 0.1])
+    composition = Composition.of(Mixture(1), every.values())
+    assert composition.ceiling(composition.units({"t/0": every["t/0"]})) == math.inf
+    assert math.isclose(composition.ceiling(composition.units(every)), 1.3 / 3)
+
+
+def test_leaves_that_count_equally() -> None:
+    scores = {"a/1": 1.0, "b/1": 0.0, "b/2": 0.0, "b/3": 0.0}
+    every = {name: ItemScore(name, s) for name, s in scores.items()}
+    for by_size, expected in ((True, 0.25), (False, 0.5)):
+        composition = Composition.of(Mixture(1, by_size=by_size), every.values())
+        assert math.isclose(composition.value(composition.units(every)), expected)
+
+
+@given(st.integers(0, 2**32), st.integers(2, 40), st.integers(1, 40))
+def test_anchors_are_nested_and_stand_for_all(seed: int, count: int, chosen: int) -> None:
+    draw = np.random.default_rng(seed)
+    features, shares = draw.normal(size=(count, 3)), np.full(count, 1 / count)
+    few, more = anchors(features, shares, min(chosen, count) - 1), anchors(features, shares, min(chosen, count))
+    assert more[: len(few)] == few
+    assert len(set(more)) == len(more)
+    weight = weights(features, shares, np.array(more))
+    assert math.isclose(weight.sum(), 1.0)
+    assert (weight >= 1 / count - 1e-12).all()
+
+
+def test_anchors_know_groups_of_items_that_behave_alike() -> None:
+    draw = np.random.default_rng(0)
+    centres = np.array([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
+    features = np.repeat(centres, [10, 20, 30], axis=0) + draw.normal(scale=0.1, size=(60, 2))
+    chosen = anchors(features, np.full(60, 1 / 60), 3)
+    weight = weights(features, np.full(60, 1 / 60), np.array(chosen))
+    assert sorted(round(60 * w) for w in weight) == [10, 20, 30]
+
+
+def test_predictions_are_unbiased_and_their_errors_honest() -> None:
+    """Random items of many made-up candidates: the true score lies within two standard errors as often as it should."""
+    draw = np.random.default_rng(1)
+    inside, errors = [], []
+    for _ in range(300):
+        control = draw.normal(2.0, 0.5, size=120)
+        candidate = control + draw.normal(0.1, 0.2, size=120)
+        every = items(list(candidate))
+        composition = Composition.of(Mixture(1), every.values())
+        seen = draw.permutation(120)[:30]
+        units = np.full((1, 120), np.nan)
+        units[0, seen] = candidate[seen]
+        forecast = Forecaster(composition, None).forecast(units, control)
+        error = float(forecast.mean[0] - candidate.mean())
+        errors.append(error)
+        inside.append(abs(error) <= 2 * math.sqrt(forecast.covariance[0, 0]))
+    assert abs(np.mean(errors)) < 0.01
+    assert 0.92 <= np.mean(inside) <= 0.985
+
+
+def test_a_prediction_from_all_items_is_the_score() -> None:
+    draw = np.random.default_rng(2)
+    candidate, control = draw.normal(size=(2, 20))
+    composition = Composition.of(Mixture(1), items(list(candidate)).values())
+    for features in (None, draw.normal(size=(20, 3))):
+        forecast = Forecaster(composition, features).forecast(candidate[None], control)
+        assert math.isclose(forecast.mean[0], candidate.mean(), abs_tol=1e-12)
+        assert forecast.covariance[0, 0] == 0.0
+
+
+def test_candidates_that_met_the_same_items_are_predicted_together() -> None:
+    """Two that differ by a constant are told apart by few items, however hard these are."""
+    draw = np.random.default_rng(3)
+    control = draw.normal(0.0, 1.0, size=100)
+    one = control + draw.normal(0.0, 1.0, size=100)
+    units = np.full((2, 100), np.nan)
+    seen = np.arange(10)
+    units[0, seen], units[1, seen] = one[seen], one[seen] + 0.05
+    composition = Composition.of(Mixture(1), items(list(one)).values())
+    forecast = Forecaster(composition, None).forecast(units, control)
+    c = forecast.covariance
+    assert math.isclose(forecast.mean[1] - forecast.mean[0], 0.05)
+    assert c[0, 0] + c[1, 1] - 2 * c[0, 1] < 1e-12 < c[0, 0]
+    drawn = forecast.draws(100, np.random.default_rng(0))
+    assert (drawn[:, 1] > drawn[:, 0]).all()
+
+
+def test_a_few_equal_answers_are_no_certainty() -> None:
+    control = np.ones(50)
+    units = np.full((1, 50), np.nan)
+    units[0, :8] = 1.0
+    composition = Composition.of(RIGHT_OR_WRONG, items([1.0] * 50).values())
+    forecast = Forecaster(composition, None).forecast(units, control)
+    assert 0.05 < math.sqrt(forecast.covariance[0, 0]) < 0.15
