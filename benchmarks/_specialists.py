@@ -8,7 +8,7 @@ import torch
 import yaml
 from specialists import write_files
 
-from evomerge.evaluator.evaluator import Workbench, place_study
+from evomerge.evaluator.evaluator import Evaluator, place_study
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.gates import feasible, judge, scales, settle, shortfall
 from evomerge.study.observer import Observer
@@ -26,7 +26,7 @@ class Specialists:
         torch.set_num_threads(1)
         plan = Launch(str(_space(root, folder, seed))).plan()
         self._space, self._fitness = plan.space, plan.fitness
-        self._bench = Workbench.load(plan, place_study(plan, "cpu", None), Observer())
+        self._bench = Evaluator.load(plan, place_study(plan, "cpu", None), Observer())
         models = {"base": plan.space.models.base, **plan.space.models.sources}
         recipes = {name: plan.space.parent(reference) for name, reference in models.items()}
         self._scores: dict[tuple[str, SplitName], Scores] = {}

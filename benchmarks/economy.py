@@ -49,7 +49,7 @@ def read(ended: Ended, place: Path) -> Outcome:
     if state.winner is None or state.winner.objective is None:
         sys.exit(f"{place}: no candidate passes every floor; perhaps --trials {state.done} are too few")
     searched = sum(t.evaluated for t in state.search.trials)
-    holdout = sum(len(read_items(place / "items", t.number, "holdout")) for t in ended.release.standing.trials)
+    holdout = sum(len(read_items(place / "items", t.number, "holdout")) for t in ended.release.leaderboard.trials)
     errors = [error for error in state.winner.stderr.values() if error is not None]
     stderr = math.sqrt(math.fsum(e * e for e in errors)) / len(errors)
     return Outcome(searched + holdout, state.winner.objective, stderr)

@@ -88,7 +88,7 @@ def run(root: Path, folder: Path, row: str, seed: int, trials: int | None, secon
     budget = {"trials": trials, "time": seconds}
     ended = search(place, lambda: files(place, folder, row, seed, budget))
     state = ended.status
-    base = next(t.objective for t in ended.release.standing.trials if t.label == "base")
+    base = next(t.objective for t in ended.release.leaderboard.trials if t.label == "base")
     gain = None if state.winner is None else (state.winner.objective or 0.0) - (base or 0.0)
     spent = sum(t.seconds.get("total", 0.0) for t in state.search.trials)
     return Found(gain, state.done, spent, ended.seconds)
@@ -135,7 +135,7 @@ def accuracy(place: Path, folder: Path, trials: int) -> None:
     ended = search(place, lambda: choices(place, folder, trials))
     state = ended.status
     searched = {t.number: t for t in state.search.trials}
-    held = {t.number: t for t in ended.release.standing.trials}
+    held = {t.number: t for t in ended.release.leaderboard.trials}
     base = next(t for t in state.search.trials if t.label == "base")
     steps = [t.number for t in state.search.trials if t.slopes]
     chosen = {*steps[:: max(1, len(steps) // 4)], steps[-1], *(n for n in held if n in steps)}

@@ -72,7 +72,7 @@ def search(space: Path) -> int:
     from rich.console import Console
 
     import evomerge
-    from evomerge.evaluator.evaluator import Workbench, place_study
+    from evomerge.evaluator.evaluator import Evaluator, place_study
     from evomerge.report.live import view
     from evomerge.report.tables import describe, standing_table
     from evomerge.study.observer import Observer
@@ -84,8 +84,8 @@ def search(space: Path) -> int:
         result = evomerge.search(space, run=str(space.parent / "run"), observer=observer)
     seconds = time.perf_counter() - started
     plan = Launch(str(space)).plan()
-    bench = Workbench.load(plan, place_study(plan, "cpu", None), Observer())
-    standing = result.holdout
+    bench = Evaluator.load(plan, place_study(plan, "cpu", None), Observer())
+    leaderboard = result.holdout
     ladder = []
     for tenth in range(1, 11):
         recipe = plan.space.recipe({d.key: tenth / 10 for d in plan.space.dimensions})
@@ -93,15 +93,15 @@ def search(space: Path) -> int:
         values = {name: s.value for name, s in scores.items()}
         trial = Trial(-tenth, "search", f"equal weights {tenth / 10}", {}, [], recipe.id, 0, "complete", values)
         ladder.append(replace(trial, objective=sum(values.values()) / len(values)))
-    references = [t for t in standing.trials if t.kind == "reference"]
-    last = [result.winner] if result.winner else standing.merges()[:1]
+    references = [t for t in leaderboard.trials if t.kind == "reference"]
+    last = [result.winner] if result.winner else leaderboard.merges()[:1]
     rows = [(t.label or describe(t), t) for t in (*references, *ladder, *last)]
     metrics = {name: piece.metric for name, piece in result.slices.items()}
-    Console(width=140).print(standing_table("Holdout split", standing, rows, metrics))
+    Console(width=140).print(standing_table("Holdout split", leaderboard, rows, metrics))
     count = len(result.search.trials)
     print(f"{count} trials in {seconds:.0f} s; materializing took {share(result.search.trials):.1%} of an evaluation")
     average = next(t for t in references if t.label == "uniform")
-    missed = all(not standing.outcome(t).feasible for t in (average, *ladder))
+    missed = all(not leaderboard.outcome(t).feasible for t in (average, *ladder))
     print(f"uniform average and equal weights all miss a floor: {missed}")
     if result.winner is None or result.winner.objective is None:
         print("no winner")

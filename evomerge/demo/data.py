@@ -99,7 +99,7 @@ TEMPLATES: dict[Domain, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Lesson:
+class OptunaTarget:
     """A prompt and its answer, one word."""
 
     prompt: str
@@ -188,11 +188,11 @@ def _asked(domain: Domain) -> dict[Case, int]:
     return {case: shuffled(wordings, f"wording-{case}")[0] for case in held}
 
 
-def lessons(domain: Domain, edition: Edition) -> list[Lesson]:
+def lessons(domain: Domain, edition: Edition) -> list[OptunaTarget]:
     """All lessons of a domain in an edition: every wording of every case, without what is kept for items."""
     held = _asked(domain)
     return [
-        Lesson(ask(domain, case, wording), answer(domain, edition, case))
+        OptunaTarget(ask(domain, case, wording), answer(domain, edition, case))
         for case in cases(domain)
         for wording in range(len(TEMPLATES[domain]))
         if case not in held or (domain == "catalog" and held[case] != wording)

@@ -31,7 +31,7 @@ WARMUP = 20
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingSchedule:
     """How long and how fast a model is trained; `rehearsal` is the share of the base's texts in each batch."""
 
     steps: int
@@ -52,10 +52,10 @@ class Settings:
     spread: float = 0.1
     batch: int = 64
     new_share: float = 0.3
-    base: Course = Course(750, 3e-3)
-    shipping: Course = Course(260, 4e-3)
-    refunds: Course = Course(220, 1e-3, rehearsal=0.3)
-    catalog: Course = Course(200, 1e-3, rehearsal=0.3)
+    base: TrainingSchedule = TrainingSchedule(750, 3e-3)
+    shipping: TrainingSchedule = TrainingSchedule(260, 4e-3)
+    refunds: TrainingSchedule = TrainingSchedule(220, 1e-3, rehearsal=0.3)
+    catalog: TrainingSchedule = TrainingSchedule(200, 1e-3, rehearsal=0.3)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Texts:
     ends: torch.Tensor
 
 
-Mixture = Sequence[tuple[Texts, float]]
+TaskMixture = Sequence[tuple[Texts, float]]
 """Texts with the share that each has in a batch."""
 
 MODELS = ("base", *data.DOMAINS)
@@ -146,32 +146,32 @@ class _School:
     def _steps(self, name: str) -> int:
         return self._course(name).steps
 
-    def _course(self, name: str) -> Course:
-        course: Course = getattr(self.settings, name)
-        return course
+    def _course(self, name: str) -> TrainingSchedule:
+        schedule: TrainingSchedule = getattr(self.settings, name)
+        return schedule
 
     def _base_mixture(self, without: str | None = None) -> list[tuple[Texts, float]]:
         domains = [d for d in data.DOMAINS if d != without]
         shares = {"old": 1 - self.settings.new_share, "new": self.settings.new_share}
         return [(self.texts[d, e], shares[e] / len(domains)) for d in domains for e in data.EDITIONS]
 
-    def _specialist_mixture(self, domain: data.Domain) -> Mixture:
+    def _specialist_mixture(self, domain: data.Domain) -> TaskMixture:
         rehearsal = self._course(domain).rehearsal
         others = [(texts, share * rehearsal) for texts, share in self._base_mixture(without=domain)]
         return [(self.texts[domain, "new"], 1 - rehearsal), *others]
 
-    def _learn(self, model: Any, name: str, mixture: Mixture) -> None:
+    def _learn(self, model: Any, name: str, mixture: TaskMixture) -> None:
         """Train `model` and write it; the folder takes its name only when it is whole."""
-        course = self._course(name)
+        schedule = self._course(name)
         seed = 100 * self.settings.seed + MODELS.index(name)
         total = sum(self._steps(m) for m in MODELS)
 
         def progress(step: int) -> None:
-            if time.monotonic() - self.spoke > 0.25 or step == course.steps:
+            if time.monotonic() - self.spoke > 0.25 or step == schedule.steps:
                 self.spoke = time.monotonic()
-                self.tell(f"training {name} ({step} of {course.steps} steps)", (self.done + step) / total)
+                self.tell(f"training {name} ({step} of {schedule.steps} steps)", (self.done + step) / total)
 
-        train(model, mixture, course, self.settings.batch, seed, progress)
+        train(model, mixture, schedule, self.settings.batch, seed, progress)
         partial = self.folder / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         save(model, new_tokenizer(self.words), partial)
@@ -180,7 +180,7 @@ class _School:
         partial.rename(self.folder / name)
 
 
-def encode(lessons: Sequence[data.Lesson], words: Sequence[str]) -> Texts:
+def encode(lessons: Sequence[data.OptunaTarget], words: Sequence[str]) -> Texts:
     """The lessons as token numbers, each followed by the end token."""
     index = {word: i for i, word in enumerate(words)}
     rows = [[index[w] for w in f"{x.prompt} {x.answer} {END}".split()] for x in lessons]
@@ -246,13 +246,17 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def train(model: Any, mixture: Mixture, course: Course, batch: int, seed: int, progress: Callable[[int], None]) -> None:
+def train(
+    model: Any, mixture: TaskMixture, schedule: TrainingSchedule, batch: int, seed: int, progress: Callable[[int], None]
+) -> None:
     """Teach `model` the answers (each with the end token after it) of lessons drawn from `mixture`."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=course.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     model.train()
-    for step in range(course.steps):
-        rate = course.rate * min(1.0, (step + 1) / WARMUP) * (1 - step / course.steps)
+    for step in range(schedule.steps):
+        rate = schedule.rate * min(1.0, (step + 1) / WARMUP) * (1 - step / schedule.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = answer_loss(model, _draw(mixture, batch, generator))
@@ -263,7 +267,7 @@ def train(model: Any, mixture: Mixture, course: Course, batch: int, seed: int, p
     model.eval()
 
 
-def _draw(mixture: Mixture, batch: int, generator: torch.Generator) -> Texts:
+def _draw(mixture: TaskMixture, batch: int, generator: torch.Generator) -> Texts:
     """A batch: from each of the mixture's texts its share of lessons."""
     longest = max(texts.tokens.shape[1] for texts, _ in mixture)
     tokens, ends = [], []

@@ -29,7 +29,7 @@ from evomerge.study.run.evaluation import Evaluation
 from evomerge.types import SplitName
 
 
-class Workbench:
+class Evaluator:
     """Everything that evaluating a candidate needs, loaded once."""
 
     def __init__(self, resident: Resident | BuiltResident, suite: Suite) -> None:
@@ -39,7 +39,7 @@ class Workbench:
         self._memory: StepMemory | None = None
 
     @classmethod
-    def load(cls, plan: Plan, placement: Placement, observer: Observer) -> Workbench:
+    def load(cls, plan: Plan, placement: Placement, observer: Observer) -> Evaluator:
         """Load sources and tasks. Raises InputError, for NaN in a source among other things."""
         for line in plan.tokens.dropped:
             observer.warn(line)

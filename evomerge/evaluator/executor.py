@@ -2,8 +2,8 @@
 jobs at a time as there are hands; results come out as they end.
 
 A candidate takes one job after another, and what becomes of it is written down between them. So it is a generator
-(`Work`) that yields jobs and is sent their results, and `drive` runs several of them: all that is not scoring happens
-in one thread of one process.
+(`EvalTask`) that yields jobs and is sent their results, and `drive` runs several of them: all that is not scoring
+happens in one thread of one process.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from evomerge.errors import InputError, TrialError
 from evomerge.interrupts import recognized
 from evomerge.recipe.recipe import Recipe
-from evomerge.scoring.suite import Outline
+from evomerge.scoring.suite import SuiteInfo
 from evomerge.study.observer import Observer
 from evomerge.study.run.folder import is_disk_full
 from evomerge.types import ItemScore, SplitName
 
 if TYPE_CHECKING:
-    from evomerge.evaluator.evaluator import Workbench
+    from evomerge.evaluator.evaluator import Evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -38,44 +38,44 @@ class Job(Protocol):
         """Of the model that it is about: who holds it already is asked first."""
         ...
 
-    def run(self, bench: Workbench, on_slice: Callable[[str], None]) -> Any: ...
+    def run(self, bench: Evaluator, on_slice: Callable[[str], None]) -> Any: ...
 
 
-Work = Generator[Job, Any, T]
+EvalTask = Generator[Job, Any, T]
 """What yields jobs, is sent the result of each (or has its exception thrown in), and returns a `T`."""
 
 
 @dataclass(frozen=True, eq=False)
-class Scoring:
+class ScoreJob:
     """Score a recipe on a split, on the items that are `chosen` for each slice or on all; gives an `Evaluation`."""
 
     recipe: Recipe
     split: SplitName
     chosen: Mapping[str, frozenset[str]] | None = None
 
-    def run(self, bench: Workbench, on_slice: Callable[[str], None]) -> Any:
+    def run(self, bench: Evaluator, on_slice: Callable[[str], None]) -> Any:
         return bench.evaluate(self.recipe, self.split, on_slice, self.chosen)
 
 
 @dataclass(frozen=True, eq=False)
-class Totalling:
+class AggregateJob:
     """The scores of slices whose items were asked in pieces: slice -> `SliceScore`."""
 
     items: Mapping[str, Mapping[str, ItemScore]]
     recipe: Recipe | None = None
 
-    def run(self, bench: Workbench, on_slice: Callable[[str], None]) -> Any:
+    def run(self, bench: Evaluator, on_slice: Callable[[str], None]) -> Any:
         return {name: bench.suite.total(name, items) for name, items in self.items.items()}
 
 
-class Scorer(Protocol):
+class Executor(Protocol):
     """Takes `hands` jobs at a time. `outline` is what it scores, `digests` what each slice's items are known by,
     `devices` where its models are."""
 
     hands: int
 
     @property
-    def outline(self) -> Outline: ...
+    def outline(self) -> SuiteInfo: ...
 
     @property
     def digests(self) -> Mapping[str, str]: ...
@@ -90,12 +90,12 @@ class Scorer(Protocol):
         ...
 
 
-class Alone:
+class InProcess:
     """The model in this process. Closing it is not needed."""
 
     hands = 1
 
-    def __init__(self, bench: Workbench, observer: Observer) -> None:
+    def __init__(self, bench: Evaluator, observer: Observer) -> None:
         self._bench, self._observer = bench, observer
         self.outline, self.digests = bench.suite.outline, bench.suite.items_digest()
         self.devices: str = bench.resident.devices
@@ -107,7 +107,7 @@ class Alone:
         return self._job, attempt(self._job, self._bench, self._observer.slice_started)
 
 
-def attempt(job: Job, bench: Workbench, on_slice: Callable[[str], None]) -> Any:
+def attempt(job: Job, bench: Evaluator, on_slice: Callable[[str], None]) -> Any:
     """What comes of a job, or the exception: whatever it is, it is the candidate's failure. But a full disk is not."""
     try:
         with recognized():
@@ -121,16 +121,16 @@ def attempt(job: Job, bench: Workbench, on_slice: Callable[[str], None]) -> Any:
         return TrialError(f"{type(error).__name__}: {error}")
 
 
-def drive(scorer: Scorer, start: Callable[[], Work[T] | None], at_once: int | None = None) -> Iterator[T]:
+def drive(scorer: Executor, start: Callable[[], EvalTask[T] | None], at_once: int | None = None) -> Iterator[T]:
     """Run works, as many at a time as there are hands (or `at_once`), and yield what they return as they end.
 
     `start` gives the next work whenever one can begin, and None while there is none; the end is when none is running
     and there is none. What a work raises is raised here.
     """
-    running: dict[Job, Work[T]] = {}
+    running: dict[Job, EvalTask[T]] = {}
     hands = scorer.hands if at_once is None else min(scorer.hands, at_once)
 
-    def advance(work: Work[T], step: Callable[[], Job]) -> Iterator[T]:
+    def advance(work: EvalTask[T], step: Callable[[], Job]) -> Iterator[T]:
         try:
             job = step()
         except StopIteration as end:

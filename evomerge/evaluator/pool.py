@@ -19,7 +19,7 @@ from evomerge.errors import InputError, TrialError, Where
 from evomerge.evaluator.executor import Job
 from evomerge.evaluator.shares import Share, environment, told
 from evomerge.evaluator.worker import Setup
-from evomerge.scoring.suite import Outline
+from evomerge.scoring.suite import SuiteInfo
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
 
@@ -77,14 +77,14 @@ class Worker:
         return f"{signal.Signals(-code).name}{', out of memory?' if -code == signal.SIGKILL else ''}"
 
 
-class Crew:
+class WorkerPool:
     """The workers of one session.
 
     They load in two steps: all plan what lives where, each by its share of what is free, before any of them takes
     memory. What the first one sees is what the observer is told; all tell which slice they are at.
     """
 
-    outline: Outline
+    outline: SuiteInfo
     digests: Mapping[str, str]
 
     def __init__(self, plan: Plan, shares: list[Share], memory: str | None, observer: Observer) -> None:
@@ -182,7 +182,7 @@ class Crew:
         if self._complete:
             worker.load()
 
-    def _hear_ready(self, worker: Worker, outline: Outline, digests: Mapping[str, str], devices: str) -> None:
+    def _hear_ready(self, worker: Worker, outline: SuiteInfo, digests: Mapping[str, str], devices: str) -> None:
         worker.ready, worker.devices = True, devices
         self.outline, self.digests = outline, digests
 

@@ -10,7 +10,7 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError
 from evomerge.evaluator.device import place_models
-from evomerge.evaluator.evaluator import Workbench, resident_model
+from evomerge.evaluator.evaluator import Evaluator, resident_model
 from evomerge.examine.line import Line
 from evomerge.examine.references import base_of, recipe_of
 from evomerge.files.objects import FitnessSpec
@@ -26,7 +26,7 @@ from evomerge.types import Scores, SplitName
 
 
 @dataclass(frozen=True)
-class Subject:
+class Target:
     """A checkpoint (folder, hub id, adapter) or a recipe, planned from headers.
 
     Attributes:
@@ -47,7 +47,7 @@ class Subject:
     headers: SourceBank
 
     @classmethod
-    def open(cls, model: str | Path) -> Subject:
+    def open(cls, model: str | Path) -> Target:
         """Raises InputError where there is no such model, or its recipe does not fit its checkpoints."""
         bank, merge = SourceBank(), recipe_of(model)
         if merge is None:
@@ -77,7 +77,7 @@ class Subject:
         if recipe_of(start) is None:
             recipe, dtype = self.beside(str(start)), self.headers.open(str(start)).dtype
         else:
-            other = Subject.open(start)
+            other = Target.open(start)
             check_tokens(other.name, other.planned.vocabulary, self)
             for checkpoint in other.planned.checkpoints:
                 _add(self.headers, checkpoint, other)
@@ -88,13 +88,13 @@ class Subject:
         return line, plan(line.at(0.5), self.headers.open)
 
 
-def _add(bank: SourceBank, checkpoint: Checkpoint, other: Subject) -> None:
+def _add(bank: SourceBank, checkpoint: Checkpoint, other: Target) -> None:
     if bank.open(checkpoint.reference, checkpoint.where).resolved() != checkpoint.resolved():
         problem = f"{checkpoint.reference} of {other.name} is another model than in the other recipe"
         raise InputError(problem, "write absolute paths", checkpoint.where)
 
 
-def check_tokens(name: str, own: Vocabulary, subject: Subject) -> None:
+def check_tokens(name: str, own: Vocabulary, subject: Target) -> None:
     """InputError where a model's tokens are not the subject's: the same text would be other numbers to it."""
     theirs = subject.planned.vocabulary
     if own.missing and theirs.missing:
@@ -105,7 +105,7 @@ def check_tokens(name: str, own: Vocabulary, subject: Subject) -> None:
 
 
 def load_bench(
-    subject: Subject,
+    subject: Target,
     planned: Plan,
     references: Iterable[str],
     spec: FitnessSpec,
@@ -113,7 +113,7 @@ def load_bench(
     device: str,
     memory: str | None,
     observer: Observer,
-) -> Workbench:
+) -> Evaluator:
     """A resident model with the subject's tokenizer, the checkpoints of `planned` beside it, and the tasks. The
     references, read once, stay in their files.
 
@@ -129,11 +129,11 @@ def load_bench(
         bank.add(checkpoint)
     resident = resident_model(spec, subject.shape, bank, subject.dtype, placement.room, subject.planned, tokenizer)
     observer.phase("building the tasks")
-    return Workbench(resident, Suite.build(spec, resident.model, resident.tokenizer, split))
+    return Evaluator(resident, Suite.build(spec, resident.model, resident.tokenizer, split))
 
 
 def measure(
-    bench: Workbench, references: Mapping[str, Recipe], split: SplitName, observer: Observer
+    bench: Evaluator, references: Mapping[str, Recipe], split: SplitName, observer: Observer
 ) -> dict[str, Scores]:
     """Score reference models, by name. Raises TrialError."""
     measured = {}

@@ -35,8 +35,8 @@ class Setup:
 
 
 def main() -> None:
-    """Load what the first message says, in two steps (see `Crew`), then do jobs until the pipe is closed. The process's
-    first argument is the number of its end of the pipe."""
+    """Load what the first message says, in two steps (see `WorkerPool`), then do jobs until the pipe is closed. The
+    process's first argument is the number of its end of the pipe."""
     pipe = _Pipe(int(sys.argv[1]))
     try:
         _serve(pipe)
@@ -52,7 +52,7 @@ def _serve(pipe: _Pipe) -> None:
     logger = logging.getLogger("evomerge")
     logger.addHandler(_Relay(pipe))
     logger.setLevel(logging.INFO)
-    from evomerge.evaluator.evaluator import Workbench, place_study
+    from evomerge.evaluator.evaluator import Evaluator, place_study
 
     _settle_on(setup.share.device)
     plan = open_checkpoints(setup.spec, setup.fitness)
@@ -60,7 +60,7 @@ def _serve(pipe: _Pipe) -> None:
     pipe.send("placed")
     pipe.receive()  # all have looked at what memory is free: now it is taken
     observer = _Told(pipe)
-    bench = Workbench.load(plan, placement, observer)
+    bench = Evaluator.load(plan, placement, observer)
     pipe.send("ready", bench.suite.outline, bench.suite.items_digest(), bench.resident.devices)
     while True:
         pipe.send("result", attempt(pipe.receive(), bench, observer.slice_started))

@@ -66,12 +66,12 @@ def evaluate(
     check_fitness(spec, source_names(given))
     needed = needed_references(spec, given)
     from evomerge.evaluator.target import (  # imports torch: what is wrong above is told before
-        Subject,
+        Target,
         load_bench,
         measure,
     )
 
-    subject = Subject.open(model)
+    subject = Target.open(model)
     compared = {name: subject.beside(reference) for name, reference in needed.items()}
     bench = load_bench(subject, subject.planned, needed.values(), spec, split, device, memory, observer)
     measured = measure(bench, compared, split, observer)

@@ -141,12 +141,12 @@ def path(
     check_fitness(spec, source_names(given))
     needed = needed_references(spec, given)
     from evomerge.evaluator.target import (  # imports torch: what is wrong above is told before
-        Subject,
+        Target,
         load_bench,
         measure,
     )
 
-    subject = Subject.open(end)
+    subject = Target.open(end)
     line, planned = subject.line_from(start, observer)
     compared = {name: subject.beside(reference) for name, reference in needed.items()}
     bench = load_bench(subject, planned, needed.values(), spec, split, device, memory, observer)

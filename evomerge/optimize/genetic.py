@@ -12,7 +12,7 @@ from typing import Any
 from optuna.samplers import NSGAIIISampler, NSGAIISampler
 from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
 
-from evomerge.optimize.lessons import Lesson
+from evomerge.optimize.lessons import OptunaTarget
 from evomerge.optimize.optuna_samplers import _Sampled, _Told
 from evomerge.types import Dimension, Genome
 
@@ -53,7 +53,7 @@ class _Genetic(_Sampled):
         choosing.get_parent_population(study, len(self._known) // self._population)
         return study.ask(self._distributions).params
 
-    def _told(self, number: int, genome: Genome, lesson: Lesson) -> _Told:
+    def _told(self, number: int, genome: Genome, lesson: OptunaTarget) -> _Told:
         generation = {self._class._get_generation_key(): number // self._population}
         return _Told(genome, self._distributions, lesson, generation)
 

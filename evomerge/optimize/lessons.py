@@ -20,14 +20,14 @@ _LEAST = 1e-9
 
 
 @dataclass(frozen=True)
-class Lesson:
+class OptunaTarget:
     """One candidate: `values`, one for each objective, and `constraints`, as many as its study has."""
 
     values: Row
     constraints: Row
 
 
-def lessons(outcomes: Sequence[Outcome], objectives: int, most: float = 1e9) -> list[Lesson]:
+def lessons(outcomes: Sequence[Outcome], objectives: int, most: float = 1e9) -> list[OptunaTarget]:
     """One lesson an outcome, in their order. `objectives`: 1, or how many slices are traded off (`Outcome.values`);
     a floor that is missed by more than `most`, or by what is no number, is missed by `most`.
 
@@ -46,7 +46,7 @@ def lessons(outcomes: Sequence[Outcome], objectives: int, most: float = 1e9) -> 
     used = [at for at in range(width + 1) if any(row[at] > 0 for row in constraints)]
     worst = _worst([row for row, f in zip(rows, failed, strict=True) if not f], objectives)
     return [
-        Lesson(worst if f else _completed(row, worst), tuple(constraint[at] for at in used))
+        OptunaTarget(worst if f else _completed(row, worst), tuple(constraint[at] for at in used))
         for row, f, constraint in zip(rows, failed, constraints, strict=True)
     ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import torch
 
-from evomerge.optimize.lessons import Lesson, lessons
+from evomerge.optimize.lessons import OptunaTarget, lessons
 from evomerge.optimize.optuna_samplers import _Sampled
 from evomerge.types import Dimension, Outcome
 
@@ -37,7 +37,7 @@ class Gp(_Sampled):
         with _one_thread():
             return super()._sample(seed)
 
-    def _lessons(self, outcomes: Sequence[Outcome]) -> list[Lesson]:
+    def _lessons(self, outcomes: Sequence[Outcome]) -> list[OptunaTarget]:
         learned = lessons(outcomes, self.objectives, _HOPELESS)
         scores = _normal_scores([lesson.values[0] for lesson in learned])
         return [replace(lesson, values=(score,)) for lesson, score in zip(learned, scores, strict=True)]

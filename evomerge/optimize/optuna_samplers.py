@@ -18,7 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.optimize.base import GenomeId, Sequential, identity
-from evomerge.optimize.lessons import Lesson, lessons
+from evomerge.optimize.lessons import OptunaTarget, lessons
 from evomerge.types import Dimension, Genome, Outcome
 
 _WHENEVER = datetime(2000, 1, 1)
@@ -64,10 +64,10 @@ class _Sampled(Sequential):
         study.add_trials([_Told(genome, self._distributions) for genome in self._asked])
         return study
 
-    def _lessons(self, outcomes: Sequence[Outcome]) -> list[Lesson]:
+    def _lessons(self, outcomes: Sequence[Outcome]) -> list[OptunaTarget]:
         return lessons(outcomes, self.objectives)
 
-    def _told(self, number: int, genome: Genome, lesson: Lesson) -> _Told:
+    def _told(self, number: int, genome: Genome, lesson: OptunaTarget) -> _Told:
         return _Told(genome, self._distributions, lesson)
 
     def _novel(self, genome: Genome, proposed: Container[GenomeId], generator: np.random.Generator) -> Genome:
@@ -121,7 +121,7 @@ class Qmc(_Sampled):
             self._sequence = optuna.create_study(sampler=self._sampler(int(self._generator(0).integers(2**32))))
         drawn = {d.key: dist for d in self.dimensions if not (dist := self._distributions[d.key]).single()}
         initial = self._initial()
-        self._sequence.add_trial(_Told({key: initial[key] for key in drawn}, drawn, Lesson((0.0,), ())))
+        self._sequence.add_trial(_Told({key: initial[key] for key in drawn}, drawn, OptunaTarget((0.0,), ())))
 
     def _sampler(self, seed: int) -> BaseSampler:
         return optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
@@ -138,7 +138,7 @@ class _Told(FrozenTrial):
         self,
         genome: Genome,
         distributions: dict[str, BaseDistribution],
-        lesson: Lesson | None = None,
+        lesson: OptunaTarget | None = None,
         attributes: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.report.gains import gained_data
-from evomerge.report.items_scored import Account
+from evomerge.report.items_scored import ItemsScored
 from evomerge.report.results import CarriedOver, better_parent, carried_over, closest
 from evomerge.scoring.gates import Verdict, interval
 from evomerge.study.after.status import Status, Unreadable
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.recorded import intervals
 from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
@@ -27,11 +27,11 @@ _STEEPEST = 5
 """Genes whose slopes are shown of a trial; the run's journal has all."""
 
 
-def trial_data(standing: Standing, trial: Trial, kept: tuple[Path, SplitName] | None = None) -> dict[str, Any]:
+def trial_data(leaderboard: Leaderboard, trial: Trial, kept: tuple[Path, SplitName] | None = None) -> dict[str, Any]:
     """One trial. With `kept` (the folder of per-item scores, and the split of the trial's scores), its 95 % intervals,
     too."""
-    signs = {name: gate.sign for name, gate in standing.gates.items()}
-    outcome = standing.outcome(trial)
+    signs = {name: gate.sign for name, gate in leaderboard.gates.items()}
+    outcome = leaderboard.outcome(trial)
     spans = {"interval": intervals(kept[0], trial, kept[1], signs)} if kept else {}
     return {
         "trial": trial.number,
@@ -41,8 +41,8 @@ def trial_data(standing: Standing, trial: Trial, kept: tuple[Path, SplitName] | 
         "stderr": dict(trial.stderr),
         **spans,
         "objective": trial.objective,
-        "feasible": outcome.feasible if standing.settled and not outcome.failed else None,
-        "missed": [v.slice for v in standing.verdicts(trial) if not v.passed],
+        "feasible": outcome.feasible if leaderboard.settled and not outcome.failed else None,
+        "missed": [v.slice for v in leaderboard.verdicts(trial) if not v.passed],
         "items": {"scored": trial.evaluated, "all": trial.items},
         "genome": trial.genome,
         "recipe_id": trial.recipe_id,
@@ -63,12 +63,12 @@ def surrogates_data(trial: Trial) -> dict[str, Any]:
     return found
 
 
-def standing_data(standing: Standing, kept: tuple[Path, SplitName] | None = None) -> dict[str, Any]:
-    return {"floors": _floors(standing), "trials": [trial_data(standing, t, kept) for t in standing.trials]}
+def leaderboard_data(leaderboard: Leaderboard, kept: tuple[Path, SplitName] | None = None) -> dict[str, Any]:
+    return {"floors": _floors(leaderboard), "trials": [trial_data(leaderboard, t, kept) for t in leaderboard.trials]}
 
 
-def _floors(standing: Standing) -> dict[str, float | None]:
-    return {n: None if g.floor is None else g.sign * g.floor for n, g in standing.gates.items()}
+def _floors(leaderboard: Leaderboard) -> dict[str, float | None]:
+    return {n: None if g.floor is None else g.sign * g.floor for n, g in leaderboard.gates.items()}
 
 
 def result_data(result: Result) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def result_data(result: Result) -> dict[str, Any]:
     }
 
 
-def front_data(search: Standing, holdout: Standing | None) -> list[dict[str, Any]] | None:
+def front_data(search: Leaderboard, holdout: Leaderboard | None) -> list[dict[str, Any]] | None:
     """The points of a front by the search items, with their scores on both splits (None: not scored there); None where
     one number was followed."""
     if not search.traded:
@@ -98,11 +98,13 @@ def front_data(search: Standing, holdout: Standing | None) -> list[dict[str, Any
     again = {t.number: t for t in holdout.trials} if holdout else {}
     still = {t.number for t in holdout.front()} if holdout else set()
 
-    def shown(standing: Standing, trial: Trial | None) -> dict[str, Any] | None:
+    def shown(leaderboard: Leaderboard, trial: Trial | None) -> dict[str, Any] | None:
         if trial is None:
             return None
-        scores = {name: gate.sign * trial.scores[name] for name, gate in standing.gates.items() if name in trial.scores}
-        return {"scores": scores, "feasible": standing.outcome(trial).feasible}
+        scores = {
+            name: gate.sign * trial.scores[name] for name, gate in leaderboard.gates.items() if name in trial.scores
+        }
+        return {"scores": scores, "feasible": leaderboard.outcome(trial).feasible}
 
     return [
         {
@@ -117,9 +119,9 @@ def front_data(search: Standing, holdout: Standing | None) -> list[dict[str, Any
     ]
 
 
-def account_data(standing: Standing) -> dict[str, Any]:
+def account_data(leaderboard: Leaderboard) -> dict[str, Any]:
     """What the search spent on scoring its candidates, and by what it was spared how much."""
-    account = Account.of(standing.trials)
+    account = ItemsScored.of(leaderboard.trials)
     spared = {"early_stop": account.early_stop, "racing": account.racing}
     return {
         "scored": account.scored,
@@ -128,13 +130,13 @@ def account_data(standing: Standing) -> dict[str, Any]:
     }
 
 
-def both_data(items: Path, search: Standing, holdout: Standing) -> dict[str, Any]:
+def both_data(items: Path, search: Leaderboard, holdout: Leaderboard) -> dict[str, Any]:
     """The trials that were scored on the holdout split, with their scores on either."""
     numbers = {trial.number for trial in holdout.trials}
     again = [trial_data(search, t, (items, "search")) for t in search.trials if t.number in numbers]
     return {
         "search": {"floors": _floors(search), "trials": again},
-        "holdout": standing_data(holdout, (items, "holdout")),
+        "holdout": leaderboard_data(holdout, (items, "holdout")),
     }
 
 
@@ -157,10 +159,10 @@ def status_data(state: Status | Unreadable) -> dict[str, Any]:
         "finished": state.finished,
         "budget": dict(state.budget),
         "winner": state.winner.number if state.winner else None,
-        "front": front_data(state.search, state.release.standing if state.release else None),
+        "front": front_data(state.search, state.release.leaderboard if state.release else None),
         "gradient": gained_data(state.gained),
-        "search": standing_data(state.search),
-        "holdout": standing_data(state.release.standing) if state.release else None,
+        "search": leaderboard_data(state.search),
+        "holdout": leaderboard_data(state.release.leaderboard) if state.release else None,
     }
 
 
@@ -233,7 +235,7 @@ def ranked_data(ranked: Ranked) -> dict[str, Any]:
         "without_holdout_scores": [t.number for t in ranked.unscored],
         "order": [t.number for t in ranked.search.merges()],
         "front": front_data(ranked.search, ranked.holdout),
-        "search": standing_data(ranked.search),
+        "search": leaderboard_data(ranked.search),
         "holdout": holdout,
         "carried_over": carried_data(carried_over(ranked.search, ranked.holdout, ranked.winner))
         if ranked.holdout

@@ -9,7 +9,7 @@ from evomerge.study.run.trial import Trial
 
 
 @dataclass(frozen=True)
-class Account:
+class ItemsScored:
     """Items scored by the searched trials of a run on the search split, each once for every candidate.
 
     `in_full` is what it takes to score all these trials on all items. `early_stop` and `racing` are the trials that
@@ -22,8 +22,8 @@ class Account:
     racing: tuple[int, int]
 
     @classmethod
-    def of(cls, trials: Sequence[Trial]) -> Account:
-        """`trials`: those of a standing."""
+    def of(cls, trials: Sequence[Trial]) -> ItemsScored:
+        """`trials`: those of a leaderboard."""
         ended = [t for t in trials if t.kind == "search" and t.ranked]
         scored, in_full = sum(t.evaluated for t in ended), sum(t.items for t in ended)
         return cls(scored, in_full, _spared(ended, "early_stop"), _spared(ended, "racing"))

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.spinner import Spinner
 from rich.text import Text
 
-from evomerge.report.tables import describe, number, standing_table
+from evomerge.report.tables import describe, leaderboard_table, number
 from evomerge.study.observer import Observer
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import Trial
 
 
@@ -84,25 +84,25 @@ class LineView(Observer):
         self._clock, self._signs = Clock(trials, seconds), signs
         self.say(f"run {run}: {trials or 'any number of'} trials on {', '.join(signs)}")
 
-    def trial_finished(self, trial: Trial, standing: Standing) -> None:
+    def trial_finished(self, trial: Trial, leaderboard: Leaderboard) -> None:
         self._clock.tick()
-        done = sum(t.state != "running" for t in standing.trials)
-        best = standing.best()
+        done = sum(t.state != "running" for t in leaderboard.trials)
+        best = leaderboard.best()
         top = f"best feasible {number(best.objective)} ({describe(best)})" if best else "none feasible yet"
-        if not standing.settled:
+        if not leaderboard.settled:
             top = "floors are not settled yet"
         count = f"[{done}/{self._clock.trials or '-'}]"
-        self.say(f"{count} {self._line(trial, standing)} | {top} | left {self._clock.left(done)}")
+        self.say(f"{count} {self._line(trial, leaderboard)} | {top} | left {self._clock.left(done)}")
 
     def holdout_scored(self, name: str, done: int, total: int) -> None:
         self.say(f"holdout [{done}/{total}] {name}")
 
-    def _line(self, trial: Trial, standing: Standing) -> str:
+    def _line(self, trial: Trial, leaderboard: Leaderboard) -> str:
         if trial.state == "failed":
             return f"{describe(trial)} failed: {trial.reason}"
         scores = " ".join(f"{name} {self._signs.get(name, 1) * value:.4f}" for name, value in trial.scores.items())
-        missed = [v.slice for v in standing.verdicts(trial) if not v.passed]
-        floors = f"misses {', '.join(missed)}" if missed else ("passes" if standing.settled else "")
+        missed = [v.slice for v in leaderboard.verdicts(trial) if not v.passed]
+        floors = f"misses {', '.join(missed)}" if missed else ("passes" if leaderboard.settled else "")
         predicted = f" by {trial.evaluated} of {trial.items} items" if trial.state == "stopped" else ""
         return f"{describe(trial)}: {scores} {floors}".rstrip() + predicted
 
@@ -151,16 +151,16 @@ class LiveView(LineView):
     def slice_started(self, name: str) -> None:
         self._draw(f"{self._what}: {name}")
 
-    def trial_finished(self, trial: Trial, standing: Standing) -> None:
+    def trial_finished(self, trial: Trial, leaderboard: Leaderboard) -> None:
         self._clock.tick()
-        done = sum(t.state != "running" for t in standing.trials)
+        done = sum(t.state != "running" for t in leaderboard.trials)
         self._bar.update(self._task, completed=done, note=f"left {self._clock.left(done)}")
         if trial.state == "failed":
             self.warn(f"{describe(trial)} failed: {trial.reason}")
-        if standing.settled:
-            rows = [(describe(t), t) for t in standing.trials if t.label == "base"]
-            rows += [(describe(t), t) for t in standing.merges()[:3]]
-            self._table = Group(standing_table("best so far (search split)", standing, rows, {}))
+        if leaderboard.settled:
+            rows = [(describe(t), t) for t in leaderboard.trials if t.label == "base"]
+            rows += [(describe(t), t) for t in leaderboard.merges()[:3]]
+            self._table = Group(leaderboard_table("best so far (search split)", leaderboard, rows, {}))
         self._draw()
 
     def holdout_scored(self, name: str, done: int, total: int) -> None:

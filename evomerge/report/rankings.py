@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.report.results import both_splits, carried_over
-from evomerge.report.tables import describe, number, standing_table
+from evomerge.report.tables import describe, leaderboard_table, number
 from evomerge.scoring.stats.paired import Comparison
 from evomerge.study.after.compare import Compared
 from evomerge.study.after.rank import Ranked
@@ -25,7 +25,7 @@ def ranked_tables(ranked: Ranked, top: int = 10) -> Group:
     best = search.front() or [t for t in search.merges() if t.kind == "search"][:top]
     rows += [(describe(t), t) for t in best if t.kind == "search"]
     metrics = {name: about["metric"] for name, about in ranked.slices.items()}
-    tables = [standing_table(f"Scores on the search split, ranked by {ranked.fitness.name}", search, rows, metrics)]
+    tables = [leaderboard_table(f"Scores on the search split, ranked by {ranked.fitness.name}", search, rows, metrics)]
     if ranked.holdout:
         title = "Those with holdout scores, with 95 % intervals"
         tables.append(both_splits(title, ranked.folder.items, search, ranked.holdout, metrics))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.report.items_scored import Account
+from evomerge.report.items_scored import ItemsScored
 from evomerge.report.tables import describe, mark, number, span
 from evomerge.scoring.gates import Gate, Verdict
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.recorded import Interval, intervals
 from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
@@ -34,7 +34,9 @@ def result_table(result: Result) -> Table:
     return both_splits(title, result.folder.items, result.search, result.holdout, metrics)
 
 
-def both_splits(title: str, items: Path, search: Standing, holdout: Standing, metrics: Mapping[str, str]) -> Table:
+def both_splits(
+    title: str, items: Path, search: Leaderboard, holdout: Leaderboard, metrics: Mapping[str, str]
+) -> Table:
     """One row a trial of `holdout`, two lines a row: its search and its holdout scores. `items`: the folder of per-item
     scores."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
@@ -52,17 +54,17 @@ def both_splits(title: str, items: Path, search: Standing, holdout: Standing, me
         pair = [(search, known[trial.number]), (holdout, trial)]
         sides = [_cells(items, *pair[0], "search"), _cells(items, *pair[1], "holdout")]
         scores = (_both(*cells) for cells in zip(*sides, strict=True))
-        marks = _both(*(mark(standing, side) for standing, side in pair))
+        marks = _both(*(mark(leaderboard, side) for leaderboard, side in pair))
         objectives = _both(*(Text(number(side.objective)) for _, side in pair))
         table.add_row(label, _SPLITS, *scores, objectives, marks)
     return table
 
 
-def _rows(standing: Standing) -> list[tuple[str, Trial]]:
+def _rows(leaderboard: Leaderboard) -> list[tuple[str, Trial]]:
     """The trials under their names, the winner or the closest at the end."""
-    best, near = standing.best(), closest(standing)
+    best, near = leaderboard.best(), closest(leaderboard)
     last = best or near
-    rows = [(describe(t), t) for t in standing.trials if last is None or t.number != last.number]
+    rows = [(describe(t), t) for t in leaderboard.trials if last is None or t.number != last.number]
     return rows if last is None else [*rows, (f"{'winner' if best else 'closest'}:\n{describe(last)}", last)]
 
 
@@ -76,14 +78,14 @@ def _floor(gate: Gate) -> Text:
     return Text(f"{'≥' if gate.sign > 0 else '≤'} {gate.sign * gate.floor:.{_decimals(gate.floor)}f}")
 
 
-def _relative_floors(standing: Standing) -> str | None:
-    told = [f"{n} {'≥' if g.sign > 0 else '≤'} {g.text}" for n, g in standing.gates.items() if " " in g.text]
+def _relative_floors(leaderboard: Leaderboard) -> str | None:
+    told = [f"{n} {'≥' if g.sign > 0 else '≤'} {g.text}" for n, g in leaderboard.gates.items() if " " in g.text]
     return f"floors on the holdout: {', '.join(told)}" if told else None
 
 
-def _cells(items: Path, standing: Standing, trial: Trial, split: SplitName) -> list[Text]:
-    signs = {name: gate.sign for name, gate in standing.gates.items()}
-    missed = {v.slice for v in standing.verdicts(trial) if not v.passed}
+def _cells(items: Path, leaderboard: Leaderboard, trial: Trial, split: SplitName) -> list[Text]:
+    signs = {name: gate.sign for name, gate in leaderboard.gates.items()}
+    missed = {v.slice for v in leaderboard.verdicts(trial) if not v.passed}
     spans = intervals(items, trial, split, signs)
     cells = []
     for name, sign in signs.items():
@@ -145,7 +147,7 @@ class CarriedOver:
         return f" ({100 * share:.0f} %)" if share >= 0.01 else " (less than 1 %)"
 
 
-def carried_over(search: Standing, holdout: Standing, winner: Trial | None) -> CarriedOver | None:
+def carried_over(search: Leaderboard, holdout: Leaderboard, winner: Trial | None) -> CarriedOver | None:
     """What is left on the holdout split of the winner's gain over the base; None where one of them was not scored."""
     if winner is None:
         return None
@@ -157,13 +159,13 @@ def carried_over(search: Standing, holdout: Standing, winner: Trial | None) -> C
     return CarriedOver((w_search, w_holdout), (b_search, b_holdout))
 
 
-def _objective(standing: Standing, number: int | None) -> float | None:
-    return next((t.objective for t in standing.trials if t.number == number), None)
+def _objective(leaderboard: Leaderboard, number: int | None) -> float | None:
+    return next((t.objective for t in leaderboard.trials if t.number == number), None)
 
 
 def verdict(result: Result) -> str:
     """What a search came to, what it spent, and what to do next, in words."""
-    account = Account.of(result.search.trials)
+    account = ItemsScored.of(result.search.trials)
     spent = [str(account)] if account.in_full else []
     return "\n".join([*spent, _outcome(result), *front_words(result)])
 
@@ -211,18 +213,18 @@ def better_parent(result: Result) -> Trial | None:
     return best if best.objective > result.winner.objective else None
 
 
-def closest(standing: Standing) -> Trial | None:
+def closest(leaderboard: Leaderboard) -> Trial | None:
     """The best-ranked merge, feasible or not."""
-    return next(iter(standing.merges()), None)
+    return next(iter(leaderboard.merges()), None)
 
 
-def missed_floors(standing: Standing, trial: Trial) -> str:
+def missed_floors(leaderboard: Leaderboard, trial: Trial) -> str:
     """The floors that a trial missed, in words."""
-    return "; ".join(_missed(standing, trial, v) for v in standing.verdicts(trial) if not v.passed)
+    return "; ".join(_missed(leaderboard, trial, v) for v in leaderboard.verdicts(trial) if not v.passed)
 
 
-def _missed(standing: Standing, trial: Trial, verdict: Verdict) -> str:
-    sign, name = standing.gates[verdict.slice].sign, verdict.slice
+def _missed(leaderboard: Leaderboard, trial: Trial, verdict: Verdict) -> str:
+    sign, name = leaderboard.gates[verdict.slice].sign, verdict.slice
     floor = sign * verdict.floor if verdict.floor is not None else float("nan")
     bound = f" (confidence bound {sign * trial.bounds[name]:.4f})" if name in trial.bounds else ""
     return f"{name} {sign * trial.scores[name]:.4f}{bound}, floor {floor:.4f}"

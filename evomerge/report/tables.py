@@ -10,7 +10,7 @@ from rich.text import Text
 
 from evomerge.scoring.gates import interval
 from evomerge.study.after.status import Status, Unreadable
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import UNIFORM, Trial
 
 if TYPE_CHECKING:
@@ -39,24 +39,26 @@ def span(interval: tuple[float, float] | None, decimals: int = 4) -> str:
     return f"{low} to {high}" if low.startswith("-") else f"{low}–{high}"
 
 
-def standing_table(
-    title: str, standing: Standing, rows: Sequence[tuple[str, Trial]], metrics: Mapping[str, str]
+def leaderboard_table(
+    title: str, leaderboard: Leaderboard, rows: Sequence[tuple[str, Trial]], metrics: Mapping[str, str]
 ) -> Table:
     """One row a trial, one column a slice, the floors on top; a score below its floor is marked with ✗."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     table.add_column("model")
-    for name in standing.gates:
+    for name in leaderboard.gates:
         table.add_column(f"{name}\n{metrics.get(name, '')}", justify="right")
     table.add_column("objective", justify="right")
     table.add_column("floors", justify="center")
-    table.add_row("floor", *(_floor(standing, name) for name in standing.gates), "", "", style="dim", end_section=True)
+    table.add_row(
+        "floor", *(_floor(leaderboard, name) for name in leaderboard.gates), "", "", style="dim", end_section=True
+    )
     for label, trial in rows:
-        table.add_row(label, *_cells(standing, trial), number(trial.objective), mark(standing, trial))
+        table.add_row(label, *_cells(leaderboard, trial), number(trial.objective), mark(leaderboard, trial))
     return table
 
 
-def _floor(standing: Standing, name: str) -> str:
-    gate = standing.gates[name]
+def _floor(leaderboard: Leaderboard, name: str) -> str:
+    gate = leaderboard.gates[name]
     if gate.floor is None:
         return "none"
     sign = "≥" if gate.sign > 0 else "≤"
@@ -64,10 +66,10 @@ def _floor(standing: Standing, name: str) -> str:
     return f"{value}\n({gate.text})" if " " in gate.text else value
 
 
-def _cells(standing: Standing, trial: Trial) -> list[Text]:
-    missed = {v.slice for v in standing.verdicts(trial) if not v.passed}
+def _cells(leaderboard: Leaderboard, trial: Trial) -> list[Text]:
+    missed = {v.slice for v in leaderboard.verdicts(trial) if not v.passed}
     cells = []
-    for name, gate in standing.gates.items():
+    for name, gate in leaderboard.gates.items():
         if name not in trial.scores:
             cells.append(Text("-"))
             continue
@@ -76,24 +78,24 @@ def _cells(standing: Standing, trial: Trial) -> list[Text]:
     return cells
 
 
-def mark(standing: Standing, trial: Trial) -> Text:
+def mark(leaderboard: Leaderboard, trial: Trial) -> Text:
     """Whether a trial passes every floor; "stopped": its scores are predictions."""
     if trial.state != "complete":
         return Text("stopped", style="yellow") if trial.state == "stopped" else Text("failed", style="red")
-    if not standing.settled:
+    if not leaderboard.settled:
         return Text("-")
-    return Text("pass", style="green") if standing.outcome(trial).feasible else Text("miss", style="red")
+    return Text("pass", style="green") if leaderboard.outcome(trial).feasible else Text("miss", style="red")
 
 
 def status_table(state: Status, top: int = 10) -> Table:
     """A run's references and its best trials by search scores, or the front of them."""
-    standing, front = state.search, state.search.front()
-    rows = [(describe(t), t) for t in standing.trials if t.kind == "reference" and t.state != "running"]
-    best = front or [t for t in standing.ranked() if t.kind == "search"][:top]
+    leaderboard, front = state.search, state.search.front()
+    rows = [(describe(t), t) for t in leaderboard.trials if t.kind == "reference" and t.state != "running"]
+    best = front or [t for t in leaderboard.ranked() if t.kind == "search"][:top]
     rows += [(describe(t), t) for t in best if t.kind == "search"]
     metrics = {name: about["metric"] for name, about in state.slices.items()}
     title = "Scores on the search split" + (f"; the front has {len(front)} of them" if front else "")
-    return standing_table(title, standing, rows, metrics)
+    return leaderboard_table(title, leaderboard, rows, metrics)
 
 
 def runs_table(states: Sequence[Status | Unreadable]) -> Table:

@@ -17,7 +17,7 @@ from evomerge.scoring.splits import Deal
 from evomerge.types import ItemScore, SliceScore, SplitName
 
 if TYPE_CHECKING:
-    from evomerge.scoring.stats.aggregation import Mixture
+    from evomerge.scoring.stats.aggregation import MeanKind
     from evomerge.scoring.tasks.proxy_loss import Surrogate
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class Slice(Named):
 
     source: Source
     read: Callable[[Any], SliceScore]
-    mixture: Mixture | None = None
+    mixture: MeanKind | None = None
     total: Callable[[Sequence[ItemScore]], SliceScore] | None = None
     surrogate: Surrogate | None = None
     no_surrogate: str = ""
@@ -74,25 +74,25 @@ class Slice(Named):
 
 
 @dataclass(frozen=True)
-class Piece(Named):
+class SliceInfo(Named):
     """What is known of a slice without its model; `names` are the items of the search split, in the order in which they
     are reported. `no_surrogate` says why the slice has no surrogate, and is empty if it has one."""
 
-    mixture: Mixture | None
+    mixture: MeanKind | None
     names: tuple[str, ...] = field(repr=False)
     no_surrogate: str
 
 
-def _weights(slices: Mapping[str, Slice] | Mapping[str, Piece]) -> dict[str, float]:
+def _weights(slices: Mapping[str, Slice] | Mapping[str, SliceInfo]) -> dict[str, float]:
     return {name: piece.weight for name, piece in slices.items()}
 
 
 @dataclass(frozen=True)
-class Outline:
+class SuiteInfo:
     """What is known of a suite without its model, for those who do not hold it. `pools` are the slices, those together
     that ask the same of the same items: asked once, they are all answered."""
 
-    slices: Mapping[str, Piece]
+    slices: Mapping[str, SliceInfo]
     pools: tuple[tuple[str, ...], ...]
 
     @property
@@ -129,17 +129,17 @@ class Suite:
         return _weights(self.slices)
 
     @property
-    def outline(self) -> Outline:
+    def outline(self) -> SuiteInfo:
         groups: dict[int, list[str]] = {}
         for name, piece in self.slices.items():
             groups.setdefault(id(piece.source), []).append(name)
         pieces = {
-            s.name: Piece(
+            s.name: SliceInfo(
                 s.name, s.sign, s.metric, s.weight, s.floor, s.mixture, s.source.names("search"), s.no_surrogate
             )
             for s in self.slices.values()
         }
-        return Outline(pieces, tuple(tuple(group) for group in groups.values()))
+        return SuiteInfo(pieces, tuple(tuple(group) for group in groups.values()))
 
     def score(
         self,

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evomerge.errors import TrialError
-from evomerge.evaluator.executor import Work
+from evomerge.evaluator.executor import EvalTask
 from evomerge.optimize.ordering import spread
 from evomerge.scoring.gates import scales, settle
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.store import Store
 from evomerge.study.run.trial import Trial
 
@@ -23,17 +23,19 @@ POINTS = 10
 """How many points of a front are."""
 
 
-def release(session: Session) -> Standing:
+def release(session: Session) -> Leaderboard:
     """Where the parents, the uniform average and the top candidates stand on the holdout split, under floors that
-    the parents' holdout scores settle. `Standing.best()` of it is the winner, if there is one. Of a front, up to
+    the parents' holdout scores settle. `Leaderboard.best()` of it is the winner, if there is one. Of a front, up to
     `POINTS` take the place of the top, spread over it; the others are named."""
-    standing = _with_top_in_full(session)
-    references = [t for t in standing.trials if t.kind == "reference" and t.state == "complete"]
-    top = chosen(standing)
+    leaderboard = _with_top_in_full(session)
+    references = [t for t in leaderboard.trials if t.kind == "reference" and t.state == "complete"]
+    top = chosen(leaderboard)
     wanted = [*references, *top]
-    left_out = [t.name for t in standing.front() if t not in wanted]
+    left_out = [t.name for t in leaderboard.front() if t not in wanted]
     if left_out:
-        told = f"{len(left_out)} of the {len(standing.front())} points of the front are not scored on the holdout items"
+        told = (
+            f"{len(left_out)} of the {len(leaderboard.front())} points of the front are not scored on the holdout items"
+        )
         session.observer.note(f"{told}: {', '.join(left_out)}")
     found: dict[int, Trial] = {}
     for trial in session.each(_rescored(session, trial) for trial in wanted):
@@ -42,10 +44,10 @@ def release(session: Session) -> Standing:
     scored = [found[trial.number] for trial in wanted]
     parents = {t.label: t.slice_scores for t in scored if t.is_parent and t.state == "complete"}
     gates = settle(session.outline.slices, parents)
-    result = Standing(scored, gates, scales(parents, gates), traded=standing.traded)
+    result = Leaderboard(scored, gates, scales(parents, gates), traded=leaderboard.traded)
     winner = result.best()
     if winner is not None:
-        session.publish(winner, "the winner: the best on the holdout items that passes every floor there", standing)
+        session.publish(winner, "the winner: the best on the holdout items that passes every floor there", leaderboard)
     session.store.record(
         RELEASE,
         {
@@ -58,29 +60,29 @@ def release(session: Session) -> Standing:
     return result
 
 
-def chosen(standing: Standing) -> list[Trial]:
+def chosen(leaderboard: Leaderboard) -> list[Trial]:
     """The searched merges that are worth a score on the holdout split: points of the front, without one the top."""
-    front = [t for t in standing.front() if t.kind == "search"]
+    front = [t for t in leaderboard.front() if t.kind == "search"]
     if front:
-        return [front[at] for at in spread([standing.outcome(t).values for t in front], POINTS)]
-    return [t for t in standing.merges() if t.kind == "search"][:TOP]
+        return [front[at] for at in spread([leaderboard.outcome(t).values for t in front], POINTS)]
+    return [t for t in leaderboard.merges() if t.kind == "search"][:TOP]
 
 
-def _with_top_in_full(session: Session) -> Standing:
+def _with_top_in_full(session: Session) -> Leaderboard:
     """Where the trials stand once those among the best whose scores are predicted are scored on all search items."""
     tried: set[int] = set()
     while True:
-        standing = session.standing()
-        parents = {t.digest for t in standing.trials if t.is_parent}
-        ranked = [t for t in standing.ranked() if t.kind == "search" and t.ranked and t.digest not in parents]
+        leaderboard = session.leaderboard()
+        parents = {t.digest for t in leaderboard.trials if t.is_parent}
+        ranked = [t for t in leaderboard.ranked() if t.kind == "search" and t.ranked and t.digest not in parents]
         guessed = [t for t in ranked[:TOP] if t.state == "stopped" and t.by != "early_stop" and t.number not in tried]
         if not guessed or len(tried) >= 2 * TOP:
-            return standing
+            return leaderboard
         tried.add(guessed[0].number)
         session.score_in_full(guessed[0])
 
 
-def _rescored(session: Session, trial: Trial) -> Work[Trial]:
+def _rescored(session: Session, trial: Trial) -> EvalTask[Trial]:
     """The trial with its holdout scores in place of its search scores; scores of an earlier session are reused."""
     key = holdout_key(trial.number)
     known = session.store.facts.get(key)
@@ -96,9 +98,9 @@ def _rescored(session: Session, trial: Trial) -> Work[Trial]:
 
 @dataclass(frozen=True)
 class Release:
-    """What an earlier `release` recorded: the holdout standing, the winner, and after how many trials it was."""
+    """What an earlier `release` recorded: the holdout leaderboard, the winner, and after how many trials it was."""
 
-    standing: Standing
+    leaderboard: Leaderboard
     winner: Trial | None
     after: int
 
@@ -112,7 +114,7 @@ def released(store: Store) -> Release | None:
     known = {t.number: t for t in rescored(store)}
     scored = [known[n] for n in release["trials"] if n in known]
     winner = known.get(release["winner"])
-    return Release(Standing.from_data(scored, release["gates"]), winner, release["after"])
+    return Release(Leaderboard.from_data(scored, release["gates"]), winner, release["after"])
 
 
 def rescored(store: Store) -> list[Trial]:

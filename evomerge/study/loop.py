@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from evomerge.evaluator.executor import Work
+from evomerge.evaluator.executor import EvalTask
 from evomerge.optimize.base import Optimizer, Start
 from evomerge.optimize.replay import recall, replay_interleaved
 from evomerge.study.run.trial import Trial
@@ -63,7 +63,7 @@ def _without_generations(session: Session, optimizer: Optimizer, budget: Budget)
     left_behind = session.in_flight()
     in_flight = 0
 
-    def start() -> Work[Trial] | None:
+    def start() -> EvalTask[Trial] | None:
         nonlocal in_flight
         if not budget.left(session, 1, in_flight) or not (left_behind or optimizer.open > 0):
             return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evomerge.study.run.leaderboard import Standing
+    from evomerge.study.run.leaderboard import Leaderboard
     from evomerge.study.run.trial import Trial
 
 
@@ -32,8 +32,8 @@ class Observer:
     def slice_started(self, name: str) -> None:
         """One slice of the model in hand is being scored."""
 
-    def trial_finished(self, trial: Trial, standing: Standing) -> None:
-        """A trial was stored; `standing` ranks all of them."""
+    def trial_finished(self, trial: Trial, leaderboard: Leaderboard) -> None:
+        """A trial was stored; `leaderboard` ranks all of them."""
 
     def holdout_scored(self, name: str, done: int, total: int) -> None:
         """One of the models that are re-scored on the holdout split is done."""

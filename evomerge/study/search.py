@@ -11,19 +11,19 @@ from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.evaluator.device import parse_memory
-from evomerge.evaluator.executor import Alone, Scorer
+from evomerge.evaluator.executor import Executor, InProcess
 from evomerge.evaluator.shares import check_workers, deal, resumed_device
 from evomerge.interrupts import listening
 from evomerge.optimize.base import Optimizer, Start, build
-from evomerge.scoring.suite import Piece
+from evomerge.scoring.suite import SliceInfo
 from evomerge.study import holdout, loop
-from evomerge.study.after.transfer import Beginning, beginning
+from evomerge.study.after.transfer import StartingPoint, beginning
 from evomerge.study.gradients.contributions import FACT, Contributions, contributions
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
 from evomerge.study.run.folder import RunFolder, is_disk_full
 from evomerge.study.run.identity import changed_versions
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.manifest import (
     Environment,
     Launch,
@@ -45,10 +45,10 @@ class Result:
     were worth, where some were taken."""
 
     folder: RunFolder
-    search: Standing
-    holdout: Standing
+    search: Leaderboard
+    holdout: Leaderboard
     winner: Trial | None
-    slices: Mapping[str, Piece]
+    slices: Mapping[str, SliceInfo]
     confidence: float | None
     gained: Contributions | None = None
 
@@ -155,25 +155,25 @@ def resume(
             changed = changed_versions(environment.versions)
             if changed:
                 observer.warn(f"other versions than at the launch, scores may differ slightly: {changed}")
-            first = Beginning(**environment.begin) if environment.begin else None
+            first = StartingPoint(**environment.begin) if environment.begin else None
             session = Session(folder, store, plan, scorer, observer, first)
             return _run(session, _extended(session, trials, time))
 
 
 @contextmanager
-def _scorer(plan: Plan, device: str, memory: str | None, workers: int, observer: Observer) -> Iterator[Scorer]:
+def _scorer(plan: Plan, device: str, memory: str | None, workers: int, observer: Observer) -> Iterator[Executor]:
     """A model in this process, or several workers, which end with the session."""
     parse_memory(memory)
     if workers == 1:
         # torch, transformers and lm-eval take seconds to import: only once the input is known to be right.
-        from evomerge.evaluator.evaluator import Workbench, place_study
+        from evomerge.evaluator.evaluator import Evaluator, place_study
 
-        yield Alone(Workbench.load(plan, place_study(plan, device, memory), observer), observer)
+        yield InProcess(Evaluator.load(plan, place_study(plan, device, memory), observer), observer)
         return
     from evomerge.evaluator.device import listed
-    from evomerge.evaluator.pool import Crew
+    from evomerge.evaluator.pool import WorkerPool
 
-    crew = Crew(plan, deal(listed(device), workers, spare=device == "auto"), memory, observer)
+    crew = WorkerPool(plan, deal(listed(device), workers, spare=device == "auto"), memory, observer)
     try:
         yield crew
     finally:
@@ -219,7 +219,7 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     session.observer.phase("scoring the best candidates on the holdout split")
     released = holdout.release(session)
     confidence = session.plan.fitness.confidence
-    return Result(session.folder, session.standing(), released, released.best(), slices, confidence, gained)
+    return Result(session.folder, session.leaderboard(), released, released.best(), slices, confidence, gained)
 
 
 def _extended(session: Session, trials: int | None, time: float | None) -> loop.Budget:

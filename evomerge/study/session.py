@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import takewhile
 
 from evomerge.errors import InputError, TrialError
-from evomerge.evaluator.executor import Scorer, Scoring, T, Work, drive
+from evomerge.evaluator.executor import EvalTask, Executor, ScoreJob, T, drive
 from evomerge.optimize.abilities import follows_slopes
 from evomerge.optimize.base import AGAIN, Start
 from evomerge.optimize.replay import Asked
@@ -17,15 +17,15 @@ from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import judge, lower_bound, scales, settle
-from evomerge.study.after.transfer import Beginning
-from evomerge.study.gradients.trial_gradients import Steering
+from evomerge.study.after.transfer import StartingPoint
+from evomerge.study.gradients.trial_gradients import TrialGradients
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
-from evomerge.study.racing.racer import Economy, applicable
-from evomerge.study.run.evaluation import Evaluation, Measured, added
+from evomerge.study.racing.racer import Racer, applicable
+from evomerge.study.run.evaluation import Evaluation, TrialResult, added
 from evomerge.study.run.folder import RunFolder, write_atomic
 from evomerge.study.run.items import load_items, write_items
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.store import Store, promotion_key
 from evomerge.study.run.trial import UNIFORM, Kind, Trial
 from evomerge.types import Genome, ItemScore, Outcome, Scores, SplitName
@@ -44,30 +44,30 @@ class Session:
         folder: RunFolder,
         store: Store,
         plan: Plan,
-        scorer: Scorer,
+        scorer: Executor,
         observer: Observer,
-        first: Beginning | None = None,
+        first: StartingPoint | None = None,
     ) -> None:
         """`first` is the genome of another run that the search begins with."""
         self.first = first
         self.folder, self.store, self.plan, self.scorer, self.observer = folder, store, plan, scorer, observer
         self.outline = scorer.outline
         self._objective = load(OBJECTIVES[plan.fitness.objective])
-        self._floors = Standing((), {}, {}, settled=False)
+        self._floors = Leaderboard((), {}, {}, settled=False)
         self._kept: list[int] = []
         self._told = sum(t.kind == "search" and t.state != "running" for t in store.told())
         self._lapped = time.perf_counter()
-        self.economy: Economy | None = None
-        self.steering: Steering | None = None
+        self.economy: Racer | None = None
+        self.steering: TrialGradients | None = None
 
     # Works: what is done piece by piece, several at a time where there are several workers.
 
-    def each(self, works: Iterable[Work[T]], at_once: int | None = None) -> Iterator[T]:
+    def each(self, works: Iterable[EvalTask[T]], at_once: int | None = None) -> Iterator[T]:
         """What works return, in the order in which they end. The next one is only begun when a worker is free."""
         waiting = iter(works)
         return self.drive(lambda: next(waiting, None), at_once)
 
-    def drive(self, start: Callable[[], Work[T] | None], at_once: int | None = None) -> Iterator[T]:
+    def drive(self, start: Callable[[], EvalTask[T] | None], at_once: int | None = None) -> Iterator[T]:
         """The same for works that are not known beforehand (`scorers.drive`)."""
         return drive(self.scorer, start, at_once)
 
@@ -101,17 +101,17 @@ class Session:
         """Turn the floors into numbers, by the references' scores, and write them down for those who only read."""
         parents = {t.label: t.slice_scores for t in self.store.trials() if t.is_parent and t.state == "complete"}
         gates = settle(self.outline.slices, parents)
-        self._floors = Standing((), gates, scales(parents, gates), traded=self.plan.fitness.traded)
+        self._floors = Leaderboard((), gates, scales(parents, gates), traded=self.plan.fitness.traded)
         self.store.record("gates", self._floors.to_data())
         self._warn_of_flat_slices()
-        self._keep_best(self.standing())
+        self._keep_best(self.leaderboard())
         means = applicable(self.plan.spec, self.plan.fitness)
-        self.economy = Economy(self, means) if means else None
+        self.economy = Racer(self, means) if means else None
         if self.economy is not None:
             alone = "; asynchronous candidates do not race" if self.plan.spec.asynchronous else ""
             self.observer.note(f"items: {self.economy.course}{alone}")
         if follows_slopes(self.plan.spec.optimizer["name"], self.plan.spec.options):
-            self.steering = Steering(self)
+            self.steering = TrialGradients(self)
             self.steering.score_references()
 
     def _warn_of_flat_slices(self) -> None:
@@ -148,13 +148,13 @@ class Session:
         twin = self._twin(trial.recipe_id) if _TWIN in trial.label else None
         return twin if twin is not None and trial.label.endswith(f"{_TWIN}{twin.name}") else None
 
-    def _copy(self, trial: Trial, twin: Trial) -> Work[Trial]:
+    def _copy(self, trial: Trial, twin: Trial) -> EvalTask[Trial]:
         """Store a trial with the scores of the one whose recipe it has again."""
         items = load_items(self.folder.items, twin.number, "search")
         self.keep_items(trial, "search", {name: list(met.values()) for name, met in items.items()})
         evaluation = Evaluation(twin.slice_scores, twin.digest or "", {})
         assert twin.objective is not None  # it is complete
-        measured = Measured(evaluation, twin.objective, twin.bounds, twin.evaluated, twin.items)
+        measured = TrialResult(evaluation, twin.objective, twin.bounds, twin.evaluated, twin.items)
         yield from ()  # nothing has to be scored
         return self.finish(trial, measured, trial.seconds or {"total": 0.0})
 
@@ -170,7 +170,7 @@ class Session:
         return self._searched()[told:]
 
     def evaluate_all(self, trials: Sequence[Trial], rivals: int, places: int) -> list[Trial]:
-        """Score trials, and store them, on as many items as it takes: see `Economy.race`. The `rivals` before them are
+        """Score trials, and store them, on as many items as it takes: see `Racer.race`. The `rivals` before them are
         of the same generation. What was scored before is not scored again, and takes no part in the race; nor does what
         has slopes, as its margins steer the next step, and a prediction can be far off for one slice."""
         trials = [self.steering.find(t) if self.steering and t.lacks_slopes else t for t in trials]
@@ -178,11 +178,11 @@ class Session:
         generation = [*before[len(before) - rivals :], *trials]
         twins = {t.number: twin for t in generation if (twin := self._twin_of(t))}
         racing = [t for t in generation if t.number not in twins and not t.sloped]
-        raced: dict[int, Work[Trial]] = {}
+        raced: dict[int, EvalTask[Trial]] = {}
         if self.economy is not None and any(t.state == "running" for t in racing):
             raced = self.economy.race(racing, generation[0].number, places)
 
-        def work(trial: Trial) -> Work[Trial]:
+        def work(trial: Trial) -> EvalTask[Trial]:
             if trial.number in twins:
                 return self._copy(trial, twins[trial.number])
             return raced[trial.number] if trial.number in raced else self.evaluate(trial)
@@ -192,7 +192,7 @@ class Session:
         done = {trial.number: trial for trial in ended}
         return [done.get(trial.number, trial) for trial in trials]
 
-    def evaluate_alone(self, trial: Trial) -> Work[Trial]:
+    def evaluate_alone(self, trial: Trial) -> EvalTask[Trial]:
         """Score a trial, and store it, while others are being scored."""
         if self.steering is not None and trial.lacks_slopes:
             trial = yield from self.steering.find_alone(trial)
@@ -204,7 +204,7 @@ class Session:
             return (yield from self.evaluate(trial))
         return (yield from self.economy.evaluate_alone(trial))
 
-    def evaluate(self, trial: Trial) -> Work[Trial]:
+    def evaluate(self, trial: Trial) -> EvalTask[Trial]:
         """Materialize, score and store one trial on all items. A candidate that fails is stored with its reason."""
         self.observer.trial_started(trial)
         started = time.perf_counter()
@@ -225,7 +225,7 @@ class Session:
     def finish(
         self,
         trial: Trial,
-        measured: Measured,
+        measured: TrialResult,
         seconds: Mapping[str, float],
         stopped: tuple[str, str] | None = None,
     ) -> Trial:
@@ -252,9 +252,9 @@ class Session:
         ):
             self.observer.warn(f"{done.name} should have the weights of {self.first}, and has others")
         logger.info("trial %d %s: objective %s, %.2f s", done.number, done.state, done.objective, done.seconds["total"])
-        standing = self.standing()
-        self._keep_best(standing)
-        self.observer.trial_finished(done, standing)
+        leaderboard = self.leaderboard()
+        self._keep_best(leaderboard)
+        self.observer.trial_finished(done, leaderboard)
         return done
 
     def score_in_full(self, trial: Trial) -> None:
@@ -267,9 +267,9 @@ class Session:
             self.observer.warn(f"{trial.name} cannot be scored in full: {error}")
             return
         self.store.record(promotion_key(trial.number), {**measured.to_data(), "objective": measured.objective})
-        self._keep_best(self.standing())
+        self._keep_best(self.leaderboard())
 
-    def measure(self, trial: Trial, split: SplitName) -> Work[Measured]:
+    def measure(self, trial: Trial, split: SplitName) -> EvalTask[TrialResult]:
         """Scores of a trial's recipe on a split, its items kept. Raises TrialError."""
         evaluation = yield from self.part(trial, trial.digest, None, split)
         self.keep_items(trial, split, {name: score.items for name, score in evaluation.scores.items()})
@@ -283,10 +283,10 @@ class Session:
         digest: str | None,
         chosen: Mapping[str, frozenset[str]] | None,
         split: SplitName = "search",
-    ) -> Work[Evaluation]:
+    ) -> EvalTask[Evaluation]:
         """Score a trial's recipe on some items; `digest` is what its weights were when it was scored before. Raises
         TrialError; a full disk is not the candidate's fault and ends the run."""
-        evaluation: Evaluation = yield Scoring(trial.recipe, split, chosen)
+        evaluation: Evaluation = yield ScoreJob(trial.recipe, split, chosen)
         if digest is not None and evaluation.digest != digest:
             raise TrialError(f"its recipe does not rebuild the scored weights ({evaluation.digest[:16]})")
         return evaluation
@@ -294,10 +294,10 @@ class Session:
     def keep_items(self, trial: Trial, split: SplitName, items: Mapping[str, Iterable[ItemScore]]) -> None:
         write_items(self.folder.items, trial.number, split, items)
 
-    def measured(self, evaluation: Evaluation) -> Measured:
+    def measured(self, evaluation: Evaluation) -> TrialResult:
         """What follows from scores."""
         scores = evaluation.scores
-        return Measured(evaluation, self.objective({n: s.value for n, s in scores.items()}), self._bounds(scores))
+        return TrialResult(evaluation, self.objective({n: s.value for n, s in scores.items()}), self._bounds(scores))
 
     def objective(self, scores: Mapping[str, float]) -> float:
         """The number that is maximised, of oriented scores."""
@@ -310,7 +310,7 @@ class Session:
             return {}
         return {name: lower_bound(score, slices[name].sign, confidence) for name, score in scores.items()}
 
-    def _constraints(self, measured: Measured) -> list[float] | None:
+    def _constraints(self, measured: TrialResult) -> list[float] | None:
         """How far below each floor, 0 where it is met; None before the floors are settled."""
         if not self._floors.settled:
             return None
@@ -318,10 +318,10 @@ class Session:
 
     # Where the study stands.
 
-    def standing(self) -> Standing:
+    def leaderboard(self) -> Leaderboard:
         return self.floors(self.store.trials())
 
-    def floors(self, trials: Sequence[Trial]) -> Standing:
+    def floors(self, trials: Sequence[Trial]) -> Leaderboard:
         """These trials under the settled floors."""
         return replace(self._floors, trials=trials)
 
@@ -352,22 +352,22 @@ class Session:
         finished = [t for t in self.store.trials() if t.state != "running"]
         return len(finished), sum(t.seconds.get("elapsed", t.seconds.get("total", 0.0)) for t in finished)
 
-    def _keep_best(self, standing: Standing) -> None:
+    def _keep_best(self, leaderboard: Leaderboard) -> None:
         """Write `best.yaml` when another trial leads, or the front has moved, and once a session, as a crash may have
         kept it from that."""
-        best = standing.best()
+        best = leaderboard.best()
         if best is None:
             return
-        leading = [t.number for t in (best, *standing.front())]
+        leading = [t.number for t in (best, *leaderboard.front())]
         if leading != self._kept:
             about = "best so far by the search items; the winner takes its place when the search ends"
-            self.publish(best, about, standing)
+            self.publish(best, about, leaderboard)
             self._kept = leading
 
-    def publish(self, trial: Trial, about: str, standing: Standing) -> None:
+    def publish(self, trial: Trial, about: str, leaderboard: Leaderboard) -> None:
         """Make a trial's recipe the run's `best.yaml`, with the search's front, if there is one, above it."""
         header = f"evomerge run {self.folder.name}, {trial.name}, recipe {trial.recipe_id[:16]}\n{about}"
-        points = [standing.told(t) for t in standing.front()]
+        points = [leaderboard.told(t) for t in leaderboard.front()]
         if points:
             take = f"`evomerge export {self.folder.handle} --trial N` takes any point"
             how = f"the front by the search items ({take}):"

@@ -11,14 +11,14 @@ from evomerge.merging.disk.stream import checkpoint_digest
 
 def test_the_average_misses_a_floor_and_the_search_clears_all(tmp_path: Path) -> None:
     done = evomerge.quickstart(tmp_path)
-    standing = done.search.holdout
-    rows = {t.label: t for t in standing.trials if t.kind == "reference"}
+    leaderboard = done.search.holdout
+    rows = {t.label: t for t in leaderboard.trials if t.kind == "reference"}
     assert list(rows) == ["base", "shipping", "refunds", "catalog", "uniform"]
     for label, trial in rows.items():
-        assert not standing.outcome(trial).feasible, f"{label} clears every floor: there is no conflict"
+        assert not leaderboard.outcome(trial).feasible, f"{label} clears every floor: there is no conflict"
     winner = done.search.winner
     assert winner is not None
-    assert all(v.passed for v in standing.verdicts(winner))
+    assert all(v.passed for v in leaderboard.verdicts(winner))
     assert done.recipe is not None
     assert done.checkpoint is not None
     assert done.recipe.is_file()

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.demo import data
-from evomerge.demo.train import MODELS, Course, Settings, prepare
+from evomerge.demo.train import MODELS, Settings, TrainingSchedule, prepare
 
-SHORT = Course(2, 1e-3)
+SHORT = TrainingSchedule(2, 1e-3)
 SETTINGS = Settings(
     hidden=16, intermediate=24, layers=2, heads=2, base=SHORT, shipping=SHORT, refunds=SHORT, catalog=SHORT
 )

@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.executor import attempt
 from evomerge.evaluator.worker import _Pipe
-from evomerge.scoring.suite import Outline
+from evomerge.scoring.suite import SuiteInfo
 
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from tests.evaluator.fake_worker import main; main()"
 
@@ -45,6 +45,6 @@ def main() -> None:
         os.kill(os.getpid(), 9)
     pipe.send("placed")
     pipe.receive()
-    pipe.send("ready", Outline({}, ()), {}, setup.share.device)
+    pipe.send("ready", SuiteInfo({}, ()), {}, setup.share.device)
     while True:
         pipe.send("result", attempt(pipe.receive(), None, lambda name: pipe.send("observe", "slice_started", name)))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import pytest
 
 import evomerge
 from evomerge.errors import InputError
-from evomerge.evaluator.executor import Alone, Job, attempt
+from evomerge.evaluator.executor import InProcess, Job, attempt
 from evomerge.study import search
 from evomerge.study.after.status import Status
 from evomerge.study.observer import Observer
@@ -22,7 +22,7 @@ from evomerge.study.run.trial import Trial
 Study = Callable[..., Path]
 
 
-class Juggler(Alone):
+class Juggler(InProcess):
     """Takes three jobs at a time, and ends them in any order."""
 
     hands = 3
@@ -49,7 +49,7 @@ class StopAfter(Observer):
     def trial_started(self, trial: Trial) -> None:
         self._count(self.begun)
 
-    def trial_finished(self, trial: Trial, standing: Any) -> None:
+    def trial_finished(self, trial: Trial, leaderboard: Any) -> None:
         self._count(not self.begun)
 
     def _count(self, counts: bool) -> None:
@@ -74,7 +74,7 @@ def test_with_generations_nothing_depends_on_who_ends_first(
 ) -> None:
     space = tiny_study(with_economy(economy))
     one = evomerge.search(space, run="one", trials=36)
-    monkeypatch.setattr(search, "Alone", Juggler)
+    monkeypatch.setattr(search, "InProcess", Juggler)
     many = evomerge.search(space, run="many", trials=36)
     assert facts("many") == facts("one")
     on_holdout = [[(t.number, t.scores, t.state) for t in r.holdout.trials] for r in (many, one)]
@@ -92,7 +92,7 @@ def test_with_generations_nothing_depends_on_who_ends_first(
 def test_an_asynchronous_search_goes_on_as_it_was_wherever_it_was_cut(
     tiny_study: Study, monkeypatch: pytest.MonkeyPatch, optimizer: str, economy: bool
 ) -> None:
-    monkeypatch.setattr(search, "Alone", Juggler)
+    monkeypatch.setattr(search, "InProcess", Juggler)
     space = tiny_study(with_economy(economy))
     with pytest.raises(KeyboardInterrupt):
         evomerge.search(space, optimizer=optimizer, asynchronous=True, trials=30, observer=StopAfter(9))
@@ -131,7 +131,7 @@ def test_one_at_a_time_asynchronous_and_not_are_the_same(tiny_study: Study) -> N
 
 
 def test_budgets_hold_for_what_is_in_flight(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "Alone", Juggler)
+    monkeypatch.setattr(search, "InProcess", Juggler)
     space = tiny_study()
     for trials in (5, 8):
         evomerge.search(space, run=f"r{trials}", optimizer="random", asynchronous=True, trials=trials)
@@ -139,7 +139,7 @@ def test_budgets_hold_for_what_is_in_flight(tiny_study: Study, monkeypatch: pyte
 
 
 def test_the_time_of_several_is_the_time_that_passes(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "Alone", Juggler)
+    monkeypatch.setattr(search, "InProcess", Juggler)
     space = tiny_study(lambda space, fitness: space.update(budget={"time": "1s"}))
     result = evomerge.search(space, optimizer="random", asynchronous=True)
     trials = sorted(result.search.trials, key=lambda t: -1 if t.place is None else t.place)

@@ -17,7 +17,7 @@ import pytest
 import evomerge
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator import pool as crew
-from evomerge.evaluator.pool import Crew
+from evomerge.evaluator.pool import WorkerPool
 from evomerge.evaluator.shares import Share
 from evomerge.study.observer import Observer
 from evomerge.study.run.trial import Trial
@@ -49,10 +49,10 @@ def hire(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
 
     @contextmanager
-    def make(*devices: str, observer: Observer | None = None) -> Iterator[Crew]:
+    def make(*devices: str, observer: Observer | None = None) -> Iterator[WorkerPool]:
         plan = cast(Any, SimpleNamespace(spec=None, fitness=None))
         shares = [Share(device, 1, len(devices)) for device in devices]
-        made = Crew(plan, shares, None, observer or Observer())
+        made = WorkerPool(plan, shares, None, observer or Observer())
         try:
             yield made
         finally:
@@ -63,7 +63,7 @@ def hire(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return make
 
 
-def answers(made: Crew, *jobs: Saying) -> dict[str, Any]:
+def answers(made: WorkerPool, *jobs: Saying) -> dict[str, Any]:
     for job in jobs:
         made.submit(job)
     return {cast(Saying, job).word: result for job, result in (made.result() for _ in jobs)}

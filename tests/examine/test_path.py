@@ -136,17 +136,17 @@ def test_a_recipe_alone_starts_at_its_base(tiny_study: Study) -> None:
 def test_a_point_that_cannot_be_scored_is_told_and_the_rest_goes_on(
     tiny_study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evomerge.evaluator.evaluator import Workbench
+    from evomerge.evaluator.evaluator import Evaluator
 
-    evaluate = Workbench.evaluate
+    evaluate = Evaluator.evaluate
 
-    def broken(self: Workbench, recipe: Recipe, *rest: Any) -> Any:
+    def broken(self: Evaluator, recipe: Recipe, *rest: Any) -> Any:
         if recipe.output.method == "linear":
             raise TrialError("NaN in the middle")
         return evaluate(self, recipe, *rest)
 
     tiny_study()
-    monkeypatch.setattr(Workbench, "evaluate", broken)
+    monkeypatch.setattr(Evaluator, "evaluate", broken)
     found = path(ONE, TWO, fitness="fitness.yaml", points=3, references=BASE)
     assert [p.reason for p in found.points] == [None, "NaN in the middle", None]
     assert not found.points[1].feasible

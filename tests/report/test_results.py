@@ -14,7 +14,7 @@ from rich.console import Console
 import evomerge
 from evomerge.cli import main
 from evomerge.report.results import CarriedOver, carried_over, result_table, score
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import Trial
 
 Study = Callable[..., Path]
@@ -77,23 +77,23 @@ def trial(number: int, objective: float, label: str = "", kind: Any = "search") 
 
 def test_the_winner_is_the_best_on_the_holdout(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """The candidate that leads on the search items was lucky there: its holdout scores are made worse."""
-    from evomerge.evaluator.evaluator import Workbench
+    from evomerge.evaluator.evaluator import Evaluator
     from evomerge.study.run.evaluation import Evaluation
     from evomerge.types import SliceScore
 
     evomerge.search(tiny_study(), run="plain", trials=14)
     state = evomerge.status("plain")
     first, second = [t for t in state.search.merges() if t.kind == "search"][:2]
-    evaluate = Workbench.evaluate
+    evaluate = Evaluator.evaluate
 
-    def worse(self: Workbench, recipe: Any, split: Any, *rest: Any) -> Evaluation:
+    def worse(self: Evaluator, recipe: Any, split: Any, *rest: Any) -> Evaluation:
         found = evaluate(self, recipe, split, *rest)
         if split != "holdout" or recipe.id in (second.recipe_id,):
             return found
         falls = {name: SliceScore(s.value - 0.3, s.stderr, s.items) for name, s in found.scores.items()}
         return Evaluation(falls, found.digest, found.seconds)
 
-    monkeypatch.setattr(Workbench, "evaluate", worse)
+    monkeypatch.setattr(Evaluator, "evaluate", worse)
     result = evomerge.search("space.yaml", run="lucky", trials=14)
     assert result.search.best() is not None
     assert result.search.merges()[0].number == state.search.merges()[0].number != second.number
@@ -103,14 +103,14 @@ def test_the_winner_is_the_best_on_the_holdout(tiny_study: Study, monkeypatch: p
 
 
 def test_gains_are_taken_from_either_split() -> None:
-    search = Standing([trial(0, 0.2, "base", "reference"), trial(1, 0.9), trial(2, 0.8)], {}, {})
-    holdout = Standing([trial(0, 0.3, "base", "reference"), trial(2, 0.85)], {}, {})
+    search = Leaderboard([trial(0, 0.2, "base", "reference"), trial(1, 0.9), trial(2, 0.8)], {}, {})
+    holdout = Leaderboard([trial(0, 0.3, "base", "reference"), trial(2, 0.85)], {}, {})
     found = carried_over(search, holdout, holdout.trials[1])
     assert found == CarriedOver((0.8, 0.85), (0.2, 0.3))
     assert found is not None
     assert found.lost == pytest.approx(0.05)
     assert carried_over(search, holdout, None) is None
-    assert carried_over(search, Standing([trial(2, 0.85)], {}, {}), trial(2, 0.85)) is None
+    assert carried_over(search, Leaderboard([trial(2, 0.85)], {}, {}), trial(2, 0.85)) is None
 
 
 def test_json_holds_both_splits(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:

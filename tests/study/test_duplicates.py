@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import evomerge
-from evomerge.evaluator.evaluator import Workbench
+from evomerge.evaluator.evaluator import Evaluator
 from evomerge.study.after.status import status
 from evomerge.study.run.items import read_items
 from evomerge.study.session import Session
@@ -76,13 +76,13 @@ def test_no_recipe_is_scored_twice(tiny_study: Study, monkeypatch: pytest.Monkey
         space["budget"] = {"trials": 20}
         fitness["economy"] = False
 
-    evaluate, scored = Workbench.evaluate, Counter[tuple[str, str]]()
+    evaluate, scored = Evaluator.evaluate, Counter[tuple[str, str]]()
 
-    def counted(self: Workbench, recipe: Any, split: Any, *rest: Any) -> Any:
+    def counted(self: Evaluator, recipe: Any, split: Any, *rest: Any) -> Any:
         scored[recipe.id, split] += 1
         return evaluate(self, recipe, split, *rest)
 
-    monkeypatch.setattr(Workbench, "evaluate", counted)
+    monkeypatch.setattr(Evaluator, "evaluate", counted)
     result = evomerge.search(tiny_study(change))
     assert max(scored.values()) == 1
     trials = [t for t in result.search.trials if t.genome]

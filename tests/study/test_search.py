@@ -11,7 +11,7 @@ import pytest
 
 import evomerge
 from evomerge.errors import BusyError, InputError, TrialError
-from evomerge.evaluator.evaluator import Workbench
+from evomerge.evaluator.evaluator import Evaluator
 from evomerge.merging.disk.stream import checkpoint_digest
 from evomerge.study.after.status import NothingFeasible
 from evomerge.study.observer import Observer
@@ -130,9 +130,9 @@ def test_budgets_are_totals_wherever_they_end_when_all_items_are_scored(tiny_stu
 def test_a_failed_candidate_is_recorded_and_the_study_goes_on(
     tiny_study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = Workbench.evaluate
+    evaluate = Evaluator.evaluate
 
-    def sometimes(self: Workbench, recipe: Any, *rest: Any) -> Any:
+    def sometimes(self: Evaluator, recipe: Any, *rest: Any) -> Any:
         seen.append(recipe)
         if len(seen) == 7:
             raise TrialError("model.norm.weight holds NaN (task_arithmetic)")
@@ -141,7 +141,7 @@ def test_a_failed_candidate_is_recorded_and_the_study_goes_on(
         return evaluate(self, recipe, *rest)
 
     seen: list[Any] = []
-    monkeypatch.setattr(Workbench, "evaluate", sometimes)
+    monkeypatch.setattr(Evaluator, "evaluate", sometimes)
     result = evomerge.search(tiny_study())
     failed = [t for t in result.search.trials if t.state == "failed"]
     assert [t.number for t in failed] == [6, 7]
@@ -418,15 +418,15 @@ def test_a_module_filter_that_matches_nothing(tiny_study: Study) -> None:
 
 
 def test_a_parent_that_failed_is_scored_again_on_resume(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = Workbench.evaluate
+    evaluate = Evaluator.evaluate
     broken = [True]
 
-    def fails(self: Workbench, recipe: Any, *rest: Any) -> Any:
+    def fails(self: Evaluator, recipe: Any, *rest: Any) -> Any:
         if broken[0] and "one" in str(recipe.models()[0]):
             raise TrialError("out of memory")
         return evaluate(self, recipe, *rest)
 
-    monkeypatch.setattr(Workbench, "evaluate", fails)
+    monkeypatch.setattr(Evaluator, "evaluate", fails)
     with pytest.raises(InputError, match="one could not be scored"):
         evomerge.search(tiny_study(), trials=9)
     broken[0] = False
@@ -504,16 +504,16 @@ def test_a_budget_of_time_alone(tiny_study: Study) -> None:
 
 
 def test_a_recipe_that_does_not_fit_fails_its_trial_only(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = Workbench.evaluate
+    evaluate = Evaluator.evaluate
     seen: list[Any] = []
 
-    def sometimes(self: Workbench, recipe: Any, *rest: Any) -> Any:
+    def sometimes(self: Evaluator, recipe: Any, *rest: Any) -> Any:
         seen.append(recipe)
         if len(seen) == 6:
             raise InputError("model.norm.weight is [8] in the recipe")
         return evaluate(self, recipe, *rest)
 
-    monkeypatch.setattr(Workbench, "evaluate", sometimes)
+    monkeypatch.setattr(Evaluator, "evaluate", sometimes)
     result = evomerge.search(tiny_study(), trials=8)
     assert [t.number for t in result.search.trials if t.state == "failed"] == [5]
     assert len(result.search.trials) == 8

@@ -17,7 +17,7 @@ from evomerge.scoring.preflight import SCORER_TAKES, check_callable
 from evomerge.scoring.python.functions import UserFunction, script_digest
 from evomerge.scoring.python.untouched import untouched
 from evomerge.scoring.splits import SIDES, Deal, item_key, labels
-from evomerge.scoring.stats.aggregation import Mixture
+from evomerge.scoring.stats.aggregation import MeanKind
 from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
 from evomerge.types import ItemScore, SliceScore, SplitName
 
@@ -46,9 +46,9 @@ class CallablePass:
         return -1 if self.piece.direction == "lower" else 1
 
     @property
-    def mixture(self) -> Mixture:
+    def mixture(self) -> MeanKind:
         """A callable's score is the mean of its items'."""
-        return Mixture(self.sign)
+        return MeanKind(self.sign)
 
     def names(self, split: SplitName) -> tuple[str, ...]:
         """The items of a split, in the order in which they are reported."""

@@ -15,7 +15,7 @@ Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MeanKind:
     """What kind of mean a metric is.
 
     `sign` is -1 where lower is better. `logarithmic`: the mean is one of the items' logarithms, and the score its
@@ -44,16 +44,16 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Composition:
+class ItemWeights:
     """How a slice's score is made of its items: ``value(sum(shares * units))``. Arrays have one entry an item, in the
     order in which the items are reported; the shares sum to 1."""
 
-    mixture: Mixture
+    mixture: MeanKind
     names: tuple[str, ...]
     shares: Vector
 
     @classmethod
-    def of(cls, mixture: Mixture, items: Iterable[ItemScore]) -> Composition:
+    def of(cls, mixture: MeanKind, items: Iterable[ItemScore]) -> ItemWeights:
         """Out of the items of a candidate that was scored in full: who they are and what weight each has is the same
         for all candidates."""
         items = list(items)

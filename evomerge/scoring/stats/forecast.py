@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evomerge.scoring.stats.aggregation import Composition
+from evomerge.scoring.stats.aggregation import ItemWeights
 from evomerge.scoring.stats.anchors import Matrix, Vector, weights
 
 
@@ -38,7 +38,7 @@ class Forecaster:
         features: [items, features] by which items stand for others; None: those seen count by their own shares.
     """
 
-    composition: Composition
+    composition: ItemWeights
     features: Matrix | None
 
     def forecast(self, units: Matrix, control: Vector) -> Forecast:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.scoring.stats.aggregation import Composition, Mixture
+from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.scoring.stats.bootstrap import counts
 from evomerge.scoring.stats.standard_errors import groups, normal_quantile
 from evomerge.types import ItemScore, SliceScore
@@ -36,7 +36,7 @@ class Comparison:
     items: int
 
 
-def compare(mixture: Mixture, first: Items, second: Items, confidence: float = 0.95) -> Comparison:
+def compare(mixture: MeanKind, first: Items, second: Items, confidence: float = 0.95) -> Comparison:
     """Compare two candidates on the items that both were scored on, by the kind of mean that the metric is.
 
     McNemar's exact test where every item is 0 or 1, counts the same and stands for itself, with the interval of Bonett
@@ -45,7 +45,7 @@ def compare(mixture: Mixture, first: Items, second: Items, confidence: float = 0
     """
     natural = replace(mixture, sign=1, best=None, worst=None)
     common = {n: i for n, i in first.items() if i.score is not None and n in second and second[n].score is not None}
-    composition = Composition.of(natural, common.values()) if any(i.weight > 0 for i in common.values()) else None
+    composition = ItemWeights.of(natural, common.values()) if any(i.weight > 0 for i in common.values()) else None
     if composition is None:
         return Comparison(math.nan, math.nan, math.nan, None, None, "none", 0)
     a, b = composition.units(first), composition.units(second)
@@ -93,13 +93,13 @@ def _bonett_price(won: int, lost: int, n: int, confidence: float) -> tuple[float
     return max(-1.0, p - q - width), min(1.0, p - q + width)
 
 
-def _are_shares(composition: Composition, a: Vector, b: Vector) -> bool:
+def _are_shares(composition: ItemWeights, a: Vector, b: Vector) -> bool:
     binary = np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all()
     return bool(binary and np.ptp(composition.shares) < 1e-12)
 
 
 def _bootstrap(
-    composition: Composition, a: Vector, b: Vector, clusters: list[str | None], confidence: float
+    composition: ItemWeights, a: Vector, b: Vector, clusters: list[str | None], confidence: float
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Two-sided p-value and percentile interval of the difference; None below two clusters. An interval without 0 and a
     p-value below ``1 - confidence`` are the same thing."""

@@ -18,7 +18,7 @@ _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice")
 
 
 @dataclass
-class Question:
+class Doc:
     """One document with the requests that it gave rise to, in lm-eval's order, and what its templates render to."""
 
     item: str
@@ -28,13 +28,13 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Paper:
+class TaskRequests:
     """One leaf task's questions. The requests are lm-eval's instances; their answers are filled in and taken out
     again at every pass."""
 
     leaf: str
     task: Any
-    questions: list[Question]
+    questions: list[Doc]
 
     @property
     def names(self) -> list[str]:
@@ -45,9 +45,9 @@ class Paper:
     def instances(self) -> list[Any]:
         return [instance for question in self.questions for instance in question.instances]
 
-    def part(self, names: frozenset[str]) -> Paper:
+    def part(self, names: frozenset[str]) -> TaskRequests:
         pairs = zip(self.names, self.questions, strict=True)
-        return Paper(self.leaf, self.task, [question for name, question in pairs if name in names])
+        return TaskRequests(self.leaf, self.task, [question for name, question in pairs if name in names])
 
     def apply_filters(self) -> None:
         self.task._instances = self.instances
@@ -63,7 +63,7 @@ class Paper:
                 rows.append((question.item, self.task.process_results(self._document(question), answers)))
         return rows
 
-    def _document(self, question: Question) -> Any:
+    def _document(self, question: Doc) -> Any:
         # Task code may change the document it is given; the next candidate must get it whole.
         return copy.deepcopy(question.document) if self._runs_code else question.document
 
@@ -76,10 +76,10 @@ class Paper:
         return own or any(callable(self.task.get_config(name)) for name in fields)
 
 
-class Exam:
+class PreparedRequests:
     """Some leaf tasks' questions, encoded and put into batches once."""
 
-    def __init__(self, papers: Sequence[Paper], lm: Any) -> None:
+    def __init__(self, papers: Sequence[TaskRequests], lm: Any) -> None:
         self.papers, self._lm = list(papers), lm
         self._instances = [instance for paper in self.papers for instance in paper.instances]
         by_kind: dict[str, list[Any]] = {}
@@ -142,11 +142,11 @@ def _is_nan(answer: Any) -> bool:
 
 
 @contextmanager
-def _templates_rendered_once(task: Any) -> Iterator[Callable[[Question], None]]:
+def _templates_rendered_once(task: Any) -> Iterator[Callable[[Doc], None]]:
     """lm-eval compiles and renders a task's templates again for every answer it marks, which can take longer than the
     forward passes. A template's text depends on the document alone, so it is kept beside the question; the function
     that is yielded says which one comes now. Functions in place of templates are called as ever."""
-    current: list[Question] = []
+    current: list[Doc] = []
 
     def remembered(name: str, render: Callable[..., Any]) -> Callable[..., Any]:
         def call(document: Any, *template: Any) -> Any:

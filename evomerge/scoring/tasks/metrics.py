@@ -16,7 +16,7 @@ from lm_eval.api.registry import is_higher_better
 
 from evomerge.errors import InputError, TrialError, suggestion
 from evomerge.files.objects import SliceSpec
-from evomerge.scoring.stats.aggregation import Mixture
+from evomerge.scoring.stats.aggregation import MeanKind
 from evomerge.scoring.stats.bootstrap import aggregate_stderr, mean_stderr
 from evomerge.scoring.stats.standard_errors import pooled_stderr, weighted_mean_stderr
 from evomerge.types import ItemScore, SliceScore
@@ -60,17 +60,17 @@ class Metric:
         return SliceScore(self.sign * float(pooled), pooled_stderr(errors, sizes), tuple(items))
 
     @property
-    def mixture(self) -> Mixture | None:
+    def mixture(self) -> MeanKind | None:
         """How the score is made of the items' scores, where it is a mean of them."""
         kinds = {_kind(f) for f in self.aggregate.values()}
         if kinds == {"bits_per_byte"}:
-            return Mixture(self.sign, by_size=self.by_size, best=0.0)
+            return MeanKind(self.sign, by_size=self.by_size, best=0.0)
         if kinds == {"mean"}:
             ends = (1.0, 0.0) if self.sign > 0 else (0.0, 1.0)
             best, worst = ends if self.name in _SHARES else (None, None)
-            return Mixture(self.sign, by_size=self.by_size, best=best, worst=worst)
+            return MeanKind(self.sign, by_size=self.by_size, best=best, worst=worst)
         if len(self.aggregate) == 1 and kinds <= {"perplexity", "weighted_perplexity"}:
-            return Mixture(self.sign, logarithmic=True, by_size=self.by_size, best=1.0)
+            return MeanKind(self.sign, logarithmic=True, by_size=self.by_size, best=1.0)
         return None
 
     def total(self, items: Sequence[ItemScore]) -> SliceScore:

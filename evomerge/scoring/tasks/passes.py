@@ -15,7 +15,7 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.scoring.splits import SIDES, Deal, deal_all, item_key, labels
 from evomerge.scoring.tasks import library as tasks
-from evomerge.scoring.tasks.instances import Exam, Paper, Question
+from evomerge.scoring.tasks.instances import Doc, PreparedRequests, TaskRequests
 from evomerge.scoring.tasks.metrics import Rows
 from evomerge.types import SplitName
 
@@ -57,15 +57,15 @@ class TaskPass:
         self._keys = {leaf: [item_key(d) for d in docs] for leaf, docs in self._documents.items()}
         self._labels = {leaf: labels(keys) for leaf, keys in self._keys.items()}
         self.deal: Deal = deal_all(self._keys, fitness.split_seed, fitness.search, piece.items)
-        self._prepared: dict[SplitName, dict[str, Paper]] = {}
-        self._chosen: dict[tuple[SplitName, frozenset[str] | None], Exam] = {}
+        self._prepared: dict[SplitName, dict[str, TaskRequests]] = {}
+        self._chosen: dict[tuple[SplitName, frozenset[str] | None], PreparedRequests] = {}
 
-    def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> Exam:
+    def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> PreparedRequests:
         """Build the requests of a split's items (of those in `names`), the first time they are asked for. InputError
         where they cannot be built."""
         if (split, names) not in self._chosen:
             try:
-                self._chosen[split, names] = Exam(self.papers(split, names), self.lm)
+                self._chosen[split, names] = PreparedRequests(self.papers(split, names), self.lm)
             except InputError as error:
                 raise InputError(error.problem, error.mend, error.where or self.piece.at("task")) from error
             except (TypeError, ValueError, LookupError) as error:
@@ -73,7 +73,7 @@ class TaskPass:
                 raise InputError(problem, "mend the task or its options", self.piece.at("task")) from error
         return self._chosen[split, names]
 
-    def papers(self, split: SplitName, names: frozenset[str] | None = None) -> list[Paper]:
+    def papers(self, split: SplitName, names: frozenset[str] | None = None) -> list[TaskRequests]:
         """The questions of a split's items (of those in `names`), of the leaf tasks that have any."""
         papers = self._papers(split)
         return papers if names is None else [part for p in papers if (part := p.part(names)).questions]
@@ -93,13 +93,13 @@ class TaskPass:
                 found[f"{leaf}/{label}"] = str(document[field])
         return found
 
-    def _papers(self, split: SplitName) -> list[Paper]:
+    def _papers(self, split: SplitName) -> list[TaskRequests]:
         if split not in self._prepared:
             chosen = {leaf: self.deal.indices(split, leaf) for leaf in self.found.leaves}
             self._prepared[split] = {leaf: self._prepare(leaf, split, at) for leaf, at in chosen.items() if at}
         return list(self._prepared[split].values())
 
-    def _prepare(self, leaf: str, split: SplitName, chosen: list[int]) -> Paper:
+    def _prepare(self, leaf: str, split: SplitName, chosen: list[int]) -> TaskRequests:
         task, documents = self.found.leaves[leaf], self._documents[leaf]
         forbidden = set() if split == "all" else self.deal.keys("holdout", leaf)
         try:
@@ -114,10 +114,10 @@ class TaskPass:
         for instance in instances:
             by_document.setdefault(instance.doc_id, []).append(instance)
         questions = [
-            Question(self._labels[leaf][index], documents[index], sorted(by_document[k], key=lambda i: i.idx))
+            Doc(self._labels[leaf][index], documents[index], sorted(by_document[k], key=lambda i: i.idx))
             for k, index in enumerate(chosen)
         ]
-        return Paper(leaf, task, questions)
+        return TaskRequests(leaf, task, questions)
 
     def reported(self, leaf: str, metric: str, split: SplitName) -> set[str] | None:
         """The metrics that the leaf's code returns, tried on made-up answers; None where that cannot be tried.

@@ -19,7 +19,7 @@ from torch import Tensor
 from evomerge.scoring.engine.activations import Extent
 from evomerge.scoring.engine.backward import Sum, Term
 from evomerge.scoring.engine.encode import encode
-from evomerge.scoring.tasks.instances import Paper, Question
+from evomerge.scoring.tasks.instances import Doc, TaskRequests
 from evomerge.scoring.tasks.losses import right_answers, right_choices
 from evomerge.scoring.tasks.metrics import Metric
 from evomerge.scoring.tasks.passes import TaskPass
@@ -114,7 +114,7 @@ def no_surrogate(source: TaskPass, metric: Metric, split: SplitName) -> str:
     return ""
 
 
-def _right(task: Any, question: Question) -> tuple[int, ...]:
+def _right(task: Any, question: Doc) -> tuple[int, ...]:
     """The requests that hold a right answer."""
     document = copy.deepcopy(question.document)
     if task.OUTPUT_TYPE == "multiple_choice":
@@ -124,7 +124,7 @@ def _right(task: Any, question: Question) -> tuple[int, ...]:
     return () if at is None else (at,)
 
 
-def _terms(lm: ResidentLM, paper: Paper, metric: Metric, share: float) -> Iterator[Term]:
+def _terms(lm: ResidentLM, paper: TaskRequests, metric: Metric, share: float) -> Iterator[Term]:
     """One leaf task's part, which has `share` in the slice's."""
     if paper.task.OUTPUT_TYPE == "multiple_choice":
         yield from _choices(lm, paper, metric.name, share / len(paper.questions))
@@ -134,7 +134,7 @@ def _terms(lm: ResidentLM, paper: Paper, metric: Metric, share: float) -> Iterat
         yield from _answers(lm, paper, share / len(paper.questions))
 
 
-def _texts(lm: ResidentLM, paper: Paper, metric: str, share: float) -> Iterator[Term]:
+def _texts(lm: ResidentLM, paper: TaskRequests, metric: str, share: float) -> Iterator[Term]:
     """A text's windows are terms of their own: their sum needs no two of them at once."""
     sizes = [_bytes(paper.task, question, metric) for question in paper.questions]
     unit = math.log(2) if metric == "bits_per_byte" else 1.0
@@ -143,14 +143,14 @@ def _texts(lm: ResidentLM, paper: Paper, metric: str, share: float) -> Iterator[
             yield Term([window], Likelihood(share / sum(sizes) / unit))
 
 
-def _bytes(task: Any, question: Question, metric: str) -> float:
+def _bytes(task: Any, question: Doc, metric: str) -> float:
     """A text's length; what bits per byte are counted by, where that is the metric."""
     if metric == "bits_per_byte":
         return float(task.process_results(copy.deepcopy(question.document), [-1.0])[metric][1])
     return len(question.instances[0].args[0].encode())
 
 
-def _answers(lm: ResidentLM, paper: Paper, weight: float) -> Iterator[Term]:
+def _answers(lm: ResidentLM, paper: TaskRequests, weight: float) -> Iterator[Term]:
     for question in paper.questions:
         if not _right(paper.task, question):
             continue
@@ -158,7 +158,7 @@ def _answers(lm: ResidentLM, paper: Paper, weight: float) -> Iterator[Term]:
         yield Term(windows, Likelihood(weight / sum(len(window.targets) for window in windows)))
 
 
-def _choices(lm: ResidentLM, paper: Paper, metric: str, weight: float) -> Iterator[Term]:
+def _choices(lm: ResidentLM, paper: TaskRequests, metric: str, weight: float) -> Iterator[Term]:
     for question in paper.questions:
         right = _right(paper.task, question)
         if not right:

@@ -20,7 +20,7 @@ from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
 from evomerge.study.after.status import NothingFeasible, Status, status
 from evomerge.study.holdout import TOP
 from evomerge.study.run.folder import RunFolder, write_atomic
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.recorded import recorded_scores
 from evomerge.study.run.trial import Trial
@@ -42,8 +42,8 @@ class Ranked:
     fitness: Path
     slices: Mapping[str, Mapping[str, Any]]
     confidence: float | None
-    search: Standing
-    holdout: Standing | None
+    search: Leaderboard
+    holdout: Leaderboard | None
     before: Trial | None
     winner: Trial | None
     unscored: tuple[Trial, ...]
@@ -84,13 +84,13 @@ def rank(run: str | Path, fitness: str | Path, output: str | Path | None = None)
     launched = Environment.read(state.folder).identity["fitness file"]
     _check(state, spec, launched)
     view = _View(state, spec, launched)
-    search = view.standing(state.search.trials, "search")
+    search = view.leaderboard(state.search.trials, "search")
     front = [t for t in search.front() if t.kind == "search"]
     top, most = front or [t for t in search.merges() if t.kind == "search"], len(front) or TOP
     known = {t.number: t for t in state.rescored}
     chosen = [t for t in top if t.number in known][:most]
     references = [t for t in state.rescored if t.kind == "reference"]
-    holdout = view.standing([*references, *(known[t.number] for t in chosen)], "holdout") if references else None
+    holdout = view.leaderboard([*references, *(known[t.number] for t in chosen)], "holdout") if references else None
     winner = (holdout or search).best()
     ranked = Ranked(
         folder=state.folder,
@@ -121,13 +121,13 @@ class _View:
             piece.cluster == clusters[name] for name, piece in spec.slices.items()
         )
 
-    def standing(self, trials: Sequence[Trial], split: SplitName) -> Standing:
+    def leaderboard(self, trials: Sequence[Trial], split: SplitName) -> Leaderboard:
         """The trials, which carry their scores on `split`, under floors that the parents' scores settle."""
         seen = [self._seen(trial, split) for trial in trials]
         parents = {t.label: t.slice_scores for t in seen if t.is_parent and t.state == "complete"}
         pieces = {name: _Piece(self._signs[name], piece.floor) for name, piece in self._spec.slices.items()}
         gates = settle(pieces, parents)
-        return Standing(seen, gates, scales(parents, gates), traded=self._spec.traded)
+        return Leaderboard(seen, gates, scales(parents, gates), traded=self._spec.traded)
 
     def _seen(self, trial: Trial, split: SplitName) -> Trial:
         """The trial with the slices, the objective and the confidence bounds of the fitness file."""

@@ -13,7 +13,7 @@ from evomerge.scoring.gates import Gate
 from evomerge.study.gradients.contributions import FACT, Contributions
 from evomerge.study.holdout import Release, released, rescored
 from evomerge.study.run.folder import RunFolder, list_runs, write_atomic
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.store import Store, open_storage
 from evomerge.study.run.trial import Trial
@@ -32,7 +32,7 @@ class Status:
     folder: RunFolder
     budget: Mapping[str, Any]
     slices: Mapping[str, Mapping[str, Any]]
-    search: Standing
+    search: Leaderboard
     release: Release | None
     rescored: Sequence[Trial] = ()
     gained: Contributions | None = None
@@ -67,19 +67,19 @@ def status(run: str | Path) -> Status:
     if store is None:
         if lost := environment.study_missing(folder):
             raise lost
-        return Status(folder, {}, {}, Standing((), {}, {}, settled=False), None)
+        return Status(folder, {}, {}, Leaderboard((), {}, {}, settled=False), None)
     facts = store.facts
     slices = facts.get("slices", {})
-    standing = _standing(store, facts, slices)
+    leaderboard = _standing(store, facts, slices)
     gained = Contributions.from_data(facts[FACT]) if FACT in facts else None
-    return Status(folder, facts.get("budget", {}), slices, standing, released(store), rescored(store), gained)
+    return Status(folder, facts.get("budget", {}), slices, leaderboard, released(store), rescored(store), gained)
 
 
-def _standing(store: Store, facts: Mapping[str, Any], slices: Mapping[str, Mapping[str, Any]]) -> Standing:
+def _standing(store: Store, facts: Mapping[str, Any], slices: Mapping[str, Mapping[str, Any]]) -> Leaderboard:
     if "gates" in facts:
-        return Standing.from_data(store.trials(), facts["gates"])
+        return Leaderboard.from_data(store.trials(), facts["gates"])
     gates = {name: Gate(name, None, "", about["sign"]) for name, about in slices.items()}
-    return Standing(store.trials(), gates, dict.fromkeys(gates, 1.0), settled=False)
+    return Leaderboard(store.trials(), gates, dict.fromkeys(gates, 1.0), settled=False)
 
 
 def runs(root: str | Path = "runs") -> list[Status | Unreadable]:
@@ -104,8 +104,8 @@ def export(
         NothingFeasible: the recipe misses a floor, or was not scored on all items, and `allow_infeasible` is false.
     """
     state = status(run)
-    chosen, standing, split = _chosen(state, trial)
-    missed = [v.slice for v in standing.verdicts(chosen) if not v.passed]
+    chosen, leaderboard, split = _chosen(state, trial)
+    missed = [v.slice for v in leaderboard.verdicts(chosen) if not v.passed]
     if chosen.state == "stopped" and not allow_infeasible:
         problem = f"{chosen.name} was stopped after {chosen.evaluated} of {chosen.items} items"
         raise NothingFeasible(f"{problem}, whether it passes is open; --allow-infeasible exports it all the same")
@@ -123,26 +123,26 @@ def export(
     return text
 
 
-def _chosen(state: Status, number: int | None) -> tuple[Trial, Standing, str]:
+def _chosen(state: Status, number: int | None) -> tuple[Trial, Leaderboard, str]:
     if not state.search.settled:
         raise NothingFeasible(f"the run {state.folder.name!r} has not scored all its references yet")
     if number is not None:
         return _numbered(state, number)
     if state.release is not None and state.release.winner is not None:
-        return state.release.winner, state.release.standing, "holdout"
-    standing, split = (state.release.standing, "holdout") if state.release else (state.search, "search")
-    merges = standing.merges()
+        return state.release.winner, state.release.leaderboard, "holdout"
+    leaderboard, split = (state.release.leaderboard, "holdout") if state.release else (state.search, "search")
+    merges = leaderboard.merges()
     if not merges:
         raise NothingFeasible(f"the run {state.folder.name!r} has no finished merge yet")
-    return merges[0], standing, split
+    return merges[0], leaderboard, split
 
 
-def _numbered(state: Status, number: int) -> tuple[Trial, Standing, str]:
-    places = [(state.release.standing, "holdout")] if state.release else []
-    for standing, split in (*places, (state.search, "search")):
-        for trial in standing.trials:
+def _numbered(state: Status, number: int) -> tuple[Trial, Leaderboard, str]:
+    places = [(state.release.leaderboard, "holdout")] if state.release else []
+    for leaderboard, split in (*places, (state.search, "search")):
+        for trial in leaderboard.trials:
             if trial.number == number and trial.ranked:
-                return trial, standing, split
+                return trial, leaderboard, split
     count = len(state.search.trials)
     raise InputError(f"the run {state.folder.name!r} has no complete trial {number}", f"it has {count}, from 0")
 

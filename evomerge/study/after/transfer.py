@@ -22,7 +22,7 @@ _FLAG = Where("--from")
 
 
 @dataclass(frozen=True)
-class Beginning:
+class StartingPoint:
     """The genome that a search starts with: whose it was, and the digest of its weights."""
 
     run: str
@@ -34,7 +34,7 @@ class Beginning:
         return f"trial {self.trial} of {self.run}"
 
 
-def beginning(given: str, plan: Plan) -> Beginning:
+def beginning(given: str, plan: Plan) -> StartingPoint:
     """The winner of the run `given` (or its best feasible so far; ``RUN:TRIAL``: that trial) as a genome of the plan's
     space. InputError where there is none, or it is not exactly a genome of that space."""
     optimizer = plan.spec.optimizer["name"]
@@ -52,7 +52,7 @@ def beginning(given: str, plan: Plan) -> Beginning:
     kept = {source: models.sources[source] for source in old.sources}
     before = Space(old, replace(models, sources=kept))
     genome = _Carried(before, plan.space, trial.genome).genome()
-    return Beginning(name, trial.number, genome, trial.digest)
+    return StartingPoint(name, trial.number, genome, trial.digest)
 
 
 def _check_models(name: str, environment: Environment, plan: Plan) -> None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import EvomergeError, InputError, TrialError
-from evomerge.evaluator.executor import Work
+from evomerge.evaluator.executor import EvalTask
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import CHOICES
-from evomerge.scoring.suite import Piece
+from evomerge.scoring.suite import SliceInfo
 from evomerge.study.run.trial import Trial
 from evomerge.study.smooth import UNWEIGHTED
 from evomerge.types import Outcome, Slopes
@@ -25,7 +25,7 @@ from evomerge.types import Outcome, Slopes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from evomerge.evaluator.evaluator import Workbench
+    from evomerge.evaluator.evaluator import Evaluator
     from evomerge.merging.resident.slopes import ParameterSlopes
     from evomerge.study.session import Session
 
@@ -40,8 +40,8 @@ _REFERENCES = "surrogates"
 
 
 @dataclass(frozen=True, eq=False)
-class Sloping:
-    """A slice's surrogate, and its slopes by the parameters of the merge of `tensors`: see `Workbench.surrogate`."""
+class GradientJob:
+    """A slice's surrogate, and its slopes by the parameters of the merge of `tensors`: see `Evaluator.surrogate`."""
 
     recipe: Recipe
     name: str
@@ -49,12 +49,12 @@ class Sloping:
     checked: frozenset[str]
     tensors: tuple[str, ...]
 
-    def run(self, bench: Workbench, on_slice: Callable[[str], None]) -> Any:
+    def run(self, bench: Evaluator, on_slice: Callable[[str], None]) -> Any:
         on_slice(f"slopes of {self.name}")
         return bench.surrogate(self.recipe, self.name, self.steered, self.checked, self.tensors)
 
 
-class Steering:
+class TrialGradients:
     """For one session of a run whose references are scored."""
 
     def __init__(self, session: Session) -> None:
@@ -101,17 +101,17 @@ class Steering:
         found = dict(self._session.each(self._slice(trial, name, self._tensors) for name in self._items))
         return self._kept(trial, found, time.perf_counter() - started)
 
-    def find_alone(self, trial: Trial) -> Work[Trial]:
+    def find_alone(self, trial: Trial) -> EvalTask[Trial]:
         """The same while other trials are being scored."""
         started, found = time.perf_counter(), {}
         for name in self._items:
             _, found[name] = yield from self._slice(trial, name, self._tensors)
         return self._kept(trial, found, time.perf_counter() - started)
 
-    def _slice(self, trial: Trial, name: str, tensors: tuple[str, ...]) -> Work[tuple[str, Any]]:
-        """What `Workbench.surrogate` gives, or why it gives nothing: the other slices' jobs are under way."""
+    def _slice(self, trial: Trial, name: str, tensors: tuple[str, ...]) -> EvalTask[tuple[str, Any]]:
+        """What `Evaluator.surrogate` gives, or why it gives nothing: the other slices' jobs are under way."""
         try:
-            return name, (yield Sloping(trial.recipe, name, *self._items[name], tensors))
+            return name, (yield GradientJob(trial.recipe, name, *self._items[name], tensors))
         except (TrialError, InputError) as error:
             return name, error
 
@@ -145,8 +145,8 @@ class Steering:
         """The outcome with the slopes of its objective and margins, where the trial has some."""
         if trial.slopes is None or outcome.failed:
             return outcome
-        standing = self._session.floors(())
-        gates, scale = standing.gates, standing.scale
+        leaderboard = self._session.floors(())
+        gates, scale = leaderboard.gates, leaderboard.scale
         moved = {n: [-unit * s for s in trial.slopes[n]["slopes"]] for n, unit in self._units.items()}
         by_score = self._objective_by_score(trial, scale)
         objective = [sum(by_score[n] * own[i] for n, own in moved.items()) for i in range(len(self._genes))]
@@ -181,7 +181,7 @@ class Steering:
             return self._session.objective({name: max(0.0, value) for name, value in scores.items()})
 
 
-def _dealt(piece: Piece, seed: int) -> tuple[frozenset[str], frozenset[str]]:
+def _dealt(piece: SliceInfo, seed: int) -> tuple[frozenset[str], frozenset[str]]:
     """A slice's search items: those that slopes are taken on, and those for checking; by hash, so that other items
     change nothing."""
 
@@ -205,7 +205,7 @@ def _short(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _check_slices(session: Session, slices: Mapping[str, Piece]) -> None:
+def _check_slices(session: Session, slices: Mapping[str, SliceInfo]) -> None:
     """What can only be said once the tasks are built."""
     spec, fitness = session.plan.spec, session.plan.fitness
     for name, piece in slices.items():

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 
 from evomerge.errors import TrialError
 from evomerge.scoring.gates import Verdict, feasible, judge, lower_bound, shortfall
-from evomerge.scoring.stats.aggregation import Composition
+from evomerge.scoring.stats.aggregation import ItemWeights
 from evomerge.study.racing.rungs import Items
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.types import Outcome, SliceScore
 
 _SLACK = 1e-7
 """How far below a floor, relative to it, the best case has to lie: more than sums in another order differ by."""
 
 
-class Prospects:
+class ScoreBounds:
     """Holds predicted scores, and what is still possible, to the floors.
 
     `margins` is the distance of each slice's confidence bound from its score, as the control has it: 0 without
@@ -24,9 +24,9 @@ class Prospects:
 
     def __init__(
         self,
-        floors: Standing,
+        floors: Leaderboard,
         objective: Callable[[Mapping[str, float]], float],
-        compositions: Mapping[str, Composition],
+        compositions: Mapping[str, ItemWeights],
         margins: Mapping[str, float],
         confidence: float | None,
     ) -> None:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from evomerge.errors import InputError, TrialError
-from evomerge.evaluator.executor import Work
+from evomerge.evaluator.executor import EvalTask
 from evomerge.optimize.ranking import RankKey, rank_key
 from evomerge.scoring.stats.anchors import Matrix, Vector
 from evomerge.scoring.stats.forecast import Forecast
-from evomerge.study.racing.bounds import Prospects
-from evomerge.study.racing.rungs import Chosen, Course, Items
+from evomerge.study.racing.bounds import ScoreBounds
+from evomerge.study.racing.rungs import Chosen, Items, ItemSchedule
 from evomerge.study.run.trial import Trial
 from evomerge.types import ItemScore, SliceScore
 
@@ -68,12 +68,12 @@ class Race:
 
     def __init__(
         self,
-        course: Course,
-        prospects: Prospects,
+        course: ItemSchedule,
+        prospects: ScoreBounds,
         controls: Sequence[Control],
         best: RankKey,
-        ask: Callable[[Entry, Chosen], Work[None]],
-        each: Callable[[Iterable[Work[None]]], Iterable[None]],
+        ask: Callable[[Entry, Chosen], EvalTask[None]],
+        each: Callable[[Iterable[EvalTask[None]]], Iterable[None]],
         field: Sequence[Entry],
         known: Sequence[Entry],
         places: int,
@@ -127,7 +127,7 @@ class Race:
     def _running(self) -> list[Entry]:
         return [entry for entry in self._field if entry.ended is None and entry.failed is None]
 
-    def _score(self, entry: Entry, chosen: Chosen, known: Chosen) -> Work[None]:
+    def _score(self, entry: Entry, chosen: Chosen, known: Chosen) -> EvalTask[None]:
         """Ask what of `chosen` the candidate was not asked yet, then see whether it is beyond hope by what it met of
         `known`."""
         missing = {name: names.difference(entry.items.get(name, ())) for name, names in chosen.items()}
@@ -146,7 +146,7 @@ class Race:
             entry.ended = self.prospects.hopeless(entry.met(known), entry.totals)
             entry.by = "early_stop" if entry.ended else ""
 
-    def score_rest(self, entry: Entry) -> Work[None]:
+    def score_rest(self, entry: Entry) -> EvalTask[None]:
         """All that is left of the items: by parts, from the slice on which the candidate is nearest to failing."""
         everything = self._course.rung(1.0)
         if "early_stop" not in self._course.fitness.economy:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evomerge.errors import TrialError
-from evomerge.evaluator.executor import Totalling, Work
+from evomerge.evaluator.executor import AggregateJob, EvalTask
 from evomerge.files.objects import FitnessSpec, Saving, SpaceSpec
 from evomerge.optimize.ranking import rank_key
-from evomerge.study.racing.bounds import Prospects
+from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.racing.race import Control, Entry, Race
-from evomerge.study.racing.rungs import Chosen, Course, Items
-from evomerge.study.run.evaluation import Evaluation, Measured, added
+from evomerge.study.racing.rungs import Chosen, Items, ItemSchedule
+from evomerge.study.run.evaluation import Evaluation, TrialResult, added
 from evomerge.study.run.items import load_items
 from evomerge.study.run.trial import Trial
 from evomerge.types import SliceScore
@@ -30,7 +30,7 @@ _KEPT = 256
 """Of how many trials the items stay in memory; those of older ones are read again where they are asked for."""
 
 
-class Economy:
+class Racer:
     """The means of saving, for one session of a run whose references are scored."""
 
     def __init__(self, session: Session, means: Sequence[Saving]) -> None:
@@ -40,9 +40,9 @@ class Economy:
         references = [t for t in session.store.told() if t.kind == "reference" and t.state == "complete"]
         references.sort(key=lambda t: t.label != "base")
         fitness = replace(session.plan.fitness, economy=tuple(means))
-        self.course = Course(fitness, session.outline, [self._items(t) for t in references])
+        self.course = ItemSchedule(fitness, session.outline, [self._items(t) for t in references])
 
-    def race(self, trials: Sequence[Trial], since: int, places: int) -> dict[int, Work[Trial]]:
+    def race(self, trials: Sequence[Trial], since: int, places: int) -> dict[int, EvalTask[Trial]]:
         """Score those of `trials` that are running, against each other and the finished ones. Returns, by number, the
         work that stores each. They compete with what there was before trial number `since`.
 
@@ -53,7 +53,7 @@ class Economy:
         self._forget()
         return {entry.trial.number: self._end(race, entry) for entry in entries if not entry.finished}
 
-    def evaluate_alone(self, trial: Trial) -> Work[Trial]:
+    def evaluate_alone(self, trial: Trial) -> EvalTask[Trial]:
         """Score a trial that was started by itself, while others are being scored, and store it."""
         race, [entry] = self._lined_up([trial], trial.number, 1)
         yield from race.score_rest(entry)
@@ -77,7 +77,7 @@ class Economy:
         ranked = [t for t in self._session.floors(before).ranked() if t.kind == "search" and t.ranked]
         return ranked[: math.ceil(len(ranked) / 10)]
 
-    def in_full(self, trial: Trial) -> Work[Measured]:
+    def in_full(self, trial: Trial) -> EvalTask[TrialResult]:
         """The scores of a stopped trial on all items, at the cost of those that it was not scored on. TrialError."""
         entry = self._entry(trial)
         for name in entry.items.keys() - self.course.compositions.keys():
@@ -88,15 +88,15 @@ class Economy:
         return (yield from self._measured(entry, {}))
 
     def _race(self, before: Sequence[Trial], field: list[Entry], known: list[Entry], places: int) -> Race:
-        session, standing = self._session, self._session.floors(before)
-        best = next(t for t in (*standing.merges(), *standing.ranked()) if t.state == "complete")
-        latest = sorted(standing.merges(), key=lambda t: t.number, reverse=True)[:_CONTROLS]
+        session, leaderboard = self._session, self._session.floors(before)
+        best = next(t for t in (*leaderboard.merges(), *leaderboard.ranked()) if t.state == "complete")
+        latest = sorted(leaderboard.merges(), key=lambda t: t.number, reverse=True)[:_CONTROLS]
         controls = [Control(self._items(t), t.scores) for t in (best, *latest)]
         margins = {name: best.scores[name] - bound for name, bound in best.bounds.items()}
         confidence = session.plan.fitness.confidence
-        prospects = Prospects(standing, self._objective, self.course.compositions, margins, confidence)
+        prospects = ScoreBounds(leaderboard, self._objective, self.course.compositions, margins, confidence)
         seed = (session.plan.spec.optimizer["seed"], field[0].trial.number)
-        rank = rank_key(standing.outcome(best))
+        rank = rank_key(leaderboard.outcome(best))
         tools = self._ask, session.each
         return Race(self.course, prospects, controls, rank, *tools, field, known, max(1, places), seed)
 
@@ -121,7 +121,7 @@ class Economy:
             self._known[trial.number] = load_items(self._session.folder.items, trial.number, "search")
         return self._known[trial.number]
 
-    def _ask(self, entry: Entry, chosen: Chosen) -> Work[None]:
+    def _ask(self, entry: Entry, chosen: Chosen) -> EvalTask[None]:
         """Score a candidate on items that it was not scored on, and keep them. Raises TrialError."""
         session = self._session
         session.observer.trial_started(entry.trial)
@@ -143,7 +143,7 @@ class Economy:
 
     # How it ends.
 
-    def _end(self, race: Race, entry: Entry) -> Work[Trial]:
+    def _end(self, race: Race, entry: Entry) -> EvalTask[Trial]:
         if entry.failed is not None:
             return self._session.fail(entry.trial, entry.failed, entry.seconds)
         try:
@@ -174,18 +174,20 @@ class Economy:
         geometric = self._session.plan.fitness.objective == "geometric_mean"
         return max(0.0, value) if geometric and self._session.outline.slices[name].sign > 0 else value
 
-    def _measured(self, entry: Entry, predicted: dict[str, tuple[float, float]]) -> Work[Measured]:
+    def _measured(self, entry: Entry, predicted: dict[str, tuple[float, float]]) -> EvalTask[TrialResult]:
         """The scores, measured on all items or predicted."""
         session, slices = self._session, self._session.outline.slices
         if predicted:
             scores = {name: SliceScore(predicted[name][0], None) for name in slices if name in predicted}
         else:
-            totals = yield Totalling({n: entry.items[n] for n in slices if n not in entry.totals})
+            totals = yield AggregateJob({n: entry.items[n] for n in slices if n not in entry.totals})
             scores = {name: entry.totals.get(name) or totals[name] for name in slices}
         measured = session.measured(Evaluation(scores, entry.digest or "", entry.seconds))
         bounds = {name: bound for name, (_, bound) in predicted.items()} if predicted else measured.bounds
         kept = bounds if session.plan.fitness.confidence is not None else {}
-        return Measured(measured.evaluation, measured.objective, kept, self.course.seen(entry.items), self.course.total)
+        return TrialResult(
+            measured.evaluation, measured.objective, kept, self.course.seen(entry.items), self.course.total
+        )
 
 
 def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Saving, ...]:

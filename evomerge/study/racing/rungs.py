@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evomerge.files.objects import FitnessSpec
-from evomerge.scoring.stats.aggregation import Composition, Mixture
+from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.scoring.stats.anchors import Matrix, Vector, anchors
 from evomerge.scoring.stats.forecast import Forecaster
-from evomerge.scoring.suite import Outline
+from evomerge.scoring.suite import SuiteInfo
 from evomerge.types import ItemScore
 
 Items = Mapping[str, Mapping[str, ItemScore]]
@@ -55,13 +55,13 @@ class Pool:
         return [frozenset(left[at : at + step]) for at in range(0, len(left), step)]
 
 
-class Course:
+class ItemSchedule:
     """The rungs of a study, by how its references did on each item."""
 
-    def __init__(self, fitness: FitnessSpec, suite: Outline, references: Sequence[Items]) -> None:
+    def __init__(self, fitness: FitnessSpec, suite: SuiteInfo, references: Sequence[Items]) -> None:
         """`references`: their items on the search split, the base's first."""
         self.fitness = fitness
-        self.compositions: dict[str, Composition] = {}
+        self.compositions: dict[str, ItemWeights] = {}
         self.forecasters: dict[str, Forecaster] = {}
         self.pools = [self._pool(suite, slices, references) for slices in suite.pools]
         self.rungs = [_FIRST, _SECOND] if "racing" in fitness.economy else []
@@ -93,7 +93,7 @@ class Course:
                 met = {name: {item: items[name][item] for item in rung[name]} for name in rung}
         return met
 
-    def _pool(self, suite: Outline, slices: tuple[str, ...], references: Sequence[Items]) -> Pool:
+    def _pool(self, suite: SuiteInfo, slices: tuple[str, ...], references: Sequence[Items]) -> Pool:
         names = suite.slices[slices[0]].names
         known = [self._compose(suite, name, references) for name in slices]
         units = [u for u in known if u is not None]
@@ -116,7 +116,7 @@ class Course:
         late = np.argsort(-np.asarray(lost), kind="stable")
         return Pool(slices, tuple(names[at] for at in order), tuple(names[at] for at in late), whole=False)
 
-    def _compose(self, suite: Outline, name: str, references: Sequence[Items]) -> Matrix | None:
+    def _compose(self, suite: SuiteInfo, name: str, references: Sequence[Items]) -> Matrix | None:
         """[references, items] units; None where the slice's score is no mean of its items."""
         mixture = suite.slices[name].mixture
         if mixture is None:
@@ -129,7 +129,7 @@ class Course:
         scores = [i.score for reference in references for i in reference[name].values() if i.score is not None]
         if not _between(scores, mixture):
             mixture = replace(mixture, best=None, worst=None)  # another metric of a known name
-        self.compositions[name] = composition = Composition.of(mixture, base)
+        self.compositions[name] = composition = ItemWeights.of(mixture, base)
         units = np.array([composition.units(reference[name]) for reference in references])
         return units if np.isfinite(units).all() else None
 
@@ -141,7 +141,7 @@ class Course:
         return -sign * mean * composition.shares
 
 
-def _between(scores: Sequence[float], mixture: Mixture) -> bool:
+def _between(scores: Sequence[float], mixture: MeanKind) -> bool:
     """Whether scores lie between the ends that a metric has by its name."""
     highest = math.inf if mixture.best is None else mixture.sign * mixture.best
     lowest = -math.inf if mixture.worst is None else mixture.sign * mixture.worst

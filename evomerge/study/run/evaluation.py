@@ -18,7 +18,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Measured:
+class TrialResult:
     """An evaluation with what follows from its scores: the objective, and lower confidence bounds where the fitness
     file asks for confidence; and how many of how many items the candidate was scored on."""
 

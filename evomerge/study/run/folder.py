@@ -68,9 +68,9 @@ class RunFolder:
             raise InputError(problem, f"`evomerge resume {self.handle}`, delete it, or choose another --run NAME")
         if self.path.is_dir() and not all(p.name.lstrip(".").startswith(_OWN) for p in self.path.iterdir()):
             raise InputError(f"{self.path} holds files that are no run's", "choose another --run NAME")
-        standing = next(p for p in (self.path, *self.path.parents) if p.exists())
-        if not standing.is_dir() or not os.access(standing, os.W_OK):
-            raise InputError(f"{standing} is no folder that can be written", "choose another --run")
+        leaderboard = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if not leaderboard.is_dir() or not os.access(leaderboard, os.W_OK):
+            raise InputError(f"{leaderboard} is no folder that can be written", "choose another --run")
 
     @contextmanager
     def claim(self) -> Iterator[None]:

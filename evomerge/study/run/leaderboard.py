@@ -14,7 +14,7 @@ from evomerge.types import Outcome
 
 
 @dataclass(frozen=True)
-class Standing:
+class Leaderboard:
     """Trials under a set of gates. `scale` normalises each slice's shortfall (see `scoring.gates`); until the
     references are scored the floors are not `settled`, and nothing is feasible. `traded` are the slices that a front
     trades off against each other, none where one number is followed."""
@@ -26,7 +26,7 @@ class Standing:
     traded: tuple[str, ...] = ()
 
     @classmethod
-    def from_data(cls, trials: Sequence[Trial], data: Mapping[str, Any]) -> Standing:
+    def from_data(cls, trials: Sequence[Trial], data: Mapping[str, Any]) -> Leaderboard:
         gates = {name: Gate(name, d["floor"], d["text"], d["sign"]) for name, d in data.items()}
         traded = tuple(name for name, d in data.items() if d.get("traded"))
         return cls(trials, gates, {name: d["scale"] for name, d in data.items()}, traded=traded)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evomerge.errors import InputError, Where
 from evomerge.scoring.gates import interval
-from evomerge.scoring.stats.aggregation import Composition, Mixture
+from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.study.run.items import items_file, recorded_items
 from evomerge.study.run.trial import Trial
 from evomerge.types import SliceScore, SplitName
@@ -37,18 +37,18 @@ def intervals(
     return {name: interval(score, signs[name], confidence) for name, score in scores.items() if name in signs}
 
 
-def mixture_of(scores: Sequence[SliceScore], sign: int) -> Mixture | None:
+def mixture_of(scores: Sequence[SliceScore], sign: int) -> MeanKind | None:
     """The kind of mean that makes these candidates' scores of one slice out of their items, found by trying each; None
     where none does, as for F1. Every candidate must have been scored in full."""
-    kinds = [Mixture(sign, logarithmic, by_size) for logarithmic in (False, True) for by_size in (True, False)]
+    kinds = [MeanKind(sign, logarithmic, by_size) for logarithmic in (False, True) for by_size in (True, False)]
     return next((kind for kind in kinds if all(_made_by(kind, score) for score in scores)), None)
 
 
-def _made_by(mixture: Mixture, score: SliceScore) -> bool:
+def _made_by(mixture: MeanKind, score: SliceScore) -> bool:
     items = {item.item: item for item in score.items}
     if not any(item.weight > 0 for item in score.items) or any(i.score is None and i.weight > 0 for i in score.items):
         return False
     if mixture.logarithmic and any(i.score is not None and i.score <= 0 for i in score.items):
         return False
-    composition = Composition.of(mixture, score.items)
+    composition = ItemWeights.of(mixture, score.items)
     return abs(composition.value(composition.units(items)) - score.value) <= _CLOSE * max(1.0, abs(score.value))

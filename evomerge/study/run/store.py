@@ -22,7 +22,7 @@ from evomerge.errors import InputError, Where
 from evomerge.interrupts import deferred
 from evomerge.optimize.optuna_samplers import distribution
 from evomerge.recipe.recipe import Recipe, to_data
-from evomerge.study.run.evaluation import Measured
+from evomerge.study.run.evaluation import TrialResult
 from evomerge.study.run.trial import Kind, State, Trial
 from evomerge.types import Dimension, Genome
 
@@ -114,7 +114,7 @@ class Store:
     def complete(
         self,
         trial: Trial,
-        measured: Measured,
+        measured: TrialResult,
         seconds: Mapping[str, float],
         constraints: Iterable[float] | None,
         stopped: tuple[str, str] | None = None,

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.scoring.gates import lower_bound
-from evomerge.scoring.stats.aggregation import Composition, Mixture
+from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.scoring.stats.anchors import anchors, weights
 from evomerge.scoring.stats.forecast import Forecaster
 from evomerge.types import ItemScore, SliceScore
 
-RIGHT_OR_WRONG = Mixture(1, best=1.0, worst=0.0)
-BITS = Mixture(-1, best=0.0)
-PERPLEXITY = Mixture(-1, logarithmic=True, best=1.0)
+RIGHT_OR_WRONG = MeanKind(1, best=1.0, worst=0.0)
+BITS = MeanKind(-1, best=0.0)
+PERPLEXITY = MeanKind(-1, logarithmic=True, best=1.0)
 
 
 def items(scores: list[float], sizes: list[float] | None = None) -> dict[str, ItemScore]:
@@ -29,7 +29,7 @@ def test_the_ceiling_of_shares_is_never_passed(right: list[bool], data: st.DataO
     """Whatever comes of the items to go, neither the score nor its confidence bound is above the best case."""
     every = items([float(r) for r in right])
     seen = data.draw(st.sets(st.sampled_from(sorted(every))))
-    composition = Composition.of(RIGHT_OR_WRONG, every.values())
+    composition = ItemWeights.of(RIGHT_OR_WRONG, every.values())
     best = composition.best_case({name: every[name] for name in seen})
     value = composition.value(composition.units(every))
     assert value <= best.value + 1e-12
@@ -42,7 +42,7 @@ def test_the_ceiling_of_shares_is_never_passed(right: list[bool], data: st.DataO
 def test_the_ceiling_of_bits_per_byte_is_never_passed(pairs: list[tuple[float, float]], data: st.DataObject) -> None:
     every = items([bits for bits, _ in pairs], [size for _, size in pairs])
     seen = data.draw(st.sets(st.sampled_from(sorted(every))))
-    composition = Composition.of(BITS, every.values())
+    composition = ItemWeights.of(BITS, every.values())
     value = composition.value(composition.units(every))
     assert value <= composition.ceiling(composition.units({name: every[name] for name in seen})) + 1e-9
 
@@ -50,7 +50,7 @@ def test_the_ceiling_of_bits_per_byte_is_never_passed(pairs: list[tuple[float, f
 @given(st.lists(st.floats(1.0, 1e6), min_size=2, max_size=20))
 def test_a_perplexity_is_the_exponential_of_a_mean(scores: list[float]) -> None:
     every = items(scores)
-    composition = Composition.of(PERPLEXITY, every.values())
+    composition = ItemWeights.of(PERPLEXITY, every.values())
     expected = -math.exp(sum(map(math.log, scores)) / len(scores))
     assert math.isclose(composition.value(composition.units(every)), expected, rel_tol=1e-9)
     first = dict(list(every.items())[:1])
@@ -59,7 +59,7 @@ def test_a_perplexity_is_the_exponential_of_a_mean(scores: list[float]) -> None:
 
 def test_an_unknown_range_leaves_everything_possible() -> None:
     every = items([0.3, 0.9, 0.1])
-    composition = Composition.of(Mixture(1), every.values())
+    composition = ItemWeights.of(MeanKind(1), every.values())
     assert composition.ceiling(composition.units({"t/0": every["t/0"]})) == math.inf
     assert math.isclose(composition.ceiling(composition.units(every)), 1.3 / 3)
 
@@ -68,7 +68,7 @@ def test_leaves_that_count_equally() -> None:
     scores = {"a/1": 1.0, "b/1": 0.0, "b/2": 0.0, "b/3": 0.0}
     every = {name: ItemScore(name, s) for name, s in scores.items()}
     for by_size, expected in ((True, 0.25), (False, 0.5)):
-        composition = Composition.of(Mixture(1, by_size=by_size), every.values())
+        composition = ItemWeights.of(MeanKind(1, by_size=by_size), every.values())
         assert math.isclose(composition.value(composition.units(every)), expected)
 
 
@@ -101,7 +101,7 @@ def test_predictions_are_unbiased_and_their_errors_honest() -> None:
         control = draw.normal(2.0, 0.5, size=120)
         candidate = control + draw.normal(0.1, 0.2, size=120)
         every = items(list(candidate))
-        composition = Composition.of(Mixture(1), every.values())
+        composition = ItemWeights.of(MeanKind(1), every.values())
         seen = draw.permutation(120)[:30]
         units = np.full((1, 120), np.nan)
         units[0, seen] = candidate[seen]
@@ -116,7 +116,7 @@ def test_predictions_are_unbiased_and_their_errors_honest() -> None:
 def test_a_prediction_from_all_items_is_the_score() -> None:
     draw = np.random.default_rng(2)
     candidate, control = draw.normal(size=(2, 20))
-    composition = Composition.of(Mixture(1), items(list(candidate)).values())
+    composition = ItemWeights.of(MeanKind(1), items(list(candidate)).values())
     for features in (None, draw.normal(size=(20, 3))):
         forecast = Forecaster(composition, features).forecast(candidate[None], control)
         assert math.isclose(forecast.mean[0], candidate.mean(), abs_tol=1e-12)
@@ -131,7 +131,7 @@ def test_candidates_that_met_the_same_items_are_predicted_together() -> None:
     units = np.full((2, 100), np.nan)
     seen = np.arange(10)
     units[0, seen], units[1, seen] = one[seen], one[seen] + 0.05
-    composition = Composition.of(Mixture(1), items(list(one)).values())
+    composition = ItemWeights.of(MeanKind(1), items(list(one)).values())
     forecast = Forecaster(composition, None).forecast(units, control)
     c = forecast.covariance
     assert math.isclose(forecast.mean[1] - forecast.mean[0], 0.05)
@@ -144,6 +144,6 @@ def test_a_few_equal_answers_are_no_certainty() -> None:
     control = np.ones(50)
     units = np.full((1, 50), np.nan)
     units[0, :8] = 1.0
-    composition = Composition.of(RIGHT_OR_WRONG, items([1.0] * 50).values())
+    composition = ItemWeights.of(RIGHT_OR_WRONG, items([1.0] * 50).values())
     forecast = Forecaster(composition, None).forecast(units, control)
     assert 0.05 < math.sqrt(forecast.covariance[0, 0]) < 0.15

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.scoring.stats.aggregation import Mixture
+from evomerge.scoring.stats.aggregation import MeanKind
 from evomerge.scoring.stats.paired import BOOTSTRAP, MCNEMAR, compare, mcnemar, unpaired
 from evomerge.types import ItemScore, SliceScore
 
 Scores = dict[str, ItemScore]
-MEAN = Mixture(1)
+MEAN = MeanKind(1)
 
 
 def items(values: list[float], weights: list[float] | None = None, clusters: list[str] | None = None) -> Scores:
@@ -69,7 +69,7 @@ def test_equal_candidates_do_not_differ() -> None:
 def test_bytes_are_weights() -> None:
     """Of bits per byte, the long text decides."""
     first, second = items([1.0, 3.0], [1000, 10]), items([1.2, 1.0], [1000, 10])
-    found = compare(Mixture(-1), first, second)
+    found = compare(MeanKind(-1), first, second)
     assert found.first == pytest.approx((1000 + 30) / 1010)
     assert found.difference == pytest.approx((-200 + 20) / 1010)
     assert found.test == BOOTSTRAP
@@ -77,7 +77,7 @@ def test_bytes_are_weights() -> None:
 
 def test_perplexities_are_compared_as_such() -> None:
     first, second = items([math.e**2, math.e**4]), items([math.e, math.e])
-    found = compare(Mixture(-1, logarithmic=True), first, second)
+    found = compare(MeanKind(-1, logarithmic=True), first, second)
     assert (found.first, found.second) == (pytest.approx(math.e**3), pytest.approx(math.e))
 
 

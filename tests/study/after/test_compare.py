@@ -14,7 +14,7 @@ import pytest
 import evomerge
 from evomerge.cli import main
 from evomerge.errors import InputError
-from evomerge.scoring.stats.aggregation import Mixture
+from evomerge.scoring.stats.aggregation import MeanKind
 from evomerge.study.run.items import items_file
 from evomerge.study.run.recorded import mixture_of
 from evomerge.study.run.store import Store
@@ -136,20 +136,20 @@ def items(values: list[float], leaves: str = "", weights: list[float] | None = N
 @pytest.mark.parametrize(
     ("score", "kind"),
     [
-        (SliceScore(0.5, None, items([0.0, 1.0, 0.5])), Mixture(1)),
-        (SliceScore(0.25, None, items([0.0, 0.0, 0.5, 0.5], "aaab")), Mixture(1)),
-        (SliceScore(1 / 3, None, items([0.0, 0.0, 0.5, 0.5], "aaab")), Mixture(1, by_size=False)),
-        (SliceScore(2.0, None, items([1.0, 4.0])), Mixture(1, logarithmic=True)),
-        (SliceScore(8.0, None, items([2.0, 32.0], weights=[1, 1])), Mixture(1, logarithmic=True)),
+        (SliceScore(0.5, None, items([0.0, 1.0, 0.5])), MeanKind(1)),
+        (SliceScore(0.25, None, items([0.0, 0.0, 0.5, 0.5], "aaab")), MeanKind(1)),
+        (SliceScore(1 / 3, None, items([0.0, 0.0, 0.5, 0.5], "aaab")), MeanKind(1, by_size=False)),
+        (SliceScore(2.0, None, items([1.0, 4.0])), MeanKind(1, logarithmic=True)),
+        (SliceScore(8.0, None, items([2.0, 32.0], weights=[1, 1])), MeanKind(1, logarithmic=True)),
         (SliceScore(0.77, None, items([0.0, 1.0])), None),
         (SliceScore(0.77, None, ()), None),
     ],
 )
-def test_the_kind_of_mean_is_found(score: SliceScore, kind: Mixture | None) -> None:
+def test_the_kind_of_mean_is_found(score: SliceScore, kind: MeanKind | None) -> None:
     assert mixture_of([score], 1) == kind
 
 
 def test_all_candidates_decide_on_the_kind() -> None:
     alike = SliceScore(1.0, None, items([1.0, 1.0]))
-    assert mixture_of([alike], 1) == Mixture(1)
-    assert mixture_of([alike, SliceScore(2.0, None, items([1.0, 4.0]))], 1) == Mixture(1, logarithmic=True)
+    assert mixture_of([alike], 1) == MeanKind(1)
+    assert mixture_of([alike, SliceScore(2.0, None, items([1.0, 4.0]))], 1) == MeanKind(1, logarithmic=True)

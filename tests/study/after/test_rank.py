@@ -72,7 +72,7 @@ def test_the_same_file_gives_the_same_order(tiny_study: Study, confidence: float
     assert ranked.search.gates == state.search.gates
     assert ranked.holdout is not None
     assert state.release is not None
-    assert ranked.holdout.ranked() == state.release.standing.ranked()
+    assert ranked.holdout.ranked() == state.release.leaderboard.ranked()
     assert ranked.winner == ranked.before == state.winner
     assert (ranked.unscored, ranked.stopped, ranked.ahead) == ((), [], [])
 

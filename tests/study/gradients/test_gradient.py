@@ -20,7 +20,7 @@ import yaml
 import evomerge
 from evomerge.cli import main
 from evomerge.errors import InputError
-from evomerge.evaluator.evaluator import Workbench
+from evomerge.evaluator.evaluator import Evaluator
 from evomerge.study.after.status import status
 from evomerge.study.run.manifest import Launch
 from evomerge.types import Genome
@@ -52,7 +52,7 @@ def facts(run: str) -> list[tuple[Any, ...]]:
 # Slopes
 
 
-def surrogates(space: Path, genome: Genome, bench: Workbench, plan: Any) -> dict[str, float]:
+def surrogates(space: Path, genome: Genome, bench: Evaluator, plan: Any) -> dict[str, float]:
     recipe = plan.space.recipe(genome)
     names = {name: frozenset(piece.names) for name, piece in bench.suite.outline.slices.items()}
     return {name: bench.surrogate(recipe, name, items, items, ())[0] for name, items in names.items()}
@@ -110,7 +110,7 @@ def test_slopes_are_the_differences_of_the_surrogate(
     from evomerge.evaluator.evaluator import place_study
     from evomerge.study.observer import Observer
 
-    bench = Workbench.load(plan, place_study(plan, "cpu", None), Observer())
+    bench = Evaluator.load(plan, place_study(plan, "cpu", None), Observer())
     steered = {name: frozenset(i for i in piece.names) for name, piece in bench.suite.outline.slices.items()}
     recorded = _slopes_on(bench, plan, trial.genome, steered)
     chosen = list(trial.genome)[:: max(1, len(trial.genome) // 4)]
@@ -129,7 +129,7 @@ def test_slopes_are_the_differences_of_the_surrogate(
 
 
 @contextmanager
-def held_choices(bench: Workbench, recipe: Any) -> Iterator[None]:
+def held_choices(bench: Evaluator, recipe: Any) -> Iterator[None]:
     """Merges decide every comparison as they do for `recipe`: which elements are kept, which signs are elected."""
     from evomerge.merging.kernels import elementwise as kernels
 
@@ -151,11 +151,11 @@ def drawn(dimensions: Any) -> Genome:
     return {d.key: d.tidy(rng.uniform(0.2, 0.8)) for d in dimensions}
 
 
-def _slopes_on(bench: Workbench, plan: Any, genome: Genome, items: Any) -> dict[str, dict[str, float]]:
-    """As `Steering` finds them, on the given items."""
-    from evomerge.study.gradients.trial_gradients import Steering
+def _slopes_on(bench: Evaluator, plan: Any, genome: Genome, items: Any) -> dict[str, dict[str, float]]:
+    """As `TrialGradients` finds them, on the given items."""
+    from evomerge.study.gradients.trial_gradients import TrialGradients
 
-    steering = Steering.__new__(Steering)
+    steering = TrialGradients.__new__(TrialGradients)
     steering._space = plan.space
     steering._genes = [d.key for d in plan.space.dimensions]
     steering._of_sources = {"weight"}

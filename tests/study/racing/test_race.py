@@ -8,15 +8,15 @@ from typing import Any, cast
 
 import pytest
 
-from evomerge.evaluator.executor import Work
+from evomerge.evaluator.executor import EvalTask
 from evomerge.optimize.ranking import rank_key
 from evomerge.scoring.gates import Gate
-from evomerge.scoring.stats.aggregation import Composition, Mixture
+from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.scoring.stats.forecast import Forecaster
-from evomerge.study.racing.bounds import Prospects
+from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.racing.race import Control, Entry, Race
-from evomerge.study.racing.rungs import Chosen, Course, Items
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.racing.rungs import Chosen, Items, ItemSchedule
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.types import ItemScore, Outcome
 
 COUNT, FIRST = 40, 8
@@ -30,7 +30,7 @@ class Recorded:
     """A course over one slice of right and wrong answers, a tenth of which is met first; and who answers them."""
 
     def __init__(self, economy: tuple[str, ...] = ("racing",)) -> None:
-        composition = Composition.of(Mixture(1, best=1.0, worst=0.0), answers(set())["s"].values())
+        composition = ItemWeights.of(MeanKind(1, best=1.0, worst=0.0), answers(set())["s"].values())
         self.compositions = {"s": composition}
         self.forecasters = {"s": Forecaster(composition, None)}
         self.rungs, self.total, self.pools = [FIRST / COUNT], COUNT, []
@@ -46,20 +46,20 @@ class Recorded:
         entries = [Entry(cast(Any, SimpleNamespace(number=n, reason=None))) for n in range(len(field))]
         truth = {id(entry): answers(right) for entry, right in zip(entries, field, strict=True)}
 
-        def ask(entry: Entry, chosen: Chosen) -> Work[None]:
+        def ask(entry: Entry, chosen: Chosen) -> EvalTask[None]:
             for name, items in chosen.items():
                 entry.items.setdefault(name, {}).update({i: truth[id(entry)][name][i] for i in items})
             yield from ()
 
-        def each(works: Iterable[Work[None]]) -> list[None]:
+        def each(works: Iterable[EvalTask[None]]) -> list[None]:
             return [job for work in works for job in work]  # that there is none
 
         known = [Control(answers(right), {"s": len(right) / COUNT}) for right in controls]
-        prospects = Prospects(
-            Standing((), {"s": Gate("s", 0.0)}, {"s": 1.0}), lambda scores: scores["s"], self.compositions, {}, None
+        prospects = ScoreBounds(
+            Leaderboard((), {"s": Gate("s", 0.0)}, {"s": 1.0}), lambda scores: scores["s"], self.compositions, {}, None
         )
         best = rank_key(Outcome(feasible=True, objective=max(c.scores["s"] for c in known)))
-        return Race(cast(Course, self), prospects, known, best, ask, each, entries, [], 2, (0,)), entries
+        return Race(cast(ItemSchedule, self), prospects, known, best, ask, each, entries, [], 2, (0,)), entries
 
 
 def test_candidates_are_predicted_from_the_merge_that_answers_most_as_they_do() -> None:

@@ -12,16 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import evomerge
-from evomerge.report.items_scored import Account
+from evomerge.report.items_scored import ItemsScored
 from evomerge.scoring.gates import Gate, feasible, judge
-from evomerge.scoring.stats.aggregation import Composition, Mixture
+from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.study.after.status import NothingFeasible
 from evomerge.study.observer import Observer
 from evomerge.study.racing import rungs as course
-from evomerge.study.racing.bounds import Prospects
+from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.items import load_items, read_items
-from evomerge.study.run.leaderboard import Standing
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
 from evomerge.types import ItemScore, SliceScore
@@ -81,7 +81,7 @@ def test_every_item_is_accounted_for(study: Study) -> None:
     searched = [t for t in result.search.trials if t.kind == "search"]
     kept = [len(read_items(folder.items, t.number, "search")) for t in searched]
     assert kept == [t.evaluated for t in searched]
-    account = Account.of(result.search.trials)
+    account = ItemsScored.of(result.search.trials)
     assert account.scored == sum(kept)
     assert account.in_full == len(searched) * searched[0].items
     assert account.scored + account.early_stop[1] + account.racing[1] == account.in_full
@@ -91,7 +91,7 @@ def test_every_item_is_accounted_for(study: Study) -> None:
 def test_one_switch_scores_everything(study: Study) -> None:
     result = evomerge.search(study(economy=False))
     assert all(t.state == "complete" and t.evaluated == t.items for t in result.search.trials)
-    assert Account.of(result.search.trials).share == 1.0
+    assert ItemsScored.of(result.search.trials).share == 1.0
 
 
 def test_racing_with_all_items_equals_no_racing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +153,8 @@ def test_a_kill_while_items_are_kept_loses_no_trial(
 def test_graded_items_are_no_shares() -> None:
     """10 of 40 items seen, all of them 1: the bound of 40 graded items may be higher than that of 40 right answers."""
     items = {str(i): ItemScore(str(i), 1.0 if i < 10 else 0.995) for i in range(40)}
-    composition = Composition.of(Mixture(1, best=1.0, worst=0.0), items.values())
-    prospects = Prospects(Standing((), {"a": Gate("a", 0.95)}, {"a": 1.0}), max, {"a": composition}, {}, 0.95)
+    composition = ItemWeights.of(MeanKind(1, best=1.0, worst=0.0), items.values())
+    prospects = ScoreBounds(Leaderboard((), {"a": Gate("a", 0.95)}, {"a": 1.0}), max, {"a": composition}, {}, 0.95)
     score = SliceScore(0.99625, 0.0004, tuple(items.values()))
     assert feasible(judge({"a": score}, {"a": Gate("a", 0.95)}, {}, 0.95))
     assert prospects.hopeless({"a": dict(list(items.items())[:10])}, {}) is None
@@ -180,15 +180,15 @@ def test_a_candidate_beyond_hope_is_infeasible(study: Study, economy: Any) -> No
         "b": {"task": "tiny_b", "metric": "acc", "floor": 0.9},
     }
     evomerge.search(study(economy=economy, slices=slices), run="stopped", trials=12)
-    standing = evomerge.status("stopped").search
-    stopped = [t for t in standing.trials if t.by == "early_stop"]
+    leaderboard = evomerge.status("stopped").search
+    stopped = [t for t in leaderboard.trials if t.by == "early_stop"]
     assert stopped
     for trial in stopped:
         assert "misses the floor of b: at best 0." in str(trial.reason)
-        assert not standing.outcome(trial).feasible
-        assert standing.outcome(trial).shortfall > 0
-    ranked = [t.number for t in standing.ranked()]
-    assert sorted(ranked) == [t.number for t in standing.trials]
+        assert not leaderboard.outcome(trial).feasible
+        assert leaderboard.outcome(trial).shortfall > 0
+    ranked = [t.number for t in leaderboard.ranked()]
+    assert sorted(ranked) == [t.number for t in leaderboard.trials]
 
 
 @pytest.fixture(scope="module")
@@ -219,10 +219,10 @@ def test_who_was_stopped_early_was_never_feasible(
     """Whatever the floors and the order of the items: if the evaluation is stopped and then continued to the end, a
     floor is missed; and who misses one is stopped at the last item at the latest."""
     items = recorded[at]
-    mixtures = {"a": Mixture(1, best=1.0, worst=0.0), "b": Mixture(-1, best=0.0)}
-    compositions = {name: Composition.of(mixtures[name], items[name].values()) for name in items}
+    mixtures = {"a": MeanKind(1, best=1.0, worst=0.0), "b": MeanKind(-1, best=0.0)}
+    compositions = {name: ItemWeights.of(mixtures[name], items[name].values()) for name in items}
     gates = {"a": Gate("a", share, sign=1), "b": Gate("b", -bits, sign=-1)}
-    prospects = Prospects(Standing((), gates, {"a": 1.0, "b": 1.0}), max, compositions, {}, confidence)
+    prospects = ScoreBounds(Leaderboard((), gates, {"a": 1.0, "b": 1.0}), max, compositions, {}, confidence)
     order = [(name, item) for name in items for item in items[name]]
     np.random.default_rng(seed).shuffle(order)
     met: dict[str, dict[str, ItemScore]] = {"a": {}, "b": {}}
