@@ -8,10 +8,11 @@ import torch
 import yaml
 from specialists import write_files
 
-from evomerge.evaluator.evaluator import Evaluator, place_study
+from evomerge.evaluator.evaluator import Evaluator, place_candidates
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.gates import feasible, judge, scales, settle, shortfall
 from evomerge.study.observer import Observer
+from evomerge.study.prepare import launched_plan
 from evomerge.study.run.manifest import Launch
 from evomerge.types import Genome, Outcome, Scores, SplitName
 
@@ -24,9 +25,11 @@ class Specialists:
 
     def __init__(self, root: Path, folder: Path, seed: int) -> None:
         torch.set_num_threads(1)
-        plan = Launch(str(_space(root, folder, seed))).plan()
+        plan = launched_plan(Launch(str(_space(root, folder, seed))))
         self._space, self._fitness = plan.space, plan.fitness
-        self._bench = Evaluator.load(plan, place_study(plan, "cpu", None), Observer())
+        self._bench = Evaluator.load(
+            plan.models, plan.fitness, place_candidates(plan.models, plan.fitness, "cpu", None), Observer()
+        )
         models = {"base": plan.space.models.base, **plan.space.models.sources}
         recipes = {name: plan.space.parent(reference) for name, reference in models.items()}
         self._scores: dict[tuple[str, SplitName], Scores] = {}

@@ -144,7 +144,7 @@ def accuracy(place: Path, folder: Path, trials: int) -> None:
     )
     for number in sorted(chosen | ({state.winner.number} if state.winner else set())):
         trial, winner = searched[number], state.winner is not None and state.winner.number == number
-        marks = (" (winner)" if winner else "") + (" (predicted)" if trial.state == "stopped" else "")
+        marks = (" (winner)" if winner else "") + (" (predicted)" if trial.state == "pruned" else "")
         print(f"trial {number} {trial.label}{marks}")
         for name, score in trial.scores.items():
             about = trial.slopes[name] if trial.slopes else None

@@ -72,19 +72,20 @@ def search(space: Path) -> int:
     from rich.console import Console
 
     import evomerge
-    from evomerge.evaluator.evaluator import Evaluator, place_study
+    from evomerge.evaluator.evaluator import Evaluator, place_candidates
     from evomerge.report.live import view
     from evomerge.report.tables import describe, standing_table
     from evomerge.study.observer import Observer
-    from evomerge.study.run.manifest import Launch
+    from evomerge.study.prepare import launched_plan
+from evomerge.study.run.manifest import Launch
     from evomerge.study.run.trial import Trial
 
     started = time.perf_counter()
     with view(Console(stderr=True)) as observer:
         result = evomerge.search(space, run=str(space.parent / "run"), observer=observer)
     seconds = time.perf_counter() - started
-    plan = Launch(str(space)).plan()
-    bench = Evaluator.load(plan, place_study(plan, "cpu", None), Observer())
+    plan = launched_plan(Launch(str(space)))
+    bench = Evaluator.load(plan.models, plan.fitness, place_candidates(plan.models, plan.fitness, "cpu", None), Observer())
     leaderboard = result.holdout
     ladder = []
     for tenth in range(1, 11):

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from evomerge.examine.path import path
     from evomerge.merging.disk.stream import merge
     from evomerge.study.after.compare import compare
+    from evomerge.study.after.export import export
     from evomerge.study.after.rank import rank
-    from evomerge.study.after.status import export, runs, status
+    from evomerge.study.after.status import runs, status
     from evomerge.study.search import resume, search
 
 __version__ = "0.1.0"
@@ -25,7 +26,7 @@ __all__ = ["compare", "evaluate", "export", "merge", "path", "quickstart", "rank
 _HOMES = {
     "compare": "evomerge.study.after.compare",
     "evaluate": "evomerge.examine.evaluate",
-    "export": "evomerge.study.after.status",
+    "export": "evomerge.study.after.export",
     "merge": "evomerge.merging.disk.stream",
     "path": "evomerge.examine.path",
     "quickstart": "evomerge.demo.run",

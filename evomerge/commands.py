@@ -48,7 +48,7 @@ def run_search(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     from evomerge.study.dry_run import check
-    from evomerge.study.run.manifest import launch_settings
+    from evomerge.study.prepare import launch_settings
 
     given = launch_settings(options.trials, _seconds(options.time), options.seed, options.asynchronous)
     settings = [*options.settings, *given]
@@ -136,7 +136,7 @@ def run_status(options: argparse.Namespace) -> int:
 
 
 def run_export(options: argparse.Namespace) -> int:
-    from evomerge.study.after.status import export
+    from evomerge.study.after.export import export
 
     text = export(options.run, options.output, trial=options.trial, allow_infeasible=options.allow_infeasible)
     if options.json:

@@ -9,6 +9,7 @@ EvomergeError
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,3 +71,8 @@ def suggestion(name: str, legal: Iterable[str], limit: int = 12) -> str:
         return f"did you mean {close!r}?"
     shown = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
     return f"use one of: {shown}" if names else "none is defined"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a disk, or the user's part of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -126,7 +126,7 @@ def test_interrupted_search_says_how_to_go_on(tiny_study: Study, how: signal.Sig
     assert "Traceback" not in rest
     assert out == ""
     state = evomerge.status("space")
-    done = sum(t.state in ("complete", "stopped") for t in state.search.trials)
+    done = sum(t.state in ("complete", "pruned") for t in state.search.trials)
     assert done >= 6
     assert main(["resume", "space", "--trials", str(done + 2)]) == 0
 

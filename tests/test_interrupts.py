@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import TrialError
-from evomerge.evaluator.executor import attempt
+from evomerge.evaluator.executor import run_job
 from evomerge.interrupts import answered, deferred, listening, recognized
 
 
@@ -248,4 +248,4 @@ def test_a_candidate_that_was_interrupted_has_neither_scores_nor_failed(fails: b
             return 1
 
     with pytest.raises(KeyboardInterrupt), listening():
-        attempt(Interrupted(), None, lambda name: None)  # type: ignore[arg-type]
+        run_job(Interrupted(), None, lambda name: None)  # type: ignore[arg-type]

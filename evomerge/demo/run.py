@@ -12,7 +12,8 @@ import evomerge
 from evomerge.demo.train import prepare
 from evomerge.errors import InputError, Where
 from evomerge.merging.disk.stream import merge
-from evomerge.study.after.status import export, status
+from evomerge.study.after.export import export
+from evomerge.study.after.status import status
 from evomerge.study.observer import Observer
 from evomerge.study.search import Result, resume, search
 

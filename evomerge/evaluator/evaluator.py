@@ -1,4 +1,4 @@
-"""The workbench: one resident model, the sources beside it, the tasks built once. A recipe in, scores out."""
+"""One resident model, the sources beside it, the tasks built once: a recipe in, scores out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.preflight import check_configured
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.device import place_models
+from evomerge.evaluator.evaluation import Evaluation
+from evomerge.evaluator.models import OpenModels
+from evomerge.evaluator.progress import Progress
 from evomerge.evaluator.shares import Share
 from evomerge.evaluator.step_memory import StepMemory, planned_step
 from evomerge.files.objects import FitnessSpec
 from evomerge.merging.plan.jobs import Plan as MergePlan
-from evomerge.merging.plan.plan import plan as planned
+from evomerge.merging.plan.plan import plan as plan_merge
 from evomerge.merging.plan.tokenizers import OutputTokenizer, output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.built import BuiltResident
@@ -23,91 +26,107 @@ from evomerge.merging.resident.slopes import ParameterSlopes, Pulls
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.python.functions import ModelBuilder
 from evomerge.scoring.suite import Suite
-from evomerge.study.observer import Observer
-from evomerge.study.prepare import Plan
-from evomerge.study.run.evaluation import Evaluation
 from evomerge.types import SplitName
 
 
 class Evaluator:
-    """Everything that evaluating a candidate needs, loaded once."""
+    """Materializes recipes in a resident model and scores it. Everything that a candidate needs is loaded once."""
 
-    def __init__(self, resident: Resident | BuiltResident, suite: Suite) -> None:
+    def __init__(self, resident: Resident | BuiltResident, suite: Suite, memory: StepMemory | None = None) -> None:
+        """`memory`: of a gradient step; None where no candidate is differentiated."""
         self.resident, self.suite = resident, suite
-        self._holds: tuple[str, str] | None = None
+        self._holds: tuple[str, str] | None = None  # the id of the recipe that the model is, and its digest
         self._pulls: Pulls | None = None
-        self._memory: StepMemory | None = None
+        self._memory = memory
 
     @classmethod
-    def load(cls, plan: Plan, placement: Placement, observer: Observer) -> Evaluator:
-        """Load sources and tasks. Raises InputError, for NaN in a source among other things."""
-        for line in plan.tokens.dropped:
-            observer.warn(line)
-        for line in plan.tokens.filled:
-            observer.phase(line)
-        for about, line in placement.facts().items():
-            observer.note(f"{about}: {line}")
-        observer.phase("loading the base and its sources")
-        bank = _filled(SourceBank(placement=placement), plan, observer)
-        average = plan.space.uniform()
-        merge = planned(average, bank.open)
+    def load(cls, models: OpenModels, fitness: FitnessSpec, placement: Placement, progress: Progress) -> Evaluator:
+        """Loads sources and tasks. Raises InputError, for NaN in a source among other things."""
+        for line in models.tokens.dropped:
+            progress.warn(line)
+        for line in models.tokens.filled:
+            progress.phase(line)
+        for topic, line in placement.facts().items():
+            progress.note(f"{topic}: {line}")
+        progress.phase("loading the base and its sources")
+        bank = _filled(SourceBank(placement=placement), models, progress)
+        average = models.space.uniform()
+        merge = plan_merge(average, bank.open)
         tokenizer = output_tokenizer(average.output, merge)
-        dtype = plan.space.models.dtype
-        resident = resident_model(plan.fitness, plan.base, bank, dtype, placement.room, merge, tokenizer)
-        observer.phase("building the tasks")
-        bench = cls(resident, Suite.build(plan.fitness, resident.model, resident.tokenizer))
-        bench._memory = StepMemory.of(plan, merge, min(placement.reserves.values()))
-        return bench
+        dtype = models.space.models.dtype
+        resident = resident_model(fitness, models.base, bank, dtype, placement.room, merge, tokenizer)
+        progress.phase("building the tasks")
+        suite = Suite.build(fitness, resident.model, resident.tokenizer)
+        return cls(resident, suite, StepMemory.of(models, merge, min(placement.reserves.values())))
 
     def evaluate(
         self,
         recipe: Recipe,
         split: SplitName,
         on_slice: Callable[[str], None],
-        chosen: Mapping[str, frozenset[str]] | None = None,
+        items: Mapping[str, frozenset[str]] | None = None,
     ) -> Evaluation:
-        """Materialize `recipe` in place and score it, on the items that are `chosen` for each slice or on all of the
-        split's. Raises TrialError."""
+        """Materializes `recipe` in place and scores it.
+
+        Args:
+            recipe: of the candidate.
+            split: whose items are scored.
+            on_slice: is called with the name of each slice before it is scored.
+            items: slice -> names of the items to score; None: all of the split's.
+
+        Raises:
+            TrialError: the candidate cannot be merged or scored.
+        """
         started = time.perf_counter()
         digest = self._materialized(recipe)
         merged = time.perf_counter()
         try:
-            scores = self.suite.score(split, on_slice, chosen)
+            scores = self.suite.score(split, on_slice, items)
         except TrialError:
-            self._holds = None  # whoever failed may have changed the weights
+            self._holds = None  # the code that failed may have changed the weights
             raise
         ended = time.perf_counter()
         return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})
 
     def surrogate(
-        self, recipe: Recipe, name: str, steered: frozenset[str], checked: frozenset[str], tensors: Collection[str]
+        self, recipe: Recipe, name: str, items: frozenset[str], checked: frozenset[str], tensors: Collection[str]
     ) -> tuple[float, float, dict[str, ParameterSlopes]]:
-        """A slice's surrogate (`Suite.surrogate`) on two sets of items, and, for those of the merged tensors that are
-        named, the slopes of the first by their parameters. Raises TrialError."""
+        """The proxy loss of a slice on two sets of items, and the slopes of the first one.
+
+        Args:
+            recipe: of the candidate.
+            name: of the slice.
+            items: on which the slopes are taken.
+            checked: other items, on which only the loss is computed.
+            tensors: merged tensors whose slopes are wanted, by the parameters of their merge; none: losses only.
+
+        Raises:
+            TrialError: the candidate cannot be merged or scored.
+        """
         self._materialized(recipe)
-        assert isinstance(self.resident, Resident), "only language models have surrogates"
+        assert isinstance(self.resident, Resident), "only language models have proxy losses"
         if not tensors:
-            return self.suite.surrogate(name, steered), self.suite.surrogate(name, checked), {}
+            return self.suite.surrogate(name, items), self.suite.surrogate(name, checked), {}
         if self._pulls is None:
             self._pulls = self.resident.pulls()
         try:
             with self._pulls.open(tensors):
-                loss = self.suite.surrogate(name, steered, backward=True, checkpointing=self._is_tight(name, steered))
+                loss = self.suite.surrogate(name, items, backward=True, checkpointing=self._is_tight(name, items))
         except TrialError:
             self._pulls = None  # it holds a part of the slopes
             raise
         slopes = self._pulls.slopes()
         # A head that is stored besides the embeddings that it is has none: what moves the model is written last.
-        found = {tensor: slopes[tensor] for tensor in tensors if tensor in slopes}
-        return loss, self.suite.surrogate(name, checked), found
+        wanted = {tensor: slopes[tensor] for tensor in tensors if tensor in slopes}
+        return loss, self.suite.surrogate(name, checked), wanted
 
     def _is_tight(self, name: str, items: frozenset[str]) -> bool:
         """Whether a backward pass on these items would take more memory than is kept for it."""
-        surrogate = self.suite.slices[name].surrogate
-        return self._memory is not None and surrogate is not None and self._memory.is_tight(surrogate.largest(items))
+        loss = self.suite.slices[name].surrogate
+        return self._memory is not None and loss is not None and self._memory.is_tight(loss.largest(items))
 
     def _materialized(self, recipe: Recipe) -> str:
-        """The digest of the model, which is made to be `recipe` unless it is still."""
+        """The digest of the model, which becomes `recipe` unless it still is."""
         if self._holds is None or self._holds[0] != recipe.id:
             self._holds = self._pulls = None
             self._holds = recipe.id, self.resident.materialize(recipe)
@@ -123,8 +142,8 @@ def resident_model(
     planned: MergePlan,
     tokenizer: OutputTokenizer,
 ) -> Resident | BuiltResident:
-    """The model in memory that candidates are written into: transformers' language model, or what the fitness file's
-    `model` builds. InputError where it cannot be built."""
+    """Builds the model in memory that candidates are written into: transformers' language model, or the one that the
+    fitness file's `model` builds. InputError where it cannot be built."""
     if fitness.model is None:
         check_configured(base)
         return Resident(base, bank, dtype, room, planned=planned, tokenizer=tokenizer.load())
@@ -135,26 +154,39 @@ def resident_model(
         raise InputError(str(error), f"mend {fitness.model.script}", fitness.model.where) from None
 
 
-def place_study(plan: Plan, device: str, memory: str | None, share: Share | None = None) -> Placement:
-    """What will live where in this study, or in the `share` of one of its workers. Reads headers only. Raises
-    InputError where the model fits nowhere, or device or memory are none."""
+def place_candidates(
+    models: OpenModels, fitness: FitnessSpec, device: str, memory: str | None, share: Share | None = None
+) -> Placement:
+    """Plans where the resident model, base and sources live, from headers only.
+
+    Args:
+        models: base, sources, and the space of their merges.
+        fitness: of which the batch size counts, where a gradient step needs memory.
+        device: as `device.choose_devices` takes it.
+        memory: as `device.parse_memory` takes it.
+        share: the part of the machine that this is for, where several workers share it.
+
+    Raises:
+        InputError: the model fits nowhere, or device or memory are none.
+    """
     bank = SourceBank()
-    for checkpoint in plan.checkpoints.values():
+    for checkpoint in models.checkpoints.values():
         bank.add(checkpoint)
-    merge = planned(plan.space.uniform(), bank.open)
-    step = planned_step(plan, merge)
-    return place_models(merge, plan.space.models.dtype, plan.checkpoints, device, memory, share, step)
+    merge = plan_merge(models.space.uniform(), bank.open)
+    step = planned_step(models, fitness.batch_size, merge)
+    return place_models(merge, models.space.models.dtype, models.checkpoints, device, memory, share, step)
 
 
-def _filled(bank: SourceBank, plan: Plan, observer: Observer) -> SourceBank:
-    total = sum(info.bytes for c in plan.checkpoints.values() for info in c.tensors.values())
+def _filled(bank: SourceBank, models: OpenModels, progress: Progress) -> SourceBank:
+    """The bank with all checkpoints loaded."""
+    total = sum(info.bytes for c in models.checkpoints.values() for info in c.tensors.values())
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        observer.progress(f"loaded {size(done)} of {size(total)}", done / max(1, total))
+        progress.progress(f"loaded {size(done)} of {size(total)}", done / max(1, total))
 
-    for checkpoint in plan.checkpoints.values():
+    for checkpoint in models.checkpoints.values():
         bank.load(bank.add(checkpoint).reference, progress=advance)
     return bank

@@ -1,26 +1,24 @@
-"""Who scores: a model in this process, or several workers (`evaluator/pool.py`). What is to be scored goes in, as many
-jobs at a time as there are hands; results come out as they end.
+"""Executors run jobs: on a model in this process, or on a pool of workers (`pool.py`).
 
-A candidate takes one job after another, and what becomes of it is written down between them. So it is a generator
-(`EvalTask`) that yields jobs and is sent their results, and `drive` runs several of them: all that is not scoring
-happens in one thread of one process.
+A candidate needs one job after another, and is written down between them. So it is a generator (`EvalTask`) that yields
+jobs and is sent their results, and `run_tasks` runs several of them at a time. Everything that is not scoring happens
+in one thread of one process.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from evomerge.errors import InputError, TrialError
+from evomerge.errors import InputError, TrialError, is_disk_full
+from evomerge.evaluator.jobs import EvalTask, Job
+from evomerge.evaluator.progress import Progress
 from evomerge.interrupts import recognized
-from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.suite import SuiteInfo
-from evomerge.study.observer import Observer
-from evomerge.study.run.folder import is_disk_full
-from evomerge.types import ItemScore, SplitName
 
 if TYPE_CHECKING:
     from evomerge.evaluator.evaluator import Evaluator
@@ -30,52 +28,20 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Job(Protocol):
-    """What takes a workbench. It goes to another process as it is."""
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """Of the model that it is about: who holds it already is asked first."""
-        ...
-
-    def run(self, bench: Evaluator, on_slice: Callable[[str], None]) -> Any: ...
-
-
-EvalTask = Generator[Job, Any, T]
-"""What yields jobs, is sent the result of each (or has its exception thrown in), and returns a `T`."""
-
-
-@dataclass(frozen=True, eq=False)
-class ScoreJob:
-    """Score a recipe on a split, on the items that are `chosen` for each slice or on all; gives an `Evaluation`."""
-
-    recipe: Recipe
-    split: SplitName
-    chosen: Mapping[str, frozenset[str]] | None = None
-
-    def run(self, bench: Evaluator, on_slice: Callable[[str], None]) -> Any:
-        return bench.evaluate(self.recipe, self.split, on_slice, self.chosen)
-
-
-@dataclass(frozen=True, eq=False)
-class AggregateJob:
-    """The scores of slices whose items were asked in pieces: slice -> `SliceScore`."""
-
-    items: Mapping[str, Mapping[str, ItemScore]]
-    recipe: Recipe | None = None
-
-    def run(self, bench: Evaluator, on_slice: Callable[[str], None]) -> Any:
-        return {name: bench.suite.total(name, items) for name, items in self.items.items()}
-
-
 class Executor(Protocol):
-    """Takes `hands` jobs at a time. `outline` is what it scores, `digests` what each slice's items are known by,
-    `devices` where its models are."""
+    """Runs `num_workers` jobs at a time.
 
-    hands: int
+    Attributes:
+        num_workers: how many jobs run side by side.
+        info: the slices that it scores.
+        digests: slice -> digest of its items.
+        devices: where its models are.
+    """
+
+    num_workers: int
 
     @property
-    def outline(self) -> SuiteInfo: ...
+    def info(self) -> SuiteInfo: ...
 
     @property
     def digests(self) -> Mapping[str, str]: ...
@@ -86,32 +52,34 @@ class Executor(Protocol):
     def submit(self, job: Job) -> None: ...
 
     def result(self) -> tuple[Job, Any]:
-        """The next job that ended, with what came of it; an exception is returned."""
+        """The next job that ended, with its result; an exception is returned."""
         ...
 
 
 class InProcess:
-    """The model in this process. Closing it is not needed."""
+    """Runs one job at a time on the evaluator of this process."""
 
-    hands = 1
+    num_workers = 1
 
-    def __init__(self, bench: Evaluator, observer: Observer) -> None:
-        self._bench, self._observer = bench, observer
-        self.outline, self.digests = bench.suite.outline, bench.suite.items_digest()
-        self.devices: str = bench.resident.devices
+    def __init__(self, evaluator: Evaluator, progress: Progress) -> None:
+        self._evaluator, self._progress = evaluator, progress
+        self.info, self.digests = evaluator.suite.outline, evaluator.suite.items_digest()
+        self.devices: str = evaluator.resident.devices
+        self._queue: deque[Job] = deque()
 
     def submit(self, job: Job) -> None:
-        self._job = job
+        self._queue.append(job)
 
     def result(self) -> tuple[Job, Any]:
-        return self._job, attempt(self._job, self._bench, self._observer.slice_started)
+        job = self._queue.popleft()
+        return job, run_job(job, self._evaluator, self._progress.slice_started)
 
 
-def attempt(job: Job, bench: Evaluator, on_slice: Callable[[str], None]) -> Any:
-    """What comes of a job, or the exception: whatever it is, it is the candidate's failure. But a full disk is not."""
+def run_job(job: Job, evaluator: Evaluator, on_slice: Callable[[str], None]) -> Any:
+    """The result of a job, or its exception: any error is the candidate's failure, but for a full disk."""
     try:
         with recognized():
-            return job.run(bench, on_slice)
+            return job.run(evaluator, on_slice)
     except (TrialError, InputError) as error:
         return error
     except Exception as error:
@@ -121,29 +89,67 @@ def attempt(job: Job, bench: Evaluator, on_slice: Callable[[str], None]) -> Any:
         return TrialError(f"{type(error).__name__}: {error}")
 
 
-def drive(scorer: Executor, start: Callable[[], EvalTask[T] | None], at_once: int | None = None) -> Iterator[T]:
-    """Run works, as many at a time as there are hands (or `at_once`), and yield what they return as they end.
+@dataclass(eq=False)
+class _Waiting(Generic[T]):
+    """A task that waits for the results of its jobs."""
 
-    `start` gives the next work whenever one can begin, and None while there is none; the end is when none is running
-    and there is none. What a work raises is raised here.
+    task: EvalTask[T]
+    jobs: Sequence[Job]
+    together: bool
+    results: dict[Job, Any] = field(default_factory=dict)
+
+    def resume(self) -> Job | Sequence[Job]:
+        """Hands the results to the task; returns the jobs that it yields next."""
+        results = [self.results[job] for job in self.jobs]
+        if self.together:
+            return self.task.send(results)
+        return self.task.throw(results[0]) if isinstance(results[0], Exception) else self.task.send(results[0])
+
+
+def run_tasks(
+    executor: Executor, next_task: Callable[[], EvalTask[T] | None], at_once: int | None = None
+) -> Iterator[T]:
+    """Runs tasks side by side and yields their results as they end. What a task raises is raised here.
+
+    Args:
+        executor: runs the jobs.
+        next_task: returns the next task whenever one can begin, and None while there is none. The end is when no task
+            is running and there is none.
+        at_once: the most tasks that run side by side; default: as many as the executor has workers.
     """
-    running: dict[Job, EvalTask[T]] = {}
-    hands = scorer.hands if at_once is None else min(scorer.hands, at_once)
+    waiting: dict[Job, _Waiting[T]] = {}
+    running = 0
+    most = executor.num_workers if at_once is None else min(executor.num_workers, at_once)
 
-    def advance(work: EvalTask[T], step: Callable[[], Job]) -> Iterator[T]:
+    def advance(task: EvalTask[T], step: Callable[[], Job | Sequence[Job]]) -> Iterator[T]:
+        nonlocal running
+        running += 1
         try:
-            job = step()
+            yielded = step()
         except StopIteration as end:
+            running -= 1
             yield end.value
             return
-        running[job] = work
-        scorer.submit(job)
+        together = isinstance(yielded, Sequence)
+        state = _Waiting(task, yielded if isinstance(yielded, Sequence) else (yielded,), together)
+        for job in state.jobs:
+            waiting[job] = state
+            executor.submit(job)
 
     while True:
-        while len(running) < hands and (work := start()) is not None:
-            yield from advance(work, partial(next, work))
+        while running < most and (task := next_task()) is not None:
+            yield from advance(task, partial(next, task))
         if not running:
             return
-        job, result = scorer.result()
-        work = running.pop(job)
-        yield from advance(work, partial(work.throw if isinstance(result, Exception) else work.send, result))
+        job, result = executor.result()
+        state = waiting.pop(job)
+        state.results[job] = result
+        if len(state.results) == len(state.jobs):
+            running -= 1
+            yield from advance(state.task, state.resume)
+
+
+def run_all(executor: Executor, tasks: Iterable[EvalTask[T]], at_once: int | None = None) -> Iterator[T]:
+    """Runs the given tasks (`run_tasks`). The next one is only begun when a worker is free."""
+    left = iter(tasks)
+    return run_tasks(executor, lambda: next(left, None), at_once)

@@ -40,8 +40,8 @@ def deal(devices: Sequence[str], workers: int, spare: bool = False) -> list[Shar
     return [Share(",".join(block), chosen.count(block), workers, spare) for block in chosen]
 
 
-def told(shares: Sequence[Share]) -> str:
-    """Who is where, for people."""
+def describe(shares: Sequence[Share]) -> str:
+    """Says how many workers are on which device, for people."""
     counts = {share.device: share.on_device for share in shares}
     return f"{len(shares)} ({'; '.join(f'{count} on {device}' for device, count in counts.items())})"
 

@@ -1,4 +1,4 @@
-"""What a gradient step takes in memory beside the weights: planned from headers, held against what the tasks ask."""
+"""Memory of a gradient step beside the weights: planned from headers, compared with the batches of the tasks."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import math
 from dataclasses import dataclass
 
 from evomerge.checkpoints.headers import SIZES
+from evomerge.evaluator.models import OpenModels
 from evomerge.merging.kernels.runner import pulling_bytes
 from evomerge.merging.plan.jobs import Plan as MergePlan
 from evomerge.optimize.abilities import follows_slopes
 from evomerge.scoring.engine.activations import Dimensions, Extent, activation_bytes
-from evomerge.study.prepare import Plan
 
-_LENGTH = 1024
-"""Tokens of the items that are planned for; how long they are is only known once the tasks are built."""
+_PLANNED_TOKENS = 1024
+"""Tokens of an item in the plan. The real lengths are only known once the tasks are built."""
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """`room`: the bytes that are kept free for a step on each device. `model` is None where the base's configuration
-    does not tell its sizes under the usual keys."""
+    """Predicts the bytes of a gradient step.
+
+    Attributes:
+        model: sizes of the model; None where the base's configuration does not have them under the usual keys.
+        largest: elements of the largest parameter.
+        dtype: of the parameters.
+        room: bytes that are kept free for a step on each device.
+    """
 
     model: Dimensions | None
     largest: int
@@ -27,16 +33,16 @@ class StepMemory:
     room: float = math.inf
 
     @classmethod
-    def of(cls, plan: Plan, merge: MergePlan, room: float = math.inf) -> StepMemory:
-        dtype = plan.space.models.dtype
+    def of(cls, models: OpenModels, merge: MergePlan, room: float = math.inf) -> StepMemory:
+        dtype = models.space.models.dtype
         largest = max((math.prod(job.shape) for job in merge.jobs.values()), default=0)
         try:
-            return cls(Dimensions.of(plan.base.config, SIZES[dtype]), largest, dtype, room)
+            return cls(Dimensions.of(models.base.config, SIZES[dtype]), largest, dtype, room)
         except KeyError:
             return cls(None, largest, dtype, room)
 
     def bytes(self, batch: Extent, checkpointing: bool) -> int:
-        """Activations, the largest parameter's gradient, and what it is pulled back with."""
+        """Activations, the largest parameter's gradient, and the buffers that pull it back."""
         kept = activation_bytes(self.model, batch, checkpointing) if self.model else 0
         return kept + self.largest * SIZES[self.dtype] + pulling_bytes(self.largest)
 
@@ -45,11 +51,10 @@ class StepMemory:
         return self.bytes(batch, checkpointing=False) > self.room
 
 
-def planned_step(plan: Plan, merge: MergePlan) -> int:
-    """The bytes of a step, by what is known from headers; 0 where no slopes are asked for. It is what checkpointed
-    layers take: more is not needed."""
-    spec = plan.spec
+def planned_step(models: OpenModels, batch_size: int, merge: MergePlan) -> int:
+    """The bytes of a step with checkpointed layers, as far as headers tell; 0 where the optimizer needs no gradient."""
+    spec = models.space.spec
     if not follows_slopes(spec.optimizer["name"], spec.options):
         return 0
-    tokens = plan.fitness.batch_size * _LENGTH
-    return StepMemory.of(plan, merge).bytes(Extent(tokens, tokens, _LENGTH), checkpointing=True)
+    tokens = batch_size * _PLANNED_TOKENS
+    return StepMemory.of(models, merge).bytes(Extent(tokens, tokens, _PLANNED_TOKENS), checkpointing=True)

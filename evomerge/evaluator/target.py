@@ -11,6 +11,7 @@ from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError
 from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluator import Evaluator, resident_model
+from evomerge.evaluator.progress import Progress
 from evomerge.examine.line import Line
 from evomerge.examine.references import base_of, recipe_of
 from evomerge.files.objects import FitnessSpec
@@ -21,7 +22,6 @@ from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.materialize import as_it_is
 from evomerge.recipe.recipe import Recipe, alone
 from evomerge.scoring.suite import Suite
-from evomerge.study.observer import Observer
 from evomerge.types import Scores, SplitName
 
 
@@ -68,7 +68,7 @@ class Target:
         check_tokens(reference, Vocabulary.of(self.headers.open(reference).tokenizer_path), self)
         return as_it_is(reference, self.dtype)
 
-    def line_from(self, start: str | Path, observer: Observer) -> tuple[Line, Plan]:
+    def line_from(self, start: str | Path, progress: Progress) -> tuple[Line, Plan]:
         """The line from another model to this one, and the plan of its middle, which reads all checkpoints of both.
 
         Raises:
@@ -83,7 +83,7 @@ class Target:
                 _add(self.headers, checkpoint, other)
             recipe, dtype = other.recipe, other.dtype
         if dtype != self.dtype:
-            observer.warn(f"{start} is in {dtype}; it is scored in {self.dtype}, as {self.name} is")
+            progress.warn(f"{start} is in {dtype}; it is scored in {self.dtype}, as {self.name} is")
         line = Line(recipe, self.recipe, self.dtype)
         return line, plan(line.at(0.5), self.headers.open)
 
@@ -112,7 +112,7 @@ def load_bench(
     split: SplitName,
     device: str,
     memory: str | None,
-    observer: Observer,
+    progress: Progress,
 ) -> Evaluator:
     """A resident model with the subject's tokenizer, the checkpoints of `planned` beside it, and the tasks. The
     references, read once, stay in their files.
@@ -121,23 +121,23 @@ def load_bench(
     """
     placement = place_models(planned, subject.dtype, {c.reference: c for c in planned.checkpoints}, device, memory)
     for about, line in placement.facts().items():
-        observer.note(f"{about}: {line}")
+        progress.note(f"{about}: {line}")
     tokenizer = output_tokenizer(subject.recipe.output, subject.planned)
-    observer.phase("loading the model")
+    progress.phase("loading the model")
     bank = SourceBank(placement=placement)
     for checkpoint in (*planned.checkpoints, *map(subject.headers.open, references)):
         bank.add(checkpoint)
     resident = resident_model(spec, subject.shape, bank, subject.dtype, placement.room, subject.planned, tokenizer)
-    observer.phase("building the tasks")
+    progress.phase("building the tasks")
     return Evaluator(resident, Suite.build(spec, resident.model, resident.tokenizer, split))
 
 
 def measure(
-    bench: Evaluator, references: Mapping[str, Recipe], split: SplitName, observer: Observer
+    bench: Evaluator, references: Mapping[str, Recipe], split: SplitName, progress: Progress
 ) -> dict[str, Scores]:
     """Score reference models, by name. Raises TrialError."""
     measured = {}
     for name, recipe in references.items():
-        observer.phase(f"scoring {name}")
-        measured[name] = bench.evaluate(recipe, split, observer.slice_started).scores
+        progress.phase(f"scoring {name}")
+        measured[name] = bench.evaluate(recipe, split, progress.slice_started).scores
     return measured

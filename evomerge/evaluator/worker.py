@@ -1,7 +1,7 @@
-"""A worker: a process that holds a workbench, gets jobs through a pipe and sends back what came of them.
+"""A worker: a process that holds an evaluator, receives jobs through a pipe and sends back their results.
 
-It ends when the other end of its pipe is closed, by whatever: the system closes it when the process that drives the
-study dies. It hears no Ctrl-C, as it is in a process group of its own.
+It ends when the other end of its pipe is closed: the system closes it when the process that drives the study dies. It
+hears no Ctrl-C, as it is in a process group of its own.
 """
 
 from __future__ import annotations
@@ -12,72 +12,74 @@ import queue
 import signal
 import sys
 import threading
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from evomerge.errors import InputError
-from evomerge.evaluator.executor import attempt
-from evomerge.evaluator.shares import Share
-from evomerge.files.objects import FitnessSpec, SpaceSpec
-from evomerge.study.observer import Observer
-from evomerge.study.prepare import open_checkpoints
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a worker is to load, and where."""
-
-    spec: SpaceSpec
-    fitness: FitnessSpec
-    share: Share
-    memory: str | None
+from evomerge.evaluator.executor import run_job
+from evomerge.evaluator.messages import (
+    Failed,
+    Finished,
+    FromWorker,
+    Logged,
+    Noted,
+    PhaseStarted,
+    Placed,
+    Progressed,
+    Ready,
+    Setup,
+    SliceStarted,
+    Warned,
+)
+from evomerge.evaluator.models import open_models
+from evomerge.evaluator.progress import Progress
 
 
 def main() -> None:
-    """Load what the first message says, in two steps (see `WorkerPool`), then do jobs until the pipe is closed. The
+    """Loads what the first message says, in two steps (see `WorkerPool`), then runs jobs until the pipe is closed. The
     process's first argument is the number of its end of the pipe."""
-    pipe = _Pipe(int(sys.argv[1]))
+    pipe = WorkerPipe(int(sys.argv[1]))
     try:
         _serve(pipe)
     except InputError as error:
-        pipe.send("error", error)
+        pipe.send(Failed(error))
     except Exception as error:
         logging.getLogger(__name__).exception("a worker cannot load")
-        pipe.send("error", InputError(f"a worker cannot load ({type(error).__name__}: {error})"))
+        pipe.send(Failed(InputError(f"a worker cannot load ({type(error).__name__}: {error})")))
 
 
-def _serve(pipe: _Pipe) -> None:
+def _serve(pipe: WorkerPipe) -> None:
     setup: Setup = pipe.receive()
     logger = logging.getLogger("evomerge")
-    logger.addHandler(_Relay(pipe))
+    logger.addHandler(_LogRelay(pipe))
     logger.setLevel(logging.INFO)
-    from evomerge.evaluator.evaluator import Evaluator, place_study
+    from evomerge.evaluator.evaluator import Evaluator, place_candidates
 
-    _settle_on(setup.share.device)
-    plan = open_checkpoints(setup.spec, setup.fitness)
-    placement = place_study(plan, setup.share.device, setup.memory, setup.share)
-    pipe.send("placed")
-    pipe.receive()  # all have looked at what memory is free: now it is taken
-    observer = _Told(pipe)
-    bench = Evaluator.load(plan, placement, observer)
-    pipe.send("ready", bench.suite.outline, bench.suite.items_digest(), bench.resident.devices)
+    _use_device(setup.share.device)
+    models = open_models(setup.spec, setup.fitness)
+    placement = place_candidates(models, setup.fitness, setup.share.device, setup.memory, setup.share)
+    pipe.send(Placed())
+    pipe.receive()  # `Load`: all have looked at the free memory, now it is taken
+    progress = _ProgressRelay(pipe)
+    evaluator = Evaluator.load(models, setup.fitness, placement, progress)
+    pipe.send(Ready(evaluator.suite.outline, evaluator.suite.items_digest(), evaluator.resident.devices))
     while True:
-        pipe.send("result", attempt(pipe.receive(), bench, observer.slice_started))
+        pipe.send(Finished(run_job(pipe.receive(), evaluator, progress.slice_started)))
 
 
-def _settle_on(device: str) -> None:
-    """Make a worker's first GPU the one that whatever names none is put on."""
+def _use_device(device: str) -> None:
+    """Makes a worker's first GPU the default of torch."""
     if device.startswith("cuda:"):
         import torch
 
-        with_index = device.partition(",")[0]
-        if int(with_index.removeprefix("cuda:")) < torch.cuda.device_count():
-            torch.cuda.set_device(with_index)
+        first = device.partition(",")[0]
+        if int(first.removeprefix("cuda:")) < torch.cuda.device_count():
+            torch.cuda.set_device(first)
 
 
-class _Pipe:
-    """The worker's end. A thread reads all the time, to notice when the other end is closed in the middle of a job."""
+class WorkerPipe:
+    """The worker's end of a pipe. A thread reads all the time, to notice in the middle of a job when the other end is
+    closed."""
 
     def __init__(self, descriptor: int) -> None:
         self._connection = Connection(descriptor)
@@ -88,10 +90,10 @@ class _Pipe:
     def receive(self) -> Any:
         return self._received.get()
 
-    def send(self, kind: str, *what: Any) -> None:
+    def send(self, message: FromWorker) -> None:
         try:
             with self._sending:
-                self._connection.send((kind, *what))
+                self._connection.send(message)
         except ConnectionError:
             _end()
 
@@ -104,38 +106,38 @@ class _Pipe:
 
 
 def _end() -> None:
-    """End this process, in whatever it is, with those that it started (`merging/kernels/compiled.py`)."""
+    """Ends this process, with those that it started (`merging/kernels/compiled.py`)."""
     os.killpg(os.getpid(), signal.SIGKILL)
 
 
-class _Told(Observer):
-    """Tells the process that drives the study what this one sees."""
+class _ProgressRelay(Progress):
+    """Sends what it is told to the process that drives the study."""
 
-    def __init__(self, pipe: _Pipe) -> None:
+    def __init__(self, pipe: WorkerPipe) -> None:
         self._pipe = pipe
 
     def phase(self, message: str) -> None:
-        self._pipe.send("observe", "phase", message)
+        self._pipe.send(PhaseStarted(message))
 
     def note(self, message: str) -> None:
-        self._pipe.send("observe", "note", message)
+        self._pipe.send(Noted(message))
 
     def warn(self, message: str) -> None:
-        self._pipe.send("observe", "warn", message)
+        self._pipe.send(Warned(message))
 
     def progress(self, message: str, done: float) -> None:
-        self._pipe.send("observe", "progress", message, done)
+        self._pipe.send(Progressed(message, done))
 
     def slice_started(self, name: str) -> None:
-        self._pipe.send("observe", "slice_started", name)
+        self._pipe.send(SliceStarted(name))
 
 
-class _Relay(logging.Handler):
+class _LogRelay(logging.Handler):
     """Sends log lines to the process that keeps the run's log."""
 
-    def __init__(self, pipe: _Pipe) -> None:
+    def __init__(self, pipe: WorkerPipe) -> None:
         super().__init__()
         self._pipe = pipe
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._pipe.send("log", record.name, record.levelno, self.format(record))
+        self._pipe.send(Logged(record.name, record.levelno, self.format(record)))

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import product
 from typing import Any, Protocol
 
@@ -27,6 +28,26 @@ _AT_ONCE = 256
 
 _WALK = 200
 """The most steps from a genome that was proposed before to one that was not."""
+
+
+class Reason(StrEnum):
+    SEARCH = "search"
+    RE_EVALUATION = "re-evaluation"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    genome: Genome
+    reason: Reason = Reason.SEARCH
+    needs_gradient: bool = False
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Generation:
+    askable: int
+    told: int
+    parents: int
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def result_data(result: Result) -> dict[str, Any]:
 def front_data(search: Leaderboard, holdout: Leaderboard | None) -> list[dict[str, Any]] | None:
     """The points of a front by the search items, with their scores on both splits (None: not scored there); None where
     one number was followed."""
-    if not search.traded:
+    if not search.floors.traded:
         return None
     again = {t.number: t for t in holdout.trials} if holdout else {}
     still = {t.number for t in holdout.front()} if holdout else set()
@@ -230,7 +230,7 @@ def ranked_data(ranked: Ranked) -> dict[str, Any]:
         "fitness": str(ranked.fitness),
         "winner": named(ranked.winner),
         "before": named(ranked.before),
-        "stopped_early": [t.number for t in ranked.stopped],
+        "stopped_early": [t.number for t in ranked.pruned],
         "stopped_early_but_ahead": [t.number for t in ranked.ahead],
         "without_holdout_scores": [t.number for t in ranked.unscored],
         "order": [t.number for t in ranked.search.merges()],

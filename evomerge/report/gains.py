@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.study.gradients.contributions import Contributions
+from evomerge.study.run.release import Contributions
 
 _BAR = 10
 """Blocks of the longest bar."""

@@ -41,5 +41,5 @@ class ItemsScored:
 
 
 def _spared(trials: Sequence[Trial], by: str) -> tuple[int, int]:
-    stopped = [t for t in trials if t.state == "stopped" and t.by == by]
+    stopped = [t for t in trials if t.state == "pruned" and t.pruned_by == by]
     return len(stopped), sum(t.items - t.evaluated for t in stopped)

@@ -86,7 +86,7 @@ class LineView(Observer):
 
     def trial_finished(self, trial: Trial, leaderboard: Leaderboard) -> None:
         self._clock.tick()
-        done = sum(t.state != "running" for t in leaderboard.trials)
+        done = leaderboard.n_finished
         best = leaderboard.best()
         top = f"best feasible {number(best.objective)} ({describe(best)})" if best else "none feasible yet"
         if not leaderboard.settled:
@@ -103,7 +103,7 @@ class LineView(Observer):
         scores = " ".join(f"{name} {self._signs.get(name, 1) * value:.4f}" for name, value in trial.scores.items())
         missed = [v.slice for v in leaderboard.verdicts(trial) if not v.passed]
         floors = f"misses {', '.join(missed)}" if missed else ("passes" if leaderboard.settled else "")
-        predicted = f" by {trial.evaluated} of {trial.items} items" if trial.state == "stopped" else ""
+        predicted = f" by {trial.evaluated} of {trial.items} items" if trial.state == "pruned" else ""
         return f"{describe(trial)}: {scores} {floors}".rstrip() + predicted
 
 
@@ -153,7 +153,7 @@ class LiveView(LineView):
 
     def trial_finished(self, trial: Trial, leaderboard: Leaderboard) -> None:
         self._clock.tick()
-        done = sum(t.state != "running" for t in leaderboard.trials)
+        done = leaderboard.n_finished
         self._bar.update(self._task, completed=done, note=f"left {self._clock.left(done)}")
         if trial.state == "failed":
             self.warn(f"{describe(trial)} failed: {trial.reason}")

@@ -46,8 +46,8 @@ def ranked_words(ranked: Ranked) -> str:
     if ranked.unscored:
         names = ", ".join(t.name for t in ranked.unscored)
         lines.append(f"note: {names}: among the top of the search now, but without holdout scores")
-    if ranked.stopped:
-        lines.append(f"note: {len(ranked.stopped)} stopped early, without a certain place{_ahead(ranked)}")
+    if ranked.pruned:
+        lines.append(f"note: {len(ranked.pruned)} stopped early, without a certain place{_ahead(ranked)}")
     return "\n".join(lines)
 
 

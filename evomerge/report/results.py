@@ -184,7 +184,7 @@ def front_words(result: Result) -> list[str]:
         if trial.number in scored:
             passes = "another is as good" if trial.number in able else "misses a floor"
             held = f"holdout: {'on the front' if trial.number in still else passes}"
-        lines.append(f"  {result.search.told(trial)} ({held})")
+        lines.append(f"  {result.search.floors.describe(trial)} ({held})")
     return lines
 
 

@@ -81,7 +81,7 @@ def _cells(leaderboard: Leaderboard, trial: Trial) -> list[Text]:
 def mark(leaderboard: Leaderboard, trial: Trial) -> Text:
     """Whether a trial passes every floor; "stopped": its scores are predictions."""
     if trial.state != "complete":
-        return Text("stopped", style="yellow") if trial.state == "stopped" else Text("failed", style="red")
+        return Text("stopped", style="yellow") if trial.state == "pruned" else Text("failed", style="red")
     if not leaderboard.settled:
         return Text("-")
     return Text("pass", style="green") if leaderboard.outcome(trial).feasible else Text("miss", style="red")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.evaluator.device import listed, parse_memory
-from evomerge.evaluator.shares import check_workers, deal, told
+from evomerge.evaluator.shares import check_workers, deal, describe
 from evomerge.files.objects import SpaceSpec
+from evomerge.files.pair import read_files
 from evomerge.space.space import Models, Space
-from evomerge.study.prepare import Plan, check_files, check_start, open_checkpoints, read_files
+from evomerge.study.prepare import Plan, check_files, check_start, make_plan
 from evomerge.study.run.folder import RunFolder
 
 
@@ -37,9 +38,9 @@ def check(
         RunFolder.named(run).check_free()
     models = {"base": spec.base, **spec.sources}
     remote = [str(ref) for ref in models.values() if not ref.local]
-    plan = None if remote else open_checkpoints(spec, scores)
+    plan = None if remote else make_plan(spec, scores)
     space = plan.space if plan else _unopened(spec)
-    tokens = [*plan.tokens.dropped, *plan.tokens.filled] if plan else []
+    tokens = [*plan.models.tokens.dropped, *plan.models.tokens.filled] if plan else []
     return {
         "space": str(file),
         "fitness": str(spec.fitness),
@@ -59,13 +60,16 @@ def check(
 
 def _placement(plan: Plan, device: str, memory: str | None, workers: int) -> dict[str, str]:
     # Only with input that is known to be right: torch takes seconds to import.
-    from evomerge.evaluator.evaluator import place_study
+    from evomerge.evaluator.evaluator import place_candidates
 
     if workers == 1:
-        return place_study(plan, device, memory).facts()
+        return place_candidates(plan.models, plan.fitness, device, memory).facts()
     shares = deal(listed(device), workers, spare=device == "auto")
-    placed = {share: place_study(plan, share.device, memory, share) for share in dict.fromkeys(shares)}
-    return {"workers": f"{told(shares)}, each as follows", **placed[shares[0]].facts()}
+    placed = {
+        share: place_candidates(plan.models, plan.fitness, share.device, memory, share)
+        for share in dict.fromkeys(shares)
+    }
+    return {"workers": f"{describe(shares)}, each as follows", **placed[shares[0]].facts()}
 
 
 def _unopened(spec: SpaceSpec) -> Space | None:

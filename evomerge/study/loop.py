@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from evomerge.evaluator.executor import EvalTask
-from evomerge.optimize.base import Optimizer, Start
+from evomerge.evaluator.executor import run_all, run_tasks
+from evomerge.evaluator.jobs import EvalTask
+from evomerge.optimize.base import AGAIN, Generation, Optimizer, Proposal, Reason, Start
 from evomerge.optimize.replay import recall, replay_interleaved
 from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
@@ -22,45 +23,55 @@ class Budget:
 
     def left(self, session: Session, at_once: int, in_flight: int = 0) -> int:
         """How many of `at_once` trials may be started while others are in flight."""
-        trials, seconds = session.spent()
+        trials, seconds = session.trials.spent()
         if self.seconds is not None and seconds >= self.seconds:
             return 0
         return at_once if self.trials is None else max(0, min(at_once, self.trials - trials - in_flight))
 
 
 def run(session: Session, make: Callable[[Start], Optimizer], budget: Budget) -> None:
-    """Score the references, bring the optimizer to where the recorded trials left it, then search until the budget is
-    spent or the optimizer is exhausted."""
+    """Scores the references, brings the optimizer to where the recorded trials left it, then searches until the budget
+    is spent or the optimizer is exhausted."""
     session.score_references()
     optimizer = make(session.start())
     history = session.history()
     replay_interleaved(optimizer, history)
     if session.plan.spec.asynchronous:
-        _without_generations(session, optimizer, budget)
+        _asynchronously(session, optimizer, budget)
     else:
         _by_generations(session, optimizer, budget, len(history))
     if optimizer.exhausted is not None:
         session.observer.note(f"nothing is left to propose: {optimizer.exhausted}")
 
 
-def _by_generations(session: Session, optimizer: Optimizer, budget: Budget, told: int) -> None:
-    """Ask as much as can be, score that, tell it in the order asked; `told` outcomes are told already."""
-    together = session.economy is not None or session.scorer.hands > 1
-    while count := budget.left(session, optimizer.open if together else min(1, optimizer.open)):
-        rivals, places = optimizer.rivals, optimizer.places
-        trials = session.left_behind(told)[:count]
-        for number, trial in enumerate(trials, told):
+def _by_generations(session: Session, optimizer: Optimizer, budget: Budget, n_told: int) -> None:
+    """Asks as much as can be, scores that, and tells it in the order asked; `n_told` outcomes are told already."""
+    together = session.racer is not None or session.executor.num_workers > 1
+    while count := budget.left(session, _askable(optimizer, together)):
+        generation = _generation(optimizer)
+        trials = session.trials.searched[n_told:][:count]  # left by a killed process
+        for number, trial in enumerate(trials, n_told):
             recall(optimizer, trial.genome, number)
-        trials += [_begun(session, optimizer) for _ in range(count - len(trials))]
-        for done in session.evaluate_all(trials, rivals, places):
+        trials += [session.begin(_ask(optimizer)) for _ in range(count - len(trials))]
+        for done in _scored(session, trials, generation):
             optimizer.tell(done.genome, session.outcome(done))
-        told += count
+        n_told += count
 
 
-def _without_generations(session: Session, optimizer: Optimizer, budget: Budget) -> None:
-    """Ask whenever a worker is free, tell whatever ends. First come the trials that a killed process left in flight:
+def _scored(session: Session, trials: list[Trial], generation: Generation) -> list[Trial]:
+    """A generation's trials, ended, in the order asked."""
+    session.race(trials, generation)
+    running = [trial for trial in trials if trial.state == "running"]
+    # After a race one after the other: they are stored in the order asked.
+    at_once = 1 if session.racer is not None else None
+    ended = {done.number: done for done in run_all(session.executor, (_ended(session, t) for t in running), at_once)}
+    return [ended.get(trial.number, trial) for trial in trials]
+
+
+def _asynchronously(session: Session, optimizer: Optimizer, budget: Budget) -> None:
+    """Asks whenever a worker is free, tells whatever ends. First come the trials that a killed process left in flight:
     they were asked."""
-    left_behind = session.in_flight()
+    left_behind = session.trials.in_flight()
     in_flight = 0
 
     def start() -> EvalTask[Trial] | None:
@@ -68,14 +79,28 @@ def _without_generations(session: Session, optimizer: Optimizer, budget: Budget)
         if not budget.left(session, 1, in_flight) or not (left_behind or optimizer.open > 0):
             return None
         in_flight += 1
-        return session.evaluate_alone(left_behind.pop(0) if left_behind else _begun(session, optimizer))
+        return _ended(session, left_behind.pop(0) if left_behind else session.begin(_ask(optimizer)))
 
-    for done in session.drive(start):
+    for done in run_tasks(session.executor, start):
         in_flight -= 1
         optimizer.tell(done.genome, session.outcome(done))
 
 
-def _begun(session: Session, optimizer: Optimizer) -> Trial:
-    """A new trial of the next genome."""
-    why, sloped = optimizer.why, optimizer.slopes
-    return session.begin_search(optimizer.ask(), why, sloped)
+def _ended(session: Session, trial: Trial) -> EvalTask[Trial]:
+    """Scores a trial on its route, and ends it."""
+    result = yield from session.route(trial)
+    return session.end(trial, result)
+
+
+def _askable(optimizer: Optimizer, together: bool) -> int:
+    return optimizer.open if together else min(1, optimizer.open)
+
+
+def _generation(optimizer: Optimizer) -> Generation:
+    return Generation(optimizer.open, optimizer.rivals, optimizer.places)
+
+
+def _ask(optimizer: Optimizer) -> Proposal:
+    why, slopes = optimizer.why, optimizer.slopes
+    reason = Reason.RE_EVALUATION if why == AGAIN else Reason.SEARCH
+    return Proposal(optimizer.ask(), reason, slopes, why)

@@ -2,64 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.headers import FLOATS
-from evomerge.checkpoints.preflight import TokenChanges, check_configured, check_family, token_changes
-from evomerge.checkpoints.structure import Place
-from evomerge.checkpoints.tokenizer import chat_template
-from evomerge.errors import InputError, Where, suggestion
-from evomerge.files.fitness_file import read_fitness
-from evomerge.files.objects import SAVINGS, FitnessSpec, ModelRef, SpaceSpec
-from evomerge.files.space_file import read_space
-from evomerge.optimize.abilities import abilities, trading
+from evomerge.errors import InputError, Where
+from evomerge.evaluator.models import OpenModels, open_models
+from evomerge.files.objects import SAVINGS, FitnessSpec, GeneSpec, SpaceSpec
+from evomerge.files.pair import read_files
+from evomerge.optimize.abilities import abilities, follows_slopes, trading
 from evomerge.optimize.declarations import OptionError, check_options
 from evomerge.optimize.needs import check_landmarks
-from evomerge.recipe.recipe import TokenizerPolicy
-from evomerge.registry import OPTIMIZERS, PARETO
+from evomerge.registry import CHOICES, METHODS, OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness
-from evomerge.space.space import Models, Space
-from evomerge.study.smooth import check_slopes
-
-_FITNESS = "fitness."
+from evomerge.scoring.tasks.task_files import scan
+from evomerge.space.space import Space
+from evomerge.study.gradients.trial_gradients import UNWEIGHTED
+from evomerge.study.run.folder import RunFolder
+from evomerge.study.run.manifest import Environment, Launch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study that passed its checks: both files, the opened checkpoints (headers only), the space over them, and what
-    becomes of their tokens."""
+    """A study that passed its checks: both files, and the models that they name, opened by their headers."""
 
     spec: SpaceSpec
     fitness: FitnessSpec
-    base: Checkpoint
-    sources: dict[str, Checkpoint]
-    space: Space
-    tokens: TokenChanges
+    models: OpenModels
 
     @property
-    def checkpoints(self) -> dict[str, Checkpoint]:
-        return {"base": self.base, **self.sources}
+    def space(self) -> Space:
+        return self.models.space
+
+    @property
+    def checkpoints(self) -> Mapping[str, Checkpoint]:
+        return self.models.checkpoints
 
 
-def read_files(
-    file: Path,
-    settings: Sequence[str] = (),
-    optimizer: str | None = None,
-    fitness: Path | None = None,
-    folder: Path | None = None,
-) -> tuple[SpaceSpec, FitnessSpec]:
-    """Read and validate both files. Raises InputError.
+def launched_plan(launch: Launch) -> Plan:
+    """The plan of a new run. Raises InputError."""
+    spec, fitness = launch.read()
+    check_files(spec, fitness)
+    return make_plan(spec, fitness)
 
-    A setting whose key starts with ``fitness.`` is one of the fitness file; paths in settings start at `folder`.
-    """
-    inner = [s.strip().removeprefix(_FITNESS) for s in settings if s.strip().startswith(_FITNESS)]
-    outer = [s for s in settings if not s.strip().startswith(_FITNESS)]
-    spec = read_space(file, outer, optimizer, fitness, folder)
-    return spec, read_fitness(spec.fitness, inner, folder)
+
+def resumed_plan(folder: RunFolder, environment: Environment) -> Plan:
+    """The plan of a run's own copies of its files. InputError, naming the changes, where they, the originals (if both
+    are still there) or the checkpoints are not what was launched."""
+    spec, fitness = read_files(folder.space, fitness=folder.fitness)
+    environment.check_files(folder, spec, fitness)
+    plan = make_plan(spec, fitness)
+    if Path(environment.launch.space).is_file():
+        environment.check_files(folder, *environment.launch.read())
+    check_files(spec, fitness)
+    environment.check_checkpoints(folder, plan.checkpoints)
+    return plan
+
+
+def make_plan(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
+    """Opens the models of checked files. Raises InputError."""
+    models = open_models(spec, fitness)
+    if not models.space.dimensions:
+        raise InputError("leaves nothing to search", "freeze less", spec.at("freeze"))
+    check_start(spec, models.space)
+    return Plan(spec, fitness, models)
 
 
 def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
@@ -155,83 +163,69 @@ def _check_economy(spec: SpaceSpec, fitness: FitnessSpec) -> None:
         raise InputError(problem, "leave it out (economy: [early_stop]), or asynchronous", fitness.at("economy"))
 
 
-def open_checkpoints(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
-    """Open base and sources and check that they can be merged. Raises InputError."""
-    base = _open(spec.base)
-    sources = {name: _open(ref, base) for name, ref in spec.sources.items()}
-    where = _places(spec)
-    if fitness.model is None:
-        check_configured(base, where("base"))
-    check_family(base, sources, where)
-    tokens = token_changes(base, sources, spec.tokenizer, where)
-    _check_distinct({"base": base, **sources}, where)
-    _check_modules(spec, base)
-    space = Space(spec, _models(spec, base, sources, tokens))
-    if not space.dimensions:
-        raise InputError("leaves nothing to search", "freeze less", spec.at("freeze"))
-    check_start(spec, space)
-    return Plan(spec, fitness, base, sources, space, tokens)
+def check_slopes(spec: SpaceSpec, fitness: FitnessSpec) -> None:
+    """InputError where slopes are asked for of a method, a gene or a slice that has none."""
+    name = spec.optimizer["name"]
+    if not follows_slopes(name, spec.options):
+        return
+    alone = abilities(name).slopes
+    _check_methods(spec, "use another optimizer" if alone else "use `warm_start: true`")
+    smooth = [gene for gene in spec.genes if not gene.choices and _has_slope(spec, gene)]
+    other = next((gene for gene in spec.genes if gene not in smooth), None)
+    if other is not None and (alone or not smooth):
+        problem = f"{other.name} only chooses elements, and has no slope for {name} to follow"
+        if other.choices:
+            problem = f"{other.name} is a choice, and has no slope for {name} to follow"
+        held = f"fix it (`fixed: {{{other.name}: {other.init:g}}}`)" if isinstance(other.init, float) else "fix it"
+        mend = f"{held}, or use `warm_start: gradient` of another optimizer, which searches it without"
+        raise InputError(problem, mend if alone else "search a weight, or use `warm_start: true`", other.where)
+    _check_slices(fitness, name, alone)
 
 
-def _check_distinct(checkpoints: dict[str, Checkpoint], where: Callable[[str], Where]) -> None:
-    seen: dict[str, str] = {}
-    for name, checkpoint in checkpoints.items():
-        twin = seen.setdefault(checkpoint.resolved(), name)
-        if twin != name:
-            raise InputError(f"{name} is the same checkpoint as {twin}", "list each model once", where(name))
+def _check_methods(spec: SpaceSpec, mend: str) -> None:
+    for method in spec.methods:
+        if not METHODS[CHOICES[method].method].smooth:
+            able = [choice for choice in CHOICES if METHODS[CHOICES[choice].method].smooth and choice != "uniform_soup"]
+            problem = f"{method} gives no slopes for its parameters"
+            raise InputError(problem, f"{mend}, or one of {', '.join(able)}", spec.at("genes.method"))
 
 
-def _check_modules(spec: SpaceSpec, base: Checkpoint) -> None:
-    for name, text in spec.modules.items():
-        if not any(text in tensor for tensor in base.tensors):
-            parts = {part for tensor in base.tensors for part in tensor.split(".") if not part.isdigit()}
-            raise InputError(f"no tensor of the base has {text!r} in its name", suggestion(text, parts),
-                             spec.at(f"modules.{name}"))  # fmt: skip
+def _has_slope(spec: SpaceSpec, gene: GeneSpec) -> bool:
+    """In each of the methods that take it."""
+    takers = [CHOICES[m] for m in spec.methods if any(p.name == gene.name for p in CHOICES[m].parameters)]
+    return all(gene.name in METHODS[choice.method].smooth for choice in takers)
 
 
-def _places(spec: SpaceSpec) -> Callable[[str], Where]:
-    """Where a model's name, or another key, stands in the space file."""
-    models = {"base": spec.base.where, **{name: ref.where for name, ref in spec.sources.items()}}
-    return lambda name: models.get(name) or spec.at(name)
+def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:
+    """Of those that count; what a task of lm-eval's own asks is only known when it is built (`TrialGradients`)."""
+    local = scan(fitness.include)
+    counting = [piece for piece in fitness.slices.values() if piece.weight > 0]
+    reasons = {}
+    for piece in counting:
+        leaves = local.closure(piece.task)[0] if piece.task is not None else []
+        if piece.python is not None:
+            reasons[piece.name] = "a Python function"
+        elif any(leaf.config.get("output_type") == "generate_until" for leaf in leaves):
+            reasons[piece.name] = "generated text"
+    lost = next((piece for piece in counting if piece.name in reasons), None)
+    if lost is not None and (alone or len(reasons) == len(counting)):
+        problem = f"slice {lost.name} is scored by {reasons[lost.name]}, which has no slope for {optimizer} to follow"
+        mend = UNWEIGHTED if alone else "add a slice of texts or choices, or use `warm_start: true`"
+        raise InputError(problem, mend, lost.where)
 
 
-def _open(ref: ModelRef, base: Checkpoint | None = None) -> Checkpoint:
-    return Checkpoint.open(str(ref), ref.where, base)
+def launch_settings(trials: int | None, time: float | None, seed: int | None, asynchronous: bool = False) -> list[str]:
+    """Options of the command line as settings of the space file. InputError where they are no budget."""
+    check_budget(trials, time)
+    if seed is not None and not 0 <= seed < 2**31:
+        raise InputError(f"{seed} is no seed", "give a whole number from 0 to 2147483647", Where("--seed"))
+    given = {"budget.trials": trials, "budget.time": time, "optimizer.seed": seed,
+             "optimizer.asynchronous": "true" if asynchronous else None}  # fmt: skip
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
-def _models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoint], tokens: TokenChanges) -> Models:
-    references = {name: checkpoint.resolved() for name, checkpoint in sources.items()}
-    policy = None
-    if tokens.changes or spec.tokenizer in references:
-        policy = TokenizerPolicy(references.get(spec.tokenizer, spec.tokenizer), where=spec.at("tokenizer"))
-    return Models(
-        base=base.resolved(),
-        sources=references,
-        layers=base.layers,
-        dtype=spec.dtype or base.dtype,
-        tokenizer=policy,
-        chat_template=_chat_template(spec, {"base": base, **sources}),
-        tensors=_layers_of(base),
-        tied=base.tied,
-    )
-
-
-def _layers_of(base: Checkpoint) -> dict[str, int]:
-    """The base's tensors of floating point in the order of the model, with the layer whose values each takes: what
-    stands before the layers the first's, what stands behind them the last's (mergekit's rule for slices)."""
-    ends: dict[Place, int] = {"before": -1, "after": base.layers}
-    floats = [name for name, info in base.tensors.items() if info.dtype in FLOATS]
-    places = {name: place if isinstance(place := base.stack.place(name), int) else ends[place] for name in floats}
-    in_order = sorted(floats, key=places.__getitem__)
-    return {name: min(max(places[name], 0), base.layers - 1) for name in in_order}
-
-
-def _chat_template(spec: SpaceSpec, models: dict[str, Checkpoint]) -> str:
-    """Either "auto" or the text of the template: mergekit knows no model's name there."""
-    if spec.chat_template not in models:
-        return spec.chat_template
-    template = chat_template(models[spec.chat_template])
-    if template is None:
-        problem, where = f"{spec.chat_template} has no chat template", spec.at("chat_template")
-        raise InputError(problem, "use auto, another model, or a Jinja text", where)
-    return template
+def check_budget(trials: int | None, time: float | None) -> None:
+    if trials is not None and trials < 1:
+        raise InputError(f"{trials} trials are no budget", "give at least 1", Where("--trials"))
+    if time is not None and time <= 0:
+        raise InputError(f"{time:g} seconds are no budget", "give a span such as 20m", Where("--time"))

@@ -9,30 +9,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InputError
-from evomerge.evaluator.device import parse_memory
+from evomerge.errors import InputError, is_disk_full
+from evomerge.evaluator.device import listed, parse_memory
 from evomerge.evaluator.executor import Executor, InProcess
+from evomerge.evaluator.pool import WorkerPool
 from evomerge.evaluator.shares import check_workers, deal, resumed_device
 from evomerge.interrupts import listening
 from evomerge.optimize.base import Optimizer, Start, build
 from evomerge.scoring.suite import SliceInfo
 from evomerge.study import holdout, loop
-from evomerge.study.after.transfer import StartingPoint, beginning
-from evomerge.study.gradients.contributions import FACT, Contributions, contributions
+from evomerge.study.after.transfer import StartingPoint, starting_point
+from evomerge.study.gradients.contributions import contributions
 from evomerge.study.observer import Observer
-from evomerge.study.prepare import Plan
-from evomerge.study.run.folder import RunFolder, is_disk_full
-from evomerge.study.run.identity import changed_versions
+from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, resumed_plan
+from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Leaderboard
-from evomerge.study.run.manifest import (
-    Environment,
-    Launch,
-    check_budget,
-    check_items,
-    launch_settings,
-    unchanged_plan,
-    write_launch,
-)
+from evomerge.study.run.manifest import Environment, Launch, write_launch
+from evomerge.study.run.release import Contributions, record_contributions
 from evomerge.study.run.store import Store, absolute_url, open_storage
 from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
@@ -40,9 +33,13 @@ from evomerge.study.session import Session
 
 @dataclass(frozen=True)
 class Result:
-    """How a search ended. `winner` is the best merge that passes every floor on the holdout split, or None;
-    `search` and `holdout` rank the trials by their scores on either split; `gained` says what steps along the gradient
-    were worth, where some were taken."""
+    """How a search ended.
+
+    Attributes:
+        search, holdout: rank the trials by their scores on either split.
+        winner: the best merge that passes every floor on the holdout split, or None.
+        gained: what gradient steps gained, where some were taken.
+    """
 
     folder: RunFolder
     search: Leaderboard
@@ -104,19 +101,19 @@ def search(
         fitness=str(Path(fitness).absolute()) if fitness else None,
         folder=str(Path.cwd()),
     )
-    plan = launch.plan()
-    first = beginning(begin, plan) if begin is not None else None
+    plan = launched_plan(launch)
+    first = starting_point(begin, plan.models) if begin is not None else None
     folder = RunFolder.named(run or Path(space).stem)
     folder.check_free()
     url = absolute_url(storage)
     if url is not None and Store.open(open_storage(folder.journal, url), folder.name) is not None:
         raise InputError(f"the storage has a study {folder.name!r} already", "choose another --run NAME")
-    with _scorer(plan, device, memory, workers, observer) as scorer, folder.claim(), _diagnosed(folder):
-        facts: dict[str, Any] = {"device": scorer.devices, "memory": memory, "storage": url, "workers": workers}
+    with _executor(plan, device, memory, workers, observer) as executor, folder.claim(), _diagnosed(folder):
+        facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
         facts |= {"begin": asdict(first)} if first else {}
-        write_launch(folder, launch, plan, scorer.digests, facts)
+        write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
         store = Store.create(open_storage(folder.journal, url, writing=True), folder.name, plan.space.dimensions)
-        session = Session(folder, store, plan, scorer, observer, first)
+        session = Session(folder, store, plan, executor, observer, first)
         return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds))
 
 
@@ -144,40 +141,38 @@ def resume(
     folder = RunFolder.existing(run)
     with folder.lock(), _diagnosed(folder):
         environment = Environment.read(folder)
-        plan = unchanged_plan(folder, environment)
+        plan = resumed_plan(folder, environment)
         store = _reopen(folder, environment, plan)
         if device is None and memory is None:
             memory = environment.memory
         count = workers or environment.workers
         place = device or resumed_device(environment.device, environment.workers, count)
-        with _scorer(plan, place, memory, count, observer) as scorer:
-            check_items(folder, environment, scorer.digests)
-            changed = changed_versions(environment.versions)
-            if changed:
+        with _executor(plan, place, memory, count, observer) as executor:
+            environment.check_items(folder, executor.digests)
+            if changed := environment.changed_versions():
                 observer.warn(f"other versions than at the launch, scores may differ slightly: {changed}")
             first = StartingPoint(**environment.begin) if environment.begin else None
-            session = Session(folder, store, plan, scorer, observer, first)
+            session = Session(folder, store, plan, executor, observer, first)
             return _run(session, _extended(session, trials, time))
 
 
 @contextmanager
-def _scorer(plan: Plan, device: str, memory: str | None, workers: int, observer: Observer) -> Iterator[Executor]:
+def _executor(plan: Plan, device: str, memory: str | None, workers: int, observer: Observer) -> Iterator[Executor]:
     """A model in this process, or several workers, which end with the session."""
     parse_memory(memory)
     if workers == 1:
         # torch, transformers and lm-eval take seconds to import: only once the input is known to be right.
-        from evomerge.evaluator.evaluator import Evaluator, place_study
+        from evomerge.evaluator.evaluator import Evaluator, place_candidates
 
-        yield InProcess(Evaluator.load(plan, place_study(plan, device, memory), observer), observer)
+        placement = place_candidates(plan.models, plan.fitness, device, memory)
+        yield InProcess(Evaluator.load(plan.models, plan.fitness, placement, observer), observer)
         return
-    from evomerge.evaluator.device import listed
-    from evomerge.evaluator.pool import WorkerPool
-
-    crew = WorkerPool(plan, deal(listed(device), workers, spare=device == "auto"), memory, observer)
+    shares = deal(listed(device), workers, spare=device == "auto")
+    pool = WorkerPool(plan.spec, plan.fitness, shares, memory, observer)
     try:
-        yield crew
+        yield pool
     finally:
-        crew.close()
+        pool.close()
 
 
 def _reopen(folder: RunFolder, environment: Environment, plan: Plan) -> Store:
@@ -192,41 +187,43 @@ def _reopen(folder: RunFolder, environment: Environment, plan: Plan) -> Store:
 
 
 def _run(session: Session, budget: loop.Budget) -> Result:
-    spec, slices = session.plan.spec, session.outline.slices
+    spec, slices = session.plan.spec, session.executor.info.slices
     session.store.record("budget", {"trials": budget.trials, "seconds": budget.seconds})
-    about = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
-    session.store.record("slices", about)
-    left = None if budget.seconds is None else budget.seconds - session.spent()[1]
+    facts = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
+    session.store.record("slices", facts)
+    left = None if budget.seconds is None else budget.seconds - session.trials.spent()[1]
     session.observer.launched(session.folder.name, budget.trials, left, {name: s.sign for name, s in slices.items()})
 
-    # What is proposed depends on how many workers the run was launched with, whoever resumes it.
-    hands = session.store.facts.get("hands", session.scorer.hands)
-    session.store.record("hands", hands)
+    # What is proposed depends on how many workers the run was launched with, however many resume it.
+    num_workers = session.store.facts.get("hands", session.executor.num_workers)
+    session.store.record("hands", num_workers)
 
     def make(start: Start) -> Optimizer:
         name, seed = spec.optimizer["name"], spec.optimizer["seed"]
         objectives = max(1, len(session.plan.fitness.traded))
         dimensions = session.plan.space.dimensions
-        return build(name, dimensions, seed, spec.options, start, spec.asynchronous, objectives, hands)
+        return build(name, dimensions, seed, spec.options, start, spec.asynchronous, objectives, num_workers)
 
-    if session.scorer.hands > 1 and make(Start()).open == 1:
+    if session.executor.num_workers > 1 and make(Start()).open == 1:
         problem = f"{spec.optimizer['name']} proposes one candidate at a time, which is work for one worker"
         session.observer.warn(f"{problem}; a search launched with --asynchronous uses all of them")
     loop.run(session, make, budget)
-    gained = contributions(session) if session.steering is not None else None
+    gained = None
+    if session.gradients is not None:
+        gained = contributions(session.leaderboard, session.outcome, session.plan.space.dimensions)
     if gained is not None:
-        session.store.record(FACT, gained.to_data())
+        record_contributions(session.store, gained)
     session.observer.phase("scoring the best candidates on the holdout split")
     released = holdout.release(session)
     confidence = session.plan.fitness.confidence
-    return Result(session.folder, session.leaderboard(), released, released.best(), slices, confidence, gained)
+    return Result(session.folder, session.leaderboard, released, released.best(), slices, confidence, gained)
 
 
 def _extended(session: Session, trials: int | None, time: float | None) -> loop.Budget:
     """The last budget with the new totals. A new total of one kind alone lifts neither the other's limit."""
     spec = session.plan.spec
     last = session.store.facts.get("budget", {"trials": spec.trials, "seconds": spec.seconds})
-    done, seconds = session.spent()
+    done, seconds = session.trials.spent()
     if trials is not None and trials < done:
         session.observer.warn(f"the run has {done} finished trials already; --trials is a total")
         trials = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import InputError, TrialError
-from evomerge.evaluator.executor import attempt
+from evomerge.evaluator.executor import run_job
 from evomerge.evaluator.worker import _Pipe
 from evomerge.scoring.suite import SuiteInfo
 
@@ -47,4 +47,4 @@ def main() -> None:
     pipe.receive()
     pipe.send("ready", SuiteInfo({}, ()), {}, setup.share.device)
     while True:
-        pipe.send("result", attempt(pipe.receive(), None, lambda name: pipe.send("observe", "slice_started", name)))  # type: ignore[arg-type]
+        pipe.send("result", run_job(pipe.receive(), None, lambda name: pipe.send("observe", "slice_started", name)))  # type: ignore[arg-type]

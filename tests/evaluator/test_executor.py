@@ -12,7 +12,7 @@ import pytest
 
 import evomerge
 from evomerge.errors import InputError
-from evomerge.evaluator.executor import InProcess, Job, attempt
+from evomerge.evaluator.executor import InProcess, Job, run_job
 from evomerge.study import search
 from evomerge.study.after.status import Status
 from evomerge.study.observer import Observer
@@ -25,7 +25,7 @@ Study = Callable[..., Path]
 class Juggler(InProcess):
     """Takes three jobs at a time, and ends them in any order."""
 
-    hands = 3
+    num_workers = 3
 
     def __init__(self, *about: Any) -> None:
         super().__init__(*about)
@@ -37,7 +37,7 @@ class Juggler(InProcess):
 
     def result(self) -> tuple[Job, Any]:
         job = self._jobs.pop(self._draw.randrange(len(self._jobs)))
-        return job, attempt(job, self._bench, self._observer.slice_started)
+        return job, run_job(job, self._evaluator, self._progress.slice_started)
 
 
 class StopAfter(Observer):
@@ -60,7 +60,7 @@ class StopAfter(Observer):
 
 def facts(run: str) -> list[tuple[Any, ...]]:
     trials = evomerge.status(run).search.trials
-    about = ("number", "label", "genome", "digest", "scores", "stderr", "state", "reason", "by", "evaluated")
+    about = ("number", "label", "genome", "digest", "scores", "stderr", "state", "reason", "pruned_by", "evaluated")
     return [tuple(getattr(trial, name) for name in about) for trial in trials]
 
 
@@ -105,7 +105,7 @@ def test_an_asynchronous_search_goes_on_as_it_was_wherever_it_was_cut(
         assert all(now[row[0]] == row for row in kept)
     evomerge.resume("space")
     check_record(evomerge.status("space"), 30)
-    order = [t.place for t in evomerge.status("space").search.trials if t.kind == "search"]
+    order = [t.order for t in evomerge.status("space").search.trials if t.kind == "search"]
     assert order != sorted(order)
     evomerge.resume("space", trials=33)  # which replays all of it
     check_record(evomerge.status("space"), 33)
@@ -116,10 +116,10 @@ def check_record(state: Status, count: int) -> None:
     trials = [t for t in state.search.trials if t.kind == "search"]
     assert len(state.search.trials) == count
     assert [t.number for t in state.search.trials] == list(range(count))
-    assert all(t.state in ("complete", "stopped") for t in trials)
-    assert sorted(t.place for t in trials if t.place is not None) == list(range(len(trials)))
-    assert all(t.told is not None and t.place is not None and t.told <= t.place for t in trials)
-    assert [t.told for t in trials] == sorted(t.told for t in trials if t.told is not None)
+    assert all(t.state in ("complete", "pruned") for t in trials)
+    assert sorted(t.order for t in trials if t.order is not None) == list(range(len(trials)))
+    assert all(t.n_told is not None and t.order is not None and t.n_told <= t.order for t in trials)
+    assert [t.n_told for t in trials] == sorted(t.n_told for t in trials if t.n_told is not None)
     assert state.finished
 
 
@@ -142,7 +142,7 @@ def test_the_time_of_several_is_the_time_that_passes(tiny_study: Study, monkeypa
     monkeypatch.setattr(search, "InProcess", Juggler)
     space = tiny_study(lambda space, fitness: space.update(budget={"time": "1s"}))
     result = evomerge.search(space, optimizer="random", asynchronous=True)
-    trials = sorted(result.search.trials, key=lambda t: -1 if t.place is None else t.place)
+    trials = sorted(result.search.trials, key=lambda t: -1 if t.order is None else t.place)
     assert sum(t.seconds["elapsed"] for t in trials) >= 1
     assert sum(t.seconds["elapsed"] for t in trials[:-3]) < 1  # two others were in flight when it was over
     check_record(evomerge.status("space"), len(trials))

@@ -77,8 +77,8 @@ def trial(number: int, objective: float, label: str = "", kind: Any = "search") 
 
 def test_the_winner_is_the_best_on_the_holdout(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """The candidate that leads on the search items was lucky there: its holdout scores are made worse."""
+    from evomerge.evaluator.evaluation import Evaluation
     from evomerge.evaluator.evaluator import Evaluator
-    from evomerge.study.run.evaluation import Evaluation
     from evomerge.types import SliceScore
 
     evomerge.search(tiny_study(), run="plain", trials=14)

@@ -55,7 +55,7 @@ def test_a_generation_with_twins_goes_on_wherever_it_is_killed(tiny_study: Study
     evomerge.search(space, run="whole")
     whole = facts("whole")
     twins = [number for number, label, *_ in whole if label.startswith("same recipe as")]
-    raced = [number for number, _, state, *_ in whole if state == "stopped"]
+    raced = [number for number, _, state, *_ in whole if state == "pruned"]
     assert len(twins) > 4
     assert any(a < twin < b for twin in twins for a in raced for b in raced if (a - 4) // 8 == (b - 4) // 8)
     for after in range(14, 28, 2):

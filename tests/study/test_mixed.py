@@ -14,6 +14,7 @@ from evomerge.errors import InputError
 from evomerge.optimize.base import Start, build
 from evomerge.recipe.mergekit import parse_recipe
 from evomerge.registry import METHODS
+from evomerge.study.prepare import launched_plan
 from evomerge.study.run.manifest import Launch
 from evomerge.types import Genome, Outcome
 
@@ -77,7 +78,7 @@ def test_every_method_stays_reachable_and_the_recipe_rebuilds(
 
 def check_reachable(name: str, space: Path) -> None:
     """However clearly one method has won in every layer, each of the others is proposed now and then."""
-    dimensions = Launch(str(space)).plan().space.dimensions
+    dimensions = launched_plan(Launch(str(space))).space.dimensions
 
     def score(genome: Genome) -> Outcome:
         ties = sum(value == "ties" for value in genome.values())

@@ -18,11 +18,11 @@ from evomerge.scoring.gates import lower_bound, scales, settle
 from evomerge.scoring.preflight import check_floors, check_objective
 from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
 from evomerge.study.after.status import NothingFeasible, Status, status
-from evomerge.study.holdout import TOP
 from evomerge.study.run.folder import RunFolder, write_atomic
-from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.recorded import recorded_scores
+from evomerge.study.run.release import TOP
 from evomerge.study.run.trial import Trial
 from evomerge.types import SliceScore, SplitName
 
@@ -49,17 +49,17 @@ class Ranked:
     unscored: tuple[Trial, ...]
 
     @property
-    def stopped(self) -> list[Trial]:
+    def pruned(self) -> list[Trial]:
         """The trials that have no certain place, as they were stopped early and their scores are predictions; best
         first."""
-        return [t for t in self.search.ranked() if t.state == "stopped"]
+        return [t for t in self.search.ranked() if t.state == "pruned"]
 
     @property
     def ahead(self) -> list[Trial]:
         """Those of them that would rank above every merge that was scored in full."""
         first = next(iter(self.search.merges()), None)
         order = self.search.ranked()
-        return [t for t in order[: order.index(first) if first else None] if t.state == "stopped"]
+        return [t for t in order[: order.index(first) if first else None] if t.state == "pruned"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class _View:
         parents = {t.label: t.slice_scores for t in seen if t.is_parent and t.state == "complete"}
         pieces = {name: _Piece(self._signs[name], piece.floor) for name, piece in self._spec.slices.items()}
         gates = settle(pieces, parents)
-        return Leaderboard(seen, gates, scales(parents, gates), traded=self._spec.traded)
+        return Leaderboard(Floors(gates, scales(parents, gates), traded=self._spec.traded), seen)
 
     def _seen(self, trial: Trial, split: SplitName) -> Trial:
         """The trial with the slices, the objective and the confidence bounds of the fitness file."""
@@ -148,7 +148,7 @@ class _View:
         confidence = self._spec.confidence
         if confidence is None:
             return {}
-        if self._bounds_stand or trial.state == "stopped":
+        if self._bounds_stand or trial.state == "pruned":
             return {name: trial.bounds[name] for name in trial.scores if name in trial.bounds}
         scores = recorded_scores(self._items, trial, split)
         for name, piece in self._spec.slices.items():

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from evomerge.errors import InputError, Where
+from evomerge.evaluator.models import OpenModels
 from evomerge.files.space_file import read_space
 from evomerge.optimize.abilities import abilities
 from evomerge.registry import CHOICES
 from evomerge.space.genes import value_at
 from evomerge.space.space import Space
 from evomerge.study.after.status import Status, status
-from evomerge.study.prepare import Plan
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.trial import Trial
 from evomerge.types import Dimension, Genome, Value
@@ -34,33 +34,40 @@ class StartingPoint:
         return f"trial {self.trial} of {self.run}"
 
 
-def beginning(given: str, plan: Plan) -> StartingPoint:
-    """The winner of the run `given` (or its best feasible so far; ``RUN:TRIAL``: that trial) as a genome of the plan's
-    space. InputError where there is none, or it is not exactly a genome of that space."""
-    optimizer = plan.spec.optimizer["name"]
+def starting_point(run: str, models: OpenModels) -> StartingPoint:
+    """The winner of a run as a genome of the space over `models`.
+
+    Args:
+        run: its name or path; the winner, or before there is one its best feasible trial; ``RUN:TRIAL``: that trial.
+        models: of the new search, with its space.
+
+    Raises:
+        InputError: there is no such trial, or it is not exactly a genome of the space.
+    """
+    space = models.space
+    optimizer = space.spec.optimizer["name"]
     if not abilities(optimizer).begins:
         raise InputError(f"{optimizer} goes by known models only", "use another optimizer", _FLAG)
-    name, _, number = given.rpartition(":") if given.rpartition(":")[2].isdigit() else (given, "", "")
+    name, _, number = run.rpartition(":") if run.rpartition(":")[2].isdigit() else (run, "", "")
     if not name:
-        raise InputError(f"{given!r} names no run", "give RUN or RUN:TRIAL", _FLAG)
+        raise InputError(f"{run!r} names no run", "give RUN or RUN:TRIAL", _FLAG)
     state = status(name)
     environment = Environment.read(state.folder)
     old = read_space(state.folder.space, fitness=state.folder.fitness)
-    _check_models(name, environment, plan)
+    _check_models(name, environment, models)
     trial = _trial(state, name, number)
-    models = plan.space.models
-    kept = {source: models.sources[source] for source in old.sources}
-    before = Space(old, replace(models, sources=kept))
-    genome = _Carried(before, plan.space, trial.genome).genome()
+    sources = {source: space.models.sources[source] for source in old.sources}
+    before = Space(old, replace(space.models, sources=sources))
+    genome = _Transfer(before, space, trial.genome).genome()
     return StartingPoint(name, trial.number, genome, trial.digest)
 
 
-def _check_models(name: str, environment: Environment, plan: Plan) -> None:
+def _check_models(name: str, environment: Environment, models: OpenModels) -> None:
     recorded: Mapping[str, Any] = environment.identity["checkpoints"]
     for model, fingerprint in recorded.items():
-        if model not in plan.checkpoints:
+        if model not in models.checkpoints:
             raise InputError(f"{name} merges {model}, which this space does not have", f"add the source {model}", _FLAG)
-        if plan.checkpoints[model].fingerprint() != fingerprint:
+        if models.checkpoints[model].fingerprint() != fingerprint:
             problem = f"{model} is another checkpoint than in {name}"
             raise InputError(problem, "begin from a run of the same models", _FLAG)
 
@@ -77,7 +84,7 @@ def _trial(state: Status, name: str, number: str) -> Trial:
     return best
 
 
-class _Carried:
+class _Transfer:
     """Reads an old genome at every place of a new space."""
 
     def __init__(self, old: Space, new: Space, genome: Genome) -> None:
@@ -143,7 +150,7 @@ class _Carried:
     def _read(self, gene: str, source: str, tensor: str) -> Value | None:
         """What it was there; None for what the method there does not take, so that any value is as good."""
         layer = self._old.models.tensors[tensor]
-        knots = replace(self._old.axes, interpolate=False)  # where both interpolate, knots are carried over to knots
+        knots = replace(self._old.axes, interpolate=False)  # where both interpolate, knots are transferred to knots
         if gene in self._genes and layer not in self._old.frozen:
             module = knots.module_of(tensor)
             return value_at(self._genes[gene], self._genome, knots, source, layer, module, tensor)

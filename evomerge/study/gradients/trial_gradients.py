@@ -1,8 +1,8 @@
-"""Slopes of a study's trials: which items they are taken on, how they are found, and what an optimizer is told of them.
+"""Gradients of trials: the items that they are taken on, how they are computed, and what they tell an optimizer.
 
-A metric has no slope, but a slice's surrogate has (`scoring.tasks.proxy_loss`): how unlikely the right answers are. A
+A metric has no slope, but a slice's proxy loss has (`scoring.tasks.proxy_loss`): how unlikely the right answers are. A
 quarter of each slice's search items is kept for checking, so that an optimizer can stop before it only learns the other
-items by heart. One unit of a surrogate counts as so much of the metric as both differ between base and sources.
+items by heart. One unit of a proxy loss counts as so much of the metric as both differ between base and sources.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import EvomergeError, InputError, TrialError
-from evomerge.evaluator.executor import EvalTask
-from evomerge.recipe.recipe import Recipe
+from evomerge.evaluator.executor import Executor, run_all
+from evomerge.evaluator.jobs import EvalTask, GradientJob
 from evomerge.registry import CHOICES
 from evomerge.scoring.suite import SliceInfo
+from evomerge.space.space import Space
+from evomerge.study.run.evaluation import TrialResult
+from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import Trial
-from evomerge.study.smooth import UNWEIGHTED
+from evomerge.study.trials import Trials
 from evomerge.types import Outcome, Slopes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from evomerge.evaluator.evaluator import Evaluator
     from evomerge.merging.resident.slopes import ParameterSlopes
-    from evomerge.study.session import Session
 
 _CHECKED = 4
 """One of so many items is for checking."""
@@ -36,98 +35,96 @@ _DIGITS = 7
 _STEP = 1e-4  # of a slice's scale: for the slopes of the objective by scores
 
 _REFERENCES = "surrogates"
-"""The fact that holds the surrogates of base and sources: label -> slice -> [loss, checked]."""
+"""The fact that holds the proxy losses of base and sources: label -> slice -> [loss, checked]."""
 
-
-@dataclass(frozen=True, eq=False)
-class GradientJob:
-    """A slice's surrogate, and its slopes by the parameters of the merge of `tensors`: see `Evaluator.surrogate`."""
-
-    recipe: Recipe
-    name: str
-    steered: frozenset[str]
-    checked: frozenset[str]
-    tensors: tuple[str, ...]
-
-    def run(self, bench: Evaluator, on_slice: Callable[[str], None]) -> Any:
-        on_slice(f"slopes of {self.name}")
-        return bench.surrogate(self.recipe, self.name, self.steered, self.checked, self.tensors)
+UNWEIGHTED = "give it `weight: 0` (its floor still holds), or use `warm_start: gradient` of another optimizer"
+"""How to mend a slice that `gradient` cannot follow."""
 
 
 class TrialGradients:
-    """For one session of a run whose references are scored."""
+    """Computes the gradients of a session's trials, once the references are scored."""
 
-    def __init__(self, session: Session) -> None:
-        """InputError where no slice has a surrogate, or `gradient` would have to follow one that has none."""
-        self._session, self._space = session, session.plan.space
-        slices = session.outline.slices
-        _check_slices(session, slices)
-        named = {name: piece for name, piece in slices.items() if not piece.no_surrogate}
-        self._items = {name: _dealt(piece, session.plan.fitness.split_seed) for name, piece in named.items()}
-        self._genes = [d.key for d in self._space.dimensions]
-        declared = [p for method in self._space.spec.methods for p in CHOICES[method].parameters]
+    def __init__(self, trials: Trials, leaderboard: Leaderboard, executor: Executor, space: Space) -> None:
+        """InputError where no slice has a proxy loss, or `gradient` would have to follow one that has none."""
+        self._trials, self._leaderboard, self._executor, self._space = trials, leaderboard, executor, space
+        fitness = trials.criteria.fitness
+        slices = trials.criteria.info.slices
+        self._check_slices(slices)
+        differentiable = {name: info for name, info in slices.items() if not info.no_surrogate}
+        self._items = {name: _split(info, fitness.split_seed) for name, info in differentiable.items()}
+        self._genes = [dimension.key for dimension in space.dimensions]
+        declared = [p for method in space.spec.methods for p in CHOICES[method].parameters]
         self._of_sources = {p.name for p in declared if p.scope == "source"}
-        self._tensors = tuple(t for t in self._space.models.tensors if self._reached(t))
+        self._tensors = tuple(tensor for tensor in space.models.tensors if self._is_searched(tensor))
 
-    def _reached(self, tensor: str) -> bool:
-        """Whether a gene has a part in its merge."""
-        places = ["", *self._space.models.sources]
-        return any(self._space.shares(g.name, s, tensor) for g in self._space.spec.genes for s in places)
+    def _check_slices(self, slices: Mapping[str, SliceInfo]) -> None:
+        """Checks what is only known once the tasks are built."""
+        spec, specs = self._space.spec, self._trials.criteria.fitness.slices
+        for name, info in slices.items():
+            if info.no_surrogate and info.weight > 0 and spec.optimizer["name"] == "gradient":
+                problem = f"gradient cannot follow slice {name}: {info.no_surrogate}"
+                raise InputError(problem, UNWEIGHTED, specs[name].where)
+        if all(info.no_surrogate for info in slices.values()):
+            name, info = next(iter(slices.items()))
+            problem = f"no slice has slopes to follow; {name}: {info.no_surrogate}"
+            mend = "add one of texts or choices, or search without gradients"
+            raise InputError(problem, mend, specs[name].where)
 
-    # Finding slopes.
+    def _is_searched(self, tensor: str) -> bool:
+        """Whether a gene has a part in the tensor's merge."""
+        sources = ["", *self._space.models.sources]
+        return any(self._space.shares(g.name, s, tensor) for g in self._space.spec.genes for s in sources)
+
+    # Computing gradients.
 
     def score_references(self) -> None:
-        """Find the surrogates of base and sources, which later ones are compared with."""
-        known = dict(self._session.store.facts.get(_REFERENCES, {}))
-        for trial in self._session.store.trials():
-            if trial.is_parent and trial.state == "complete" and trial.label not in known:
-                self._session.observer.phase(f"surrogates of {trial.label}")
-                found = dict(self._session.each(self._slice(trial, name, ()) for name in self._items))
-                failed = next((e for e in found.values() if isinstance(e, EvomergeError)), None)
+        """Computes the proxy losses of base and sources, with which those of trials are compared."""
+        store = self._trials.store
+        known = dict(store.facts.get(_REFERENCES, {}))
+        parents = [trial for trial in store.trials() if trial.is_parent and trial.state == "complete"]
+        for trial in parents:
+            if trial.label not in known:
+                self._trials.observer.phase(f"surrogates of {trial.label}")
+                [results] = run_all(self._executor, [self._slices(trial, ())])
+                failed = _first_error(results)
                 if failed is not None:
                     mend = "use another optimizer, or a smaller batch_size where memory ran out"
                     raise InputError(f"{trial.label} has no surrogate scores ({failed})", mend)
-                known[trial.label] = {name: list(about[:2]) for name, about in found.items()}
-                self._session.store.record(_REFERENCES, known)
-        parents = {t.label: t.scores for t in self._session.store.trials() if t.label in known and t.is_parent}
-        self._base = parents["base"], {name: checked for name, (_, checked) in known["base"].items()}
-        self._units = {name: _unit(name, parents, known) for name in self._items}
+                known[trial.label] = {name: list(result[:2]) for name, result in results.items()}
+                store.record(_REFERENCES, known)
+        scores = {trial.label: trial.scores for trial in parents if trial.label in known}
+        self._base = scores["base"], {name: checked for name, (_, checked) in known["base"].items()}
+        self._units = {name: _unit(name, scores, known) for name in self._items}
 
-    def find(self, trial: Trial) -> Trial:
-        """Find a trial's slopes, all slices at a time where there are workers, and write them down with it; or its
-        failure."""
-        started = time.perf_counter()
-        self._session.observer.trial_started(trial)
-        found = dict(self._session.each(self._slice(trial, name, self._tensors) for name in self._items))
-        return self._kept(trial, found, time.perf_counter() - started)
+    def evaluate(self, trial: Trial) -> EvalTask[TrialResult]:
+        """Computes a trial's gradient, writes it down, and scores the trial on all items: its margins steer the next
+        step, and a prediction can be far off for one slice."""
+        if trial.lacks_gradient:
+            started = time.perf_counter()
+            self._trials.observer.trial_started(trial)
+            results = yield from self._slices(trial, self._tensors)
+            seconds = time.perf_counter() - started
+            spent = {"slopes": seconds, "total": seconds}
+            failed = _first_error(results)
+            if failed is not None:
+                return TrialResult.failure(str(failed), spent)
+            slopes = {
+                name: {"loss": _short(loss), "checked": _short(checked), "slopes": self._by_gene(pulled)}
+                for name, (loss, checked, pulled) in results.items()
+            }
+            trial = self._trials.store.note_slopes(trial, slopes, spent)
+        duplicate = trial.duplicate_of is not None
+        return (yield from (self._trials.copy(trial) if duplicate else self._trials.evaluate(trial)))
 
-    def find_alone(self, trial: Trial) -> EvalTask[Trial]:
-        """The same while other trials are being scored."""
-        started, found = time.perf_counter(), {}
-        for name in self._items:
-            _, found[name] = yield from self._slice(trial, name, self._tensors)
-        return self._kept(trial, found, time.perf_counter() - started)
-
-    def _slice(self, trial: Trial, name: str, tensors: tuple[str, ...]) -> EvalTask[tuple[str, Any]]:
-        """What `Evaluator.surrogate` gives, or why it gives nothing: the other slices' jobs are under way."""
-        try:
-            return name, (yield GradientJob(trial.recipe, name, *self._items[name], tensors))
-        except (TrialError, InputError) as error:
-            return name, error
-
-    def _kept(self, trial: Trial, found: Mapping[str, Any], seconds: float) -> Trial:
-        spent = {"slopes": seconds, "total": seconds}
-        failed = next((e for e in found.values() if isinstance(e, EvomergeError)), None)
-        if failed is not None:
-            return self._session.fail(trial, str(failed), spent)
-        slopes = {
-            name: {"loss": _short(loss), "checked": _short(checked), "slopes": self._by_gene(pulled)}
-            for name, (loss, checked, pulled) in found.items()
-        }
-        return self._session.store.note_slopes(trial, slopes, spent)
+    def _slices(self, trial: Trial, tensors: tuple[str, ...]) -> EvalTask[dict[str, Any]]:
+        """The result of `Evaluator.surrogate`, or its exception, for each slice: all at a time where there are
+        workers."""
+        results = yield [GradientJob(trial.recipe, name, *items, tensors) for name, items in self._items.items()]
+        return dict(zip(self._items, results, strict=True))
 
     def _by_gene(self, pulled: Mapping[str, ParameterSlopes]) -> list[float]:
-        """[D], out of the slopes of each tensor's parameters: a gene moves all tensors that take values from it."""
+        """[D], summed over the slopes of each tensor's parameters: a gene moves all tensors that take values from
+        it."""
         total = dict.fromkeys(self._genes, 0.0)
         sources = list(self._space.models.sources)
         for tensor, parameters in pulled.items():
@@ -139,35 +136,37 @@ class TrialGradients:
                         total[key] += share * slope
         return [_short(value) for value in total.values()]
 
-    # What they mean to an optimizer.
+    # What they tell an optimizer.
 
-    def slopes(self, trial: Trial, outcome: Outcome) -> Outcome:
-        """The outcome with the slopes of its objective and margins, where the trial has some."""
+    def outcome(self, trial: Trial) -> Outcome:
+        """The trial's outcome, with the slopes of its objective and margins where it has some."""
+        floors = self._leaderboard.floors
+        outcome = floors.outcome(trial)
         if trial.slopes is None or outcome.failed:
             return outcome
-        leaderboard = self._session.floors(())
-        gates, scale = leaderboard.gates, leaderboard.scale
+        gates, scale = floors.gates, floors.scale
+        # d score / d gene, by slice: a lower loss is a higher score.
         moved = {n: [-unit * s for s in trial.slopes[n]["slopes"]] for n, unit in self._units.items()}
         by_score = self._objective_by_score(trial, scale)
         objective = [sum(by_score[n] * own[i] for n, own in moved.items()) for i in range(len(self._genes))]
-        floors = [name for name, gate in gates.items() if gate.floor is not None]
+        floored = [name for name, gate in gates.items() if gate.floor is not None]
         still = [0.0] * len(self._genes)
-        margins = tuple(tuple(s / scale[n] for s in moved.get(n, still)) for n in floors)
+        margins = tuple(tuple(s / scale[n] for s in moved.get(n, still)) for n in floored)
         checked = self._checked(trial)
-        beyond = tuple((checked[n] - (gates[n].floor or 0.0)) / scale[n] for n in floors)
+        beyond = tuple((checked[n] - (gates[n].floor or 0.0)) / scale[n] for n in floored)
         return replace(outcome, slopes=Slopes(tuple(objective), margins, (self._objective(checked), beyond)))
 
     def _objective_by_score(self, trial: Trial, scale: Mapping[str, float]) -> dict[str, float]:
-        """d objective / d score of each slice at the trial's scores, by differences."""
-        found = {}
+        """d objective / d score of each slice at the trial's scores, by central differences."""
+        slopes = {}
         for name, value in trial.scores.items():
             step = _STEP * scale[name]
             above, below = (self._objective({**trial.scores, name: value + by}) for by in (step, -step))
-            found[name] = (above - below) / (2 * step)
-        return found
+            slopes[name] = (above - below) / (2 * step)
+        return slopes
 
     def _checked(self, trial: Trial) -> dict[str, float]:
-        """Every slice's score by the items for checking: the base's, and what the surrogate is better than the base's;
+        """Every slice's score by the items for checking: the base's, and what the proxy loss is better than the base's;
         the trial's own where there is none."""
         assert trial.slopes is not None
         scores, checked = self._base
@@ -175,27 +174,38 @@ class TrialGradients:
         return {name: scores[name] + gained[name] if name in gained else v for name, v in trial.scores.items()}
 
     def _objective(self, scores: Mapping[str, float]) -> float:
+        objective = self._trials.criteria.objective
         try:
-            return self._session.objective(scores)
+            return objective(scores)
         except TrialError:  # the geometric mean of a score just below 0
-            return self._session.objective({name: max(0.0, value) for name, value in scores.items()})
+            return objective({name: max(0.0, value) for name, value in scores.items()})
 
 
-def _dealt(piece: SliceInfo, seed: int) -> tuple[frozenset[str], frozenset[str]]:
+def _first_error(results: Mapping[str, Any]) -> EvomergeError | None:
+    """The first failure among results. An error that is no candidate's failure, such as a full disk, is raised."""
+    for result in results.values():
+        if isinstance(result, Exception):
+            if not isinstance(result, EvomergeError):
+                raise result
+            return result
+    return None
+
+
+def _split(info: SliceInfo, seed: int) -> tuple[frozenset[str], frozenset[str]]:
     """A slice's search items: those that slopes are taken on, and those for checking; by hash, so that other items
     change nothing."""
 
     def place(item: str) -> int:
         return int.from_bytes(hashlib.sha256(f"checked\0{seed}\0{item}".encode()).digest()[:6], "big")
 
-    checked = frozenset(sorted(piece.names, key=place)[: max(1, len(piece.names) // _CHECKED)])
-    return frozenset(piece.names) - checked or checked, checked
+    checked = frozenset(sorted(info.names, key=place)[: max(1, len(info.names) // _CHECKED)])
+    return frozenset(info.names) - checked or checked, checked
 
 
 def _unit(
     name: str, scores: Mapping[str, Mapping[str, float]], known: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> float:
-    """How much of the metric one unit of a slice's surrogate is, by how far the parents are apart in both."""
+    """How much of the metric one unit of a slice's proxy loss is, by how far the parents are apart in both."""
     metrics, losses = [own[name] for own in scores.values()], [known[label][name][0] for label in scores]
     metric, loss = max(metrics) - min(metrics), max(losses) - min(losses)
     return metric / loss if metric > 0 and loss > 0 else 1.0
@@ -203,18 +213,3 @@ def _unit(
 
 def _short(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
-
-
-def _check_slices(session: Session, slices: Mapping[str, SliceInfo]) -> None:
-    """What can only be said once the tasks are built."""
-    spec, fitness = session.plan.spec, session.plan.fitness
-    for name, piece in slices.items():
-        if piece.no_surrogate and piece.weight > 0 and spec.optimizer["name"] == "gradient":
-            problem = f"gradient cannot follow slice {name}: {piece.no_surrogate}"
-            raise InputError(problem, UNWEIGHTED, fitness.slices[name].where)
-    if all(piece.no_surrogate for piece in slices.values()):
-        name, piece = next(iter(slices.items()))
-        problem = f"no slice has slopes to follow; {name}: {piece.no_surrogate}"
-        raise InputError(
-            problem, "add one of texts or choices, or search without gradients", fitness.slices[name].where
-        )

@@ -1,4 +1,4 @@
-"""What can become of a candidate that was seen on a part of the items."""
+"""Bounds of a candidate's scores while a part of its items is scored."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from evomerge.errors import TrialError
 from evomerge.scoring.gates import Verdict, feasible, judge, lower_bound, shortfall
 from evomerge.scoring.stats.aggregation import ItemWeights
-from evomerge.study.racing.rungs import Items
-from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.run.items import Items
+from evomerge.study.run.leaderboard import Floors
 from evomerge.types import Outcome, SliceScore
 
 _SLACK = 1e-7
@@ -16,43 +16,51 @@ _SLACK = 1e-7
 
 
 class ScoreBounds:
-    """Holds predicted scores, and what is still possible, to the floors.
-
-    `margins` is the distance of each slice's confidence bound from its score, as the control has it: 0 without
-    confidence.
-    """
+    """Holds predicted scores, and the best scores that are still possible, to the floors."""
 
     def __init__(
         self,
-        floors: Leaderboard,
+        floors: Floors,
         objective: Callable[[Mapping[str, float]], float],
-        compositions: Mapping[str, ItemWeights],
+        item_weights: Mapping[str, ItemWeights],
         margins: Mapping[str, float],
         confidence: float | None,
     ) -> None:
-        self._floors, self._objective, self._compositions = floors, objective, compositions
+        """Args:
+        floors: of the study.
+        objective: of oriented scores by slice.
+        item_weights: of the slices whose score is a mean of their items.
+        margins: how far each slice's confidence bound lies below its score, as the control has it; empty without
+            confidence.
+        confidence: of the bounds that are held to the floors; None: the scores are.
+        """
+        self._floors, self._objective, self._item_weights = floors, objective, item_weights
         self.margins, self._confidence = margins, confidence
 
-    def verdicts(self, values: Mapping[str, float]) -> list[Verdict]:
-        """What the gates would say to these scores (oriented)."""
-        held = {name: SliceScore(value - self.margins.get(name, 0.0), None) for name, value in values.items()}
-        return judge(held, self._floors.gates, self._floors.scale)
+    def verdicts(self, scores: Mapping[str, float]) -> list[Verdict]:
+        """The verdicts of the gates on oriented scores."""
+        gated = {name: SliceScore(score - self.margins.get(name, 0.0), None) for name, score in scores.items()}
+        return judge(gated, self._floors.gates, self._floors.scale)
 
-    def outcome(self, values: Mapping[str, float]) -> Outcome:
-        """Where a candidate with these scores would stand."""
-        verdicts = self.verdicts(values)
+    def outcome(self, scores: Mapping[str, float]) -> Outcome:
+        """The outcome of a candidate with these oriented scores."""
+        verdicts = self.verdicts(scores)
         try:
-            return Outcome(False, feasible(verdicts), self._objective(values), shortfall(verdicts))
+            return Outcome(False, feasible(verdicts), self._objective(scores), shortfall(verdicts))
         except TrialError:
             return Outcome(failed=True)
 
-    def hopeless(self, items: Items, totals: Mapping[str, SliceScore]) -> str | None:
-        """Which floor is missed whatever the candidate makes of the items to go, in words; None where none is sure to
-        be. `items` and `totals` (the slices that were scored whole) are what is known."""
+    def missed_floor(self, items: Items, totals: Mapping[str, SliceScore]) -> str | None:
+        """Says which floor is missed even if every item to go is answered perfectly; None where none is.
+
+        Args:
+            items: that were scored.
+            totals: scores of the slices that were scored whole.
+        """
         for name, gate in self._floors.gates.items():
             if gate.floor is None or not (items.get(name) or name in totals):
                 continue
-            best = totals[name] if name in totals else self._compositions[name].best_case(items[name])
+            best = totals[name] if name in totals else self._item_weights[name].best_case(items[name])
             bound = self._bound(best, gate.sign)
             if bound < gate.floor - _SLACK * max(1.0, abs(gate.floor)):
                 at_best = "" if name in totals else "at best "
@@ -61,7 +69,7 @@ class ScoreBounds:
 
     def ceiling(self, name: str, items: Items) -> tuple[float, float]:
         """The best score that a slice can still have, and the best confidence bound (the same without confidence)."""
-        best = self._compositions[name].best_case(items.get(name, {}))
+        best = self._item_weights[name].best_case(items.get(name, {}))
         return best.value, self._bound(best, self._floors.gates[name].sign)
 
     def _bound(self, score: SliceScore, sign: int) -> float:

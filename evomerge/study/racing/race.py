@@ -1,9 +1,9 @@
 """A generation's candidates on a few items, then on more, then on all: each as far as it can still make a difference.
 
 Successive elimination with paired tests on common items (Maron & Moore 1997, "The racing algorithm"; Birattari et
-al. 2002, "A racing algorithm for configuring metaheuristics"), for the places that an optimizer learns from. What a
-candidate would score in full is predicted from the items that it was seen on (`scoring.stats.forecast`); as many scores
-as are likely by that are drawn, and in each draw the candidates are ranked, floors first, as everywhere.
+al. 2002, "A racing algorithm for configuring metaheuristics"), for the parents of an optimizer's next generation. A
+candidate's full scores are predicted from the items that it was scored on (`scoring.stats.forecast`); scores are drawn
+from the predictions, and in each draw the candidates are ranked, floors first, as everywhere.
 
 A race is a function of its candidates' item scores: run again over the recorded ones, it decides the same.
 """
@@ -16,29 +16,40 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from evomerge.errors import InputError, TrialError
-from evomerge.evaluator.executor import EvalTask
+from evomerge.evaluator.jobs import EvalTask
 from evomerge.optimize.ranking import RankKey, rank_key
 from evomerge.scoring.stats.anchors import Matrix, Vector
 from evomerge.scoring.stats.forecast import Forecast
 from evomerge.study.racing.bounds import ScoreBounds
-from evomerge.study.racing.rungs import Chosen, Items, ItemSchedule
-from evomerge.study.run.trial import Trial
+from evomerge.study.racing.rungs import ItemNames, ItemSchedule
+from evomerge.study.run.items import Items
+from evomerge.study.run.trial import PrunedBy, Trial
 from evomerge.types import ItemScore, SliceScore
 
 DOUBT = 0.05
-"""A candidate goes on while what would make a difference has at least this probability."""
+"""A candidate goes on while it makes a difference with at least this probability."""
 
 _DRAWS = 200
 
 _WIDTHS = (1 / 4, 1 / 6)
-"""About this share of the field goes on from each rung at most: candidates that differ by less than a few items can
+"""The largest share of the field that goes on from each rung: candidates that differ by less than a few items can
 tell are not worth all of them, and near the end of a search most do."""
 
 
 @dataclass(eq=False)
 class Entry:
-    """One candidate in a race. `finished`: its trial ended before, it is not asked again. `ended` says why it goes no
-    further (None: it may), `by` which means of saving did it."""
+    """One candidate in a race.
+
+    Attributes:
+        trial: in flight, or (`finished`) ended before, so that it is scored on no further items.
+        items: slice -> item -> score, of the items that it was scored on.
+        totals: scores of the slices that were scored whole.
+        digest: of its weights, once they were materialized.
+        seconds: of each phase.
+        failure: why it cannot be scored.
+        pruned: why it goes no further.
+        pruned_by: the means of pruning that decided it.
+    """
 
     trial: Trial
     items: dict[str, dict[str, ItemScore]] = field(default_factory=dict)
@@ -46,13 +57,13 @@ class Entry:
     digest: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     finished: bool = False
-    failed: str | None = None
-    ended: str | None = None
-    by: str = ""
+    failure: str | None = None
+    pruned: str | None = None
+    pruned_by: PrunedBy | None = None
 
-    def met(self, chosen: Chosen) -> Items:
-        """Of the items that it met, those in `chosen`: a race that is run again must not know more than it did."""
-        return {n: {i: s for i, s in met.items() if i in chosen.get(n, ())} for n, met in self.items.items()}
+    def scored(self, names: ItemNames) -> Items:
+        """Its scores on the named items: a race that is run again must not know more than it did."""
+        return {n: {i: s for i, s in items.items() if i in names.get(n, ())} for n, items in self.items.items()}
 
 
 @dataclass(frozen=True)
@@ -64,153 +75,175 @@ class Control:
 
 
 class Race:
-    """Scores a field of candidates. Those whose trials ended before take part with the items that they met."""
+    """Scores a field of candidates. Entries that are finished take part with the items that they were scored on."""
 
     def __init__(
         self,
-        course: ItemSchedule,
-        prospects: ScoreBounds,
+        schedule: ItemSchedule,
+        bounds: ScoreBounds,
         controls: Sequence[Control],
         best: RankKey,
-        ask: Callable[[Entry, Chosen], EvalTask[None]],
-        each: Callable[[Iterable[EvalTask[None]]], Iterable[None]],
         field: Sequence[Entry],
-        known: Sequence[Entry],
-        places: int,
+        rivals: Sequence[Entry],
+        *,
+        parents: int,
         seed: Sequence[int],
+        score: Callable[[Entry, ItemNames], EvalTask[None]],
+        run_all: Callable[[Iterable[EvalTask[None]]], Iterable[None]],
     ) -> None:
-        """`controls` may stand in for candidates on the items that these did not meet; `best` is where the best so far
-        ranks. `ask` scores a candidate on items that it did not meet yet, `each` does so for several, which do not
-        depend on each other; `known` compete with the field without running; `places` is how many of them all make a
-        difference to the optimizer."""
-        self.prospects = prospects
-        self._course, self._ask, self._each = course, ask, each
+        """Args:
+        schedule: the rungs.
+        bounds: of scores under the floors.
+        controls: may stand in for candidates on the items that these were not scored on.
+        best: the rank of the best trial so far.
+        field: the candidates.
+        rivals: compete with the field without running.
+        parents: how many of field and rivals make a difference to the optimizer.
+        seed: of the draws.
+        score: scores a candidate on further items.
+        run_all: does so for several candidates side by side.
+        """
+        self.bounds = bounds
+        self._schedule, self._score_items, self._run_all = schedule, score, run_all
         self._controls, self._control, self._best = controls, controls[0], best
-        self._field, self._known, self._places = field, known, places
+        self._field, self._rivals, self._parents = field, rivals, parents
         self._generator = np.random.default_rng(list(seed))
 
     def run(self) -> None:
-        """Score every candidate until it failed, or `ended` says why it was stopped, or it has met all items."""
-        for share, width in zip(self._course.rungs, _WIDTHS, strict=False):
-            rung = self._course.rung(share)
-            list(self._each(self._score(entry, rung, rung) for entry in self._running()))
+        """Scores every candidate until it failed, was pruned, or has all items."""
+        for share, width in zip(self._schedule.rungs, _WIDTHS, strict=False):
+            rung = self._schedule.rung(share)
+            list(self._run_all(self._score(entry, rung, rung) for entry in self._running()))
             self._choose_control(rung)
             self._eliminate(rung, max(1, round(width * len(self._field))))
-        list(self._each(self.score_rest(entry) for entry in self._running()))
+        list(self._run_all(self.score_rest(entry) for entry in self._running()))
 
-    def _choose_control(self, rung: Chosen) -> None:
-        """Take the control that answers a rung most as the field does: what differs least from a candidate predicts it
-        best, and one from elsewhere would let an optimizer settle on what the rung's items happen to like."""
-        running = [entry.met(rung) for entry in self._running()]
-        if not running:
+    def score_rest(self, entry: Entry) -> EvalTask[None]:
+        """Scores a candidate on all items that are left: in parts, from the slice that is nearest to its floor."""
+        everything = self._schedule.rung(1.0)
+        if "early_stop" not in self._schedule.fitness.economy:
+            yield from self._score(entry, everything, everything)
             return
-        apart = np.zeros(len(self._controls))
-        for name, forecaster in self._course.forecasters.items():
-            composition = forecaster.composition
-            controls = np.array([composition.units(control.items[name]) for control in self._controls])
-            field = _bounded(np.array([composition.units(items.get(name, {})) for items in running]), controls[0])
-            seen = ~np.isnan(field).any(axis=0)
-            squares = ((field[:, None, seen] - controls[None][:, :, seen]) ** 2).mean(axis=(0, 2))
-            apart += squares / (squares.mean() or 1.0)
-        self._control = self._controls[int(apart.argmin())]
+        size = self._schedule.fitness.batch_size
+        left = {
+            pool.slices: pool.chunks(frozenset(entry.items.get(pool.slices[0], ())), size)
+            for pool in self._schedule.pools
+        }
+        while any(left.values()) and entry.pruned is None and entry.failure is None:
+            slices = min((s for s, chunks in left.items() if chunks), key=lambda s: self._headroom(entry, s))
+            yield from self._score(entry, dict.fromkeys(slices, left[slices].pop(0)), everything)
 
-    def _forecasts(self, met: Sequence[Items]) -> dict[str, Forecast]:
-        """What each slice's score is predicted to be, of candidates that met these items."""
-        found = {}
-        for name, forecaster in self._course.forecasters.items():
-            composition = self._course.compositions[name]
-            units = np.array([composition.units(items.get(name, {})) for items in met])
-            control = composition.units(self._control.items[name])
-            found[name] = forecaster.forecast(_bounded(units, control), control)
-        return found
+    def predicted(self, entry: Entry) -> dict[str, float]:
+        """Every slice's score by the items that were scored: exact where all were, the control's where none was."""
+        scores = {**self._control.scores, **{name: score.value for name, score in entry.totals.items()}}
+        for name, forecast in self._forecasts([entry.items]).items():
+            scores[name] = self._schedule.item_weights[name].mixture.value(float(forecast.mean[0]))
+        return scores
 
     def _running(self) -> list[Entry]:
-        return [entry for entry in self._field if entry.ended is None and entry.failed is None]
+        return [entry for entry in self._field if entry.pruned is None and entry.failure is None]
 
-    def _score(self, entry: Entry, chosen: Chosen, known: Chosen) -> EvalTask[None]:
-        """Ask what of `chosen` the candidate was not asked yet, then see whether it is beyond hope by what it met of
-        `known`."""
-        missing = {name: names.difference(entry.items.get(name, ())) for name, names in chosen.items()}
+    def _score(self, entry: Entry, names: ItemNames, judged_by: ItemNames) -> EvalTask[None]:
+        """Scores a candidate on the items of `names` that it lacks, then stops it early if a floor is out of reach by
+        its items of `judged_by`."""
+        missing = {name: items.difference(entry.items.get(name, ())) for name, items in names.items()}
         if any(missing.values()):
             if entry.finished:
                 reason = entry.trial.reason or "finished"
-                entry.failed, entry.ended = (reason, None) if entry.trial.state == "failed" else (None, reason)
+                if entry.trial.state == "failed":
+                    entry.failure = reason
+                else:
+                    entry.pruned = reason
                 return
             try:
-                yield from self._ask(entry, missing)
+                yield from self._score_items(entry, missing)
             except (TrialError, InputError) as error:
-                entry.failed = str(error)
+                entry.failure = str(error)
                 return
-        left = self._course.seen(entry.items) < self._course.total
-        if left and "early_stop" in self._course.fitness.economy:
-            entry.ended = self.prospects.hopeless(entry.met(known), entry.totals)
-            entry.by = "early_stop" if entry.ended else ""
-
-    def score_rest(self, entry: Entry) -> EvalTask[None]:
-        """All that is left of the items: by parts, from the slice on which the candidate is nearest to failing."""
-        everything = self._course.rung(1.0)
-        if "early_stop" not in self._course.fitness.economy:
-            yield from self._score(entry, everything, everything)
-            return
-        size = self._course.fitness.batch_size
-        left = {p.slices: p.chunks(frozenset(entry.items.get(p.slices[0], ())), size) for p in self._course.pools}
-        while any(left.values()) and entry.ended is None and entry.failed is None:
-            slices = min((s for s, chunks in left.items() if chunks), key=lambda s: self._headroom(entry, s))
-            yield from self._score(entry, dict.fromkeys(slices, left[slices].pop(0)), everything)
+        # Exact early stop: a floor is missed even if all items to go are answered perfectly.
+        left = self._schedule.count(entry.items) < self._schedule.total
+        if left and "early_stop" in self._schedule.fitness.economy:
+            entry.pruned = self.bounds.missed_floor(entry.scored(judged_by), entry.totals)
+            entry.pruned_by = "early_stop" if entry.pruned else None
 
     def _headroom(self, entry: Entry, slices: tuple[str, ...]) -> float:
         """How far above its floor a pool's worst slice is predicted; below everything where nothing is known yet."""
         if not entry.items.get(slices[0]):
             return -np.inf
-        verdicts = self.prospects.verdicts(self.predicted(entry))
+        verdicts = self.bounds.verdicts(self.predicted(entry))
         return min((v.bound - v.floor if v.floor is not None else np.inf) for v in verdicts if v.slice in slices)
 
-    def predicted(self, entry: Entry) -> dict[str, float]:
-        """Every slice's score, as far as the items tell: exact where all were met, the control's where none was."""
-        found = {**self._control.scores, **{name: score.value for name, score in entry.totals.items()}}
-        for name, forecast in self._forecasts([entry.items]).items():
-            found[name] = self._course.compositions[name].mixture.value(float(forecast.mean[0]))
-        return found
+    # Prediction.
 
-    def _eliminate(self, rung: Chosen, most: int) -> None:
-        """Let those go on that could be the best so far, or of whom it is open whether they get a place; of them the
-        `most` promising."""
-        # Not by what each has met: one that a killed process left with all items takes the place that it had.
-        running = self._running()
-        if not running or rung == self._course.rung(1.0):
+    def _choose_control(self, rung: ItemNames) -> None:
+        """Takes the control that answers a rung most as the field does: the smallest mean square of the differences. It
+        predicts best, and one from elsewhere would let an optimizer settle on what the rung's items happen to like."""
+        running = [entry.scored(rung) for entry in self._running()]
+        if not running:
             return
-        able = [entry for entry in (*self._field, *self._known) if entry.failed is None]
-        best, placed = self._chances(able, rung)
-        chances = dict(zip(able, zip(best, placed, strict=True), strict=True))
+        apart = np.zeros(len(self._controls))
+        for name, forecaster in self._schedule.forecasters.items():
+            weights = forecaster.composition
+            controls = np.array([weights.units(control.items[name]) for control in self._controls])
+            field = _bounded(np.array([weights.units(items.get(name, {})) for items in running]), controls[0])
+            scored = ~np.isnan(field).any(axis=0)
+            squares = ((field[:, None, scored] - controls[None][:, :, scored]) ** 2).mean(axis=(0, 2))
+            apart += squares / (squares.mean() or 1.0)
+        self._control = self._controls[int(apart.argmin())]
+
+    def _forecasts(self, candidates: Sequence[Items]) -> dict[str, Forecast]:
+        """Predicts each slice's mean for candidates that were scored on these items."""
+        forecasts = {}
+        for name, forecaster in self._schedule.forecasters.items():
+            weights = self._schedule.item_weights[name]
+            units = np.array([weights.units(items.get(name, {})) for items in candidates])
+            control = weights.units(self._control.items[name])
+            forecasts[name] = forecaster.forecast(_bounded(units, control), control)
+        return forecasts
+
+    # Elimination.
+
+    def _eliminate(self, rung: ItemNames, most: int) -> None:
+        """Lets candidates go on that could be the best so far, or of which it is open whether they are parents; of them
+        the `most` promising."""
+        # Not by all their items: a candidate that a killed process left with more of them takes the place that it had.
+        running = self._running()
+        if not running or rung == self._schedule.rung(1.0):
+            return
+        able = [entry for entry in (*self._field, *self._rivals) if entry.failure is None]
+        best, parent = self._chances(able, rung)
+        chances = dict(zip(able, zip(best, parent, strict=True), strict=True))
         doubtful = [e for e in running if chances[e][0] >= DOUBT or DOUBT <= chances[e][1] <= 1 - DOUBT]
         doubtful.sort(key=lambda entry: chances[entry], reverse=True)
         for entry in running:
             if entry not in doubtful:
-                entry.by = "racing"
-                entry.ended = f"{'' if chances[entry][1] > 0.5 else 'not '}among the best {self._places}"
+                entry.pruned_by = "racing"
+                entry.pruned = f"{'' if chances[entry][1] > 0.5 else 'not '}among the best {self._parents}"
             elif entry not in doubtful[:most]:
-                entry.by, entry.ended = "racing", "others were more promising"
+                entry.pruned_by, entry.pruned = "racing", "others were more promising"
 
-    def _chances(self, entries: Sequence[Entry], rung: Chosen) -> tuple[Vector, Vector]:
-        """[entries], the probabilities of being better than the best so far, and of getting a place."""
-        best, placed = np.zeros(len(entries)), np.zeros(len(entries))
+    def _chances(self, entries: Sequence[Entry], rung: ItemNames) -> tuple[Vector, Vector]:
+        """[entries], the probabilities of being better than the best so far, and of being a parent."""
+        best, parent = np.zeros(len(entries)), np.zeros(len(entries))
         for keys in self._drawn_keys(entries, rung):
             order = sorted(range(len(entries)), key=lambda at: (keys[at], at))
-            placed[order[: self._places]] += 1 / _DRAWS
+            parent[order[: self._parents]] += 1 / _DRAWS
             best += np.array([key < self._best for key in keys]) / _DRAWS
-        return best, placed
+        return best, parent
 
-    def _drawn_keys(self, entries: Sequence[Entry], rung: Chosen) -> list[list[RankKey]]:
-        """[draws][entries], where each would rank if its scores were those drawn."""
-        met = [entry.items if entry in self._known else entry.met(rung) for entry in entries]
-        drawn = {name: forecast.draws(_DRAWS, self._generator) for name, forecast in self._forecasts(met).items()}
+    def _drawn_keys(self, entries: Sequence[Entry], rung: ItemNames) -> list[list[RankKey]]:
+        """[draws][entries], the ranks if the scores were those drawn. Candidates on common items are drawn jointly,
+        with the covariance of their differences: a paired test."""
+        candidates = [entry.items if entry in self._rivals else entry.scored(rung) for entry in entries]
+        forecasts = self._forecasts(candidates)
+        drawn = {name: forecast.draws(_DRAWS, self._generator) for name, forecast in forecasts.items()}
         return [[self._key(entry, drawn, draw, at) for at, entry in enumerate(entries)] for draw in range(_DRAWS)]
 
     def _key(self, entry: Entry, drawn: Mapping[str, Matrix], draw: int, at: int) -> RankKey:
-        values = {**self._control.scores, **{name: score.value for name, score in entry.totals.items()}}
+        scores = {**self._control.scores, **{name: score.value for name, score in entry.totals.items()}}
         for name, means in drawn.items():
-            values[name] = self._course.compositions[name].mixture.value(float(means[draw, at]))
-        return rank_key(self.prospects.outcome(values))
+            scores[name] = self._schedule.item_weights[name].mixture.value(float(means[draw, at]))
+        return rank_key(self.bounds.outcome(scores))
 
 
 def _bounded(units: Matrix, control: np.ndarray) -> Matrix:

@@ -1,52 +1,91 @@
-"""What evaluating one candidate gives."""
+"""The result of a trial: an evaluation with its objective and bounds, or the reason why there is none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from evomerge.evaluator.evaluation import Evaluation
+from evomerge.files.objects import FitnessSpec
+from evomerge.registry import OBJECTIVES, load
+from evomerge.scoring.gates import lower_bound
+from evomerge.scoring.suite import SuiteInfo
+from evomerge.study.run.trial import PrunedBy
 from evomerge.types import Scores, SliceScore
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Scores of one candidate, the digest of its parameters, and the seconds that each phase took."""
-
-    scores: Scores
-    digest: str
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class TrialResult:
-    """An evaluation with what follows from its scores: the objective, and lower confidence bounds where the fitness
-    file asks for confidence; and how many of how many items the candidate was scored on."""
+    """How a trial ended.
 
-    evaluation: Evaluation
-    objective: float
-    bounds: Mapping[str, float]
+    Attributes:
+        seconds: of each phase.
+        scores: by slice, measured or (where `pruned_by` is set) predicted.
+        digest: of the materialized parameters.
+        objective: None where the trial failed.
+        bounds: lower confidence bounds of the scores, where the fitness file asks for confidence.
+        evaluated, items: the number of items that the candidate was scored on, and of all.
+        reason: why it failed, or why it was pruned.
+        pruned_by: the means of pruning that ended it.
+    """
+
+    seconds: Mapping[str, float]
+    scores: Scores = field(default_factory=dict)
+    digest: str = ""
+    objective: float | None = None
+    bounds: Mapping[str, float] = field(default_factory=dict)
     evaluated: int = 0
     items: int = 0
+    reason: str | None = None
+    pruned_by: PrunedBy | None = None
+
+    @classmethod
+    def failure(cls, reason: str, seconds: Mapping[str, float]) -> TrialResult:
+        return cls({"total": 0.0, **seconds}, reason=reason)
+
+    @property
+    def failed(self) -> bool:
+        return self.objective is None
 
     @property
     def gated(self) -> dict[str, SliceScore]:
-        """What is held to the floors."""
-        scores = self.evaluation.scores
-        return {name: SliceScore(self.bounds.get(name, s.value), None) for name, s in scores.items()}
+        """The numbers that are held to the floors: the scores, or their lower confidence bounds."""
+        return {name: SliceScore(self.bounds.get(name, s.value), None) for name, s in self.scores.items()}
 
-    def to_data(self) -> dict[str, object]:
-        """As the store keeps it beside the objective."""
-        scores = self.evaluation.scores
+    def to_data(self) -> dict[str, Any]:
+        """The scores as the store keeps them beside the objective."""
         return {
-            "scores": {name: s.value for name, s in scores.items()},
-            "stderr": {name: s.stderr for name, s in scores.items()},
+            "scores": {name: s.value for name, s in self.scores.items()},
+            "stderr": {name: s.stderr for name, s in self.scores.items()},
             "bounds": dict(self.bounds),
-            "digest": self.evaluation.digest,
+            "digest": self.digest,
             "evaluated": self.evaluated,
             "items": self.items,
         }
 
 
-def added(seconds: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
-    """The seconds of each phase, summed."""
-    return {phase: seconds.get(phase, 0.0) + more.get(phase, 0.0) for phase in {**seconds, **more}}
+class Criteria:
+    """Turns scores into the objective and into confidence bounds, as the fitness file says."""
+
+    def __init__(self, fitness: FitnessSpec, info: SuiteInfo) -> None:
+        self.fitness, self.info = fitness, info
+        self._objective = load(OBJECTIVES[fitness.objective])
+
+    def objective(self, scores: Mapping[str, float]) -> float:
+        """The number that is maximised, of oriented scores. TrialError where there is none."""
+        return float(self._objective(scores, self.info.weights))
+
+    def bounds(self, scores: Scores) -> dict[str, float]:
+        """Lower confidence bounds where the fitness file asks for confidence, else nothing."""
+        confidence, slices = self.fitness.confidence, self.info.slices
+        if confidence is None:
+            return {}
+        return {name: lower_bound(score, slices[name].sign, confidence) for name, score in scores.items()}
+
+    def result(self, evaluation: Evaluation, evaluated: int, items: int) -> TrialResult:
+        """The result of a candidate with these scores, on `evaluated` of all `items`."""
+        scores = evaluation.scores
+        objective = self.objective({name: score.value for name, score in scores.items()})
+        bounds = self.bounds(scores)
+        return TrialResult(evaluation.seconds, scores, evaluation.digest, objective, bounds, evaluated, items)

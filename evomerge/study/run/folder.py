@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -68,9 +67,9 @@ class RunFolder:
             raise InputError(problem, f"`evomerge resume {self.handle}`, delete it, or choose another --run NAME")
         if self.path.is_dir() and not all(p.name.lstrip(".").startswith(_OWN) for p in self.path.iterdir()):
             raise InputError(f"{self.path} holds files that are no run's", "choose another --run NAME")
-        leaderboard = next(p for p in (self.path, *self.path.parents) if p.exists())
-        if not leaderboard.is_dir() or not os.access(leaderboard, os.W_OK):
-            raise InputError(f"{leaderboard} is no folder that can be written", "choose another --run")
+        standing = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if not standing.is_dir() or not os.access(standing, os.W_OK):
+            raise InputError(f"{standing} is no folder that can be written", "choose another --run")
 
     @contextmanager
     def claim(self) -> Iterator[None]:
@@ -149,7 +148,3 @@ def write_atomic(file: Path, text: str) -> None:
 
 def write_json(file: Path, data: Any) -> None:
     write_atomic(file, json.dumps(data, indent=2, sort_keys=True) + "\n")
-
-
-def is_disk_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,73 +1,116 @@
-"""Per-item scores of every trial in Parquet, so that a re-weighting or a paired test needs no model."""
+"""Per-item scores of every trial in Parquet, so that a re-weighting or a paired test needs no model.
+
+A trial that is scored in parts has a file for each: ``trial-00007.search.parquet``, ``trial-00007.search.1.parquet``,
+and so on. A later part's item stands for an earlier one's.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evomerge.interrupts import deferred
 from evomerge.types import ItemScore, SplitName
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
+
+Items = Mapping[str, Mapping[str, ItemScore]]
+"""Slice -> item -> score."""
 
 
-def items_file(folder: Path, trial: int, split: SplitName) -> Path:
-    return folder / f"trial-{trial:05d}.{split}.parquet"
+def items_file(folder: Path, trial: int, split: SplitName, part: int = 0) -> Path:
+    return folder / f"trial-{trial:05d}.{split}{f'.{part}' if part else ''}.parquet"
+
+
+def item_files(folder: Path, trial: int, split: SplitName) -> list[Path]:
+    """The files of a trial that are there, in the order in which they were written."""
+    files: list[Path] = []
+    while (file := items_file(folder, trial, split, len(files))).is_file():
+        files.append(file)
+    return files
 
 
 def write_items(folder: Path, trial: int, split: SplitName, items: Mapping[str, Iterable[ItemScore]]) -> None:
-    """A trial's items."""
+    """Writes a trial's items in place of all that are there."""
+    for file in reversed(item_files(folder, trial, split)[1:]):
+        file.unlink()
     save_items(items_file(folder, trial, split), items)
+
+
+def append_items(folder: Path, trial: int, split: SplitName, items: Mapping[str, Iterable[ItemScore]]) -> None:
+    """Adds a part to a trial's items."""
+    save_items(items_file(folder, trial, split, len(item_files(folder, trial, split))), items)
 
 
 @deferred()
 def save_items(file: Path, items: Mapping[str, Iterable[ItemScore]]) -> None:
-    """One row an item: slice, item, score (natural direction), weight, cluster, raw (JSON); as lines of JSON where
-    `file` ends in .jsonl, else as Parquet. Replaced whole."""
-    import pandas as pd
-
-    rows = [
-        (name, i.item, i.score, i.weight, i.cluster, json.dumps(i.raw, default=str))
-        for name, scores in items.items()
-        for i in scores
-    ]
-    table = pd.DataFrame(rows, columns=["slice", "item", "score", "weight", "cluster", "raw"])
+    """Writes one row an item: slice, item, score (natural direction), weight, cluster, raw (JSON); as lines of JSON
+    where `file` ends in .jsonl, else as Parquet. The file is replaced whole."""
     temporary = file.with_name(f".{file.name}")
     try:
         if file.suffix == ".jsonl":
-            table.to_json(temporary, orient="records", lines=True, force_ascii=False)
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(items))
         else:
-            table.to_parquet(temporary, index=False)
+            from pyarrow import parquet
+
+            parquet.write_table(_table(items), temporary)
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _rows(items: Mapping[str, Iterable[ItemScore]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "slice": name,
+            "item": item.item,
+            "score": None if item.score is None or math.isnan(item.score) else float(item.score),
+            "weight": float(item.weight),
+            "cluster": item.cluster,
+            "raw": json.dumps(item.raw, default=str),
+        }
+        for name, scores in items.items()
+        for item in scores
+    ]
+
+
+def _table(items: Mapping[str, Iterable[ItemScore]]) -> pa.Table:
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    types = {"slice": text, "item": text, "score": number, "weight": number, "cluster": text, "raw": text}
+    return pa.Table.from_pylist(_rows(items), schema=pa.schema(list(types.items())))
+
+
 def read_items(folder: Path, trial: int, split: SplitName) -> pd.DataFrame:
+    """A trial's items as a table, one row an item. FileNotFoundError where none were kept."""
     import pandas as pd
 
-    return pd.read_parquet(items_file(folder, trial, split))
+    files = item_files(folder, trial, split) or [items_file(folder, trial, split)]
+    table = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    return table.drop_duplicates(["slice", "item"], keep="last", ignore_index=True)
 
 
 def load_items(folder: Path, trial: int, split: SplitName, raw: bool = True) -> dict[str, dict[str, ItemScore]]:
-    """Slice -> item -> score, of those that were kept; without `raw`, not what the metric returned for each."""
-    if not items_file(folder, trial, split).is_file():
-        return {}
-    table = read_items(folder, trial, split)
-    if "cluster" not in table:
-        table["cluster"] = None
-    found: dict[str, dict[str, ItemScore]] = {}
-    columns = table[["slice", "item", "score", "weight", "raw", "cluster"]]
-    for name, item, score, weight, told, cluster in columns.itertuples(index=False, name=None):
-        known = None if score is None or score != score else float(score)
-        shared = cluster if isinstance(cluster, str) else None  # pandas says NaN for None among strings
-        made = ItemScore(item, known, float(weight), json.loads(told) if raw else None, shared)
-        found.setdefault(name, {})[item] = made
-    return found
+    """Slice -> item -> score, as far as they were kept; without `raw`, not what the metric returned for each."""
+    from pyarrow import parquet
+
+    loaded: dict[str, dict[str, ItemScore]] = {}
+    for file in item_files(folder, trial, split):
+        for row in parquet.read_table(file, partitioning=None).to_pylist():
+            score = row["score"]
+            known = None if score is None or score != score else float(score)
+            metric = json.loads(row["raw"]) if raw else None
+            item = ItemScore(row["item"], known, float(row["weight"]), metric, row.get("cluster"))
+            loaded.setdefault(row["slice"], {})[row["item"]] = item
+    return loaded
 
 
 def recorded_items(folder: Path, trial: int, split: SplitName) -> dict[str, tuple[ItemScore, ...]]:

@@ -1,47 +1,58 @@
-"""Where the trials stand: floors settled, verdicts, feasibility-first order. Derived from the scores, never stored."""
+"""Trials under a set of floors, feasible ones first. Derived from the recorded scores, never stored."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from evomerge.optimize.ordering import front
-from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.ranking import RankKey, rank_key
 from evomerge.scoring.gates import Gate, Verdict, feasible, judge, shortfall
 from evomerge.study.run.trial import Trial
 from evomerge.types import Outcome
 
 
 @dataclass(frozen=True)
-class Leaderboard:
-    """Trials under a set of gates. `scale` normalises each slice's shortfall (see `scoring.gates`); until the
-    references are scored the floors are not `settled`, and nothing is feasible. `traded` are the slices that a front
-    trades off against each other, none where one number is followed."""
+class Floors:
+    """The gate of each slice, and what a trial's scores are worth under them.
 
-    trials: Sequence[Trial]
-    gates: Mapping[str, Gate]
-    scale: Mapping[str, float]
+    Attributes:
+        gates: by slice.
+        scale: normalises each slice's shortfall (see `scoring.gates`).
+        settled: whether the references are scored; until then nothing is feasible.
+        traded: the slices that a front trades off against each other, none where one number is followed.
+    """
+
+    gates: Mapping[str, Gate] = field(default_factory=dict)
+    scale: Mapping[str, float] = field(default_factory=dict)
     settled: bool = True
     traded: tuple[str, ...] = ()
 
     @classmethod
-    def from_data(cls, trials: Sequence[Trial], data: Mapping[str, Any]) -> Leaderboard:
+    def unsettled(cls, signs: Mapping[str, int] | None = None) -> Floors:
+        """No floors yet, over slices of these signs."""
+        gates = {name: Gate(name, None, "", sign) for name, sign in (signs or {}).items()}
+        return cls(gates, dict.fromkeys(gates, 1.0), settled=False)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Floors:
         gates = {name: Gate(name, d["floor"], d["text"], d["sign"]) for name, d in data.items()}
         traded = tuple(name for name, d in data.items() if d.get("traded"))
-        return cls(trials, gates, {name: d["scale"] for name, d in data.items()}, traded=traded)
+        return cls(gates, {name: d["scale"] for name, d in data.items()}, traded=traded)
 
     def to_data(self) -> dict[str, Any]:
-        """The gates as JSON, for those who read a study without its model."""
+        """The gates as JSON, for readers of a study that do not hold its model."""
         return {
             name: {
-                "floor": g.floor,
-                "text": g.text,
-                "sign": g.sign,
+                "floor": gate.floor,
+                "text": gate.text,
+                "sign": gate.sign,
                 "scale": self.scale[name],
                 "traded": name in self.traded,
             }
-            for name, g in self.gates.items()
+            for name, gate in self.gates.items()
         }
 
     def verdicts(self, trial: Trial) -> list[Verdict]:
@@ -60,29 +71,118 @@ class Leaderboard:
             values=tuple(trial.scores[name] for name in self.traded or self.gates),
         )
 
-    def ranked(self) -> list[Trial]:
-        """Finished trials, best first; the earlier of two equal ones comes first."""
-        finished = [t for t in self.trials if t.state != "running"]
-        return sorted(finished, key=lambda t: (rank_key(self.outcome(t)), t.number))
-
-    def merges(self) -> list[Trial]:
-        """Merges that were scored in full, best first. A parent cannot win a search for a merge, nor can its weights
-        under another recipe (the average of one source, a path's end)."""
-        parents = {t.digest for t in self.trials if t.is_parent}
-        return [t for t in self.ranked() if t.state == "complete" and t.digest not in parents]
-
-    def best(self) -> Trial | None:
-        """The best feasible merge so far; none before the floors are settled."""
-        ranked = self.merges()
-        return ranked[0] if ranked and self.outcome(ranked[0]).feasible else None
-
-    def front(self) -> list[Trial]:
-        """The feasible merges that none of the others dominates in the traded slices, best objective first; empty where
-        one number is followed. Of merges with equal scores the earliest stands for all."""
-        able = [t for t in self.merges() if self.outcome(t).feasible] if self.traded else []
-        return [able[at] for at in front([self.outcome(t).values for t in able])]
-
-    def told(self, trial: Trial) -> str:
+    def describe(self, trial: Trial) -> str:
         """A trial and its scores in the metrics' own directions, on one line."""
         scores = (f"{name} {gate.sign * trial.scores[name]:.4f}" for name, gate in self.gates.items())
         return f"{trial.name}: {', '.join(scores)}"
+
+
+class Leaderboard:
+    """Ranks trials under floors. Adding a trial keeps the order, at a cost that does not grow with their number."""
+
+    def __init__(self, floors: Floors, trials: Iterable[Trial] = ()) -> None:
+        self._trials: dict[int, Trial] = {}
+        self._parents: set[str | None] = set()  # digests
+        self.settle(floors)
+        for trial in trials:
+            self.put(trial)
+
+    @property
+    def gates(self) -> Mapping[str, Gate]:
+        return self.floors.gates
+
+    @property
+    def settled(self) -> bool:
+        return self.floors.settled
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials, those in flight included."""
+        return list(self._trials.values())
+
+    @property
+    def n_finished(self) -> int:
+        return len(self._order)
+
+    def settle(self, floors: Floors) -> None:
+        """Ranks all trials anew, under these floors."""
+        self.floors = floors
+        self._keys: dict[int, RankKey] = {}
+        self._order: list[tuple[RankKey, int]] = []  # of finished trials, best first; the earlier of equal ones first
+        self._front: dict[int, tuple[float, ...]] = {}
+        for trial in self.trials:
+            self.put(trial)
+
+    def put(self, trial: Trial) -> None:
+        """Adds a trial, or replaces the one of its number."""
+        number = trial.number
+        before = self._keys.pop(number, None)
+        if before is not None:
+            del self._order[bisect_left(self._order, (before, number))]
+        self._trials[number] = trial
+        if trial.is_parent:
+            self._parents.add(trial.digest)
+        if trial.state != "running":
+            outcome = self.outcome(trial)
+            self._keys[number] = key = rank_key(outcome)
+            insort(self._order, (key, number))
+            if self.floors.traded and outcome.feasible and self._is_merge(trial):
+                self._put_on_front(number, outcome.values)
+
+    def verdicts(self, trial: Trial) -> list[Verdict]:
+        return self.floors.verdicts(trial)
+
+    def outcome(self, trial: Trial) -> Outcome:
+        return self.floors.outcome(trial)
+
+    def in_order(self, before: int | None = None) -> Iterator[Trial]:
+        """Finished trials, best first; with `before`, only those of lower numbers."""
+        return (self._trials[n] for _, n in self._order if before is None or n < before)
+
+    def ranked(self) -> list[Trial]:
+        """All finished trials, best first."""
+        return list(self.in_order())
+
+    def merges_in_order(self, before: int | None = None) -> Iterator[Trial]:
+        """Merges that were scored in full, best first. A parent cannot win a search for a merge, nor can its weights
+        under another recipe (the average of one source, a path's end)."""
+        return filter(self._is_merge, self.in_order(before))
+
+    def merges(self, most: int | None = None) -> list[Trial]:
+        """The best `most` of these, or all."""
+        return list(islice(self.merges_in_order(), most))
+
+    def latest_merges(self, most: int, before: int) -> list[Trial]:
+        """The `most` latest merges of lower numbers than `before` that were scored in full, latest first."""
+        latest = (self._trials[n] for n in reversed(self._trials) if n < before)
+        return list(islice(filter(self._is_merge, latest), most))
+
+    def best(self) -> Trial | None:
+        """The best feasible merge so far; None before the floors are settled."""
+        first = next(self.merges_in_order(), None)
+        return first if first is not None and self.outcome(first).feasible else None
+
+    def front(self) -> list[Trial]:
+        """The feasible merges that no other one dominates in the traded slices, best objective first; empty where one
+        number is followed. Of merges with equal scores the earliest is on it."""
+        return [self._trials[n] for n in sorted(self._front, key=lambda n: (self._keys[n], n))]
+
+    def _is_merge(self, trial: Trial) -> bool:
+        return trial.state == "complete" and trial.digest not in self._parents
+
+    def _put_on_front(self, number: int, values: tuple[float, ...]) -> None:
+        """Adds a trial to the front unless another one dominates it (at least as good in each value, and better in one:
+        Deb et al. 2002, section III); trials that it dominates leave."""
+        if any(value != value for value in values):
+            return
+        for other, scores in list(self._front.items()):
+            if scores == values and other < number:
+                return
+            if scores != values and _as_good(scores, values):
+                return
+        self._front = {n: scores for n, scores in self._front.items() if not _as_good(values, scores)}
+        self._front[number] = values
+
+
+def _as_good(values: tuple[float, ...], others: tuple[float, ...]) -> bool:
+    return all(a >= b for a, b in zip(values, others, strict=True))

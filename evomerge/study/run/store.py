@@ -6,6 +6,7 @@ of its failure. Floors and ranks are derived from the scores on reading, so they
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -29,55 +30,73 @@ from evomerge.types import Dimension, Genome
 _STATES: Mapping[TrialState, State] = {
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "stopped",
+    TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
 
 
 class Store:
-    """One study in one storage. Only the process that holds the run's lock may write. Interruptions wait for writes."""
+    """One study in one storage, read once when it is opened.
+
+    Only the process that holds the run's lock may write. It keeps what it writes in memory, so that no step reads the
+    storage again. Interruptions wait for writes.
+    """
 
     def __init__(self, storage: BaseStorage, study_id: int, dimensions: Sequence[Dimension] = ()) -> None:
-        self._storage, self._id = storage, study_id
+        self._storage, self._study = storage, study_id
         self._distributions = {d.key: distribution(d) for d in dimensions}
+        self._facts: dict[str, Any] = dict(storage.get_study_user_attrs(study_id))
+        self._ids: dict[int, int] = {}
+        self._trials: dict[int, Trial] = {}
+        frozen = storage.get_all_trials(study_id, deepcopy=False)
+        for trial in sorted((f for f in frozen if "recipe_id" in f.user_attrs), key=lambda f: f.number):
+            self._keep(trial)
+        self._find_duplicates_by_label()
 
     @classmethod
     @deferred()
     def create(cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension]) -> Store:
         """A new study."""
-        study_id = storage.create_new_study([StudyDirection.MAXIMIZE], name)
-        return cls(storage, study_id, dimensions)
+        return cls(storage, storage.create_new_study([StudyDirection.MAXIMIZE], name), dimensions)
 
     @classmethod
     def open(cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension] = ()) -> Store | None:
         """The study of that name, or None."""
         try:
-            return cls(storage, storage.get_study_id_from_name(name), dimensions)
+            study_id = storage.get_study_id_from_name(name)
         except KeyError:
             return None
+        return cls(storage, study_id, dimensions)
 
     # Facts of the whole study (settled floors, holdout scores).
 
     @property
-    def facts(self) -> dict[str, Any]:
-        return self._storage.get_study_user_attrs(self._id)
+    def facts(self) -> Mapping[str, Any]:
+        return self._facts
 
     @deferred()
     def record(self, key: str, value: Any) -> None:
-        self._storage.set_study_user_attr(self._id, key, value)
+        self._storage.set_study_user_attr(self._study, key, value)
+        self._facts[key] = json.loads(json.dumps(value))  # as a later session reads it
 
     # Trials.
 
-    def trials(self) -> list[Trial]:
-        """All trials by number, those in flight included. A stopped one that was scored in full later is complete."""
-        facts = self.facts
-        later = [(t, facts.get(promotion_key(t.number))) for t in self.told()]
-        return [replace(t, state="complete", reason=None, by="", **full) if full else t for t, full in later]
+    def as_ended(self) -> list[Trial]:
+        """All trials by number as they ended in the search, which is what its optimizer was told."""
+        return list(self._trials.values())
 
-    def told(self) -> list[Trial]:
-        """All trials as they ended in the search, which is what its optimizer was told."""
-        frozen = self._storage.get_all_trials(self._id, deepcopy=False)
-        return [_trial(f) for f in sorted(frozen, key=lambda f: f.number) if "recipe_id" in f.user_attrs]
+    def trials(self) -> list[Trial]:
+        """All trials by number, those in flight included. A pruned one that was scored in full later is complete."""
+        return [self.promoted(trial) for trial in self._trials.values()]
+
+    def trial(self, number: int) -> Trial:
+        """One trial as it ended in the search."""
+        return self._trials[number]
+
+    def promoted(self, trial: Trial) -> Trial:
+        """The trial with the scores that it got after the search, where it got some."""
+        scores = self._facts.get(_promotion_key(trial.number))
+        return replace(trial, state="complete", reason=None, pruned_by=None, **scores) if scores else trial
 
     @deferred()
     def start(
@@ -87,10 +106,12 @@ class Store:
         genome: Genome,
         recipe: Recipe,
         seed: int,
-        told: int | None = None,
-        sloped: bool = False,
+        *,
+        n_told: int | None = None,
+        needs_gradient: bool = False,
+        duplicate_of: int | None = None,
     ) -> Trial:
-        """Write down a trial before it is evaluated."""
+        """Writes a trial down before it is evaluated (see `Trial`)."""
         attributes = {
             "kind": kind,
             "label": label,
@@ -98,8 +119,9 @@ class Store:
             "recipe": to_data(recipe),
             "recipe_id": recipe.id,
             "seed": seed,
-            **({} if told is None else {"told": told}),
-            **({"sloped": True} if sloped else {}),
+            **({} if n_told is None else {"told": n_told}),
+            **({"sloped": True} if needs_gradient else {}),
+            **({} if duplicate_of is None else {"duplicate_of": duplicate_of}),
         }
         template = create_trial(
             state=TrialState.RUNNING,
@@ -107,67 +129,96 @@ class Store:
             distributions={k: self._distributions[k] for k in genome},
             user_attrs=attributes,
         )
-        trial_id = self._storage.create_new_trial(self._id, template_trial=template)
-        return _trial(self._storage.get_trial(trial_id))
+        trial_id = self._storage.create_new_trial(self._study, template_trial=template)
+        return self._keep(self._storage.get_trial(trial_id))
 
     @deferred()
-    def complete(
+    def end(
         self,
         trial: Trial,
-        measured: TrialResult,
-        seconds: Mapping[str, float],
-        constraints: Iterable[float] | None,
-        stopped: tuple[str, str] | None = None,
-        place: int | None = None,
+        result: TrialResult,
+        constraints: Iterable[float] | None = None,
+        order: int | None = None,
     ) -> Trial:
-        """Write down a trial's scores and end it. `constraints` (one per floor, at most 0 where it is met) make the
-        study's feasible trials visible to Optuna's own tools, `stopped` (by what, and why) says that the scores are
-        predicted: the trial was pruned, as Optuna calls it."""
-        trial_id = self._trial_id(trial.number)
-        about = {"by": stopped[0], "reason": stopped[1]} if stopped else {}
-        for key, value in {**measured.to_data(), "seconds": dict(seconds), **about, **_placed(place)}.items():
-            self._storage.set_trial_user_attr(trial_id, key, value)
-        if constraints is not None:
-            self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
-        state = TrialState.PRUNED if stopped else TrialState.COMPLETE
-        self._storage.set_trial_state_values(trial_id, state, [measured.objective])
-        return _trial(self._storage.get_trial(trial_id))
+        """Writes a trial's result down and ends it.
 
-    @deferred()
-    def note_slopes(self, trial: Trial, slopes: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float]) -> Trial:
-        """Write down the slopes of a trial in flight."""
-        trial_id = self._trial_id(trial.number)
-        for key, value in {"slopes": slopes, "seconds": dict(seconds)}.items():
-            self._storage.set_trial_user_attr(trial_id, key, value)
-        return _trial(self._storage.get_trial(trial_id))
+        Args:
+            trial: in flight.
+            result: its scores or the reason of its failure.
+            constraints: one per floor, at most 0 where it is met; they make the study's feasible trials visible to
+                Optuna's own tools. None before the floors are settled.
+            order: see `Trial`.
+        """
+        trial_id = self._ids[trial.number]
+        attributes: dict[str, Any] = {} if result.failed else result.to_data()
+        attributes["seconds"] = dict(result.seconds)
+        if result.pruned_by is not None:
+            attributes["by"] = result.pruned_by
+        if result.reason is not None:
+            attributes["reason"] = result.reason
+        if order is not None:
+            attributes["place"] = order
+        self._set(trial_id, attributes)
+        if result.failed:
+            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        else:
+            if constraints is not None:
+                self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
+            state = TrialState.COMPLETE if result.pruned_by is None else TrialState.PRUNED
+            assert result.objective is not None
+            self._storage.set_trial_state_values(trial_id, state, [result.objective])
+        return self._keep(self._storage.get_trial(trial_id))
 
     @deferred()
     def note(self, trial: Trial, digest: str, seconds: Mapping[str, float]) -> None:
-        """Write down how far a trial in flight has come."""
-        for key, value in {"digest": digest, "seconds": dict(seconds)}.items():
-            self._storage.set_trial_user_attr(self._trial_id(trial.number), key, value)
+        """Writes down how far a trial in flight has come."""
+        self._update(trial, {"digest": digest, "seconds": dict(seconds)})
 
     @deferred()
-    def fail(self, trial: Trial, reason: str, seconds: Mapping[str, float], place: int | None = None) -> Trial:
-        """End a trial that could not be evaluated."""
-        trial_id = self._trial_id(trial.number)
-        for key, value in {"reason": reason, "seconds": dict(seconds), **_placed(place)}.items():
+    def note_slopes(self, trial: Trial, slopes: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float]) -> Trial:
+        """Writes down the slopes of a trial in flight."""
+        return self._update(trial, {"slopes": slopes, "seconds": dict(seconds)})
+
+    def promote(self, trial: Trial, result: TrialResult) -> Trial:
+        """Gives a pruned trial its scores on all items."""
+        self.record(_promotion_key(trial.number), {**result.to_data(), "objective": result.objective})
+        return self.promoted(self._trials[trial.number])
+
+    def _find_duplicates_by_label(self) -> None:
+        """Older runs named a duplicate's original in its label only."""
+        names = {trial.name: trial.number for trial in self._trials.values()}
+        for trial in list(self._trials.values()):
+            _, marker, name = trial.label.rpartition(_DUPLICATE)
+            if trial.duplicate_of is None and marker and name in names:
+                self._trials[trial.number] = replace(trial, duplicate_of=names[name])
+
+    def _update(self, trial: Trial, attributes: Mapping[str, Any]) -> Trial:
+        trial_id = self._ids[trial.number]
+        self._set(trial_id, attributes)
+        return self._keep(self._storage.get_trial(trial_id))
+
+    def _set(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
+        for key, value in attributes.items():
             self._storage.set_trial_user_attr(trial_id, key, value)
-        self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        return _trial(self._storage.get_trial(trial_id))
 
-    def _trial_id(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+    def _keep(self, frozen: FrozenTrial) -> Trial:
+        trial, before = _read(frozen), self._trials.get(frozen.number)
+        if before is not None and trial.state == "running" and "recipe" in before.__dict__:
+            trial.__dict__["recipe"] = before.recipe  # parsed once, and dropped when the trial ends
+        self._ids[frozen.number] = frozen._trial_id
+        self._trials[frozen.number] = trial
+        return trial
 
 
-def _trial(frozen: FrozenTrial) -> Trial:
+def _read(frozen: FrozenTrial) -> Trial:
+    """A trial out of the storage. Some attributes are stored under names that older runs have."""
     attributes = frozen.user_attrs
     value = frozen.value if frozen.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
     return Trial(
         number=frozen.number,
         kind=attributes["kind"],
         label=attributes["label"],
-        genome=dict(attributes["genome"]),
+        genome=attributes["genome"],
         recipe_data=attributes["recipe"],
         recipe_id=attributes["recipe_id"],
         seed=attributes["seed"],
@@ -179,22 +230,27 @@ def _trial(frozen: FrozenTrial) -> Trial:
         digest=attributes.get("digest"),
         seconds=attributes.get("seconds", {}),
         reason=attributes.get("reason"),
-        by=attributes.get("by", ""),
+        pruned_by=attributes.get("by"),
         evaluated=attributes.get("evaluated", 0),
         items=attributes.get("items", 0),
-        told=attributes.get("told"),
-        place=attributes.get("place"),
-        sloped=attributes.get("sloped", False),
+        n_told=attributes.get("told"),
+        order=attributes.get("place"),
+        needs_gradient=attributes.get("sloped", False),
         slopes=attributes.get("slopes"),
+        duplicate_of=attributes.get("duplicate_of"),
     )
 
 
-def _placed(place: int | None) -> dict[str, int]:
-    return {} if place is None else {"place": place}
+_DUPLICATE = "same recipe as "
 
 
-def promotion_key(number: int) -> str:
-    """The fact that holds a stopped trial's scores on all items."""
+def duplicate_label(label: str, of: Trial) -> str:
+    """The label of a trial that takes over the scores of another one, for people."""
+    return ", ".join(filter(None, (label, f"{_DUPLICATE}{of.name}")))
+
+
+def _promotion_key(number: int) -> str:
+    """The fact that holds a pruned trial's scores on all items."""
     return f"promoted.{number}"
 
 
@@ -207,8 +263,8 @@ def absolute_url(url: str | None) -> str | None:
 
 
 def open_storage(journal: Path, url: str | None, writing: bool = False) -> BaseStorage:
-    """The run's own journal, or any Optuna storage by URL. A writer, who holds the run's lock, first mends what a
-    killed process left: a half-written last line, a lock file of the journal."""
+    """Opens the run's own journal, or any Optuna storage by URL. A writer, which holds the run's lock, first mends what
+    a killed process left: a half-written last line, a lock file of the journal."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna").setLevel(logging.ERROR)
     if url is not None:
@@ -228,7 +284,7 @@ def open_storage(journal: Path, url: str | None, writing: bool = False) -> BaseS
 
 
 def _mend(journal: Path) -> None:
-    """Cut a last line that was not written whole: the next append would otherwise make it unreadable."""
+    """Cuts a last line that was not written whole: the next append would otherwise make it unreadable."""
     if not journal.is_file():
         return
     with journal.open("rb+") as stream:

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from evomerge.recipe.mergekit import recipe_from_data
 from evomerge.recipe.recipe import Recipe
 from evomerge.types import Genome, SliceScore
 
-State = Literal["running", "complete", "stopped", "failed"]
+State = Literal["running", "complete", "pruned", "failed"]
+Kind = Literal["reference", "search"]
+PrunedBy = Literal["racing", "early_stop"]
+
 UNIFORM = "uniform"
 """The label of the reference that averages all sources."""
-
-Kind = Literal["reference", "search"]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One genome (empty for a reference) with its recipe, and, once finished, its scores.
+    """One genome (empty for a reference) with its recipe, and, once finished, its scores. Finished trials never change,
+    but for a pruned one that is scored in full before the release (`Store.promote`).
 
-    `scores`, `stderr` and `bounds` (lower confidence bounds, where the fitness file asks for confidence) are
-    oriented: higher is better. `digest` is that of the materialized parameters;
-    `seconds` the time of each phase; `reason` why a failed trial failed, or why a stopped one was not scored in full
-    (its scores are then predicted from the items that it was scored on), and `by` which means of saving stopped it.
-    `evaluated` is the number of items that it was scored on, `items` how many there are. In an asynchronous search,
-    `told` is how many outcomes its optimizer had been told when it proposed this trial, and `place` which of them, from
-    0, this trial's was. `sloped`: its slopes are wanted; `slopes` holds them once they are found: slice -> "loss" and
-    "checked" (its surrogate on the items that the slopes were taken on, and on the others), "slopes" (by dimension).
-    Finished trials never change.
+    Attributes:
+        label: for people: a reference's name, or why the genome was proposed.
+        seed: of the optimizer and of random masks.
+        scores, stderr, bounds: by slice, oriented: higher is better. `bounds` are lower confidence bounds, where the
+            fitness file asks for confidence.
+        digest: of the materialized parameters.
+        seconds: of each phase.
+        reason: why a failed trial failed, or why a pruned one was not scored in full.
+        pruned_by: the means of pruning that ended it; its scores are predicted from the items that it was scored on.
+        evaluated, items: the number of items that it was scored on, and of all.
+        n_told: how many outcomes the optimizer had been told when it proposed this trial (asynchronous searches).
+        order: which of these outcomes, from 0, this trial's was (asynchronous searches).
+        needs_gradient: whether its outcome is to come with slopes.
+        slopes: slice -> "loss" and "checked" (its proxy loss on the items that the slopes were taken on, and on the
+            others), and "slopes" (by dimension).
+        duplicate_of: the number of an earlier trial of the same recipe, whose scores it takes over.
     """
 
     number: int
@@ -47,15 +57,16 @@ class Trial:
     digest: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
-    by: str = ""
+    pruned_by: PrunedBy | None = None
     evaluated: int = 0
     items: int = 0
-    told: int | None = None
-    place: int | None = None
-    sloped: bool = False
+    n_told: int | None = None
+    order: int | None = None
+    needs_gradient: bool = False
     slopes: Mapping[str, Mapping[str, Any]] | None = None
+    duplicate_of: int | None = None
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
         return recipe_from_data(self.recipe_data)
 
@@ -65,25 +76,25 @@ class Trial:
 
     @property
     def gated(self) -> dict[str, SliceScore]:
-        """What is held to the floors: the scores, or their lower confidence bounds."""
+        """The numbers that are held to the floors: the scores, or their lower confidence bounds."""
         return {name: SliceScore(self.bounds.get(name, value), None) for name, value in self.scores.items()}
 
     @property
     def ranked(self) -> bool:
         """Whether it has scores, measured or predicted."""
-        return self.state in ("complete", "stopped") and self.objective is not None
+        return self.state in ("complete", "pruned") and self.objective is not None
 
     @property
-    def lacks_slopes(self) -> bool:
-        """Whether it is in flight, and its slopes are still to be found."""
-        return self.state == "running" and self.sloped and self.slopes is None
+    def lacks_gradient(self) -> bool:
+        """Whether it is in flight, and its slopes are still to be computed."""
+        return self.state == "running" and self.needs_gradient and self.slopes is None
 
     @property
     def is_parent(self) -> bool:
-        """The base or a source as it is."""
+        """Whether it is the base or a source as it is."""
         return self.kind == "reference" and self.label != UNIFORM
 
     @property
     def name(self) -> str:
-        """How tables call it: a reference by its label, a searched trial by its number."""
+        """Its name in tables: a reference's label, a searched trial's number."""
         return self.label if self.kind == "reference" else f"trial {self.number}"

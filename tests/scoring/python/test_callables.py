@@ -14,7 +14,7 @@ import torch
 import evomerge
 from evomerge.cli import main
 from evomerge.errors import InputError, TrialError
-from evomerge.evaluator.evaluator import Evaluator, place_study
+from evomerge.evaluator.evaluator import Evaluator, place_candidates
 from evomerge.scoring.suite import Suite
 from evomerge.study.observer import Observer
 from evomerge.study.run.manifest import Launch
@@ -317,12 +317,16 @@ def test_weights_that_one_evaluation_changed_are_written_again(flaky: Path) -> N
     script.write_text(code.format(""))
     launch = Launch(space=str(flaky), folder=str(flaky.parent))
     plan = launch.plan()
-    clean = Evaluator.load(plan, place_study(plan, "cpu", None), Observer())
+    clean = Evaluator.load(
+        plan.models, plan.fitness, place_candidates(plan.models, plan.fitness, "cpu", None), Observer()
+    )
     recipe = plan.space.uniform()
     expected = clean.evaluate(recipe, "search", str)
     touched = "import os\n    if os.path.exists('touch'): model.lm_head.weight.mul_(2)\n    "
     script.write_text(code.format(touched))
-    bench = Evaluator.load(plan, place_study(plan, "cpu", None), Observer())
+    bench = Evaluator.load(
+        plan.models, plan.fitness, place_candidates(plan.models, plan.fitness, "cpu", None), Observer()
+    )
     Path("touch").touch()
     with pytest.raises(TrialError, match="changed the model's weights"):
         bench.evaluate(recipe, "search", str)

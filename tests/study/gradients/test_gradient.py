@@ -22,6 +22,7 @@ from evomerge.cli import main
 from evomerge.errors import InputError
 from evomerge.evaluator.evaluator import Evaluator
 from evomerge.study.after.status import status
+from evomerge.study.prepare import launched_plan
 from evomerge.study.run.manifest import Launch
 from evomerge.types import Genome
 
@@ -106,11 +107,13 @@ def test_slopes_are_the_differences_of_the_surrogate(
         patched.setattr("evomerge.optimize.gradient.Gradient._beginning", lambda self: drawn(self.dimensions))
         evomerge.search(file)
     trial = next(t for t in status("space").search.trials if t.slopes)
-    plan = Launch(str(file)).plan()
-    from evomerge.evaluator.evaluator import place_study
+    plan = launched_plan(Launch(str(file)))
+    from evomerge.evaluator.evaluator import place_candidates
     from evomerge.study.observer import Observer
 
-    bench = Evaluator.load(plan, place_study(plan, "cpu", None), Observer())
+    bench = Evaluator.load(
+        plan.models, plan.fitness, place_candidates(plan.models, plan.fitness, "cpu", None), Observer()
+    )
     steered = {name: frozenset(i for i in piece.names) for name, piece in bench.suite.outline.slices.items()}
     recorded = _slopes_on(bench, plan, trial.genome, steered)
     chosen = list(trial.genome)[:: max(1, len(trial.genome) // 4)]

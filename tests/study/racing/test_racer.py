@@ -54,7 +54,7 @@ def test_some_candidates_meet_few_items_and_the_best_all(study: Study, optimizer
     """A generation races against itself; a candidate that comes alone only falls out where it is clearly behind."""
     result = evomerge.search(study(), optimizer=optimizer)
     trials = [t for t in result.search.trials if t.kind == "search"]
-    stopped = [t for t in trials if t.state == "stopped"]
+    stopped = [t for t in trials if t.state == "pruned"]
     assert len(stopped) >= least
     assert all(0 < t.evaluated < t.items and t.reason and t.by in ("racing", "early_stop") for t in stopped)
     assert all(t.evaluated == t.items for t in result.search.trials if t.state == "complete")
@@ -67,7 +67,7 @@ def test_some_candidates_meet_few_items_and_the_best_all(study: Study, optimizer
 
 def test_a_stopped_candidate_is_exported_only_on_demand(study: Study) -> None:
     result = evomerge.search(study())
-    stopped = next(t for t in result.search.trials if t.state == "stopped")
+    stopped = next(t for t in result.search.trials if t.state == "pruned")
     part = f"{stopped.evaluated} of {stopped.items} items"
     with pytest.raises(NothingFeasible, match=f"{stopped.name} was stopped after {part}, whether it passes is open"):
         evomerge.export("space", trial=stopped.number)
@@ -252,8 +252,8 @@ def test_a_metric_that_is_no_mean_is_asked_whole(study: Study, tmp_path: Path) -
     (tmp_path / "tasks" / "tiny_m.yaml").write_text(text.replace("metric: acc", "metric: mcc"))
     result = evomerge.search(study(slices=slices), trials=12)
     folder = RunFolder.named("space")
-    for trial in (t for t in result.search.trials if t.state == "stopped"):
+    for trial in (t for t in result.search.trials if t.state == "pruned"):
         items = load_items(folder.items, trial.number, "search")
         assert len(items["m"]) == len(load_items(folder.items, 0, "search")["m"])
         assert len(items["b"]) < len(load_items(folder.items, 0, "search")["b"])
-    assert any(t.state == "stopped" for t in result.search.trials)
+    assert any(t.state == "pruned" for t in result.search.trials)

@@ -1,0 +1,110 @@
+"""The models of a search space, opened by their headers: what is wrong with them is found before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.headers import FLOATS
+from evomerge.checkpoints.preflight import TokenChanges, check_configured, check_family, token_changes
+from evomerge.checkpoints.structure import Place
+from evomerge.checkpoints.tokenizer import chat_template
+from evomerge.errors import InputError, Where, suggestion
+from evomerge.files.objects import FitnessSpec, ModelRef, SpaceSpec
+from evomerge.recipe.recipe import TokenizerPolicy
+from evomerge.space.space import Models, Space
+
+
+@dataclass(frozen=True)
+class OpenModels:
+    """Base and sources of a search space (headers only), the space over them, and how their tokens change."""
+
+    base: Checkpoint
+    sources: dict[str, Checkpoint]
+    space: Space
+    tokens: TokenChanges
+
+    @property
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        return {"base": self.base, **self.sources}
+
+
+def open_models(spec: SpaceSpec, fitness: FitnessSpec) -> OpenModels:
+    """Opens base and sources and checks that they can be merged. Raises InputError."""
+    base = _open(spec.base)
+    sources = {name: _open(ref, base) for name, ref in spec.sources.items()}
+    where = _where_models_stand(spec)
+    if fitness.model is None:
+        check_configured(base, where("base"))
+    check_family(base, sources, where)
+    tokens = token_changes(base, sources, spec.tokenizer, where)
+    _check_distinct({"base": base, **sources}, where)
+    _check_modules(spec, base)
+    return OpenModels(base, sources, Space(spec, space_models(spec, base, sources, tokens)), tokens)
+
+
+def _check_distinct(checkpoints: Mapping[str, Checkpoint], where: Callable[[str], Where]) -> None:
+    seen: dict[str, str] = {}
+    for name, checkpoint in checkpoints.items():
+        other = seen.setdefault(checkpoint.resolved(), name)
+        if other != name:
+            raise InputError(f"{name} is the same checkpoint as {other}", "list each model once", where(name))
+
+
+def _check_modules(spec: SpaceSpec, base: Checkpoint) -> None:
+    for name, text in spec.modules.items():
+        if not any(text in tensor for tensor in base.tensors):
+            parts = {part for tensor in base.tensors for part in tensor.split(".") if not part.isdigit()}
+            problem = f"no tensor of the base has {text!r} in its name"
+            raise InputError(problem, suggestion(text, parts), spec.at(f"modules.{name}"))
+
+
+def _where_models_stand(spec: SpaceSpec) -> Callable[[str], Where]:
+    """Maps a model's name, or another key, to its place in the space file."""
+    models = {"base": spec.base.where, **{name: ref.where for name, ref in spec.sources.items()}}
+    return lambda name: models.get(name) or spec.at(name)
+
+
+def _open(ref: ModelRef, base: Checkpoint | None = None) -> Checkpoint:
+    return Checkpoint.open(str(ref), ref.where, base)
+
+
+def space_models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoint], tokens: TokenChanges) -> Models:
+    """Describes the opened checkpoints as the space needs them."""
+    references = {name: checkpoint.resolved() for name, checkpoint in sources.items()}
+    policy = None
+    if tokens.changes or spec.tokenizer in references:
+        policy = TokenizerPolicy(references.get(spec.tokenizer, spec.tokenizer), where=spec.at("tokenizer"))
+    return Models(
+        base=base.resolved(),
+        sources=references,
+        layers=base.layers,
+        dtype=spec.dtype or base.dtype,
+        tokenizer=policy,
+        chat_template=_chat_template(spec, {"base": base, **sources}),
+        tensors=_layer_of_each_tensor(base),
+        tied=base.tied,
+    )
+
+
+def _layer_of_each_tensor(base: Checkpoint) -> dict[str, int]:
+    """Maps each floating-point tensor of the base, in the order of the model, to the layer whose values it takes:
+    tensors before the layers take the first layer's, tensors behind them the last one's (mergekit's rule for slices).
+    """
+    ends: dict[Place, int] = {"before": -1, "after": base.layers}
+    floats = [name for name, info in base.tensors.items() if info.dtype in FLOATS]
+    places = {name: place if isinstance(place := base.stack.place(name), int) else ends[place] for name in floats}
+    in_order = sorted(floats, key=places.__getitem__)
+    return {name: min(max(places[name], 0), base.layers - 1) for name in in_order}
+
+
+def _chat_template(spec: SpaceSpec, models: Mapping[str, Checkpoint]) -> str:
+    """Returns "auto" or the text of the template, as mergekit knows no model's name there."""
+    if spec.chat_template not in models:
+        return spec.chat_template
+    template = chat_template(models[spec.chat_template])
+    if template is None:
+        problem, where = f"{spec.chat_template} has no chat template", spec.at("chat_template")
+        raise InputError(problem, "use auto, another model, or a Jinja text", where)
+    return template

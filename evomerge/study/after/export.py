@@ -1,0 +1,81 @@
+"""`evomerge.export`: a run's recipe as mergekit YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evomerge.errors import InputError, Where
+from evomerge.recipe.mergekit import write_recipe
+from evomerge.study.after.status import NothingFeasible, Status, status
+from evomerge.study.run.folder import write_atomic
+from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.run.trial import Trial
+
+
+def export(
+    run: str | Path, output: str | Path | None = None, *, trial: int | None = None, allow_infeasible: bool = False
+) -> str:
+    """The recipe of a run's winner (or best feasible trial so far, or `trial`) as mergekit YAML; several documents
+    are a recipe for mergekit-multi. Written to `output`, if given, and returned.
+
+    Raises:
+        InputError: there is no such run or trial.
+        NothingFeasible: the recipe misses a floor, or was not scored on all items, and `allow_infeasible` is false.
+    """
+    state = status(run)
+    chosen, leaderboard, split = _chosen(state, trial)
+    missed = [v.slice for v in leaderboard.verdicts(chosen) if not v.passed]
+    if chosen.state == "pruned" and not allow_infeasible:
+        problem = f"{chosen.name} was stopped after {chosen.evaluated} of {chosen.items} items"
+        raise NothingFeasible(f"{problem}, whether it passes is open; --allow-infeasible exports it all the same")
+    if missed and not allow_infeasible:
+        problem = f"{chosen.name} misses the floor of {', '.join(missed)} on the {split} split"
+        raise NothingFeasible(f"{problem}; --allow-infeasible exports it all the same")
+    text = write_recipe(chosen.recipe, _header(state, chosen, split, missed))
+    if output is not None:
+        try:
+            write_atomic(Path(output), text)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {output} ({error.strerror})", "give another file", Where("--output")
+            ) from None
+    return text
+
+
+def _chosen(state: Status, number: int | None) -> tuple[Trial, Leaderboard, str]:
+    if not state.search.settled:
+        raise NothingFeasible(f"the run {state.folder.name!r} has not scored all its references yet")
+    if number is not None:
+        return _numbered(state, number)
+    if state.release is not None and state.release.winner is not None:
+        return state.release.winner, state.release.leaderboard, "holdout"
+    leaderboard, split = (state.release.leaderboard, "holdout") if state.release else (state.search, "search")
+    merges = leaderboard.merges()
+    if not merges:
+        raise NothingFeasible(f"the run {state.folder.name!r} has no finished merge yet")
+    return merges[0], leaderboard, split
+
+
+def _numbered(state: Status, number: int) -> tuple[Trial, Leaderboard, str]:
+    places = [(state.release.leaderboard, "holdout")] if state.release else []
+    for leaderboard, split in (*places, (state.search, "search")):
+        for trial in leaderboard.trials:
+            if trial.number == number and trial.ranked:
+                return trial, leaderboard, split
+    count = len(state.search.trials)
+    raise InputError(f"the run {state.folder.name!r} has no complete trial {number}", f"it has {count}, from 0")
+
+
+def _header(state: Status, trial: Trial, split: str, missed: list[str]) -> str:
+    lines = [f"evomerge run {state.folder.name}, {trial.name}, recipe {trial.recipe_id[:16]}"]
+    lines.append(f"digest of the weights {trial.digest}")
+    for name, value in trial.scores.items():
+        fact = state.slices[name]
+        floor = ", below its floor" if name in missed else ""
+        floor += f", predicted from {trial.evaluated} of {trial.items} items" if trial.state == "pruned" else ""
+        lines.append(f"{name}: {fact['metric']} {fact['sign'] * value:.4f} on the {split} split{floor}")
+    if state.release is not None and not state.finished:
+        lines.append(f"chosen after {state.release.after} trials; the run has gone on since")
+    several = len(trial.recipe.documents) > 1
+    peer = "mergekit-multi FILE --intermediate-dir TMP --out-path OUT" if several else "mergekit-yaml FILE OUT"
+    return "\n".join([*lines, f"evomerge merge FILE OUT (these very bits), or {peer}"])
