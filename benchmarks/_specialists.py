@@ -27,9 +27,8 @@ class Specialists:
         torch.set_num_threads(1)
         plan = launched_plan(Launch(str(_space(root, folder, seed))))
         self._space, self._fitness = plan.space, plan.fitness
-        self._bench = Evaluator.load(
-            plan.models, plan.fitness, place_candidates(plan.models, plan.fitness, "cpu", None), Observer()
-        )
+        placement = place_candidates(plan.models, plan.fitness, "cpu", None)
+        self._bench = Evaluator.load(plan.models, plan.fitness, placement, Observer())
         models = {"base": plan.space.models.base, **plan.space.models.sources}
         recipes = {name: plan.space.parent(reference) for name, reference in models.items()}
         self._scores: dict[tuple[str, SplitName], Scores] = {}

@@ -77,7 +77,7 @@ def search(space: Path) -> int:
     from evomerge.report.tables import describe, standing_table
     from evomerge.study.observer import Observer
     from evomerge.study.prepare import launched_plan
-from evomerge.study.run.manifest import Launch
+    from evomerge.study.run.manifest import Launch
     from evomerge.study.run.trial import Trial
 
     started = time.perf_counter()
@@ -85,7 +85,8 @@ from evomerge.study.run.manifest import Launch
         result = evomerge.search(space, run=str(space.parent / "run"), observer=observer)
     seconds = time.perf_counter() - started
     plan = launched_plan(Launch(str(space)))
-    bench = Evaluator.load(plan.models, plan.fitness, place_candidates(plan.models, plan.fitness, "cpu", None), Observer())
+    placement = place_candidates(plan.models, plan.fitness, "cpu", None)
+    bench = Evaluator.load(plan.models, plan.fitness, placement, Observer())
     leaderboard = result.holdout
     ladder = []
     for tenth in range(1, 11):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.executor import run_job
-from evomerge.evaluator.worker import _Pipe
+from evomerge.evaluator.messages import Failed, Finished, Placed, Ready, SliceStarted
+from evomerge.evaluator.worker import WorkerPipe
 from evomerge.scoring.suite import SuiteInfo
 
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from tests.evaluator.fake_worker import main; main()"
@@ -22,7 +24,7 @@ class Saying:
     word: str
     dies: bool = False
     marker: str | None = None
-    recipe: Any = None
+    recipe: Any = SimpleNamespace(id="none")
 
     def run(self, bench: Any, on_slice: Any) -> Any:
         on_slice(self.word)
@@ -36,15 +38,16 @@ class Saying:
 
 
 def main() -> None:
-    pipe = _Pipe(int(sys.argv[1]))
+    pipe = WorkerPipe(int(sys.argv[1]))
     setup = pipe.receive()
     if setup.share.device == "nowhere":
-        pipe.send("error", InputError("no device 'nowhere' here", "use cpu"))
+        pipe.send(Failed(InputError("no device 'nowhere' here", "use cpu")))
         return
     if setup.share.device == "deadly" or os.path.exists(setup.share.device):
         os.kill(os.getpid(), 9)
-    pipe.send("placed")
+    pipe.send(Placed())
     pipe.receive()
-    pipe.send("ready", SuiteInfo({}, ()), {}, setup.share.device)
+    pipe.send(Ready(SuiteInfo({}, ()), {}, setup.share.device))
     while True:
-        pipe.send("result", run_job(pipe.receive(), None, lambda name: pipe.send("observe", "slice_started", name)))  # type: ignore[arg-type]
+        result = run_job(pipe.receive(), None, lambda name: pipe.send(SliceStarted(name)))  # type: ignore[arg-type]
+        pipe.send(Finished(result))

@@ -142,7 +142,7 @@ def test_the_time_of_several_is_the_time_that_passes(tiny_study: Study, monkeypa
     monkeypatch.setattr(search, "InProcess", Juggler)
     space = tiny_study(lambda space, fitness: space.update(budget={"time": "1s"}))
     result = evomerge.search(space, optimizer="random", asynchronous=True)
-    trials = sorted(result.search.trials, key=lambda t: -1 if t.order is None else t.place)
+    trials = sorted(result.search.trials, key=lambda t: -1 if t.order is None else t.order)
     assert sum(t.seconds["elapsed"] for t in trials) >= 1
     assert sum(t.seconds["elapsed"] for t in trials[:-3]) < 1  # two others were in flight when it was over
     check_record(evomerge.status("space"), len(trials))
@@ -161,5 +161,5 @@ def test_asynchronous_is_part_of_the_space_file(tiny_study: Study) -> None:
 
     evomerge.search(tiny_study(change), trials=5, optimizer="tpe")  # which takes its place keeps it
     trials = evomerge.status("space").search.trials
-    assert trials[-1].told == 0
+    assert trials[-1].n_told == 0
     assert "asynchronous: true" in RunFolder.named("space").space.read_text()

@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import psutil
@@ -16,7 +15,7 @@ import pytest
 
 import evomerge
 from evomerge.errors import InputError, TrialError
-from evomerge.evaluator import pool as crew
+from evomerge.evaluator import pool
 from evomerge.evaluator.pool import WorkerPool
 from evomerge.evaluator.shares import Share
 from evomerge.study.observer import Observer
@@ -44,15 +43,15 @@ class Heard(Observer):
 @pytest.fixture
 def hire(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Workers without a model."""
-    monkeypatch.setattr(crew, "_START", fake_worker.START)
+    monkeypatch.setattr(pool, "_START", fake_worker.START)
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
 
     @contextmanager
     def make(*devices: str, observer: Observer | None = None) -> Iterator[WorkerPool]:
-        plan = cast(Any, SimpleNamespace(spec=None, fitness=None))
+        none = cast(Any, None)
         shares = [Share(device, 1, len(devices)) for device in devices]
-        made = WorkerPool(plan, shares, None, observer or Observer())
+        made = WorkerPool(none, none, shares, None, observer or Observer())
         try:
             yield made
         finally:
@@ -77,7 +76,7 @@ def test_jobs_are_dealt_and_errors_come_back(hire: Callable[..., Any]) -> None:
         assert {found[w][2] for w in "abcd"} == {2}  # threads of each
         assert isinstance(found["no"], TrialError)
         assert sorted(heard.slices) == ["a", "b", "c", "d", "no"]
-        assert (made.devices, made.hands) == ("cpu,gpu", 3)
+        assert (made.devices, made.num_workers) == ("cpu,gpu", 3)
 
 
 def test_who_dies_is_replaced_and_its_job_done_again_once(hire: Callable[..., Any], tmp_path: Path) -> None:

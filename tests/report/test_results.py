@@ -14,7 +14,7 @@ from rich.console import Console
 import evomerge
 from evomerge.cli import main
 from evomerge.report.results import CarriedOver, carried_over, result_table, score
-from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.trial import Trial
 
 Study = Callable[..., Path]
@@ -103,14 +103,14 @@ def test_the_winner_is_the_best_on_the_holdout(tiny_study: Study, monkeypatch: p
 
 
 def test_gains_are_taken_from_either_split() -> None:
-    search = Leaderboard([trial(0, 0.2, "base", "reference"), trial(1, 0.9), trial(2, 0.8)], {}, {})
-    holdout = Leaderboard([trial(0, 0.3, "base", "reference"), trial(2, 0.85)], {}, {})
+    search = Leaderboard(Floors(), [trial(0, 0.2, "base", "reference"), trial(1, 0.9), trial(2, 0.8)])
+    holdout = Leaderboard(Floors(), [trial(0, 0.3, "base", "reference"), trial(2, 0.85)])
     found = carried_over(search, holdout, holdout.trials[1])
     assert found == CarriedOver((0.8, 0.85), (0.2, 0.3))
     assert found is not None
     assert found.lost == pytest.approx(0.05)
     assert carried_over(search, holdout, None) is None
-    assert carried_over(search, Leaderboard([trial(2, 0.85)], {}, {}), trial(2, 0.85)) is None
+    assert carried_over(search, Leaderboard(Floors(), [trial(2, 0.85)]), trial(2, 0.85)) is None
 
 
 def test_json_holds_both_splits(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:

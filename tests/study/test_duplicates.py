@@ -14,7 +14,7 @@ import evomerge
 from evomerge.evaluator.evaluator import Evaluator
 from evomerge.study.after.status import status
 from evomerge.study.run.items import read_items
-from evomerge.study.session import Session
+from evomerge.study.trials import Trials
 
 Study = Callable[..., Path]
 
@@ -36,17 +36,17 @@ def facts(run: str) -> list[tuple[Any, ...]]:
 @contextmanager
 def dying(after: int) -> Iterator[None]:
     """The process dies as soon as so many trials are stored."""
-    finish, stored = Session.finish, [0]
+    end, stored = Trials.end, [0]
 
-    def then_die(self: Session, *about: Any) -> Any:
-        done = finish(self, *about)
+    def then_die(self: Trials, *about: Any) -> Any:
+        done = end(self, *about)
         stored[0] += 1
         if stored[0] == after:
             raise KeyboardInterrupt
         return done
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Session, "finish", then_die)
+        patched.setattr(Trials, "end", then_die)
         yield
 
 

@@ -65,7 +65,7 @@ def test_a_front_of_feasible_trade_offs(tiny_study: Study, name: str, capsys: py
         assert any(t.scores == trial.scores or dominates(t.scores, trial.scores) for t in front)
     assert not any(dominates(a.scores, b.scores) for a in able for b in front)
     assert state.search.best() == front[0]
-    assert all(t.by != "racing" for t in state.search.trials)
+    assert all(t.pruned_by != "racing" for t in state.search.trials)
     assert [point["trial"] for point in told["front"]] == [t.number for t in front]
     assert all(point["search"]["scores"] == dict(t.scores) for point, t in zip(told["front"], front, strict=True))
     assert sum(point["holdout"] is not None for point in told["front"]) == min(holdout.POINTS, len(front))
@@ -85,9 +85,9 @@ def test_a_point_of_the_front_is_shown_and_exported(tiny_study: Study, capsys: p
     point = front[-1]
     assert f"front: {len(front)} trade-offs" in printed
     for trial in front:
-        assert state.search.told(trial) in printed
+        assert state.search.floors.describe(trial) in printed
     assert state.release is not None
-    assert all(state.search.told(t) in best for t in front)
+    assert all(state.search.floors.describe(t) in best for t in front)
     evomerge.export("space", "point.yaml", trial=point.number)
     assert checkpoint_digest(evomerge.merge(Path("point.yaml"), Path("out"))) == point.digest
     assert [t.number for t in evomerge.rank("space", "fitness.yaml").search.front()] == [t.number for t in front]

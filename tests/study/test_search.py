@@ -371,18 +371,18 @@ def test_changed_callable_code_is_noticed(tiny_study: Study) -> None:
 
 
 def test_a_failing_objective_fails_the_trial_only(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evomerge.study.session import Session
+    from evomerge.study.run.evaluation import Criteria
 
-    measured = Session.measured
+    objective = Criteria.objective
     calls: list[int] = []
 
-    def sometimes(self: Session, evaluation: Any) -> Any:
+    def sometimes(self: Criteria, scores: Any) -> float:
         calls.append(1)
         if len(calls) in (6, 15):
             raise TrialError("the geometric mean needs scores of at least 0")
-        return measured(self, evaluation)
+        return objective(self, scores)
 
-    monkeypatch.setattr(Session, "measured", sometimes)
+    monkeypatch.setattr(Criteria, "objective", sometimes)
     result = evomerge.search(tiny_study(lambda space, fitness: fitness.update(economy=False)), trials=10)
     assert [t.number for t in result.search.trials if t.state == "failed"] == [5]
     assert [t.state for t in result.holdout.trials].count("failed") == 1

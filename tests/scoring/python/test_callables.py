@@ -17,6 +17,7 @@ from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.evaluator import Evaluator, place_candidates
 from evomerge.scoring.suite import Suite
 from evomerge.study.observer import Observer
+from evomerge.study.prepare import launched_plan
 from evomerge.study.run.manifest import Launch
 
 from ..conftest import Bench, nudge
@@ -316,17 +317,15 @@ def test_weights_that_one_evaluation_changed_are_written_again(flaky: Path) -> N
     script = flaky.parent / "flaky.py"
     script.write_text(code.format(""))
     launch = Launch(space=str(flaky), folder=str(flaky.parent))
-    plan = launch.plan()
-    clean = Evaluator.load(
-        plan.models, plan.fitness, place_candidates(plan.models, plan.fitness, "cpu", None), Observer()
-    )
+    plan = launched_plan(launch)
+    placement = place_candidates(plan.models, plan.fitness, "cpu", None)
+    clean = Evaluator.load(plan.models, plan.fitness, placement, Observer())
     recipe = plan.space.uniform()
     expected = clean.evaluate(recipe, "search", str)
     touched = "import os\n    if os.path.exists('touch'): model.lm_head.weight.mul_(2)\n    "
     script.write_text(code.format(touched))
-    bench = Evaluator.load(
-        plan.models, plan.fitness, place_candidates(plan.models, plan.fitness, "cpu", None), Observer()
-    )
+    placement = place_candidates(plan.models, plan.fitness, "cpu", None)
+    bench = Evaluator.load(plan.models, plan.fitness, placement, Observer())
     Path("touch").touch()
     with pytest.raises(TrialError, match="changed the model's weights"):
         bench.evaluate(recipe, "search", str)

@@ -80,7 +80,7 @@ def test_names_and_defaults(run: Path) -> None:
 def test_a_part_of_the_items(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that was stopped early has some of the items, and scores that are predictions."""
     trials = Store.trials
-    stopped = {"state": "stopped", "scores": {"a": 0.123, "b": -9.0}}
+    stopped = {"state": "pruned", "scores": {"a": 0.123, "b": -9.0}}
     monkeypatch.setattr(Store, "trials", lambda s: [replace(t, **stopped) if t.number == 6 else t for t in trials(s)])
     file = items_file(run, 6, "search")
     table = pd.read_parquet(file)

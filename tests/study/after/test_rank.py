@@ -74,7 +74,7 @@ def test_the_same_file_gives_the_same_order(tiny_study: Study, confidence: float
     assert state.release is not None
     assert ranked.holdout.ranked() == state.release.leaderboard.ranked()
     assert ranked.winner == ranked.before == state.winner
-    assert (ranked.unscored, ranked.stopped, ranked.ahead) == ((), [], [])
+    assert (ranked.unscored, ranked.pruned, ranked.ahead) == ((), [], [])
 
 
 def test_nothing_is_evaluated(run: Callable[..., None]) -> None:
@@ -245,11 +245,11 @@ def test_a_stopped_trial_cannot_win(run: Callable[..., None], monkeypatch: pytes
     trials = Store.trials
 
     def stopped(self: Store) -> list[Any]:
-        return [replace(t, state="stopped") if t.number == first.number else t for t in trials(self)]
+        return [replace(t, state="pruned") if t.number == first.number else t for t in trials(self)]
 
     monkeypatch.setattr(Store, "trials", stopped)
     ranked = again()
-    assert [t.number for t in ranked.stopped] == [t.number for t in ranked.ahead] == [first.number]
+    assert [t.number for t in ranked.pruned] == [t.number for t in ranked.ahead] == [first.number]
     assert first.number not in [t.number for t in ranked.search.merges()]
     assert ranked.winner is None or ranked.winner.number != first.number
 

@@ -111,9 +111,8 @@ def test_slopes_are_the_differences_of_the_surrogate(
     from evomerge.evaluator.evaluator import place_candidates
     from evomerge.study.observer import Observer
 
-    bench = Evaluator.load(
-        plan.models, plan.fitness, place_candidates(plan.models, plan.fitness, "cpu", None), Observer()
-    )
+    placement = place_candidates(plan.models, plan.fitness, "cpu", None)
+    bench = Evaluator.load(plan.models, plan.fitness, placement, Observer())
     steered = {name: frozenset(i for i in piece.names) for name, piece in bench.suite.outline.slices.items()}
     recorded = _slopes_on(bench, plan, trial.genome, steered)
     chosen = list(trial.genome)[:: max(1, len(trial.genome) // 4)]
@@ -224,7 +223,7 @@ def test_stopped_anywhere_it_goes_on_as_if_it_had_not(tiny_study: Study, change:
     whole = facts("whole")
     steps = sum(fact[-1] is not None for fact in whole)
     assert steps > 5
-    for name, after in (("note_slopes", 1), ("note_slopes", steps - 1), ("complete", 6), ("start", steps + 3)):
+    for name, after in (("note_slopes", 1), ("note_slopes", steps - 1), ("end", 6), ("start", steps + 3)):
         with pytest.MonkeyPatch.context() as patched:
             called, original = [0], getattr(Store, name)
 

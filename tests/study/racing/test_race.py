@@ -15,8 +15,9 @@ from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.scoring.stats.forecast import Forecaster
 from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.racing.race import Control, Entry, Race
-from evomerge.study.racing.rungs import Chosen, Items, ItemSchedule
-from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.racing.rungs import ItemNames, ItemSchedule
+from evomerge.study.run.items import Items
+from evomerge.study.run.leaderboard import Floors
 from evomerge.types import ItemScore, Outcome
 
 COUNT, FIRST = 40, 8
@@ -31,35 +32,46 @@ class Recorded:
 
     def __init__(self, economy: tuple[str, ...] = ("racing",)) -> None:
         composition = ItemWeights.of(MeanKind(1, best=1.0, worst=0.0), answers(set())["s"].values())
-        self.compositions = {"s": composition}
+        self.item_weights = {"s": composition}
         self.forecasters = {"s": Forecaster(composition, None)}
         self.rungs, self.total, self.pools = [FIRST / COUNT], COUNT, []
         self.fitness = SimpleNamespace(economy=economy, batch_size=8)
 
-    def rung(self, share: float) -> Chosen:
+    def rung(self, share: float) -> ItemNames:
         return {"s": frozenset(str(i) for i in range(round(share * COUNT)))}
 
-    def seen(self, items: Items) -> int:
+    def count(self, items: Items) -> int:
         return len(items.get("s", ()))
 
     def race(self, controls: list[set[int]], field: list[set[int]]) -> tuple[Race, list[Entry]]:
         entries = [Entry(cast(Any, SimpleNamespace(number=n, reason=None))) for n in range(len(field))]
         truth = {id(entry): answers(right) for entry, right in zip(entries, field, strict=True)}
 
-        def ask(entry: Entry, chosen: Chosen) -> EvalTask[None]:
-            for name, items in chosen.items():
+        def score(entry: Entry, names: ItemNames) -> EvalTask[None]:
+            for name, items in names.items():
                 entry.items.setdefault(name, {}).update({i: truth[id(entry)][name][i] for i in items})
             yield from ()
 
-        def each(works: Iterable[EvalTask[None]]) -> list[None]:
-            return [job for work in works for job in work]  # that there is none
+        def run_all(tasks: Iterable[EvalTask[None]]) -> list[Any]:
+            return [job for task in tasks for job in task]  # there is none
 
         known = [Control(answers(right), {"s": len(right) / COUNT}) for right in controls]
-        prospects = ScoreBounds(
-            Leaderboard((), {"s": Gate("s", 0.0)}, {"s": 1.0}), lambda scores: scores["s"], self.compositions, {}, None
+        bounds = ScoreBounds(
+            Floors({"s": Gate("s", 0.0)}, {"s": 1.0}), lambda scores: scores["s"], self.item_weights, {}, None
         )
         best = rank_key(Outcome(feasible=True, objective=max(c.scores["s"] for c in known)))
-        return Race(cast(ItemSchedule, self), prospects, known, best, ask, each, entries, [], 2, (0,)), entries
+        return Race(
+            cast(ItemSchedule, self),
+            bounds,
+            known,
+            best,
+            entries,
+            [],
+            parents=2,
+            seed=(0,),
+            score=score,
+            run_all=run_all,
+        ), entries
 
 
 def test_candidates_are_predicted_from_the_merge_that_answers_most_as_they_do() -> None:
@@ -67,7 +79,7 @@ def test_candidates_are_predicted_from_the_merge_that_answers_most_as_they_do() 
     alike = {0, 1, 2, 3, 4, 5, 8, 9}
     race, entries = Recorded().race([best, alike], [{*range(6), 8, 9, n} for n in range(10, 18)])
     race.run()
-    stopped = [entry for entry in entries if entry.ended]
+    stopped = [entry for entry in entries if entry.pruned]
     assert len(stopped) >= 6
     for entry in stopped:
         assert race.predicted(entry)["s"] == pytest.approx(len(alike) / COUNT), "not 0.75, as by the best"
@@ -77,12 +89,12 @@ def test_a_race_over_what_a_killed_one_left_decides_the_same() -> None:
     field = [{*range(n), *range(20, 30)} for n in range(8)]
     first, entries = Recorded().race([{*range(20)}], field)
     first.run()
-    ended = [entry.ended for entry in entries]
+    ended = [entry.pruned for entry in entries]
     again, others = Recorded().race([{*range(20)}], field)
     for entry, other in zip(entries[::2], others[::2], strict=True):
         other.items = {name: dict(items) for name, items in entry.items.items()}
     again.run()
-    assert [entry.ended for entry in others] == ended
+    assert [entry.pruned for entry in others] == ended
     assert [entry.items for entry in others] == [entry.items for entry in entries]
     assert None in ended
     assert any(ended)

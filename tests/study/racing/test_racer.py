@@ -17,13 +17,13 @@ from evomerge.scoring.gates import Gate, feasible, judge
 from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.study.after.status import NothingFeasible
 from evomerge.study.observer import Observer
-from evomerge.study.racing import rungs as course
+from evomerge.study.racing import rungs
 from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.items import load_items, read_items
-from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.run.leaderboard import Floors
 from evomerge.study.run.trial import Trial
-from evomerge.study.session import Session
+from evomerge.study.trials import Trials
 from evomerge.types import ItemScore, SliceScore
 
 from ...conftest import write_task
@@ -56,7 +56,7 @@ def test_some_candidates_meet_few_items_and_the_best_all(study: Study, optimizer
     trials = [t for t in result.search.trials if t.kind == "search"]
     stopped = [t for t in trials if t.state == "pruned"]
     assert len(stopped) >= least
-    assert all(0 < t.evaluated < t.items and t.reason and t.by in ("racing", "early_stop") for t in stopped)
+    assert all(0 < t.evaluated < t.items and t.reason and t.pruned_by in ("racing", "early_stop") for t in stopped)
     assert all(t.evaluated == t.items for t in result.search.trials if t.state == "complete")
     assert all(t.state == "complete" for t in result.holdout.trials)
     assert result.winner is not None
@@ -96,8 +96,8 @@ def test_one_switch_scores_everything(study: Study) -> None:
 
 def test_racing_with_all_items_equals_no_racing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     evomerge.search(study(economy=False), run="plain")
-    monkeypatch.setattr(course, "_FIRST", 1.0)
-    monkeypatch.setattr(course, "_SECOND", 1.0)
+    monkeypatch.setattr(rungs, "_FIRST", 1.0)
+    monkeypatch.setattr(rungs, "_SECOND", 1.0)
     evomerge.search(study(economy=["racing", "representative"]), run="raced")
     assert facts("raced") == facts("plain")
 
@@ -132,18 +132,22 @@ def test_a_kill_while_items_are_kept_loses_no_trial(
 ) -> None:
     space = study()
     evomerge.search(space, run="whole")
-    keep, calls = Session.keep_items, [0]
+    calls = [0]
 
-    def dying(session: Session, trial: Trial, *about: Any) -> None:
-        calls[0] += 1
-        if calls[0] == 20 and not written:
-            raise KeyboardInterrupt
-        keep(session, trial, *about)
-        if calls[0] == 20:
-            raise KeyboardInterrupt
+    def dying(keep: Any) -> Any:
+        def keep_and_die(*about: Any) -> None:
+            calls[0] += 1
+            if calls[0] == 20 and not written:
+                raise KeyboardInterrupt
+            keep(*about)
+            if calls[0] == 20:
+                raise KeyboardInterrupt
+
+        return keep_and_die
 
     with monkeypatch.context() as patched:
-        patched.setattr(Session, "keep_items", dying)
+        for name in ("keep_items", "add_items"):
+            patched.setattr(Trials, name, dying(getattr(Trials, name)))
         with pytest.raises(KeyboardInterrupt):
             evomerge.search(space, run="parts")
     evomerge.resume("parts")
@@ -154,10 +158,10 @@ def test_graded_items_are_no_shares() -> None:
     """10 of 40 items seen, all of them 1: the bound of 40 graded items may be higher than that of 40 right answers."""
     items = {str(i): ItemScore(str(i), 1.0 if i < 10 else 0.995) for i in range(40)}
     composition = ItemWeights.of(MeanKind(1, best=1.0, worst=0.0), items.values())
-    prospects = ScoreBounds(Leaderboard((), {"a": Gate("a", 0.95)}, {"a": 1.0}), max, {"a": composition}, {}, 0.95)
+    prospects = ScoreBounds(Floors({"a": Gate("a", 0.95)}, {"a": 1.0}), max, {"a": composition}, {}, 0.95)
     score = SliceScore(0.99625, 0.0004, tuple(items.values()))
     assert feasible(judge({"a": score}, {"a": Gate("a", 0.95)}, {}, 0.95))
-    assert prospects.hopeless({"a": dict(list(items.items())[:10])}, {}) is None
+    assert prospects.missed_floor({"a": dict(list(items.items())[:10])}, {}) is None
 
 
 def test_no_finished_part_is_scored_again(study: Study) -> None:
@@ -181,7 +185,7 @@ def test_a_candidate_beyond_hope_is_infeasible(study: Study, economy: Any) -> No
     }
     evomerge.search(study(economy=economy, slices=slices), run="stopped", trials=12)
     leaderboard = evomerge.status("stopped").search
-    stopped = [t for t in leaderboard.trials if t.by == "early_stop"]
+    stopped = [t for t in leaderboard.trials if t.pruned_by == "early_stop"]
     assert stopped
     for trial in stopped:
         assert "misses the floor of b: at best 0." in str(trial.reason)
@@ -222,14 +226,14 @@ def test_who_was_stopped_early_was_never_feasible(
     mixtures = {"a": MeanKind(1, best=1.0, worst=0.0), "b": MeanKind(-1, best=0.0)}
     compositions = {name: ItemWeights.of(mixtures[name], items[name].values()) for name in items}
     gates = {"a": Gate("a", share, sign=1), "b": Gate("b", -bits, sign=-1)}
-    prospects = ScoreBounds(Leaderboard((), gates, {"a": 1.0, "b": 1.0}), max, compositions, {}, confidence)
+    prospects = ScoreBounds(Floors(gates, {"a": 1.0, "b": 1.0}), max, compositions, {}, confidence)
     order = [(name, item) for name in items for item in items[name]]
     np.random.default_rng(seed).shuffle(order)
     met: dict[str, dict[str, ItemScore]] = {"a": {}, "b": {}}
     stopped = None
     for name, item in order:
         met[name][item] = items[name][item]
-        stopped = stopped or prospects.hopeless(met, {})
+        stopped = stopped or prospects.missed_floor(met, {})
     scores = {}
     for name, composition in compositions.items():
         value = composition.value(composition.units(items[name]))
