@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +24,7 @@ class Saying:
     word: str
     dies: bool = False
     marker: str | None = None
-    recipe: Any = SimpleNamespace(id="none")
+    recipe: Any = field(default_factory=lambda: SimpleNamespace(id="none"))
 
     def run(self, bench: Any, on_slice: Any) -> Any:
         on_slice(self.word)

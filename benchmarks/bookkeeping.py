@@ -1,0 +1,210 @@
+"""Bookkeeping of a search: everything that a trial costs besides its evaluation, with 100, 1,000 and 3,000 trials.
+
+    python benchmarks/bookkeeping.py [--trials 100 1000 3000] [--out FOLDER]
+
+A scorer that costs nothing takes the evaluator's place: scores are a function of the genome, and no model is loaded.
+What is left are proposals, the store, the items' files, the leaderboard and `best.yaml`. Three kinds of search:
+
+- `cma-es`: every candidate is scored on all items;
+- `cma-es, pruning`: candidates race, as by default;
+- `store`: the default optimizer's store part alone. Its proposals are drawn at random, as a Gaussian process grows with
+  what it knows; candidates are scored on all items.
+
+Each number of trials is a run in a process of its own, all of one kind side by side with nothing. Milliseconds a trial
+are the median of the last 100 trials of a run (50 of a run of 100), without the first session's start. Memory is the
+process's own after the last trial. `status` is the whole command. Exits with 1 where a trial of the longest run costs
+more than 1.2 times one of the shortest, where memory grows by more than a tenth, or `status` takes 2 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from _synthetic import build
+
+KINDS = ("cma-es", "cma-es, pruning", "store")
+SLICES, ITEMS = ("shipping", "refunds", "catalog"), 24
+GROWTH, MEMORY, STATUS = 1.2, 1.1, 2.0
+
+
+def write_files(folder: Path, kind: str) -> Path:
+    """The search-space file of a kind of search, over small random checkpoints."""
+    base, *sources = build(folder / "models", 1_000_000, 3)
+    name = "random" if kind == "store" else "cma-es"
+    space = {
+        "base": str(base),
+        "sources": {f"source{i}": str(path) for i, path in enumerate(sources)},
+        "layers": 2,
+        "genes": {
+            "method": "task_arithmetic",
+            "weight": {"low": 0.0, "high": 1.0, "init": 0.4, "per": ["sources", "layers"]},
+        },
+        "optimizer": {"name": name, "seed": 0, **({"population": 12} if name == "cma-es" else {})},
+        "budget": {"trials": 100},
+        "fitness": "fitness.yaml",
+    }
+    fitness = {
+        "pruning": kind.endswith("pruning"),
+        "slices": {name: {"task": name, "metric": "acc", "floor": 0.2} for name in SLICES},
+    }
+    for file, data in (("space.yaml", space), ("fitness.yaml", fitness)):
+        (folder / file).write_text(yaml.safe_dump(data, sort_keys=False))
+    return folder / "space.yaml"
+
+
+class FreeScorer:
+    """An executor whose scores are a function of the genome: closeness to a point, item by item."""
+
+    num_workers, devices = 1, "none"
+
+    def __init__(self, space: Any, info: Any) -> None:
+        self.info, self.digests = info, {name: "none" for name in SLICES}
+        self._genes = [d.key for d in space.dimensions]
+        self._queue: deque[Any] = deque()
+        self.genomes: dict[str, Mapping[str, Any]] = {}
+
+    def submit(self, job: Any) -> None:
+        self._queue.append(job)
+
+    def result(self) -> tuple[Any, Any]:
+        from evomerge.evaluator.evaluation import Evaluation
+
+        job = self._queue.popleft()
+        genome = self.genomes.get(job.recipe.id, {})
+        scores = {
+            name: self._score(at, genome, None if job.items is None else job.items[name])
+            for at, name in enumerate(SLICES)
+            if job.items is None or job.items.get(name)
+        }
+        return job, Evaluation(scores, job.recipe.id, {"materialize": 0.0, "score": 0.0})
+
+    def _score(self, at: int, genome: Mapping[str, Any], names: Any) -> Any:
+        from evomerge.types import ItemScore, SliceScore
+
+        far = math.fsum((float(genome.get(key, 0.0)) - 0.3 - 0.1 * at) ** 2 for key in self._genes)
+        items = tuple(
+            ItemScore(item, float(((place * 37 + at * 11) % 100) / 100 > far))
+            for place, item in enumerate(self.info.slices[SLICES[at]].items)
+            if names is None or item in names
+        )
+        value = math.fsum(i.score or 0.0 for i in items) / len(items)
+        return SliceScore(value, math.sqrt(value * (1 - value) / len(items)), items)
+
+
+def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
+    """Runs one search in this process."""
+    import psutil
+
+    from evomerge.optimize.build import build as build_optimizer
+    from evomerge.scoring.slices import Aggregation, SliceInfo, SuiteInfo
+    from evomerge.scoring.stats.aggregation import MeanKind
+    from evomerge.study import loop
+    from evomerge.study.observer import Observer
+    from evomerge.study.prepare import make_plan
+    from evomerge.study.run.folder import RunFolder
+    from evomerge.study.run.manifest import Launch, write_launch
+    from evomerge.study.run.store import Store, open_storage
+    from evomerge.study.session import Session
+
+    plan = make_plan(*Launch(str(write_files(folder, kind))).read())
+    kept = Aggregation(MeanKind(1, best=1.0, worst=0.0))
+    items = tuple(f"items/{i}" for i in range(ITEMS))
+    infos = {n: SliceInfo(n, 1, "acc", 1.0, plan.fitness.slices[n].floor, items, kept, "") for n in SLICES}
+    scorer = FreeScorer(plan.space, SuiteInfo(infos, tuple((name,) for name in SLICES)))
+    times: list[float] = []
+
+    class Watch(Observer):
+        def trial_finished(self, trial: Any, leaderboard: Any) -> None:
+            times.append(time.perf_counter())
+
+    run = RunFolder(folder / f"{kind.replace(', ', '-')}-{trials}")
+    with run.claim():
+        facts = {"device": "none", "storage": None}
+        write_launch(run, Launch("space.yaml"), plan.spec, plan.fitness, plan.checkpoints, scorer.digests, facts)
+        store = Store.create(open_storage(run.journal, None, writing=True), run.name, plan.space.dimensions)
+        session = Session(run, store, plan, scorer, Watch())
+        begin = session.begin
+
+        def noted(proposal: Any) -> Any:
+            scorer.genomes[plan.space.recipe(proposal.genome).id] = proposal.genome
+            trial = begin(proposal)
+            return trial
+
+        session.begin = noted  # type: ignore[method-assign]
+
+        def make(start: Any) -> Any:
+            name, seed = plan.spec.optimizer["name"], plan.spec.optimizer["seed"]
+            return build_optimizer(name, plan.space.dimensions, seed, plan.spec.options, start)
+
+        store.record("budget", {"trials": trials, "seconds": None})
+        store.record("slices", {n: {"metric": "acc", "sign": 1, "weight": 1.0} for n in SLICES})
+        loop.run(session, make, loop.Budget(trials))
+    last = times[-min(100, trials // 2) - 1 :]
+    each = [(b - a) * 1e3 for a, b in zip(last, last[1:], strict=False)]
+    memory = psutil.Process().memory_info().rss / 1e6
+    milliseconds = statistics.mean(each) if kind.endswith("pruning") else statistics.median(each)
+    return {"ms": milliseconds, "total": times[-1] - times[0], "memory": memory, "status": status_seconds(run.path)}
+
+
+def status_seconds(run: Path) -> float:
+    """The best of three of the whole command."""
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "evomerge", "status", str(run)], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000, 3000])
+    parser.add_argument("--out", type=Path, help="where runs go (default: a temporary folder)")
+    parser.add_argument("--measure", nargs=2, metavar=("KIND", "TRIALS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        kind, trials = options.measure
+        print(json.dumps(measure(options.out, kind, int(trials))))
+        return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        return report(options.out or Path(temporary), options.trials)
+
+
+def report(out: Path, counts: list[int]) -> int:
+    print(f"{'':<18}{'trials':>8}{'ms a trial':>12}{'memory, MB':>12}{'status, s':>11}")
+    held = True
+    for kind in KINDS:
+        rows = []
+        for count in counts:
+            folder = out / f"{kind.replace(', ', '-')}-{count}"
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, __file__, "--out", str(folder), "--measure", kind, str(count)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(done.stderr)
+            rows.append(row := json.loads(done.stdout.splitlines()[-1]))
+            print(f"{kind:<18}{count:>8}{row['ms']:>12.2f}{row['memory']:>12.0f}{row['status']:>11.2f}")
+        growth, memory = (rows[-1][key] / rows[0][key] for key in ("ms", "memory"))
+        holds = growth <= GROWTH and memory <= MEMORY and rows[-1]["status"] <= STATUS
+        print(f"{kind}: {growth:.2f} times the milliseconds, {memory:.2f} times the memory: {holds}")
+        held &= holds
+    print(f"at most {GROWTH} times, memory at most {MEMORY} times, status at most {STATUS:g} s: {held}")
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
