@@ -14,6 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evomerge.errors import InputError, Where
+from evomerge.evaluator.device import choose_device
+from evomerge.examine.evaluate import evaluate
+from evomerge.examine.path import PathInterrupted, path
+from evomerge.recipe.mergekit import read_recipe
+from evomerge.report.figures import FORMATS, draw_path
+from evomerge.study.dry_run import check
+from evomerge.study.run.folder import is_name
+from evomerge.study.run.items import save_items
+from evomerge.study.run.manifest import launch_settings
 
 DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 T = TypeVar("T")
@@ -39,9 +48,6 @@ def run_search(options: argparse.Namespace) -> int:
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    from evomerge.study.dry_run import check
-    from evomerge.study.run.manifest import launch_settings
-
     launch = launch_settings(options.trials, options.time, options.seed, options.asynchronous)
     fitness = Path(options.fitness) if options.fitness else None
     settings = [*options.settings, *launch]
@@ -99,7 +105,6 @@ def run_compare(options: argparse.Namespace) -> int:
 def run_status(options: argparse.Namespace) -> int:
     from evomerge.report import data, gains, tables
     from evomerge.study.after.status import runs, status
-    from evomerge.study.run.folder import is_name
 
     if options.run is None:
         states = runs(options.runs)
@@ -134,10 +139,7 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_merge(options: argparse.Namespace) -> int:
-    from evomerge.recipe.mergekit import read_recipe
-
     read_recipe(Path(options.recipe))  # an error in it is reported before torch is imported
-    from evomerge.evaluator.device import choose_device
     from evomerge.merging.disk.stream import merge
 
     device = choose_device("cuda" if options.cuda else options.device)
@@ -147,10 +149,8 @@ def run_merge(options: argparse.Namespace) -> int:
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
-    from evomerge.examine.evaluate import evaluate
     from evomerge.report import tables
     from evomerge.report.data import evaluated_data
-    from evomerge.study.run.items import save_items
 
     items = _output(options.items, "--items", (".jsonl", ".parquet"))
     output = _output(options.output, "--output")
@@ -172,8 +172,6 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 
 def run_path(options: argparse.Namespace) -> int:
-    from evomerge.examine.path import PathInterrupted, path
-    from evomerge.report.figures import FORMATS, draw_path
     from evomerge.report.paths import path_data, path_summary, path_table
 
     figure = _output(options.output, "--output", FORMATS)

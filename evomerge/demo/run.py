@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import evomerge
 from evomerge.demo.train import prepare
 from evomerge.errors import InputError, Where
 from evomerge.merging.disk.stream import merge
@@ -93,7 +92,7 @@ def lay_out(root: Path) -> None:
 
 def _starter() -> Path:
     """Where the files to start from are: inside an installed package, or beside it in a checkout."""
-    package = Path(evomerge.__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "_starter"
     return installed if installed.is_dir() else package.parent
 
