@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.examine.path import Barrier, Curve, ScoredPath, short
+from evomerge.examine.path import Barrier, Curve, ScoredPath, short_name
 from evomerge.scoring.gates import interval
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def draw_path(result: ScoredPath, file: Path) -> None:
         _losses(axes[-1], result)
     for ax in axes:
         _dress(ax, result)
-    axes[-1].set_xlabel(f"t      (0: {short(result.start)},  1: {short(result.end)})")
+    axes[-1].set_xlabel(f"t      (0: {short_name(result.start)},  1: {short_name(result.end)})")
     figure.savefig(file)
 
 
