@@ -96,7 +96,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--from",),
         {"metavar": "RUN[:TRIAL]", "help": "begin with another run's winner, carried over into this space"},
     ),
-    "full": (("--full",), {**_FLAG, "help": "score every candidate on all items (economy: false)"}),
+    "full": (("--full",), {**_FLAG, "help": "score every candidate on all items (pruning: false)"}),
     "dry_run": (("--dry-run",), {**_FLAG, "help": "check everything that needs no weights, then stop"}),
     # where it runs
     "device": (

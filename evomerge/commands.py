@@ -36,7 +36,7 @@ def _call(function: Callable[..., T], options: argparse.Namespace, **others: Any
 
 def run_search(options: argparse.Namespace) -> int:
     if options.full:
-        options.settings = [*options.settings, "fitness.economy=false"]
+        options.settings = [*options.settings, "fitness.pruning=false"]
     if options.dry_run:
         return _dry_run(options)
     from evomerge.study.search import search

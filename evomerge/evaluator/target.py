@@ -60,7 +60,7 @@ class Target:
 
     def beside(self, reference: str) -> Recipe:
         """Returns the recipe of another model, to be compared with this one. Where this one is a merge with another
-        vocabulary, the other model is brought to it. InputError where there is no such model, or it has other tokens."""
+        vocabulary, the other is brought to it. InputError where there is no such model, or it has other tokens."""
         merge = next((d for d in self.recipe.documents if d.tokenizer and reference in Recipe((d,)).models()), None)
         if merge is not None:
             return alone(merge, reference, self.dtype)

@@ -10,8 +10,10 @@ from evomerge.errors import Where
 from evomerge.registry import OPTIMIZER_KEYS, PARETO
 
 Axis = Literal["sources", "layers", "modules", "tensors"]
-Saving = Literal["early_stop", "racing", "representative"]
-SAVINGS: tuple[Saving, ...] = ("early_stop", "racing", "representative")
+Pruner = Literal["early_stop", "racing", "representative"]
+PRUNERS: tuple[Pruner, ...] = ("early_stop", "racing", "representative")
+OLD_KEYS = {"economy": "pruning"}
+"""Keys of a fitness file that had another name: old name -> name. Both are read, the new one is written."""
 AXES: tuple[Axis, ...] = ("sources", "layers", "modules", "tensors")
 
 
@@ -156,8 +158,12 @@ class SliceSpec:
 
 @dataclass(frozen=True)
 class FitnessSpec:
-    """A fitness file. `search` is the share of items dealt to the search split; `economy` says by what means a
-    candidate is scored on less than all its items; `model` builds what is scored where that is no language model."""
+    """A fitness file.
+
+    search: the share of items dealt to the search split.
+    pruning: the pruners by which a candidate is scored on fewer than all items.
+    model: builds what is scored where that is no language model.
+    """
 
     file: Path
     slices: dict[str, SliceSpec]
@@ -168,7 +174,7 @@ class FitnessSpec:
     split_seed: int = 0
     confidence: float | None = None
     batch_size: int = 16
-    economy: tuple[Saving, ...] = SAVINGS
+    pruning: tuple[Pruner, ...] = PRUNERS
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 
     @property

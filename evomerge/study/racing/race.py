@@ -38,7 +38,7 @@ tell are not worth all of them, and near the end of a search most do."""
 @dataclass(eq=False)
 class Entry:
     """One candidate in a race. `finished`: its trial ended before, it is not asked again. `ended` says why it goes no
-    further (None: it may), `by` which means of saving did it."""
+    further (None: it may), `by` which pruner did it."""
 
     trial: Trial
     items: dict[str, dict[str, ItemScore]] = field(default_factory=dict)
@@ -142,14 +142,14 @@ class Race:
                 entry.failed = str(error)
                 return
         left = self._course.seen(entry.items) < self._course.total
-        if left and "early_stop" in self._course.fitness.economy:
+        if left and "early_stop" in self._course.fitness.pruning:
             entry.ended = self.prospects.hopeless(entry.met(known), entry.totals)
             entry.by = "early_stop" if entry.ended else ""
 
     def score_rest(self, entry: Entry) -> EvalTask[None]:
         """All that is left of the items: by parts, from the slice on which the candidate is nearest to failing."""
         everything = self._course.rung(1.0)
-        if "early_stop" not in self._course.fitness.economy:
+        if "early_stop" not in self._course.fitness.pruning:
             yield from self._score(entry, everything, everything)
             return
         size = self._course.fitness.batch_size

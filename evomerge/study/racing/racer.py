@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.errors import TrialError
 from evomerge.evaluator.executor import AggregateJob, EvalTask
-from evomerge.files.objects import FitnessSpec, Saving, SpaceSpec
+from evomerge.files.objects import FitnessSpec, Pruner, SpaceSpec
 from evomerge.optimize.ranking import rank_key
 from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.racing.race import Control, Entry, Race
@@ -31,15 +31,15 @@ _KEPT = 256
 
 
 class Racer:
-    """The means of saving, for one session of a run whose references are scored."""
+    """The pruners, for one session of a run whose references are scored."""
 
-    def __init__(self, session: Session, means: Sequence[Saving]) -> None:
+    def __init__(self, session: Session, means: Sequence[Pruner]) -> None:
         """`means`: at least one, see `applicable`."""
         self._session = session
         self._known: dict[int, Items] = {}
         references = [t for t in session.store.told() if t.kind == "reference" and t.state == "complete"]
         references.sort(key=lambda t: t.label != "base")
-        fitness = replace(session.plan.fitness, economy=tuple(means))
+        fitness = replace(session.plan.fitness, pruning=tuple(means))
         self.course = ItemSchedule(fitness, session.outline, [self._items(t) for t in references])
 
     def race(self, trials: Sequence[Trial], since: int, places: int) -> dict[int, EvalTask[Trial]]:
@@ -190,7 +190,7 @@ class Racer:
         )
 
 
-def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Saving, ...]:
-    """Those means of saving of the fitness file that this search can use: without generations, none that compares the
+def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Pruner, ...]:
+    """The pruners of the fitness file that this search can use: without generations, none that compares the
     candidates of one."""
-    return tuple(s for s in fitness.economy if s == "early_stop" or not spec.asynchronous)
+    return tuple(s for s in fitness.pruning if s == "early_stop" or not spec.asynchronous)

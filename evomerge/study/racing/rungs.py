@@ -64,12 +64,12 @@ class ItemSchedule:
         self.compositions: dict[str, ItemWeights] = {}
         self.forecasters: dict[str, Forecaster] = {}
         self.pools = [self._pool(suite, slices, references) for slices in suite.pools]
-        self.rungs = [_FIRST, _SECOND] if "racing" in fitness.economy else []
+        self.rungs = [_FIRST, _SECOND] if "racing" in fitness.pruning else []
 
     def __str__(self) -> str:
         met = [sum(len(pool.first(share)) for pool in self.pools) for share in self.rungs]
         first = f"a candidate meets {met[0]}, then {met[1]}, then all " if met else "a candidate meets all "
-        early = ", unless a floor is out of reach" if "early_stop" in self.fitness.economy else ""
+        early = ", unless a floor is out of reach" if "early_stop" in self.fitness.pruning else ""
         return f"{first}{self.total} of the search split{early}"
 
     @property
@@ -102,7 +102,7 @@ class ItemSchedule:
                 self.compositions.pop(name, None)
             return Pool(slices, names, names, whole=True)
         features = np.concatenate([_features(u) for u in units], axis=1)
-        representative = "representative" in self.fitness.economy
+        representative = "representative" in self.fitness.pruning
         for name in slices:
             self.forecasters[name] = Forecaster(self.compositions[name], features if representative else None)
         shares: Vector = np.mean([self.compositions[name].shares for name in slices], axis=0)

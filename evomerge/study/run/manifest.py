@@ -10,7 +10,7 @@ from typing import Any
 
 from evomerge.errors import InputError, Where
 from evomerge.files.objects import FitnessSpec, SpaceSpec
-from evomerge.files.resolved import fitness_data, space_data, to_yaml
+from evomerge.files.resolved import current_keys, fitness_data, space_data, to_yaml
 from evomerge.study.prepare import Plan, check_files, open_checkpoints, read_files
 from evomerge.study.run.folder import RunFolder, write_atomic, write_json
 from evomerge.study.run.identity import check_unchanged, versions
@@ -91,6 +91,7 @@ class Environment:
         try:
             data = json.loads(folder.environment.read_text())
             launch = Launch(**{**data.pop("launch")})
+            data["identity"] = current_keys(data["identity"])
             return cls(launch=replace(launch, settings=tuple(launch.settings)), **data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"{folder.environment} is damaged ({type(error).__name__}: {error})"

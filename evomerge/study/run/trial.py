@@ -24,7 +24,7 @@ class Trial:
     `scores`, `stderr` and `bounds` (lower confidence bounds, where the fitness file asks for confidence) are
     oriented: higher is better. `digest` is that of the materialized parameters;
     `seconds` the time of each phase; `reason` why a failed trial failed, or why a stopped one was not scored in full
-    (its scores are then predicted from the items that it was scored on), and `by` which means of saving stopped it.
+    (its scores are then predicted from the items that it was scored on), and `by` which pruner stopped it.
     `evaluated` is the number of items that it was scored on, `items` how many there are. In an asynchronous search,
     `told` is how many outcomes its optimizer had been told when it proposed this trial, and `place` which of them, from
     0, this trial's was. `sloped`: its slopes are wanted; `slopes` holds them once they are found: slice -> "loss" and
