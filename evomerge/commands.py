@@ -1,4 +1,4 @@
-"""What each command does: call the public function of its name, print what it found, choose the exit code.
+"""Runs each command: calls the public function of its name, prints the result, chooses the exit code.
 
 Results go to stdout, progress and errors to stderr.
 """
@@ -65,7 +65,7 @@ def run_resume(options: argparse.Namespace) -> int:
 
 
 def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | None = None) -> int:
-    """The end of a search: the table, and what to do next."""
+    """Prints the end of a search: the table, and what to do next."""
     from evomerge.report import data, gains, results
 
     if options.json:
@@ -194,7 +194,7 @@ def run_path(options: argparse.Namespace) -> int:
 
 
 def _output(name: str | None, option: str, endings: Sequence[str] = ()) -> Path | None:
-    """A file to write. InputError, before an hour of scoring, where that cannot be."""
+    """Returns a file to write. InputError, before an hour of scoring, where it cannot be written."""
     if name is None:
         return None
     file = Path(name)
@@ -224,9 +224,9 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def run_quickstart(options: argparse.Namespace) -> int:
-    from evomerge.demo.run import quickstart, run_to_do
+    from evomerge.demo.run import next_run, quickstart
 
-    options.run_in_progress = run_to_do(Path(options.folder))[0]
+    options.run_in_progress = next_run(Path(options.folder))[0]
     with _view() as observer:
         result = _call(quickstart, options, observer=observer)
     files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}

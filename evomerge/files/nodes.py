@@ -1,4 +1,4 @@
-"""YAML as a tree whose every value knows its file, line and key, and readers that say what is wrong with it.
+"""Reads YAML as a tree. Each value knows its file, line and key, and its readers say what is wrong with it.
 
 Only YAML's plain types are built (no tags, no Python objects); duplicate keys are errors.
 """

@@ -52,8 +52,8 @@ class GeneSpec:
 
 @dataclass(frozen=True)
 class Freeze:
-    """What is not searched: `layers` [start, end) stay the base's, `sources` keep the weight that is given, or (None)
-    the gene's `init`."""
+    """What is not searched: `layers` [start, end) stay the base's; `sources` keep this weight, or (None) the gene's
+    `init`."""
 
     layers: tuple[tuple[int, int], ...] = ()
     sources: dict[str, float | None] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class FunctionRef:
 
     @property
     def name(self) -> str:
-        """How messages call it, in a run's own copy of the fitness file as well."""
+        """The name in messages, the same in a run's copy of the fitness file."""
         return f"{self.script.stem}:{self.function}"
 
     @property
@@ -179,8 +179,8 @@ class FitnessSpec:
 
     @property
     def traded(self) -> tuple[str, ...]:
-        """The slices that are traded off against each other; none where one number is followed."""
-        return tuple(n for n, piece in self.slices.items() if piece.weight > 0) if self.objective == PARETO else ()
+        """The slices that are traded off against each other; none where the objective is one number."""
+        return tuple(n for n, spec in self.slices.items() if spec.weight > 0) if self.objective == PARETO else ()
 
     def at(self, key: str) -> Where:
         return self.where.get(key, Where(self.file, None, key))
