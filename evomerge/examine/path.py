@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the line. `t` is 0 at the start and 1 at the end; `reason` says why it could not be scored."""
+    """One point of the line. `t` is 0 at the start and 1 at the end; `reason` is that of a failure."""
 
     t: float
     digest: str = ""

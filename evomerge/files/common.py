@@ -15,8 +15,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def read_model(node: Node) -> ModelRef:
-    """Reads a checkpoint: a path relative to the file, a hub id ``org/name[@revision]``, or ``{path, revision}``; with a
-    LoRA adapter, two paths or ids with a plus sign between them."""
+    """Reads a checkpoint: a path relative to the file, a hub id ``org/name[@revision]``, or ``{path, revision}``.
+    A LoRA adapter follows its model's path or id after a plus sign."""
     if isinstance(node.value, dict):
         parts = node.mapping(["path"], ["revision"])
         model = read_model(parts["path"])

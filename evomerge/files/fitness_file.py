@@ -39,7 +39,7 @@ def read_fitness(file: Path, settings: Sequence[str] = (), folder: Path | None =
 
 
 def _rename_old_keys(root: Node) -> None:
-    """InputError where a key is given under both names."""
+    """Renames keys that have an old name. InputError where a key is given under both names."""
     parts = root.mapping()
     for old, new in OLD_KEYS.items():
         if old in parts and new in parts:
@@ -76,8 +76,8 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
 
 
 def _pruning(node: Node | None, objective: str) -> tuple[Pruner, ...]:
-    """All pruners that the objective allows, none, or those that are listed. A race is for places in one order, which a
-    front is not."""
+    """Reads the pruners: all that the objective allows, none, or the listed ones. A race is for places in one order,
+    which a front is not."""
     if node is None or node.value is True:
         return tuple(pruner for pruner in PRUNERS if pruner != "racing" or objective != PARETO)
     if node.value is False:
@@ -169,7 +169,7 @@ def _check_no_tasks(slices: dict[str, SliceSpec]) -> None:
 
 
 def _function(node: Node) -> FunctionRef:
-    """``module:function``, its module beside the fitness file, or ``path/to/file.py:function``."""
+    """Reads ``module:function``, its module beside the fitness file, or ``path/to/file.py:function``."""
     module, colon, function = node.text().rpartition(":")
     if not colon or not module.strip() or not function.isidentifier():
         node.fail(f"{node.value!r} is not module:function", "write for example my_fitness:score")
@@ -178,7 +178,7 @@ def _function(node: Node) -> FunctionRef:
 
 
 def _generation(node: Node) -> Any:
-    """Generation arguments: a mapping, or lm-eval's ``a=1,b=2``."""
+    """Reads generation arguments: a mapping, or lm-eval's ``a=1,b=2``."""
     if not isinstance(node.value, str):
         node.mapping()
     elif not all(name.strip() and equals for name, equals, _ in (p.partition("=") for p in node.value.split(","))):

@@ -25,7 +25,7 @@ def read_freeze(
 
 
 def leaves_base(choice: str) -> bool:
-    """Whether a method gives the base back: with weights of 0, or at the beginning of a path."""
+    """Says whether a method can give the base back: with weights of 0, or at the beginning of a path."""
     method = METHODS[CHOICES[choice].method]
     name = "weight" if method.base == "subtracted" else "t"
     return method.base in ("subtracted", "endpoint") and method.parameter(name) is not None

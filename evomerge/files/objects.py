@@ -19,7 +19,7 @@ AXES: tuple[Axis, ...] = ("sources", "layers", "modules", "tensors")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A checkpoint folder (absolute path) or a hub id with its revision; or ``model+adapter``, each of them either."""
+    """A checkpoint folder (absolute path) or a hub id with its revision; or two of these as ``model+adapter``."""
 
     path: str
     revision: str | None = None
@@ -93,7 +93,7 @@ class SpaceSpec:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the optimizer of this name alone takes."""
+        """The options of this optimizer alone."""
         return {k: v for k, v in self.optimizer.items() if k not in OPTIMIZER_KEYS}
 
 
@@ -111,7 +111,7 @@ class FloorSpec:
 
 @dataclass(frozen=True)
 class FunctionRef:
-    """A function of the user's, and the file that defines it."""
+    """A user's function and the file that defines it."""
 
     script: Path
     function: str

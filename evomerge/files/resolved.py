@@ -1,4 +1,4 @@
-"""The input files as launched: defaults filled in, paths absolute. Reading them back gives the same objects."""
+"""Writes the input files as launched: defaults filled in, paths absolute. Reading them gives the same objects."""
 
 from __future__ import annotations
 
