@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class FreeScorer:
     num_workers, devices = 1, "none"
 
     def __init__(self, space: Any, info: Any) -> None:
-        self.info, self.digests = info, {name: "none" for name in SLICES}
+        self.info, self.digests = info, dict.fromkeys(SLICES, "none")
         self._genes = [d.key for d in space.dimensions]
         self._queue: deque[Any] = deque()
         self.genomes: dict[str, Mapping[str, Any]] = {}
@@ -107,9 +108,9 @@ class FreeScorer:
 def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
     """Runs one search in this process."""
     import psutil
-
     from evomerge.optimize.build import build as build_optimizer
     from evomerge.scoring.slices import Aggregation, SliceInfo, SuiteInfo
+
     from evomerge.scoring.stats.aggregation import MeanKind
     from evomerge.study import loop
     from evomerge.study.observer import Observer
@@ -140,8 +141,7 @@ def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
 
         def noted(proposal: Any) -> Any:
             scorer.genomes[plan.space.recipe(proposal.genome).id] = proposal.genome
-            trial = begin(proposal)
-            return trial
+            return begin(proposal)
 
         session.begin = noted  # type: ignore[method-assign]
 
@@ -153,7 +153,7 @@ def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
         store.record("slices", {n: {"metric": "acc", "sign": 1, "weight": 1.0} for n in SLICES})
         loop.run(session, make, loop.Budget(trials))
     last = times[-min(100, trials // 2) - 1 :]
-    each = [(b - a) * 1e3 for a, b in zip(last, last[1:], strict=False)]
+    each = [(b - a) * 1e3 for a, b in pairwise(last)]
     memory = psutil.Process().memory_info().rss / 1e6
     milliseconds = statistics.mean(each) if kind.endswith("pruning") else statistics.median(each)
     return {"ms": milliseconds, "total": times[-1] - times[0], "memory": memory, "status": status_seconds(run.path)}

@@ -1,4 +1,6 @@
-"""The command line: parse, call, print. Results go to stdout, progress and errors to stderr.
+"""The command line: one table of options, one table of commands; parse, call, print.
+
+Results go to stdout, progress and errors to stderr.
 
 Exit codes: 0 done; 1 ran, and the answer is no; 2 the input is wrong; 130 interrupted.
 """
@@ -9,19 +11,25 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from evomerge import __version__, arguments, commands
+from evomerge import __version__, commands
+from evomerge.checkpoints.write import parse_size
 from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
-from evomerge.errors import EvomergeError, InputError
+from evomerge.errors import EvomergeError, InputError, Where
+from evomerge.files.common import parse_seconds
 from evomerge.interrupts import ignore, listening
+from evomerge.study.run.folder import RunFolder
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
-    options = parser().parse_args(words)
+    """Runs one command and returns its exit code."""
+    options = argparse.Namespace()
     try:
         with listening(signal.SIGTERM):
+            parser().parse_args(words, options)
             return int(options.handler(options))
     except InputError as error:
         return complain(str(error), WRONG)
@@ -31,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
         ignore()
         return complain(_how_to_go_on(options), INTERRUPTED, "interrupted")
     except BrokenPipeError:
-        # Whoever read our output left: nothing to say to, and nothing to flush at exit.
+        # The reader of our output left: no message can reach it, and nothing is left to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except OSError as error:
@@ -39,8 +47,6 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
-    from evomerge.study.run.folder import RunFolder
-
     run = getattr(options, "run_in_progress", None)
     if run is None or not RunFolder.named(run).environment.is_file():
         return "nothing was left half done; run the same command again"
@@ -49,34 +55,280 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
     return f"every finished trial is kept; go on with `evomerge resume {RunFolder.named(run).handle}`"
 
 
-# The parser
+def _seconds(text: str) -> float:
+    return parse_seconds(text, Where("--time"))
+
+
+def _shard_bytes(text: str) -> int:
+    return parse_size(text, Where("--out-shard-size"))
+
+
+_FLAG = {"action": "store_true"}
+_WORKERS = "processes that score candidates, each with a model of its own; the GPUs are dealt among them"
+
+OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    # every command
+    "json": (("--json",), {**_FLAG, "help": "print one JSON document on stdout"}),
+    # the study
+    "run": (("--run",), {"metavar": "NAME", "help": "the run's name in ./runs (default: the file's name)"}),
+    "trials": (("--trials",), {"type": int, "metavar": "N", "help": "budget of trials, references included"}),
+    "time": (
+        ("--time",),
+        {"type": _seconds, "metavar": "2h", "help": "budget of evaluation time: 90s, 20m, 4h, 2d"},
+    ),
+    "optimizer": (("--optimizer",), {"metavar": "NAME", "help": "in place of the file's"}),
+    "seed": (("--seed",), {"type": int, "metavar": "N", "help": "of the optimizer and the random masks"}),
+    "asynchronous": (
+        ("--asynchronous",),
+        {**_FLAG, "help": "ask for the next candidate as soon as a worker is free, not a generation at a time"},
+    ),
+    "storage": (("--storage",), {"metavar": "URL", "help": "an Optuna storage in place of the run's journal"}),
+    "settings": (
+        ("--set",),
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "key=value",
+            "help": "override a key of the space file, or of the fitness file (fitness.batch_size=4)",
+        },
+    ),
+    "begin": (
+        ("--from",),
+        {"metavar": "RUN[:TRIAL]", "help": "begin with another run's winner, carried over into this space"},
+    ),
+    "full": (("--full",), {**_FLAG, "help": "score every candidate on all items (pruning: false)"}),
+    "dry_run": (("--dry-run",), {**_FLAG, "help": "check everything that needs no weights, then stop"}),
+    # where it runs
+    "device": (
+        ("--device",),
+        {
+            "default": "auto",
+            "metavar": "D",
+            "help": "cpu, cuda, cuda:1, several GPUs (cuda:0,cuda:1) or auto (one, or all if the model needs them)",
+        },
+    ),
+    "memory": (
+        ("--memory",),
+        {
+            "metavar": "SIZE",
+            "help": "the most memory for base and sources: 20GB, or device=20GB,host=64GB; the rest is read from the "
+            "files",
+        },
+    ),
+    "workers": (("--workers",), {"type": int, "default": 1, "metavar": "N", "help": _WORKERS}),
+    "folder": (("--dir",), {"default": ".", "help": "where models, runs and files go (default: here)"}),
+    "runs": (("--runs",), {"default": "runs", "metavar": "DIR", "help": "where the runs are (default: runs)"}),
+    # a run's trials
+    "trial": (("--trial",), {"type": int, "metavar": "N", "help": "another trial than the winner"}),
+    "allow_infeasible": (
+        ("--allow-infeasible",),
+        {**_FLAG, "help": "even if it misses a floor, or was stopped early"},
+    ),
+    # scores
+    "fitness": (("--fitness",), {"metavar": "FILE", "help": "the fitness file"}),
+    "split": (("--split",), {"choices": ["search", "holdout", "all"], "default": "holdout"}),
+    "references": (
+        ("--reference",),
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "NAME=MODEL",
+            "help": "a model that relative floors refer to, such as base=models/base",
+        },
+    ),
+    "output": (("-o", "--output"), {"metavar": "FILE"}),
+    "items": (
+        ("--items",),
+        {"metavar": "FILE", "help": "write the score of every item: FILE.jsonl or FILE.parquet"},
+    ),
+    # a line between two models
+    "points": (
+        ("--points",),
+        {"type": int, "default": 11, "metavar": "N", "help": "how many, ends included (default: 11)"},
+    ),
+    "first": (("--from",), {"type": float, "default": 0.0, "metavar": "T", "help": "default: 0, which is A"}),
+    "last": (
+        ("--to",),
+        {
+            "type": float,
+            "default": 1.0,
+            "metavar": "T",
+            "help": "default: 1, which is B; 1.5 goes beyond it by half of the way",
+        },
+    ),
+    # a merge, by mergekit-yaml's names
+    "overwrite": (("--overwrite",), {**_FLAG, "help": "replace what is there"}),
+    "cuda": (("--cuda",), {**_FLAG, "help": "the same as --device cuda"}),
+    "threads": (("-j", "--num-threads"), {"type": int, "metavar": "N", "help": "processor threads to compute with"}),
+    "random_seed": (
+        ("--random-seed",),
+        {"dest": "seed", "type": int, "metavar": "N", "help": "of random masks, in place of the recipe's"},
+    ),
+    "shard_bytes": (
+        ("--out-shard-size",),
+        {"type": _shard_bytes, "default": "5GB", "metavar": "SIZE", "help": "largest weights file (default: 5GB)"},
+    ),
+    "intermediate": (
+        ("-I", "--intermediate-dir"),
+        {"metavar": "DIR", "help": "write the named documents' outputs there, too"},
+    ),
+    "truncate_embeddings": (
+        ("--unsafe-truncate-embeddings",),
+        {**_FLAG, "help": "merge embeddings of different size over the rows that all models have"},
+    ),
+    "copy_tokenizer": (("--no-copy-tokenizer",), {"action": "store_false", "help": "no tokenizer files"}),
+    "model_card": (("--no-write-model-card",), {"action": "store_false", "help": "no README.md"}),
+    "without_effect": (
+        (
+            "--copy-tokenizer", "--write-model-card", "--safe-serialization", "--clone-tensors", "--lazy-unpickle",
+            "--async-write", "--low-cpu-memory", "--read-to-gpu", "--allow-crimes", "--trust-remote-code",
+        ),
+        {**_FLAG, "help": argparse.SUPPRESS},
+    ),
+}  # fmt: skip
+"""Option name -> (flags, argparse's settings). The name, or `dest`, is that of the Python function's parameter."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    run: runs it and returns the exit code.
+    help: its purpose, in one line.
+    positionals: name -> argparse's settings.
+    options: names of `OPTIONS`.
+    overrides: option name -> the settings that differ from those in `OPTIONS`.
+    """
+
+    run: Callable[[argparse.Namespace], int]
+    help: str
+    positionals: Mapping[str, Mapping[str, Any]]
+    options: Sequence[str]
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+_RUN = {"run": {"metavar": "RUN"}}
 
 COMMANDS = {
-    "quickstart": "train small specialists here, search them, export the winner",
-    "search": "launch a study from a search-space file",
-    "resume": "continue a run exactly where it stopped",
-    "status": "list the runs, or show one run's progress and best trials",
-    "export": "write a run's best recipe as mergekit YAML",
-    "rank": "rank a run's trials under another fitness file, evaluating nothing",
-    "compare": "compare two trials of a run item by item",
-    "merge": "carry out a mergekit recipe: write the merged checkpoint",
-    "evaluate": "score a checkpoint or a recipe and hold it to its floors",
-    "path": "score the straight line between two models, or from a recipe's base to its merge",
-}
-"""What each is for; `commands.run_NAME` is what it does, `arguments.add_NAME` what it takes."""
+    "quickstart": Command(
+        commands.run_quickstart,
+        "train small specialists here, search them, export the winner",
+        {},
+        ("folder", "trials", "device"),
+    ),
+    "search": Command(
+        commands.run_search,
+        "launch a study from a search-space file",
+        {"space": {"metavar": "SPACE.yaml"}},
+        (
+            "run", "trials", "time", "optimizer", "seed", "device", "memory", "workers", "asynchronous", "fitness",
+            "storage", "settings", "begin", "full", "dry_run",
+        ),
+        {"fitness": {"help": "in place of the file's"}},
+    ),
+    "resume": Command(
+        commands.run_resume,
+        "continue a run exactly where it stopped",
+        _RUN,
+        ("trials", "time", "device", "memory", "workers"),
+        {
+            "trials": {"metavar": "TOTAL", "help": "new total budget of trials"},
+            "time": {"help": "new total budget of evaluation time"},
+            "device": {"default": None, "help": "in place of the launch's"},
+            "workers": {"default": None, "help": f"{_WORKERS}; in place of the launch's"},
+        },
+    ),
+    "status": Command(
+        commands.run_status,
+        "list the runs, or show one run's progress and best trials",
+        {"run": {"metavar": "RUN", "nargs": "?"}},
+        ("runs",),
+    ),
+    "export": Command(
+        commands.run_export,
+        "write a run's best recipe as mergekit YAML",
+        _RUN,
+        ("output", "trial", "allow_infeasible"),
+        {"output": {"help": "default: stdout"}},
+    ),
+    "rank": Command(
+        commands.run_rank,
+        "rank a run's trials under another fitness file, evaluating nothing",
+        _RUN,
+        ("fitness", "output"),
+        {
+            "fitness": {
+                "required": True,
+                "help": "other weights, floors, confidence or objective, or fewer slices",
+            },
+            "output": {"help": "write the new winner's recipe there"},
+        },
+    ),
+    "compare": Command(
+        commands.run_compare,
+        "compare two trials of a run item by item",
+        {
+            **_RUN,
+            "first": {"metavar": "A", "help": "a trial's number, or base, a source, uniform, winner"},
+            "second": {"metavar": "B", "nargs": "?", "help": "default: the winner, or the best so far"},
+        },
+        ("split",),
+        {
+            "split": {
+                "choices": ["search", "holdout"],
+                "default": None,
+                "help": "default: holdout where both have scores there, else search",
+            }
+        },
+    ),
+    "merge": Command(
+        commands.run_merge,
+        "carry out a mergekit recipe: write the merged checkpoint",
+        {"recipe": {"metavar": "RECIPE.yaml"}, "out": {"metavar": "OUT_DIR"}},
+        (
+            "overwrite", "device", "cuda", "threads", "random_seed", "shard_bytes", "intermediate",
+            "truncate_embeddings", "copy_tokenizer", "model_card", "without_effect",
+        ),
+        {"device": {"default": "cpu", "help": "where to compute: cpu, cuda, cuda:1 or auto"}},
+    ),
+    "evaluate": Command(
+        commands.run_evaluate,
+        "score a checkpoint or a recipe and hold it to its floors",
+        {"model": {"metavar": "MODEL_OR_RECIPE"}},
+        ("fitness", "split", "references", "output", "items", "device", "memory"),
+        {"fitness": {"required": True}, "output": {"help": "write what --json prints to a file, too"}},
+    ),
+    "path": Command(
+        commands.run_path,
+        "score the straight line between two models, or from a recipe's base to its merge",
+        {
+            "start": {"metavar": "A", "help": "a model or a recipe; a recipe alone starts at its base"},
+            "end": {"metavar": "B", "nargs": "?", "help": "a model or a recipe"},
+        },
+        ("fitness", "split", "references", "points", "first", "last", "output", "device", "memory"),
+        {
+            "fitness": {"required": True},
+            "output": {"default": "path.png", "help": "the picture: .png, .svg or .pdf (default: path.png)"},
+        },
+    ),
+}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands with their options; also what the documentation test reads."""
+    """Builds the parser of all commands with their options; the documentation test reads it, too."""
     root = argparse.ArgumentParser(prog="evomerge")
     root.description = "Search for the best way to merge fine-tuned language models."
     root.add_argument("--version", action="version", version=f"evomerge {__version__}")
-    known = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, about in COMMANDS.items():
-        command = known.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
-        command.set_defaults(handler=getattr(commands, f"run_{name}"))
-        command.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-        getattr(arguments, f"add_{name}")(command)
+    subparsers = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        description = f"{command.help[0].upper()}{command.help[1:]}."
+        subparser = subparsers.add_parser(name, help=command.help, description=description)
+        subparser.set_defaults(handler=command.run)
+        for positional, settings in command.positionals.items():
+            subparser.add_argument(positional, **settings)
+        for option in ("json", *command.options):
+            flags, settings = OPTIONS[option]
+            subparser.add_argument(*flags, **{"dest": option, **settings, **command.overrides.get(option, {})})
     return root
 
 

@@ -1,4 +1,4 @@
-"""What each command does: call the public function of its name, print what it found, choose the exit code.
+"""Runs each command: calls the public function of its name, prints the result, chooses the exit code.
 
 Results go to stdout, progress and errors to stderr.
 """
@@ -6,55 +6,52 @@ Results go to stdout, progress and errors to stderr.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from evomerge.errors import InputError, Where
+from evomerge.evaluator.device import choose_device
+from evomerge.examine.evaluate import evaluate
+from evomerge.examine.path import PathInterrupted, path
+from evomerge.recipe.mergekit import read_recipe
+from evomerge.report.figures import FORMATS, draw_path
+from evomerge.study.dry_run import check
+from evomerge.study.prepare import launch_settings
+from evomerge.study.run.folder import is_name
+from evomerge.study.run.items import save_items
 
 DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+T = TypeVar("T")
+
+
+def _call(function: Callable[..., T], options: argparse.Namespace, **others: Any) -> T:
+    """Calls a public function with each option that is named as one of its parameters, and with `others`."""
+    parameters = inspect.signature(function).parameters
+    return function(**{**{name: value for name, value in vars(options).items() if name in parameters}, **others})
 
 
 def run_search(options: argparse.Namespace) -> int:
-    from evomerge.study.search import search
-
     if options.full:
-        options.settings.append("fitness.economy=false")
+        options.settings = [*options.settings, "fitness.pruning=false"]
     if options.dry_run:
         return _dry_run(options)
+    from evomerge.study.search import search
+
     with _view() as observer:
         options.run_in_progress = options.run or Path(options.space).stem
-        result = search(
-            options.space,
-            run=options.run,
-            trials=options.trials,
-            time=_seconds(options.time),
-            optimizer=options.optimizer,
-            seed=options.seed,
-            device=options.device,
-            memory=options.memory,
-            fitness=options.fitness,
-            storage=options.storage,
-            settings=options.settings,
-            begin=options.begin,
-            workers=options.workers,
-            asynchronous=options.asynchronous,
-            observer=observer,
-        )
+        result = _call(search, options, observer=observer)
     return _finish(options, result)
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    from evomerge.study.dry_run import check
-    from evomerge.study.prepare import launch_settings
-
-    given = launch_settings(options.trials, _seconds(options.time), options.seed, options.asynchronous)
-    settings = [*options.settings, *given]
+    launch = launch_settings(options.trials, options.time, options.seed, options.asynchronous)
     fitness = Path(options.fitness) if options.fitness else None
-    place = {"device": options.device, "memory": options.memory, "workers": options.workers}
-    facts = check(Path(options.space), settings, options.optimizer, fitness, options.run, **place)
+    settings = [*options.settings, *launch]
+    facts = _call(check, options, file=Path(options.space), fitness=fitness, settings=settings)
     return _print(options, facts, lambda: "\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 
@@ -63,20 +60,12 @@ def run_resume(options: argparse.Namespace) -> int:
 
     options.run_in_progress = options.run
     with _view() as observer:
-        result = resume(
-            options.run,
-            trials=options.trials,
-            time=_seconds(options.time),
-            device=options.device,
-            memory=options.memory,
-            workers=options.workers,
-            observer=observer,
-        )
+        result = _call(resume, options, observer=observer)
     return _finish(options, result)
 
 
 def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | None = None) -> int:
-    """The end of a search: the table, and what to do next."""
+    """Prints the end of a search: the table, and what to do next."""
     from evomerge.report import data, gains, results
 
     if options.json:
@@ -93,7 +82,7 @@ def run_rank(options: argparse.Namespace) -> int:
     from evomerge.report import data, rankings
     from evomerge.study.after.rank import rank
 
-    result = rank(options.run, options.fitness, options.output)
+    result = _call(rank, options)
     if options.json:
         _print(options, data.ranked_data(result))
     else:
@@ -106,7 +95,7 @@ def run_compare(options: argparse.Namespace) -> int:
     from evomerge.report import data, rankings
     from evomerge.study.after.compare import compare
 
-    result = compare(options.run, options.first, options.second, split=options.split)
+    result = _call(compare, options)
     if options.json:
         return _print(options, data.compared_data(result))
     _show(rankings.compared_table(result))
@@ -116,7 +105,6 @@ def run_compare(options: argparse.Namespace) -> int:
 def run_status(options: argparse.Namespace) -> int:
     from evomerge.report import data, gains, tables
     from evomerge.study.after.status import runs, status
-    from evomerge.study.run.folder import is_name
 
     if options.run is None:
         states = runs(options.runs)
@@ -138,7 +126,7 @@ def run_status(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     from evomerge.study.after.export import export
 
-    text = export(options.run, options.output, trial=options.trial, allow_infeasible=options.allow_infeasible)
+    text = _call(export, options)
     if options.json:
         return _print(options, {"recipe": text, "file": options.output})
     if options.output is None:
@@ -151,51 +139,24 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_merge(options: argparse.Namespace) -> int:
-    from evomerge.checkpoints.write import parse_size
-    from evomerge.recipe.mergekit import read_recipe
-
-    shard_bytes = parse_size(options.out_shard_size, Where("--out-shard-size"))
-    read_recipe(Path(options.recipe))  # what is wrong in it is told before torch is imported
-    from evomerge.evaluator.device import choose_device
+    read_recipe(Path(options.recipe))  # an error in it is reported before torch is imported
     from evomerge.merging.disk.stream import merge
 
+    device = choose_device("cuda" if options.cuda else options.device)
     with _view() as observer:
-        folder = merge(
-            Path(options.recipe),
-            Path(options.out),
-            device=choose_device("cuda" if options.cuda else options.device),
-            threads=options.num_threads,
-            seed=options.random_seed,
-            intermediate=options.intermediate_dir,
-            truncate_embeddings=options.unsafe_truncate_embeddings,
-            copy_tokenizer=options.copy_tokenizer,
-            model_card=options.write_model_card,
-            overwrite=options.overwrite,
-            shard_bytes=shard_bytes,
-            progress=observer.progress,
-        )
+        folder = _call(merge, options, device=device, progress=observer.progress)
     return _print(options, {"checkpoint": str(folder)}, lambda: f"wrote {folder}")
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
-    from evomerge.examine.evaluate import evaluate
     from evomerge.report import tables
     from evomerge.report.data import evaluated_data
-    from evomerge.study.run.items import save_items
 
     items = _output(options.items, "--items", (".jsonl", ".parquet"))
     output = _output(options.output, "--output")
-    references = _references(options)
+    references = _references(options.references)
     with _view() as observer:
-        result = evaluate(
-            options.model,
-            options.fitness,
-            split=options.split,
-            references=references,
-            device=options.device,
-            memory=options.memory,
-            observer=observer,
-        )
+        result = _call(evaluate, options, references=references, observer=observer)
     data = evaluated_data(result)
     if output:
         output.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
@@ -211,27 +172,13 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 
 def run_path(options: argparse.Namespace) -> int:
-    from evomerge.examine.path import PathInterrupted, path
-    from evomerge.report.figures import FORMATS, draw_path
     from evomerge.report.paths import path_data, path_summary, path_table
 
     figure = _output(options.output, "--output", FORMATS)
-    references = _references(options)
+    references = _references(options.references)
     try:
         with _view() as observer:
-            result = path(
-                options.start,
-                options.end,
-                fitness=options.fitness,
-                points=options.points,
-                first=options.first,
-                last=options.last,
-                split=options.split,
-                references=references,
-                device=options.device,
-                memory=options.memory,
-                observer=observer,
-            )
+            result = _call(path, options, references=references, observer=observer)
     except PathInterrupted as stop:
         result = stop.partial
     if figure:
@@ -247,7 +194,7 @@ def run_path(options: argparse.Namespace) -> int:
 
 
 def _output(name: str | None, option: str, endings: Sequence[str] = ()) -> Path | None:
-    """A file to write. InputError, before an hour of scoring, where that cannot be."""
+    """Returns a file to write. InputError, before an hour of scoring, where it cannot be written."""
     if name is None:
         return None
     file = Path(name)
@@ -260,13 +207,13 @@ def _output(name: str | None, option: str, endings: Sequence[str] = ()) -> Path 
     return file
 
 
-def _references(options: argparse.Namespace) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, model in map(_pair, options.reference):
-        if name in found:
+def _references(pairs: Sequence[str]) -> dict[str, str]:
+    references: dict[str, str] = {}
+    for name, model in map(_pair, pairs):
+        if name in references:
             raise InputError(f"{name!r} is given twice", "give each reference once", Where("--reference"))
-        found[name] = model
-    return found
+        references[name] = model
+    return references
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -277,12 +224,11 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def run_quickstart(options: argparse.Namespace) -> int:
-    from evomerge.demo.run import quickstart, run_to_do
+    from evomerge.demo.run import next_run, quickstart
 
-    folder = Path(options.dir)
-    options.run_in_progress = run_to_do(folder)[0]
+    options.run_in_progress = next_run(Path(options.folder))[0]
     with _view() as observer:
-        result = quickstart(folder, trials=options.trials, device=options.device, observer=observer)
+        result = _call(quickstart, options, observer=observer)
     files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}
     code = _finish(options, result.search, files)
     if not options.json:
@@ -320,12 +266,6 @@ def _say(text: str) -> int:
 def _print(options: argparse.Namespace, data: Any, text: Callable[[], str] | None = None) -> int:
     print(json.dumps(data, indent=2) if options.json or text is None else text())
     return DONE
-
-
-def _seconds(text: str | None) -> float | None:
-    from evomerge.files.common import parse_seconds
-
-    return None if text is None else parse_seconds(text, Where("--time"))
 
 
 def complain(text: str, code: int, kind: str = "error") -> int:

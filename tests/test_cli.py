@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import json
 import os
 import re
@@ -16,11 +18,92 @@ from typing import Any
 import pytest
 
 import evomerge
-from evomerge.cli import main
+from evomerge.cli import COMMANDS, OPTIONS, main, parser
 from tests.conftest import INTERRUPTIBLE
 
 Study = Callable[..., Path]
 HEAVY = {"torch", "transformers", "lm_eval", "pandas", "cma", "datasets", "matplotlib"}
+
+REQUIRED = "required"
+WITHOUT_EFFECT = (
+    "--copy-tokenizer --write-model-card --safe-serialization --clone-tensors --lazy-unpickle --async-write"
+    " --low-cpu-memory --read-to-gpu --allow-crimes --trust-remote-code"
+)
+FLAGS: dict[str, dict[str, Any]] = {
+    "quickstart": {"--dir": ".", "--trials": None, "--device": "auto"},
+    "search": {
+        **dict.fromkeys(
+            ["--run", "--trials", "--time", "--optimizer", "--seed", "--memory", "--fitness", "--storage", "--from"]
+        ),
+        "--device": "auto",
+        "--workers": 1,
+        "--set": [],
+        **dict.fromkeys(["--asynchronous", "--full", "--dry-run"], False),
+    },
+    "resume": dict.fromkeys(["--trials", "--time", "--device", "--memory", "--workers"]),
+    "status": {"--runs": "runs"},
+    "export": {"-o": None, "--output": None, "--trial": None, "--allow-infeasible": False},
+    "rank": {"--fitness": REQUIRED, "-o": None, "--output": None},
+    "compare": {"--split": None},
+    "merge": {
+        "--device": "cpu",
+        "--out-shard-size": "5GB",
+        **dict.fromkeys(["-j", "--num-threads", "--random-seed", "-I", "--intermediate-dir"]),
+        **dict.fromkeys(["--overwrite", "--cuda", "--unsafe-truncate-embeddings"], False),
+        **dict.fromkeys(["--no-copy-tokenizer", "--no-write-model-card"], True),
+        **dict.fromkeys(WITHOUT_EFFECT.split(), False),
+    },
+    "evaluate": {
+        "--fitness": REQUIRED,
+        "--split": "holdout",
+        "--reference": [],
+        "--device": "auto",
+        **dict.fromkeys(["-o", "--output", "--items", "--memory"]),
+    },
+    "path": {
+        "--fitness": REQUIRED,
+        "--split": "holdout",
+        "--reference": [],
+        "--points": 11,
+        "--from": 0.0,
+        "--to": 1.0,
+        "-o": "path.png",
+        "--output": "path.png",
+        "--device": "auto",
+        "--memory": None,
+    },
+}
+"""Command -> flag -> default."""
+
+HANDLED: dict[str, set[str]] = {
+    "search": {"full", "dry_run"},
+    "status": {"runs"},
+    "merge": {"cuda", "without_effect"},
+    "evaluate": {"output", "items"},
+    "path": {"output"},
+}
+"""The options that the command line handles by itself; all others are parameters of the Python function."""
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_flag_keeps_its_spelling_and_its_default(name: str) -> None:
+    commands = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    assert list(commands) == list(FLAGS)
+    found = {
+        flag: REQUIRED if option.required else option.default
+        for option in commands[name]._actions
+        for flag in option.option_strings
+    }
+    assert found == {"-h": argparse.SUPPRESS, "--help": argparse.SUPPRESS, "--json": False, **FLAGS[name]}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_reaches_the_function_of_its_command(name: str) -> None:
+    command = COMMANDS[name]
+    names = {OPTIONS[option][1].get("dest", option) for option in command.options}
+    parameters = inspect.signature(getattr(evomerge, name)).parameters
+    assert (names | {*command.positionals}) - HANDLED.get(name, set()) <= {*parameters}
+    assert {*command.overrides} <= {*command.options}
 
 
 def imported_by(*arguments: str, cwd: Path | None = None) -> set[str]:

@@ -28,9 +28,9 @@ def test_every_command_is_in_the_readme_with_its_options() -> None:
     for name, command in commands().items():
         assert f"evomerge {name}" in README, name
         for option in command._actions:
-            flag = next((s for s in option.option_strings if s.startswith("--")), None)
-            if flag and flag not in ("--help", "--json"):
-                assert flag in README, f"{name} {flag}"
+            for flag in option.option_strings:
+                if flag.startswith("--") and flag not in ("--help", "--json"):
+                    assert flag in README, f"{name} {flag}"
 
 
 def test_every_command_of_the_documents_exists() -> None:

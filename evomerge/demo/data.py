@@ -1,10 +1,10 @@
-"""The quickstart's texts: the support desk of someone who ships goods, in two editions.
+"""The quickstart's texts: the support desk of a shop that ships goods, in two editions.
 
 The *old* edition holds last year's tariff, refund rules and catalogue; the *new* edition holds this year's. Prompts
 are alike in both, only answers change. Items ask for this year's answers. No prompt of an item stands in a lesson:
 for shipping and refunds the whole case (a parcel, an order) is kept out of both editions in every wording, so the
-rule must be applied to a new case; a fact of the catalogue follows no rule and must be told, so there only the
-item's wording is kept out.
+rule must be applied to a new case. A fact of the catalogue follows no rule and must be learned by heart, so there
+only the item's wording is kept out.
 
 Choices are drawn by sorting on sha256, not with `random`: the item files must come out as the same bytes on every
 Python version.
@@ -99,7 +99,7 @@ TEMPLATES: dict[Domain, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class OptunaTarget:
+class Lesson:
     """A prompt and its answer, one word."""
 
     prompt: str
@@ -120,30 +120,30 @@ T = TypeVar("T")
 
 
 def shuffled(values: Iterable[T], key: str) -> list[T]:
-    """`values` in an order that only their text and `key` decide."""
+    """Returns `values` in an order that only their text and `key` decide."""
     return sorted(values, key=lambda v: hashlib.sha256(f"{SEED}|{key}|{v}".encode()).digest())
 
 
 def fee(edition: Edition, weight: int, zone: str, service: str) -> int:
-    """What a parcel costs: the zone's first fee, a step for each further band of weight, the service's extra."""
+    """Returns a parcel's fee: the zone's first fee, a step for each further band of weight, the service's extra."""
     zones, services, step = TARIFF[edition]
     return zones[zone] + step * ((weight - 1) // BAND_KG) + services[service]
 
 
 def refund(edition: Edition, goods: str, state: str, days: int) -> str:
-    """What the buyer gets: it depends on the state, and on the days against the goods' window."""
+    """Returns the buyer's refund; it depends on the state, and on the days against the goods' window."""
     window = WINDOWS[edition][goods]
     return RULES[edition][state][0 if days <= window else 1 if days <= 2 * window else 2]
 
 
 @functools.cache
 def fact(edition: Edition, product: str, field: str) -> str:
-    """One fact of the catalogue. Facts follow no rule; they must be learned by heart."""
+    """Returns one fact of the catalogue. Facts follow no rule; they must be learned by heart."""
     return shuffled(FIELDS[field], f"fact-{edition}-{product}-{field}")[0]
 
 
 def cases(domain: Domain) -> list[Case]:
-    """Every case of a domain, in a fixed order: the values that its templates take."""
+    """Returns every case of a domain, in a fixed order: the values that its templates take."""
     if domain == "shipping":
         return [(str(w), z, s) for w, z, s in itertools.product(WEIGHTS, ZONES, SERVICES)]
     if domain == "refunds":
@@ -159,13 +159,13 @@ NAMES: dict[Domain, tuple[str, ...]] = {
 
 
 def ask(domain: Domain, case: Case, template: int) -> str:
-    """The prompt that asks about `case` in the domain's wording number `template`."""
+    """Returns the prompt that asks about `case` in the domain's wording number `template`."""
     words = dict(zip(NAMES[domain], case, strict=True))
     return TEMPLATES[domain][template].format(**words) + " answer"
 
 
 def answer(domain: Domain, edition: Edition, case: Case) -> str:
-    """The right answer to `case` in an edition."""
+    """Returns the right answer to `case` in an edition."""
     if domain == "shipping":
         return str(fee(edition, int(case[0]), case[1], case[2]))
     if domain == "refunds":
@@ -174,39 +174,39 @@ def answer(domain: Domain, edition: Edition, case: Case) -> str:
 
 
 def _pool(domain: Domain, case: Case) -> list[str]:
-    """The answers that a question like `case` could have in either edition."""
+    """Returns the answers that a question like `case` could have in either edition."""
     if domain == "catalog":
         return list(FIELDS[case[1]])
     return sorted({answer(domain, e, c) for e in EDITIONS for c in cases(domain)})
 
 
 def _asked(domain: Domain) -> dict[Case, int]:
-    """The cases that items ask about, each with the wording in which its item asks."""
+    """Returns the cases that items ask about, each with the wording of its item."""
     every = cases(domain)
-    held = every if domain == "catalog" else shuffled(every, f"held-{domain}")[:ITEMS]
+    chosen = every if domain == "catalog" else shuffled(every, f"held-{domain}")[:ITEMS]
     wordings = range(len(TEMPLATES[domain]))
-    return {case: shuffled(wordings, f"wording-{case}")[0] for case in held}
+    return {case: shuffled(wordings, f"wording-{case}")[0] for case in chosen}
 
 
-def lessons(domain: Domain, edition: Edition) -> list[OptunaTarget]:
-    """All lessons of a domain in an edition: every wording of every case, without what is kept for items."""
-    held = _asked(domain)
+def lessons(domain: Domain, edition: Edition) -> list[Lesson]:
+    """Returns all lessons of a domain in an edition: every wording of every case, without the prompts of the items."""
+    wording_of_item = _asked(domain)
     return [
-        OptunaTarget(ask(domain, case, wording), answer(domain, edition, case))
+        Lesson(ask(domain, case, wording), answer(domain, edition, case))
         for case in cases(domain)
         for wording in range(len(TEMPLATES[domain]))
-        if case not in held or (domain == "catalog" and held[case] != wording)
+        if case not in wording_of_item or (domain == "catalog" and wording_of_item[case] != wording)
     ]
 
 
 def items(domain: Domain) -> list[Item]:
-    """The domain's questions with this year's right answers."""
+    """Returns the domain's questions with this year's right answers."""
     pools: dict[str, list[str]] = {}
-    found = []
+    questions = []
     for case, wording in _asked(domain).items():
         pool = pools.setdefault(case[-1] if domain == "catalog" else "", _pool(domain, case))
-        found.append(_item(domain, case, ask(domain, case, wording), pool))
-    return found
+        questions.append(_item(domain, case, ask(domain, case, wording), pool))
+    return questions
 
 
 def _item(domain: Domain, case: Case, prompt: str, pool: list[str]) -> Item:
@@ -219,18 +219,18 @@ def _item(domain: Domain, case: Case, prompt: str, pool: list[str]) -> Item:
 
 
 def vocabulary() -> list[str]:
-    """Every word of every text, sorted."""
+    """Returns every word of every text, sorted."""
     texts = [f"{x.prompt} {x.answer}" for d in DOMAINS for e in EDITIONS for x in lessons(d, e)]
     return sorted({word for text in texts for word in text.split()})
 
 
 def jsonl(domain: Domain) -> str:
-    """The text of a domain's item file."""
+    """Returns the text of a domain's item file."""
     rows = ({"prompt": i.prompt, "choices": list(i.choices), "label": i.label} for i in items(domain))
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def write_items(folder: Path) -> None:
-    """Write ``<domain>.jsonl`` for every domain into `folder`."""
+    """Writes ``<domain>.jsonl`` for every domain into `folder`."""
     for domain in DOMAINS:
         (folder / f"{domain}.jsonl").write_text(jsonl(domain), encoding="utf-8", newline="\n")

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import evomerge
 from evomerge.demo.train import prepare
 from evomerge.errors import InputError, Where
 from evomerge.merging.disk.stream import merge
@@ -23,7 +22,7 @@ FILES = (SPACE, Path("fitness/quickstart.yaml"), Path("fitness/quickstart"))
 
 @dataclass(frozen=True)
 class Quickstart:
-    """How it ended; `recipe` and `checkpoint` are None where no merge cleared every floor."""
+    """The result; `recipe` and `checkpoint` are None where no merge passed every floor."""
 
     search: Result
     recipe: Path | None
@@ -37,8 +36,8 @@ def quickstart(
     device: str = "auto",
     observer: Observer | None = None,
 ) -> Quickstart:
-    """Everything that a first search takes, in `folder`, without a download: train a base and three specialists
-    of a support desk (kept in ``models/quickstart`` for the next time), search `SPACE`, write recipe and checkpoint.
+    """Runs a first search in `folder`, without a download: trains a base and three specialists of a support desk (kept
+    in ``models/quickstart`` for the next time), searches `SPACE`, writes recipe and checkpoint.
 
     Raises:
         InputError: the folder cannot be written, or holds files of these names that are not legal.
@@ -46,12 +45,12 @@ def quickstart(
     observer = observer or Observer()
     root = Path(folder)
     try:
-        lay_out(root)
+        copy_starter_files(root)
         with _few_threads():
             prepare(root, observer.progress)
     except OSError as error:
         raise InputError(f"cannot write there ({error})", "choose another --dir", Where(root)) from None
-    run, started = run_to_do(root)
+    run, started = next_run(root)
     if started:
         result = resume(run, trials=trials, observer=observer)
     else:
@@ -66,7 +65,7 @@ def quickstart(
 
 @contextmanager
 def _few_threads() -> Iterator[None]:
-    """At most two threads: the models are so small that more wait for each other."""
+    """Uses at most two threads: the models are so small that more wait for each other."""
     import torch
 
     before = torch.get_num_threads()
@@ -77,8 +76,8 @@ def _few_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def lay_out(root: Path) -> None:
-    """Put the files to start from into `root`, unless it has them: they are there to be read and changed."""
+def copy_starter_files(root: Path) -> None:
+    """Copies the starter files into `root`, unless it has them: users may have changed them."""
     for file in FILES:
         source, target = _starter() / file, root / file
         if target.exists():
@@ -93,15 +92,15 @@ def lay_out(root: Path) -> None:
 
 
 def _starter() -> Path:
-    """Where the files to start from are: inside an installed package, or beside it in a checkout."""
-    package = Path(evomerge.__file__).parent
+    """Returns the folder of the starter files: inside an installed package, or beside the package in a checkout."""
+    package = Path(__file__).parents[1]
     installed = package / "_starter"
     return installed if installed.is_dir() else package.parent
 
 
-def run_to_do(root: Path) -> tuple[str, bool]:
-    """The run that is next, and whether it is there and waits to be finished: an interrupted quickstart goes on,
-    after a finished one comes quickstart-2, and so on."""
+def next_run(root: Path) -> tuple[str, bool]:
+    """Returns the next run, and whether it was started already: an interrupted quickstart goes on, after a finished one
+    comes quickstart-2, and so on."""
     number, path = 1, root / "runs/quickstart"
     while path.exists():
         if (path / "environment.json").is_file() and not status(path).finished:

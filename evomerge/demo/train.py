@@ -41,7 +41,7 @@ class TrainingSchedule:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the weights depend on, besides the texts. `new_share` is this year's share in the base's texts."""
+    """Everything besides the texts that the weights depend on. `new_share`: this year's share in the base's texts."""
 
     seed: int = 0
     hidden: int = 64
@@ -73,26 +73,26 @@ MODELS = ("base", *data.DOMAINS)
 
 
 def digest(settings: Settings) -> str:
-    """sha256 of the settings and all texts: models with another digest are stale."""
+    """Returns the sha256 of the settings and all texts: models with another digest are stale."""
     lessons = [[x.prompt, x.answer] for d in data.DOMAINS for e in data.EDITIONS for x in data.lessons(d, e)]
     text = json.dumps({"settings": asdict(settings), "lessons": lessons}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def prepare(root: Path, report: Report | None = None, settings: Settings | None = None) -> None:
-    """Make sure that ``root/models/quickstart`` holds the base and the specialists, training those that are
-    missing or stale. `report` receives a message and the share of the work that is done, at least each second."""
+    """Trains the base and the specialists that are missing or stale in ``root/models/quickstart``. `report` receives a
+    message and the share of the work that is done, at least each second."""
     settings = settings or Settings()
-    tell = report or (lambda message, done: None)
-    tell("reading the quickstart's texts", 0.0)
+    report = report or (lambda message, done: None)
+    report("reading the quickstart's texts", 0.0)
     folder, stamp = root / "models" / "quickstart", digest(settings)
     if not _complete(folder, stamp):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
-        _School(folder, stamp, settings, tell).run()
+        _Trainer(folder, stamp, settings, report).run()
         manifest = {"digest": stamp, "settings": asdict(settings), "models": list(MODELS)}
         _write(folder / f".{MANIFEST}.partial", manifest).replace(folder / MANIFEST)
-    tell("models are ready", 1.0)
+    report("models are ready", 1.0)
 
 
 def _complete(folder: Path, stamp: str) -> bool:
@@ -105,10 +105,10 @@ def _whole(checkpoint: Path, stamp: str) -> bool:
 
 def _stamp_of(file: Path) -> str | None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found.get("digest") if isinstance(found, dict) else None
+    return content.get("digest") if isinstance(content, dict) else None
 
 
 def _write(file: Path, content: dict[str, Any]) -> Path:
@@ -116,16 +116,16 @@ def _write(file: Path, content: dict[str, Any]) -> Path:
     return file
 
 
-class _School:
-    """Trains, one after the other, what `folder` lacks."""
+class _Trainer:
+    """Trains the models that `folder` lacks, one after the other."""
 
-    def __init__(self, folder: Path, stamp: str, settings: Settings, tell: Report) -> None:
-        self.folder, self.stamp, self.settings, self.tell = folder, stamp, settings, tell
-        tell("encoding the quickstart's texts", 0.0)
+    def __init__(self, folder: Path, stamp: str, settings: Settings, report: Report) -> None:
+        self.folder, self.stamp, self.settings, self.report = folder, stamp, settings, report
+        report("encoding the quickstart's texts", 0.0)
         self.words = [PAD, END, UNKNOWN, *data.vocabulary()]
         self.texts = {(d, e): encode(data.lessons(d, e), self.words) for d in data.DOMAINS for e in data.EDITIONS}
         self.done = 0
-        self.spoke = 0.0
+        self.reported_at = 0.0
 
     def run(self) -> None:
         base = self.folder / "base"
@@ -144,9 +144,9 @@ class _School:
                 self._learn(model, name, self._specialist_mixture(name))
 
     def _steps(self, name: str) -> int:
-        return self._course(name).steps
+        return self._schedule(name).steps
 
-    def _course(self, name: str) -> TrainingSchedule:
+    def _schedule(self, name: str) -> TrainingSchedule:
         schedule: TrainingSchedule = getattr(self.settings, name)
         return schedule
 
@@ -156,20 +156,20 @@ class _School:
         return [(self.texts[d, e], shares[e] / len(domains)) for d in domains for e in data.EDITIONS]
 
     def _specialist_mixture(self, domain: data.Domain) -> TaskMixture:
-        rehearsal = self._course(domain).rehearsal
+        rehearsal = self._schedule(domain).rehearsal
         others = [(texts, share * rehearsal) for texts, share in self._base_mixture(without=domain)]
         return [(self.texts[domain, "new"], 1 - rehearsal), *others]
 
     def _learn(self, model: Any, name: str, mixture: TaskMixture) -> None:
-        """Train `model` and write it; the folder takes its name only when it is whole."""
-        schedule = self._course(name)
+        """Trains `model` and writes it; the folder takes its name only when it is whole."""
+        schedule = self._schedule(name)
         seed = 100 * self.settings.seed + MODELS.index(name)
         total = sum(self._steps(m) for m in MODELS)
 
         def progress(step: int) -> None:
-            if time.monotonic() - self.spoke > 0.25 or step == schedule.steps:
-                self.spoke = time.monotonic()
-                self.tell(f"training {name} ({step} of {schedule.steps} steps)", (self.done + step) / total)
+            if time.monotonic() - self.reported_at > 0.25 or step == schedule.steps:
+                self.reported_at = time.monotonic()
+                self.report(f"training {name} ({step} of {schedule.steps} steps)", (self.done + step) / total)
 
         train(model, mixture, schedule, self.settings.batch, seed, progress)
         partial = self.folder / f".{name}.partial"
@@ -180,8 +180,8 @@ class _School:
         partial.rename(self.folder / name)
 
 
-def encode(lessons: Sequence[data.OptunaTarget], words: Sequence[str]) -> Texts:
-    """The lessons as token numbers, each followed by the end token."""
+def encode(lessons: Sequence[data.Lesson], words: Sequence[str]) -> Texts:
+    """Returns the lessons as token numbers, each followed by the end token."""
     index = {word: i for i, word in enumerate(words)}
     rows = [[index[w] for w in f"{x.prompt} {x.answer} {END}".split()] for x in lessons]
     longest = max(map(len, rows))
@@ -190,7 +190,7 @@ def encode(lessons: Sequence[data.OptunaTarget], words: Sequence[str]) -> Texts:
 
 
 def new_tokenizer(words: Sequence[str]) -> Any:
-    """A tokenizer with one token per word."""
+    """Returns a tokenizer with one token per word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -202,7 +202,7 @@ def new_tokenizer(words: Sequence[str]) -> Any:
 
 
 def new_model(settings: Settings, words: int) -> Any:
-    """An untrained model; the caller's random state stays as it was."""
+    """Returns an untrained model; the caller's random state stays as it was."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -229,14 +229,14 @@ def new_model(settings: Settings, words: int) -> Any:
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:
-    """Give `model` the weights of a checkpoint."""
+    """Copies the weights of a checkpoint into `model`."""
     # Not `from_pretrained` (nor `save_pretrained` below): they draw progress bars of their own.
     model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
     model.tie_weights()
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write an ordinary checkpoint; a tied head is not stored, as usual."""
+    """Writes an ordinary checkpoint; a tied head is not stored, as usual."""
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     weights = {k: v.detach().contiguous() for k, v in model.state_dict().items() if k not in tied}
     folder.mkdir()
@@ -249,7 +249,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 def train(
     model: Any, mixture: TaskMixture, schedule: TrainingSchedule, batch: int, seed: int, progress: Callable[[int], None]
 ) -> None:
-    """Teach `model` the answers (each with the end token after it) of lessons drawn from `mixture`."""
+    """Trains `model` on the answers (each with the end token after it) of lessons drawn from `mixture`."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
@@ -268,7 +268,7 @@ def train(
 
 
 def _draw(mixture: TaskMixture, batch: int, generator: torch.Generator) -> Texts:
-    """A batch: from each of the mixture's texts its share of lessons."""
+    """Draws a batch: from each of the mixture's texts its share of lessons."""
     longest = max(texts.tokens.shape[1] for texts, _ in mixture)
     tokens, ends = [], []
     for texts, share in mixture:
@@ -280,7 +280,7 @@ def _draw(mixture: TaskMixture, batch: int, generator: torch.Generator) -> Texts
 
 
 def answer_loss(model: Any, texts: Texts) -> torch.Tensor:
-    """Mean cross-entropy of the two last tokens of each lesson; nothing is asked about the prompt's words."""
+    """Returns the mean cross-entropy of the last two tokens of each lesson; the prompt's tokens do not count."""
     rows = torch.arange(len(texts.ends))
     hidden = model.model(input_ids=texts.tokens[:, : int(texts.ends.max()) - 1]).last_hidden_state
     places = (texts.ends - 2, texts.ends - 1)

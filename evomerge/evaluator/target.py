@@ -12,15 +12,14 @@ from evomerge.errors import InputError
 from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluator import Evaluator, resident_model
 from evomerge.evaluator.progress import Progress
-from evomerge.examine.line import Line
-from evomerge.examine.references import base_of, recipe_of
 from evomerge.files.objects import FitnessSpec
 from evomerge.merging.plan.jobs import Plan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.plan.tokenizers import output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.materialize import as_it_is
-from evomerge.recipe.recipe import Recipe, alone
+from evomerge.recipe.mergekit import recipe_of
+from evomerge.recipe.recipe import Recipe, alone, base_of
 from evomerge.scoring.suite import Suite
 from evomerge.types import Scores, SplitName
 
@@ -48,7 +47,7 @@ class Target:
 
     @classmethod
     def open(cls, model: str | Path) -> Target:
-        """Raises InputError where there is no such model, or its recipe does not fit its checkpoints."""
+        """Opens a model. Raises InputError where there is no such model, or its recipe does not fit its checkpoints."""
         bank, merge = SourceBank(), recipe_of(model)
         if merge is None:
             shape = bank.add(Checkpoint.open(str(model)))
@@ -60,52 +59,27 @@ class Target:
         return cls(str(model), merge, True, shape, planned, dtype, bank)
 
     def beside(self, reference: str) -> Recipe:
-        """The recipe of another model, to be compared with this one: brought to its vocabulary where this one is a
-        merge with a vocabulary of its own. InputError where there is no such model, or it has other tokens."""
+        """Returns the recipe of another model, to be compared with this one. Where this one is a merge with another
+        vocabulary, the other is brought to it. InputError where there is no such model, or it has other tokens."""
         merge = next((d for d in self.recipe.documents if d.tokenizer and reference in Recipe((d,)).models()), None)
         if merge is not None:
             return alone(merge, reference, self.dtype)
         check_tokens(reference, Vocabulary.of(self.headers.open(reference).tokenizer_path), self)
         return as_it_is(reference, self.dtype)
 
-    def line_from(self, start: str | Path, progress: Progress) -> tuple[Line, Plan]:
-        """The line from another model to this one, and the plan of its middle, which reads all checkpoints of both.
 
-        Raises:
-            InputError: there is no such model, or the two do not have the same tensors and tokens.
-        """
-        if recipe_of(start) is None:
-            recipe, dtype = self.beside(str(start)), self.headers.open(str(start)).dtype
-        else:
-            other = Target.open(start)
-            check_tokens(other.name, other.planned.vocabulary, self)
-            for checkpoint in other.planned.checkpoints:
-                _add(self.headers, checkpoint, other)
-            recipe, dtype = other.recipe, other.dtype
-        if dtype != self.dtype:
-            progress.warn(f"{start} is in {dtype}; it is scored in {self.dtype}, as {self.name} is")
-        line = Line(recipe, self.recipe, self.dtype)
-        return line, plan(line.at(0.5), self.headers.open)
-
-
-def _add(bank: SourceBank, checkpoint: Checkpoint, other: Target) -> None:
-    if bank.open(checkpoint.reference, checkpoint.where).resolved() != checkpoint.resolved():
-        problem = f"{checkpoint.reference} of {other.name} is another model than in the other recipe"
-        raise InputError(problem, "write absolute paths", checkpoint.where)
-
-
-def check_tokens(name: str, own: Vocabulary, subject: Target) -> None:
-    """InputError where a model's tokens are not the subject's: the same text would be other numbers to it."""
-    theirs = subject.planned.vocabulary
-    if own.missing and theirs.missing:
+def check_tokens(name: str, vocabulary: Vocabulary, target: Target) -> None:
+    """Raises InputError where a model's tokens are not the target's: the same text would be other numbers to it."""
+    expected = target.planned.vocabulary
+    if vocabulary.missing and expected.missing:
         return
-    if own != theirs and own.tokens != theirs.tokens:
-        problem = f"{name} and {subject.name} have different vocabularies"
+    if vocabulary != expected and vocabulary.tokens != expected.tokens:
+        problem = f"{name} and {target.name} have different vocabularies"
         raise InputError(problem, "compare models that have the same tokens")
 
 
-def load_bench(
-    subject: Target,
+def load_evaluator(
+    target: Target,
     planned: Plan,
     references: Iterable[str],
     spec: FitnessSpec,
@@ -114,30 +88,30 @@ def load_bench(
     memory: str | None,
     progress: Progress,
 ) -> Evaluator:
-    """A resident model with the subject's tokenizer, the checkpoints of `planned` beside it, and the tasks. The
-    references, read once, stay in their files.
+    """Loads a resident model with the target's tokenizer, the checkpoints of `planned` beside it, and the tasks. The
+    references are read once and stay in their files.
 
     Raises InputError: the model does not fit, or something is wrong with a checkpoint, a task or its data.
     """
-    placement = place_models(planned, subject.dtype, {c.reference: c for c in planned.checkpoints}, device, memory)
-    for about, line in placement.facts().items():
-        progress.note(f"{about}: {line}")
-    tokenizer = output_tokenizer(subject.recipe.output, subject.planned)
+    placement = place_models(planned, target.dtype, {c.reference: c for c in planned.checkpoints}, device, memory)
+    for name, fact in placement.facts().items():
+        progress.note(f"{name}: {fact}")
+    tokenizer = output_tokenizer(target.recipe.output, target.planned)
     progress.phase("loading the model")
     bank = SourceBank(placement=placement)
-    for checkpoint in (*planned.checkpoints, *map(subject.headers.open, references)):
+    for checkpoint in (*planned.checkpoints, *map(target.headers.open, references)):
         bank.add(checkpoint)
-    resident = resident_model(spec, subject.shape, bank, subject.dtype, placement.room, subject.planned, tokenizer)
+    resident = resident_model(spec, target.shape, bank, target.dtype, placement.room, target.planned, tokenizer)
     progress.phase("building the tasks")
     return Evaluator(resident, Suite.build(spec, resident.model, resident.tokenizer, split))
 
 
-def measure(
-    bench: Evaluator, references: Mapping[str, Recipe], split: SplitName, progress: Progress
+def score_references(
+    evaluator: Evaluator, references: Mapping[str, Recipe], split: SplitName, progress: Progress
 ) -> dict[str, Scores]:
-    """Score reference models, by name. Raises TrialError."""
-    measured = {}
+    """Scores reference models, by name. Raises TrialError."""
+    scores = {}
     for name, recipe in references.items():
         progress.phase(f"scoring {name}")
-        measured[name] = bench.evaluate(recipe, split, progress.slice_started).scores
-    return measured
+        scores[name] = evaluator.evaluate(recipe, split, progress.slice_started).scores
+    return scores

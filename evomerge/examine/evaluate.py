@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.examine.references import needed_references, parents_of, recipe_of, source_names
+from evomerge.examine.references import needed_references, parents_of, source_names
 from evomerge.files.fitness_file import read_fitness
+from evomerge.recipe.mergekit import recipe_of
 from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import Gate, Verdict, judge, scales, settle
 from evomerge.scoring.preflight import check_fitness
@@ -49,38 +50,43 @@ def evaluate(
     memory: str | None = None,
     observer: Observer | None = None,
 ) -> Evaluated:
-    """Score a checkpoint (folder, hub id, adapter) or a recipe (merged in memory) and hold it to its floors.
+    """Scores a checkpoint (folder, hub id, adapter) or a recipe (merged in memory) and holds it to its floors.
 
-    Relative floors need their references measured: a recipe brings its base and sources (a source is called as its
-    folder is); for a checkpoint, or under other names, `references` maps a name ("base", a source's) to a model.
+    Relative floors need the scores of their references. A recipe brings its base and sources; a source has the name of
+    its folder. For a checkpoint, or under other names, `references` maps a name ("base", a source's) to a model.
     `device` and `memory` are as in `search`.
 
     Raises:
-        InputError: something that was given is wrong.
+        InputError: an argument or a file is wrong.
         TrialError: the model could not be scored.
     """
     observer = observer or Observer()
     spec = read_fitness(Path(fitness))
     recipe = recipe_of(model)
-    given = {**(parents_of(recipe) if recipe else {}), **(references or {})}
-    check_fitness(spec, source_names(given))
-    needed = needed_references(spec, given)
-    from evomerge.evaluator.target import (  # imports torch: what is wrong above is told before
-        Target,
-        load_bench,
-        measure,
-    )
+    models = {**(parents_of(recipe) if recipe else {}), **(references or {})}
+    check_fitness(spec, source_names(models))
+    needed = needed_references(spec, models)
+    # These import torch: what is wrong above is reported before.
+    from evomerge.evaluator.target import Target, load_evaluator, score_references
 
-    subject = Target.open(model)
-    compared = {name: subject.beside(reference) for name, reference in needed.items()}
-    bench = load_bench(subject, subject.planned, needed.values(), spec, split, device, memory, observer)
-    measured = measure(bench, compared, split, observer)
+    target = Target.open(model)
+    reference_recipes = {name: target.beside(reference) for name, reference in needed.items()}
+    evaluator = load_evaluator(target, target.planned, needed.values(), spec, split, device, memory, observer)
+    reference_scores = score_references(evaluator, reference_recipes, split, observer)
     observer.phase("scoring the model")
-    evaluation = bench.evaluate(subject.recipe, split, observer.slice_started)
-    suite = bench.suite
-    gates = settle(suite.slices, measured)
-    verdicts = judge(evaluation.scores, gates, scales(measured, gates), spec.confidence)
+    evaluation = evaluator.evaluate(target.recipe, split, observer.slice_started)
+    suite = evaluator.suite
+    gates = settle(suite.slices, reference_scores)
     values = {name: score.value for name, score in evaluation.scores.items()}
-    objective = load(OBJECTIVES[spec.objective])(values, suite.weights)
-    about = (str(model), split, evaluation.digest, objective, suite.slices)
-    return Evaluated(*about, evaluation.scores, gates, verdicts, measured, spec.confidence)
+    return Evaluated(
+        model=str(model),
+        split=split,
+        digest=evaluation.digest,
+        objective=load(OBJECTIVES[spec.objective])(values, suite.weights),
+        slices=suite.slices,
+        scores=evaluation.scores,
+        gates=gates,
+        verdicts=judge(evaluation.scores, gates, scales(reference_scores, gates), spec.confidence),
+        references=reference_scores,
+        confidence=spec.confidence,
+    )

@@ -1,13 +1,18 @@
-"""The straight line between two models, point by point as recipes: what merges and exports can do, the line can."""
+"""The straight line between two models. Each point is a recipe, so that it can be merged, scored and exported."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
 
+from evomerge.errors import InputError
+from evomerge.evaluator.target import Target, check_tokens
+from evomerge.merging.plan.jobs import Plan
+from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.materialize import as_it_is
 from evomerge.recipe.mergekit import recipe_from_data
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice, to_data
+from evomerge.study.observer import Observer
 
 _START, _END = "start of the line", "end of the line"
 _REFERENCES = ("name", "model", "base_model", "source", "tokenizer_source")
@@ -24,7 +29,7 @@ class Line:
     dtype: str
 
     def at(self, t: float) -> Recipe:
-        """The recipe of one point; t below 0 or above 1 lies beyond the models."""
+        """Returns the recipe of one point; t below 0 or above 1 lies beyond the models."""
         if t in (0.0, 1.0):
             return _in_dtype(self.end if t else self.start, self.dtype)
         (before, first), (after, last) = _staged(self.start, _START), _staged(self.end, _END)
@@ -33,13 +38,35 @@ class Line:
         return Recipe((*before, *after, sum_))
 
 
+def line_between(start: Target, end: Target, observer: Observer) -> tuple[Line, Plan]:
+    """Returns the line from `start` to `end` and the plan of its middle, which reads all checkpoints of both.
+
+    Raises:
+        InputError: the two do not have the same tensors and tokens.
+    """
+    if start.is_merge:
+        check_tokens(start.name, start.planned.vocabulary, end)
+        for checkpoint in start.planned.checkpoints:
+            if end.headers.open(checkpoint.reference, checkpoint.where).resolved() != checkpoint.resolved():
+                problem = f"{checkpoint.reference} of {start.name} is another model than in the other recipe"
+                raise InputError(problem, "write absolute paths", checkpoint.where)
+        recipe = start.recipe
+    else:
+        recipe = end.beside(start.name)
+    if start.dtype != end.dtype:
+        observer.warn(f"{start.name} is in {start.dtype}; it is scored in {end.dtype}, as {end.name} is")
+    line = Line(recipe, end.recipe, end.dtype)
+    return line, plan(line.at(0.5), end.headers.open)
+
+
 def _in_dtype(recipe: Recipe, dtype: str) -> Recipe:
     *before, output = recipe.documents
     return Recipe((*before, replace(output, out_dtype=dtype)))
 
 
 def _staged(recipe: Recipe, name: str) -> tuple[tuple[Document, ...], str]:
-    """The documents that make a recipe's model under `name`; a checkpoint needs none, and goes by its reference."""
+    """Returns the documents that make a recipe's model, and its name there: `name`. A checkpoint needs no document; its
+    name is its reference."""
     first = recipe.models()[0]
     if recipe == as_it_is(first, recipe.output.out_dtype or ""):
         return (), first
@@ -50,9 +77,9 @@ def _staged(recipe: Recipe, name: str) -> tuple[tuple[Document, ...], str]:
 
 
 def _renamed(data: Any, names: dict[str, str]) -> Any:
-    """The recipe's data with its documents under other names, so that two recipes can stand side by side."""
+    """Returns a recipe's data with its documents under other names, so that two recipes fit into one."""
     if isinstance(data, list):
-        return [_renamed(each, names) for each in data]
+        return [_renamed(entry, names) for entry in data]
     if not isinstance(data, dict):
         return data
     return {

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import InputError, TrialError, Where
-from evomerge.examine.references import base_of, needed_references, parents_of, recipe_of, source_names
+from evomerge.examine.references import needed_references, parents_of, source_names
 from evomerge.files.fitness_file import read_fitness
 from evomerge.interrupts import answered, listening, recognized
+from evomerge.recipe.mergekit import recipe_of
+from evomerge.recipe.recipe import base_of
 from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import Gate, Verdict, judge, scales, settle
 from evomerge.scoring.preflight import check_fitness
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the line. `t` is 0 at the start and 1 at the end; `reason` says why it could not be scored."""
+    """One point of the line. `t` is 0 at the start and 1 at the end; `reason` is that of a failure."""
 
     t: float
     digest: str = ""
@@ -41,8 +43,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Barrier:
-    """The largest excess of the loss over the straight line between the ends' losses: `height` in nats per token (0
-    where the loss never rises above that line), found at `t`."""
+    """The largest excess of the loss over the straight line between the ends' losses.
+
+    height: in nats per token; 0 where the loss never rises above that line.
+    t: where the excess is largest.
+    """
 
     height: float
     t: float
@@ -54,7 +59,7 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class ScoredPath:
-    """The points that were scored, by t, of the `wanted` ones."""
+    """The scored points of a line, by t. `wanted` holds the t of all points that were asked for."""
 
     start: str
     end: str
@@ -68,7 +73,7 @@ class ScoredPath:
 
     @property
     def title(self) -> str:
-        return f"{short(self.start)} → {short(self.end)}, {self.split} items"
+        return f"{short_name(self.start)} → {short_name(self.end)}, {self.split} items"
 
     @property
     def complete(self) -> bool:
@@ -93,13 +98,13 @@ class ScoredPath:
         return [(t, math.fsum(c[t] for c in curves) / len(curves)) for t in (curves[0] if curves else ())]
 
     def barrier(self, curve: Curve) -> Barrier | None:
-        """The loss barrier of a curve; None where an end of the line was not scored."""
+        """Returns the loss barrier of a curve; None where an end of the line was not scored."""
         ends = self.wanted[0], self.wanted[-1]
         return barrier(curve) if curve and (curve[0][0], curve[-1][0]) == ends else None
 
 
 class PathInterrupted(KeyboardInterrupt):
-    """The user stopped a path of which some points were scored: `partial` has them."""
+    """The user stopped a path after its first point; `partial` has the scored points."""
 
     def __init__(self, partial: ScoredPath) -> None:
         super().__init__()
@@ -121,15 +126,15 @@ def path(
     memory: str | None = None,
     observer: Observer | None = None,
 ) -> ScoredPath:
-    """Score `points` models, evenly spaced on the line ``(1 - t) start + t end`` from t = `first` to t = `last`.
+    """Scores `points` models, evenly spaced on the line ``(1 - t) start + t end`` from t = `first` to t = `last`.
 
     Each end is a checkpoint (folder, hub id, adapter) or a recipe; a recipe alone is the end of the line that starts at
     its base, so that t scales what the merge does to the base. Prompts are written with the end's tokenizer and chat
     template. Floors, `references`, `device` and `memory` are as in `evaluate`.
 
     Raises:
-        InputError: something that was given is wrong.
-        TrialError: a reference could not be scored. A point that could not be is kept, with its reason.
+        InputError: an argument or a file is wrong.
+        TrialError: a reference could not be scored. A point that could not be scored is kept, with its reason.
         PathInterrupted: on Ctrl-C, once a point was scored.
     """
     observer = observer or Observer()
@@ -137,38 +142,44 @@ def path(
     spec = read_fitness(Path(fitness))
     start, end = _ends(start, end)
     recipe = recipe_of(end)
-    given = {**(parents_of(recipe) if recipe else {}), **(references or {})}
-    check_fitness(spec, source_names(given))
-    needed = needed_references(spec, given)
-    from evomerge.evaluator.target import (  # imports torch: what is wrong above is told before
-        Target,
-        load_bench,
-        measure,
-    )
+    models = {**(parents_of(recipe) if recipe else {}), **(references or {})}
+    check_fitness(spec, source_names(models))
+    needed = needed_references(spec, models)
+    # These import torch: what is wrong above is reported before.
+    from evomerge.evaluator.target import Target, load_evaluator, score_references
+    from evomerge.examine.line import line_between
 
-    subject = Target.open(end)
-    line, planned = subject.line_from(start, observer)
-    compared = {name: subject.beside(reference) for name, reference in needed.items()}
-    bench = load_bench(subject, planned, needed.values(), spec, split, device, memory, observer)
-    measured = measure(bench, compared, split, observer)
+    target = Target.open(end)
+    line, planned = line_between(Target.open(start), target, observer)
+    reference_recipes = {name: target.beside(reference) for name, reference in needed.items()}
+    evaluator = load_evaluator(target, planned, needed.values(), spec, split, device, memory, observer)
+    reference_scores = score_references(evaluator, reference_recipes, split, observer)
     observer.phase(f"scoring {len(wanted)} points")
-    suite = bench.suite
-    gates = settle(suite.slices, measured)
+    suite = evaluator.suite
+    gates = settle(suite.slices, reference_scores)
     objective = load(OBJECTIVES[spec.objective])
 
     def score(t: float) -> Point:
         try:
-            found = bench.evaluate(line.at(t), split, observer.slice_started)
-            value = objective({name: score.value for name, score in found.scores.items()}, suite.weights)
+            evaluation = evaluator.evaluate(line.at(t), split, observer.slice_started)
+            value = objective({name: score.value for name, score in evaluation.scores.items()}, suite.weights)
         except TrialError as error:
             return Point(t, reason=str(error))
-        verdicts = judge(found.scores, gates, scales(measured, gates), spec.confidence)
-        return Point(t, found.digest, value, found.scores, verdicts)
+        verdicts = judge(evaluation.scores, gates, scales(reference_scores, gates), spec.confidence)
+        return Point(t, evaluation.digest, value, evaluation.scores, verdicts)
 
     def result(scored: Sequence[Point]) -> ScoredPath:
-        by_t = sorted(scored, key=lambda point: point.t)
-        about = (str(start), str(end), split, suite.slices, gates, by_t, wanted)
-        return ScoredPath(*about, measured, spec.confidence)
+        return ScoredPath(
+            start=str(start),
+            end=str(end),
+            split=split,
+            slices=suite.slices,
+            gates=gates,
+            points=sorted(scored, key=lambda point: point.t),
+            wanted=wanted,
+            references=reference_scores,
+            confidence=spec.confidence,
+        )
 
     return _walk(wanted, score, result, observer)
 
@@ -179,7 +190,7 @@ def _walk(
     result: Callable[[Sequence[Point]], ScoredPath],
     observer: Observer,
 ) -> ScoredPath:
-    """Score the ends first: with them, every further point tells something about the barrier."""
+    """Scores all points, the ends first: with them, every further point says something about the barrier."""
     scored: list[Point] = []
     try:
         for t in (wanted[0], wanted[-1], *wanted[1:-1]):
@@ -187,7 +198,7 @@ def _walk(
             with recognized():
                 point = score(t)
             scored.append(point)
-            observer.note(told(scored[-1], result(scored)))
+            observer.note(describe_point(point, result(scored)))
     except KeyboardInterrupt:
         if scored:
             answered()
@@ -196,22 +207,22 @@ def _walk(
     return result(scored)
 
 
-def told(point: Point, of: ScoredPath) -> str:
-    """A point in one line."""
+def describe_point(point: Point, path: ScoredPath) -> str:
+    """Describes a point in one line."""
     if point.reason is not None:
         return f"t = {point.t:g} failed: {point.reason}"
-    scores = " ".join(f"{name} {of.slices[name].show(s.value):.4f}" for name, s in point.scores.items())
+    scores = " ".join(f"{name} {path.slices[name].show(s.value):.4f}" for name, s in point.scores.items())
     missed = [v.slice for v in point.verdicts if not v.passed]
     return f"t = {point.t:g}: {scores} {'misses ' + ', '.join(missed) if missed else 'passes'}"
 
 
-def short(model: str) -> str:
-    """The last part of each name in a reference: models/base+adapters/x -> base+x."""
+def short_name(model: str) -> str:
+    """Returns the last part of each name in a reference: models/base+adapters/x -> base+x."""
     return "+".join(Path(part).name for part in model.split("+"))
 
 
 def barrier(curve: Curve) -> Barrier | None:
-    """The loss barrier of a curve between its first and its last point; None where an end's loss is not finite.
+    """Returns the loss barrier of a curve between its first and its last point; None where an end's loss is not finite.
 
     Equation 1 of Entezari et al. 2022 (arXiv:2110.06296). Where both ends have one loss it is the error barrier of
     Frankle et al. 2020 (arXiv:1912.05671) and the loss barrier of Ainsworth et al. 2022 (arXiv:2209.04836), which
@@ -237,7 +248,7 @@ def _spaced(points: int, first: float, last: float) -> list[float]:
 
 
 def _ends(start: str | Path, end: str | Path | None) -> tuple[str | Path, str | Path]:
-    """Both ends; of a recipe alone, its base and itself."""
+    """Returns both ends; of a recipe alone, its base and itself."""
     if end is not None:
         if Path(start).expanduser().resolve() == Path(end).expanduser().resolve():
             raise InputError(f"both ends are {start}", "give two models")

@@ -1,4 +1,4 @@
-"""Readers that both input files share."""
+"""Reads values that both input files share: models, paths, spans of time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def read_model(node: Node) -> ModelRef:
-    """A checkpoint: a path relative to the file, a hub id ``org/name[@revision]``, or ``{path, revision}``; with a LoRA
-    adapter, two of the former with a plus sign between them."""
+    """Reads a checkpoint: a path relative to the file, a hub id ``org/name[@revision]``, or ``{path, revision}``.
+    A LoRA adapter follows its model's path or id after a plus sign."""
     if isinstance(node.value, dict):
         parts = node.mapping(["path"], ["revision"])
         model = read_model(parts["path"])
@@ -42,7 +42,8 @@ def _model(node: Node, text: str) -> ModelRef:
 
 
 def resolve(node: Node, text: str | None = None) -> Path:
-    """The absolute path that a node (or `text` in its place) names; relative ones start at the folder of its file."""
+    """Returns the absolute path that a node (or `text` in its place) names. A relative path starts at the folder of the
+    node's file."""
     named = node.text() if text is None else text
     if any(not c.isprintable() for c in named):
         node.fail(f"{named!r} holds characters that no path can have", "check the path")
@@ -52,7 +53,7 @@ def resolve(node: Node, text: str | None = None) -> Path:
 
 
 def read_seconds(node: Node) -> float:
-    """A span of time such as ``90s``, ``20m``, ``4h``, ``2d``, or a number of seconds."""
+    """Reads a span of time such as ``90s``, ``20m``, ``4h``, ``2d``, or a number of seconds."""
     return parse_seconds(str(node.value), node.where)
 
 
@@ -64,12 +65,12 @@ def parse_seconds(text: str, where: Where) -> float:
 
 
 def index(node: Node) -> dict[str, Where]:
-    """Dotted key -> where it stands, for every key below `node`."""
-    found: dict[str, Where] = {}
+    """Returns dotted key -> where it stands, for every key below `node`."""
+    places: dict[str, Where] = {}
     children = node.value.values() if isinstance(node.value, dict) else node.value
     if isinstance(node.value, dict | list):
         for child in children:
             if child.where.key:
-                found[child.where.key] = child.where
-            found.update(index(child))
-    return found
+                places[child.where.key] = child.where
+            places.update(index(child))
+    return places

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from evomerge.errors import InputError
 from evomerge.files.common import index, resolve
 from evomerge.files.nodes import Node, as_number, load, override
-from evomerge.files.objects import SAVINGS, FitnessSpec, FloorSpec, FunctionRef, Saving, SliceSpec
+from evomerge.files.objects import OLD_KEYS, PRUNERS, FitnessSpec, FloorSpec, FunctionRef, Pruner, SliceSpec
 from evomerge.registry import OBJECTIVES, PARETO
 
 _OPTIONS: dict[str, Callable[[Node], Any]] = {
@@ -23,17 +23,29 @@ _OPTIONS: dict[str, Callable[[Node], Any]] = {
 }
 """What is handed to lm-eval, with its readers."""
 
-_KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "economy")
+_KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "pruning")
 _SLICE_KEYS = ("task", "python", "data", "metric", "direction", "floor", "weight", "items", "cluster", "range")
 
 
 def read_fitness(file: Path, settings: Sequence[str] = (), folder: Path | None = None) -> FitnessSpec:
-    """Read and validate a fitness file. `settings` are ``key=value`` overrides, with paths relative to `folder`
-    (default: the current one). Raises InputError."""
+    """Reads and validates a fitness file. `settings` are ``key=value`` overrides, with paths relative to `folder`
+    (default: the current one). Old names of keys are read as the new ones. Raises InputError."""
     root = load(file)
+    _rename_old_keys(root)
     for setting in settings:
-        override(root, setting, folder)
+        key = setting.strip().partition("=")[0].partition(".")[0].strip()
+        override(root, setting.replace(key, OLD_KEYS.get(key, key), 1), folder)
     return fitness_from(root, file)
+
+
+def _rename_old_keys(root: Node) -> None:
+    """Renames keys that have an old name. InputError where a key is given under both names."""
+    parts = root.mapping()
+    for old, new in OLD_KEYS.items():
+        if old in parts and new in parts:
+            parts[old].fail(f"is the old name of {new!r}, which is given, too", "keep one of them")
+        if old in parts:
+            parts[new] = parts.pop(old)
 
 
 def fitness_from(root: Node, file: Path) -> FitnessSpec:
@@ -46,6 +58,8 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
     search, seed = _split(parts.get("split"))
     objective = parts["objective"].one_of(OBJECTIVES, "objective") if "objective" in parts else "mean"
     confidence = parts.get("confidence")
+    where = index(root)
+    where.update({new: where[old] for old, new in OLD_KEYS.items() if old in where})
     return FitnessSpec(
         file=file,
         slices=slices,
@@ -56,25 +70,25 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
         split_seed=seed,
         confidence=confidence.number(0.5, 0.9999) if confidence and confidence.value is not None else None,
         batch_size=parts["batch_size"].integer(1) if "batch_size" in parts else 16,
-        economy=_economy(parts.get("economy"), objective),
-        where=index(root),
+        pruning=_pruning(parts.get("pruning"), objective),
+        where=where,
     )
 
 
-def _economy(node: Node | None, objective: str) -> tuple[Saving, ...]:
-    """All means of saving that the objective allows, none, or those that are listed. A race is for places in one order,
+def _pruning(node: Node | None, objective: str) -> tuple[Pruner, ...]:
+    """Reads the pruners: all that the objective allows, none, or the listed ones. A race is for places in one order,
     which a front is not."""
     if node is None or node.value is True:
-        return tuple(saving for saving in SAVINGS if saving != "racing" or objective != PARETO)
+        return tuple(pruner for pruner in PRUNERS if pruner != "racing" or objective != PARETO)
     if node.value is False:
         return ()
     if not isinstance(node.value, list):
-        node.fail(f"is {node.shown()}", f"give true, false, or a list of {', '.join(SAVINGS)}")
+        node.fail(f"is {node.shown()}", f"give true, false, or a list of {', '.join(PRUNERS)}")
     for entry in node.sequence():
-        if entry.one_of(SAVINGS, "means of saving") == "racing" and objective == PARETO:
+        if entry.one_of(PRUNERS, "pruner") == "racing" and objective == PARETO:
             entry.fail("racing needs one order of all candidates, and pareto keeps a front", "remove it, or pareto")
-    named = {entry.value for entry in node.sequence()}
-    return tuple(saving for saving in SAVINGS if saving in named)
+    listed = {entry.value for entry in node.sequence()}
+    return tuple(pruner for pruner in PRUNERS if pruner in listed)
 
 
 def _include(node: Node | None) -> tuple[Path, ...]:
@@ -148,14 +162,14 @@ def _check_callable(node: Node, parts: dict[str, Node]) -> None:
 
 
 def _check_no_tasks(slices: dict[str, SliceSpec]) -> None:
-    piece = next((piece for piece in slices.values() if piece.task is not None), None)
-    if piece is not None:
-        problem = f"the lm-eval task {piece.task!r} needs a language model, and `model` builds another one"
-        raise InputError(problem, "score with `python` instead, or remove `model`", piece.at("task"))
+    spec = next((spec for spec in slices.values() if spec.task is not None), None)
+    if spec is not None:
+        problem = f"the lm-eval task {spec.task!r} needs a language model, and `model` builds another one"
+        raise InputError(problem, "score with `python` instead, or remove `model`", spec.at("task"))
 
 
 def _function(node: Node) -> FunctionRef:
-    """``module:function``, its module beside the fitness file, or ``path/to/file.py:function``."""
+    """Reads ``module:function``, its module beside the fitness file, or ``path/to/file.py:function``."""
     module, colon, function = node.text().rpartition(":")
     if not colon or not module.strip() or not function.isidentifier():
         node.fail(f"{node.value!r} is not module:function", "write for example my_fitness:score")
@@ -164,7 +178,7 @@ def _function(node: Node) -> FunctionRef:
 
 
 def _generation(node: Node) -> Any:
-    """Generation arguments: a mapping, or lm-eval's ``a=1,b=2``."""
+    """Reads generation arguments: a mapping, or lm-eval's ``a=1,b=2``."""
     if not isinstance(node.value, str):
         node.mapping()
     elif not all(name.strip() and equals for name, equals, _ in (p.partition("=") for p in node.value.split(","))):

@@ -12,7 +12,7 @@ from evomerge.registry import CHOICES, METHODS
 def read_freeze(
     node: Node | None, genes: Sequence[GeneSpec], methods: Sequence[str], sources: Collection[str]
 ) -> Freeze:
-    """Raises InputError where a layer or a source cannot be frozen in this space."""
+    """Reads `freeze`. Raises InputError where a layer or a source cannot be frozen in this space."""
     if node is None or node.value is None:
         return Freeze()
     parts = node.mapping((), ("layers", "sources"))
@@ -25,14 +25,14 @@ def read_freeze(
 
 
 def leaves_base(choice: str) -> bool:
-    """Whether a method gives the base back: with weights of 0, or at the beginning of a path."""
+    """Says whether a method can give the base back: with weights of 0, or at the beginning of a path."""
     method = METHODS[CHOICES[choice].method]
-    own = "weight" if method.base == "subtracted" else "t"
-    return method.base in ("subtracted", "endpoint") and method.parameter(own) is not None
+    name = "weight" if method.base == "subtracted" else "t"
+    return method.base in ("subtracted", "endpoint") and method.parameter(name) is not None
 
 
 def _layers(node: Node) -> tuple[tuple[int, int], ...]:
-    """Ranges [start, end), of ranges and single layers."""
+    """Returns ranges [start, end), read from ranges and single layers."""
     spans = []
     for child in node.sequence():
         if not isinstance(child.value, list):
@@ -55,8 +55,8 @@ def _sources(node: Node, genes: Sequence[GeneSpec], sources: Collection[str]) ->
             child.fail(f"there is no source {name!r}", f"name some of {', '.join(sources)}")
         if not any("sources" in gene.per for gene in genes):
             child.fail(f"no gene has a value of {name}'s own", "give a gene `per: [sources]`, or remove it")
-        given = isinstance(node.value, dict) and child.value is not None
-        if given and (weight is None or "sources" not in weight.per):
+        has_weight = isinstance(node.value, dict) and child.value is not None
+        if has_weight and (weight is None or "sources" not in weight.per):
             child.fail("there is no gene `weight` per sources to hold", f"write sources: [{name}]")
-        frozen[name] = child.number() if given else None
+        frozen[name] = child.number() if has_weight else None
     return frozen

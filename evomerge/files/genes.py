@@ -93,9 +93,9 @@ def _check_sources(node: Node, method: str, sources: int) -> None:
         node.fail(problem, f"choose another method, or give {wanted}")
 
 
-def _check_required(node: Node, method: str, given: Collection[str]) -> None:
+def _check_required(node: Node, method: str, present: Collection[str]) -> None:
     for parameter in CHOICES[method].parameters:
-        if parameter.default is None and parameter.name not in given:
+        if parameter.default is None and parameter.name not in present:
             problem = f"{method} needs {parameter.name!r}, which is neither a gene nor fixed"
             node.fail(problem, f"add a gene `{parameter.name}: {{low: 0, high: 1}}`")
 
@@ -130,11 +130,11 @@ def _probes(parameter: Parameter, genes: Mapping[str, GeneSpec], fixed: Fixed) -
 
 def _declared(methods: Sequence[str]) -> dict[str, Takers]:
     """Every parameter that the chosen methods take, by name."""
-    found: dict[str, Takers] = {}
+    declared: dict[str, Takers] = {}
     for method in methods:
         for parameter in CHOICES[method].parameters:
-            found.setdefault(parameter.name, {})[method] = parameter
-    return found
+            declared.setdefault(parameter.name, {})[method] = parameter
+    return declared
 
 
 def _unknown_gene(node: Node, name: str, methods: Sequence[str], declared: dict[str, Takers]) -> None:

@@ -1,4 +1,4 @@
-"""YAML as a tree whose every value knows its file, line and key, and readers that say what is wrong with it.
+"""Reads YAML as a tree. Each value knows its file, line and key, and its readers say what is wrong with it.
 
 Only YAML's plain types are built (no tags, no Python objects); duplicate keys are errors.
 """
@@ -40,7 +40,7 @@ class Node:
     # Readers: each returns a plain value or raises InputError.
 
     def mapping(self, required: Iterable[str] = (), optional: Iterable[str] | None = None) -> dict[str, Node]:
-        """A mapping. With `optional`, no keys but those and the required ones are legal."""
+        """Reads a mapping. With `optional`, only those and the required keys are legal."""
         if not isinstance(self.value, dict):
             self.fail(f"is {self.shown()}, not a mapping", "write it as `key: value` lines")
         if optional is not None:
@@ -69,7 +69,7 @@ class Node:
         return self.value
 
     def number(self, low: float = -math.inf, high: float = math.inf) -> float:
-        """A finite number in [low, high]. YAML 1.1 reads `1e-3` as a text; it is taken as the number it looks like."""
+        """Reads a finite number in [low, high]. `1e-3`, which YAML 1.1 reads as a text, is a number here."""
         number = as_number(self.value)
         if number is None or not math.isfinite(number):
             self.fail(f"is {self.shown()}, not a number", "give a number")
@@ -111,12 +111,12 @@ def join(prefix: str | None, key: object) -> str:
 
 
 def load_documents(file: Path) -> list[Node]:
-    """All documents of a YAML file. InputError if it is missing, unreadable or not YAML."""
+    """Reads all documents of a YAML file. InputError if it is missing, unreadable or not YAML."""
     return parse_documents(read_text(file), file)
 
 
 def load(file: Path) -> Node:
-    """The one document of a YAML file."""
+    """Reads the one document of a YAML file."""
     documents = load_documents(file)
     if len(documents) != 1:
         raise InputError(f"holds {len(documents)} YAML documents, expected 1", "keep one", Where(file))
@@ -135,7 +135,7 @@ def read_text(file: Path) -> str:
 
 
 def from_data(data: Any, where: Where) -> Node:
-    """Plain objects as a tree, so that data from a store is read by the same readers as a file."""
+    """Returns plain objects as a tree, so that data from a store is read by the same readers as a file."""
     if isinstance(data, dict):
         return Node(
             {k: from_data(v, Where(where.file, where.line, join(where.key, k))) for k, v in data.items()}, where
@@ -206,8 +206,8 @@ def _build(node: yaml.Node, loader: yaml.SafeLoader, file: Path | str, key: str 
 
 
 def override(root: Node, setting: str, folder: Path | None = None) -> None:
-    """Apply one ``dotted.key=value`` setting (the value is YAML) to a tree, creating the mappings on its way. Paths in
-    it start at `folder`, by default the current one."""
+    """Applies one ``dotted.key=value`` setting (the value is YAML) to a tree, creating the mappings on its way.
+    Paths in it start at `folder`, by default the current one."""
     dotted, equals, text = setting.partition("=")
     where = Where("--set", None, dotted.strip() or None, folder)
     if not equals or not dotted.strip():
@@ -227,7 +227,7 @@ def override(root: Node, setting: str, folder: Path | None = None) -> None:
 
 
 def _spell_out(parent: dict[str, Node], key: str, name: str) -> None:
-    """``key: value`` is short for ``key: {name: value}``; a setting below `key` needs the long form."""
+    """Writes the short form ``key: value`` as ``key: {name: value}``, so that a setting can go below `key`."""
     node = parent.get(key)
     if node is not None and isinstance(node.value, str):
         parent[key] = Node({name: node}, node.where)

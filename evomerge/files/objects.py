@@ -10,14 +10,16 @@ from evomerge.errors import Where
 from evomerge.registry import OPTIMIZER_KEYS, PARETO
 
 Axis = Literal["sources", "layers", "modules", "tensors"]
-Saving = Literal["early_stop", "racing", "representative"]
-SAVINGS: tuple[Saving, ...] = ("early_stop", "racing", "representative")
+Pruner = Literal["early_stop", "racing", "representative"]
+PRUNERS: tuple[Pruner, ...] = ("early_stop", "racing", "representative")
+OLD_KEYS = {"economy": "pruning"}
+"""Keys of a fitness file that had another name: old name -> name. Both are read, the new one is written."""
 AXES: tuple[Axis, ...] = ("sources", "layers", "modules", "tensors")
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A checkpoint folder (absolute path) or a hub id with its revision; or ``model+adapter``, each of them either."""
+    """A checkpoint folder (absolute path) or a hub id with its revision; or two of these as ``model+adapter``."""
 
     path: str
     revision: str | None = None
@@ -50,8 +52,8 @@ class GeneSpec:
 
 @dataclass(frozen=True)
 class Freeze:
-    """What is not searched: `layers` [start, end) stay the base's, `sources` keep the weight that is given, or (None)
-    the gene's `init`."""
+    """What is not searched: `layers` [start, end) stay the base's; `sources` keep this weight, or (None) the gene's
+    `init`."""
 
     layers: tuple[tuple[int, int], ...] = ()
     sources: dict[str, float | None] = field(default_factory=dict)
@@ -91,7 +93,7 @@ class SpaceSpec:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the optimizer of this name alone takes."""
+        """The options of this optimizer alone."""
         return {k: v for k, v in self.optimizer.items() if k not in OPTIMIZER_KEYS}
 
 
@@ -109,7 +111,7 @@ class FloorSpec:
 
 @dataclass(frozen=True)
 class FunctionRef:
-    """A function of the user's, and the file that defines it."""
+    """A user's function and the file that defines it."""
 
     script: Path
     function: str
@@ -117,7 +119,7 @@ class FunctionRef:
 
     @property
     def name(self) -> str:
-        """How messages call it, in a run's own copy of the fitness file as well."""
+        """The name in messages, the same in a run's copy of the fitness file."""
         return f"{self.script.stem}:{self.function}"
 
     @property
@@ -156,8 +158,12 @@ class SliceSpec:
 
 @dataclass(frozen=True)
 class FitnessSpec:
-    """A fitness file. `search` is the share of items dealt to the search split; `economy` says by what means a
-    candidate is scored on less than all its items; `model` builds what is scored where that is no language model."""
+    """A fitness file.
+
+    search: the share of items dealt to the search split.
+    pruning: the pruners by which a candidate is scored on fewer than all items.
+    model: builds what is scored where that is no language model.
+    """
 
     file: Path
     slices: dict[str, SliceSpec]
@@ -168,13 +174,13 @@ class FitnessSpec:
     split_seed: int = 0
     confidence: float | None = None
     batch_size: int = 16
-    economy: tuple[Saving, ...] = SAVINGS
+    pruning: tuple[Pruner, ...] = PRUNERS
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 
     @property
     def traded(self) -> tuple[str, ...]:
-        """The slices that are traded off against each other; none where one number is followed."""
-        return tuple(n for n, piece in self.slices.items() if piece.weight > 0) if self.objective == PARETO else ()
+        """The slices that are traded off against each other; none where the objective is one number."""
+        return tuple(n for n, spec in self.slices.items() if spec.weight > 0) if self.objective == PARETO else ()
 
     def at(self, key: str) -> Where:
         return self.where.get(key, Where(self.file, None, key))

@@ -1,12 +1,13 @@
-"""The input files as launched: defaults filled in, paths absolute. Reading them back gives the same objects."""
+"""Writes the input files as launched: defaults filled in, paths absolute. Reading them gives the same objects."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from evomerge.files.objects import FitnessSpec, FloorSpec, GeneSpec, ModelRef, SliceSpec, SpaceSpec
+from evomerge.files.objects import OLD_KEYS, FitnessSpec, FloorSpec, GeneSpec, ModelRef, SliceSpec, SpaceSpec
 
 
 def space_data(spec: SpaceSpec) -> dict[str, Any]:
@@ -67,26 +68,26 @@ def fitness_data(spec: FitnessSpec) -> dict[str, Any]:
         "split": {"search": spec.search, "seed": spec.split_seed},
         "confidence": spec.confidence,
         "batch_size": spec.batch_size,
-        "economy": list(spec.economy) or False,
-        "slices": {name: _slice(piece) for name, piece in spec.slices.items()},
+        "pruning": list(spec.pruning) or False,
+        "slices": {name: _slice(slice_spec) for name, slice_spec in spec.slices.items()},
     }
 
 
-def _slice(piece: SliceSpec) -> dict[str, Any]:
-    given = {
-        "task": piece.task,
-        "python": piece.python.anywhere if piece.python else None,
-        "data": str(piece.data) if piece.data else None,
-        "metric": piece.metric,
-        "direction": piece.direction,
-        "floor": _floor(piece.floor),
-        "weight": piece.weight,
-        "items": piece.items,
-        "cluster": piece.cluster,
-        "range": list(piece.range) if piece.range else None,
-        **piece.options,
+def _slice(spec: SliceSpec) -> dict[str, Any]:
+    data = {
+        "task": spec.task,
+        "python": spec.python.anywhere if spec.python else None,
+        "data": str(spec.data) if spec.data else None,
+        "metric": spec.metric,
+        "direction": spec.direction,
+        "floor": _floor(spec.floor),
+        "weight": spec.weight,
+        "items": spec.items,
+        "cluster": spec.cluster,
+        "range": list(spec.range) if spec.range else None,
+        **spec.options,
     }
-    return {key: value for key, value in given.items() if value is not None}
+    return {key: value for key, value in data.items() if value is not None}
 
 
 def _floor(floor: FloorSpec | None) -> float | dict[str, Any] | None:
@@ -94,6 +95,12 @@ def _floor(floor: FloorSpec | None) -> float | dict[str, Any] | None:
         return floor.value if floor else None
     distance = {"keep": floor.keep} if floor.keep is not None else {"margin": floor.margin}
     return {"of": floor.of, **distance}
+
+
+def current_keys(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a run's recorded identity under the keys that a fitness file has now; an old run's has old names."""
+    fitness = {OLD_KEYS.get(key, key): value for key, value in identity["fitness file"].items()}
+    return {**identity, "fitness file": fitness}
 
 
 def to_yaml(data: dict[str, Any], header: str) -> str:

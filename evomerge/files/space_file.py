@@ -37,7 +37,7 @@ def read_space(
     fitness: Path | None = None,
     folder: Path | None = None,
 ) -> SpaceSpec:
-    """Read and validate a search-space file. `settings` are ``key=value`` overrides, with paths relative to `folder`
+    """Reads and validates a search-space file. `settings` are ``key=value`` overrides, with paths relative to `folder`
     (default: the current one); `optimizer` and `fitness` replace what the file names. Raises InputError with file,
     line and key."""
     root = load(file)
@@ -52,10 +52,10 @@ def read_space(
 
 
 def _other_optimizer(node: Node | None, name: str) -> Node:
-    """Another optimizer keeps what is there for all of them; the options were those of the one that it replaces."""
+    """Replaces the optimizer. The keys that every optimizer has are kept; the replaced one's options go."""
     where = Where("--optimizer")
-    given = node.value if node is not None and isinstance(node.value, dict) else {}
-    kept = {key: given[key] for key in OPTIMIZER_KEYS if key in given}
+    options = node.value if node is not None and isinstance(node.value, dict) else {}
+    kept = {key: options[key] for key in OPTIMIZER_KEYS if key in options}
     return Node({**kept, "name": Node(name, where)}, where)
 
 
@@ -151,11 +151,11 @@ def _modules(node: Node | None) -> dict[str, str]:
 
 
 def _budget(node: Node | None) -> tuple[int | None, float | None]:
-    """Trials (None: no limit) and seconds (None: no limit); at least one of them limits."""
+    """Returns trials and seconds; None is no limit, and at least one of them is a limit."""
     parts = node.mapping((), ("trials", "time")) if node is not None else {}
-    given = {key: child for key, child in parts.items() if child.value is not None}
-    seconds = read_seconds(given["time"]) if "time" in given else None
-    trials = given["trials"].integer(1) if "trials" in given else None
+    limits = {key: child for key, child in parts.items() if child.value is not None}
+    seconds = read_seconds(limits["time"]) if "time" in limits else None
+    trials = limits["trials"].integer(1) if "trials" in limits else None
     return (100 if trials is None and seconds is None else trials), seconds
 
 

@@ -27,6 +27,12 @@ def read_recipe(file: Path) -> Recipe:
     return _recipe(load_documents(file), Where(file))
 
 
+def recipe_of(model: str | Path) -> Recipe | None:
+    """Reads the recipe, if `model` is a recipe file. Raises InputError."""
+    path = Path(model)
+    return read_recipe(path) if path.suffix in (".yaml", ".yml") else None
+
+
 def parse_recipe(content: str, file: Path | str = "recipe") -> Recipe:
     return _recipe(parse_documents(content, file), Where(file))
 

@@ -153,6 +153,12 @@ def _references(document: Document) -> list[str]:
     return [*(base for base in bases if base), *listed]
 
 
+def base_of(recipe: Recipe) -> str | None:
+    """Returns the base checkpoint of the last document that has a checkpoint as its base; None where none has."""
+    models = recipe.models()
+    return next((d.base for d in reversed(recipe.documents) if d.base in models), None)
+
+
 def alone(merge: Document, model: str, dtype: str) -> Recipe:
     """One model of a merge as it takes part in it, in `dtype`: brought to the merge's vocabulary. That depends on all
     the models, so the others are listed with weight 0."""

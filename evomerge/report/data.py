@@ -1,4 +1,4 @@
-"""What the tables show, as JSON: scores in the metrics' own direction."""
+"""The content of the tables as JSON. Scores are in the direction of their metrics."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _STEEPEST = 5
 
 
 def trial_data(leaderboard: Leaderboard, trial: Trial, kept: tuple[Path, SplitName] | None = None) -> dict[str, Any]:
-    """One trial. With `kept` (the folder of per-item scores, and the split of the trial's scores), its 95 % intervals,
-    too."""
+    """Returns one trial. With `kept` (the folder of per-item scores, and the split of the trial's scores) its 95 %
+    intervals are included."""
     signs = {name: gate.sign for name, gate in leaderboard.gates.items()}
     outcome = leaderboard.outcome(trial)
     spans = {"interval": intervals(kept[0], trial, kept[1], signs)} if kept else {}
@@ -48,19 +48,20 @@ def trial_data(leaderboard: Leaderboard, trial: Trial, kept: tuple[Path, SplitNa
         "recipe_id": trial.recipe_id,
         "digest": trial.digest,
         "reason": trial.reason,
-        **({"surrogates": surrogates_data(trial)} if trial.slopes else {}),
+        **({"surrogates": proxy_losses_data(trial)} if trial.slopes else {}),
     }
 
 
-def surrogates_data(trial: Trial) -> dict[str, Any]:
-    """Each slice's surrogate on the items of the slopes and on those for checking, and its steepest genes."""
-    found = {}
-    for name, about in (trial.slopes or {}).items():
-        pairs = sorted(zip(trial.genome, about["slopes"], strict=True), key=lambda pair: -abs(pair[1]))
+def proxy_losses_data(trial: Trial) -> dict[str, Any]:
+    """Returns each slice's proxy loss on the items of the gradient and on the items for checking, and its steepest
+    genes."""
+    proxies = {}
+    for name, proxy in (trial.slopes or {}).items():
+        pairs = sorted(zip(trial.genome, proxy["slopes"], strict=True), key=lambda pair: -abs(pair[1]))
         steepest = {key: slope for key, slope in pairs[:_STEEPEST] if slope}
-        norm = math.hypot(*about["slopes"])
-        found[name] = {"loss": about["loss"], "checked": about["checked"], "norm": norm, "steepest": steepest}
-    return found
+        norm = math.hypot(*proxy["slopes"])
+        proxies[name] = {"loss": proxy["loss"], "checked": proxy["checked"], "norm": norm, "steepest": steepest}
+    return proxies
 
 
 def leaderboard_data(leaderboard: Leaderboard, kept: tuple[Path, SplitName] | None = None) -> dict[str, Any]:
@@ -80,19 +81,19 @@ def result_data(result: Result) -> dict[str, Any]:
         "winner": trial_data(result.holdout, result.winner, (items, "holdout")) if result.winner else None,
         "closest": trial_data(result.holdout, near, (items, "holdout")) if near else None,
         "better_parent": parent.label if parent else None,
-        "carried_over": carried_data(carried_over(result.search, result.holdout, result.winner)),
+        "carried_over": carried_over_data(carried_over(result.search, result.holdout, result.winner)),
         "front": front_data(result.search, result.holdout),
         "gradient": gained_data(result.gained),
         **both_data(items, result.search, result.holdout),
-        "items": account_data(result.search),
+        "items": items_scored_data(result.search),
         "trials": len(result.search.trials),
         "confidence": result.confidence,
     }
 
 
 def front_data(search: Leaderboard, holdout: Leaderboard | None) -> list[dict[str, Any]] | None:
-    """The points of a front by the search items, with their scores on both splits (None: not scored there); None where
-    one number was followed."""
+    """Returns the points of a front by the search items, with their scores on both splits (None: not scored there);
+    None where the objective is one number."""
     if not search.floors.traded:
         return None
     again = {t.number: t for t in holdout.trials} if holdout else {}
@@ -119,19 +120,19 @@ def front_data(search: Leaderboard, holdout: Leaderboard | None) -> list[dict[st
     ]
 
 
-def account_data(leaderboard: Leaderboard) -> dict[str, Any]:
-    """What the search spent on scoring its candidates, and by what it was spared how much."""
-    account = ItemsScored.of(leaderboard.trials)
-    spared = {"early_stop": account.early_stop, "racing": account.racing}
+def items_scored_data(leaderboard: Leaderboard) -> dict[str, Any]:
+    """Returns the number of items that the search scored, and how many each pruner saved."""
+    items_scored = ItemsScored.of(leaderboard.trials)
+    saved = {"early_stop": items_scored.early_stop, "racing": items_scored.racing}
     return {
-        "scored": account.scored,
-        "in_full": account.in_full,
-        **{by: {"trials": trials, "spared": items} for by, (trials, items) in spared.items()},
+        "scored": items_scored.scored,
+        "in_full": items_scored.in_full,
+        **{by: {"trials": trials, "spared": items} for by, (trials, items) in saved.items()},
     }
 
 
 def both_data(items: Path, search: Leaderboard, holdout: Leaderboard) -> dict[str, Any]:
-    """The trials that were scored on the holdout split, with their scores on either."""
+    """Returns the trials that were scored on the holdout split, with their scores on both splits."""
     numbers = {trial.number for trial in holdout.trials}
     again = [trial_data(search, t, (items, "search")) for t in search.trials if t.number in numbers]
     return {
@@ -140,14 +141,14 @@ def both_data(items: Path, search: Leaderboard, holdout: Leaderboard) -> dict[st
     }
 
 
-def carried_data(found: CarriedOver | None) -> dict[str, Any] | None:
-    if found is None:
+def carried_over_data(gain: CarriedOver | None) -> dict[str, Any] | None:
+    if gain is None:
         return None
-    pairs = {"winner": found.winner, "base": found.base, "gain": found.gains}
+    pairs = {"winner": gain.winner, "base": gain.base, "gain": gain.gains}
     return {
         **{name: {"search": search, "holdout": holdout} for name, (search, holdout) in pairs.items()},
-        "lost": found.lost,
-        "share_lost": found.lost / found.gains[0] if found.gains[0] > 0 else None,
+        "lost": gain.lost,
+        "share_lost": gain.lost / gain.gains[0] if gain.gains[0] > 0 else None,
     }
 
 
@@ -167,7 +168,7 @@ def status_data(state: Status | Unreadable) -> dict[str, Any]:
 
 
 def run_data(state: Status | Unreadable) -> dict[str, Any]:
-    """One run of the list of runs."""
+    """Returns one run of the list of runs."""
     if not isinstance(state, Status):
         return status_data(state)
     best = state.search.best()
@@ -183,23 +184,23 @@ def run_data(state: Status | Unreadable) -> dict[str, Any]:
 
 
 def finite(loss: float | None) -> float | None:
-    """JSON has no infinity, which is the loss of an answer of probability 0."""
+    """Returns None for an infinite loss (an answer of probability 0): JSON has no infinity."""
     return loss if loss is not None and math.isfinite(loss) else None
 
 
 def evaluated_data(result: Evaluated) -> dict[str, Any]:
     def shown(verdict: Verdict) -> dict[str, Any]:
-        piece, score = result.slices[verdict.slice], result.scores[verdict.slice]
+        slice_, score = result.slices[verdict.slice], result.scores[verdict.slice]
         return {
-            "metric": piece.metric,
-            "higher_is_better": piece.sign > 0,
-            "score": piece.show(score.value),
+            "metric": slice_.metric,
+            "higher_is_better": slice_.sign > 0,
+            "score": slice_.show(score.value),
             "stderr": score.stderr,
-            "interval": interval(score, piece.sign),
+            "interval": interval(score, slice_.sign),
             "items": len(score.items),
             "loss": finite(score.loss),
-            "floor": None if verdict.floor is None else piece.show(verdict.floor),
-            "bound": piece.show(verdict.bound),
+            "floor": None if verdict.floor is None else slice_.show(verdict.floor),
+            "bound": slice_.show(verdict.bound),
             "passed": verdict.passed,
         }
 
@@ -237,7 +238,7 @@ def ranked_data(ranked: Ranked) -> dict[str, Any]:
         "front": front_data(ranked.search, ranked.holdout),
         "search": leaderboard_data(ranked.search),
         "holdout": holdout,
-        "carried_over": carried_data(carried_over(ranked.search, ranked.holdout, ranked.winner))
+        "carried_over": carried_over_data(carried_over(ranked.search, ranked.holdout, ranked.winner))
         if ranked.holdout
         else None,
         "confidence": ranked.confidence,
@@ -245,18 +246,18 @@ def ranked_data(ranked: Ranked) -> dict[str, Any]:
 
 
 def compared_data(compared: Compared) -> dict[str, Any]:
-    def shown(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
-        found = compared.comparisons[name]
+    def shown(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
+        comparison = compared.comparisons[name]
         return {
-            "metric": about["metric"],
-            "higher_is_better": about["sign"] > 0,
-            "first": finite(found.first),
-            "second": finite(found.second),
-            "difference": finite(found.difference),
-            "interval": found.interval,
-            "p": found.p,
-            "test": found.test,
-            "items": found.items,
+            "metric": info["metric"],
+            "higher_is_better": info["sign"] > 0,
+            "first": finite(comparison.first),
+            "second": finite(comparison.second),
+            "difference": finite(comparison.difference),
+            "interval": comparison.interval,
+            "p": comparison.p,
+            "test": comparison.test,
+            "items": comparison.items,
             "items_of_split": compared.totals[name],
         }
 
@@ -265,5 +266,5 @@ def compared_data(compared: Compared) -> dict[str, Any]:
         "split": compared.split,
         "first": {"trial": compared.first.number, "label": compared.first.name},
         "second": {"trial": compared.second.number, "label": compared.second.name},
-        "slices": {name: shown(name, about) for name, about in compared.slices.items()},
+        "slices": {name: shown(name, info) for name, info in compared.slices.items()},
     }

@@ -1,4 +1,4 @@
-"""Pictures. matplotlib is imported when one is drawn, and nothing of its global state is used."""
+"""Draws pictures. matplotlib is imported when one is drawn; its global state is not used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.examine.path import Barrier, Curve, ScoredPath, short
+from evomerge.examine.path import Barrier, Curve, ScoredPath, short_name
 from evomerge.scoring.gates import interval
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ _TICKS = 16
 
 
 def draw_path(result: ScoredPath, file: Path) -> None:
-    """One panel for the scores of each metric, in its own direction, and one for the loss. OSError where `file` cannot
-    be written."""
+    """Draws one panel for the scores of each metric, in the metric's direction, and one for the loss. OSError where
+    `file` cannot be written."""
     from matplotlib.figure import Figure
 
-    metrics = list(dict.fromkeys(piece.metric for piece in result.slices.values()))
+    metrics = list(dict.fromkeys(slice_.metric for slice_ in result.slices.values()))
     panels = len(metrics) + bool(result.losses)
     figure = Figure(figsize=(_WIDTH, 1.1 + _PANEL * panels), dpi=_DPI, layout="constrained")
     figure.suptitle(result.title, fontsize=12)
@@ -40,27 +40,27 @@ def draw_path(result: ScoredPath, file: Path) -> None:
         _losses(axes[-1], result)
     for ax in axes:
         _dress(ax, result)
-    axes[-1].set_xlabel(f"t      (0: {short(result.start)},  1: {short(result.end)})")
+    axes[-1].set_xlabel(f"t      (0: {short_name(result.start)},  1: {short_name(result.end)})")
     figure.savefig(file)
 
 
 def _scores(ax: Axes, result: ScoredPath, metric: str) -> None:
-    """The slices of one metric: points (filled where every floor is passed), 95 % intervals, floors."""
-    for number, (name, piece) in enumerate(result.slices.items()):
+    """Draws the slices of one metric: points (filled where every floor is passed), 95 % intervals, floors."""
+    for number, (name, slice_) in enumerate(result.slices.items()):
         scored = [p for p in result.points if p.scores]
-        if piece.metric != metric:
+        if slice_.metric != metric:
             continue
         style = _style(number)
-        t, values = [p.t for p in scored], [piece.show(p.scores[name].value) for p in scored]
+        t, values = [p.t for p in scored], [slice_.show(p.scores[name].value) for p in scored]
         ax.plot(t, values, label=name, markevery=[i for i, p in enumerate(scored) if not _passes(result, p)],
                 markerfacecolor="white", **style)  # fmt: skip
         ax.plot(t, values, markevery=[i for i, p in enumerate(scored) if _passes(result, p)], **style)
-        bands = [(p.t, band) for p in scored if (band := interval(p.scores[name], piece.sign)) is not None]
+        bands = [(p.t, band) for p in scored if (band := interval(p.scores[name], slice_.sign)) is not None]
         ax.fill_between([t for t, _ in bands], [b[0] for _, b in bands], [b[1] for _, b in bands],
                         color=style["color"], alpha=0.15, linewidth=0)  # fmt: skip
         floor = result.gates[name].floor
         if floor is not None and math.isfinite(floor):
-            ax.axhline(piece.show(floor), color=style["color"], linestyle="--", linewidth=1.0)
+            ax.axhline(slice_.show(floor), color=style["color"], linestyle="--", linewidth=1.0)
     better = "higher" if _sign(result, metric) > 0 else "lower"
     ax.set_ylabel(metric)
     ax.set_title(f"{metric} ({better} is better; bands: 95 %; dashed: floors)", loc="left", fontsize=10)
@@ -75,31 +75,31 @@ def _losses(ax: Axes, result: ScoredPath) -> None:
     mean = result.mean_loss
     if len(curves) > 1:
         ax.plot(*_columns(mean), color="black", linewidth=2.2, label="mean")
-    found = result.barrier(mean)
-    if found is not None:
+    barrier = result.barrier(mean)
+    if barrier is not None:
         ax.plot(*_columns([mean[0], mean[-1]]), color="black", linestyle=":", linewidth=1.5, label="straight line")
-        _mark_barrier(ax, found, mean)
+        _mark_barrier(ax, barrier, mean)
     ax.set_ylabel("loss (nats per token)")
-    told = "" if found is None else f"; {_told(found, len(curves) > 1)}"
-    ax.set_title(f"loss of the right answers (lower is better{told})", loc="left", fontsize=10)
+    summary = "" if barrier is None else f"; {_barrier_text(barrier, len(curves) > 1)}"
+    ax.set_title(f"loss of the right answers (lower is better{summary})", loc="left", fontsize=10)
 
 
-def _told(found: Barrier, of_mean: bool) -> str:
+def _barrier_text(barrier: Barrier, of_mean: bool) -> str:
     what = "barrier of the mean" if of_mean else "barrier"
-    return f"{what}: {found.height:.4f} at t = {found.t:g}" if found.height else f"no {what}"
+    return f"{what}: {barrier.height:.4f} at t = {barrier.t:g}" if barrier.height else f"no {what}"
 
 
-def _mark_barrier(ax: Axes, found: Barrier, curve: Curve) -> None:
-    """An arrow from the straight line up to the curve, where the excess is largest."""
-    if found.height == 0:
+def _mark_barrier(ax: Axes, barrier: Barrier, curve: Curve) -> None:
+    """Draws an arrow from the straight line up to the curve, where the excess is largest."""
+    if barrier.height == 0:
         return
-    top = dict(curve)[found.t]
+    top = dict(curve)[barrier.t]
     arrow = {"arrowstyle": "<->", "color": "black", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2}
-    ax.annotate("", xy=(found.t, top), xytext=(found.t, top - found.height), arrowprops=arrow)
+    ax.annotate("", xy=(barrier.t, top), xytext=(barrier.t, top - barrier.height), arrowprops=arrow)
 
 
 def _dress(ax: Axes, result: ScoredPath) -> None:
-    """Grid, the range of t, the part of the line that passes every floor, and the legend."""
+    """Draws the grid, the range of t, the part of the line that passes every floor, and the legend."""
     ax.grid(color="#E5E5E5", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -116,7 +116,7 @@ def _dress(ax: Axes, result: ScoredPath) -> None:
 
 
 def _style(number: int) -> dict[str, Any]:
-    """The line of the slice at this position."""
+    """Returns the line style of the slice at this position."""
     at = number % len(_COLOURS)
     return {"color": _COLOURS[at], "marker": _MARKERS[at], "markersize": 5.5, "linewidth": 1.6}
 
@@ -126,9 +126,9 @@ def _columns(curve: Curve) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def _passes(result: ScoredPath, point: Any) -> bool:
-    """Whether a point is to be marked: without floors none is."""
+    """Whether a point is marked as passing; without floors none is."""
     return point.feasible and any(gate.floor is not None for gate in result.gates.values())
 
 
 def _sign(result: ScoredPath, metric: str) -> int:
-    return next(piece.sign for piece in result.slices.values() if piece.metric == metric)
+    return next(slice_.sign for slice_ in result.slices.values() if slice_.metric == metric)

@@ -1,4 +1,4 @@
-"""What steps along the gradient were worth, by source and layer."""
+"""Shows the gain of the steps along the gradient, by source and layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _BAR = 10
 
 
 def gained_table(gained: Contributions) -> Table:
-    """A row for each place (layers, in their order), a column for each gene and source, and bars for the rows' sums."""
+    """Builds a table: a row for each place (layers, in their order), a column for each gene and source, and bars for
+    the sums of the rows."""
     columns = list(dict.fromkeys((gene, source) for gene, source, _ in gained.parts))
     rows = list(dict.fromkeys(place for _, _, place in gained.parts))
     sums = {row: sum(part for (_, _, place), part in gained.parts.items() if place == row) for row in rows}
@@ -42,7 +43,7 @@ def gained_table(gained: Contributions) -> Table:
 
 
 def gained_data(gained: Contributions | None) -> dict[str, Any] | None:
-    """The same as JSON."""
+    """Returns the same as JSON."""
     if gained is None:
         return None
     parts = [

@@ -1,4 +1,4 @@
-"""What a search spent on scoring, and what it was spared."""
+"""The number of items that a search scored, and how many its pruners saved."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from evomerge.study.run.trial import Trial
 
 @dataclass(frozen=True)
 class ItemsScored:
-    """Items scored by the searched trials of a run on the search split, each once for every candidate.
+    """Items that the searched trials of a run were scored on, on the search split. Failed trials do not count.
 
-    `in_full` is what it takes to score all these trials on all items. `early_stop` and `racing` are the trials that
-    either left with predicted scores, and the items that these were not scored on. Trials that failed do not count.
+    scored: the items, each counted once for every candidate.
+    in_full: the items that it takes to score all these trials on all items.
+    early_stop, racing: the trials that this pruner left with predicted scores, and the items that it saved.
     """
 
     scored: int
@@ -23,10 +24,10 @@ class ItemsScored:
 
     @classmethod
     def of(cls, trials: Sequence[Trial]) -> ItemsScored:
-        """`trials`: those of a leaderboard."""
+        """Counts the items of a leaderboard's trials."""
         ended = [t for t in trials if t.kind == "search" and t.ranked]
         scored, in_full = sum(t.evaluated for t in ended), sum(t.items for t in ended)
-        return cls(scored, in_full, _spared(ended, "early_stop"), _spared(ended, "racing"))
+        return cls(scored, in_full, _saved(ended, "early_stop"), _saved(ended, "racing"))
 
     @property
     def share(self) -> float:
@@ -40,6 +41,6 @@ class ItemsScored:
         return text
 
 
-def _spared(trials: Sequence[Trial], by: str) -> tuple[int, int]:
+def _saved(trials: Sequence[Trial], by: str) -> tuple[int, int]:
     stopped = [t for t in trials if t.state == "pruned" and t.pruned_by == by]
     return len(stopped), sum(t.items - t.evaluated for t in stopped)

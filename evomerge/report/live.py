@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a live panel on a terminal, one line a trial elsewhere. All on stderr."""
+"""Shows a running study on stderr: a live panel on a terminal, one line a trial elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from evomerge.study.run.trial import Trial
 
 
 class Clock:
-    """Seconds that are left, by the mean of the trials of this session and by the budget of time."""
+    """Estimates the remaining time, by the mean of the trials of this session and by the budget of time."""
 
     def __init__(self, trials: int | None, seconds: float | None) -> None:
         self.trials, self.seconds = trials, seconds
@@ -41,14 +41,14 @@ class Clock:
 
 
 class LineView(Observer):
-    """One line for each event; for logs and pipes."""
+    """Prints one line for each event; for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._clock = Clock(0, None)
         self._signs: Mapping[str, int] = {}
-        self._message, self._said = "", 0.0
-        self._gone = False
+        self._message, self._printed_at = "", 0.0
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -57,13 +57,13 @@ class LineView(Observer):
         pass
 
     def say(self, text: str) -> None:
-        if self._gone:
+        if self._closed:
             return
         try:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         except BrokenPipeError:
-            # Whoever watched has left; the study has not.
-            self._gone = True
+            # The reader of stderr has left; the study goes on.
+            self._closed = True
 
     def phase(self, message: str) -> None:
         self.say(f"{message} ...")
@@ -73,8 +73,8 @@ class LineView(Observer):
 
     def progress(self, message: str, done: float) -> None:
         now = time.monotonic()
-        if message != self._message and (now - self._said > 1.0 or done >= 1.0):
-            self._message, self._said = message, now
+        if message != self._message and (now - self._printed_at > 1.0 or done >= 1.0):
+            self._message, self._printed_at = message, now
             self.say(f"{message} ({done:.0%})")
 
     def warn(self, message: str) -> None:
@@ -108,7 +108,7 @@ class LineView(Observer):
 
 
 class LiveView(LineView):
-    """A panel that is redrawn in place: progress, the trial in hand, the best merges against the floors."""
+    """Redraws a panel in place: progress, the current trial, the best merges against the floors."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -169,5 +169,5 @@ class LiveView(LineView):
 
 
 def view(console: Console) -> LineView:
-    """The view that suits where stderr goes."""
+    """Returns the live panel on a terminal, else the view with one line an event."""
     return LiveView(console) if console.is_terminal else LineView(console)

@@ -1,4 +1,4 @@
-"""The scores along a line as a table and as JSON."""
+"""Shows the scores along a line as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from evomerge.scoring.gates import interval
 
 
 def path_table(result: ScoredPath) -> Table:
-    """One row a point; one column a slice, with 95 % intervals and the floor on top; the mean loss; the verdict."""
+    """Builds a table: one row a point; one column a slice, with 95 % intervals and the floor on top; the mean loss; the
+    verdict."""
     table = Table(title=result.title, title_justify="left", title_style="bold", header_style="bold")
     table.add_column("t", justify="right")
-    for name, piece in result.slices.items():
-        table.add_column(f"{name}\n{piece.metric}", justify="right")
+    for name, slice_ in result.slices.items():
+        table.add_column(f"{name}\n{slice_.metric}", justify="right")
     loss = dict(result.mean_loss)
     if loss:
         table.add_column("loss\nnats/token", justify="right")
@@ -33,12 +34,12 @@ def path_table(result: ScoredPath) -> Table:
 
 
 def path_summary(result: ScoredPath) -> str:
-    """Which points pass every floor, and the barriers, one line each."""
+    """Says which points pass every floor, and the barriers, one line each."""
     return "\n".join([_passing(result), *_barriers(result)])
 
 
 def path_data(result: ScoredPath) -> dict[str, Any]:
-    """All of it, scores in the metrics' own direction."""
+    """Returns all results; scores are in the direction of their metrics."""
     losses = {name: result.barrier(curve) for name, curve in result.losses.items()}
     return {
         "start": result.start,
@@ -49,16 +50,16 @@ def path_data(result: ScoredPath) -> dict[str, Any]:
         "passing": [point.t for point in result.points if point.feasible],
         "slices": {
             name: {
-                "metric": piece.metric,
-                "higher_is_better": piece.sign > 0,
-                "items": piece.counts[result.split],
-                "floor": None if (floor := result.gates[name].floor) is None else piece.show(floor),
+                "metric": slice_.metric,
+                "higher_is_better": slice_.sign > 0,
+                "items": slice_.counts[result.split],
+                "floor": None if (floor := result.gates[name].floor) is None else slice_.show(floor),
             }
-            for name, piece in result.slices.items()
+            for name, slice_ in result.slices.items()
         },
         "points": [_point_data(result, point) for point in result.points],
         "barrier": _barrier_data(result.barrier(result.mean_loss)),
-        "barriers": {name: _barrier_data(found) for name, found in losses.items()},
+        "barriers": {name: _barrier_data(barrier) for name, barrier in losses.items()},
         "confidence": result.confidence,
     }
 
@@ -74,19 +75,19 @@ def _point_data(result: ScoredPath, point: Point) -> dict[str, Any]:
         "reason": point.reason,
         "slices": {
             name: {
-                "score": result.slices[name].show(found.value),
-                "stderr": found.stderr,
-                "interval": interval(found, result.slices[name].sign),
-                "loss": finite(found.loss),
+                "score": result.slices[name].show(slice_score.value),
+                "stderr": slice_score.stderr,
+                "interval": interval(slice_score, result.slices[name].sign),
+                "loss": finite(slice_score.loss),
                 "passed": passed[name],
             }
-            for name, found in point.scores.items()
+            for name, slice_score in point.scores.items()
         },
     }
 
 
-def _barrier_data(found: Barrier | None) -> dict[str, float] | None:
-    return None if found is None else {"height": found.height, "t": found.t}
+def _barrier_data(barrier: Barrier | None) -> dict[str, float] | None:
+    return None if barrier is None else {"height": barrier.height, "t": barrier.t}
 
 
 def _floor(result: ScoredPath, name: str) -> str:
@@ -99,8 +100,8 @@ def _floor(result: ScoredPath, name: str) -> str:
 def _score(result: ScoredPath, point: Point, name: str) -> Text:
     if name not in point.scores:
         return Text("-")
-    piece, found = result.slices[name], point.scores[name]
-    text = score(piece.show(found.value), interval(found, piece.sign))
+    slice_, slice_score = result.slices[name], point.scores[name]
+    text = score(slice_.show(slice_score.value), interval(slice_score, slice_.sign))
     missed = any(v.slice == name and not v.passed for v in point.verdicts)
     return Text(f"✗ {text}", style="red") if missed else Text(text)
 
@@ -124,10 +125,10 @@ def _barriers(result: ScoredPath) -> list[str]:
     curves = dict(result.losses)
     if len(curves) > 1:
         curves["the mean"] = result.mean_loss
-    return [f"loss barrier of {name}: {_told(result.barrier(curve))}" for name, curve in curves.items()]
+    return [f"loss barrier of {name}: {_barrier_text(result.barrier(curve))}" for name, curve in curves.items()]
 
 
-def _told(found: Barrier | None) -> str:
-    if found is None:
+def _barrier_text(barrier: Barrier | None) -> str:
+    if barrier is None:
         return "unknown, an end has no finite loss"
-    return f"{found.height:.4f} nats per token at t = {found.t:g}" if found.height else "none"
+    return f"{barrier.height:.4f} nats per token at t = {barrier.t:g}" if barrier.height else "none"

@@ -19,12 +19,13 @@ _SURE = 0.05
 
 
 def ranked_tables(ranked: Ranked, top: int = 10) -> Group:
-    """References and top trials by search scores, and both splits of those that have holdout scores."""
+    """Builds a table of references and top trials by search scores, and one of both splits for the trials that have
+    holdout scores."""
     search = ranked.search
     rows = [(describe(t), t) for t in search.trials if t.kind == "reference" and t.state != "running"]
     best = search.front() or [t for t in search.merges() if t.kind == "search"][:top]
     rows += [(describe(t), t) for t in best if t.kind == "search"]
-    metrics = {name: about["metric"] for name, about in ranked.slices.items()}
+    metrics = {name: info["metric"] for name, info in ranked.slices.items()}
     tables = [leaderboard_table(f"Scores on the search split, ranked by {ranked.fitness.name}", search, rows, metrics)]
     if ranked.holdout:
         title = "Those with holdout scores, with 95 % intervals"
@@ -33,7 +34,7 @@ def ranked_tables(ranked: Ranked, top: int = 10) -> Group:
 
 
 def ranked_words(ranked: Ranked) -> str:
-    """Who wins now and who won before, and what is not certain about it."""
+    """Says which trial wins now, which won before, and what is not certain about it."""
     split = "holdout" if ranked.holdout else "search"
     before = f"before: {describe(ranked.before) if ranked.before else 'none'}"
     if ranked.winner is None:
@@ -59,36 +60,36 @@ def _ahead(ranked: Ranked, most: int = 5) -> str:
 
 
 def compared_table(compared: Compared) -> Table:
-    """One row a slice: both scores, their difference with its interval, and whether it can be chance."""
+    """Builds a table with one row a slice: both scores, their difference with its interval, and its p-value."""
     a, b = describe(compared.first), describe(compared.second)
     table = Table(title=f"{a} against {b} on the {compared.split} items", title_justify="left", title_style="bold")
     table.header_style = "bold"
     for column in ("slice", "metric", a, b, "difference (95 % interval)", "p", "test", "items"):
         table.add_column(column, justify="left" if column in ("slice", "metric", "test") else "right")
-    for name, about in compared.slices.items():
-        table.add_row(name, *_row(compared.comparisons[name], about, compared.totals[name]))
+    for name, info in compared.slices.items():
+        table.add_row(name, *_row(compared.comparisons[name], info, compared.totals[name]))
     return table
 
 
 def compared_words(compared: Compared) -> str:
-    """On which slices one of them is better beyond chance."""
+    """Says on which slices one trial is better beyond chance."""
     better: Mapping[str, list[str]] = {describe(compared.first): [], describe(compared.second): []}
-    for name, found in compared.comparisons.items():
-        if found.p is not None and found.p < _SURE:
-            wins = found.difference * compared.slices[name]["sign"] > 0
+    for name, comparison in compared.comparisons.items():
+        if comparison.p is not None and comparison.p < _SURE:
+            wins = comparison.difference * compared.slices[name]["sign"] > 0
             better[describe(compared.first if wins else compared.second)].append(name)
-    told = [f"{model} is better on {', '.join(names)}" for model, names in better.items() if names]
-    return "; ".join(told) or "no difference that is beyond chance (p < 0.05)"
+    sentences = [f"{model} is better on {', '.join(names)}" for model, names in better.items() if names]
+    return "; ".join(sentences) or "no difference that is beyond chance (p < 0.05)"
 
 
-def _row(found: Comparison, about: Mapping[str, Any], total: int) -> list[Text]:
-    arrow = "" if about["sign"] > 0 else " (lower is better)"
-    count = f"{found.items}" if found.items in (0, total) else f"{found.items} of {total}"
-    p = "-" if found.p is None else ("< 0.001" if found.p < 0.001 else f"{found.p:.3f}")
-    sure = "bold" if found.p is not None and found.p < _SURE else ""
-    values = [number(found.first), number(found.second)]
-    difference = f"{found.difference:+.4f}" + (f" ({_signed(found.interval)})" if found.interval else "")
-    cells = [f"{about['metric']}{arrow}", *values, difference, p, found.test, count]
+def _row(comparison: Comparison, info: Mapping[str, Any], total: int) -> list[Text]:
+    arrow = "" if info["sign"] > 0 else " (lower is better)"
+    count = f"{comparison.items}" if comparison.items in (0, total) else f"{comparison.items} of {total}"
+    p = "-" if comparison.p is None else ("< 0.001" if comparison.p < 0.001 else f"{comparison.p:.3f}")
+    sure = "bold" if comparison.p is not None and comparison.p < _SURE else ""
+    values = [number(comparison.first), number(comparison.second)]
+    difference = f"{comparison.difference:+.4f}" + (f" ({_signed(comparison.interval)})" if comparison.interval else "")
+    cells = [f"{info['metric']}{arrow}", *values, difference, p, comparison.test, count]
     return [Text(cell, style=sure if cell in (difference, p) else "") for cell in cells]
 
 

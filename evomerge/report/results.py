@@ -1,4 +1,4 @@
-"""The end of a search: both splits side by side, how much of the gain carried over, and what to say of the winner."""
+"""Shows the end of a search: both splits side by side, how much of the gain carried over, the winner."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _SPLITS = "search\nholdout"
 
 
 def result_table(result: Result) -> Table:
-    """Parents, uniform average, the other candidates that were re-scored, and the winner (or, with none, the closest)
-    on both splits."""
-    metrics = {name: piece.metric for name, piece in result.slices.items()}
+    """Builds a table of both splits: parents, uniform average, the other re-scored candidates, and the winner (without
+    one, the closest)."""
+    metrics = {name: info.metric for name, info in result.slices.items()}
     title = "Scores with 95 % intervals; the search never saw the holdout items"
     if result.confidence is not None:
         title += f"\nfloors are held against {result.confidence:.0%} lower bounds"
@@ -37,8 +37,10 @@ def result_table(result: Result) -> Table:
 def both_splits(
     title: str, items: Path, search: Leaderboard, holdout: Leaderboard, metrics: Mapping[str, str]
 ) -> Table:
-    """One row a trial of `holdout`, two lines a row: its search and its holdout scores. `items`: the folder of per-item
-    scores."""
+    """Builds a table with one row a trial of `holdout`, two lines a row: its search and its holdout scores.
+
+    items: the folder of per-item scores.
+    """
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     table.caption, table.caption_justify = _relative_floors(holdout), "left"
     table.add_column("model")
@@ -61,7 +63,7 @@ def both_splits(
 
 
 def _rows(leaderboard: Leaderboard) -> list[tuple[str, Trial]]:
-    """The trials under their names, the winner or the closest at the end."""
+    """Returns the trials with their names, the winner or the closest at the end."""
     best, near = leaderboard.best(), closest(leaderboard)
     last = best or near
     rows = [(describe(t), t) for t in leaderboard.trials if last is None or t.number != last.number]
@@ -79,8 +81,8 @@ def _floor(gate: Gate) -> Text:
 
 
 def _relative_floors(leaderboard: Leaderboard) -> str | None:
-    told = [f"{n} {'≥' if g.sign > 0 else '≤'} {g.text}" for n, g in leaderboard.gates.items() if " " in g.text]
-    return f"floors on the holdout: {', '.join(told)}" if told else None
+    floors = [f"{n} {'≥' if g.sign > 0 else '≤'} {g.text}" for n, g in leaderboard.gates.items() if " " in g.text]
+    return f"floors on the holdout: {', '.join(floors)}" if floors else None
 
 
 def _cells(items: Path, leaderboard: Leaderboard, trial: Trial, split: SplitName) -> list[Text]:
@@ -98,7 +100,7 @@ def _cells(items: Path, leaderboard: Leaderboard, trial: Trial, split: SplitName
 
 
 def score(value: float, interval: Interval) -> str:
-    """A score with its interval, short: ``0.984 (0.94–1.00)``."""
+    """Writes a score with its interval, short: ``0.984 (0.94–1.00)``."""
     decimals = _decimals(value)
     if interval is None:
         return f"{value:.{decimals}f}"
@@ -108,7 +110,7 @@ def score(value: float, interval: Interval) -> str:
 
 
 def _decimals(value: float) -> int:
-    """So many that about four digits are shown."""
+    """Returns the number of decimals with which about four digits are shown."""
     return max(0, 4 - len(f"{abs(value):.0f}"))
 
 
@@ -117,15 +119,20 @@ def _decimals(value: float) -> int:
 
 @dataclass(frozen=True)
 class CarriedOver:
-    """The winner's curse: a score that was selected for is partly luck. Objectives of winner and base on either split;
-    the base was not selected, so that a holdout split which is harder for both is no loss."""
+    """How much of the winner's gain carried over to the holdout split.
+
+    A score that was selected for is partly luck (the winner's curse). The base was not selected, so that a holdout
+    split which is harder for both is no loss.
+
+    winner, base: the objective on the search and on the holdout split.
+    """
 
     winner: tuple[float, float]
     base: tuple[float, float]
 
     @property
     def gains(self) -> tuple[float, float]:
-        """How far the winner is above the base, on the search and on the holdout split."""
+        """The winner's objective minus the base's, on the search and on the holdout split."""
         return self.winner[0] - self.base[0], self.winner[1] - self.base[1]
 
     @property
@@ -148,14 +155,14 @@ class CarriedOver:
 
 
 def carried_over(search: Leaderboard, holdout: Leaderboard, winner: Trial | None) -> CarriedOver | None:
-    """What is left on the holdout split of the winner's gain over the base; None where one of them was not scored."""
+    """Compares the winner's gain over the base on both splits; None where one of them was not scored."""
     if winner is None:
         return None
     base = next((t.number for t in holdout.trials if t.label == "base"), None)
-    found = [_objective(s, n) for n in (winner.number, base) for s in (search, holdout)]
-    if any(value is None for value in found):
+    objectives = [_objective(s, n) for n in (winner.number, base) for s in (search, holdout)]
+    if any(value is None for value in objectives):
         return None
-    w_search, w_holdout, b_search, b_holdout = (value for value in found if value is not None)
+    w_search, w_holdout, b_search, b_holdout = (value for value in objectives if value is not None)
     return CarriedOver((w_search, w_holdout), (b_search, b_holdout))
 
 
@@ -164,14 +171,14 @@ def _objective(leaderboard: Leaderboard, number: int | None) -> float | None:
 
 
 def verdict(result: Result) -> str:
-    """What a search came to, what it spent, and what to do next, in words."""
-    account = ItemsScored.of(result.search.trials)
-    spent = [str(account)] if account.in_full else []
-    return "\n".join([*spent, _outcome(result), *front_words(result)])
+    """Says how a search ended, how many items it scored, and what to do next."""
+    items = ItemsScored.of(result.search.trials)
+    scored = [str(items)] if items.in_full else []
+    return "\n".join([*scored, _outcome(result), *front_words(result)])
 
 
 def front_words(result: Result) -> list[str]:
-    """The points of a front with their search scores, and what the holdout split says of each; nothing without one."""
+    """Lists the points of a front with their search scores and their places on the holdout split; empty without one."""
     points = result.search.front()
     if not points:
         return []
@@ -180,11 +187,11 @@ def front_words(result: Result) -> list[str]:
     count = f"{len(points)} trade-off{'s' if len(points) > 1 else ''}"
     lines = [f"front: {count} by the search items; `evomerge export {result.folder.handle} --trial N` takes any"]
     for trial in points:
-        held = "not scored on the holdout items"
+        holdout = "not scored on the holdout items"
         if trial.number in scored:
             passes = "another is as good" if trial.number in able else "misses a floor"
-            held = f"holdout: {'on the front' if trial.number in still else passes}"
-        lines.append(f"  {result.search.floors.describe(trial)} ({held})")
+            holdout = f"holdout: {'on the front' if trial.number in still else passes}"
+        lines.append(f"  {result.search.floors.describe(trial)} ({holdout})")
     return lines
 
 
@@ -205,7 +212,7 @@ def _outcome(result: Result) -> str:
 
 
 def better_parent(result: Result) -> Trial | None:
-    """The base or source that passes every floor and scores better than the winner."""
+    """Returns the base or source that passes every floor and scores better than the winner."""
     parents = [t for t in result.holdout.trials if t.is_parent and result.holdout.outcome(t).feasible]
     best = max(parents, key=lambda t: t.objective or 0.0, default=None)
     if best is None or result.winner is None or best.objective is None or result.winner.objective is None:
@@ -214,12 +221,12 @@ def better_parent(result: Result) -> Trial | None:
 
 
 def closest(leaderboard: Leaderboard) -> Trial | None:
-    """The best-ranked merge, feasible or not."""
+    """Returns the best-ranked merge, feasible or not."""
     return next(iter(leaderboard.merges()), None)
 
 
 def missed_floors(leaderboard: Leaderboard, trial: Trial) -> str:
-    """The floors that a trial missed, in words."""
+    """Says which floors a trial missed."""
     return "; ".join(_missed(leaderboard, trial, v) for v in leaderboard.verdicts(trial) if not v.passed)
 
 

@@ -1,4 +1,4 @@
-"""Tables for people: scores in the metrics' own direction, each held to its floor."""
+"""Builds tables for people. Scores are in the direction of their metrics, each beside its floor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def number(value: float | None, stderr: float | None = None) -> str:
 
 
 def span(interval: tuple[float, float] | None, decimals: int = 4) -> str:
-    """An interval of a score: ``0.944–0.996``."""
+    """Writes an interval of a score: ``0.944–0.996``."""
     if interval is None:
         return "-"
     low, high = (f"{end:.{decimals}f}" for end in interval)
@@ -42,7 +42,7 @@ def span(interval: tuple[float, float] | None, decimals: int = 4) -> str:
 def leaderboard_table(
     title: str, leaderboard: Leaderboard, rows: Sequence[tuple[str, Trial]], metrics: Mapping[str, str]
 ) -> Table:
-    """One row a trial, one column a slice, the floors on top; a score below its floor is marked with ✗."""
+    """Builds a table: one row a trial, one column a slice, the floors on top. ✗ marks a score below its floor."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     table.add_column("model")
     for name in leaderboard.gates:
@@ -79,7 +79,7 @@ def _cells(leaderboard: Leaderboard, trial: Trial) -> list[Text]:
 
 
 def mark(leaderboard: Leaderboard, trial: Trial) -> Text:
-    """Whether a trial passes every floor; "stopped": its scores are predictions."""
+    """Says whether a trial passes every floor; "stopped": its scores are predictions."""
     if trial.state != "complete":
         return Text("stopped", style="yellow") if trial.state == "pruned" else Text("failed", style="red")
     if not leaderboard.settled:
@@ -88,12 +88,12 @@ def mark(leaderboard: Leaderboard, trial: Trial) -> Text:
 
 
 def status_table(state: Status, top: int = 10) -> Table:
-    """A run's references and its best trials by search scores, or the front of them."""
+    """Builds a table of a run's references and its best trials by search scores, or of its front."""
     leaderboard, front = state.search, state.search.front()
     rows = [(describe(t), t) for t in leaderboard.trials if t.kind == "reference" and t.state != "running"]
     best = front or [t for t in leaderboard.ranked() if t.kind == "search"][:top]
     rows += [(describe(t), t) for t in best if t.kind == "search"]
-    metrics = {name: about["metric"] for name, about in state.slices.items()}
+    metrics = {name: info["metric"] for name, info in state.slices.items()}
     title = "Scores on the search split" + (f"; the front has {len(front)} of them" if front else "")
     return leaderboard_table(title, leaderboard, rows, metrics)
 
@@ -125,12 +125,12 @@ def evaluated_table(result: Evaluated) -> Table:
     for column in ("slice", "metric", "items", "score", "95 % interval", "floor", "gate"):
         table.add_column(column, justify="left" if column in ("slice", "metric", "gate") else "right")
     for verdict in result.verdicts:
-        piece, score = result.slices[verdict.slice], result.scores[verdict.slice]
-        sign = piece.sign
-        told = result.gates[verdict.slice].text
+        slice_, score = result.slices[verdict.slice], result.scores[verdict.slice]
+        sign = slice_.sign
+        floor_text = result.gates[verdict.slice].text
         floor = "none" if verdict.floor is None else f"{sign * verdict.floor:.4f}"
-        floor += f" ({told})" if " " in told else ""
+        floor += f" ({floor_text})" if " " in floor_text else ""
         gate = Text("pass", style="green") if verdict.passed else Text("miss", style="red")
-        cells = (piece.metric, str(len(score.items)), number(sign * score.value), span(interval(score, sign)), floor)
+        cells = (slice_.metric, str(len(score.items)), number(sign * score.value), span(interval(score, sign)), floor)
         table.add_row(verdict.slice, *cells, gate if verdict.floor is not None else Text("-"))
     return table

@@ -10,7 +10,7 @@ from pathlib import Path
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError, Where
 from evomerge.evaluator.models import OpenModels, open_models
-from evomerge.files.objects import SAVINGS, FitnessSpec, GeneSpec, SpaceSpec
+from evomerge.files.objects import PRUNERS, FitnessSpec, GeneSpec, SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.optimize.abilities import abilities, follows_slopes, trading
 from evomerge.optimize.declarations import OptionError, check_options
@@ -78,7 +78,7 @@ def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     _check_front(spec, fitness)
     check_slopes(spec, fitness)
     _check_budget(spec)
-    _check_economy(spec, fitness)
+    _check_pruning(spec, fitness)
     check_fitness(fitness, list(spec.sources))
 
 
@@ -156,11 +156,11 @@ def _check_budget(spec: SpaceSpec) -> None:
         raise InputError(problem, f"give at least {least}", spec.at("budget.trials"))
 
 
-def _check_economy(spec: SpaceSpec, fitness: FitnessSpec) -> None:
+def _check_pruning(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """Racing that was asked for by name; by default it just does not take place (`study.racing.racer`)."""
-    if spec.asynchronous and "racing" in fitness.economy and fitness.economy != SAVINGS:
+    if spec.asynchronous and "racing" in fitness.pruning and fitness.pruning != PRUNERS:
         problem = "racing compares the candidates of a generation, and an asynchronous search has none"
-        raise InputError(problem, "leave it out (economy: [early_stop]), or asynchronous", fitness.at("economy"))
+        raise InputError(problem, "leave it out (pruning: [early_stop]), or asynchronous", fitness.at("pruning"))
 
 
 def check_slopes(spec: SpaceSpec, fitness: FitnessSpec) -> None:

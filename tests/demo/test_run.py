@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import evomerge
-from evomerge.demo.run import lay_out, run_to_do
+from evomerge.demo.run import copy_starter_files, next_run
 from evomerge.merging.disk.stream import checkpoint_digest
 
 
@@ -23,13 +23,13 @@ def test_the_average_misses_a_floor_and_the_search_clears_all(tmp_path: Path) ->
     assert done.checkpoint is not None
     assert done.recipe.is_file()
     assert checkpoint_digest(done.checkpoint) == winner.digest
-    assert run_to_do(tmp_path) == (str(tmp_path / "runs/quickstart-2"), False)
+    assert next_run(tmp_path) == (str(tmp_path / "runs/quickstart-2"), False)
 
 
 def test_files_to_start_from_are_not_overwritten(tmp_path: Path) -> None:
-    lay_out(tmp_path)
+    copy_starter_files(tmp_path)
     space = tmp_path / "search_spaces/quickstart.yaml"
     space.write_text("changed")
-    lay_out(tmp_path)
+    copy_starter_files(tmp_path)
     assert space.read_text() == "changed"
     assert (tmp_path / "fitness/quickstart/shipping.yaml").is_file()

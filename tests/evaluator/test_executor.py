@@ -64,15 +64,15 @@ def facts(run: str) -> list[tuple[Any, ...]]:
     return [tuple(getattr(trial, name) for name in about) for trial in trials]
 
 
-def with_economy(economy: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
-    return lambda space, fitness: fitness.update(economy=economy)
+def with_pruning(pruning: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda space, fitness: fitness.update(pruning=pruning)
 
 
-@pytest.mark.parametrize("economy", [True, False])
+@pytest.mark.parametrize("pruning", [True, False])
 def test_with_generations_nothing_depends_on_who_ends_first(
-    tiny_study: Study, monkeypatch: pytest.MonkeyPatch, economy: bool
+    tiny_study: Study, monkeypatch: pytest.MonkeyPatch, pruning: bool
 ) -> None:
-    space = tiny_study(with_economy(economy))
+    space = tiny_study(with_pruning(pruning))
     one = evomerge.search(space, run="one", trials=36)
     monkeypatch.setattr(search, "InProcess", Juggler)
     many = evomerge.search(space, run="many", trials=36)
@@ -88,12 +88,12 @@ def test_with_generations_nothing_depends_on_who_ends_first(
     assert facts("parts") == facts("one")
 
 
-@pytest.mark.parametrize(("optimizer", "economy"), [("tpe", True), ("random", False)])
+@pytest.mark.parametrize(("optimizer", "pruning"), [("tpe", True), ("random", False)])
 def test_an_asynchronous_search_goes_on_as_it_was_wherever_it_was_cut(
-    tiny_study: Study, monkeypatch: pytest.MonkeyPatch, optimizer: str, economy: bool
+    tiny_study: Study, monkeypatch: pytest.MonkeyPatch, optimizer: str, pruning: bool
 ) -> None:
     monkeypatch.setattr(search, "InProcess", Juggler)
-    space = tiny_study(with_economy(economy))
+    space = tiny_study(with_pruning(pruning))
     with pytest.raises(KeyboardInterrupt):
         evomerge.search(space, optimizer=optimizer, asynchronous=True, trials=30, observer=StopAfter(9))
     for count in (0, 3, 7):
@@ -124,7 +124,7 @@ def check_record(state: Status, count: int) -> None:
 
 
 def test_one_at_a_time_asynchronous_and_not_are_the_same(tiny_study: Study) -> None:
-    space = tiny_study(with_economy(["early_stop"]))
+    space = tiny_study(with_pruning(["early_stop"]))
     for run, asynchronous in (("a", True), ("b", False)):
         evomerge.search(space, run=run, optimizer="tpe", asynchronous=asynchronous, trials=16)
     assert facts("a") == facts("b")
@@ -149,8 +149,8 @@ def test_the_time_of_several_is_the_time_that_passes(tiny_study: Study, monkeypa
 
 
 def test_candidates_without_a_generation_cannot_race(tiny_study: Study) -> None:
-    space = tiny_study(with_economy(["racing", "early_stop"]))
-    with pytest.raises(InputError, match=r"economy: racing compares .* asynchronous search has none; leave it out"):
+    space = tiny_study(with_pruning(["racing", "early_stop"]))
+    with pytest.raises(InputError, match=r"pruning: racing compares .* asynchronous search has none; leave it out"):
         evomerge.search(space, asynchronous=True)
     assert not Path("runs").exists()
 

@@ -11,7 +11,7 @@ import yaml
 from evomerge.errors import InputError
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import ModelRef
-from evomerge.files.resolved import fitness_data, space_data, to_yaml
+from evomerge.files.resolved import current_keys, fitness_data, space_data, to_yaml
 from evomerge.files.space_file import read_space
 
 SPACE: dict[str, Any] = {
@@ -86,6 +86,30 @@ def test_resolved_copies_say_the_same(files: tuple[Path, Path], tmp_path: Path) 
         (elsewhere / name).write_text(to_yaml(data, "copy"))
     assert space_data(read_space(elsewhere / "s.yaml")) == space_data(space)
     assert fitness_data(read_fitness(elsewhere / "f.yaml")) == fitness_data(fitness)
+
+
+@pytest.mark.parametrize("key", ["pruning", "economy"])
+@pytest.mark.parametrize(("value", "pruners"), [(False, ()), (["racing", "early_stop"], ("early_stop", "racing"))])
+def test_pruning_is_read_by_its_old_name_and_written_by_its_name(
+    files: tuple[Path, Path], key: str, value: Any, pruners: tuple[str, ...]
+) -> None:
+    files[1].write_text(yaml.safe_dump({**FITNESS, key: value}))
+    spec = read_fitness(files[1])
+    assert spec.pruning == pruners
+    assert spec.at("pruning").line is not None
+    data = fitness_data(spec)
+    assert data["pruning"] == (list(pruners) or False)
+    assert current_keys({"fitness file": {**data, key: data["pruning"]}})["fitness file"] == data
+    for setting in ("pruning=[representative]", "economy=[representative]", " economy = [representative]"):
+        assert read_fitness(files[1], [setting]).pruning == ("representative",)
+
+
+def test_pruning_under_both_names_is_an_error(files: tuple[Path, Path]) -> None:
+    files[1].write_text(yaml.safe_dump({**FITNESS, "economy": False, "pruning": True}))
+    with pytest.raises(
+        InputError, match="economy: is the old name of 'pruning', which is given, too; keep one of them"
+    ):
+        read_fitness(files[1])
 
 
 @pytest.mark.parametrize("log", [None, False, True])

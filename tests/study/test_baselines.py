@@ -40,7 +40,7 @@ def by_source(name: str, **options: Any) -> Callable[[dict[str, Any], dict[str, 
     def change(space: dict[str, Any], fitness: dict[str, Any]) -> None:
         space["genes"]["weight"]["per"] = ["sources"]
         space["optimizer"] = {"name": name, **options}
-        fitness["economy"] = False
+        fitness["pruning"] = False
 
     return change
 

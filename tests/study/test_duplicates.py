@@ -25,7 +25,7 @@ def generations(space: dict[str, Any], fitness: dict[str, Any]) -> None:
     space["fixed"] = {"weight": 0.3}
     space["optimizer"] = {"name": "cma-es", "population": 8, "warm_start": False, "seed": 3}
     space["budget"] = {"trials": 28}
-    fitness["economy"] = ["racing", "early_stop"]
+    fitness["pruning"] = ["racing", "early_stop"]
 
 
 def facts(run: str) -> list[tuple[Any, ...]]:
@@ -74,7 +74,7 @@ def test_no_recipe_is_scored_twice(tiny_study: Study, monkeypatch: pytest.Monkey
         space["fixed"] = {"weight": 0.4}
         space["optimizer"] = {"name": "random", "asynchronous": asynchronous}
         space["budget"] = {"trials": 20}
-        fitness["economy"] = False
+        fitness["pruning"] = False
 
     evaluate, scored = Evaluator.evaluate, Counter[tuple[str, str]]()
 

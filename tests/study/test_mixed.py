@@ -37,7 +37,7 @@ def write(root: Path, shared: Path, methods: list[str], sources: tuple[str, ...]
     (root / "tasks").mkdir()
     (root / "tasks/gsm8k.yaml").write_text(yaml.safe_dump(task))
     piece = {"task": "gsm8k_text", "metric": "bits_per_byte", "items": 8, "floor": {"of": "base", "margin": 1.0}}
-    (root / "f.yaml").write_text(yaml.safe_dump({"include": ["tasks"], "slices": {"gsm8k": piece}, "economy": False}))
+    (root / "f.yaml").write_text(yaml.safe_dump({"include": ["tasks"], "slices": {"gsm8k": piece}, "pruning": False}))
     space: dict[str, Any] = {
         "base": str(folder / "base"),
         "sources": {name: str(folder / name) for name in sources},

@@ -159,9 +159,9 @@ def test_more_slices_than_objectives_are_allowed(
 
 
 def test_racing_for_a_front(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny_study(front_of("tpe", economy=["early_stop", "racing"]))
+    tiny_study(front_of("tpe", pruning=["early_stop", "racing"]))
     said = refused(capsys)
-    assert f"fitness.yaml:{line_of('- racing')}: economy" in said
+    assert f"fitness.yaml:{line_of('- racing')}: pruning" in said
     assert "racing needs one order of all candidates, and pareto keeps a front; remove it" in said
 
 

@@ -120,7 +120,7 @@ def test_budgets_are_totals(tiny_study: Study) -> None:
 
 
 def test_budgets_are_totals_wherever_they_end_when_all_items_are_scored(tiny_study: Study) -> None:
-    space = tiny_study(lambda space, fitness: fitness.update(economy=False))
+    space = tiny_study(lambda space, fitness: fitness.update(pruning=False))
     evomerge.search(space, run="short", trials=8)
     evomerge.resume("short", trials=15)
     evomerge.search(space, run="long", trials=15)
@@ -383,7 +383,7 @@ def test_a_failing_objective_fails_the_trial_only(tiny_study: Study, monkeypatch
         return objective(self, scores)
 
     monkeypatch.setattr(Criteria, "objective", sometimes)
-    result = evomerge.search(tiny_study(lambda space, fitness: fitness.update(economy=False)), trials=10)
+    result = evomerge.search(tiny_study(lambda space, fitness: fitness.update(pruning=False)), trials=10)
     assert [t.number for t in result.search.trials if t.state == "failed"] == [5]
     assert [t.state for t in result.holdout.trials].count("failed") == 1
     assert evomerge.status("space").finished

@@ -121,7 +121,7 @@ class Race:
     def score_rest(self, entry: Entry) -> EvalTask[None]:
         """Scores a candidate on all items that are left: in parts, from the slice that is nearest to its floor."""
         everything = self._schedule.rung(1.0)
-        if "early_stop" not in self._schedule.fitness.economy:
+        if "early_stop" not in self._schedule.fitness.pruning:
             yield from self._score(entry, everything, everything)
             return
         size = self._schedule.fitness.batch_size
@@ -162,7 +162,7 @@ class Race:
                 return
         # Exact early stop: a floor is missed even if all items to go are answered perfectly.
         left = self._schedule.count(entry.items) < self._schedule.total
-        if left and "early_stop" in self._schedule.fitness.economy:
+        if left and "early_stop" in self._schedule.fitness.pruning:
             entry.pruned = self.bounds.missed_floor(entry.scored(judged_by), entry.totals)
             entry.pruned_by = "early_stop" if entry.pruned else None
 

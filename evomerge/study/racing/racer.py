@@ -11,7 +11,7 @@ from evomerge.errors import TrialError
 from evomerge.evaluator.evaluation import Evaluation, add_seconds
 from evomerge.evaluator.executor import Executor, run_all
 from evomerge.evaluator.jobs import AggregateJob, EvalTask
-from evomerge.files.objects import FitnessSpec, Saving, SpaceSpec
+from evomerge.files.objects import FitnessSpec, Pruner, SpaceSpec
 from evomerge.optimize.ranking import rank_key
 from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.racing.race import Control, Entry, Race
@@ -34,7 +34,7 @@ class Racer:
     """Scores candidates with pruning, once the references are scored. It returns results, and stores items only."""
 
     def __init__(
-        self, trials: Trials, leaderboard: Leaderboard, executor: Executor, pruning: Sequence[Saving], seed: int
+        self, trials: Trials, leaderboard: Leaderboard, executor: Executor, pruning: Sequence[Pruner], seed: int
     ) -> None:
         """Args:
         trials: of the run.
@@ -48,7 +48,7 @@ class Racer:
         self._results: dict[int, TrialResult] = {}
         references = [t for t in leaderboard.trials if t.kind == "reference" and t.state == "complete"]
         references.sort(key=lambda t: t.label != "base")
-        fitness = replace(trials.criteria.fitness, economy=tuple(pruning))
+        fitness = replace(trials.criteria.fitness, pruning=tuple(pruning))
         self.schedule = ItemSchedule(fitness, trials.criteria.info, [self._items(t) for t in references])
 
     def race(self, trials: Sequence[Trial], since: int, parents: int) -> None:
@@ -235,7 +235,7 @@ class Racer:
         return max(0.0, score) if geometric and criteria.info.slices[name].sign > 0 else score
 
 
-def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Saving, ...]:
+def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Pruner, ...]:
     """The means of pruning in the fitness file that this search can use: without generations, none that compares the
     candidates of one."""
-    return tuple(s for s in fitness.economy if s == "early_stop" or not spec.asynchronous)
+    return tuple(s for s in fitness.pruning if s == "early_stop" or not spec.asynchronous)

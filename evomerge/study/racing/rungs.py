@@ -71,12 +71,12 @@ class ItemSchedule:
         self.item_weights: dict[str, ItemWeights] = {}
         self.forecasters: dict[str, Forecaster] = {}
         self.pools = [self._pool(suite, slices, references) for slices in suite.pools]
-        self.rungs = [_FIRST, _SECOND] if "racing" in fitness.economy else []
+        self.rungs = [_FIRST, _SECOND] if "racing" in fitness.pruning else []
 
     def __str__(self) -> str:
         counts = [sum(len(pool.first(share)) for pool in self.pools) for share in self.rungs]
         first = f"a candidate meets {counts[0]}, then {counts[1]}, then all " if counts else "a candidate meets all "
-        early = ", unless a floor is out of reach" if "early_stop" in self.fitness.economy else ""
+        early = ", unless a floor is out of reach" if "early_stop" in self.fitness.pruning else ""
         return f"{first}{self.total} of the search split{early}"
 
     @property
@@ -110,7 +110,7 @@ class ItemSchedule:
             return Pool(slices, names, names, whole=True)
         # Items are alike where the references differ alike on them; the anchors are medoids of such items.
         features = np.concatenate([_features(u) for u in units], axis=1)
-        representative = "representative" in self.fitness.economy
+        representative = "representative" in self.fitness.pruning
         for name in slices:
             self.forecasters[name] = Forecaster(self.item_weights[name], features if representative else None)
         shares: Vector = np.mean([self.item_weights[name].shares for name in slices], axis=0)

@@ -15,7 +15,7 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
 from evomerge.files.objects import FitnessSpec, SpaceSpec
 from evomerge.files.pair import read_files
-from evomerge.files.resolved import fitness_data, space_data, to_yaml
+from evomerge.files.resolved import current_keys, fitness_data, space_data, to_yaml
 from evomerge.study.run.folder import RunFolder, write_atomic, write_json
 
 _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "optuna", "cma", "numpy", "safetensors")
@@ -84,6 +84,7 @@ class Environment:
         try:
             data = json.loads(folder.environment.read_text())
             launch = Launch(**{**data.pop("launch")})
+            data["identity"] = current_keys(data["identity"])
             return cls(launch=replace(launch, settings=tuple(launch.settings)), **data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"{folder.environment} is damaged ({type(error).__name__}: {error})"

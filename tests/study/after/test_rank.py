@@ -32,7 +32,7 @@ def lower_is_better(space: dict[str, Any], fitness: dict[str, Any]) -> None:
     Path("tasks/tiny_b.yaml").write_text(yaml.safe_dump(task))
     fitness["slices"]["b"] = {"task": "tiny_b", "metric": "bits_per_byte", "floor": {"of": "base", "margin": 5.0}}
     fitness["slices"]["a"]["cluster"] = "label"
-    fitness["economy"] = False
+    fitness["pruning"] = False
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_slopes_are_the_differences_of_the_surrogate(
         space["interpolate"] = axes == "between knots"
         space["optimizer"] = {"name": "gradient", "steps": 2}
         space["budget"] = {"trials": 5}
-        fitness["economy"] = False
+        fitness["pruning"] = False
         if tied:
             space["base"] = "tied/base"
             space["sources"] = {name: f"tied/{name}" for name in ("one", "two")}
@@ -202,7 +202,7 @@ def test_the_parts_of_the_gain_add_up(tiny_study: Study) -> None:
         del task["doc_to_choice"]
         Path("tasks/tiny_text.yaml").write_text(yaml.safe_dump(task))
         fitness["slices"] = {"text": {"task": "tiny_text", "metric": "bits_per_byte"}}
-        fitness["economy"] = False
+        fitness["pruning"] = False
 
     result = evomerge.search(tiny_study(change))
     assert result.gained is not None
@@ -306,7 +306,7 @@ def test_steps_are_scored_on_all_items(tiny_study: Study, asynchronous: bool) ->
         along(space, fitness)
         space["optimizer"]["asynchronous"] = asynchronous
         fitness["slices"]["a"]["floor"] = 1.0  # out of reach after a few items
-        fitness["economy"] = True
+        fitness["pruning"] = True
 
     steps = [t for t in evomerge.search(tiny_study(change)).search.trials if t.slopes]
     assert len(steps) > 5

@@ -30,12 +30,12 @@ def answers(right: set[int]) -> dict[str, dict[str, ItemScore]]:
 class Recorded:
     """A course over one slice of right and wrong answers, a tenth of which is met first; and who answers them."""
 
-    def __init__(self, economy: tuple[str, ...] = ("racing",)) -> None:
+    def __init__(self, pruning: tuple[str, ...] = ("racing",)) -> None:
         composition = ItemWeights.of(MeanKind(1, best=1.0, worst=0.0), answers(set())["s"].values())
         self.item_weights = {"s": composition}
         self.forecasters = {"s": Forecaster(composition, None)}
         self.rungs, self.total, self.pools = [FIRST / COUNT], COUNT, []
-        self.fitness = SimpleNamespace(economy=economy, batch_size=8)
+        self.fitness = SimpleNamespace(pruning=pruning, batch_size=8)
 
     def rung(self, share: float) -> ItemNames:
         return {"s": frozenset(str(i) for i in range(round(share * COUNT)))}

@@ -89,16 +89,16 @@ def test_every_item_is_accounted_for(study: Study) -> None:
 
 
 def test_one_switch_scores_everything(study: Study) -> None:
-    result = evomerge.search(study(economy=False))
+    result = evomerge.search(study(pruning=False))
     assert all(t.state == "complete" and t.evaluated == t.items for t in result.search.trials)
     assert ItemsScored.of(result.search.trials).share == 1.0
 
 
 def test_racing_with_all_items_equals_no_racing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    evomerge.search(study(economy=False), run="plain")
+    evomerge.search(study(pruning=False), run="plain")
     monkeypatch.setattr(rungs, "_FIRST", 1.0)
     monkeypatch.setattr(rungs, "_SECOND", 1.0)
-    evomerge.search(study(economy=["racing", "representative"]), run="raced")
+    evomerge.search(study(pruning=["racing", "representative"]), run="raced")
     assert facts("raced") == facts("plain")
 
 
@@ -177,13 +177,13 @@ def test_no_finished_part_is_scored_again(study: Study) -> None:
     assert {f: f.stat().st_mtime_ns for f in times} == times
 
 
-@pytest.mark.parametrize("economy", [["early_stop"], True])
-def test_a_candidate_beyond_hope_is_infeasible(study: Study, economy: Any) -> None:
+@pytest.mark.parametrize("pruning", [["early_stop"], True])
+def test_a_candidate_beyond_hope_is_infeasible(study: Study, pruning: Any) -> None:
     slices = {
         "a": {"task": "tiny_a", "metric": "acc", "floor": 0.0},
         "b": {"task": "tiny_b", "metric": "acc", "floor": 0.9},
     }
-    evomerge.search(study(economy=economy, slices=slices), run="stopped", trials=12)
+    evomerge.search(study(pruning=pruning, slices=slices), run="stopped", trials=12)
     leaderboard = evomerge.status("stopped").search
     stopped = [t for t in leaderboard.trials if t.pruned_by == "early_stop"]
     assert stopped

@@ -1,10 +1,10 @@
 """What a search finds when it scores its candidates on a part of the items, against one that scores all on all.
 
-    python benchmarks/economy.py FOLDER [--trials 300] [--seeds 5] [--processes 2]
+    python benchmarks/pruning.py FOLDER [--trials 300] [--seeds 5] [--processes 2]
 
 FOLDER is as in specialists.py, and so is the search: task arithmetic, a weight for each source and layer, three slices
-of bits per byte with floors relative to the base. Each seed runs twice, with `economy: false` and with all means of
-saving. Prints for each run how many items were scored (search and holdout split, references included) and the winner's
+of bits per byte with floors relative to the base. Each seed runs twice, with `pruning: false` and with all
+pruners. Prints for each run how many items were scored (search and holdout split, references included) and the winner's
 objective on the holdout items; then the share of the items, and the difference of the objectives against the standard
 error that the objective has by the scatter of the items. Finished runs in --out are not run again. Exits with 1 where
 more than a third of the items was scored or the objectives differ by more than their standard error.
@@ -35,10 +35,10 @@ class Outcome:
     stderr: float
 
 
-def run(root: Path, folder: Path, trials: int, seed: int, economy: bool) -> Outcome:
+def run(root: Path, folder: Path, trials: int, seed: int, pruning: bool) -> Outcome:
     """One search in a process of its own, unless it is there already."""
-    place = root / f"{'economy' if economy else 'plain'}-{seed}"
-    options = ["--seed", str(seed), *([] if economy else ["--full"])]
+    place = root / f"{'pruning' if pruning else 'plain'}-{seed}"
+    options = ["--seed", str(seed), *([] if pruning else ["--full"])]
     ended = search(place, lambda: write_files(place, folder, trials), *options)
     return read(ended, place / "run")
 
@@ -58,17 +58,17 @@ def read(ended: Ended, place: Path) -> Outcome:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("runs/economy"))
+    parser.add_argument("--out", type=Path, default=Path("runs/pruning"))
     parser.add_argument("--trials", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     root, folder = options.out.absolute(), options.folder.absolute()
-    jobs = [(seed, economy) for seed in range(options.seeds) for economy in (False, True)]
+    jobs = [(seed, pruning) for seed in range(options.seeds) for pruning in (False, True)]
     with ThreadPoolExecutor(options.processes) as pool:
         found = list(pool.map(lambda job: run(root, folder, options.trials, *job), jobs))
     pairs = list(zip(found[::2], found[1::2], strict=True))
-    print("seed    items: all     economy   share   holdout objective: all    economy   difference")
+    print("seed    items: all     pruning   share   holdout objective: all    pruning   difference")
     for seed, (plain, saved) in enumerate(pairs):
         difference = saved.objective - plain.objective
         print(f"{seed:4} {plain.items:13,} {saved.items:11,} {saved.items / plain.items:7.1%} {plain.objective:24.4f} "
