@@ -12,16 +12,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from evomerge.checkpoints.headers import TensorInfo, read_header
 from evomerge.checkpoints.lora_steps import Change, LowRank, Rows, Shift
 from evomerge.checkpoints.read import same_bytes
 from evomerge.checkpoints.structure import is_embedding, is_head
 from evomerge.errors import InputError, Where
-
-if TYPE_CHECKING:
-    from evomerge.checkpoints.checkpoint import Checkpoint
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -109,6 +106,21 @@ def _check_config(adapter: Adapter) -> None:
             raise adapter.error(f"{key} in its {CONFIG} is not a mapping", "mend it")
 
 
+class Base(Protocol):
+    """A checkpoint that an adapter is laid over (`checkpoint.Checkpoint`)."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def stored(self) -> Mapping[str, TensorInfo]: ...
+    @property
+    def tied(self) -> bool: ...
+    @property
+    def embedding(self) -> str | None: ...
+
+
 class Fitted:
     """An adapter laid over a base.
 
@@ -118,7 +130,7 @@ class Fitted:
         vocabulary: the number of rows of its embeddings, where it changes them.
     """
 
-    def __init__(self, adapter: Adapter, base: Checkpoint) -> None:
+    def __init__(self, adapter: Adapter, base: Base) -> None:
         """Raises InputError where a tensor of the adapter does not fit the base."""
         self.changes: dict[str, Change] = {}
         self.vocabulary: int | None = None

@@ -1,19 +1,68 @@
-"""Which elements of a delta take part in a merge: counts of elements, and the norm that rescaling restores."""
+"""Which elements of a delta take part in a merge, and the sum of deltas that all task-arithmetic methods end in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.kernels.consensus import combine
 from evomerge.merging.kernels.elementwise import Kernel
 from evomerge.merging.kernels.inputs import Blend, Inputs
+from evomerge.merging.kernels.magnitudes import Cut
 
+_ZERO = 1e-8  # a sum of weights below this does not divide (mergekit 0.1.5)
 _TINY = 1e-7  # L1 norms below this are not rescaled (mergekit 0.1.5, sparsify)
+_LAST = (1 << 31) - 1
+Rows = Sequence[Sequence[float]]
+
+
+def combine(
+    inputs: Inputs,
+    weight: Sequence[float],
+    *,
+    elect: bool,
+    normalize: bool,
+    lambda_: float,
+    keep: str = "all",
+    rescale: Sequence[float] | None = None,
+    thresholds: Rows = (),
+    ints: Callable[[int], Sequence[Sequence[int]]] | None = None,
+) -> Blend:
+    """base + lambda * sum of weight_i rescale_i delta_i over what is kept (`elementwise.deltas`).
+
+    `normalize` divides by the sum of the weights, with `elect` by those of the deltas that agree.
+    """
+    assert inputs.base is not None
+    factors = [w * r for w, r in zip(weight, rescale or [1.0] * len(weight), strict=True)]
+    total = sum(weight)
+    if normalize and not elect and abs(total) >= _ZERO:
+        factors = [f / total for f in factors]
+    options = {"work": inputs.work, "keep": keep, "elect": elect, "normalize": normalize and elect}
+    floats = [factors, list(weight), [lambda_] * len(factors), *thresholds]
+    kernel = Kernel("deltas", tuple(options.items()))
+    return Blend(kernel, inputs.base, inputs.tensors, floats, ints or (lambda start: ((0,) * len(factors),)))
+
+
+def masked(
+    inputs: Inputs,
+    weight: Sequence[float],
+    masks: Sequence[Tensor],
+    rescale: Sequence[float],
+    *,
+    elect: bool,
+    normalize: bool,
+    lambda_: float,
+) -> Blend:
+    """`combine` of the elements that masks keep (uint8, 0 or 1, flat, one for each delta)."""
+    blend = combine(inputs, weight, elect=elect, normalize=normalize, lambda_=lambda_, rescale=rescale)
+    options = [option for option in blend.kernel.options if option[0] != "keep"]
+    floats = [[*row, *row] for row in blend.floats]
+    return replace(blend, kernel=Kernel("masked", tuple(options)), tensors=[*inputs.tensors, *masks], floats=floats)
 
 
 def trimmed(density: float, count: int) -> int:
@@ -47,21 +96,28 @@ def drawn_ratios(inputs: Inputs, density: Sequence[float]) -> list[float]:
     return [1.0 if d >= 1 else ratio(before, after) for before, after, d in pairs]
 
 
-def masked(
-    inputs: Inputs,
-    weight: Sequence[float],
-    masks: Sequence[Tensor],
-    rescale: Sequence[float],
-    *,
-    elect: bool,
-    normalize: bool,
-    lambda_: float,
-) -> Blend:
-    """`consensus.combine` of the elements that masks keep (uint8, 0 or 1, flat, one for each delta)."""
-    blend = combine(inputs, weight, elect=elect, normalize=normalize, lambda_=lambda_, rescale=rescale)
-    options = [option for option in blend.kernel.options if option[0] != "keep"]
-    floats = [[*row, *row] for row in blend.floats]
-    return replace(blend, kernel=Kernel("masked", tuple(options)), tensors=[*inputs.tensors, *masks], floats=floats)
+def window(inputs: Inputs, keep: Sequence[int], drop: Sequence[int] | None = None) -> dict[str, Any]:
+    """What `combine` is told to keep of each delta the elements from rank `drop` (default: the first) to rank
+    `keep`, counted from the largest magnitude."""
+    if drop is None or not any(drop):
+        if all(k >= inputs.count for k in keep):
+            return {"keep": "all"}
+        return _kept("largest", [_cuts(inputs, keep)])
+    return _kept("between", [_cuts(inputs, keep), _cuts(inputs, drop)])
+
+
+def _cuts(inputs: Inputs, counts: Sequence[int]) -> list[Cut]:
+    return [inputs.cut(i, count) for i, count in enumerate(counts)]
+
+
+def _kept(kind: str, rows: Sequence[Sequence[Cut]]) -> dict[str, Any]:
+    thresholds = [[cut.value for cut in row] for row in rows]
+    return {"keep": kind, "thresholds": thresholds, "ints": functools.partial(positions, rows)}
+
+
+def positions(rows: Sequence[Sequence[Cut]], start: int) -> list[list[int]]:
+    """Where the cuts' positions lie in the piece that starts at an element."""
+    return [[min(max(cut.position - start, 0), _LAST) for cut in row] for row in rows]
 
 
 def ranked(values: Tensor, ranks: Sequence[int]) -> Tensor:

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.merging.kernels.consensus import combine
-from evomerge.merging.kernels.deltas import outliers, ratio
+from evomerge.merging.kernels.deltas import combine, outliers, ratio, window
 from evomerge.merging.kernels.inputs import Blend, Inputs
-from evomerge.merging.kernels.windows import window
 
 
 def breadcrumbs(

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.kernels.arithmetic import fixed_point, spans, unit
-from evomerge.merging.kernels.consensus import combine
-from evomerge.merging.kernels.deltas import masked, ratio
+from evomerge.merging.kernels.deltas import combine, masked, ratio
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.kernels.masks import limits
 

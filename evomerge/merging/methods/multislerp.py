@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from evomerge.errors import TrialError
-from evomerge.merging.kernels.consensus import combine
+from evomerge.merging.kernels.deltas import combine
 from evomerge.merging.kernels.geometry import Gram, length, scaled
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.methods.linear import average

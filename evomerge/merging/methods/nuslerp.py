@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evomerge.merging.kernels.consensus import combine
+from evomerge.merging.kernels.deltas import combine
 from evomerge.merging.kernels.geometry import Gram, arc, by_rows
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.methods.linear import average

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.kernels.arithmetic import gram, wide_dtype
-from evomerge.merging.kernels.consensus import combine
+from evomerge.merging.kernels.deltas import combine, positions
 from evomerge.merging.kernels.elementwise import Kernel, spread
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.kernels.magnitudes import Cut, Magnitudes
-from evomerge.merging.kernels.windows import positions
 
 _UNIFORM = 1e-6  # mean squares that sum to less do not weigh the deltas (mergekit 0.1.5)
 

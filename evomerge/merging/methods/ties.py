@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.merging.kernels.consensus import combine
-from evomerge.merging.kernels.deltas import ratio, trimmed
+from evomerge.merging.kernels.deltas import combine, ratio, trimmed, window
 from evomerge.merging.kernels.inputs import Blend, Inputs
-from evomerge.merging.kernels.windows import window
 
 
 def ties(

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from evomerge.merging.kernels import arithmetic, inputs, magnitudes
 from evomerge.merging.kernels.arithmetic import delta, dot, fixed_point, gram, unit
-from evomerge.merging.kernels.deltas import outliers, ranked, trimmed
+from evomerge.merging.kernels.deltas import outliers, ranked, trimmed, window
 from evomerge.merging.kernels.elementwise import Kernel
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.kernels.magnitudes import Magnitudes
 from evomerge.merging.kernels.masks import BLOCK, Draw, limit, limits
 from evomerge.merging.kernels.runner import Runner
-from evomerge.merging.kernels.windows import window
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 sizes = st.integers(1, 300)
