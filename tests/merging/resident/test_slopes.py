@@ -18,7 +18,7 @@ from evomerge.merging.resident.slopes import Pull
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 from evomerge.registry import METHODS
 
-SMOOTH = sorted(name for name, method in METHODS.items() if method.smooth)
+DIFFERENTIABLE = sorted(name for name, method in METHODS.items() if method.differentiable)
 STEP = 1e-6
 
 
@@ -46,7 +46,7 @@ def bank() -> SourceBank:
     return SourceBank()
 
 
-@pytest.mark.parametrize("method", SMOOTH)
+@pytest.mark.parametrize("method", DIFFERENTIABLE)
 @pytest.mark.parametrize("flags", [{}, {"normalize": True, "rescale": True}, {"normalize": False, "rescale": False}])
 @settings(max_examples=8, deadline=None)
 @given(
@@ -66,7 +66,7 @@ def test_slopes_are_the_central_differences(models_64, bank, method, flags, weig
         pull.add(0.25 * gradient)
         pull.add(0.75 * gradient)
         found = pull.slopes()
-        assert list(found) == list(METHODS[method].smooth)
+        assert list(found) == list(METHODS[method].differentiable)
 
         def loss(changed, gradient=gradient, job=job) -> float:
             return float((execute(replace(job, parameters={**job.parameters, **changed}), bank) * gradient).sum())
@@ -86,7 +86,7 @@ def test_slopes_are_the_central_differences(models_64, bank, method, flags, weig
             assert slopes == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
-@pytest.mark.parametrize("method", SMOOTH)
+@pytest.mark.parametrize("method", DIFFERENTIABLE)
 def test_float32_slopes_are_those_of_float64(models, models_64, bank, method) -> None:
     """What differs in a kernel's float32 are roundings only: the same elements are kept, the same signs elected."""
     found = []
