@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
 from evomerge.checkpoints.lora import CONFIG as ADAPTER_CONFIG
-from evomerge.checkpoints.lora import Adapter, Fitted, read_adapter
+from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_steps import Change
 from evomerge.checkpoints.read import read_tensor
 from evomerge.checkpoints.references import resolve, split_adapter
@@ -140,7 +140,7 @@ class Checkpoint:
         Raises:
             InputError: the adapter does not fit.
         """
-        fitted = Fitted(adapter, self)
+        fitted = FittedAdapter(adapter, self)
         kept = {n: i for n, i in self.stored.items() if fitted.unties or not (self.tied and is_head(n))}
         stored = {**kept, **{name: change.info for name, change in fitted.changes.items()}}
         told: dict[str, Any] = {"tie_word_embeddings": False} if fitted.unties else {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evomerge.checkpoints.headers import TensorInfo, read_header
-from evomerge.checkpoints.lora_steps import Change, LowRank, Rows, Shift
+from evomerge.checkpoints.lora_steps import Change, LowRank, ReplaceRows, Shift
 from evomerge.checkpoints.read import same_bytes
 from evomerge.checkpoints.structure import is_embedding, is_head
 from evomerge.errors import InputError, Where
@@ -121,7 +121,7 @@ class Base(Protocol):
     def embedding(self) -> str | None: ...
 
 
-class Fitted:
+class FittedAdapter:
     """An adapter laid over a base.
 
     Attributes:
@@ -218,7 +218,7 @@ class Fitted:
         if info.shape != (len(rows), width) or any(not 0 <= row < height for row in rows):
             problem = f"its trained tokens are {list(info.shape)} for {len(rows)} of {height} rows of {width}"
             raise self._adapter.error(problem)
-        self.changes[found] = change.then(Rows(tuple(rows), info))
+        self.changes[found] = change.then(ReplaceRows(tuple(rows), info))
 
     def _part(self) -> bool:
         """Whether a tied base becomes untied. If not, what is done to its embeddings is done to its head."""
@@ -242,7 +242,7 @@ class Fitted:
     def _together(self, change: Change) -> bool:
         """Whether a change of the embeddings alone was the head's, too, while it was trained."""
         grown = change.info.shape != self._base.stored[self._base.embedding or ""].shape
-        tokens = bool(change.steps) and all(isinstance(step, Rows) for step in change.steps)
+        tokens = bool(change.steps) and all(isinstance(step, ReplaceRows) for step in change.steps)
         return grown or tokens or bool(self._adapter.config.get("ensure_weight_tying"))
 
 

@@ -48,7 +48,7 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ReplaceRows:
     """Replaces some rows of a weight (PEFT's trainable tokens) by `values` [rows, width]."""
 
     rows: tuple[int, ...]

@@ -35,7 +35,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """The shape and dtype (in torch's words) of one tensor that will be written."""
 
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class CheckpointWriter:
     def __init__(
         self,
         target: Path,
-        layout: Mapping[str, Layout],
+        layout: Mapping[str, TensorLayout],
         *,
         shard_bytes: int = SHARD_BYTES,
         overwrite: bool = False,
@@ -204,7 +204,7 @@ def parse_size(text: str, where: Where | None = None) -> int:
     return size
 
 
-def _shards(layout: Mapping[str, Layout], limit: int) -> list[list[str]]:
+def _shards(layout: Mapping[str, TensorLayout], limit: int) -> list[list[str]]:
     """The tensors in their order, cut where a shard would grow over `limit` bytes."""
     shards: list[list[str]] = [[]]
     size = 0
@@ -221,7 +221,7 @@ def _final_names(count: int) -> list[str]:
     return [WEIGHTS] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 
-def _header(tensors: Mapping[str, Layout]) -> bytes:
+def _header(tensors: Mapping[str, TensorLayout]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, layout in tensors.items():

@@ -14,7 +14,7 @@ from evomerge.evaluator.evaluator import Evaluator, resident_model
 from evomerge.examine.line import Line
 from evomerge.examine.references import base_of, recipe_of
 from evomerge.files.objects import FitnessSpec
-from evomerge.merging.plan.jobs import Plan
+from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.plan.tokenizers import output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
@@ -42,7 +42,7 @@ class Target:
     recipe: Recipe
     is_merge: bool
     shape: Checkpoint
-    planned: Plan
+    planned: MergePlan
     dtype: str
     headers: SourceBank
 
@@ -68,7 +68,7 @@ class Target:
         check_tokens(reference, Vocabulary.of(self.headers.open(reference).tokenizer_path), self)
         return as_it_is(reference, self.dtype)
 
-    def line_from(self, start: str | Path, observer: Observer) -> tuple[Line, Plan]:
+    def line_from(self, start: str | Path, observer: Observer) -> tuple[Line, MergePlan]:
         """The line from another model to this one, and the plan of its middle, which reads all checkpoints of both.
 
         Raises:
@@ -106,7 +106,7 @@ def check_tokens(name: str, own: Vocabulary, subject: Target) -> None:
 
 def load_bench(
     subject: Target,
-    planned: Plan,
+    planned: MergePlan,
     references: Iterable[str],
     spec: FitnessSpec,
     split: SplitName,

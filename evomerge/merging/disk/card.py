@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from evomerge.merging.plan.jobs import Plan
+from evomerge.merging.plan.jobs import MergePlan
 from evomerge.recipe.recipe import Recipe
 
 
-def card(name: str, recipe: Recipe, text: str, plan: Plan, digest: str) -> str:
+def card(name: str, recipe: Recipe, text: str, plan: MergePlan, digest: str) -> str:
     """README.md of the checkpoint `name`: what it was merged from and how. `text` is the recipe's YAML."""
     sources = "\n".join(f"- `{c.reference}`" + _commit(c.reference, c.resolved()) for c in plan.checkpoints)
     kind = "language models" if plan.embedding else "models"

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from evomerge.checkpoints.headers import SIZES
 from evomerge.checkpoints.preflight import check_finite, check_head
-from evomerge.merging.plan.jobs import Job, Operand, Read
+from evomerge.merging.plan.jobs import MergeJob, Operand, Read
 from evomerge.merging.resident.bank import SourceBank
 
 R = TypeVar("R")
 LIMIT = 1_000_000_000
 
 
-class PassingBank(SourceBank):
+class StreamingBank(SourceBank):
     """A bank that keeps nothing: each tensor is read, into memory of its own, whenever it is asked for."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class PassingBank(SourceBank):
             check_head(checkpoint, tensor)
         return tensor
 
-    def bytes_of(self, job: Job) -> int:
+    def bytes_of(self, job: MergeJob) -> int:
         """The bytes of a job's result and of all stored tensors that it is made of."""
         reads = (self.open(read.model).tensors[read.tensor].bytes for read in reads_of(job))
         return sum(reads) + torch.Size(job.shape).numel() * SIZES[job.out]
@@ -44,7 +44,7 @@ def reads_of(operand: Operand) -> tuple[Read, ...]:
     """The stored tensors that an operand is made of, each once."""
     if isinstance(operand, Read):
         return (operand,)
-    if isinstance(operand, Job):
+    if isinstance(operand, MergeJob):
         parts = [*operand.inputs, *([operand.base] if operand.base is not None else [])]
     else:
         parts = list(operand.operands)
@@ -52,7 +52,11 @@ def reads_of(operand: Operand) -> tuple[Read, ...]:
 
 
 def side_by_side(
-    jobs: Sequence[Job], run: Callable[[Job], R], size: Callable[[Job], int], threads: int, limit: int = LIMIT
+    jobs: Sequence[MergeJob],
+    run: Callable[[MergeJob], R],
+    size: Callable[[MergeJob], int],
+    threads: int,
+    limit: int = LIMIT,
 ) -> Iterator[R]:
     """What `run` returns for each job, in their order, while other threads carry out the next ones.
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.write import SHARD_BYTES, CheckpointWriter, Layout, check_target
+from evomerge.checkpoints.write import SHARD_BYTES, CheckpointWriter, TensorLayout, check_target
 from evomerge.errors import InputError, TrialError, Where
 from evomerge.merging.disk.card import card
-from evomerge.merging.disk.pipeline import PassingBank, side_by_side
+from evomerge.merging.disk.pipeline import StreamingBank, side_by_side
 from evomerge.merging.kernels.digest import NotFinite, combined, digest, tensor_record
-from evomerge.merging.plan.jobs import Job, Plan
+from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.plan.tokenizers import output_tokenizer
 from evomerge.merging.resident.bank import torch_dtype
@@ -75,7 +75,7 @@ def merge(
     if seed is not None:
         merged = Recipe(tuple(replace(document, seed=seed) for document in merged.documents))
     text = file.read_text(encoding="utf-8") if file and seed is None else write_recipe(merged)
-    where, target, bank = Where(file) if file else None, Path(out).absolute(), PassingBank()
+    where, target, bank = Where(file) if file else None, Path(out).absolute(), StreamingBank()
     stages = {} if intermediate is None else _stages(merged, Path(intermediate).absolute())
     for folder in (*stages, target):
         check_target(folder, overwrite)
@@ -118,17 +118,17 @@ def _stages(recipe: Recipe, parent: Path) -> dict[Path, Recipe]:
     return stages
 
 
-def _layout(planned: Plan) -> dict[str, Layout]:
-    return {name: Layout(job.shape, job.out) for name, job in planned.jobs.items()}
+def _layout(planned: MergePlan) -> dict[str, TensorLayout]:
+    return {name: TensorLayout(job.shape, job.out) for name, job in planned.jobs.items()}
 
 
 def _write_tensors(
-    planned: Plan, bank: PassingBank, writer: CheckpointWriter, device: torch.device, progress: Progress | None
+    planned: MergePlan, bank: StreamingBank, writer: CheckpointWriter, device: torch.device, progress: Progress | None
 ) -> str:
     """Carry out all jobs; returns the digest of their results. Raises TrialError where one holds NaN or Inf."""
     records, pace = list[str](), _Pace(planned)
 
-    def merged(job: Job) -> tuple[Job, Tensor, str]:
+    def merged(job: MergeJob) -> tuple[MergeJob, Tensor, str]:
         tensor = torch.empty(job.shape, dtype=torch_dtype(job.out), device=device)
         write(job, tensor, bank)
         try:
@@ -149,13 +149,13 @@ def _write_tensors(
 class _Pace:
     """How far a merge is, how fast, and how long it will take."""
 
-    def __init__(self, planned: Plan) -> None:
+    def __init__(self, planned: MergePlan) -> None:
         self._total = max(1, sum(layout.bytes for layout in _layout(planned).values()))
         self._done, self._started = 0, time.monotonic()
 
-    def after(self, job: Job) -> tuple[str, float]:
+    def after(self, job: MergeJob) -> tuple[str, float]:
         """The text, and the share that is done, from 0 to 1."""
-        self._done += Layout(job.shape, job.out).bytes
+        self._done += TensorLayout(job.shape, job.out).bytes
         seconds = max(1e-3, time.monotonic() - self._started)
         left = seconds / self._done * (self._total - self._done)
         rate = f"{self._done / 1e6 / seconds:.0f} MB/s, {int(left) // 60}:{int(left) % 60:02d} left"

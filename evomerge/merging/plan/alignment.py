@@ -17,7 +17,7 @@ import torch
 from evomerge.checkpoints.structure import is_embedding, is_head
 from evomerge.checkpoints.vocabulary import Added, Vocabulary, extended, union, without_unused
 from evomerge.errors import InputError, Where
-from evomerge.merging.plan.jobs import Model, Picked, Rows, Tensor
+from evomerge.merging.plan.jobs import Model, Picked, RebuiltMatrix, TensorRef
 from evomerge.recipe.recipe import TokenizerPolicy, TokenRule
 
 _ZERO, _MEAN = -1, -2
@@ -35,7 +35,7 @@ class Owner:
 
     vocabulary: Vocabulary
     rows: int
-    tensor: Tensor
+    tensor: TensorRef
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Alignment:
             return union(base, tuple((self._known[m.reference], m.rows) for m in others))
         return self._find(self._policy.source, self._policy.where).vocabulary
 
-    def tensors(self, name: str, models: Sequence[Model], stored: Sequence[Tensor], base: Model | None,
-                dtype: str | None) -> list[Tensor]:  # fmt: skip
+    def tensors(self, name: str, models: Sequence[Model], stored: Sequence[TensorRef], base: Model | None,
+                dtype: str | None) -> list[TensorRef]:  # fmt: skip
         """The matrices that output tensor `name` is merged from, rebuilt where they would change. `dtype` is the
         document's, in which means are kept.
 
@@ -128,7 +128,7 @@ def _aligned(
     base: int | None,
     rules: tuple[_Rule, ...],
     dtype: str | None,
-) -> tuple[Tensor, ...]:
+) -> tuple[TensorRef, ...]:
     """One matrix for each owner. The arguments are the content of the results, and their key."""
     own = torch.stack([_own_rows(vocabulary, rows, o.vocabulary, o.rows) for o in owners])
     source, row = _defaults(own, base)
@@ -146,7 +146,7 @@ def _aligned(
         chosen = torch.where(keep, number, source), torch.where(keep, own[number], row)
         key = (vocabulary, rows, owners, base, rules, dtype, number)
         built = _rows(key, owners, own, chosen, None if len(real) == rows else real, dtype)
-        made.append(Tensor(built, built.shape, built.dtype))
+        made.append(TensorRef(built, built.shape, built.dtype))
     return tuple(made)
 
 
@@ -174,7 +174,7 @@ def _defaults(own: torch.Tensor, base: int | None) -> tuple[torch.Tensor, torch.
 
 
 def _rows(key: object, owners: Sequence[Owner], own: torch.Tensor, chosen: tuple[torch.Tensor, torch.Tensor],
-          real: torch.Tensor | None, dtype: str | None) -> Rows:  # fmt: skip
+          real: torch.Tensor | None, dtype: str | None) -> RebuiltMatrix:  # fmt: skip
     source, row = chosen
     copied, averaged = [], []
     means = (source == _MEAN).nonzero().flatten()
@@ -188,21 +188,23 @@ def _rows(key: object, owners: Sequence[Owner], own: torch.Tensor, chosen: tuple
     blended = len(means) > 0 or real is not None
     kinds = [*(o.tensor.dtype for o in owners), *([dtype] if dtype and blended else [])]
     shape = (len(source), *owners[0].tensor.shape[1:])
-    return Rows(key, shape, promoted(kinds), tuple(copied), tuple(averaged), means if len(means) else None, real)
+    return RebuiltMatrix(
+        key, shape, promoted(kinds), tuple(copied), tuple(averaged), means if len(means) else None, real
+    )
 
 
-def cut(stored: Sequence[Tensor]) -> list[Tensor]:
+def cut(stored: Sequence[TensorRef]) -> list[TensorRef]:
     """Matrices of different vocabularies, all cut to the rows of the smallest: what stands behind is lost, and rows
     that mean different tokens are mixed (mergekit 0.1.5, `--unsafe-truncate-embeddings`)."""
     rows = min(t.shape[0] for t in stored)
     return [t if t.shape[0] == rows else _cut(t, rows) for t in stored]
 
 
-def _cut(tensor: Tensor, rows: int) -> Tensor:
+def _cut(tensor: TensorRef, rows: int) -> TensorRef:
     first = torch.arange(rows)
     shape = (rows, *tensor.shape[1:])
-    made = Rows(("cut", tensor, rows), shape, tensor.dtype, (Picked(tensor.operand, first, first),))
-    return Tensor(made, shape, tensor.dtype)
+    made = RebuiltMatrix(("cut", tensor, rows), shape, tensor.dtype, (Picked(tensor.operand, first, first),))
+    return TensorRef(made, shape, tensor.dtype)
 
 
 def promoted(dtypes: Sequence[str]) -> str:

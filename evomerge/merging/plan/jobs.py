@@ -28,7 +28,7 @@ class Read:
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class MergeJob:
     """How one output tensor is made.
 
     Attributes:
@@ -53,7 +53,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """Rows of one matrix, and the output rows that they go to (both int64, of one length)."""
+    """RebuiltMatrix of one matrix, and the output rows that they go to (both int64, of one length)."""
 
     operand: Operand
     rows: torch.Tensor
@@ -61,7 +61,7 @@ class Picked:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class RebuiltMatrix:
     """An embedding or head matrix (or a head's bias) rebuilt row by row, for another vocabulary.
 
     Attributes:
@@ -124,11 +124,11 @@ def _rows(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return matrix.index_select(0, rows.to(matrix.device))
 
 
-Operand = Read | Job | Rows
+Operand = Read | MergeJob | RebuiltMatrix
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorRef:
     """A tensor that a document can read: stored, or another document's output."""
 
     operand: Operand
@@ -145,10 +145,10 @@ class Model:
     modules: Modules
     tied: bool
     embedding: str | None
-    tensors: dict[str, Tensor]
+    tensors: dict[str, TensorRef]
     vocabulary: Vocabulary
 
-    def find(self, name: str) -> Tensor | None:
+    def find(self, name: str) -> TensorRef | None:
         """The tensor of that name; the head of a model with tied embeddings is its embeddings."""
         if name not in self.tensors and is_head(name) and self.tied and self.embedding:
             return self.tensors.get(self.embedding)
@@ -188,7 +188,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """The merged model: its configuration, and the jobs of its tensors in the order in which they are written.
 
     `donor` is the checkpoint whose generation settings it takes, and its tokenizer where `vocabulary` says no more;
@@ -196,7 +196,7 @@ class Plan:
     """
 
     config: dict[str, Any]
-    jobs: dict[str, Job]
+    jobs: dict[str, MergeJob]
     modules: Modules
     tied: bool
     embedding: str | None

@@ -17,10 +17,10 @@ from evomerge.checkpoints.structure import is_counter
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.merging.plan.alignment import Alignment, cut, is_vocabulary, promoted
-from evomerge.merging.plan.jobs import COPY, Job, Model, Plan, Read, Tensor
+from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, Read, TensorRef
 from evomerge.merging.plan.output_config import Taken, follow_tokens, output_config, set_rows
 from evomerge.merging.plan.settings import settings
-from evomerge.merging.plan.stacking import Group, Stacking, Target
+from evomerge.merging.plan.stacking import Group, OutputTensor, Stacking
 from evomerge.recipe.recipe import Document, Module, Recipe
 from evomerge.registry import METHODS
 
@@ -32,8 +32,8 @@ def plan(
     recipe: Recipe,
     open_checkpoint: Callable[[str, Where | None], Checkpoint],
     truncate_embeddings: bool = False,
-) -> Plan:
-    """Plan a recipe. Checkpoints are opened with `open_checkpoint(reference, where)`.
+) -> MergePlan:
+    """MergePlan a recipe. Checkpoints are opened with `open_checkpoint(reference, where)`.
 
     `truncate_embeddings`: merge embeddings of different size, without a tokenizer setting, over the rows that all of
     them have. Where these rows mean different tokens, the merge is broken.
@@ -42,7 +42,7 @@ def plan(
         InputError: the recipe and its checkpoints do not fit: names document, model, tensor, and how to mend.
     """
     models: dict[str, Model] = {}
-    stages: dict[str, Plan] = {}
+    stages: dict[str, MergePlan] = {}
     opened: dict[str, Checkpoint] = {}
 
     def find(reference: str, where: Where | None) -> Model:
@@ -51,11 +51,11 @@ def plan(
             models[reference] = _stored_model(opened[reference])
         return models[reference]
 
-    result: Plan | None = None
+    result: MergePlan | None = None
     for document in recipe.documents:
         builder = _Document(document, find, truncate_embeddings)
         jobs, lead = builder.jobs(), builder.lead
-        result = Plan(
+        result = MergePlan(
             config=builder.config(jobs),
             jobs=jobs,
             modules=builder.modules(),
@@ -74,14 +74,14 @@ def plan(
 
 def _stored_model(checkpoint: Checkpoint) -> Model:
     key = checkpoint.resolved()
-    tensors = {n: Tensor(Read(key, n), i.shape, i.dtype) for n, i in checkpoint.tensors.items()}
+    tensors = {n: TensorRef(Read(key, n), i.shape, i.dtype) for n, i in checkpoint.tensors.items()}
     modules = find_modules(tensors, checkpoint.config, checkpoint.stack)
     vocabulary = Vocabulary.of(checkpoint.tokenizer_path)
     return Model(key, checkpoint.config, modules, checkpoint.tied, checkpoint.embedding, tensors, vocabulary)
 
 
-def _staged_model(name: str, stage: Plan) -> Model:
-    tensors = {n: Tensor(job, job.shape, job.out) for n, job in stage.jobs.items()}
+def _staged_model(name: str, stage: MergePlan) -> Model:
+    tensors = {n: TensorRef(job, job.shape, job.out) for n, job in stage.jobs.items()}
     return Model(name, stage.config, stage.modules, stage.tied, stage.embedding, tensors, stage.vocabulary)
 
 
@@ -101,12 +101,12 @@ class _Document:
         """The output's."""
         return self._alignment.vocabulary if self._alignment else self.donor.vocabulary
 
-    def jobs(self) -> dict[str, Job]:
+    def jobs(self) -> dict[str, MergeJob]:
         """The jobs of all output tensors, in the order of the model."""
         jobs = [self._job(target) for part in self.parts for target in part.targets()]
         return {job.tensor: job for job in (*jobs, *self._spare())}
 
-    def config(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
+    def config(self, jobs: Mapping[str, MergeJob]) -> dict[str, Any]:
         """The donor's, with what the merge changes in it."""
         main, elements = self._main(), Counter[str]()
         for job in jobs.values():
@@ -181,7 +181,7 @@ class _Document:
         models = {model.reference: model for model in (self.donor, *members)}
         return Alignment(policy, list(models.values()), self._find)
 
-    def _spare(self) -> Iterator[Job]:
+    def _spare(self) -> Iterator[MergeJob]:
         """The tensors of modules that the recipe does not name: the donor's, as they are."""
         if not self.document.modules:
             return
@@ -192,15 +192,15 @@ class _Document:
                 kept = tensor.dtype not in FLOATS
                 out = tensor.dtype if kept else self.document.out_dtype or self.document.dtype or tensor.dtype
                 method, values = (COPY, {}) if kept else (_SPARE, parameters)
-                yield Job(name, method, (tensor.operand,), None, values, tensor.dtype, out, tensor.shape)
+                yield MergeJob(name, method, (tensor.operand,), None, values, tensor.dtype, out, tensor.shape)
 
-    def _job(self, target: Target) -> Job:
+    def _job(self, target: OutputTensor) -> MergeJob:
         document, group, name = self.document, target.group, target.name
         stored = [self._tensor(group, i, inner) for i, inner in enumerate(target.names)]
         tensors = self._fitted(name, group, stored)
         if any(tensor.dtype not in FLOATS for tensor in tensors):
             operands = tuple(t.operand for t in (tensors[:1] if is_counter(name) else tensors))
-            return Job(name, COPY, operands, None, {}, tensors[0].dtype, tensors[0].dtype, tensors[0].shape)
+            return MergeJob(name, COPY, operands, None, {}, tensors[0].dtype, tensors[0].dtype, tensors[0].shape)
         rows = list(zip(group.members, target.names, tensors, strict=True))
         merged = {id(m) for m in group.merged}
         chosen = [row for row in rows if id(row[0]) in merged]
@@ -209,9 +209,9 @@ class _Document:
         work = document.dtype or promoted([x.dtype for x in tensors])
         operands = tuple(tensor.operand for _, _, tensor in chosen)
         out = document.out_dtype or work
-        return Job(name, document.method, operands, base, parameters, work, out, tensors[0].shape, document.seed)
+        return MergeJob(name, document.method, operands, base, parameters, work, out, tensors[0].shape, document.seed)
 
-    def _tensor(self, group: Group, number: int, name: str) -> Tensor:
+    def _tensor(self, group: Group, number: int, name: str) -> TensorRef:
         member = group.members[number]
         tensor = member.model.find(name)
         if tensor is None:
@@ -219,7 +219,7 @@ class _Document:
             raise InputError(problem, "merge models of one architecture", member.input.where)
         return tensor
 
-    def _fitted(self, name: str, group: Group, stored: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _fitted(self, name: str, group: Group, stored: Sequence[TensorRef]) -> Sequence[TensorRef]:
         """The tensors in one shape. InputError where they have none."""
         tensors = list(stored)
         if is_vocabulary(name) and len({t.shape[1:] for t in tensors}) == 1:

@@ -52,7 +52,7 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class OutputTensor:
     """One output tensor: its name, its name in each member of its group, and its depth in the slice."""
 
     group: Group
@@ -73,7 +73,7 @@ class Stacking:
         own, layers = donor.stack(name), sum(self.lengths)
         self.stack = own if layers == own.layers else Stack(own.prefix, layers)
 
-    def targets(self) -> Iterator[Target]:
+    def targets(self) -> Iterator[OutputTensor]:
         """All output tensors, in the order of the model."""
         first, last = self.groups[0], self.groups[-1]
         yield from (_same(first, name) for name in self._before())
@@ -93,10 +93,10 @@ class Stacking:
         heads = [m.model.places(self.name).get("after", []) for m in self.groups[0].members]
         return _union([*after, *([n for n in names if is_head(n)] for names in heads)])
 
-    def _layer(self, group: Group, depth: int, t: float, layer: int) -> Iterator[Target]:
+    def _layer(self, group: Group, depth: int, t: float, layer: int) -> Iterator[OutputTensor]:
         for part in _union(m.model.places(self.name).get(m.start + depth, []) for m in group.members):
             names = tuple(m.model.stack(self.name).name(m.start + depth, part) for m in group.members)
-            yield Target(group, self.stack.name(layer, part), names, t)
+            yield OutputTensor(group, self.stack.name(layer, part), names, t)
 
     def _group(self, piece: Slice) -> Group:
         members = [self._member(source) for source in piece.inputs]
@@ -164,9 +164,9 @@ class Stacking:
         return spans.pop()
 
 
-def _same(group: Group, name: str) -> Target:
+def _same(group: Group, name: str) -> OutputTensor:
     """A tensor outside the layers: it has one name in all models."""
-    return Target(group, name, (name,) * len(group.members), 0.0)
+    return OutputTensor(group, name, (name,) * len(group.members), 0.0)
 
 
 def _union(lists: Iterable[Sequence[str]]) -> list[str]:

@@ -16,7 +16,7 @@ from evomerge.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.checkpoints.vocabulary import Vocabulary, load_tokenizer
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.merging.plan.jobs import Plan
+from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.output_config import follow_tokens
 from evomerge.recipe.recipe import Document
 
@@ -74,7 +74,7 @@ class OutputTokenizer:
         return settings if old == self.vocabulary else follow_tokens(settings, old, self.vocabulary)
 
 
-def output_tokenizer(document: Document, planned: Plan, where: Where | None = None) -> OutputTokenizer:
+def output_tokenizer(document: Document, planned: MergePlan, where: Where | None = None) -> OutputTokenizer:
     """What the output of `document`, the last of a planned recipe, gets.
 
     Without a tokenizer setting these are the files of its base, unchecked, as in mergekit.

@@ -15,7 +15,7 @@ from evomerge.errors import InputError, Where
 from evomerge.merging.kernels.compiled import Compiled
 from evomerge.merging.kernels.digest import combined
 from evomerge.merging.kernels.runner import Runner
-from evomerge.merging.plan.jobs import Job, Plan
+from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.materialize import as_it_is, carry_out
@@ -57,7 +57,7 @@ class BuiltResident:
         room: Mapping[str, int],
         build: Build,
         *,
-        planned: Plan,
+        planned: MergePlan,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Take memory for the tensors of `planned`, and build the base once, to see that it can be built.
@@ -92,7 +92,7 @@ class BuiltResident:
         self.model.model = self._build(dict(self._slots), self.base.path)
         return combined(records)
 
-    def _slot(self, job: Job, known: Tensor | None) -> Tensor:
+    def _slot(self, job: MergeJob, known: Tensor | None) -> Tensor:
         """Memory for a job's output: the last candidate's, if it fits."""
         dtype = torch_dtype(job.out)
         if known is not None and tuple(known.shape) == job.shape and known.dtype == dtype:

@@ -19,7 +19,7 @@ from evomerge.errors import EvomergeError, InputError, TrialError, Where
 from evomerge.merging.kernels.compiled import Compiled
 from evomerge.merging.kernels.digest import NotFinite, combined, tensor_record
 from evomerge.merging.kernels.runner import Runner
-from evomerge.merging.plan.jobs import Job, Plan
+from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.execute import not_finite, write
@@ -57,7 +57,7 @@ class Resident:
         dtype: str,
         device: str | Mapping[str, int] = CPU,
         *,
-        planned: Plan | None = None,
+        planned: MergePlan | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Load `base` with transformers, without running code from it.
@@ -75,7 +75,7 @@ class Resident:
         self.base, self.bank, self.dtype = bank.add(base), bank, dtype
         self._room = {device: 1} if isinstance(device, str) else dict(device)
         self._config: dict[str, Any] = {}
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, MergeJob] = {}
         self._slots: dict[str, Tensor] = {}
         self.compiled = Compiled()
         self._runner = Runner(self.compiled)
@@ -133,12 +133,12 @@ class Resident:
             job = self._jobs.get(str(error))
             raise not_finite(job) if job else TrialError(f"{error} holds NaN or Inf") from None
 
-    def _stored(self, name: str, job: Job | None) -> Tensor:
+    def _stored(self, name: str, job: MergeJob | None) -> Tensor:
         """The parameter as the recipe's checkpoint would store it."""
         slot = self._slots[name]
         return slot if job is None else slot.to(torch_dtype(job.out))
 
-    def _fit(self, planned: Plan) -> None:
+    def _fit(self, planned: MergePlan) -> None:
         """See that every job has its parameter, of its shape, and that the parameter can hold the job's dtype."""
         if planned.config != self._config and _structure(planned.config) != _structure(self._config):
             built = self._built(planned)
@@ -158,7 +158,7 @@ class Resident:
                 problem = f"the recipe writes {name} in {job.out}, the resident model holds it in {kind}"
                 raise InputError(problem, f"give the recipe out_dtype: {kind}")
 
-    def _built(self, planned: Plan) -> PreTrainedModel:
+    def _built(self, planned: MergePlan) -> PreTrainedModel:
         """A model of the merge's configuration; its parameters are not set yet."""
         sharding = self._sharding({n: math.prod(job.shape) for n, job in planned.jobs.items()}, planned.stack)
         with _quiet(f"the merged model of {self.base.path} cannot be built", "check the recipe's layer ranges"):
@@ -190,7 +190,7 @@ class Resident:
 
 
 @torch.no_grad()
-def carry_out(job: Job, slot: Tensor, bank: SourceBank, runner: Runner) -> str:
+def carry_out(job: MergeJob, slot: Tensor, bank: SourceBank, runner: Runner) -> str:
     """Merge into the memory of a parameter; returns its line of the digest.
 
     Raises:

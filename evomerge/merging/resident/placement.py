@@ -55,7 +55,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSizes:
     """The resident model's tensors: bytes by name, elements of the largest, and its layer stack."""
 
     sizes: Mapping[str, int]
@@ -149,7 +149,7 @@ def spread(sizes: Mapping[str, int], stack: Stack, room: Mapping[str, int]) -> d
 
 
 def place(
-    model: Model,
+    model: ModelSizes,
     checkpoints: Mapping[str, Checkpoint],
     devices: Sequence[Device],
     host: Device,
@@ -221,7 +221,7 @@ def size(count: int) -> str:
     return f"{count} bytes"
 
 
-def _reserve(model: Model, device: Device) -> int:
+def _reserve(model: ModelSizes, device: Device) -> int:
     """Evaluation and merging take turns. Methods that need a whole tensor hold about three of it in float32."""
     share = 0.0 if device.name == CPU else _SHARE
     return max(_LEAST, int(share * device.total), 3 * 4 * model.largest)
@@ -236,7 +236,7 @@ def _room(free: int, limit: int | None) -> int:
     return max(0, free if limit is None else min(free, limit))
 
 
-def _check_fits(model: Model, devices: Sequence[Device], resident: Mapping[str, int]) -> None:
+def _check_fits(model: ModelSizes, devices: Sequence[Device], resident: Mapping[str, int]) -> None:
     for device in devices:
         if resident[device.name] > device.free:
             part = "the model" if len(devices) == 1 else f"its part of the model's {size(model.bytes)}"
@@ -280,7 +280,7 @@ def _pinned_bytes(count: int) -> int:
     return count if count <= SLAB else 1 << (count - 1).bit_length()
 
 
-def _seconds(model: Model, lying: Mapping[str, int], rates: Rates, on_cpu: bool) -> float:
+def _seconds(model: ModelSizes, lying: Mapping[str, int], rates: Rates, on_cpu: bool) -> float:
     """Bytes over rates. A model is written once, and read once for its digest; what comes over the link comes while
     the last piece is merged."""
     all_bytes = sum(lying.values()) + 2 * model.bytes

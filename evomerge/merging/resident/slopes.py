@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evomerge.merging.kernels.inputs import Blend
 from evomerge.merging.kernels.runner import Runner
-from evomerge.merging.plan.jobs import COPY, Job
+from evomerge.merging.plan.jobs import COPY, MergeJob
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.execute import Execution
 from evomerge.registry import METHODS
@@ -34,7 +34,7 @@ class Pull:
     """One job's parameters and what has been pulled back to them. Its memory is a few numbers: of what the merge is
     made of it keeps only tensors that are there anyway."""
 
-    def __init__(self, job: Job, bank: SourceBank, device: torch.device) -> None:
+    def __init__(self, job: MergeJob, bank: SourceBank, device: torch.device) -> None:
         self._job, self._bank, self._device = job, bank, device
         self._work = torch_dtype(job.work)
         self._differentiable = METHODS[job.method].differentiable
@@ -95,7 +95,7 @@ def _floats(blend: Blend) -> Tensor:
 class Pulls:
     """The merges of a whole model, waiting for gradients."""
 
-    def __init__(self, jobs: Mapping[str, Job], slots: Mapping[str, Tensor], bank: SourceBank) -> None:
+    def __init__(self, jobs: Mapping[str, MergeJob], slots: Mapping[str, Tensor], bank: SourceBank) -> None:
         """`slots`: the parameter of every output tensor. Where two share one (a head that is the embeddings), it is
         what the later job made it."""
         written = {slot.data_ptr(): name for name, slot in slots.items() if slot.numel()}
@@ -129,9 +129,9 @@ class Pulls:
                 slot.grad = None
 
 
-def _origin(job: Job) -> Job:
+def _origin(job: MergeJob) -> MergeJob:
     """Where documents only stack what others merged, the merge behind it."""
-    while job.method == "passthrough" and isinstance(job.inputs[0], Job) and job.parameters["scale"] == (1.0,):
+    while job.method == "passthrough" and isinstance(job.inputs[0], MergeJob) and job.parameters["scale"] == (1.0,):
         job = job.inputs[0]
     return job
 

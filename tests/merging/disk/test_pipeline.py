@@ -11,7 +11,7 @@ import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
-from evomerge.merging.disk.pipeline import PassingBank, reads_of, side_by_side
+from evomerge.merging.disk.pipeline import StreamingBank, reads_of, side_by_side
 from evomerge.merging.plan.jobs import Read
 from evomerge.merging.plan.plan import plan
 from evomerge.recipe.mergekit import parse_recipe
@@ -22,7 +22,7 @@ def jobs_of(bank, text):
 
 
 def test_the_bank_reads_what_is_stored_and_keeps_nothing(models):
-    bank = PassingBank()
+    bank = StreamingBank()
     stored = Checkpoint.open(str(models["a"])).tensor("lm_head.weight")
     found = bank.tensor(str(models["a"]), "lm_head.weight")
     assert torch.equal(found, stored)
@@ -36,7 +36,7 @@ def test_values_that_are_not_finite_are_found_when_they_are_read(tmp_path):
     tensors["model.norm.weight"][0] = torch.nan
     broken = tiny_models.write(tmp_path / "broken", tensors)
     with pytest.raises(InputError, match=r"model\.norm\.weight holds 1 values that are NaN or Inf"):
-        PassingBank().tensor(str(broken), "model.norm.weight")
+        StreamingBank().tensor(str(broken), "model.norm.weight")
 
 
 def test_documents_that_feed_documents_are_walked_through(models):
@@ -46,7 +46,7 @@ def test_documents_that_feed_documents_are_walked_through(models):
         f"---\nmerge_method: slerp\nbase_model: {models['base']}\nparameters: {{t: 0.5}}\n"
         f"models: [{{model: {models['base']}}}, {{model: mean}}]\nout_dtype: bfloat16"
     )
-    bank = PassingBank()
+    bank = StreamingBank()
     job = jobs_of(bank, text)[0]
     assert set(reads_of(job)) == {Read(str(models[n]), job.tensor) for n in ("base", "a", "b")}
     elements = torch.Size(job.shape).numel()
@@ -55,7 +55,7 @@ def test_documents_that_feed_documents_are_walked_through(models):
 
 @pytest.fixture
 def jobs(models):
-    return jobs_of(PassingBank(), f"merge_method: passthrough\nmodels: [{{model: {models['a']}}}]")
+    return jobs_of(StreamingBank(), f"merge_method: passthrough\nmodels: [{{model: {models['a']}}}]")
 
 
 @pytest.mark.parametrize("threads", [1, 4])

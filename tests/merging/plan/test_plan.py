@@ -9,7 +9,7 @@ import torch
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
 from evomerge.merging.plan import settings as plan_settings
-from evomerge.merging.plan.jobs import COPY, Job, Read
+from evomerge.merging.plan.jobs import COPY, MergeJob, Read
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.recipe.mergekit import parse_recipe
@@ -140,7 +140,7 @@ models: [{model: first}, {model: <c>}]
 parameters: {t: 0.5}
 """)
     job = made.jobs[UP.format(1)]
-    assert isinstance(job.base, Job)
+    assert isinstance(job.base, MergeJob)
     assert (job.base.method, job.base.out, job.work) == ("linear", "bfloat16", "float32")
     assert made.donor.path.name == "a"
     assert [c.path.name for c in made.checkpoints] == ["a", "b", "c"]

@@ -16,7 +16,7 @@ from evomerge.checkpoints.headers import TensorInfo
 from evomerge.checkpoints.structure import Stack
 from evomerge.errors import InputError
 from evomerge.merging.resident.bank import Slabs, SourceBank
-from evomerge.merging.resident.placement import FILE, HOST, Device, Limits, Model, Rates, place, spread
+from evomerge.merging.resident.placement import FILE, HOST, Device, Limits, ModelSizes, Rates, place, spread
 
 GB = 10**9
 LAYERS = 8
@@ -54,7 +54,7 @@ def gpu(free: float, number: int = 0) -> Device:
 def plan(devices, host=100.0, limits=NO_LIMITS, sources=3, size=10.0, **options):
     checkpoints = {name: Header(name, size) for name in ["base", "a", "b", "c"][: sources + 1]}
     sizes = {name: info.bytes for name, info in checkpoints["base"].tensors.items()}
-    model = Model(sizes, max(i.elements for i in checkpoints["base"].tensors.values()), STACK)
+    model = ModelSizes(sizes, max(i.elements for i in checkpoints["base"].tensors.values()), STACK)
     memory = Device("cpu", int(host * GB), int(host * GB))
     return place(model, checkpoints, devices or [memory], memory, RATES, limits, **options)
 
@@ -168,10 +168,10 @@ def test_an_adapter_shares_with_its_base_what_it_does_not_change():
     sizes = {name: info.bytes for name, info in base.tensors.items()}
     memory = Device("cpu", 100 * GB, 100 * GB)
     both = {"base": base, "lora": adapted}
-    made = place(Model(sizes, 1, STACK), both, [gpu(80)], memory, RATES)
+    made = place(ModelSizes(sizes, 1, STACK), both, [gpu(80)], memory, RATES)
     assert made.weights["lora"] == {"cuda:0": GB}
     # What is computed when it is read is computed once, however little room there is
-    tight = place(Model(sizes, 1, STACK), both, [gpu(80)], memory, RATES, Limits(device=1, host=1))
+    tight = place(ModelSizes(sizes, 1, STACK), both, [gpu(80)], memory, RATES, Limits(device=1, host=1))
     assert tight.home(adapted, NAMES[3]) == HOST
     assert tight.home(adapted, NAMES[4]) == FILE
 
