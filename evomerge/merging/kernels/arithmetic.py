@@ -66,6 +66,7 @@ def gram(block: Callable[[slice], Sequence[Tensor]], count: int) -> tuple[tuple[
 
 
 def _total(parts: list[Tensor]) -> float:
+    """The sum of all row sums, again by rows until one is left."""
     rows = torch.cat(parts)
     while rows.numel() > 1:
         rows = _row_sums(rows)
@@ -94,5 +95,5 @@ def fixed_point(magnitudes: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def spans(count: int, size: int) -> Iterator[slice]:
-    """The slices that cut `count` elements into pieces of at most `size`."""
+    """The slices that cut `count` elements into chunks of at most `size`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))

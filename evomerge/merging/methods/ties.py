@@ -18,8 +18,9 @@ def ties(
     lambda_: float,
 ) -> Blend:
     """Trim each delta to the `density` share of largest magnitude, elect each element's sign by the weighted sum, add
-    up the deltas that agree with it.
+    up the deltas that agree with it (the paper's steps 1 to 3; the last two are in `elementwise.consensus`).
     """
+    # Step 1, trim: an exact threshold for each delta
     keep = [trimmed(d, inputs.count) for d in density]
     kept = window(inputs, keep)
     ratios = [ratio(inputs.norm(i), inputs.kept_norm(i, 0, k)) for i, k in enumerate(keep)] if rescale else None

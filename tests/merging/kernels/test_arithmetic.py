@@ -126,7 +126,7 @@ class TestMasks:
         words = Draw(0, "t").words(0, BLOCK - 3, BLOCK + 3)
         assert words.shape == (6,)
         assert len(set(words.tolist())) == 6
-        ints = inputs.drawing(Draw(0, "t"), [0.5, 0.5])(BLOCK + 7)
+        ints = inputs.mask_ints(Draw(0, "t"), [0.5, 0.5])(BLOCK + 7)
         assert ints[0] == [7, 7]
         assert [ints[1][1], ints[2][1]] == list(Draw(0, "t").keys(1, 1))
 
@@ -140,7 +140,7 @@ class TestMasks:
         """The kernel of DARE and `Draw.mask` are one rule, in any pieces."""
         base, source, draw = torch.zeros(count), torch.ones(count), Draw(seed, "t")
         options = (("work", torch.float32), ("keep", "drawn"), ("elect", False), ("normalize", False))
-        blend = Blend(Kernel("deltas", options), base, [source], [[1.0]] * 3, inputs.drawing(draw, [density]))
+        blend = Blend(Kernel("deltas", options), base, [source], [[1.0]] * 3, inputs.mask_ints(draw, [density]))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("evomerge.merging.kernels.runner._CACHED", piece)
             found = torch.empty(count)

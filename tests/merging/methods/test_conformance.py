@@ -233,7 +233,7 @@ def test_every_parameter_has_a_legal_start(name):
 
 def test_results_do_not_move_with_the_hash_seed():
     code = (
-        "import sys, hashlib, torch; sys.path.insert(0, sys.argv[1]); import test_method_conformance as t\n"
+        "import sys, hashlib, torch; sys.path.insert(0, sys.argv[1]); import test_conformance as t\n"
         "print([hashlib.sha256(t.run(n, density=0.4).numpy().tobytes()).hexdigest() for n in t.NAMES])"
     )
     folder = __file__.rpartition("/")[0]

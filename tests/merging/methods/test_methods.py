@@ -228,7 +228,7 @@ class TestDella:
     def test_the_pieces_in_which_rows_are_ranked_change_nothing(self, monkeypatch):
         source = noise((37, 41), 6).round(decimals=1)
         first = della(source)
-        monkeypatch.setattr("evomerge.merging.methods.della._PIECE", 100)
+        monkeypatch.setattr("evomerge.merging.methods.della._CHUNK", 100)
         assert torch.equal(della(source), first)
 
 
@@ -317,7 +317,7 @@ class TestArceeFusion:
     def test_the_pieces_change_nothing(self, monkeypatch):
         base, source = noise((37, 41), 1), noise((37, 41), 2)
         first = merge("arcee_fusion", [source], base)
-        monkeypatch.setattr("evomerge.merging.methods.arcee_fusion._PIECE", 100)
+        monkeypatch.setattr("evomerge.merging.methods.arcee_fusion._CHUNK", 100)
         assert torch.equal(merge("arcee_fusion", [source], base), first)
 
 
