@@ -107,7 +107,7 @@ def _hash_limits(sizes: Tensor, density: float, epsilon: float) -> Tensor:
 
 
 def _ascending(sizes: Tensor) -> Tensor:
-    """The places of each row's elements by ascending magnitude (as float32), equals by place: int64, one per element."""
+    """The places of each row's elements by ascending magnitude (as float32), equals by place: int64."""
     # The bits of magnitudes have the magnitudes' order. So magnitude and place are sorted as one integer, which numpy
     # does many times faster than torch sorts with indices.
     keys = sizes.to(torch.float32).view(torch.int32).to(torch.int64) << 32

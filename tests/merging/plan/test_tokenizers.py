@@ -16,7 +16,7 @@ from evomerge.checkpoints.chat_templates import CHAT_TEMPLATES
 from evomerge.checkpoints.vocabulary import Vocabulary, load_tokenizer
 from evomerge.errors import InputError
 from evomerge.merging.disk.stream import merge
-from evomerge.merging.plan.alignment import Owner, _aligned, _own_rows, _Rule
+from evomerge.merging.plan.alignment import Owner, _align, _own_rows, _Rule
 from evomerge.merging.plan.jobs import Read, RebuiltMatrix, TensorRef
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.plan.tokenizers import output_tokenizer
@@ -285,7 +285,7 @@ def test_rows_follow_the_rule(output, own, base, padding, rule):
     _own_rows.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Vocabulary, "tokens", property(known.__getitem__))
-        made = _aligned.__wrapped__(vocabularies[0], size, owners, base, rules, None)
+        made = _align.__wrapped__(vocabularies[0], size, owners, base, rules, None)
 
     def fetch(operand):
         return matrices[int(operand.model)]
