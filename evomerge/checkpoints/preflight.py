@@ -1,4 +1,4 @@
-"""Checks checkpoints before they are merged: one architecture, equal shapes, finite values. Reports tokens that change."""
+"""Checks checkpoints before they are merged (architecture, shapes, finite values), and reports tokens that change."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A recipe: a complete, executable merge description, in the words of mergekit's YAML.
 
 Parameter values keep mergekit's forms: a scalar; a list of numbers (a gradient across the slice's layers); or a
-list of ``{filter, value}`` entries, of which the first whose filter is absent, "*" or a substring of the tensor's
-name wins (mergekit, docs/merge_methods and `mergekit.config`).
+list of ``{filter, value}`` entries. The first entry whose filter is absent, "*" or a substring of the tensor's name
+wins (mergekit, docs/merge_methods and `mergekit.config`).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class TokenRule:
 @dataclass(frozen=True)
 class TokenizerPolicy:
     """The output's vocabulary: "base", "union" (the base's, and what the other models add), or a model's reference;
-    and the tokens that get a rule of their own, which are added where the vocabulary lacks them."""
+    and the tokens that get a rule of their own, which are added if the vocabulary lacks them."""
 
     source: str = "union"
     tokens: tuple[TokenRule, ...] = ()

@@ -40,6 +40,6 @@ Digest of the weights: `{digest}`
 
 
 def _commit(reference: str, resolved: str) -> str:
-    """The hub commits of a checkpoint, where its reference does not name them."""
+    """The hub commits of a checkpoint that its reference does not name."""
     commits = [commit for commit in re.findall(r"@([0-9a-f]{40})", resolved) if commit not in reference]
     return f" (commit {', '.join(f'`{commit}`' for commit in commits)})" if commits else ""

@@ -80,7 +80,7 @@ def _row_sums(values: Tensor) -> Tensor:
     return values.reshape(-1, _ROW).sum(dim=1)
 
 
-def unit(largest: float) -> float:
+def fixed_scale(largest: float) -> float:
     """The power of two by which `fixed_point` multiplies magnitudes of at most `largest`."""
     if not (largest > 0 and math.isfinite(largest)):
         return 1.0

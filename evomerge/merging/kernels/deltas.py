@@ -71,7 +71,7 @@ def masked(
     )
 
 
-def trimmed(density: float, count: int) -> int:
+def trim_count(density: float, count: int) -> int:
     """The number of elements, of `count`, that magnitude trimming keeps: max(1, int(density n)), as mergekit 0.1.5; 0
     at density 0."""
     if density >= 1:
@@ -79,7 +79,7 @@ def trimmed(density: float, count: int) -> int:
     return max(1, int(density * count)) if density > 0 and count else 0
 
 
-def outliers(density: float, gamma: float, count: int) -> tuple[int, int]:
+def middle_ranks(density: float, gamma: float, count: int) -> tuple[int, int]:
     """The ranks (drop, keep), counted from the largest magnitude, between which Model Breadcrumbs keeps an element: the
     `gamma` share above is dropped, or less where `density` would not be reached (mergekit 0.1.5)."""
     if density >= 1:
@@ -89,17 +89,17 @@ def outliers(density: float, gamma: float, count: int) -> tuple[int, int]:
     return drop, drop + target
 
 
-def ratio(before: float, after: float) -> float:
+def rescale_ratio(before: float, after: float) -> float:
     """The factor that gives a sparsified delta the L1 norm of the whole one (mergekit; the DARE paper divides by the
     density instead)."""
     return 1.0 if before < _TINY or after < _TINY else before / after
 
 
 def drawn_ratios(inputs: Inputs, density: Sequence[float]) -> list[float]:
-    """`ratio` for deltas of which a random mask keeps `density`."""
+    """The `rescale_ratio` of each delta under a random mask of its density."""
     thinned = [min(d, 1.0) for d in density]
     pairs = zip(inputs.full_norms(), inputs.drawn_norms(thinned), thinned, strict=True)
-    return [1.0 if d >= 1 else ratio(before, after) for before, after, d in pairs]
+    return [1.0 if d >= 1 else rescale_ratio(before, after) for before, after, d in pairs]
 
 
 def window(inputs: Inputs, keep: Sequence[int], drop: Sequence[int] | None = None) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def positions(rows: Sequence[Sequence[Cut]], start: int) -> list[list[int]]:
     return [[min(max(cut.position - start, 0), _LAST) for cut in row] for row in rows]
 
 
-def ranked(values: Tensor, ranks: Sequence[int]) -> Tensor:
+def values_at(values: Tensor, ranks: Sequence[int]) -> Tensor:
     """The values that stand at some ranks of the ascending order, exactly. All values must be finite."""
     # Count values by the upper 16 bits of their float32, in bins whose order is the values' order
     bits = values.reshape(-1).to(torch.float32).view(torch.int32) >> 16

@@ -163,7 +163,7 @@ def ram(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *
 def contributions(
     base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype
 ) -> Tensor:
-    """Counts each delta's elements that contribute along with others', then those that contribute alone.
+    """Counts the elements of each delta that contribute with other deltas, then the elements that contribute alone.
 
     Returns two whole numbers a source.
 

@@ -1,6 +1,6 @@
 """The arguments and the results of merge methods.
 
-A method is a pure function ``(inputs, **parameters) -> Blend | Tensor``. Where its formula is elementwise, with a few
+A method is a pure function ``(inputs, **parameters) -> Blend | Tensor``. If its formula is elementwise, with a few
 numbers for each source, it returns a `Blend`, which runs in one pass and compiles; else the merged tensor. Facts of the
 stored tensors alone (histograms, inner products) come from `Inputs`, which remembers them for the next candidate.
 """
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from evomerge.merging.kernels.arithmetic import delta, fixed_point, gram, spans, unit, wide, wide_dtype
+from evomerge.merging.kernels.arithmetic import delta, fixed_point, fixed_scale, gram, spans, wide, wide_dtype
 from evomerge.merging.kernels.elementwise import Kernel
 from evomerge.merging.kernels.magnitudes import Cut, Magnitudes
 from evomerge.merging.kernels.masks import BLOCK, Draw, limit
@@ -33,7 +33,7 @@ class Blend:
         base: the first argument of the kernel, flat or of the same shape as `tensors`, or None.
         floats: rows of numbers with one column for each tensor.
         ints: gives the rows of integers for the chunk that starts at an element. A chunk lies in one block of masks.
-        reusable: whether to keep it costs no memory. False where its tensors were made for it, such as masks.
+        reusable: whether it may be kept at no cost of memory; False if its tensors are masks that were made for it.
     """
 
     kernel: Kernel
@@ -183,7 +183,7 @@ class Inputs:
             return counted
         # Where the histogram does not tell it: one pass, in fixed point so that the order of the sum does not matter
         cut, total = self.cut(i, keep), 0
-        scale = unit(self.magnitudes(i).largest)
+        scale = fixed_scale(self.magnitudes(i).largest)
         for span in spans(self.count, _CHUNK):
             size = self.delta_span(i, span).abs()
             index = torch.arange(span.start, span.stop, device=size.device)
@@ -193,7 +193,7 @@ class Inputs:
 
     def _fixed_norms(self, density: Sequence[float], draw: Draw) -> list[float]:
         """The L1 norm of each delta under a random mask, summed in fixed point."""
-        scales = [unit(self.magnitudes(i).largest) for i in range(len(self))]
+        scales = [fixed_scale(self.magnitudes(i).largest) for i in range(len(self))]
         kernel = Kernel("drawn_norms", (("work", self.work),))
         blend = Blend(kernel, self.base, self.tensors, [scales], mask_ints(draw, density))
         sums = self.reduce(blend)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.kernels.arithmetic import dot, spans
-from evomerge.merging.kernels.deltas import masked, ranked
+from evomerge.merging.kernels.deltas import masked, values_at
 from evomerge.merging.kernels.inputs import Blend, Inputs
 
 _CHUNK = 1 << 18  # elements of the rows whose importance is computed at a time
@@ -14,7 +14,7 @@ _EPSILON = 1e-8  # added to probabilities (mergekit)
 
 
 def arcee_fusion(inputs: Inputs) -> Blend:
-    """The other model's value where its importance is at least the median plus 1.5 times the distance between the
+    """The other model's value if its importance is at least the median plus 1.5 times the distance between the
     quartiles of all elements' importance, else the base's.
 
     An element's importance is its |delta| times the Kullback-Leibler divergence of its row's softmax from that of the
@@ -49,5 +49,5 @@ def _divergence(other: Tensor, base: Tensor) -> Tensor:
 def _threshold(importance: Tensor) -> float:
     """The median plus 1.5 (q3 - q1)."""
     last = importance.numel() - 1
-    q1, median, q3 = ranked(importance, [int(q * last) for q in (0.25, 0.5, 0.75)])
+    q1, median, q3 = values_at(importance, [int(q * last) for q in (0.25, 0.5, 0.75)])
     return float(median + 1.5 * (q3 - q1))

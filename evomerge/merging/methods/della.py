@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evomerge.merging.kernels.arithmetic import fixed_point, spans, unit
-from evomerge.merging.kernels.deltas import combine, masked, ratio
+from evomerge.merging.kernels.arithmetic import fixed_point, fixed_scale, spans
+from evomerge.merging.kernels.deltas import combine, masked, rescale_ratio
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.kernels.masks import limits as hash_limits
 
@@ -70,7 +70,7 @@ def _della(
         else:
             mask, norm = torch.full((inputs.count,), int(d >= 1), dtype=torch.uint8, device=inputs.device), 0.0
         masks.append(mask)
-        ratios.append(ratio(inputs.full_norms()[i], norm) if rescale else 1.0)
+        ratios.append(rescale_ratio(inputs.full_norms()[i], norm) if rescale else 1.0)
     return masked(inputs, weight, masks, ratios, elect=elect, normalize=normalize, lambda_=lambda_)
 
 
@@ -79,7 +79,7 @@ def _random_mask(inputs: Inputs, i: int, density: float, epsilon: float) -> tupl
     sizes = inputs.delta(i).abs_()
     limits, sizes = _hash_limits(sizes, density, epsilon).reshape(-1), sizes.reshape(-1)
     kept = torch.empty(inputs.count, dtype=torch.uint8, device=inputs.device)
-    norm, scale = 0, unit(inputs.magnitudes(i).largest)
+    norm, scale = 0, fixed_scale(inputs.magnitudes(i).largest)
     for span in spans(inputs.count, _CHUNK):
         torch.le(inputs.draw.words(i, span.start, span.stop, inputs.device), limits[span], out=kept[span])
         norm += int((fixed_point(sizes[span], scale) * kept[span]).sum(dtype=torch.float64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.merging.kernels.deltas import combine, ratio, trimmed, window
+from evomerge.merging.kernels.deltas import combine, rescale_ratio, trim_count, window
 from evomerge.merging.kernels.inputs import Blend, Inputs
 
 
@@ -21,7 +21,7 @@ def ties(
     up the deltas that agree with it (the paper's steps 1 to 3; the last two are in `elementwise.consensus`).
     """
     # Step 1, trim: an exact threshold for each delta
-    keep = [trimmed(d, inputs.count) for d in density]
+    keep = [trim_count(d, inputs.count) for d in density]
     kept = window(inputs, keep)
-    ratios = [ratio(inputs.norm(i), inputs.kept_norm(i, 0, k)) for i, k in enumerate(keep)] if rescale else None
+    ratios = [rescale_ratio(inputs.norm(i), inputs.kept_norm(i, 0, k)) for i, k in enumerate(keep)] if rescale else None
     return combine(inputs, weight, elect=True, normalize=normalize, lambda_=lambda_, rescale=ratios, **kept)

@@ -1,4 +1,10 @@
-"""Loads a model of transformers onto one device, or cuts it into runs of layers on several (accelerate's dispatch)."""
+"""Loads a model of transformers onto one device, or cuts it into runs of layers on several. The steps of a cut:
+
+1. Build the model without memory for its parameters, to learn the names of its modules (`_skeleton`).
+2. Give each layer, and all before and after the layers, a device by the bytes of its tensors (`placement.spread`).
+3. Name the device of every module (`device_map`), and load or allocate each parameter there.
+4. accelerate moves the activations between devices (`dispatch_model`).
+"""
 
 from __future__ import annotations
 

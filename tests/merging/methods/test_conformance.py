@@ -151,8 +151,8 @@ def test_equal_inputs_give_equal_bits_on_any_number_of_threads(name, dtype, shap
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equal_inputs_give_equal_bits_in_any_pieces(name, dtype, monkeypatch):
-    """Thresholds, equals at a threshold and random masks go on across the pieces."""
+def test_equal_inputs_give_equal_bits_in_any_chunks(name, dtype, monkeypatch):
+    """Thresholds, equals at a threshold and random masks go on across the chunks."""
     found = []
     for size in (1 << 17, 1000, 37):
         monkeypatch.setattr(runner, "_CACHED", size)
