@@ -1,4 +1,4 @@
-"""A checkpoint on disk: its configuration, its tensors' headers, and the tensors themselves when asked for."""
+"""Opens a checkpoint on disk: reads its configuration and its tensors' headers, and each tensor on demand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
 from evomerge.checkpoints.lora import CONFIG as ADAPTER_CONFIG
-from evomerge.checkpoints.lora import Adapter, Fitted, read_adapter
+from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_steps import Change
 from evomerge.checkpoints.read import read_tensor
 from evomerge.checkpoints.references import resolve, split_adapter
@@ -54,14 +54,14 @@ _fingerprints: dict[tuple[Any, ...], str] = {}
 
 
 class Checkpoint:
-    """A model folder, or a model folder with a LoRA adapter merged into it. Opening it reads headers only.
+    """Reads a model folder, or a model folder with a LoRA adapter merged into it. Opening it reads headers only.
 
     Attributes:
-        reference: as the user wrote it.
-        path: the folder (of the model that the adapter belongs to).
+        reference: the reference as the user wrote it.
+        path: the model's folder.
         tokenizer_path: the folder of its tokenizer and chat template: the adapter's, if it brings a tokenizer.
-        config: config.json; empty where a model of the user's own has none.
-        tensors: every tensor that a model of this kind reads, by name, in the order of their names. A stored head
+        config: config.json; empty if a model of the user's own has none.
+        tensors: every tensor that a model of this kind reads, by name, in the order of the names. A stored head
             that the configuration ties to the embeddings, and buffers that the model computes itself, are left out.
         stack: the layer stack.
     """
@@ -80,40 +80,40 @@ class Checkpoint:
         self.reference, self.path, self.config, self.where = reference, path, config, where
         self._resolved, self._adapter, self._changes = resolved or str(path), adapter, changes or {}
         self._open_files: dict[Path, Any] = {}
-        brings = adapter is not None and any((adapter.folder / name).is_file() for name in _TOKENIZERS)
-        self.tokenizer_path = adapter.folder if adapter is not None and brings else path
+        has_tokenizer = adapter is not None and any((adapter.folder / name).is_file() for name in _TOKENIZERS)
+        self.tokenizer_path = adapter.folder if adapter is not None and has_tokenizer else path
         self.stored = dict(sorted(stored.items()))
         self.tensors = {
             name: info
             for name, info in self.stored.items()
             if not (self.tied and is_head(name)) and not is_derived(name, info.shape)
         }
-        told = configured_layers(config)
-        stack = find_stack(self.tensors, told)
+        layers = configured_layers(config)
+        stack = find_stack(self.tensors, layers)
         if stack is None and "model_type" not in config:
             stack = find_stack(self.tensors, None)  # not a configuration of transformers
         if stack is None:
-            problem = f"{path}: no numbered stack of {told} layers among its tensors"
+            problem = f"{path}: no numbered stack of {layers} layers among its tensors"
             raise InputError(problem, "check num_hidden_layers in its config.json", where)
         self.stack: Stack = stack
 
     @classmethod
     def open(cls, ref: str, where: Where | None = None, base: Checkpoint | None = None) -> Checkpoint:
-        """Open a folder or a hub id (``name[@revision]``), with ``+adapter[@revision]`` behind it for a LoRA adapter.
-        Relative folders are looked for from the current folder, then from the folder of the file that `where` names.
+        """Open a folder or a hub id (``name[@revision]``), followed by ``+adapter[@revision]`` for a LoRA adapter.
 
-        An adapter alone belongs to the model that its configuration names, or to `base` where that is not found.
+        Relative folders start at the current folder or, if there is none, at the folder of the file that `where` names.
+        An adapter alone belongs to the model that its configuration names, or to `base` if that is not found.
 
         Raises:
-            InputError: there is no such checkpoint, or it cannot be merged; the message tells why.
+            InputError: there is no such checkpoint, or it cannot be merged; the message says why.
         """
         model, adapter = split_adapter(ref, where)
         if adapter is not None:
             return cls.open(model, where).adapted(ref, read_adapter(*resolve(adapter, where), where))
         folder, resolved = resolve(ref, where)
         if (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
-            lone = read_adapter(folder, resolved, where)
-            return cls._base_of(lone, base).adapted(ref, lone)
+            adapter_alone = read_adapter(folder, resolved, where)
+            return cls._base_of(adapter_alone, base).adapted(ref, adapter_alone)
         stored = _stored(folder, where)
         config = _config(folder, stored, where)
         _refuse_quantized(folder, config, stored, where)
@@ -121,7 +121,7 @@ class Checkpoint:
 
     @classmethod
     def _base_of(cls, adapter: Adapter, base: Checkpoint | None) -> Checkpoint:
-        """The model that an adapter names, unless only `base` is there."""
+        """The model that an adapter names, or `base` if that cannot be opened."""
         if base is not None and adapter.base in (None, base.reference, base.resolved()):
             return base
         if adapter.base is None:
@@ -140,15 +140,21 @@ class Checkpoint:
         Raises:
             InputError: the adapter does not fit.
         """
-        fitted = Fitted(adapter, self)
-        kept = {n: i for n, i in self.stored.items() if fitted.unties or not (self.tied and is_head(n))}
-        stored = {**kept, **{name: change.info for name, change in fitted.changes.items()}}
-        told: dict[str, Any] = {"tie_word_embeddings": False} if fitted.unties else {}
+        fitted = FittedAdapter(adapter, self)
+        kept = {n: info for n, info in self.stored.items() if fitted.unties or not (self.tied and is_head(n))}
+        settings: dict[str, Any] = {"tie_word_embeddings": False} if fitted.unties else {}
         if fitted.vocabulary is not None:
-            told["vocab_size"] = fitted.vocabulary
-        config = with_text_config(self.config, told)
-        resolved = f"{self.resolved()}+{adapter.resolved}"
-        return Checkpoint(reference, self.path, config, stored, adapter.where, resolved, adapter, fitted.changes)
+            settings["vocab_size"] = fitted.vocabulary
+        return Checkpoint(
+            reference,
+            self.path,
+            config=with_text_config(self.config, settings),
+            stored={**kept, **{name: change.info for name, change in fitted.changes.items()}},
+            where=adapter.where,
+            resolved=f"{self.resolved()}+{adapter.resolved}",
+            adapter=adapter,
+            changes=fitted.changes,
+        )
 
     @property
     def layers(self) -> int:
@@ -165,7 +171,7 @@ class Checkpoint:
 
     @cached_property
     def tied(self) -> bool:
-        """Whether the output head shares the token embeddings (the configuration's word, else no head is stored)."""
+        """Whether the output head shares the token embeddings: as configured, else if no head is stored."""
         for config in (self.config, text_config(self.config)):
             if isinstance(config.get("tie_word_embeddings"), bool):
                 return bool(config["tie_word_embeddings"])
@@ -177,11 +183,11 @@ class Checkpoint:
         return next((name for name in self.tensors if is_embedding(name)), None)
 
     def is_computed(self, name: str) -> bool:
-        """Whether the tensor is computed when it is read, by an adapter; else it is stored as `tensors` tells."""
+        """Whether an adapter computes the tensor when it is read; else it is stored as in `tensors`."""
         return name in self._changes
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor as it is stored: a mapped file, of which only what is used comes into memory, and stays there."""
+        """One tensor as it is stored, in a mapped file: the parts that are used come into memory, and stay there."""
         if name in self._changes:
             return self.read(name)
         from safetensors import safe_open
@@ -193,7 +199,7 @@ class Checkpoint:
         return tensor
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor as it is stored, in memory of its own. Threads may read at the same time.
+        """One tensor as it is stored, in new memory. Threads may read at the same time.
 
         Raises:
             InputError: the file has changed since the checkpoint was opened.
@@ -202,14 +208,14 @@ class Checkpoint:
         return read_tensor(self.stored[name], self.where) if change is None else change.tensor(self.where)
 
     def files(self) -> list[Path]:
-        """The files that make the checkpoint what it is: weights, configuration, tokenizer, adapter."""
+        """All files of the checkpoint: weights, configuration, tokenizer, adapter."""
         weights = {info.file for info in self.stored.values()}
         others = [self.path / "config.json", *(self.tokenizer_path / name for name in TOKENIZER_FILES)]
         adapter = [] if self._adapter is None else self._adapter.files()
         return [*sorted(weights), *(file for file in others if file.is_file()), *adapter]
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over the names and contents of `files()`; remembered while they do not change."""
+        """sha256 (hex) over the names and contents of `files()`, remembered until they change."""
         files = self.files()
         key = tuple((f, s.st_size, s.st_mtime_ns) for f in files for s in (f.stat(),))
         if key not in _fingerprints:
@@ -221,12 +227,13 @@ class Checkpoint:
         return _fingerprints[key]
 
     def resolved(self) -> str:
-        """A reference that means this checkpoint from anywhere: ``hub id@commit`` or the absolute folder, and the same
-        of its adapter behind a plus sign."""
+        """The checkpoint's reference from anywhere: ``hub id@commit`` or the absolute folder, with the adapter's behind
+        a plus sign."""
         return self._resolved
 
 
 def _stored(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
+    """The tensors that a model folder stores."""
     single, index = folder / WEIGHTS, folder / INDEX
     if single.is_file():
         return read_header(single, where)
@@ -247,16 +254,16 @@ def _sharded(index: Path, where: Where | None) -> dict[str, TensorInfo]:
     if missing:
         problem = f"{index.parent} lacks {len(missing)} of its {len(names)} shards, first {missing[0]}"
         raise InputError(problem, "copy or download them again", where)
-    found = {name: info for f in names for name, info in read_header(index.parent / f, where).items()}
-    lost = sorted(set(shards) - set(found))
+    infos = {name: info for f in names for name, info in read_header(index.parent / f, where).items()}
+    lost = sorted(set(shards) - set(infos))
     if lost:
         problem = f"{index} lists {lost[0]}, which its shard {shards[lost[0]]} does not hold"
         raise InputError(problem, "copy or download the checkpoint again", where)
-    return {name: found[name] for name in shards}
+    return {name: infos[name] for name in shards}
 
 
 def _config(folder: Path, stored: Mapping[str, TensorInfo], where: Where | None) -> dict[str, Any]:
-    """config.json. Models of the user's own may have none; one with token embeddings has lost it."""
+    """config.json. Models of the user's own may have none; a model with token embeddings must have it."""
     file = folder / "config.json"
     return _read_json(file, where) if file.is_file() or any(map(is_embedding, stored)) else {}
 

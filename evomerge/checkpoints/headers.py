@@ -1,4 +1,4 @@
-"""Read what a safetensors file says about itself, without its weights and without torch.
+"""Reads the headers of safetensors files, without their weights and without torch.
 
 Format: https://github.com/huggingface/safetensors#format (8 bytes of little-endian length, JSON, then the bytes).
 """
@@ -16,7 +16,7 @@ from evomerge.errors import InputError, Where
 
 _LONGEST_HEADER = 100_000_000
 
-# safetensors' word -> (torch's word, bytes an element)
+# safetensors' name -> (torch's name, bytes an element)
 DTYPES: dict[str, tuple[str, int]] = {
     "F64": ("float64", 8),
     "F32": ("float32", 4),
@@ -42,7 +42,7 @@ WORDS = {name: word for word, (name, _) in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor: its shape, its dtype in torch's words, the file that holds it, and its first byte there."""
+    """One stored tensor: its shape, its dtype by torch's name, the file that holds it, and its first byte there."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -85,7 +85,7 @@ def read_header(file: Path, where: Where | None = None) -> dict[str, TensorInfo]
 
 
 def _info(file: Path, entry: dict[str, Any], data: int) -> TensorInfo:
-    """`data`: where the file's header ends and its tensors start."""
+    """A tensor from its entry in the header. `data`: the position at which the tensors start."""
     begin, end = (int(offset) for offset in entry["data_offsets"])
     info = TensorInfo(tuple(int(n) for n in entry["shape"]), DTYPES[entry["dtype"]][0], file, data + begin)
     if begin < 0 or end - begin != info.bytes:

@@ -1,4 +1,4 @@
-"""Checkpoints from the Hugging Face hub: a name with a revision becomes a folder and the commit it stands for."""
+"""Fetches checkpoints from the Hugging Face hub: a name with a revision becomes a folder and its commit."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def split_revision(reference: str) -> tuple[str, str | None]:
 
 
 def fetch(name: str, revision: str | None, where: Where | None = None, meant: str = "") -> tuple[Path, str]:
-    """Download (or find in the hub's cache) the safetensors, configuration and tokenizer files. `meant`: a folder
-    that the name may have been meant for.
+    """Download (or find in the hub's cache) the safetensors, configuration and tokenizer files. `meant`: a folder that
+    the name may be a misspelling of, for messages.
 
     Returns:
         The local folder, and the commit hash that it holds.
@@ -45,7 +45,7 @@ def fetch(name: str, revision: str | None, where: Where | None = None, meant: st
     except RepositoryNotFoundError:
         problem = f"there is no folder and no hub repository {shown}"
         raise InputError(problem, guess or "correct the name, or log in if it is private", where) from None
-    except Exception as error:  # whatever the network does: the user needs one line
+    except Exception as error:  # the network can fail with anything; the user needs one line
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         problem = f"there is no folder {shown}, and the hub cannot be reached ({reason})"
         raise InputError(problem, guess or "correct the path, or download the model while online", where) from None

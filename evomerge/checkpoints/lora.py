@@ -1,7 +1,7 @@
-"""LoRA adapters, in the format of PEFT 0.21: what an adapter folder changes in the tensors of its base.
+"""Reads LoRA adapters in the format of PEFT 0.21, and lays them over the tensors of their base.
 
-The merged weights are those of PEFT's `merge_and_unload`, but for models that tie their head to their embeddings: PEFT
-trains an adapter on one of the two, and merges it into both. Here the result is the trained model: it is untied.
+The merged weights are those of PEFT's `merge_and_unload`, except for models that tie their head to their embeddings:
+PEFT trains an adapter on one of the two, and merges it into both. Here the result is the trained model: it is untied.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from evomerge.checkpoints.headers import TensorInfo, read_header
-from evomerge.checkpoints.lora_steps import Change, LowRank, Rows, Shift
+from evomerge.checkpoints.lora_steps import Change, LowRank, ReplaceRows, Shift
 from evomerge.checkpoints.read import same_bytes
 from evomerge.checkpoints.structure import is_embedding, is_head
 from evomerge.errors import InputError, Where
-
-if TYPE_CHECKING:
-    from evomerge.checkpoints.checkpoint import Checkpoint
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -44,7 +41,7 @@ _UNLOAD = "merge it into its base with peft (merge_and_unload, save_pretrained)"
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder. `resolved`: a reference that means it from anywhere; `config`: its adapter_config.json."""
+    """An adapter folder. `resolved`: its reference from anywhere; `config`: its adapter_config.json."""
 
     folder: Path
     resolved: str
@@ -54,7 +51,7 @@ class Adapter:
 
     @property
     def base(self) -> str | None:
-        """The base that it was trained on, as its configuration names it."""
+        """The reference of the base that it was trained on, from its configuration."""
         name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
         return f"{name}@{revision}" if name and revision else name
 
@@ -109,16 +106,31 @@ def _check_config(adapter: Adapter) -> None:
             raise adapter.error(f"{key} in its {CONFIG} is not a mapping", "mend it")
 
 
-class Fitted:
-    """An adapter laid over a base.
+class Base(Protocol):
+    """A checkpoint that an adapter is laid over (`checkpoint.Checkpoint`)."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def stored(self) -> Mapping[str, TensorInfo]: ...
+    @property
+    def tied(self) -> bool: ...
+    @property
+    def embedding(self) -> str | None: ...
+
+
+class FittedAdapter:
+    """Lays an adapter over a base.
 
     Attributes:
         changes: the tensors that the adapter changes or adds, by name.
-        unties: whether the result has a head of its own where the base has not.
-        vocabulary: the number of rows of its embeddings, where it changes them.
+        unties: whether the result has a separate head although the base ties its head to its embeddings.
+        vocabulary: the number of rows of the embeddings, if the adapter changes it; else None.
     """
 
-    def __init__(self, adapter: Adapter, base: Checkpoint) -> None:
+    def __init__(self, adapter: Adapter, base: Base) -> None:
         """Raises InputError where a tensor of the adapter does not fit the base."""
         self.changes: dict[str, Change] = {}
         self.vocabulary: int | None = None
@@ -127,10 +139,10 @@ class Fitted:
         tokens: dict[str, TensorInfo] = {}
         for key, info in adapter.tensors.items():
             name = key.removeprefix(_PREFIX)
-            if found := _LOW_RANK.fullmatch(name):
-                modules.setdefault(found["module"], {})["bias" if found["bias"] else found["part"]] = info
-            elif found := _TOKENS.fullmatch(name):
-                tokens[found["module"]] = info
+            if match := _LOW_RANK.fullmatch(name):
+                modules.setdefault(match["module"], {})["bias" if match["bias"] else match["part"]] = info
+            elif match := _TOKENS.fullmatch(name):
+                tokens[match["module"]] = info
             else:
                 self._save(_WRAPPERS.sub("", name), info)
         for module, parts in modules.items():
@@ -139,35 +151,36 @@ class Fitted:
             self._replace_rows(module, info)
         if not self.changes:
             raise adapter.error("it holds no weights", "give a LoRA adapter")
-        self.unties = base.tied and self._part()
+        self.unties = base.tied and self._untie()
 
     def _change(self, name: str) -> tuple[str, Change]:
-        """The base's name of the tensor that the adapter calls `name`, and what is done to it so far."""
-        found = _find(name, self._base.stored)
+        """The base's name of the tensor that the adapter calls `name`, and its change so far."""
+        stored = _find(name, self._base.stored)
         if self._base.tied and self._base.embedding and is_head(name):
-            found = found or name
+            stored = stored or name
             source = self._base.stored[self._base.embedding]
-        elif found:
-            source = self._base.stored[found]
+        elif stored:
+            source = self._base.stored[stored]
         else:
             raise self._adapter.error(f"it changes {name}, which {self._base.path} does not have")
-        return found, self.changes.get(found) or Change(source, source)
+        return stored, self.changes.get(stored) or Change(source, source)
 
     def _save(self, name: str, info: TensorInfo) -> None:
-        """A tensor that the adapter brings whole: a trained module or bias, or embeddings of another size."""
-        found, change = self._change(name)
+        """Replace a tensor by a whole one of the adapter: a trained module or bias, or embeddings of another size."""
+        stored, change = self._change(name)
         old, new = change.info.shape, info.shape
-        resized = (is_embedding(found) or is_head(found)) and old[1:] == new[1:]
+        resized = (is_embedding(stored) or is_head(stored)) and old[1:] == new[1:]
         if old != new and not resized:
             raise self._adapter.error(f"{name} is {list(new)}, in {self._base.path} {list(old)}")
         if old != new:
             self.vocabulary = new[0]
-        self.changes[found] = Change(replace(change.info, shape=new), info)
+        self.changes[stored] = Change(replace(change.info, shape=new), info)
 
     def _add_low_rank(self, module: str, parts: Mapping[str, TensorInfo]) -> None:
+        """Add B A to a weight, and the trained bias to its bias. `parts`: A, B, and perhaps bias, magnitude_vector."""
         if not {"A", "B"} <= set(parts):
             raise self._adapter.error(f"{module} has only one of lora_A and lora_B", "copy or download it again")
-        found, change = self._change(f"{module}.weight")
+        stored, change = self._change(f"{module}.weight")
         a, b = parts["A"].shape, parts["B"].shape
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
             problem = f"the matrices of {module} are {list(a)} and {list(b)}"
@@ -176,66 +189,78 @@ class Fitted:
         shape = change.info.shape
         if shape not in (plain, transposed):
             raise self._adapter.error(f"{module} is for {list(plain)}, in {self._base.path} it is {list(shape)}")
-        flipped = shape == transposed and (plain != transposed or self._stores_inputs_first(found))
         scale = self._scale(module, a[0])
-        self.changes[found] = change.then(
-            LowRank(parts["A"], parts["B"], scale, flipped, parts.get("magnitude_vector"))
+        step = LowRank(
+            a=parts["A"],
+            b=parts["B"],
+            scale=scale,
+            transposed=shape == transposed and (plain != transposed or self._stores_inputs_first(stored)),
+            magnitude=parts.get("magnitude_vector"),
         )
+        self.changes[stored] = change.then(step)
         if "bias" in parts:
             bias, change = self._change(f"{module}.bias")
             self.changes[bias] = change.then(Shift(parts["bias"], scale))
 
     def _stores_inputs_first(self, name: str) -> bool:
-        """Of a square matrix: whether its rows are the inputs (known by the layer's class, as PEFT does)."""
+        """Whether the rows of a square matrix are the inputs, by the class of its layer (as PEFT decides)."""
         conv1d = self._base.config.get("model_type") in _CONV1D
         return is_embedding(name) or (conv1d and not is_head(name))
 
     def _scale(self, module: str, rank: int) -> float:
+        """The factor of B A: alpha / r, or alpha / sqrt(r) for rank-stabilized LoRA."""
         config = self._adapter.config
-        told = _pattern(config.get("rank_pattern"), module, config["r"])
-        if told != rank:
-            raise self._adapter.error(f"{module} has rank {rank}, by its {CONFIG} {told}", "copy or download it again")
+        configured = _pattern(config.get("rank_pattern"), module, config["r"])
+        if configured != rank:
+            problem = f"{module} has rank {rank}, by its {CONFIG} {configured}"
+            raise self._adapter.error(problem, "copy or download it again")
         alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
         return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
     def _replace_rows(self, module: str, info: TensorInfo) -> None:
-        told = self._adapter.config.get("trainable_token_indices") or []
-        rows = told if isinstance(told, list) else _pattern(told, module, [])
-        found, change = self._change(f"{module}.weight")
+        """Replace the rows of PEFT's trainable tokens in a weight."""
+        indices = self._adapter.config.get("trainable_token_indices") or []
+        rows = indices if isinstance(indices, list) else _pattern(indices, module, [])
+        stored, change = self._change(f"{module}.weight")
         height, width = change.info.shape
         if info.shape != (len(rows), width) or any(not 0 <= row < height for row in rows):
             problem = f"its trained tokens are {list(info.shape)} for {len(rows)} of {height} rows of {width}"
             raise self._adapter.error(problem)
-        self.changes[found] = change.then(Rows(tuple(rows), info))
+        self.changes[stored] = change.then(ReplaceRows(tuple(rows), info))
 
-    def _part(self) -> bool:
-        """Whether a tied base becomes untied. If not, what is done to its embeddings is done to its head."""
+    def _untie(self) -> bool:
+        """Whether a tied base becomes untied. If not, the change of the embeddings is the head's, too."""
         name = self._base.embedding
         assert name is not None, "a model that ties its head has embeddings"
         head = next((n for n in self.changes if is_head(n)), None)
-        ours, change = self.changes.get(head or ""), self.changes.get(name)
-        if ours is None and change is not None and not self._together(change):
+        head_change, change = self.changes.get(head or ""), self.changes.get(name)
+        if head_change is None and change is not None and not self._shared(change):
             stored = self._base.stored[name]
             self.changes[_HEAD] = Change(stored, stored)
             return True
-        if ours is None:
+        if head_change is None:
             return False
         # PEFT saves embeddings and head alike where a vocabulary grew
-        equal = change is not None and not (ours.steps or change.steps) and same_bytes(ours.source, change.source)
+        equal = (
+            change is not None
+            and not (head_change.steps or change.steps)
+            and same_bytes(head_change.source, change.source)
+        )
         if not equal and not self._adapter.config.get("ensure_weight_tying"):
             return True
         self.changes = {n: c for n, c in self.changes.items() if not is_head(n)}
         return False
 
-    def _together(self, change: Change) -> bool:
-        """Whether a change of the embeddings alone was the head's, too, while it was trained."""
+    def _shared(self, change: Change) -> bool:
+        """Whether a change of the embeddings alone was a change of the head, too, in training."""
         grown = change.info.shape != self._base.stored[self._base.embedding or ""].shape
-        tokens = bool(change.steps) and all(isinstance(step, Rows) for step in change.steps)
+        tokens = bool(change.steps) and all(isinstance(step, ReplaceRows) for step in change.steps)
         return grown or tokens or bool(self._adapter.config.get("ensure_weight_tying"))
 
 
 def _find(name: str, stored: Mapping[str, TensorInfo]) -> str | None:
-    """The stored name: the same, or the only one that differs by a prefix (a model stored with or without its head)."""
+    """The stored name of a tensor: `name` itself, or the only one that differs by a prefix (a model that was stored
+    with or without its head)."""
     if name in stored:
         return name
     close = [s for s in stored if name.endswith(f".{s}") or s.endswith(f".{name}")]

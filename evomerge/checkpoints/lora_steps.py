@@ -1,4 +1,4 @@
-"""What an adapter does to one tensor of its base, step by step.
+"""The steps by which an adapter changes one tensor of its base.
 
 Formulas: W + alpha/r B A (Hu et al. 2021, section 4.1), alpha/sqrt(r) for rank-stabilized LoRA (Kalajdzievski 2023),
 and DoRA's magnitude m (W + s B A) / |W + s B A| (Liu et al. 2024, equation 5).
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class Step(Protocol):
-    """One change of a weight; the given tensor is not written into."""
+    """One change of a weight. `apply` does not write into `weight`."""
 
     def apply(self, weight: Tensor, where: Where | None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """Adds scale * (B A), A [rank, inputs], B [outputs, rank], to a weight [outputs, inputs], or [inputs, outputs]
-    where it is `transposed`; `magnitude` [outputs] is DoRA's."""
+    """Adds scale * (B A), A [rank, inputs], B [outputs, rank], to a weight [outputs, inputs], or [inputs, outputs] if
+    it is `transposed`. `magnitude` [outputs]: DoRA's m."""
 
     a: TensorInfo
     b: TensorInfo
@@ -37,18 +37,18 @@ class LowRank:
 
     def apply(self, weight: Tensor, where: Where | None) -> Tensor:
         a, b = (read_tensor(info, where).to(weight.dtype) for info in (self.a, self.b))
-        moved = (a.T @ b.T if self.transposed else b @ a).mul_(self.scale).add_(weight)
+        changed = (a.T @ b.T if self.transposed else b @ a).mul_(self.scale).add_(weight)
         if self.magnitude is None:
-            return moved
+            return changed
         inputs, outputs = (0, 1) if self.transposed else (1, 0)
         shape = [1, 1]
         shape[outputs] = -1
         magnitude = read_tensor(self.magnitude, where).to(weight.dtype).reshape(shape)
-        return moved.mul_(magnitude / moved.norm(dim=inputs, keepdim=True))
+        return changed.mul_(magnitude / changed.norm(dim=inputs, keepdim=True))
 
 
 @dataclass(frozen=True)
-class Rows:
+class ReplaceRows:
     """Replaces some rows of a weight (PEFT's trainable tokens) by `values` [rows, width]."""
 
     rows: tuple[int, ...]
@@ -73,18 +73,19 @@ class Shift:
 
 @dataclass(frozen=True)
 class Change:
-    """How a tensor is made: from the stored tensor `source`, by `steps`. `info` tells the result's shape and dtype;
-    its bytes are stored nowhere."""
+    """A tensor that is computed from the stored tensor `source` by `steps`. `info`: the result's shape and dtype; its
+    bytes are stored nowhere."""
 
     info: TensorInfo
     source: TensorInfo
     steps: tuple[Step, ...] = ()
 
     def then(self, step: Step) -> Change:
+        """This change with another step behind it."""
         return replace(self, steps=(*self.steps, step))
 
     def tensor(self, where: Where | None = None) -> Tensor:
-        """The tensor, computed in float32 (float64 where that is the result's dtype), rounded once at the end."""
+        """The tensor, computed in float32 (float64 if that is the result's dtype), rounded once at the end."""
         import torch
 
         dtype: torch.dtype = getattr(torch, self.info.dtype)

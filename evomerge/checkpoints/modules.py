@@ -1,8 +1,8 @@
-"""The modules of a model with several layer stacks, such as a decoder beside an encoder or a vision tower.
+"""Finds the modules of a model with several layer stacks, such as a decoder beside an encoder or a vision tower.
 
 Names are mergekit's (0.1.5, its architecture files): a model of one stack is `default`; otherwise there are
 `text_decoder`, `vision_tower`, `audio_tower` and `multi_modal_projector`, or `decoder`, `encoder` and `shared` (tensors
-of neither). A stack that none of these words fits is called as its prefix.
+of neither). A stack that fits none of these names has its prefix as name.
 """
 
 from __future__ import annotations
@@ -25,8 +25,14 @@ _Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Modules:
-    """The modules of one model: their stacks by name (of no layers where a module has none), and the path in the
-    configuration at which each one's number of layers stands."""
+    """The modules of one model.
+
+    Attributes:
+        stacks: the layer stack of each module, of no layers if it has none.
+        keys: the path in the configuration to each module's number of layers.
+        roots: the prefix of the names of each module's tensors.
+        main: the module of the language model.
+    """
 
     stacks: Mapping[str, Stack]
     keys: Mapping[str, _Path]
@@ -42,13 +48,13 @@ class Modules:
                 return module
         if "multi_modal_projector" in self.stacks and _PROJECTOR.search(name):
             return "multi_modal_projector"
-        found = [module for module, root in self.roots.items() if name.startswith(f"{root}.")]
-        return found[0] if found else "shared" if "shared" in self.stacks else self.main
+        modules = [module for module, root in self.roots.items() if name.startswith(f"{root}.")]
+        return modules[0] if modules else "shared" if "shared" in self.stacks else self.main
 
 
 def find_modules(names: Iterable[str], config: Mapping[str, Any], main: Stack) -> Modules:
-    """The modules of a model whose text stack is `main`: every other numbered prefix that has all of its layers, as
-    many as the configuration tells somewhere, is a stack of its own."""
+    """The modules of a model whose text stack is `main`. Another stack is a numbered prefix without gaps, with a number
+    of layers that the configuration holds."""
     listed = list(names)
     counted = dict(_counts(config))
     others = [s for s in _stacks(listed) if s.prefix != main.prefix and s.layers in counted.values()]
@@ -71,16 +77,18 @@ def find_modules(names: Iterable[str], config: Mapping[str, Any], main: Stack) -
 
 
 def _stacks(names: Iterable[str]) -> list[Stack]:
+    """The numbered prefixes without gaps."""
     numbers: dict[str, set[int]] = {}
     for name in names:
         parts = name.split(".")
         at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
         if at is not None:
             numbers.setdefault(".".join(parts[:at]), set()).add(int(parts[at]))
-    return [Stack(p, len(found)) for p, found in sorted(numbers.items()) if found == set(range(len(found)))]
+    return [Stack(prefix, len(n)) for prefix, n in sorted(numbers.items()) if n == set(range(len(n)))]
 
 
 def _counts(config: Mapping[str, Any], path: _Path = ()) -> Iterator[tuple[_Path, int]]:
+    """The numbers of layers in a configuration, by their paths."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _counts(value, (*path, key))
@@ -89,12 +97,12 @@ def _counts(config: Mapping[str, Any], path: _Path = ()) -> Iterator[tuple[_Path
 
 
 def _key(stack: Stack, counted: Mapping[_Path, int]) -> _Path | None:
-    """Where the configuration tells the stack's layers: the path that shares a word with its prefix, if any does."""
+    """The path in the configuration to the stack's number of layers; best one that shares a word with its prefix."""
     paths = [path for path, count in counted.items() if count == stack.layers]
     words = [word for word in ("vis", "audio", "encoder") if word in stack.prefix]
     named = [path for path in paths if any(word in "_".join(path) for word in words)]
-    own = [path for path in paths if len(path) > 1 and path[0] != "text_config"]
-    return next(iter(named or own), None)
+    nested = [path for path in paths if len(path) > 1 and path[0] != "text_config"]
+    return next(iter(named or nested), None)
 
 
 def _roots(stacks: Mapping[str, Stack]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What must hold before weights are merged (one architecture, equal shapes, finite values); what becomes of tokens."""
+"""Checks checkpoints before they are merged (architecture, shapes, finite values), and reports tokens that change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = 3
 
 
 def check_family(base: Checkpoint, sources: Mapping[str, Checkpoint], where: Callable[[str], Where | None]) -> None:
-    """All sources can be merged with the base, tensor by tensor. `where` tells where a source's name stands.
+    """Check that all sources can be merged with the base, tensor by tensor. `where`: the place of a source's name.
 
     Raises:
         InputError: another architecture, missing tensors, or shapes that differ; names the first of them.
@@ -30,7 +30,7 @@ def check_family(base: Checkpoint, sources: Mapping[str, Checkpoint], where: Cal
 
 
 def check_configured(checkpoint: Checkpoint, where: Where | None = None) -> None:
-    """InputError where transformers could not build the model, because its configuration is missing."""
+    """InputError if the configuration is missing, without which transformers cannot build the model."""
     if not checkpoint.config:
         mend = "give a whole model folder; for other than language models, let `model` of the fitness file build it"
         raise InputError(f"{checkpoint.path} has no config.json", mend, where or checkpoint.where)
@@ -60,7 +60,7 @@ def _check_names(base: Checkpoint, source: Checkpoint, name: str, where: Where |
 
 
 def _check_shapes(base: Checkpoint, source: Checkpoint, name: str, where: Where | None) -> None:
-    """Embeddings and heads may differ in their rows: they are brought to one vocabulary."""
+    """InputError if shapes differ. Embeddings and heads may have other rows: they are brought to one vocabulary."""
     differing = [
         t
         for t, i in base.tensors.items()
@@ -81,8 +81,8 @@ def _alike(name: str, ours: tuple[int, ...], theirs: tuple[int, ...], embedding:
 
 @dataclass(frozen=True)
 class TokenChange:
-    """What an output vocabulary means for one model: tokens that it loses, and tokens that it lacks, whose rows are
-    filled in."""
+    """The effect of an output vocabulary on one model: `dropped` tokens that it loses, and `filled` tokens that it
+    lacks, for which rows are filled in."""
 
     model: str
     dropped: tuple[str, ...]
@@ -91,8 +91,8 @@ class TokenChange:
 
 @dataclass(frozen=True)
 class TokenChanges:
-    """What a tokenizer policy means for every model of a search, the base first. Without `changes` all vocabularies are
-    equal, and every row stays where it is."""
+    """The effect of a tokenizer policy on every model of a search, the base first. Without `changes` all vocabularies
+    are equal, and no row moves."""
 
     policy: str
     changes: tuple[TokenChange, ...] = ()
@@ -100,26 +100,27 @@ class TokenChanges:
     @property
     def dropped(self) -> list[str]:
         """A line for every model that loses tokens."""
-        found = [c for c in self.changes if c.dropped]
         return [
-            f"tokenizer {self.policy}: drops {len(c.dropped)} tokens of {c.model} ({_quoted(c.dropped)})" for c in found
+            f"tokenizer {self.policy}: drops {len(c.dropped)} tokens of {c.model} ({_quoted(c.dropped)})"
+            for c in self.changes
+            if c.dropped
         ]
 
     @property
     def filled(self) -> list[str]:
-        """A line for every model that rows are filled in for."""
-        found = [c for c in self.changes if c.filled]
+        """A line for every model with rows that are filled in."""
         return [
             f"tokenizer {self.policy}: fills in {len(c.filled)} rows for {c.model}, which lacks {_quoted(c.filled)}"
-            for c in found
+            for c in self.changes
+            if c.filled
         ]
 
 
 def token_changes(
     base: Checkpoint, sources: Mapping[str, Checkpoint], policy: str, where: Callable[[str], Where | None]
 ) -> TokenChanges:
-    """What `policy` ("base", "union" or a source's name) does to every model's tokens. Models whose tokenizer cannot be
-    read are taken to have the base's.
+    """The effect of `policy` ("base", "union" or a source's name) on every model's tokens. A model whose tokenizer
+    cannot be read counts as having the base's.
 
     Raises:
         InputError: unknown policy.
@@ -129,16 +130,20 @@ def token_changes(
         raise InputError(f"tokenizer {policy!r} is no policy and no source", mend, where("tokenizer"))
     models = {"base": base, **sources}
     ours = _used(base, vocabulary(base) or {})
-    known = {name: _used(c, found) if (found := vocabulary(c)) else ours for name, c in models.items()}
-    every = dict.fromkeys(token for tokens in known.values() for token in tokens)
-    chosen = every if policy == "union" else known.get(policy, ours)
-    if all(tokens == ours and _rows(models[name]) == _rows(base) for name, tokens in known.items()):
+    tokens_of = {name: _used(c, tokens) if (tokens := vocabulary(c)) else ours for name, c in models.items()}
+    union = dict.fromkeys(token for tokens in tokens_of.values() for token in tokens)
+    output = union if policy == "union" else tokens_of.get(policy, ours)
+    if all(tokens == ours and _rows(models[name]) == _rows(base) for name, tokens in tokens_of.items()):
         return TokenChanges(policy)
-    return TokenChanges(policy, tuple(_change(name, tokens, chosen) for name, tokens in known.items()))
+    return TokenChanges(policy, tuple(_change(name, tokens, output) for name, tokens in tokens_of.items()))
 
 
-def _change(name: str, tokens: Collection[str], chosen: Collection[str]) -> TokenChange:
-    return TokenChange(name, tuple(t for t in tokens if t not in chosen), tuple(t for t in chosen if t not in tokens))
+def _change(name: str, tokens: Collection[str], output: Collection[str]) -> TokenChange:
+    return TokenChange(
+        model=name,
+        dropped=tuple(t for t in tokens if t not in output),
+        filled=tuple(t for t in output if t not in tokens),
+    )
 
 
 def _rows(checkpoint: Checkpoint) -> int | None:
@@ -161,7 +166,7 @@ def _first(names: list[str]) -> str:
 
 
 def check_finite(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:
-    """InputError, naming the tensor, where it holds NaN or Inf."""
+    """InputError if the tensor holds NaN or Inf."""
     # NaN and Inf survive in a sum, which takes a fraction of the time
     if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
         return
@@ -172,8 +177,8 @@ def check_finite(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> Non
 
 
 def check_head(checkpoint: Checkpoint, embedding: torch.Tensor) -> None:
-    """InputError where a model that ties its head to its embeddings stores another head all the same: which of the two
-    it was trained with cannot be told."""
+    """InputError if a model that ties its head to its embeddings stores another head all the same: nothing says which
+    of the two it was trained with."""
     for name in checkpoint.stored:
         if name not in checkpoint.tensors and is_head(name) and not checkpoint.tensor(name).equal(embedding):
             problem = f"{checkpoint.path} ties its head to its embeddings, but stores a {name} that differs from them"

@@ -1,4 +1,4 @@
-"""Stored bytes into memory of their own: unlike a mapped file, they are gone from the process when they are let go."""
+"""Reads stored bytes into new memory. Unlike a mapped file, they leave the process when the tensor is dropped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from evomerge.errors import InputError, Where
 if TYPE_CHECKING:
     import torch
 
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 
 
 def read_tensor(info: TensorInfo, where: Where | None = None) -> torch.Tensor:
@@ -28,6 +28,7 @@ def read_tensor(info: TensorInfo, where: Where | None = None) -> torch.Tensor:
 
 
 def _fill(memory: memoryview, info: TensorInfo, where: Where | None) -> None:
+    """Read a tensor's bytes into `memory`. InputError if they cannot be read, or are too few."""
     done, count = 0, -1
     try:
         with info.file.open("rb", buffering=0) as stream:
@@ -49,5 +50,5 @@ def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
     with one.file.open("rb") as first, other.file.open("rb") as second:
         first.seek(one.start)
         second.seek(other.start)
-        lengths = (min(_PIECE, one.bytes - done) for done in range(0, one.bytes, _PIECE))
+        lengths = (min(_CHUNK, one.bytes - done) for done in range(0, one.bytes, _CHUNK))
         return all(first.read(length) == second.read(length) for length in lengths)

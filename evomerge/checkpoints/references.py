@@ -1,4 +1,4 @@
-"""What a model reference means: a folder here or a hub id with its commit, perhaps with an adapter behind it."""
+"""Resolves model references: a folder here or a hub id with its commit, each with or without an adapter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from evomerge.errors import InputError, Where, nearest
 
 
 def split_adapter(ref: str, where: Where | None = None) -> tuple[str, str | None]:
-    """``model+adapter`` -> (model, adapter), each with its revision; (ref, None) where there is no adapter.
+    """``model+adapter`` -> (model, adapter), each with its revision; (ref, None) without an adapter.
 
     A plus sign inside a folder's name is no separator.
 
@@ -29,8 +29,8 @@ def split_adapter(ref: str, where: Where | None = None) -> tuple[str, str | None
 
 
 def resolve(ref: str, where: Where | None = None) -> tuple[Path, str]:
-    """The folder that a reference names, downloaded if need be, and a reference that means the same from anywhere:
-    the absolute folder, or ``hub id@commit``.
+    """The folder of a reference, downloaded if need be, and its reference from anywhere: the absolute folder, or
+    ``hub id@commit``.
 
     Raises:
         InputError: there is no such folder or repository, or it cannot be reached.
@@ -44,8 +44,8 @@ def resolve(ref: str, where: Where | None = None) -> tuple[Path, str]:
 
 
 def locate(ref: str, where: Where | None = None) -> Path | None:
-    """The absolute folder that a reference names, or None for a hub id. Relative folders are looked for from the
-    current folder, then from the folder of the file that `where` names.
+    """The absolute folder of a reference, or None for a hub id. Relative folders start at the current folder or, if
+    there is none, at the folder of the file that `where` names.
 
     Raises:
         InputError: it is neither a folder nor a possible hub id.
@@ -63,18 +63,18 @@ def locate(ref: str, where: Where | None = None) -> Path | None:
 
 
 def _folder(ref: str, where: Where | None) -> Path | None:
-    """What stands at the reference as a path, if anything does."""
+    """The path of a reference, if there is a file or folder."""
     written = Path(ref).expanduser()
     return next((p for p in (written, _home(where) / written) if ref and p.exists()), None)
 
 
 def _home(where: Where | None) -> Path:
-    """The folder of the file that `where` names; the current one where it names none."""
+    """The folder of the file that `where` names, else the current one."""
     return Path(where.file).resolve().parent if where and where.file else Path()
 
 
 def _meant(ref: str, where: Where | None) -> str:
-    """The folder beside the missing one whose name is nearest, or nothing."""
+    """The folder beside the missing one with the nearest name, or an empty text."""
     written = Path(ref).expanduser()
     for folder in ((_home(where) / written).parent, written.parent):
         names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []

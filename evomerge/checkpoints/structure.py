@@ -1,8 +1,8 @@
-"""Where a tensor stands in a model, read from its name: before the layer stack, in layer i, or after it.
+"""Reads the place of a tensor in a model from its name: before the layer stack, in layer i, or after it.
 
 The stack is the numbered prefix that agrees with the configuration's number of layers: ``model.layers.N.`` (Llama,
 Qwen, Mistral, Gemma), ``transformer.h.N.`` (GPT-2), ``gpt_neox.layers.N.``, ``model.decoder.layers.N.`` (OPT), ...
-Where no number is told, as for plain state dicts, it is the commonest numbered prefix: ``blocks.N.``, ``net.N.``
+Without a configured number, as for plain state dicts, it is the commonest numbered prefix: ``blocks.N.``, ``net.N.``
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _DERIVED = re.compile(r"\.(inv_freq|masked_bias)$")
 
 @dataclass(frozen=True)
 class Stack:
-    """A model's layer stack: the name that stands before the layer number, and the number of layers. `numbers` are the
-    layers' own where these have gaps, as in ``net.0, net.2, net.4``."""
+    """A model's layer stack: the prefix before the layer number, and the number of layers. `numbers`: the layers'
+    numbers, if these have gaps, as in ``net.0, net.2, net.4``."""
 
     prefix: str
     layers: int
     numbers: tuple[int, ...] = ()
 
     def place(self, name: str) -> Place:
-        """Where the tensor `name` stands."""
+        """The place of the tensor `name`."""
         layer = self._layer(name)
         if layer is not None:
             return layer
@@ -52,7 +52,7 @@ class Stack:
         return f"{self.prefix}." if self.prefix else ""
 
     def part(self, name: str) -> str:
-        """What follows the layer number: ``self_attn.q_proj.weight``."""
+        """The rest of a name behind the layer number: ``self_attn.q_proj.weight``."""
         return name[len(self._start) :].split(".", 1)[1]
 
     def name(self, layer: int, part: str) -> str:
@@ -66,33 +66,32 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, dict) else config
 
 
-def with_text_config(config: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with some settings replaced, wherever it tells those of the language model."""
+def with_text_config(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with some settings of the language model replaced, in `text_config` and outside of it."""
     inner = config.get("text_config")
     if not isinstance(inner, dict):
-        return {**config, **told}
-    outer = {key: value for key, value in told.items() if key in config}
-    return {**config, **outer, "text_config": {**inner, **told}}
+        return {**config, **settings}
+    outer = {key: value for key, value in settings.items() if key in config}
+    return {**config, **outer, "text_config": {**inner, **settings}}
 
 
 def configured_layers(config: Mapping[str, Any]) -> int | None:
-    """The number of layers that a configuration tells, under any of its usual keys."""
+    """The number of layers in a configuration, under any of its usual keys."""
     text = text_config(config)
-    found = next((text[k] for k in _LAYER_KEYS if isinstance(text.get(k), int)), None)
-    return found if found is None else int(found)
+    layers = next((text[k] for k in _LAYER_KEYS if isinstance(text.get(k), int)), None)
+    return layers if layers is None else int(layers)
 
 
 def layers_key(config: Mapping[str, Any]) -> str:
-    """The key under which a configuration tells its number of layers."""
+    """The key of the number of layers in a configuration."""
     return next((k for k in _LAYER_KEYS if k in text_config(config)), _LAYER_KEYS[0])
 
 
 def find_stack(names: Iterable[str], layers: int | None) -> Stack | None:
-    """The layer stack among tensor names: the outermost numbered prefix that has all of the `layers` numbers; None
-    where the names hold no such prefix.
+    """The layer stack among tensor names: the outermost numbered prefix that has all of the `layers` numbers, or None.
 
-    Where the configuration does not tell them it is the prefix with most numbers. If several have as many (the stages
-    of a residual network), or none has two, all tensors together are one layer without a number.
+    With `layers` None it is the prefix with most numbers. If several have as many (the stages of a residual network),
+    or none has two, all tensors together are one layer without a number.
     """
     numbers: dict[str, set[int]] = {}
     for name in names:
@@ -100,22 +99,23 @@ def find_stack(names: Iterable[str], layers: int | None) -> Stack | None:
         for i, part in enumerate(parts):
             if part.isdecimal():
                 numbers.setdefault(".".join(parts[:i]), set()).add(int(part))
-                break  # what is numbered inside a layer (experts) is not the stack
+                break  # numbers inside a layer (experts) are not the stack's
     if layers is None:
         return _commonest(numbers)
-    fitting = [p for p, found in numbers.items() if found.issuperset(range(layers))]
+    fitting = [p for p, of_prefix in numbers.items() if of_prefix.issuperset(range(layers))]
     # Besides the text stack a multimodal checkpoint may have others with as many layers: an exact fit wins.
     fitting.sort(key=lambda p: (len(numbers[p]) != layers, "vision" in p, len(p), p))
     return Stack(fitting[0], layers) if fitting else None
 
 
 def _commonest(numbers: Mapping[str, set[int]]) -> Stack:
+    """The stack of the prefix with most numbers."""
     most = max(map(len, numbers.values()), default=0)
-    best = [prefix for prefix, found in numbers.items() if len(found) == most]
+    best = [prefix for prefix, of_prefix in numbers.items() if len(of_prefix) == most]
     if len(best) > 1 or most < 2:
         return Stack("", 1, _NO_NUMBER)
-    found = tuple(sorted(numbers[best[0]]))
-    return Stack(best[0], most, () if found == tuple(range(most)) else found)
+    layers = tuple(sorted(numbers[best[0]]))
+    return Stack(best[0], most, () if layers == tuple(range(most)) else layers)
 
 
 def is_head(name: str) -> bool:

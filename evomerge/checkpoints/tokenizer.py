@@ -1,4 +1,4 @@
-"""What a checkpoint's tokenizer files say, without loading a tokenizer."""
+"""Reads a checkpoint's tokenizer files without loading a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from evomerge.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
 
 
 def vocabulary(checkpoint: Checkpoint) -> dict[str, int] | None:
-    """Token -> id, added tokens included; None where the checkpoint brings no tokenizer that can be read."""
+    """Token -> id, added tokens included; None if the checkpoint has no tokenizer that can be read."""
     return _vocabulary(checkpoint.tokenizer_path, stamp(checkpoint.tokenizer_path))
 
 
 def stamp(folder: Path) -> Hashable:
-    """Changes when the folder's tokenizer files do."""
+    """A key that changes when the folder's tokenizer files do."""
     files = ((name, folder / name) for name in TOKENIZER_FILES)
     return tuple((name, s.st_size, s.st_mtime_ns) for name, file in files if file.is_file() for s in (file.stat(),))
 

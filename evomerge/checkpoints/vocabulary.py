@@ -1,4 +1,4 @@
-"""The tokenizer of a merged model, decided from the tokenizer files of its sources (mergekit 0.1.5, `tokenizer.build`).
+"""Builds the vocabulary of a merged model from the tokenizers of its sources (mergekit 0.1.5, `tokenizer.build`).
 
 A `Vocabulary` is a value: two that are equal have the same tokens under the same ids. Tokenizers are loaded with
 transformers, once for each folder, and never run code from it.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Added:
-    """A token behind a tokenizer's own, with the settings that decide where it matches in a text."""
+    """A token that is added to a tokenizer, with the settings that decide its matches in a text."""
 
     content: str
     special: bool = False
@@ -35,8 +35,8 @@ class Added:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokenizer of `folder`, without its tokens from id `limit` on, with `added` behind it. `stamp` tells one state
-    of the folder's files from another."""
+    """The tokenizer of `folder`, without its tokens from id `limit` on, with the tokens `added`. `stamp`: a key of the
+    state of the folder's files."""
 
     folder: Path
     limit: int | None = None
@@ -60,7 +60,7 @@ class Vocabulary:
 
     @property
     def tokens(self) -> Mapping[str, int]:
-        """Token -> id, in the order of the ids. Raises InputError where the tokenizer cannot be loaded."""
+        """Token -> id, in the order of the ids. Raises InputError if the tokenizer cannot be loaded."""
         return _facts(self)[0]
 
     @property
@@ -82,7 +82,7 @@ class Vocabulary:
             return False
 
     def load(self) -> PreTrainedTokenizerBase:
-        """The tokenizer. Raises InputError where it cannot be loaded, or cannot lose its unused tokens."""
+        """The tokenizer. Raises InputError if it cannot be loaded, or cannot lose its unused tokens."""
         tokenizer = load_tokenizer(self.folder)
         if self.limit is not None:
             _strip(tokenizer, self.limit, self.folder)
@@ -94,7 +94,7 @@ class Vocabulary:
 
 
 def load_tokenizer(folder: Path, where: Where | None = None) -> PreTrainedTokenizerBase:
-    """A folder's tokenizer. Raises InputError where transformers cannot load it."""
+    """A folder's tokenizer. Raises InputError if transformers cannot load it."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -115,6 +115,7 @@ def load_tokenizer(folder: Path, where: Where | None = None) -> PreTrainedTokeni
 
 @lru_cache(maxsize=64)
 def _facts(vocabulary: Vocabulary) -> tuple[Mapping[str, int], Mapping[str, Added], int]:
+    """`Vocabulary.tokens`, `marked` and `rows`."""
     tokenizer = vocabulary.load()
     tokens = dict(sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]))
     marked = {
@@ -126,7 +127,7 @@ def _facts(vocabulary: Vocabulary) -> tuple[Mapping[str, int], Mapping[str, Adde
 
 @lru_cache(maxsize=64)
 def without_unused(vocabulary: Vocabulary, rows: int) -> Vocabulary:
-    """The vocabulary without tokens that have no row in a model of so many rows."""
+    """The vocabulary without tokens that have no row in a model of `rows` rows."""
     tokens = vocabulary.tokens
     if all(i < rows for i in tokens.values()):
         return vocabulary
@@ -136,9 +137,9 @@ def without_unused(vocabulary: Vocabulary, rows: int) -> Vocabulary:
 
 @lru_cache(maxsize=64)
 def union(base: Vocabulary, others: tuple[tuple[Vocabulary, int], ...]) -> Vocabulary:
-    """The base's tokens under their ids; then what the others have besides, in their order, by id; then tokens that
-    they mark as added. `others` come with the rows of their models: ids from there on are no tokens."""
-    ours, known = base.tokens, base.marked
+    """The base's tokens under their ids; then the other tokens of `others`, in their order, by id; then tokens that
+    these mark as added. Each of `others` comes with the rows of its model: ids from there on are no tokens."""
+    base_tokens, base_marked = base.tokens, base.marked
     marked: dict[str, Added] = {}
     plain: dict[str, None] = {}
     for vocabulary, rows in others:
@@ -147,11 +148,12 @@ def union(base: Vocabulary, others: tuple[tuple[Vocabulary, int], ...]) -> Vocab
         for token, settings in vocabulary.marked.items():
             if tokens[token] < rows:
                 marked.setdefault(token, settings)
-    new = [Added(t) for t in plain if t not in ours and t not in marked]
-    return extended(base, [*new, *(a for t, a in marked.items() if t not in known)])
+    new = [Added(t) for t in plain if t not in base_tokens and t not in marked]
+    return extended(base, [*new, *(a for t, a in marked.items() if t not in base_marked)])
 
 
 def extended(vocabulary: Vocabulary, added: Sequence[Added]) -> Vocabulary:
+    """The vocabulary with further tokens behind it."""
     return replace(vocabulary, added=(*vocabulary.added, *added)) if added else vocabulary
 
 
@@ -163,26 +165,26 @@ def _strip(tokenizer: PreTrainedTokenizerBase, limit: int, folder: Path) -> None
     if not tokenizer.is_fast:
         raise InputError(problem, "remove them, or save it as a fast tokenizer (tokenizer.json)")
     data = json.loads(tokenizer.backend_tokenizer.to_str())
-    model, gone = data["model"], {t for t, i in tokenizer.get_vocab().items() if i >= limit}
+    model, removed = data["model"], {t for t, i in tokenizer.get_vocab().items() if i >= limit}
     data["added_tokens"] = [t for t in data["added_tokens"] if t["id"] < limit]
-    inner = gone & set(model["vocab"]) if isinstance(model["vocab"], dict) else len(model["vocab"]) > limit
+    inner = removed & set(model["vocab"]) if isinstance(model["vocab"], dict) else len(model["vocab"]) > limit
     if inner:
         if model["type"] != "BPE":
             raise InputError(
                 problem, f"remove them; evomerge can do it for BPE tokenizers, this one is {model['type']}"
             )
-        model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in gone}
-        model["merges"] = [m for m in model["merges"] if not gone & _tokens_of(m)]
+        model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in removed}
+        model["merges"] = [m for m in model["merges"] if not removed & _tokens_of(m)]
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(data))
     # A special token that is named but not there would be added again on loading.
     for role, token in tokenizer.special_tokens_map.items():
-        if token in gone:
+        if token in removed:
             setattr(tokenizer, role, None)
     extra = getattr(tokenizer, "extra_special_tokens", None) or []
-    tokenizer.extra_special_tokens = [token for token in extra if str(token) not in gone]
+    tokenizer.extra_special_tokens = [token for token in extra if str(token) not in removed]
 
 
 def _tokens_of(merge: str | list[str]) -> set[str]:
-    """The two tokens that a BPE merge joins, and the one that it makes."""
+    """The two tokens of a BPE merge, and the token that it makes."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
     return {*parts, "".join(parts)}

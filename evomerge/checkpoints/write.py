@@ -1,8 +1,10 @@
-"""Write a checkpoint so that it is either whole or not there.
+"""Writes a checkpoint so that it is either whole or not there. The steps:
 
-Everything is written into a hidden folder beside the target, under names that no reader takes for weights, config.json
-last; then files and folder are synced and the folder takes the target's name in one step. What a killed writer leaves
-behind is swept away by the next writer of the same target.
+1. Write everything into a hidden folder beside the target, under names that no reader takes for weights.
+2. Give the shards their names; write the index, then config.json; sync all files and the folder.
+3. Rename the folder to the target. An existing target moves away first, and is deleted after that.
+
+A lock file marks a folder that is being written: the next writer of the target deletes the folders of killed ones.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The shape and dtype (in torch's words) of one tensor that will be written."""
+class TensorLayout:
+    """The shape and dtype (by torch's name) of one tensor that will be written."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -50,8 +52,8 @@ class Layout:
 
 
 class CheckpointWriter:
-    """Context manager: `add` every tensor in the order of `layout`, then `text`, `copy` and `config`; leaving the
-    context without an error puts the folder in its place, leaving it with one removes all traces.
+    """Writes one checkpoint inside a context: `add` every tensor in the order of `layout`, then `text`, `copy` and
+    `config`. At the end the folder takes its place; after an error it is deleted.
 
     Raises:
         InputError: the target exists and is not empty (unless `overwrite`), or the disk is full.
@@ -60,7 +62,7 @@ class CheckpointWriter:
     def __init__(
         self,
         target: Path,
-        layout: Mapping[str, Layout],
+        layout: Mapping[str, TensorLayout],
         *,
         shard_bytes: int = SHARD_BYTES,
         overwrite: bool = False,
@@ -90,8 +92,9 @@ class CheckpointWriter:
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Write the next tensor of the layout."""
         expected, layout = self._expected[self._written], self.layout[name]
-        kind = str(tensor.dtype).removeprefix("torch.")
-        assert (name, tuple(tensor.shape), kind) == (expected, layout.shape, layout.dtype), (name, expected)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        assert (name, tuple(tensor.shape), dtype) == (expected, layout.shape, layout.dtype), (name, expected)
+        # A tensor that is the first of its shard opens the next file
         shard = next(s for s in self._shards if name in s)
         if name == next(iter(shard)):
             self._open(self._shards.index(shard))
@@ -146,6 +149,7 @@ class CheckpointWriter:
         _sync(self.target.parent)
 
     def _put(self) -> None:
+        """Rename the folder to the target, in place of an existing one."""
         check_target(self.target, self._overwrite, self.where)  # it may have appeared meanwhile
         if self.target.is_dir() and any(self.target.iterdir()):
             old = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.partial-", dir=self.target.parent))
@@ -188,7 +192,7 @@ class CheckpointWriter:
 
 
 def check_target(target: Path, overwrite: bool = False, where: Where | None = None) -> None:
-    """InputError where a checkpoint may not be written to `target`."""
+    """InputError if a checkpoint may not be written to `target`."""
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file", "name a folder", where)
     if target.is_dir() and any(target.iterdir()) and not overwrite:
@@ -204,8 +208,8 @@ def parse_size(text: str, where: Where | None = None) -> int:
     return size
 
 
-def _shards(layout: Mapping[str, Layout], limit: int) -> list[list[str]]:
-    """The tensors in their order, cut where a shard would grow over `limit` bytes."""
+def _shards(layout: Mapping[str, TensorLayout], limit: int) -> list[list[str]]:
+    """The names of each shard: the tensors in their order; a new shard begins if one would grow over `limit` bytes."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in layout.items():
@@ -221,7 +225,7 @@ def _final_names(count: int) -> list[str]:
     return [WEIGHTS] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 
-def _header(tensors: Mapping[str, Layout]) -> bytes:
+def _header(tensors: Mapping[str, TensorLayout]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, layout in tensors.items():
@@ -262,7 +266,7 @@ def _lock_file(folder: Path) -> Path:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what killed writers of this target left: partial folders that nobody holds."""
+    """Delete the folders that killed writers of this target left: partial folders whose lock is free."""
     for folder in target.parent.glob(f".{target.name}.partial-*"):
         if folder.is_dir():
             try:

@@ -14,12 +14,12 @@ from evomerge.checkpoints.headers import SIZES
 from evomerge.checkpoints.write import parse_size
 from evomerge.errors import InputError, Where
 from evomerge.evaluator.shares import Share
-from evomerge.merging.resident.placement import CPU, Device, Limits, Model, Placement, Rates, place
+from evomerge.merging.resident.placement import CPU, Device, Limits, ModelSizes, Placement, Rates, place
 
 if TYPE_CHECKING:
     import torch
 
-    from evomerge.merging.plan.jobs import Plan
+    from evomerge.merging.plan.jobs import MergePlan
 
 _FLAG, _LIMIT = Where("--device"), Where("--memory")
 _COPIED = 64_000_000  # bytes that are copied to see how fast memory is
@@ -85,7 +85,7 @@ def parse_memory(text: str | None) -> Callable[[bool], Limits]:
 
 
 def place_models(
-    planned: Plan,
+    planned: MergePlan,
     dtype: str,
     checkpoints: Mapping[str, Checkpoint],
     device: str,
@@ -110,7 +110,9 @@ def place_models(
     host = share.of(whole)
     devices = [host if name == CPU else share.of(device_memory(name, whole)) for name in names]
     elements = {name: math.prod(job.shape) for name, job in planned.jobs.items()}
-    model = Model({n: e * SIZES[dtype] for n, e in elements.items()}, max(elements.values(), default=0), planned.stack)
+    model = ModelSizes(
+        {n: e * SIZES[dtype] for n, e in elements.items()}, max(elements.values(), default=0), planned.stack
+    )
     bounds = share.within(limits(names == [CPU]))
     try:
         speed = rates(names[0])

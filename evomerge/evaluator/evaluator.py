@@ -15,7 +15,7 @@ from evomerge.evaluator.progress import Progress
 from evomerge.evaluator.shares import Share
 from evomerge.evaluator.step_memory import StepMemory, planned_step
 from evomerge.files.objects import FitnessSpec
-from evomerge.merging.plan.jobs import Plan as MergePlan
+from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan as plan_merge
 from evomerge.merging.plan.tokenizers import OutputTokenizer, output_tokenizer
 from evomerge.merging.resident.bank import SourceBank

@@ -13,7 +13,7 @@ from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluator import Evaluator, resident_model
 from evomerge.evaluator.progress import Progress
 from evomerge.files.objects import FitnessSpec
-from evomerge.merging.plan.jobs import Plan
+from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.plan.tokenizers import output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
@@ -41,7 +41,7 @@ class Target:
     recipe: Recipe
     is_merge: bool
     shape: Checkpoint
-    planned: Plan
+    planned: MergePlan
     dtype: str
     headers: SourceBank
 
@@ -80,7 +80,7 @@ def check_tokens(name: str, vocabulary: Vocabulary, target: Target) -> None:
 
 def load_evaluator(
     target: Target,
-    planned: Plan,
+    planned: MergePlan,
     references: Iterable[str],
     spec: FitnessSpec,
     split: SplitName,

@@ -7,7 +7,7 @@ from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.evaluator.target import Target, check_tokens
-from evomerge.merging.plan.jobs import Plan
+from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.materialize import as_it_is
 from evomerge.recipe.mergekit import recipe_from_data
@@ -38,7 +38,7 @@ class Line:
         return Recipe((*before, *after, sum_))
 
 
-def line_between(start: Target, end: Target, observer: Observer) -> tuple[Line, Plan]:
+def line_between(start: Target, end: Target, observer: Observer) -> tuple[Line, MergePlan]:
     """Returns the line from `start` to `end` and the plan of its middle, which reads all checkpoints of both.
 
     Raises:

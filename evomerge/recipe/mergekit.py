@@ -1,7 +1,7 @@
-"""mergekit's YAML in and out (mergekit docs, `mergekit.config.MergeConfiguration` and `mergekit-multi`).
+"""Reads and writes mergekit's YAML (mergekit docs, `mergekit.config.MergeConfiguration` and `mergekit-multi`).
 
-Read: one document, or several, all but one of them named, in any order. Keys that mergekit ignores are ignored here
-too, except `random_seed`, which selects the random masks.
+A file holds one document, or several in any order, all but one of them named. Keys that mergekit ignores are ignored
+here too, except `random_seed`, which selects the random masks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.nodes import Node, from_data, load_documents, parse_documents
 from evomerge.recipe.recipe import Document, Input, Module, Recipe, Slice, to_data
 from evomerge.recipe.token_rules import tokenizer_policy
-from evomerge.recipe.values import dtype, given, parameters, reference, text
+from evomerge.recipe.values import dtype, is_set, parameters, reference, text
 from evomerge.registry import METHODS
 
 _KNOWN = {"merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "name",
@@ -34,6 +34,7 @@ def recipe_of(model: str | Path) -> Recipe | None:
 
 
 def parse_recipe(content: str, file: Path | str = "recipe") -> Recipe:
+    """Read a recipe from text. `file` is named in errors."""
     return _recipe(parse_documents(content, file), Where(file))
 
 
@@ -44,8 +45,8 @@ def recipe_from_data(data: list[dict[str, Any]]) -> Recipe:
 
 
 def write_recipe(recipe: Recipe, header: str = "") -> str:
-    """The recipe as YAML that mergekit-yaml (one document) or mergekit-multi (several) takes; numbers keep all
-    their digits. `header` lines become comments."""
+    """The recipe as YAML for mergekit-yaml (one document) or mergekit-multi (several). Numbers keep all their digits;
+    the lines of `header` become comments."""
     comments = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
     return comments + yaml.dump_all(to_data(recipe), Dumper=_Dumper, sort_keys=False, width=110)
 
@@ -81,12 +82,12 @@ def _recipe(nodes: list[Node], where: Where) -> Recipe:
 
 
 def _ordered(documents: list[Document]) -> list[Document]:
-    """Every document after those that it uses, otherwise as written; the unnamed one, which is the output, last."""
+    """The documents, each after all that it uses, otherwise as written; the unnamed one, which is the output, last."""
     rest, ordered = sorted(documents, key=lambda d: d.name is None), list[Document]()
     names = {d.name for d in documents if d.name}
     while rest:
         done = {d.name for d in ordered}
-        ready = next((d for d in rest if not (names & _used(d)) - done), None)
+        ready = next((d for d in rest if not (names & _references(d)) - done), None)
         if ready is None:
             raise InputError("the documents use each other in a circle", "let one of them start", rest[0].where)
         rest.remove(ready)
@@ -94,8 +95,8 @@ def _ordered(documents: list[Document]) -> list[Document]:
     return ordered
 
 
-def _used(document: Document) -> set[str | None]:
-    """The references of a document: of models, and of what only a tokenizer comes from."""
+def _references(document: Document) -> set[str | None]:
+    """The references of a document: of its models, and of models that only its tokenizer comes from."""
     policy = document.tokenizer
     tokenizers = {policy.source, *(rule.model for rule in policy.tokens)} if policy else set()
     return {*Recipe((document,)).models(), *tokenizers}
@@ -103,7 +104,7 @@ def _used(document: Document) -> set[str | None]:
 
 def _document(node: Node) -> Document:
     parts = node.mapping(["merge_method"])
-    written = [k for k in ("models", "slices", "modules") if given(parts.get(k))]
+    written = [k for k in ("models", "slices", "modules") if is_set(parts.get(k))]
     if len(written) != 1:
         close = next((suggestion(k, _KNOWN) for k in parts if k not in _KNOWN), "give one of them")
         node.fail("needs exactly one of models, slices and modules", close)
@@ -119,7 +120,7 @@ def _document(node: Node) -> Document:
         tokenizer=tokenizer_policy(parts),
         chat_template=text(parts.get("chat_template")),
         name=text(parts.get("name")),
-        seed=parts["random_seed"].integer(0, 2**63 - 1) if given(parts.get("random_seed")) else 0,
+        seed=parts["random_seed"].integer(0, 2**63 - 1) if is_set(parts.get("random_seed")) else 0,
         where=node.where,
     )
 
@@ -132,7 +133,7 @@ def _modules(node: Node, base: str | None) -> tuple[Module, ...]:
     modules = []
     for name, child in node.mapping().items():
         parts = child.mapping((), ["models", "slices", "parameters"])
-        if given(parts.get("models")) == given(parts.get("slices")):
+        if is_set(parts.get("models")) == is_set(parts.get("slices")):
             child.fail("needs exactly one of models and slices", "give one of them")
         modules.append(Module(name, _stacked(parts, base), parameters(parts.get("parameters")), child.where))
     if not modules:
@@ -141,7 +142,7 @@ def _modules(node: Node, base: str | None) -> tuple[Module, ...]:
 
 
 def _stacked(parts: dict[str, Node], base: str | None) -> tuple[Slice, ...]:
-    return _models(parts["models"], base) if given(parts.get("models")) else _slices(parts["slices"])
+    return _models(parts["models"], base) if is_set(parts.get("models")) else _slices(parts["slices"])
 
 
 def _models(node: Node, base: str | None) -> tuple[Slice, ...]:

@@ -1,4 +1,4 @@
-"""Which value a parameter has for one tensor: filters, layer gradients, precedence (mergekit `mergekit.config`)."""
+"""Looks up a parameter's value for one tensor: filters, layer gradients, precedence (mergekit `mergekit.config`)."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def of_tensor(value: Any, tensor: str, t: float, kind: type = float) -> Any | No
 
 @dataclass(frozen=True)
 class Levels:
-    """Where a parameter of one slice may be given, the first that has a value for a tensor wins: at the source, at its
-    slice, at its module, at the document."""
+    """Looks up the parameters of one slice. The first level with a value for the tensor wins: source, slice, module,
+    document."""
 
     document: Document
-    piece: Slice
+    slice: Slice
     module: Module | None = None
 
     def of_source(self, source: Input, name: str, tensor: str, t: float, kind: type = float) -> Any | None:
@@ -62,8 +62,8 @@ class Levels:
         return self._first(self._shared, name, tensor, t, kind)
 
     def place(self, name: str, source: Input | None = None) -> Where:
-        """Where the parameter is given first; where it is not, where it is missed."""
-        owners = [owner for owner in (source, self.piece, self.module, self.document) if owner is not None]
+        """The place of the parameter's first value; if it has none, the place where one is missing."""
+        owners = [owner for owner in (source, self.slice, self.module, self.document) if owner is not None]
         for owner in owners:
             if name in owner.parameters:
                 places: Mapping[str, Where] = getattr(owner.parameters, "places", {})
@@ -73,13 +73,13 @@ class Levels:
     @property
     def _shared(self) -> tuple[Parameters, ...]:
         module = (self.module.parameters,) if self.module else ()
-        return (self.piece.parameters, *module, self.document.parameters)
+        return (self.slice.parameters, *module, self.document.parameters)
 
     @staticmethod
     def _first(levels: Sequence[Parameters], name: str, tensor: str, t: float, kind: type) -> Any | None:
         for level in levels:
             if name in level:
-                found = of_tensor(level[name], tensor, t, kind)
-                if found is not None:
-                    return found
+                value = of_tensor(level[name], tensor, t, kind)
+                if value is not None:
+                    return value
         return None

@@ -1,8 +1,8 @@
 """A recipe: a complete, executable merge description, in the words of mergekit's YAML.
 
 Parameter values keep mergekit's forms: a scalar; a list of numbers (a gradient across the slice's layers); or a
-list of ``{filter, value}`` entries, of which the first whose filter is absent, "*" or a substring of the tensor's
-name wins (mergekit, docs/merge_methods and `mergekit.config`).
+list of ``{filter, value}`` entries. The first entry whose filter is absent, "*" or a substring of the tensor's name
+wins (mergekit, docs/merge_methods and `mergekit.config`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Slice:
 
 @dataclass(frozen=True)
 class Module:
-    """One layer stack of a model with several, such as a decoder beside a vision tower, and what goes with it."""
+    """One layer stack of a model with several, such as a decoder beside a vision tower, and the tensors that belong to
+    it."""
 
     name: str
     slices: tuple[Slice, ...]
@@ -67,9 +68,9 @@ class TokenRule:
     """Where the embedding of `token` comes from in models that lack it; with `force`, in all models.
 
     Attributes:
-        model: the model whose row it is; None: by the usual rule, or zeros.
-        row: another token of `model`, by text or by id, whose row it is.
-        zero: whether it is zeros.
+        model: the model that gives the row; None: the usual rule decides, or `zero`.
+        row: the token of `model`, by text or by id, that gives the row; None: the same token.
+        zero: whether the row is zeros.
     """
 
     token: str
@@ -83,7 +84,7 @@ class TokenRule:
 @dataclass(frozen=True)
 class TokenizerPolicy:
     """The output's vocabulary: "base", "union" (the base's, and what the other models add), or a model's reference;
-    and the tokens that get a rule of their own, which are added where the vocabulary lacks them."""
+    and the tokens that get a rule of their own, which are added if the vocabulary lacks them."""
 
     source: str = "union"
     tokens: tuple[TokenRule, ...] = ()
@@ -116,9 +117,9 @@ class Document:
         return len(self.slices) == 1 and self.slices[0].whole
 
     @property
-    def pieces(self) -> tuple[Slice, ...]:
+    def all_slices(self) -> tuple[Slice, ...]:
         """The slices of all modules."""
-        return (*self.slices, *(piece for module in self.modules for piece in module.slices))
+        return (*self.slices, *(slice_ for module in self.modules for slice_ in module.slices))
 
 
 @dataclass(frozen=True)
@@ -139,17 +140,14 @@ class Recipe:
     def models(self) -> list[str]:
         """The references of all checkpoints that the recipe reads, in the order in which they first stand."""
         stages = {d.name for d in self.documents if d.name}
-        found: dict[str, None] = {}
-        for document in self.documents:
-            for reference in _references(document):
-                if reference not in stages:
-                    found.setdefault(reference)
-        return list(found)
+        references = (reference for document in self.documents for reference in _references(document))
+        return list(dict.fromkeys(reference for reference in references if reference not in stages))
 
 
 def _references(document: Document) -> list[str]:
-    bases = [document.base, *(piece.base for piece in document.pieces)]
-    listed = [i.model for piece in document.pieces for i in piece.inputs]
+    """The references of all models that a document names, checkpoints and earlier documents."""
+    bases = [document.base, *(slice_.base for slice_ in document.all_slices)]
+    listed = [i.model for slice_ in document.all_slices for i in slice_.inputs]
     return [*(base for base in bases if base), *listed]
 
 
@@ -160,10 +158,10 @@ def base_of(recipe: Recipe) -> str | None:
 
 
 def alone(merge: Document, model: str, dtype: str) -> Recipe:
-    """One model of a merge as it takes part in it, in `dtype`: brought to the merge's vocabulary. That depends on all
-    the models, so the others are listed with weight 0."""
+    """The recipe of one model of a merge, in `dtype` and in the merge's vocabulary. That depends on all the models, so
+    the others are listed with weight 0."""
     models = Recipe((merge,)).models()
-    inputs = tuple(Input(each, parameters={"weight": float(each == model)}) for each in models)
+    inputs = tuple(Input(name, parameters={"weight": float(name == model)}) for name in models)
     return Recipe((Document("linear", (Slice(inputs),), merge.base, out_dtype=dtype, tokenizer=merge.tokenizer),))
 
 
@@ -230,7 +228,7 @@ def _module_data(module: Module) -> dict[str, Any]:
 
 
 def _tokenizer_data(policy: TokenizerPolicy) -> dict[str, Any]:
-    """`tokenizer_source` where that says it all."""
+    """The policy under mergekit's keys: `tokenizer_source` if it is a source only, else `tokenizer`."""
     if not policy.tokens and policy.pad_to_multiple_of is None:
         return {"tokenizer_source": policy.source}
     data: dict[str, Any] = {"source": policy.source}
@@ -255,12 +253,12 @@ def _rule_data(rule: TokenRule) -> dict[str, Any]:
     return data
 
 
-def _slice_data(piece: Slice) -> dict[str, Any]:
-    data: dict[str, Any] = {"sources": [_input_data(i) for i in piece.inputs]}
-    if piece.base:
-        data["base_model"] = piece.base
-    if piece.parameters:
-        data["parameters"] = dict(piece.parameters)
+def _slice_data(slice_: Slice) -> dict[str, Any]:
+    data: dict[str, Any] = {"sources": [_input_data(i) for i in slice_.inputs]}
+    if slice_.base:
+        data["base_model"] = slice_.base
+    if slice_.parameters:
+        data["parameters"] = dict(slice_.parameters)
     return data
 
 

@@ -1,36 +1,36 @@
-"""A recipe's `tokenizer` block in and `tokenizer_source` (mergekit 0.1.5, `mergekit.tokenizer.config`)."""
+"""Reads a recipe's `tokenizer` block or `tokenizer_source` (mergekit 0.1.5, `mergekit.tokenizer.config`)."""
 
 from __future__ import annotations
 
 from evomerge.files.nodes import Node
 from evomerge.recipe.recipe import TokenizerPolicy, TokenRule
-from evomerge.recipe.values import given, reference
+from evomerge.recipe.values import is_set, reference
 
 _KEYS = ("source", "tokens", "pad_to_multiple_of")
 
 
 def tokenizer_policy(parts: dict[str, Node]) -> TokenizerPolicy | None:
-    """The policy of a document's keys; None where it names none. Raises InputError."""
+    """The tokenizer policy in a document's keys, or None. Raises InputError."""
     block, source = parts.get("tokenizer"), parts.get("tokenizer_source")
     if block is None or block.value is None:
         return (
             None if source is None or source.value is None else TokenizerPolicy(reference(source), where=source.where)
         )
-    if given(source):
+    if is_set(source):
         block.fail("stands beside tokenizer_source", "keep one of the two")
     inner = block.mapping((), _KEYS)
-    tokens = inner["tokens"].mapping() if given(inner.get("tokens")) else {}
+    tokens = inner["tokens"].mapping() if is_set(inner.get("tokens")) else {}
     return TokenizerPolicy(
-        source=reference(inner["source"]) if given(inner.get("source")) else "union",
+        source=reference(inner["source"]) if is_set(inner.get("source")) else "union",
         tokens=tuple(_rule(token, node) for token, node in tokens.items()),
-        pad_to_multiple_of=inner["pad_to_multiple_of"].integer(1) if given(inner.get("pad_to_multiple_of")) else None,
+        pad_to_multiple_of=inner["pad_to_multiple_of"].integer(1) if is_set(inner.get("pad_to_multiple_of")) else None,
         where=block.where,
     )
 
 
 def _rule(token: str, node: Node) -> TokenRule:
     parts = node.mapping((), ["source", "force"])
-    force = parts["force"].boolean() if given(parts.get("force")) else False
+    force = parts["force"].boolean() if is_set(parts.get("force")) else False
     source = parts.get("source")
     if source is None or source.value is None:
         if force:
@@ -46,9 +46,9 @@ def _rule(token: str, node: Node) -> TokenRule:
 
 
 def _row(node: Node) -> tuple[str, str | int]:
-    """The model and the token of it that a rule names."""
+    """The model of a rule, and its token (by text or id)."""
     parts = node.mapping(["kind", "model"], ["token", "token_id"])
-    named = [key for key in ("token", "token_id") if given(parts.get(key))]
+    named = [key for key in ("token", "token_id") if is_set(parts.get(key))]
     if len(named) != 1:
         node.fail("needs exactly one of token and token_id", "say which row of the model is meant")
     row = parts["token"].text() if named == ["token"] else parts["token_id"].integer(0)

@@ -1,4 +1,4 @@
-"""Readers for what stands inside a recipe's documents: parameter values, model references, dtypes."""
+"""Reads the values in a recipe's documents: parameter values, model references, dtypes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DTYPES = {"float": "float32", "half": "float16"} | {n: n for n in ("float64", "
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-def given(node: Node | None) -> bool:
+def is_set(node: Node | None) -> bool:
     """Whether a key is there and not null."""
     return node is not None and node.value is not None
 
@@ -27,7 +27,7 @@ def text(node: Node | None) -> str | None:
 
 
 def dtype(node: Node | None) -> str | None:
-    """A floating-point dtype in torch's words."""
+    """A floating-point dtype by torch's name."""
     if node is None or node.value is None:
         return None
     name = node.text().removeprefix("torch.")
@@ -41,7 +41,7 @@ def reference(node: Node) -> str:
     if not isinstance(node.value, dict):
         return node.text()
     parts = node.mapping(["model"], ["lora", "override_architecture"])
-    adapter = f"+{_path(parts['lora'])}" if given(parts.get("lora")) else ""
+    adapter = f"+{_path(parts['lora'])}" if is_set(parts.get("lora")) else ""
     return _path(parts["model"]) + adapter
 
 
@@ -54,7 +54,7 @@ def _path(node: Node) -> str:
 
 
 class Located(dict[str, Any]):
-    """Parameters that know where in their file each of them stands."""
+    """Parameters with their places in the file."""
 
     def __init__(self, nodes: Mapping[str, Node]) -> None:
         super().__init__({name: _value(node) for name, node in nodes.items()})
@@ -67,7 +67,7 @@ def parameters(node: Node | None) -> dict[str, Any]:
 
 
 def _value(node: Node) -> Any:
-    """A scalar, a gradient, or filtered entries, checked for its form; the method checks its kind and range."""
+    """A scalar, a gradient, or filtered entries. The form is checked here, kind and range when a merge is planned."""
     if isinstance(node.value, dict):
         return [_entry(node)]
     if isinstance(node.value, list):
@@ -82,7 +82,7 @@ def _value(node: Node) -> Any:
 def _entry(node: Node) -> dict[str, Any]:
     parts = node.mapping(["value"], ["filter"])
     value = _value(parts["value"])
-    return {"filter": text(parts["filter"]), "value": value} if given(parts.get("filter")) else {"value": value}
+    return {"filter": text(parts["filter"]), "value": value} if is_set(parts.get("filter")) else {"value": value}
 
 
 def _scalar(node: Node) -> float | bool:

@@ -34,8 +34,8 @@ def pair(module, base, rank=4, seed=1):
 
 def write_adapter(folder, tensors, **config):
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": None, **config}
-    (folder / "adapter_config.json").write_text(json.dumps(told))
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": None, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
     save_file({PREFIX + n: t.contiguous() for n, t in tensors.items()}, folder / "adapter_model.safetensors")
     return folder
 
@@ -142,8 +142,8 @@ def test_square_conv1d_weights_are_transposed(tmp_path):
     size, layer = 8, "h.0.attn"
     stored = {"wte.weight": noise(12, size), f"{layer}.c_proj.weight": noise(size, size),
               f"{layer}.c_attn.weight": noise(size, 3 * size), "ln_f.weight": noise(size)}  # fmt: skip
-    told = {"model_type": "gpt2", "n_layer": 1, "num_hidden_layers": None, "tie_word_embeddings": True}
-    tiny_models.write(tmp_path / "base", stored, **told)
+    settings = {"model_type": "gpt2", "n_layer": 1, "num_hidden_layers": None, "tie_word_embeddings": True}
+    tiny_models.write(tmp_path / "base", stored, **settings)
     tensors = {}
     for part, outputs in (("c_proj", size), ("c_attn", 3 * size)):
         module = f"transformer.{layer}.{part}"

@@ -20,8 +20,8 @@ def bpe(folder, words=WORDS, added=(), **config):
     tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, merges, unk_token="<unk>"))
     tokenizer.add_tokens(list(added))
     tokenizer.save(str(folder / "tokenizer.json"))
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", **config}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return Vocabulary.of(folder)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from evomerge.checkpoints import write
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.write import CheckpointWriter, Layout
+from evomerge.checkpoints.write import CheckpointWriter, TensorLayout
 from evomerge.errors import InputError
 
 
@@ -20,7 +20,7 @@ def tensors():
 
 
 def layout(tensors):
-    return {n: Layout(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in tensors.items()}
+    return {n: TensorLayout(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in tensors.items()}
 
 
 def put(target, tensors, **options):
@@ -72,7 +72,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, tensors, monkeypat
 def test_too_little_space_is_known_before_writing(tmp_path):
     with (
         pytest.raises(InputError, match=r"needs .* GB, and .* GB are free"),
-        CheckpointWriter(tmp_path / "out", {"x": Layout((2**55,), "float32")}),
+        CheckpointWriter(tmp_path / "out", {"x": TensorLayout((2**55,), "float32")}),
     ):
         pass
     assert remains(tmp_path) == []

@@ -21,7 +21,7 @@ from torch import Tensor
 from evomerge.merging.disk.stream import merge
 from evomerge.merging.kernels.arithmetic import delta
 from evomerge.merging.kernels.elementwise import consensus
-from evomerge.merging.plan.jobs import Job, Read
+from evomerge.merging.plan.jobs import MergeJob, Read
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.execute import execute
@@ -56,7 +56,7 @@ def planned(case):
     return jobs, expected, bank
 
 
-def run(job: Job, bank: SourceBank, expected: Tensor) -> Tensor:
+def run(job: MergeJob, bank: SourceBank, expected: Tensor) -> Tensor:
     found = execute(job, bank)
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
     return found
@@ -97,11 +97,11 @@ def test_bfloat16_agrees_to_two_units_in_the_last_place(case):
         assert float(far.float().mean()) <= 0.005, name
 
 
-def adds_deltas(job: Job) -> bool:
+def adds_deltas(job: MergeJob) -> bool:
     return METHODS[job.method].base == "subtracted"
 
 
-def with_stored_weights(job: Job) -> Job:
+def with_stored_weights(job: MergeJob) -> MergeJob:
     """mergekit keeps the weights of deltas in the deltas' dtype."""
     if not adds_deltas(job):
         return job
@@ -109,7 +109,7 @@ def with_stored_weights(job: Job) -> Job:
     return replace(job, parameters={**job.parameters, "weight": tuple(weight)})
 
 
-def unit(job: Job, bank: SourceBank, expected: Tensor) -> Tensor:
+def unit(job: MergeJob, bank: SourceBank, expected: Tensor) -> Tensor:
     """A bfloat16's unit in the last place, for each element."""
     scale = expected.float().abs()
     if adds_deltas(job):
@@ -117,7 +117,7 @@ def unit(job: Job, bank: SourceBank, expected: Tensor) -> Tensor:
     return torch.exp2(torch.floor(torch.log2(scale.clamp_min(1e-30))) - 7)
 
 
-def ranks(job: Job, i: int, count: int) -> tuple[int, int]:
+def ranks(job: MergeJob, i: int, count: int) -> tuple[int, int]:
     """The ranks, from the largest magnitude, between which delta `i` is kept."""
     target = int(job.parameters["density"][i] * count)
     if job.method == "ties":
@@ -126,7 +126,7 @@ def ranks(job: Job, i: int, count: int) -> tuple[int, int]:
     return count - below - target, count - below
 
 
-def outcomes(job: Job, bank: SourceBank) -> tuple[Tensor, Tensor]:
+def outcomes(job: MergeJob, bank: SourceBank) -> tuple[Tensor, Tensor]:
     """All merges that keep or drop the elements at the sources' thresholds, stacked; and whether an element has more
     than one."""
     base, parameters, surely, perhaps = read(job.base, job, bank).float(), job.parameters, [], []
@@ -178,13 +178,13 @@ def test_random_merges_move_what_mergekit_moves(case):
             assert likely(moved == 0, stays), name
 
 
-def alone(job: Job, i: int) -> Job:
+def alone(job: MergeJob, i: int) -> MergeJob:
     """The merge of source `i` at weight 1."""
     own = {key: (value[i],) if isinstance(value, tuple) else value for key, value in job.parameters.items()}
     return replace(job, inputs=(job.inputs[i],), parameters={**own, "weight": (1.0,)})
 
 
-def chances(job: Job, i: int, change: Tensor) -> Tensor:
+def chances(job: MergeJob, i: int, change: Tensor) -> Tensor:
     """The probability with which each element is kept: DARE's are equal, DELLA's rise with the rank in the row."""
     density = job.parameters["density"][i]
     if "epsilon" not in job.parameters:

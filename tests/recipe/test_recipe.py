@@ -49,15 +49,15 @@ def recipes(draw: Any) -> Recipe:
     names = draw(st.lists(st.sampled_from(["/m/a", "org/b@main", "/m/c d"]), min_size=1, max_size=3, unique=True))
     inputs = [Input(name, layers, draw(parameters)) for name in names] + [Input("/m/base", layers)]
     base = None if layers is None else draw(st.sampled_from([None, "/m/base"]))
-    piece = Slice(tuple(inputs), {} if layers is None else draw(parameters), base=base)
-    about: dict[str, Any] = {
+    slice_ = Slice(tuple(inputs), {} if layers is None else draw(parameters), base=base)
+    keys: dict[str, Any] = {
         "base": "/m/base", "parameters": draw(parameters), "out_dtype": "float32", "seed": draw(st.integers(0, 9)),
         "tokenizer": draw(tokenizers), "chat_template": draw(st.sampled_from([None, "auto", "chatml"])),
     }  # fmt: skip
     if draw(st.booleans()):
-        return Recipe((Document("ties", (piece,), **about),))
-    modules = tuple(Module(name, (piece,), draw(parameters)) for name in ("text_decoder", "vision_tower"))
-    return Recipe((Document("ties", modules=modules, **about),))
+        return Recipe((Document("ties", (slice_,), **keys),))
+    modules = tuple(Module(name, (slice_,), draw(parameters)) for name in ("text_decoder", "vision_tower"))
+    return Recipe((Document("ties", modules=modules, **keys),))
 
 
 @given(recipes())
@@ -175,13 +175,13 @@ def test_filters_first_match_wins_and_no_match_falls_through() -> None:
 
 def test_precedence_is_source_slice_module_document() -> None:
     source = Input("a")
-    piece = Slice((source,))
-    module = Module("default", (piece,))
+    slice_ = Slice((source,))
+    module = Module("default", (slice_,))
     for depth in range(4):
         levels = [{"weight": float(i)} if i >= depth else {} for i in range(4)]
         chosen = Levels(
             Document("ties", parameters=levels[3]),
-            replace(piece, parameters=levels[1]),
+            replace(slice_, parameters=levels[1]),
             replace(module, parameters=levels[2]),
         )
         own = replace(source, parameters=levels[0])

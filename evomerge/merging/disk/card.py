@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-from evomerge.merging.plan.jobs import Plan
+from evomerge.merging.plan.jobs import MergePlan
 from evomerge.recipe.recipe import Recipe
 
 
-def card(name: str, recipe: Recipe, text: str, plan: Plan, digest: str) -> str:
-    """README.md of the checkpoint `name`: what it was merged from and how. `text` is the recipe's YAML."""
+def card(name: str, recipe: Recipe, text: str, plan: MergePlan, digest: str) -> str:
+    """README.md of the checkpoint `name`: its sources, recipe and digest. `text` is the recipe's YAML."""
     sources = "\n".join(f"- `{c.reference}`" + _commit(c.reference, c.resolved()) for c in plan.checkpoints)
     kind = "language models" if plan.embedding else "models"
     methods = ", ".join(dict.fromkeys(f"`{document.method}`" for document in recipe.documents))
@@ -40,5 +40,6 @@ Digest of the weights: `{digest}`
 
 
 def _commit(reference: str, resolved: str) -> str:
+    """The hub commits of a checkpoint that its reference does not name."""
     commits = [commit for commit in re.findall(r"@([0-9a-f]{40})", resolved) if commit not in reference]
     return f" (commit {', '.join(f'`{commit}`' for commit in commits)})" if commits else ""

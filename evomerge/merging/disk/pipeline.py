@@ -1,4 +1,4 @@
-"""Reading, merging and writing at the same time, in a bounded amount of memory."""
+"""Reads, merges and writes tensors at the same time, in a bounded amount of memory."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torch import Tensor
 
 from evomerge.checkpoints.headers import SIZES
 from evomerge.checkpoints.preflight import check_finite, check_head
-from evomerge.merging.plan.jobs import Job, Operand, Read
+from evomerge.merging.plan.jobs import MergeJob, Operand, Read
 from evomerge.merging.resident.bank import SourceBank
 
 R = TypeVar("R")
 LIMIT = 1_000_000_000
+"""The most bytes of all jobs in flight."""
 
 
-class PassingBank(SourceBank):
-    """A bank that keeps nothing: each tensor is read, into memory of its own, whenever it is asked for."""
+class StreamingBank(SourceBank):
+    """A bank that keeps nothing: it reads a tensor, into new memory, each time."""
 
     def __init__(self) -> None:
         super().__init__(keep=False)
 
     def tensor(self, ref: str, name: str) -> Tensor:
-        """A tensor as it is stored. Raises InputError where it is damaged or not finite."""
+        """A tensor as it is stored. Raises InputError if it is damaged or not finite."""
         checkpoint = self.open(ref)
         tensor = checkpoint.read(name)
         check_finite(checkpoint, name, tensor)
@@ -34,45 +35,54 @@ class PassingBank(SourceBank):
             check_head(checkpoint, tensor)
         return tensor
 
-    def bytes_of(self, job: Job) -> int:
-        """The bytes of a job's result and of all stored tensors that it is made of."""
+    def bytes_of(self, job: MergeJob) -> int:
+        """The bytes of a job's result and of all stored tensors that it reads."""
         reads = (self.open(read.model).tensors[read.tensor].bytes for read in reads_of(job))
         return sum(reads) + torch.Size(job.shape).numel() * SIZES[job.out]
 
 
 def reads_of(operand: Operand) -> tuple[Read, ...]:
-    """The stored tensors that an operand is made of, each once."""
+    """The stored tensors that an operand reads, each once."""
     if isinstance(operand, Read):
         return (operand,)
-    if isinstance(operand, Job):
+    if isinstance(operand, MergeJob):
         parts = [*operand.inputs, *([operand.base] if operand.base is not None else [])]
     else:
         parts = list(operand.operands)
     return tuple(dict.fromkeys(read for part in parts for read in reads_of(part)))
 
 
-def side_by_side(
-    jobs: Sequence[Job], run: Callable[[Job], R], size: Callable[[Job], int], threads: int, limit: int = LIMIT
+def run_in_order(
+    jobs: Sequence[MergeJob],
+    run: Callable[[MergeJob], R],
+    size: Callable[[MergeJob], int],
+    threads: int,
+    limit: int = LIMIT,
 ) -> Iterator[R]:
-    """What `run` returns for each job, in their order, while other threads carry out the next ones.
+    """Yields the result of `run` for each job, in their order, while other threads run the next ones.
 
-    One thread reads and merges a whole job: many that share one small tensor wait more than they compute. Jobs begin
-    as long as the `size` of all whose result the caller has not used yet stays within `limit`, or one at a time. An
-    error of a job is raised in its turn, and no further job begins.
+    One thread reads and merges a whole job: threads that share one small tensor wait more than they compute. An error
+    of a job is raised in its turn, and no further job begins.
+
+    Args:
+        size: the bytes that a job takes until the caller has used its result.
+        limit: the most bytes of all jobs in flight; a larger job runs alone.
     """
-    waiting: deque[tuple[int, Future[R]]] = deque()
-    before = torch.get_num_threads()
+    in_flight: deque[tuple[int, Future[R]]] = deque()
+    threads_before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="merge", initializer=torch.set_num_threads, initargs=(1,))
     try:
         for job in jobs:
+            # Admission: a job begins when all bytes in flight, with its own, stay within the limit. Until then the
+            # oldest result goes to the caller, and leaves the count only after the caller has used it (after `yield`).
             needed = size(job)
-            while waiting and sum(taken for taken, _ in waiting) + needed > limit:
-                yield waiting[0][1].result()
-                waiting.popleft()
-            waiting.append((needed, pool.submit(run, job)))
-        while waiting:
-            yield waiting[0][1].result()
-            waiting.popleft()
+            while in_flight and sum(taken for taken, _ in in_flight) + needed > limit:
+                yield in_flight[0][1].result()
+                in_flight.popleft()
+            in_flight.append((needed, pool.submit(run, job)))
+        while in_flight:
+            yield in_flight[0][1].result()
+            in_flight.popleft()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # the threads' own setting is also that of threads to come
+        torch.set_num_threads(threads_before)  # the pool's threads have set it for all threads to come

@@ -1,4 +1,4 @@
-"""`evomerge.merge`: a recipe -> a checkpoint folder, one tensor after the other."""
+"""`evomerge.merge` writes the checkpoint of a recipe, one tensor after the other."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.write import SHARD_BYTES, CheckpointWriter, Layout, check_target
+from evomerge.checkpoints.write import SHARD_BYTES, CheckpointWriter, TensorLayout, check_target
 from evomerge.errors import InputError, TrialError, Where
 from evomerge.merging.disk.card import card
-from evomerge.merging.disk.pipeline import PassingBank, side_by_side
+from evomerge.merging.disk.pipeline import StreamingBank, run_in_order
 from evomerge.merging.kernels.digest import NotFinite, combined, digest, tensor_record
-from evomerge.merging.plan.jobs import Job, Plan
+from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.plan.tokenizers import output_tokenizer
 from evomerge.merging.resident.bank import torch_dtype
@@ -44,21 +44,21 @@ def merge(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Path:
-    """Merge to disk. Memory: a gigabyte, or the tensors that the largest output tensor is made of.
+    """Merge to disk. Takes a gigabyte of memory, or the tensors that the largest output tensor reads.
 
     Args:
         recipe: a recipe, or the path of its file.
         out: the folder to write; it appears when it is whole.
         device: where the arithmetic is done: "cpu", "cuda", "cuda:1".
-        threads: of the processor, to compute with; default: as torch is set.
-        seed: of random masks, in place of the recipe's.
-        intermediate: a folder in which the outputs of the named documents are written, too, under their names.
+        threads: how many processor threads compute; default: as torch is set.
+        seed: the seed of random masks, in place of the recipe's.
+        intermediate: a folder for the outputs of the named documents, which are written there under their names.
         truncate_embeddings: merge embeddings of different size over the rows that all have (see `plan`).
         copy_tokenizer: write the tokenizer's files.
         model_card: write README.md.
         overwrite: replace folders that exist.
         shard_bytes: the most bytes of a weights file.
-        progress: called with a text that tells tensor, rate and remaining time, and the share that is done (0 to 1).
+        progress: called with a text (tensor, rate, remaining time) and the share that is done (0 to 1).
 
     Returns:
         The absolute folder.
@@ -71,16 +71,16 @@ def merge(
             raise InputError(f"{threads} threads cannot compute", "give at least 1", Where("--num-threads"))
         torch.set_num_threads(threads)
     file = None if isinstance(recipe, Recipe) else Path(recipe)
-    merged = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
+    whole = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
     if seed is not None:
-        merged = Recipe(tuple(replace(document, seed=seed) for document in merged.documents))
-    text = file.read_text(encoding="utf-8") if file and seed is None else write_recipe(merged)
-    where, target, bank = Where(file) if file else None, Path(out).absolute(), PassingBank()
-    stages = {} if intermediate is None else _stages(merged, Path(intermediate).absolute())
+        whole = Recipe(tuple(replace(document, seed=seed) for document in whole.documents))
+    text = file.read_text(encoding="utf-8") if file and seed is None else write_recipe(whole)
+    where, target, bank = Where(file) if file else None, Path(out).absolute(), StreamingBank()
+    stages = {} if intermediate is None else _stages(whole, Path(intermediate).absolute())
     for folder in (*stages, target):
         check_target(folder, overwrite)
     outputs = [_Output(folder, stage, write_recipe(stage)) for folder, stage in stages.items()]
-    outputs.append(_Output(target, merged, text))
+    outputs.append(_Output(target, whole, text))
     plans = [plan(output.recipe, bank.open, truncate_embeddings) for output in outputs]
     for output, planned in zip(outputs, plans, strict=True):
         tokenizer = output_tokenizer(output.recipe.output, planned, where) if copy_tokenizer else None
@@ -109,7 +109,7 @@ class _Output:
 
 
 def _stages(recipe: Recipe, parent: Path) -> dict[Path, Recipe]:
-    """The recipes of all named documents, by the folders that they are written to."""
+    """The recipes of all named documents, by the folder of each."""
     stages = {}
     for count, document in enumerate(recipe.documents[:-1], start=1):
         if document.name:
@@ -118,17 +118,17 @@ def _stages(recipe: Recipe, parent: Path) -> dict[Path, Recipe]:
     return stages
 
 
-def _layout(planned: Plan) -> dict[str, Layout]:
-    return {name: Layout(job.shape, job.out) for name, job in planned.jobs.items()}
+def _layout(planned: MergePlan) -> dict[str, TensorLayout]:
+    return {name: TensorLayout(job.shape, job.out) for name, job in planned.jobs.items()}
 
 
 def _write_tensors(
-    planned: Plan, bank: PassingBank, writer: CheckpointWriter, device: torch.device, progress: Progress | None
+    planned: MergePlan, bank: StreamingBank, writer: CheckpointWriter, device: torch.device, progress: Progress | None
 ) -> str:
-    """Carry out all jobs; returns the digest of their results. Raises TrialError where one holds NaN or Inf."""
+    """Run all jobs and write their results; returns their digest. Raises TrialError if one holds NaN or Inf."""
     records, pace = list[str](), _Pace(planned)
 
-    def merged(job: Job) -> tuple[Job, Tensor, str]:
+    def run(job: MergeJob) -> tuple[MergeJob, Tensor, str]:
         tensor = torch.empty(job.shape, dtype=torch_dtype(job.out), device=device)
         write(job, tensor, bank)
         try:
@@ -137,7 +137,7 @@ def _write_tensors(
             raise not_finite(job) from None
 
     threads = torch.get_num_threads() if device.type == "cpu" else _FEEDING
-    for job, tensor, record in side_by_side(list(planned.jobs.values()), merged, bank.bytes_of, threads):
+    for job, tensor, record in run_in_order(list(planned.jobs.values()), run, bank.bytes_of, threads):
         writer.add(job.tensor, tensor)
         records.append(record)
         text, share = pace.after(job)
@@ -147,15 +147,15 @@ def _write_tensors(
 
 
 class _Pace:
-    """How far a merge is, how fast, and how long it will take."""
+    """Measures how far a merge is and how fast, and estimates the time that is left."""
 
-    def __init__(self, planned: Plan) -> None:
+    def __init__(self, planned: MergePlan) -> None:
         self._total = max(1, sum(layout.bytes for layout in _layout(planned).values()))
         self._done, self._started = 0, time.monotonic()
 
-    def after(self, job: Job) -> tuple[str, float]:
-        """The text, and the share that is done, from 0 to 1."""
-        self._done += Layout(job.shape, job.out).bytes
+    def after(self, job: MergeJob) -> tuple[str, float]:
+        """The text for `Progress` after this job, and the share that is done, from 0 to 1."""
+        self._done += TensorLayout(job.shape, job.out).bytes
         seconds = max(1e-3, time.monotonic() - self._started)
         left = seconds / self._done * (self._total - self._done)
         rate = f"{self._done / 1e6 / seconds:.0f} MB/s, {int(left) // 60}:{int(left) % 60:02d} left"

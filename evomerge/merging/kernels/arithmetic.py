@@ -66,6 +66,7 @@ def gram(block: Callable[[slice], Sequence[Tensor]], count: int) -> tuple[tuple[
 
 
 def _total(parts: list[Tensor]) -> float:
+    """The sum of all row sums, again by rows until one is left."""
     rows = torch.cat(parts)
     while rows.numel() > 1:
         rows = _row_sums(rows)
@@ -79,7 +80,7 @@ def _row_sums(values: Tensor) -> Tensor:
     return values.reshape(-1, _ROW).sum(dim=1)
 
 
-def unit(largest: float) -> float:
+def fixed_scale(largest: float) -> float:
     """The power of two by which `fixed_point` multiplies magnitudes of at most `largest`."""
     if not (largest > 0 and math.isfinite(largest)):
         return 1.0
@@ -94,5 +95,5 @@ def fixed_point(magnitudes: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def spans(count: int, size: int) -> Iterator[slice]:
-    """The slices that cut `count` elements into pieces of at most `size`."""
+    """The slices that cut `count` elements into chunks of at most `size`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))

@@ -1,9 +1,8 @@
-"""Compiled kernels, when they pay.
+"""Compiles kernels, once plain torch has cost more time than compiling would.
 
-Compiling a kernel takes seconds, a candidate of a small model milliseconds. So kernels run as plain torch until that
-has cost more than compiling would; then a process of its own compiles into torch's cache on disk while this one goes
-on as before, and the kernel is taken from the cache once it is there. Without a working compiler everything stays as
-it is.
+Compiling a kernel takes seconds, a candidate of a small model milliseconds. So kernels run as plain torch first. Then
+another process compiles into torch's cache on disk, while this one goes on with plain torch and takes the kernel from
+the cache once it is there. Without a working compiler plain torch stays.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from evomerge.merging.kernels.inputs import Blend
 
 _log = logging.getLogger(__name__)
 _WORTH = 2.0  # seconds in plain torch after which compiling begins
-# Roundings to 16 bits in the middle of a formula are not optimized away, products not fused into sums, and whatever is
-# used twice stays in registers (the thresholds are torch's for when to put it into memory instead)
+# Roundings to 16 bits in the middle of a formula are not optimized away, products not fused into sums, and values that
+# are used twice stay in registers (the thresholds are torch's for when to put them into memory instead)
 _OPTIONS: dict[str, Any] = {
     "emulate_precision_casts": True,
     "cpp.dynamic_threads": True,
@@ -41,7 +40,7 @@ _OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Signature:
-    """What a kernel is compiled for. `out` None: the kernel reduces to integers."""
+    """The kernel, device and dtypes that code is compiled for. `out` None: the kernel reduces to integers."""
 
     kernel: Kernel
     device: str
@@ -63,19 +62,19 @@ class Signature:
         return bound if self.out is None else functools.partial(_write, bound, self.work)
 
     def example(self, count: int = (1 << 16) + 5) -> list[Any]:
-        """Arguments that fit: numbers as weights have them, so that roundings show."""
+        """Arguments that fit: numbers of the size of weights, so that roundings show."""
         numbers, columns = torch.Generator().manual_seed(0), len(self.tensors)
 
-        def made(dtype: torch.dtype) -> Tensor:
+        def random(dtype: torch.dtype) -> Tensor:
             if not dtype.is_floating_point:
                 return torch.randint(-(1 << 31), 1 << 31, (count,), generator=numbers).to(dtype).to(self.device)
             return (torch.randn(count, generator=numbers) * 0.02).to(dtype).to(self.device)
 
-        out = [] if self.out is None else [made(self.out)]
-        base = None if self.base is None else made(self.base)
+        out = [] if self.out is None else [random(self.out)]
+        base = None if self.base is None else random(self.base)
         floats = torch.full((self.rows[0], columns), 0.0078125, dtype=wide_dtype(self.work), device=self.device)
         ints = torch.full((self.rows[1], columns), 4321, dtype=torch.int32, device=self.device)
-        return [*out, base, [made(d) for d in self.tensors], floats, ints]
+        return [*out, base, [random(d) for d in self.tensors], floats, ints]
 
 
 def _write(
@@ -92,76 +91,76 @@ def _write(
 
 
 class Compiled:
-    """The kernels of this process that are compiled, or on their way."""
+    """Holds the compiled kernels of this process, and starts the compilation of further ones."""
 
     def __init__(self, worth: float = _WORTH) -> None:
         """`worth`: how many seconds plain torch may take for a kernel before it is compiled."""
         self._worth = worth
         self._seconds: dict[Signature, float] = {}
         self._ready: dict[Signature, Callable[..., Tensor]] = {}
-        self._coming: dict[Signature, subprocess.Popen[bytes]] = {}
-        self._begun: set[Signature] = set()
+        self._running: dict[Signature, subprocess.Popen[bytes]] = {}
+        self._started: set[Signature] = set()
 
     def collect(self) -> None:
-        """Take in the kernels whose compilation has ended; called between candidates."""
-        for signature, process in list(self._coming.items()):
+        """Take the kernels whose compilation has ended into use. Called between candidates."""
+        for signature, process in list(self._running.items()):
             if process.poll() is not None:
-                self._arrived(signature)
+                self._take(signature)
 
     def find(self, signature: Signature) -> Callable[..., Tensor] | None:
         """The compiled function, or None while there is none."""
         return self._ready.get(signature)
 
     def spent(self, signature: Signature, seconds: float) -> None:
-        """A kernel ran as plain torch for some seconds; compile it if that has become too much."""
+        """Count seconds for which a kernel ran as plain torch; start to compile it when they reach `worth`."""
         total = self._seconds[signature] = self._seconds.get(signature, 0.0) + seconds
-        if total >= self._worth and signature not in self._begun:
-            self._begun.add(signature)
-            self._coming[signature] = _compiling(signature)
+        if total >= self._worth and signature not in self._started:
+            self._started.add(signature)
+            self._running[signature] = _start_compiler(signature)
 
     def wait(self) -> None:
-        """Until all kernels that are being compiled are ready."""
-        for signature, process in list(self._coming.items()):
+        """Wait until all kernels that are being compiled are ready."""
+        for signature, process in list(self._running.items()):
             process.wait()
-            self._arrived(signature)
+            self._take(signature)
 
-    def _arrived(self, signature: Signature) -> None:
-        """The process that filled the cache has ended: take the kernel from there."""
-        code = self._coming.pop(signature).returncode
+    def _take(self, signature: Signature) -> None:
+        """Take a kernel from the cache, which a process that has ended was to fill."""
+        code = self._running.pop(signature).returncode
         try:
             if code:
                 raise RuntimeError(f"the compiler's process ended with {code}")
             self._ready[signature] = compile_(signature)
-        except Exception as error:  # whatever a compiler fails with, plain torch still works
+        except Exception as error:  # a compiler may fail with anything; plain torch still works
             _log.info("%s is not compiled: %s", signature.kernel.function, error)
 
 
 def compile_(signature: Signature) -> Callable[..., Tensor]:
-    """Compile for tensors of any size. To be called without gradients.
+    """Compile a kernel for tensors of any size. To be called without gradients.
 
     Raises:
         RuntimeError: the compiled kernel does not give plain torch's numbers.
     """
     plain = signature.function()
-    function = torch.compile(_own(plain), fullgraph=True, options=dict(_OPTIONS))
+    function = torch.compile(_with_own_code(plain), fullgraph=True, options=dict(_OPTIONS))
     example = signature.example()
-    for argument in _flat(example):
+    for argument in _chunks(example):
         torch._dynamo.mark_dynamic(argument, 0)
     with torch.no_grad():
-        found = function(*example).clone()
-        if not _agree(found, plain(*example)):
+        compiled = function(*example).clone()
+        if not _agree(compiled, plain(*example)):
             raise RuntimeError("compiled, it gives other numbers")
     return function
 
 
-def _agree(found: Tensor, wanted: Tensor) -> bool:
-    """Equal on the CPU; elsewhere floats may differ by a unit in the last place (a GPU's division)."""
-    if found.device.type == "cpu" or not found.is_floating_point():
-        return torch.equal(found, wanted)
-    return torch.allclose(found.double(), wanted.double(), rtol=torch.finfo(found.dtype).eps, atol=0)
+def _agree(compiled: Tensor, plain: Tensor) -> bool:
+    """Whether two results are equal; on a GPU floats may differ by a unit in the last place (its division)."""
+    if compiled.device.type == "cpu" or not compiled.is_floating_point():
+        return torch.equal(compiled, plain)
+    return torch.allclose(compiled.double(), plain.double(), rtol=torch.finfo(compiled.dtype).eps, atol=0)
 
 
-def _own(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _with_own_code(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The function under a code object of its own: torch.compile keeps what it compiled by code object, and looks
     through all of it at each call."""
 
@@ -172,49 +171,50 @@ def _own(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-def _flat(arguments: list[Any]) -> list[Tensor]:
-    """The arguments whose size is the piece's."""
+def _chunks(arguments: list[Any]) -> list[Tensor]:
+    """The arguments whose size is that of the chunk."""
     *outs, base, tensors, _, _ = arguments
     return [t for t in (*outs, base, *tensors) if t is not None]
 
 
-def _compiling(signature: Signature) -> subprocess.Popen[bytes]:
-    """A process that compiles the kernel into the cache; it dies with this one."""
-    command = [sys.executable, "-m", __name__, json.dumps([torch.get_num_threads(), _told(signature)])]
+def _start_compiler(signature: Signature) -> subprocess.Popen[bytes]:
+    """Start a process that compiles the kernel into the cache. It dies with this one."""
+    command = [sys.executable, "-m", __name__, json.dumps([torch.get_num_threads(), _to_json(signature)])]
     nothing = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
     atexit.register(process.kill)
     return process
 
 
-def _told(signature: Signature) -> dict[str, Any]:
+def _to_json(signature: Signature) -> dict[str, Any]:
     """The signature as JSON."""
-    names = {name: _name(getattr(signature, name)) for name in ("base", "work", "out")}
-    options = [[key, _name(value)] for key, value in signature.kernel.options]
+    names = {name: _value_to_json(getattr(signature, name)) for name in ("base", "work", "out")}
+    options = [[key, _value_to_json(value)] for key, value in signature.kernel.options]
     return {
         **names, "function": signature.kernel.function, "options": options, "device": signature.device,
-        "tensors": [_name(d) for d in signature.tensors], "rows": signature.rows,
+        "tensors": [_value_to_json(d) for d in signature.tensors], "rows": signature.rows,
     }  # fmt: skip
 
 
-def _name(value: Any) -> Any:
+def _value_to_json(value: Any) -> Any:
     return str(value) if isinstance(value, torch.dtype) else list(value) if isinstance(value, tuple) else value
 
 
-def _understood(told: dict[str, Any]) -> Signature:
-    kernel = Kernel(told["function"], tuple((key, _value(value)) for key, value in told["options"]))
-    base, work, out = (_value(told[name]) for name in ("base", "work", "out"))
-    tensors = tuple(_value(name) for name in told["tensors"])
-    return Signature(kernel, told["device"], base, tensors, work, out, tuple(told["rows"]))
+def _from_json(data: dict[str, Any]) -> Signature:
+    """The inverse of `_to_json`."""
+    kernel = Kernel(data["function"], tuple((key, _value_from_json(value)) for key, value in data["options"]))
+    base, work, out = (_value_from_json(data[name]) for name in ("base", "work", "out"))
+    tensors = tuple(_value_from_json(name) for name in data["tensors"])
+    return Signature(kernel, data["device"], base, tensors, work, out, tuple(data["rows"]))
 
 
-def _value(told: Any) -> Any:
-    if isinstance(told, str) and told.startswith("torch."):
-        return getattr(torch, told.removeprefix("torch."))
-    return tuple(told) if isinstance(told, list) else told
+def _value_from_json(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("torch."):
+        return getattr(torch, value.removeprefix("torch."))
+    return tuple(value) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":
-    threads, text = json.loads(sys.argv[1])
+    threads, data = json.loads(sys.argv[1])
     torch.set_num_threads(threads)
-    compile_(_understood(text))
+    compile_(_from_json(data))

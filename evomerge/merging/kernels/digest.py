@@ -1,7 +1,7 @@
-"""A digest of all tensors of a model: equal digests mean equal bits.
+"""Digests of all tensors of a model: equal digests mean equal bits.
 
-One pass over each tensor, on the device where it lies, sums hashes of its 32-bit words and their places, and finds
-NaN and Inf on the way. It tells models apart, it does not guard against forgery.
+One pass over each tensor, on its own device, sums hashes of its 32-bit words and their places, and finds NaN and Inf on
+the way. A digest tells models apart; it does not guard against forgery.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def tensor_record(name: str, tensor: Tensor, runner: Runner = _PLAIN) -> str:
 
 
 def combined(records: Iterable[str]) -> str:
-    """sha256 (hex) of the lines, sorted."""
+    """The digest of a model: sha256 (hex) of its tensors' lines, sorted."""
     return hashlib.sha256("\n".join(sorted(records)).encode()).hexdigest()
 
 

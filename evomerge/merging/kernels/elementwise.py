@@ -1,9 +1,8 @@
-"""The elementwise merges: what is done to every element of a candidate, in one pass.
+"""Elementwise kernels: they merge every element of a candidate by itself, in one pass.
 
-Each function here takes flat pieces of the stored tensors and a few numbers and returns the merged piece in float32.
-It runs as plain torch, piece by piece, or compiled into one loop (`runner.py`), with equal bits: nothing in it
-depends on an element's neighbours. Values that change between candidates come in as tensors, so that nothing is
-compiled again.
+A kernel takes flat chunks of the stored tensors and a few numbers, and returns the merged chunk in float32. It runs as
+plain torch, chunk by chunk, or compiled into one loop (`runner.py`), with equal bits: nothing in it depends on an
+element's neighbours. Values that change between candidates come in as tensors, so that nothing is compiled again.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.kernels.arithmetic import fixed_point, rounded, wide
-from evomerge.merging.kernels.conditions import both, either, holds, number, only, unsigned_zero, without
 from evomerge.merging.kernels.masks import lowbias32, mix
 
 
@@ -58,33 +56,35 @@ def deltas(
     """
     reference = wide(base)
     index = torch.arange(base.numel(), dtype=torch.int32, device=base.device)
-    changes = []
+    scaled = []
     for i, tensor in enumerate(tensors):
         change = rounded(wide(tensor) - reference, work)
         factored = change * floats[0, i]
         if keep != "all":
             factored = only(factored, _kept(keep, change, index, floats, ints, i))
-        changes.append(factored)
-    return consensus(reference, changes, [floats[1, i] for i in range(len(changes))], floats[2, 0], elect, normalize)
+        scaled.append(factored)
+    return consensus(reference, scaled, [floats[1, i] for i in range(len(scaled))], floats[2, 0], elect, normalize)
 
 
 def consensus(
     reference: Tensor,
-    changes: Sequence[Tensor],
+    scaled: Sequence[Tensor],
     weights: Sequence[Tensor],
     lambda_: Tensor,
     elect: bool,
     normalize: bool,
 ) -> Tensor:
-    """reference + lambda * sum of changes (Ilharco et al. 2023, equation 1).
+    """reference + lambda * sum of the scaled deltas (Ilharco et al. 2023, equation 1).
 
-    `elect`: per element, only the changes whose sign is that of their sum take part; a sum of 0 elects + (TIES, Yadav
-    et al. 2023, section 4, steps 2 and 3). `normalize`, then: divide by the sum of the weights that took part.
+    `elect`: TIES (Yadav et al. 2023, section 4; the deltas are trimmed already, step 1). Per element, only the deltas
+    with the elected sign take part. `normalize`, then: divide by the sum of the weights that take part.
     """
-    merged = _sum(changes)
+    merged = _sum(scaled)
     if elect:
-        agreeing = _agreeing(changes, merged)
-        merged = _sum([only(change, agrees) for change, agrees in zip(changes, agreeing, strict=True)])
+        # Step 2, elect: gamma = sgn(sum of weight_i delta_i), + for a sum of 0
+        agreeing = _agreeing(scaled, merged)
+        # Step 3, disjoint merge: the sum over A = {i : sgn(delta_i) = gamma}, divided by the sum of weight_i over A
+        merged = _sum([only(delta, agrees) for delta, agrees in zip(scaled, agreeing, strict=True)])
         if normalize:
             divisor = _sum([only(weight, agrees) for agrees, weight in zip(agreeing, weights, strict=True)])
             nobody = holds(torch.eq, divisor, 0.0, divisor.dtype)
@@ -93,7 +93,7 @@ def consensus(
 
 
 def _agreeing(changes: Sequence[Tensor], total: Tensor) -> list[Tensor]:
-    """Whether each change has the sign of their sum, + where that is 0."""
+    """The conditions that each delta has the sign of their sum, + where that is 0."""
     positive = holds(torch.ge, total, 0.0, total.dtype)
     sign = only(torch.full_like(total, 2.0), positive) - 1.0
     return [holds(torch.gt, change * sign, 0.0, total.dtype) for change in changes]
@@ -111,11 +111,11 @@ def masked(
 ) -> Tensor:
     """`deltas` of the elements that masks keep. tensors: the models', then as many masks (uint8, 0 or 1)."""
     reference, count = wide(base), len(tensors) // 2
-    changes = []
+    scaled = []
     for i in range(count):
         factored = rounded(wide(tensors[i]) - reference, work) * floats[0, i]
-        changes.append(factored * tensors[count + i])
-    return consensus(reference, changes, [floats[1, i] for i in range(count)], floats[2, 0], elect, normalize)
+        scaled.append(factored * tensors[count + i])
+    return consensus(reference, scaled, [floats[1, i] for i in range(count)], floats[2, 0], elect, normalize)
 
 
 def sce(
@@ -129,10 +129,12 @@ def sce(
     """
     reference = wide(base)
     changes = [rounded(wide(tensor) - reference, work) for tensor in tensors]
+    # Select: the elements of largest variance
     if select:
         index = torch.arange(base.numel(), dtype=torch.int32, device=base.device)
         kept = _largest(spread(changes), index, floats[1, 0], ints[0, 0])
         changes = [only(change, kept) for change in changes]
+    # Erase: deltas against the sign of the sum; then the mean by the weights that are left (from `methods.sce`)
     weights = [only(floats[0, i], agrees) for i, agrees in enumerate(_agreeing(changes, _sum(changes)))]
     merged = _sum([change * weight for change, weight in zip(changes, weights, strict=True)])
     return reference + unsigned_zero(merged / _sum(weights).clamp_min(1e-6))
@@ -161,7 +163,9 @@ def ram(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *
 def contributions(
     base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype
 ) -> Tensor:
-    """How many elements of each delta contribute along with others', then how many alone: two whole numbers a source.
+    """Counts the elements of each delta that contribute with other deltas, then the elements that contribute alone.
+
+    Returns two whole numbers a source.
 
     floats as in `ram`.
     """
@@ -172,7 +176,7 @@ def contributions(
 def _contributions(
     reference: Tensor, tensors: Sequence[Tensor], epsilon: Tensor, work: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-    """The deltas, then as 0 or 1: whether each contributes, whether several do, whether one does alone."""
+    """The deltas; then per element, as 0 or 1: whether each contributes, whether several do, whether one alone does."""
     changes = [rounded(wide(tensor) - reference, work) for tensor in tensors]
     dtype = reference.dtype
     contributing = [number(holds(torch.gt, change.abs(), epsilon, dtype), dtype) for change in changes]
@@ -182,7 +186,7 @@ def _contributions(
 
 
 def drawn_norms(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype) -> Tensor:
-    """The L1 norm of what each delta keeps by hash, in fixed point: one whole number a source.
+    """The L1 norm of the elements that each delta keeps by hash, in fixed point: one whole number a source.
 
     floats[0]: the units of `fixed_point`; ints as in `deltas`.
     """
@@ -204,7 +208,7 @@ def nearswap(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tens
 
 
 def _kept(keep: str, change: Tensor, index: Tensor, floats: Tensor, ints: Tensor, i: int) -> Tensor:
-    """Whether each element is kept."""
+    """The condition that an element of delta `i` is kept."""
     if keep == "drawn":
         return _drawn(index, ints, i, change.dtype)
     size = change.abs()
@@ -213,19 +217,19 @@ def _kept(keep: str, change: Tensor, index: Tensor, floats: Tensor, ints: Tensor
 
 
 def _largest(size: Tensor, index: Tensor, threshold: Tensor, position: Tensor) -> Tensor:
-    equal, before = (
-        holds(torch.eq, size, threshold, size.dtype),
-        holds(torch.lt, index, position, size.dtype),
-    )
+    """The condition that a magnitude is above the threshold, or equal to it at an index before the position."""
+    equal = holds(torch.eq, size, threshold, size.dtype)
+    before = holds(torch.lt, index, position, size.dtype)
     return either(holds(torch.gt, size, threshold, size.dtype), both(equal, before))
 
 
 def _drawn(index: Tensor, ints: Tensor, i: int, dtype: torch.dtype) -> Tensor:
+    """The condition that source `i` keeps an element: hash(number, keys) <= limit (`masks`)."""
     return holds(torch.le, mix(index + ints[0, i], ints[1, i], ints[2, i]), ints[3, i], dtype)
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    """Added up in their order."""
+    """The sum of the tensors, added up in their order."""
     result = tensors[0]
     for tensor in tensors[1:]:
         result = result + tensor
@@ -235,11 +239,10 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
 def fingerprint(
     base: None, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, exponents: tuple[int, ...]
 ) -> Tensor:
-    """Two sums of hashes of a tensor's 32-bit words and their places, and the number of words that hold a NaN or Inf:
-    int64 of 3 numbers, the same in any order.
+    """Two sums of hashes of a tensor's 32-bit words and their places, and the number of words that hold a NaN or Inf.
 
-    `exponents`: for each value in a word, the bits that are all set in NaN and Inf. ints[0, 0]: the first word's
-    number.
+    Returns int64 of 3 numbers, the same in any order of the words. `exponents`: for each value in a word, the bits
+    that are all set in NaN and Inf. ints[0, 0]: the first word's number.
     """
     words = tensors[0]
     places = torch.arange(words.numel(), dtype=torch.int32, device=words.device) + ints[0, 0]
@@ -249,3 +252,46 @@ def fingerprint(
     for bits in exponents:
         broken = broken | ((words & bits) == bits)
     return torch.stack([part.sum(dtype=torch.int64) for part in (first, second, broken)])
+
+
+# Conditions, in the form that is fastest where they run: bool under the compiler; else 0 or 1 in a float dtype, because
+# plain torch turns bool into float, and chooses by `where`, at a tenth of the speed of comparing into float and
+# multiplying. Both forms choose the same values but for the sign of zeros, which `unsigned_zero` removes.
+
+
+def holds(compare: Callable[..., Tensor], a: Tensor, b: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """The condition `compare(a, b)`, to be used on values of `dtype`. It has no gradient."""
+    if torch.compiler.is_compiling():
+        return compare(a, b)
+    other = b.detach() if isinstance(b, Tensor) else b
+    return compare(a.detach(), other, out=torch.empty(a.shape, dtype=dtype, device=a.device))
+
+
+def both(a: Tensor, b: Tensor) -> Tensor:
+    """Two conditions together."""
+    return a & b if a.dtype == torch.bool else a * b
+
+
+def either(a: Tensor, b: Tensor) -> Tensor:
+    """One of two conditions that exclude each other."""
+    return a | b if a.dtype == torch.bool else a + b
+
+
+def without(a: Tensor, b: Tensor) -> Tensor:
+    """`a` and not `b`, where `b` implies `a`."""
+    return a & ~b if a.dtype == torch.bool else a - b
+
+
+def only(values: Tensor, condition: Tensor) -> Tensor:
+    """The values where the condition holds, else 0."""
+    return torch.where(condition, values, 0.0) if condition.dtype == torch.bool else values * condition
+
+
+def number(condition: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 where the condition holds, else 0."""
+    return condition.to(dtype)
+
+
+def unsigned_zero(values: Tensor) -> Tensor:
+    """-0 becomes 0."""
+    return values + 0.0

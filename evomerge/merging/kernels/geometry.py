@@ -22,7 +22,7 @@ _ROW = 4096  # elements that one step of a row's sum adds up
 
 
 def arc(cosine: float, t: float, straight: float) -> tuple[float, float]:
-    """What the two ends of an arc are multiplied with at `t`: sin((1 - t) theta) / sin(theta), sin(t theta) /
+    """The coefficients of the two ends of an arc at `t`: sin((1 - t) theta) / sin(theta), sin(t theta) /
     sin(theta) (Shoemake 1985, Animating rotation with quaternion curves, section 3.3).
 
     Where |cosine| is above `straight`, sin(theta) is too small to divide by: the point on the chord.
@@ -35,7 +35,7 @@ def arc(cosine: float, t: float, straight: float) -> tuple[float, float]:
 
 
 def _sine(angle: float) -> float:
-    """Of a number, or of a tensor that stands for one where its gradient is wanted (`slopes.py`)."""
+    """The sine of a number, or of a tensor in place of one, which autograd follows (`slopes.py`)."""
     return angle.sin() if isinstance(angle, Tensor) else math.sin(angle)
 
 
@@ -55,7 +55,7 @@ def length(products: Gram, a: Sequence[float]) -> float:
 
 
 def by_rows(vectors: Sequence[Tensor], numbers: Callable[[Gram], Sequence[float]]) -> Tensor:
-    """`numbers` of the inner products of each row, a row being what lies along the last dimension.
+    """Applies `numbers` to the inner products of each row of the vectors. A row lies along the last dimension.
 
     Args:
         vectors: tensors of one shape (..., width), float32 or float64.
@@ -65,16 +65,17 @@ def by_rows(vectors: Sequence[Tensor], numbers: Callable[[Gram], Sequence[float]
     """
     rows = [v.reshape(math.prod(v.shape[:-1]), v.shape[-1]) for v in vectors]
     count, width = rows[0].shape
-    found = [
+    results = [
         list(numbers(products))
         for span in spans(count, max(1, _ELEMENTS // max(1, width)))
         for products in _row_grams([v[span].to(torch.float64).contiguous() for v in rows])
     ]
-    made = torch.tensor(found, dtype=vectors[0].dtype, device=vectors[0].device)
-    return made.reshape(*vectors[0].shape[:-1], len(found[0]) if found else 0)
+    table = torch.tensor(results, dtype=vectors[0].dtype, device=vectors[0].device)
+    return table.reshape(*vectors[0].shape[:-1], len(results[0]) if results else 0)
 
 
 def _row_grams(vectors: Sequence[Tensor]) -> Iterator[Gram]:
+    """The inner products of the vectors, row by row."""
     number = len(vectors)
     pairs = {(i, j): _row_sums(vectors[i] * vectors[j]).tolist() for i in range(number) for j in range(i, number)}
     columns = [[pairs[min(i, j), max(i, j)] for j in range(number)] for i in range(number)]

@@ -1,9 +1,8 @@
-"""What a merge method is given, and what it may answer with.
+"""The arguments and the results of merge methods.
 
-A method is a pure function ``(inputs, **parameters) -> Blend | Tensor``. Where it can be said as a few numbers for each
-source and an elementwise formula it answers with a `Blend`, which runs in one pass and compiles; else with the merged
-tensor. What depends on the stored tensors alone (histograms, inner products) comes from `Inputs`, which remembers it
-for the next candidate.
+A method is a pure function ``(inputs, **parameters) -> Blend | Tensor``. If its formula is elementwise, with a few
+numbers for each source, it returns a `Blend`, which runs in one pass and compiles; else the merged tensor. Facts of the
+stored tensors alone (histograms, inner products) come from `Inputs`, which remembers them for the next candidate.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from evomerge.merging.kernels.arithmetic import delta, fixed_point, gram, spans, unit, wide, wide_dtype
+from evomerge.merging.kernels.arithmetic import delta, fixed_point, fixed_scale, gram, spans, wide, wide_dtype
 from evomerge.merging.kernels.elementwise import Kernel
 from evomerge.merging.kernels.magnitudes import Cut, Magnitudes
-from evomerge.merging.kernels.masks import Draw
+from evomerge.merging.kernels.masks import BLOCK, Draw, limit
 
 T = TypeVar("T")
 Remember = Callable[[Hashable, Callable[[], T]], T]
-_PIECE = 1 << 24  # elements that a pass over tensors in another place moves at a time
+_CHUNK = 1 << 24  # elements that a pass over tensors in another place moves at a time
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,10 @@ class Blend:
     """An elementwise merge: a kernel, the tensors that it reads, and its numbers.
 
     Attributes:
-        base: the first argument of the kernel, flat or of any one shape with `tensors`, or None.
+        base: the first argument of the kernel, flat or of the same shape as `tensors`, or None.
         floats: rows of numbers with one column for each tensor.
-        ints: the rows of integers for the piece that starts at an element; such pieces do not cross a block of masks.
+        ints: gives the rows of integers for the chunk that starts at an element. A chunk lies in one block of masks.
+        reusable: whether it may be kept at no cost of memory; False if its tensors are masks that were made for it.
     """
 
     kernel: Kernel
@@ -41,14 +41,15 @@ class Blend:
     tensors: Sequence[Tensor]
     floats: Sequence[Sequence[float]]
     ints: Callable[[int], Sequence[Sequence[int]]] = lambda start: ((0,),)
+    reusable: bool = True
 
 
 class Inputs:
     """The stored tensors that one output tensor is merged from.
 
     Attributes:
-        tensors: of the merged models, all of one shape and of the dtype `work`, or one that widens to it.
-        base: the base's, for methods that start from it or subtract it, else None.
+        tensors: the merged models' tensors, all of one shape and of the dtype `work`, or one that widens to it.
+        base: the base's tensor, for methods that start from it or subtract it, else None.
         draw: the random masks of this output tensor.
         device: where the result is wanted; the tensors may lie elsewhere.
     """
@@ -100,29 +101,26 @@ class Inputs:
 
     def delta(self, i: int) -> Tensor:
         """Source `i` minus the base on the device: rounded to `work`, then float32. A tensor of its own."""
-        return self.piece(i, slice(0, self.count)).reshape(self.shape)
+        return self.delta_span(i, slice(0, self.count)).reshape(self.shape)
 
-    def piece(self, i: int, span: slice) -> Tensor:
-        """A span of delta `i`, flat."""
+    def delta_span(self, i: int, span: slice) -> Tensor:
+        """A span of delta `i`, flat, as `delta` gives it."""
         assert self.base is not None
-        parts = [t.reshape(-1)[span].to(self.device).to(self.work) for t in (self.tensors[i], self.base)]
-        return delta(*parts)
+        source, base = (t.reshape(-1)[span].to(self.device).to(self.work) for t in (self.tensors[i], self.base))
+        return delta(source, base)
 
     def _wide(self, tensor: Tensor) -> Tensor:
         return wide(tensor.to(self.device).to(self.work))
 
-    # What is known of the stored tensors
+    # Facts of the stored tensors, remembered between candidates
 
     def magnitudes(self, i: int) -> Magnitudes:
         """The histogram of delta `i`."""
-        made: Magnitudes = self._once(
-            "magnitudes", (i + 1, 0), lambda: Magnitudes(self._block(i), self.count, self.work)
-        )
-        return made
+        return self._once("magnitudes", (i + 1, 0), lambda: Magnitudes(self._stored_delta(i), self.count, self.work))
 
     def cut(self, i: int, keep: int) -> Cut:
         """The `keep` elements of delta `i` that are largest in magnitude."""
-        return self.magnitudes(i).cut(keep, self._block(i))
+        return self.magnitudes(i).cut(keep, self._stored_delta(i))
 
     def norm(self, i: int) -> float:
         """The L1 norm of delta `i`."""
@@ -133,33 +131,30 @@ class Inputs:
         return self._top_norm(i, keep) - self._top_norm(i, drop)
 
     def drawn_norms(self, density: Sequence[float]) -> list[float]:
-        """The L1 norm of what each delta keeps of a random mask, in units of which `full_norms` are the whole."""
+        """The L1 norm of each delta under its random mask, comparable to `full_norms`."""
         return self._fixed_norms(density, self.draw)
 
     def full_norms(self) -> list[float]:
         """The L1 norm of each delta, summed as `drawn_norms` does."""
-        keys = tuple(range(len(self) + 1))
-        made: list[float] = self._once("full_norms", keys, lambda: self._fixed_norms([1.0] * len(self), Draw(0, "")))
-        return made
+        return self.once("full_norms", lambda: self._fixed_norms([1.0] * len(self), Draw(0, "")))
 
     def gram(self, *, deltas: bool, base: bool = False) -> tuple[tuple[float, ...], ...]:
         """All inner products (float64) of the deltas, or of the tensors (after the base if `base`)."""
         members = range(0 if base else 1, len(self) + 1)
 
-        def block(span: slice) -> list[Tensor]:
+        def vectors(span: slice) -> list[Tensor]:
             if deltas:
-                return [self.piece(i, span) for i in range(len(self))]
+                return [self.delta_span(i, span) for i in range(len(self))]
             stored = (self.base, *self.tensors)
             return [
                 t.reshape(-1)[span].to(self.device).to(self.work) for t in (stored[m] for m in members) if t is not None
             ]
 
         keys = (0, *members) if deltas else tuple(members)
-        made: tuple[tuple[float, ...], ...] = self._once(f"gram {deltas} {base}", keys, lambda: gram(block, self.count))
-        return made
+        return self._once(f"gram {deltas} {base}", keys, lambda: gram(vectors, self.count))
 
     def once(self, what: str, make: Callable[[], T]) -> T:
-        """What `make` returns, remembered as a fact of all these stored tensors."""
+        """The result of `make`, remembered as a fact of all these stored tensors under the name `what`."""
         return self._once(what, range(len(self) + 1), make)
 
     def reduce(self, blend: Blend) -> list[int]:
@@ -167,44 +162,47 @@ class Inputs:
         return self._run(blend) if self._run and self.count else _reduced(blend, self.work)
 
     def _once(self, what: str, members: Sequence[int], make: Callable[[], T]) -> T:
-        """Remembered under the names of the tensors that it is made of."""
+        """The result of `make`, remembered under the keys of the tensors that it depends on."""
         keys = tuple(self._keys[m] for m in members)
         if any(key is None for key in keys):
             return make()
-        found: T = self._remember((what, str(self.work), keys), make)
-        return found
+        value: T = self._remember((what, str(self.work), keys), make)
+        return value
 
-    def _block(self, i: int) -> Callable[[slice], Tensor]:
-        """Delta `i` in the dtype `work`, span by span."""
+    def _stored_delta(self, i: int) -> Callable[[slice], Tensor]:
+        """Delta `i` in the dtype `work`, as a function that gives one span."""
         source, base = self.tensors[i].reshape(-1), self.base
         assert base is not None
         flat, device, work = base.reshape(-1), self.device, self.work
         return lambda span: source[span].to(device).to(work) - flat[span].to(device).to(work)
 
     def _top_norm(self, i: int, keep: int) -> float:
-        found = self.magnitudes(i).norm(keep) if keep > 0 else 0.0
-        if found is not None:
-            return found
+        """The L1 norm of delta `i`'s `keep` largest elements."""
+        counted = self.magnitudes(i).norm(keep) if keep > 0 else 0.0
+        if counted is not None:
+            return counted
+        # Where the histogram does not tell it: one pass, in fixed point so that the order of the sum does not matter
         cut, total = self.cut(i, keep), 0
-        scale = unit(self.magnitudes(i).largest)
-        for span in spans(self.count, _PIECE):
-            size = self.piece(i, span).abs()
+        scale = fixed_scale(self.magnitudes(i).largest)
+        for span in spans(self.count, _CHUNK):
+            size = self.delta_span(i, span).abs()
             index = torch.arange(span.start, span.stop, device=size.device)
             kept = (size > cut.value) | ((size == cut.value) & (index < cut.position))
             total += int(fixed_point(size * kept, scale).sum(dtype=torch.float64))
         return total / scale
 
     def _fixed_norms(self, density: Sequence[float], draw: Draw) -> list[float]:
-        scales = [unit(self.magnitudes(i).largest) for i in range(len(self))]
+        """The L1 norm of each delta under a random mask, summed in fixed point."""
+        scales = [fixed_scale(self.magnitudes(i).largest) for i in range(len(self))]
         kernel = Kernel("drawn_norms", (("work", self.work),))
-        blend = Blend(kernel, self.base, self.tensors, [scales], drawing(draw, density))
+        blend = Blend(kernel, self.base, self.tensors, [scales], mask_ints(draw, density))
         sums = self.reduce(blend)
         return [s / scale if d > 0 else 0.0 for s, scale, d in zip(sums, scales, density, strict=True)]
 
 
-def drawing(draw: Draw, density: Sequence[float]) -> Callable[[int], list[list[int]]]:
-    """The integers of kernels that draw: the first element's number in its block, both keys, the largest hash kept."""
-    from evomerge.merging.kernels.masks import BLOCK, limit
+def mask_ints(draw: Draw, density: Sequence[float]) -> Callable[[int], list[list[int]]]:
+    """The `Blend.ints` of kernels that draw random masks, one row each: the first element's number in its block, both
+    keys, the largest hash that is kept."""
 
     def ints(start: int) -> list[list[int]]:
         keys = [draw.keys(i, start // BLOCK) for i in range(len(density))]
@@ -219,5 +217,5 @@ def _reduced(blend: Blend, work: torch.dtype) -> list[int]:
     floats = torch.tensor(blend.floats, dtype=wide_dtype(work))
     flat = [t.reshape(-1) for t in blend.tensors]
     base = None if blend.base is None else blend.base.reshape(-1)
-    found = blend.kernel.bound()(base, flat, floats, torch.tensor(blend.ints(0), dtype=torch.int32))
-    return [int(n) for n in found.tolist()]
+    sums = blend.kernel.bound()(base, flat, floats, torch.tensor(blend.ints(0), dtype=torch.int32))
+    return [int(n) for n in sums.tolist()]

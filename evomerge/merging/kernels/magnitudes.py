@@ -1,9 +1,12 @@
-"""What is known of a delta's magnitudes, counted once: any density's exact trim threshold is then a lookup.
+"""Histograms of a delta's magnitudes, counted once: any density's exact trim threshold is then a lookup.
 
-A 16-bit delta has at most 32,768 different magnitudes. They are counted per chunk of the tensor, so that of the
-elements that equal the threshold exactly as many are kept as are needed, those of lower index first: the chunk where
-they run out is known from the counts, and only that chunk is read again. A float32 delta is counted by the upper 16
-bits of its magnitudes, and the elements of the one bin in which the threshold lies are sorted.
+To keep the k elements of largest magnitude:
+
+1. Find the bin of rank k in the cumulated counts, from the largest magnitude down. A bin is one of the 32,768
+   magnitudes of a 16-bit delta, or the upper 16 bits of a float32 magnitude.
+2. 16 bits: the threshold is the bin's magnitude. Of the elements equal to it as many are kept as are missing, those of
+   lower index first. Counts per chunk of the tensor tell the chunk in which they run out; only that one is read again.
+3. float32: the elements of the bin are read and sorted by magnitude, equals by index.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ Block = Callable[[slice], Tensor]
 
 @dataclass(frozen=True)
 class Cut:
-    """The elements of largest magnitude: those above `value`, and those equal to it whose index is below `position`."""
+    """A set of elements of largest magnitude: above `value`, or equal to it at an index below `position`."""
 
     value: float
     position: int
@@ -53,7 +56,7 @@ class Magnitudes:
         total, zeros, tops = np.zeros(1 << 15, dtype=np.int64), 0, [0.0]
         for span in spans(count, _SCANNED):
             size = delta(span).abs()
-            total += _counted(size)
+            total += _histogram(size)
             if not self._exact:
                 zeros += int((size == 0).sum())
                 tops.append(float(size.max()))
@@ -72,8 +75,8 @@ class Magnitudes:
         if keep >= self.count:
             return ALL
         bin_ = int(np.searchsorted(self._cumulated, keep))
-        above = int(self._cumulated[bin_ - 1]) if bin_ else 0
-        return self._equals(bin_, keep - above, delta) if self._exact else self._refined(bin_, keep - above, delta)
+        missing = keep - (int(self._cumulated[bin_ - 1]) if bin_ else 0)
+        return self._cut_at(bin_, missing, delta) if self._exact else self._cut_inside(bin_, missing, delta)
 
     def norm(self, keep: int) -> float | None:
         """The sum of the `keep` largest magnitudes, where the counts alone tell it (16-bit deltas)."""
@@ -82,22 +85,22 @@ class Magnitudes:
         taken = np.clip(keep - (self._cumulated - self._counts), 0, self._counts)
         return math.fsum((taken * self._values).tolist())
 
-    def _equals(self, bin_: int, wanted: int, delta: Block) -> Cut:
-        """The cut at a magnitude of which the first `wanted` elements are kept."""
+    def _cut_at(self, bin_: int, missing: int, delta: Block) -> Cut:
+        """The cut that keeps, of the elements with the bin's magnitude, the first `missing` ones."""
         value = float(self._values[bin_])
-        if wanted == self._counts[bin_]:
+        if missing == self._counts[bin_]:
             return Cut(value, self.count)
         if self._table is None:
-            self._table = self._tabulated(delta)
+            self._table = self._tabulate(delta)
         ends = np.cumsum(self._table[bin_], dtype=np.int64)
-        chunk = int(np.searchsorted(ends, wanted))
-        rest = wanted - (int(ends[chunk - 1]) if chunk else 0)
+        chunk = int(np.searchsorted(ends, missing))
+        rest = missing - (int(ends[chunk - 1]) if chunk else 0)
         start = chunk * _CHUNK
         equal = delta(slice(start, min(start + _CHUNK, self.count))).abs_() == value
         return Cut(value, start + int(np.flatnonzero(equal.cpu().numpy())[rest - 1]) + 1)
 
-    def _tabulated(self, delta: Block) -> np.ndarray:
-        """How many elements of each magnitude (rows) each chunk (columns) has."""
+    def _tabulate(self, delta: Block) -> np.ndarray:
+        """The number of elements by magnitude (rows) and chunk (columns)."""
         columns: list[np.ndarray] = []
         for span in spans(self.count, _TABULATED * _CHUNK):
             codes = _codes(delta(span).abs_())
@@ -105,8 +108,8 @@ class Magnitudes:
             columns += [column.cpu().numpy()[self._bins].astype(np.uint16) for column in counts]
         return np.ascontiguousarray(np.stack(columns, axis=1))
 
-    def _refined(self, bin_: int, wanted: int, delta: Block) -> Cut:
-        """The cut inside a bin: its elements are sorted by magnitude, equals by index."""
+    def _cut_inside(self, bin_: int, missing: int, delta: Block) -> Cut:
+        """The cut that keeps the `missing` largest elements of a bin."""
         values, places = [], []
         for span in spans(self.count, _SCANNED):
             size = delta(span).abs_()
@@ -114,8 +117,8 @@ class Magnitudes:
             values.append(size[inside].cpu())
             places.append(inside.cpu() + span.start)
         value, place = torch.cat(values), torch.cat(places)
-        threshold = float(torch.kthvalue(value, value.numel() - wanted + 1).values)
-        rest = wanted - int((value > threshold).sum())
+        threshold = float(torch.kthvalue(value, value.numel() - missing + 1).values)
+        rest = missing - int((value > threshold).sum())
         return Cut(threshold, int(place[value == threshold][rest - 1]) + 1)
 
 
@@ -126,13 +129,14 @@ def _codes(sizes: Tensor) -> Tensor:
     return (sizes.to(torch.float32).view(torch.int32) >> 16).to(torch.int16)
 
 
-def _counted(sizes: Tensor) -> np.ndarray:
-    """How many magnitudes each of the 32,768 bins has."""
+def _histogram(sizes: Tensor) -> np.ndarray:
+    """The number of magnitudes in each of the 32,768 bins."""
     counts: np.ndarray = torch.bincount(_codes(sizes), minlength=1 << 15).cpu().numpy()
     return counts
 
 
 def _values(bins: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """The magnitude of each bin: the inverse of `_codes`."""
     codes = torch.from_numpy(bins.astype(np.int16))
     if dtype.itemsize == 2:
         return codes.view(dtype).to(torch.float64).numpy()

@@ -1,7 +1,11 @@
 """Random masks without a random generator: element i is kept iff hash(seed, source, tensor, i) < density.
 
 Nothing is stored, any part can be drawn alone and in any order, CPU and GPU agree, and the mask at a lower density is a
-subset of the mask at a higher one, so a small step in density is a small step in weights.
+subset of the mask at a higher one, so a small step in density is a small step in weights. The steps:
+
+1. `Draw.keys`: two 32-bit keys = the first 8 bytes of sha256(seed, source, tensor, block of 2^31 elements).
+2. `mix`: h = hash of the element's number in its block under the two keys, uniform over the 2^32 words.
+3. `limit`: the element is kept iff h <= density 2^32 - 1, both less 2^31, as int32 holds them.
 
 The hash follows the 32-bit integer permutation "lowbias32" (C. Wellons, Prospecting for Hash Functions, 2018), keyed at
 its start and in its middle by words of sha256(seed, source, tensor).
@@ -29,12 +33,13 @@ _FIRST, _SECOND, _THIRD = _signed(0x7FEB352D), _signed(0x846CA68B), _signed(0x9E
 
 
 def _xor_shift(words: Tensor, bits: int) -> Tensor:
+    """words ^ (words >>> bits)."""
     # int32 shifts right with its sign; the mask makes it the unsigned shift
     return words ^ ((words >> bits) & ((1 << (32 - bits)) - 1))
 
 
 def lowbias32(words: Tensor) -> Tensor:
-    """Permute 32-bit words (int32; products wrap)."""
+    """A permutation of 32-bit words (int32; products wrap)."""
     words = _xor_shift(words, 16) * _FIRST
     words = _xor_shift(words, 15) * _SECOND
     return _xor_shift(words, 16)
@@ -76,16 +81,16 @@ class Draw:
 
     def words(self, source: int, start: int, end: int, device: torch.device | str = "cpu") -> Tensor:
         """The hashes of elements start..end of source number `source`: int32."""
-        pieces = []
+        chunks = []
         while start < end:
             block, stop = start // BLOCK, min(end, (start // BLOCK + 1) * BLOCK)
             numbers = torch.arange(start - block * BLOCK, stop - block * BLOCK, dtype=torch.int32, device=device)
-            pieces.append(mix(numbers, *self.keys(source, block)))
+            chunks.append(mix(numbers, *self.keys(source, block)))
             start = stop
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
     def mask(self, source: int, density: float, like: Tensor) -> Tensor:
-        """Which elements of `like` source number `source` keeps: bool, of its shape, each kept with probability
+        """The mask of source number `source`: bool, in the shape of `like`. Each element is kept with probability
         `density` (resolution 2^-32)."""
         if density <= 0 or density >= 1:
             return torch.full_like(like, density >= 1, dtype=torch.bool)

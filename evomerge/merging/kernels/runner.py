@@ -1,6 +1,6 @@
-"""Runs Blends: as one compiled loop where that pays, else in pieces that stay in the processor's cache.
+"""Runs Blends: as one compiled loop where that pays, else in chunks that stay in the processor's cache.
 
-A tensor that lies elsewhere than its result (in host memory, for a GPU) is brought over in pieces, the next piece while
+A tensor on another device than its result (in host memory, for a GPU) is copied over in chunks, the next chunk while
 the last one is merged.
 """
 
@@ -16,17 +16,17 @@ from evomerge.merging.kernels.arithmetic import spans, wide_dtype
 from evomerge.merging.kernels.compiled import Compiled, Signature
 from evomerge.merging.kernels.inputs import Blend
 from evomerge.merging.kernels.masks import BLOCK
-from evomerge.merging.kernels.transfers import is_away, moved, order_of
+from evomerge.merging.kernels.transfers import is_away, moved_chunks, order_of
 
-_CACHED = 1 << 18  # elements of a piece on the CPU: large enough for all threads, small enough for their caches
-_MOVED = 1 << 24  # elements of a piece that is moved to another device
-_PULLED = 1 << 21  # the same where autograd keeps `_KEPT` tensors in float32 of a piece's size
+_CACHED = 1 << 18  # elements of a chunk on the CPU: large enough for all threads, small enough for their caches
+_MOVED = 1 << 24  # elements of a chunk that is moved to another device
+_PULLED = 1 << 21  # the same where autograd keeps `_KEPT` tensors in float32 of a chunk's size
 _KEPT = 12
 _SMALL = 64  # tensors below this are not worth a compiled call
 
 
 def pulling_bytes(count: int) -> int:
-    """What `Runner.pull` takes at most, besides what it is given, for a tensor of so many elements."""
+    """The most bytes that `Runner.pull` takes besides its arguments, for a tensor of `count` elements."""
     return _KEPT * 4 * min(count, _PULLED)
 
 
@@ -44,13 +44,13 @@ class Runner:
         """Write the merged tensor, rounded to `work`, into `out` (contiguous, of the tensors' shape)."""
         flat = out.view(-1)
 
-        def store(span: slice, piece: Blend, floats: Tensor, ints: Tensor) -> None:
-            write(flat[span], piece.base, piece.tensors, floats, ints)
+        def store(span: slice, chunk: Blend, floats: Tensor, ints: Tensor) -> None:
+            write(flat[span], chunk.base, chunk.tensors, floats, ints)
 
         signature = Signature.of(blend, str(out.device), work, out.dtype)
         compiled = self._function(signature, out.numel())
         write = compiled or signature.function()
-        self._each(blend, out.device, work, None if compiled else signature, store)
+        self._each_chunk(blend, out.device, work, None if compiled else signature, store)
 
     @torch.no_grad()
     def reduce(self, blend: Blend, work: torch.dtype, device: torch.device | str = "cpu") -> list[int]:
@@ -60,10 +60,10 @@ class Runner:
         compiled = self._function(signature, blend.tensors[0].numel())
         function = compiled or signature.function()
 
-        def add(span: slice, piece: Blend, floats: Tensor, ints: Tensor) -> None:
-            totals.append(function(piece.base, piece.tensors, floats, ints))
+        def add(span: slice, chunk: Blend, floats: Tensor, ints: Tensor) -> None:
+            totals.append(function(chunk.base, chunk.tensors, floats, ints))
 
-        self._each(blend, torch.device(device), work, None if compiled else signature, add)
+        self._each_chunk(blend, torch.device(device), work, None if compiled else signature, add)
         return [int(n) for n in torch.stack(totals).sum(dim=0).tolist()] if totals else []
 
     def pull(self, blend: Blend, floats: Tensor, gradient: Tensor, work: torch.dtype) -> Tensor:
@@ -72,18 +72,18 @@ class Runner:
         device, flat = gradient.device, gradient.reshape(-1)
         numbers = floats.detach().to(device, wide_dtype(work)).requires_grad_()
         total = torch.zeros(numbers.shape, dtype=torch.float64, device=device)
-        for span, piece in _pieces(blend, device, _CACHED if device.type == "cpu" else _PULLED):
+        for span, chunk in _chunks(blend, device, _CACHED if device.type == "cpu" else _PULLED):
             ints = torch.tensor(blend.ints(span.start), dtype=torch.int32, device=device)
             with torch.enable_grad():
-                merged = blend.kernel.bound()(piece.base, piece.tensors, numbers, ints)
+                merged = blend.kernel.bound()(chunk.base, chunk.tensors, numbers, ints)
             total += torch.autograd.grad(merged, numbers, flat[span].to(merged.dtype))[0]
         return total
 
     def _function(self, signature: Signature, count: int) -> Callable[..., Tensor] | None:
-        """The compiled kernel, where there is one and the tensors are worth the call."""
+        """The compiled kernel, if there is one and the tensors are worth the call."""
         return self._compiled.find(signature) if self._compiled and count >= _SMALL else None
 
-    def _each(
+    def _each_chunk(
         self,
         blend: Blend,
         device: torch.device,
@@ -91,28 +91,29 @@ class Runner:
         plain: Signature | None,
         act: Callable[[slice, Blend, Tensor, Tensor], None],
     ) -> None:
-        """Call `act` with the blend's pieces on the device; `plain` is told how long it took in plain torch."""
+        """Calls `act(span, chunk, floats, ints)` for the blend's chunks, on the device. The seconds that this takes are
+        counted for the signature `plain`, if there is one: the kernel runs in plain torch."""
         floats = torch.tensor(blend.floats, dtype=wide_dtype(work), device=device)
         begun = time.perf_counter()
         size = BLOCK if plain is None else _CACHED if device.type == "cpu" else _MOVED
-        for span, piece in _pieces(blend, device, size):
-            act(span, piece, floats, torch.tensor(blend.ints(span.start), dtype=torch.int32, device=device))
+        for span, chunk in _chunks(blend, device, size):
+            act(span, chunk, floats, torch.tensor(blend.ints(span.start), dtype=torch.int32, device=device))
         if self._compiled is not None and plain is not None:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             self._compiled.spent(plain, time.perf_counter() - begun)
 
 
-def _pieces(blend: Blend, device: torch.device, size: int) -> Iterator[tuple[slice, Blend]]:
-    """The blend cut into pieces of `size` elements, each on the device; those that are moved there are no larger than
-    `_MOVED`. All are powers of two: none crosses a block of masks."""
-    based = blend.base is not None
+def _chunks(blend: Blend, device: torch.device, size: int) -> Iterator[tuple[slice, Blend]]:
+    """The blend cut into chunks of `size` elements, each on the device. Chunks that are moved there have at most
+    `_MOVED` elements. All sizes are powers of two, so that no chunk crosses a block of masks."""
+    has_base = blend.base is not None
     tensors = [t.reshape(-1) for t in (blend.base, *blend.tensors) if t is not None]
     away = [is_away(t, device) for t in tensors]
     cuts: Iterator[tuple[slice, list[Tensor]]]
     if any(away):
-        cuts = moved(tensors, away, device, min(size, _MOVED), order_of(device))
+        cuts = moved_chunks(tensors, away, device, min(size, _MOVED), order_of(device))
     else:
         cuts = ((span, [t[span] for t in tensors]) for span in spans(tensors[0].numel(), size))
     for span, parts in cuts:
-        yield span, Blend(blend.kernel, parts[0] if based else None, parts[int(based) :], ())
+        yield span, Blend(blend.kernel, parts[0] if has_base else None, parts[int(has_base) :], ())

@@ -1,6 +1,6 @@
-"""Tensors that lie elsewhere come to a device in pieces, the next one while kernels run on the last.
+"""Copies tensors from elsewhere to a device in chunks, the next one while kernels run on the last.
 
-Two sets of buffers take turns. So however far the program runs ahead of a GPU, no more memory is used than theirs.
+Two sets of buffers take turns, so that no more memory is used however far the program runs ahead of a GPU.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from evomerge.merging.kernels.arithmetic import spans
 
 
 class Order(Protocol):
-    """Keeps copies into a set of buffers and kernels that read it in order."""
+    """Orders the copies into a set of buffers and the kernels that read it."""
 
     def filling(self, slot: int) -> AbstractContextManager[None]:
-        """What is copied inside begins when the kernels that read this set before are done."""
+        """Copies that are started inside this context wait for the kernels that read the set before."""
         ...
 
     def reading(self, slot: int) -> AbstractContextManager[None]:
-        """Kernels that are launched inside begin when the set is filled."""
+        """Kernels that are launched inside this context wait until the set is filled."""
         ...
 
     def end(self) -> None:
-        """The buffers are given back: whoever gets their memory waits for the copies."""
+        """Give the buffers back: kernels that get their memory next wait for the copies."""
         ...
 
 
 class Immediate:
-    """Where copies and kernels are done when the call returns."""
+    """The order of a device on which copies and kernels are done when the call returns."""
 
     def filling(self, slot: int) -> AbstractContextManager[None]:
         return nullcontext()
@@ -44,7 +44,7 @@ class Immediate:
 
 
 class Streams:
-    """A GPU: copies have a stream of their own, beside that of the kernels; events tell each of the other."""
+    """The order of a GPU: copies have a stream of their own beside that of the kernels, and events connect the two."""
 
     def __init__(self, device: torch.device) -> None:
         self._copies, self._kernels = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
@@ -77,11 +77,14 @@ def order_of(device: torch.device) -> Order:
     return Streams(device) if device.type == "cuda" else Immediate()
 
 
-def moved(
+def moved_chunks(
     tensors: Sequence[Tensor], away: Sequence[bool], device: torch.device, size: int, order: Order
 ) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Flat tensors of one length cut into pieces of at most `size` elements, all on the device. Those that are `away`
-    are copied there (at the same time as kernels run, if their memory is pinned); a piece is valid until the next."""
+    """Cuts flat tensors of one length into chunks of at most `size` elements, all on the device.
+
+    Tensors that are `away` are copied there (while kernels run, if their memory is pinned). A chunk is valid until the
+    next one.
+    """
     count = tensors[0].numel()
     buffers = [
         [t.new_empty(min(size, count) if far else 0, device=device) for t, far in zip(tensors, away, strict=True)]
@@ -90,12 +93,12 @@ def moved(
     try:
         for number, span in enumerate(spans(count, size)):
             slot, length = number % 2, span.stop - span.start
-            pieces = [b[:length] if far else t[span] for t, b, far in zip(tensors, buffers[slot], away, strict=True)]
+            chunks = [b[:length] if far else t[span] for t, b, far in zip(tensors, buffers[slot], away, strict=True)]
             with order.filling(slot):
-                for tensor, piece, far in zip(tensors, pieces, away, strict=True):
+                for tensor, chunk, far in zip(tensors, chunks, away, strict=True):
                     if far:
-                        piece.copy_(tensor[span], non_blocking=True)
+                        chunk.copy_(tensor[span], non_blocking=True)
             with order.reading(slot):
-                yield span, pieces
+                yield span, chunks
     finally:
         order.end()

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.merging.kernels.consensus import combine
-from evomerge.merging.kernels.deltas import outliers, ratio
+from evomerge.merging.kernels.deltas import combine, middle_ranks, rescale_ratio, window
 from evomerge.merging.kernels.inputs import Blend, Inputs
-from evomerge.merging.kernels.windows import window
 
 
 def breadcrumbs(
@@ -51,9 +49,10 @@ def _breadcrumbs(
     normalize: bool,
     lambda_: float,
 ) -> Blend:
-    ranks = [outliers(d, g, inputs.count) for d, g in zip(density, gamma, strict=True)]
+    # Keep ranks drop to keep of each delta's magnitudes: not the `gamma` share above, not the small ones below
+    ranks = [middle_ranks(d, g, inputs.count) for d, g in zip(density, gamma, strict=True)]
     kept = window(inputs, [keep for _, keep in ranks], [drop for drop, _ in ranks])
     ratios = None
     if rescale:
-        ratios = [ratio(inputs.norm(i), inputs.kept_norm(i, *rank)) for i, rank in enumerate(ranks)]
+        ratios = [rescale_ratio(inputs.norm(i), inputs.kept_norm(i, *rank)) for i, rank in enumerate(ranks)]
     return combine(inputs, weight, elect=elect, normalize=normalize, lambda_=lambda_, rescale=ratios, **kept)

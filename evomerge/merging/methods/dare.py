@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.merging.kernels.consensus import combine
-from evomerge.merging.kernels.deltas import drawn_ratios
-from evomerge.merging.kernels.inputs import Blend, Inputs, drawing
+from evomerge.merging.kernels.deltas import combine, drawn_ratios
+from evomerge.merging.kernels.inputs import Blend, Inputs, mask_ints
 
 
 def dare_linear(
@@ -35,9 +34,10 @@ def _dare(
 ) -> Blend:
     if all(d >= 1 for d in density):
         return combine(inputs, weight, elect=elect, normalize=normalize, lambda_=lambda_)
+    # Mask with probability `density`, by the hash of `masks`; rescale to the old L1 norm (the paper: by 1 / density)
     ratios = drawn_ratios(inputs, density) if rescale else [1.0] * len(density)
     factors = [r if d > 0 else 0.0 for r, d in zip(ratios, density, strict=True)]
-    drawn = drawing(inputs.draw, [min(d, 1.0) for d in density])
+    ints = mask_ints(inputs.draw, [min(d, 1.0) for d in density])
     return combine(
-        inputs, weight, elect=elect, normalize=normalize, lambda_=lambda_, keep="drawn", rescale=factors, ints=drawn
+        inputs, weight, elect=elect, normalize=normalize, lambda_=lambda_, keep="drawn", rescale=factors, ints=ints
     )

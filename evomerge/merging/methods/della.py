@@ -1,5 +1,10 @@
 """DELLA: drop delta elements at random, the smaller of a row the more likely (Deep et al. 2024,
-https://arxiv.org/abs/2406.11617)."""
+https://arxiv.org/abs/2406.11617, MagPrune; mergekit 0.1.5, sparsify).
+
+1. Rank the n elements of a row by magnitude, r = 0 (smallest) to n - 1.
+2. Keep element i with probability p_i = density - epsilon + 2 epsilon r_i / (n - 1), by the hash of `masks`.
+3. `rescale`: multiply the kept elements so that the delta has its old L1 norm (the paper divides each by p_i).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evomerge.merging.kernels.arithmetic import fixed_point, spans, unit
-from evomerge.merging.kernels.consensus import combine
-from evomerge.merging.kernels.deltas import masked, ratio
+from evomerge.merging.kernels.arithmetic import fixed_point, fixed_scale, spans
+from evomerge.merging.kernels.deltas import combine, masked, rescale_ratio
 from evomerge.merging.kernels.inputs import Blend, Inputs
-from evomerge.merging.kernels.masks import limits
+from evomerge.merging.kernels.masks import limits as hash_limits
 
-_PIECE = 1 << 18  # elements that are ranked, and drawn, at a time: what this takes stays in the cache
+_CHUNK = 1 << 18  # elements that are ranked, and drawn, at a time: what this takes stays in the cache
 
 
 def della(
@@ -62,28 +66,28 @@ def _della(
     masks, ratios = [], []
     for i, (d, e) in enumerate(zip(density, epsilon, strict=True)):
         if 0 < d < 1:
-            mask, norm = _drawn(inputs, i, d, e)
+            mask, norm = _random_mask(inputs, i, d, e)
         else:
             mask, norm = torch.full((inputs.count,), int(d >= 1), dtype=torch.uint8, device=inputs.device), 0.0
         masks.append(mask)
-        ratios.append(ratio(inputs.full_norms()[i], norm) if rescale else 1.0)
+        ratios.append(rescale_ratio(inputs.full_norms()[i], norm) if rescale else 1.0)
     return masked(inputs, weight, masks, ratios, elect=elect, normalize=normalize, lambda_=lambda_)
 
 
-def _drawn(inputs: Inputs, i: int, density: float, epsilon: float) -> tuple[Tensor, float]:
-    """Which elements delta `i` keeps (flat), and their L1 norm in units of which `full_norms` are the whole."""
+def _random_mask(inputs: Inputs, i: int, density: float, epsilon: float) -> tuple[Tensor, float]:
+    """The mask of delta `i` (uint8, flat), and the L1 norm of the kept elements, comparable to `full_norms`."""
     sizes = inputs.delta(i).abs_()
-    most, sizes = _largest_hashes(sizes, density, epsilon).reshape(-1), sizes.reshape(-1)
+    limits, sizes = _hash_limits(sizes, density, epsilon).reshape(-1), sizes.reshape(-1)
     kept = torch.empty(inputs.count, dtype=torch.uint8, device=inputs.device)
-    norm, scale = 0, unit(inputs.magnitudes(i).largest)
-    for span in spans(inputs.count, _PIECE):
-        torch.le(inputs.draw.words(i, span.start, span.stop, inputs.device), most[span], out=kept[span])
+    norm, scale = 0, fixed_scale(inputs.magnitudes(i).largest)
+    for span in spans(inputs.count, _CHUNK):
+        torch.le(inputs.draw.words(i, span.start, span.stop, inputs.device), limits[span], out=kept[span])
         norm += int((fixed_point(sizes[span], scale) * kept[span]).sum(dtype=torch.float64))
     return kept, norm / scale
 
 
-def _largest_hashes(sizes: Tensor, density: float, epsilon: float) -> Tensor:
-    """The largest hash with which each element is kept, by its rank in its row: int32.
+def _hash_limits(sizes: Tensor, density: float, epsilon: float) -> Tensor:
+    """The largest hash with which each element is kept (`masks.limits` of p_i), by its rank in its row: int32.
 
     A row runs along the second dimension, a tensor of one dimension is one row (mergekit 0.1.5). A row of one element
     is kept with probability `density` (mergekit: NaN).
@@ -93,21 +97,19 @@ def _largest_hashes(sizes: Tensor, density: float, epsilon: float) -> Tensor:
     width = flat.shape[1]
     ranks = torch.arange(width, dtype=torch.float64)
     shares = ranks / (width - 1) if width > 1 else ranks + 0.5
-    by_rank = limits(density - epsilon + 2 * epsilon * shares).to(sizes.device)
-    found = torch.empty(flat.shape, dtype=torch.int32, device=sizes.device)
-    for span in spans(flat.shape[0], max(1, _PIECE // width)):
+    by_rank = hash_limits(density - epsilon + 2 * epsilon * shares).to(sizes.device)
+    result = torch.empty(flat.shape, dtype=torch.int32, device=sizes.device)
+    for span in spans(flat.shape[0], max(1, _CHUNK // width)):
         order = _ascending(flat[span])
-        found[span].scatter_(1, order, by_rank.expand_as(order))
-    found = found.reshape(rows.shape)
-    return found.movedim(-1, 1) if sizes.dim() > 1 else found
+        result[span].scatter_(1, order, by_rank.expand_as(order))
+    result = result.reshape(rows.shape)
+    return result.movedim(-1, 1) if sizes.dim() > 1 else result
 
 
 def _ascending(sizes: Tensor) -> Tensor:
-    """Each row's places by ascending magnitude (as float32), equals by place: int64 of the same shape.
-
-    A float's bits order as its magnitude does, so magnitude and place are sorted as one integer, which numpy does many
-    times faster than torch sorts with indices.
-    """
+    """The places of each row's elements by ascending magnitude (as float32), equals by place: int64."""
+    # The bits of magnitudes have the magnitudes' order. So magnitude and place are sorted as one integer, which numpy
+    # does many times faster than torch sorts with indices.
     keys = sizes.to(torch.float32).view(torch.int32).to(torch.int64) << 32
     keys |= torch.arange(sizes.shape[1], device=sizes.device)
     if keys.device.type == "cpu":

@@ -12,14 +12,14 @@ from evomerge.merging.kernels.geometry import Gram, inner, length, scaled
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.methods.linear import average
 
-_RESOLVED = 1e-8  # what inner products in float64 tell of a combination's length; a smaller `tol` ends nothing
+_RESOLVED = 1e-8  # shorter combinations cannot be told from 0 by inner products in float64: the least `tol`
 
 
 def karcher(inputs: Inputs, *, max_iter: int, tol: float) -> Blend | Tensor:
     """The mean direction of all models, times the mean of their norms. The base is a model like the others; one model
     alone comes back as it is.
 
-    Models with a norm of at most `tol` have no direction: they count for the mean norm only; if there are no others,
+    Models with a norm of at most `tol` have no direction: they count for the mean norm only. If there are no others,
     the result is 0.
     """
     if len(inputs) == 1:
@@ -33,20 +33,22 @@ def karcher(inputs: Inputs, *, max_iter: int, tol: float) -> Blend | Tensor:
 
 
 def _mean(products: Gram, members: Sequence[int], max_iter: int, tol: float) -> list[float]:
-    """Coefficients of the mean of the unit vectors `members`: gradient steps through the sphere's logarithm and
-    exponential maps (Buss and Fillmore 2001, Spherical averages and applications to spherical splines, algorithm A1).
-    """
+    """The coefficients of the mean of the unit vectors `members`, found by gradient steps on the sphere (Buss and
+    Fillmore 2001, Spherical averages and applications to spherical splines, algorithm A1)."""
     number = len(products)
     if not members:
         return [0.0] * number
+    # Start: m = sum of x_i / |sum of x_i|
     mean = [1 / len(members) if i in members else 0.0 for i in range(number)]
     size = length(products, mean)
-    mean = [m / size for m in mean] if size >= tol else _one(number, members[0])
+    mean = [m / size for m in mean] if size >= tol else _single(number, members[0])
     for _ in range(max_iter):
+        # The tangent u = 1/n sum of log_m(x_i) is the negative gradient of half the mean squared angle
         step = _step(products, members, mean, tol)
         size = length(products, step)
         if size < tol:
             break
+        # The step along it: exp_m(u) = cos|u| m + sin|u| u / |u|, brought back to length 1 against rounding
         mean = [math.cos(size) * m + math.sin(size) * s / size for m, s in zip(mean, step, strict=True)]
         norm = length(products, mean)
         mean = [m / norm for m in mean] if norm > tol else mean
@@ -54,11 +56,12 @@ def _mean(products: Gram, members: Sequence[int], max_iter: int, tol: float) -> 
 
 
 def _step(products: Gram, members: Sequence[int], mean: Sequence[float], tol: float) -> list[float]:
-    """The mean of the tangents at `mean` that lead to the members. Its antipode lies in no direction from there: it
-    is left out, as is what lies at `mean` itself (closer than `tol`)."""
+    """The mean of the tangents at m = `mean` that lead to the members: log_m(x) = theta / sin(theta) (x - cos(theta) m)
+    with theta the angle between x and m. Left out are members closer than `tol` to m, and those as close to its
+    antipode, to which no direction is the shortest."""
     step = [0.0] * len(products)
     for i in members:
-        cosine = max(-1.0, min(1.0, inner(products, _one(len(products), i), mean)))
+        cosine = max(-1.0, min(1.0, inner(products, _single(len(products), i), mean)))
         theta = math.acos(cosine)
         if theta < tol or math.pi - theta < tol:
             continue
@@ -68,6 +71,6 @@ def _step(products: Gram, members: Sequence[int], mean: Sequence[float], tol: fl
     return step
 
 
-def _one(number: int, i: int) -> list[float]:
+def _single(number: int, i: int) -> list[float]:
     """The coefficients of vector `i` itself."""
     return [float(j == i) for j in range(number)]

@@ -18,7 +18,8 @@ def linear(inputs: Inputs, *, weight: Sequence[float], normalize: bool) -> Blend
 
 
 def average(inputs: Inputs, factors: Sequence[float], *, base: float | None = None) -> Blend:
-    """sum of factors_i theta_i, with `base` times the base before it."""
-    own = [] if base is None else [inputs.base]
-    tensors = [t for t in (*own, *inputs.tensors) if t is not None]
-    return Blend(Kernel("weighted"), None, tensors, [[*([] if base is None else [base]), *factors]])
+    """base times the base (if given) + sum of factors_i theta_i."""
+    if base is None:
+        return Blend(Kernel("weighted"), None, inputs.tensors, [list(factors)])
+    assert inputs.base is not None
+    return Blend(Kernel("weighted"), None, [inputs.base, *inputs.tensors], [[base, *factors]])

@@ -36,6 +36,7 @@ def model_stock(inputs: Inputs, *, filter_wise: bool) -> Blend | Tensor:
 
 
 def _ratio(products: Gram) -> float:
+    """The interpolation ratio t, from the inner products of the deltas."""
     number = len(products)
     norms = [math.sqrt(row[i]) for i, row in enumerate(products)]
     cosines = [

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from evomerge.errors import TrialError
-from evomerge.merging.kernels.consensus import combine
+from evomerge.merging.kernels.deltas import combine
 from evomerge.merging.kernels.geometry import Gram, length, scaled
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.methods.linear import average
@@ -50,6 +50,7 @@ def _weights(weight: Sequence[float], normalize: bool) -> Sequence[float]:
 
 
 def _coefficients(products: Gram, weight: Sequence[float], eps: float) -> Sequence[float]:
+    """The coefficients of the vectors in the result, from their inner products."""
     norms = [math.sqrt(row[i]) for i, row in enumerate(products)]
     inverse = [1 / (norm + eps) if norm > 0 else 0.0 for norm in norms]
     mean = length(scaled(products, inverse), weight)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evomerge.merging.kernels.consensus import combine
+from evomerge.merging.kernels.deltas import combine
 from evomerge.merging.kernels.geometry import Gram, arc, by_rows
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.methods.linear import average
@@ -38,6 +38,7 @@ def nuslerp(
 
 
 def _coefficients(products: Gram, t: float) -> tuple[float, float]:
+    """The coefficients of two vectors in the point at `t` on their arc, from their inner products."""
     (aa, ab), (_, bb) = products
     return arc(ab / (max(math.sqrt(aa), _SHORT) * max(math.sqrt(bb), _SHORT)), t, _STRAIGHT)
 
@@ -47,6 +48,6 @@ def _row_wise(inputs: Inputs, t: float, dim: int) -> Tensor:
     a, b = (v.movedim(dim, -1) for v in vectors)
     if not a.numel():
         return vectors[0]
-    found = by_rows([a, b], lambda products: _coefficients(products, t))
-    merged = (a * found[..., :1] + b * found[..., 1:]).movedim(-1, dim)
+    ends = by_rows([a, b], lambda products: _coefficients(products, t))
+    merged = (a * ends[..., :1] + b * ends[..., 1:]).movedim(-1, dim)
     return merged if inputs.base is None else inputs.reference + merged

@@ -17,9 +17,10 @@ def ram(inputs: Inputs, *, epsilon: float) -> Blend:
 def ramplus_tl(inputs: Inputs, *, r: float, alpha: float, epsilon: float) -> Blend:
     """RAM in which a delta's elements above `epsilon` that no other delta shares are multiplied with
     1 + r min(shared / alone, alpha), by the numbers of its elements of both kinds in this tensor."""
-    count = len(inputs)
-    found = inputs.reduce(_blend(inputs, "contributions", epsilon, [1.0] * count))
-    ratios = [s / max(alone, epsilon) if alone else 0.0 for s, alone in zip(found[:count], found[count:], strict=True)]
+    number = len(inputs)
+    counts = inputs.reduce(_blend(inputs, "contributions", epsilon, [1.0] * number))
+    pairs = zip(counts[:number], counts[number:], strict=True)
+    ratios = [shared / max(alone, epsilon) if alone else 0.0 for shared, alone in pairs]
     return _blend(inputs, "ram", epsilon, [1 + r * min(ratio, alpha) for ratio in ratios])
 
 

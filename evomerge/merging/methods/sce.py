@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from evomerge.merging.kernels.arithmetic import gram, wide_dtype
-from evomerge.merging.kernels.consensus import combine
+from evomerge.merging.kernels.deltas import combine, positions
 from evomerge.merging.kernels.elementwise import Kernel, spread
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.kernels.magnitudes import Cut, Magnitudes
-from evomerge.merging.kernels.windows import positions
 
 _UNIFORM = 1e-6  # mean squares that sum to less do not weigh the deltas (mergekit 0.1.5)
 
@@ -22,9 +21,11 @@ def sce(inputs: Inputs, *, select_topk: float) -> Blend:
     """base + the weighted mean of the deltas that agree in sign with their sum, over the `select_topk` share of the
     elements that differ at all between sources: those of largest variance. A delta's weight is its mean square there.
     """
+    # Step 1, select: the cut in the elements' variance (None: all elements)
     cut = None if select_topk >= 1 else _selected(inputs, select_topk)
     if cut is not None and cut.value == float("inf"):
         return combine(inputs, [0.0] * len(inputs), elect=False, normalize=False, lambda_=1.0)
+    # Step 2, calculate: one weight for each delta of the tensor. Step 3, erase minority signs: in the kernel
     kernel = Kernel("sce", (("work", inputs.work), ("select", cut is not None)))
     weights, count = _weights(inputs, cut), len(inputs)
     if cut is None:
@@ -34,14 +35,15 @@ def sce(inputs: Inputs, *, select_topk: float) -> Blend:
 
 
 def _selected(inputs: Inputs, share: float) -> Cut:
+    """The cut that keeps the `share` of largest variance, of the elements whose variance is not 0."""
     dtype, block = wide_dtype(inputs.work), functools.partial(_spread, inputs)
-    known = inputs.once("spread", lambda: Magnitudes(block, inputs.count, dtype))
+    variances = inputs.once("spread", lambda: Magnitudes(block, inputs.count, dtype))
     # mergekit multiplies in float32, which may round up to the next whole number
-    return known.cut(int(np.float32(known.nonzero) * np.float32(share)), block)
+    return variances.cut(int(np.float32(variances.nonzero) * np.float32(share)), block)
 
 
 def _spread(inputs: Inputs, span: slice) -> Tensor:
-    return spread([inputs.piece(i, span) for i in range(len(inputs))])
+    return spread([inputs.delta_span(i, span) for i in range(len(inputs))])
 
 
 def _weights(inputs: Inputs, cut: Cut | None) -> list[float]:
@@ -55,7 +57,8 @@ def _weights(inputs: Inputs, cut: Cut | None) -> list[float]:
 
 
 def _chosen(inputs: Inputs, cut: Cut, span: slice) -> list[Tensor]:
-    changes = [inputs.piece(i, span) for i in range(len(inputs))]
+    """A span of all deltas, 0 where an element is not selected."""
+    changes = [inputs.delta_span(i, span) for i in range(len(inputs))]
     size = spread(changes)
     index = torch.arange(span.start, span.stop, device=size.device)
     kept = (size > cut.value) | ((size == cut.value) & (index < cut.position))

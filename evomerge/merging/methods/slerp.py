@@ -19,6 +19,7 @@ def slerp(inputs: Inputs, *, t: float) -> Blend:
     sin((1 - t) theta) / sin(theta) * base + sin(t theta) / sin(theta) * other
     """
     (aa, ab), (_, bb) = inputs.gram(deltas=False, base=True)
+    # cos(theta) = <base, other> / (|base| |other|)
     lengths = [norm if norm > _SHORT else 1.0 for norm in (math.sqrt(aa), math.sqrt(bb))]
     from_base, from_other = arc(ab / (lengths[0] * lengths[1]), t, _STRAIGHT)
     return average(inputs, [from_other], base=from_base)

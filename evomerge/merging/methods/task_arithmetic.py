@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.merging.kernels.consensus import combine
+from evomerge.merging.kernels.deltas import combine
 from evomerge.merging.kernels.inputs import Blend, Inputs
 
 

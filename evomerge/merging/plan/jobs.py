@@ -1,4 +1,4 @@
-"""What a plan is made of: models as a recipe sees them, and one job for every tensor of the merged model."""
+"""The parts of a merge plan: models as a recipe sees them, and one job for every tensor of the merged model."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class Read:
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """How one output tensor is made.
+class MergeJob:
+    """The merge of one output tensor.
 
     Attributes:
         tensor: the output's name.
-        inputs: the merged tensors, without the base where the method subtracts it or starts from it.
-        base: that base.
+        inputs: the merged tensors, without the base if the method subtracts it or starts from it.
+        base: the base that the method subtracts or starts from.
         parameters: the method's parameters by name: a tuple with one value for each input, or one value.
-        work: the dtype that inputs are cast to and the result is rounded to; out: the dtype it is then cast to.
-        seed: of random masks.
+        work: the dtype that inputs are cast to and the result is rounded to.
+        out: the dtype that the result is then cast to.
+        seed: the seed of random masks.
     """
 
     tensor: str
@@ -53,7 +54,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """Rows of one matrix, and the output rows that they go to (both int64, of one length)."""
+    """Rows of one matrix, and the output rows that they are copied to (both int64, of one length)."""
 
     operand: Operand
     rows: torch.Tensor
@@ -61,16 +62,17 @@ class Picked:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class RebuiltMatrix:
     """An embedding or head matrix (or a head's bias) rebuilt row by row, for another vocabulary.
 
     Attributes:
         key: equal for equal contents, so that a rebuilt matrix can be kept between candidates.
-        shape, dtype: of the result; its first dimension is the output's vocabulary.
-        copied: rows taken as they are. Output rows that nothing fills are zeros.
-        averaged: rows whose mean over the matrices is taken, in float32; `at` counts in `means`.
+        shape: the result's shape; its first dimension is the output's vocabulary.
+        dtype: the result's dtype.
+        copied: rows that are copied. Output rows that nothing fills are zeros.
+        averaged: rows that are averaged over the matrices, in float32; their `at` is a position in `means`.
         means: the output rows of those means.
-        real: the output rows that are tokens, where others pad: these become the mean of the real ones. Else None.
+        real: the output rows of tokens, if the others are padding, which becomes the mean of these; else None.
     """
 
     key: Hashable
@@ -83,17 +85,17 @@ class Rows:
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        """The matrices that it reads, each once."""
+        """The matrices that are read, each once."""
         return tuple(dict.fromkeys(part.operand for part in (*self.copied, *self.averaged)))
 
     def build(self, fetch: Callable[[Operand], torch.Tensor]) -> torch.Tensor:
-        """The matrix, on the device of the first of what `fetch` returns for its operands (stored tensors)."""
+        """The matrix, on the device of its first operand. `fetch` gives an operand's tensor."""
         matrices = {operand: fetch(operand) for operand in self.operands}
         device = next((m.device for m in matrices.values()), torch.device("cpu"))
         built = torch.zeros(self.shape, dtype=getattr(torch, self.dtype), device=device)
         for part in self.copied:
-            taken = _rows(matrices[part.operand], part.rows)
-            built.index_copy_(0, part.at.to(device), taken.to(device, built.dtype))
+            rows = _rows(matrices[part.operand], part.rows)
+            built.index_copy_(0, part.at.to(device), rows.to(device, built.dtype))
         if self.means is not None:
             built.index_copy_(0, self.means.to(device), self._mean(matrices, device).to(built.dtype))
         if self.real is not None:
@@ -101,6 +103,7 @@ class Rows:
         return built
 
     def _mean(self, matrices: Mapping[Operand, torch.Tensor], device: torch.device) -> torch.Tensor:
+        """The means, one row for each of `means`: the sum over the matrices that have the row, over their number."""
         assert self.means is not None
         wide = torch.promote_types(getattr(torch, self.dtype), torch.float32)
         total = torch.zeros((len(self.means), *self.shape[1:]), dtype=wide, device=device)
@@ -124,11 +127,11 @@ def _rows(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return matrix.index_select(0, rows.to(matrix.device))
 
 
-Operand = Read | Job | Rows
+Operand = Read | MergeJob | RebuiltMatrix
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorRef:
     """A tensor that a document can read: stored, or another document's output."""
 
     operand: Operand
@@ -138,17 +141,17 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What a document sees of a model, be it a checkpoint or an earlier document."""
+    """A model as a document sees it, be it a checkpoint or an earlier document."""
 
     reference: str
     config: dict[str, Any]
     modules: Modules
     tied: bool
     embedding: str | None
-    tensors: dict[str, Tensor]
+    tensors: dict[str, TensorRef]
     vocabulary: Vocabulary
 
-    def find(self, name: str) -> Tensor | None:
+    def find(self, name: str) -> TensorRef | None:
         """The tensor of that name; the head of a model with tied embeddings is its embeddings."""
         if name not in self.tensors and is_head(name) and self.tied and self.embedding:
             return self.tensors.get(self.embedding)
@@ -170,33 +173,35 @@ class Model:
         return {}
 
     def _sorted(self, module: str | None) -> dict[Place, list[str]]:
-        stack, found = self.stack(module), dict[Place, list[str]]()
+        stack, places = self.stack(module), dict[Place, list[str]]()
         for name in self.tensors:
             if module is None or self.modules.of(name) == module:
                 place: Place = stack.place(name) if stack.layers else "before"
-                found.setdefault(place, []).append(stack.part(name) if isinstance(place, int) else name)
-        return found
+                places.setdefault(place, []).append(stack.part(name) if isinstance(place, int) else name)
+        return places
 
     @property
     def rows(self) -> int:
         """The size of its vocabulary: ids from there on have no embedding."""
-        told = text_config(self.config).get("vocab_size", self.config.get("vocab_size"))
-        if isinstance(told, int):
-            return told
+        configured = text_config(self.config).get("vocab_size", self.config.get("vocab_size"))
+        if isinstance(configured, int):
+            return configured
         matrix = self.tensors.get(self.embedding or "")
         return matrix.shape[0] if matrix else self.vocabulary.rows
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """The merged model: its configuration, and the jobs of its tensors in the order in which they are written.
 
-    `donor` is the checkpoint whose generation settings it takes, and its tokenizer where `vocabulary` says no more;
-    `checkpoints` are all that it reads.
+    Attributes:
+        vocabulary: the output's tokenizer.
+        donor: the checkpoint that gives the generation settings and processors.
+        checkpoints: all checkpoints that the merge reads.
     """
 
     config: dict[str, Any]
-    jobs: dict[str, Job]
+    jobs: dict[str, MergeJob]
     modules: Modules
     tied: bool
     embedding: str | None

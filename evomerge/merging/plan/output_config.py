@@ -10,14 +10,16 @@ from typing import Any
 from evomerge.checkpoints.structure import configured_layers, layers_key, text_config
 from evomerge.checkpoints.vocabulary import Vocabulary
 
-Taken = tuple[Mapping[str, Any], int, int]
-"""A run of layers: the configuration of the model it comes from, its first layer, the number of layers."""
+LayerRun = tuple[Mapping[str, Any], int, int]
+"""Layers in a row: the configuration of their model, the first layer, the number of layers."""
 
 
-def output_config(donor: Mapping[str, Any], taken: Sequence[Taken], dtype: str, tied: bool) -> dict[str, Any]:
-    """The donor's configuration with the output's dtype, layers and tying. Settings that list one entry for each layer
-    (such as `layer_types`) follow the layers. Nothing `taken`: the donor's layers. What is no configuration of
-    transformers (it has no `model_type`) stays as it is."""
+def output_config(donor: Mapping[str, Any], runs: Sequence[LayerRun], dtype: str, tied: bool) -> dict[str, Any]:
+    """The donor's configuration with the output's dtype, layers and tying.
+
+    Settings that list one entry for each layer (such as `layer_types`) follow the layers. No `runs`: the donor's
+    layers. A configuration that is not one of transformers (it has no `model_type`) stays as it is.
+    """
     config: dict[str, Any] = copy.deepcopy(dict(donor))
     if "model_type" not in config:
         return config
@@ -27,50 +29,50 @@ def output_config(donor: Mapping[str, Any], taken: Sequence[Taken], dtype: str, 
     if "tie_word_embeddings" in config or "tie_word_embeddings" in text or not tied:
         holder = text if "tie_word_embeddings" in text else config
         holder["tie_word_embeddings"] = tied
-    if taken:
-        _set_layers(text, donor, taken)
+    if runs:
+        _set_layers(text, donor, runs)
     return config
 
 
-def _set_layers(text: dict[str, Any], donor: Mapping[str, Any], taken: Sequence[Taken]) -> None:
+def _set_layers(text: dict[str, Any], donor: Mapping[str, Any], runs: Sequence[LayerRun]) -> None:
     layers = configured_layers(donor)
     for key, value in list(text.items()):
         if isinstance(value, list) and "layer" in key and len(value) == layers:
-            text[key] = [text_config(c).get(key, value)[start + i] for c, start, n in taken for i in range(n)]
-    text[layers_key(donor)] = sum(n for _, _, n in taken)
+            text[key] = [text_config(c).get(key, value)[start + i] for c, start, n in runs for i in range(n)]
+    text[layers_key(donor)] = sum(n for _, _, n in runs)
 
 
 def set_rows(config: dict[str, Any], rows: int) -> None:
-    """Set the size of the vocabulary, wherever the configuration tells it."""
+    """Set the size of the vocabulary, wherever the configuration has it."""
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and "vocab_size" in part:
             part["vocab_size"] = rows
 
 
 def follow_tokens(settings: Mapping[str, Any], old: Vocabulary, new: Vocabulary) -> dict[str, Any]:
-    """Settings (config.json, generation_config.json) in which every ``..._token_id`` of the vocabulary `old` has the id
-    that its token has in `new`. A token that `new` lacks is left out: of a list, or as null."""
+    """Settings (config.json, generation_config.json) with the token ids of the vocabulary `new` in place of those of
+    `old`, under every key ``..._token_id``. A token that `new` lacks leaves a list, or becomes null."""
     changed = _changed(old, new)
 
-    def moved(value: Any) -> Any:
+    def renumber(value: Any) -> Any:
         if isinstance(value, list):
-            return [i for i in map(moved, value) if i is not None]
+            return [i for i in map(renumber, value) if i is not None]
         return changed.get(value, value)
 
     def follow(part: Mapping[str, Any]) -> dict[str, Any]:
-        found = dict(part)
+        result = dict(part)
         for key, value in part.items():
             if isinstance(value, dict):
-                found[key] = follow(value)
+                result[key] = follow(value)
             elif key.endswith("_token_id") and isinstance(value, int | list) and not isinstance(value, bool):
-                found[key] = moved(value)
-        return found
+                result[key] = renumber(value)
+        return result
 
     return follow(settings)
 
 
 @lru_cache(maxsize=8)
 def _changed(old: Vocabulary, new: Vocabulary) -> dict[int, int | None]:
-    """The ids of tokens that have another one, or none, in `new`."""
+    """Old id -> new id, or None where `new` lacks the token. Ids that stay the same are left out."""
     ids = new.tokens
     return {i: ids.get(token) for token, i in old.tokens.items() if ids.get(token) != i}

@@ -1,6 +1,6 @@
-"""A recipe and the headers of its checkpoints -> one job for every tensor of the merged model. No weight is read.
+"""Plans a recipe: one job for every tensor of the merged model, from the headers of its checkpoints alone.
 
-What a document merges where is in `stacking`; with which values, in `settings`; over which vocabulary, in `alignment`.
+`stacking` chooses the tensors that a document merges, `settings` the parameters, `alignment` the vocabulary.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from evomerge.checkpoints.checkpoint import Checkpoint
@@ -16,33 +17,35 @@ from evomerge.checkpoints.modules import ALIASES, Modules, find_modules
 from evomerge.checkpoints.structure import is_counter
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.merging.plan.alignment import Alignment, cut, is_vocabulary, promoted
-from evomerge.merging.plan.jobs import COPY, Job, Model, Plan, Read, Tensor
-from evomerge.merging.plan.output_config import Taken, follow_tokens, output_config, set_rows
+from evomerge.merging.plan.alignment import Alignment, is_vocabulary, promoted, truncated
+from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, Read, TensorRef
+from evomerge.merging.plan.output_config import LayerRun, follow_tokens, output_config, set_rows
 from evomerge.merging.plan.settings import settings
-from evomerge.merging.plan.stacking import Group, Stacking, Target
+from evomerge.merging.plan.stacking import Group, OutputTensor, Stacking
 from evomerge.recipe.recipe import Document, Module, Recipe
 from evomerge.registry import METHODS
 
-_SPARE = "passthrough"
-"""How the tensors of modules that a recipe does not name come from its base (mergekit leaves them out)."""
+_UNNAMED = "passthrough"
+"""The method of the tensors of modules that a recipe does not name: they are the base's (mergekit leaves them out)."""
 
 
 def plan(
     recipe: Recipe,
     open_checkpoint: Callable[[str, Where | None], Checkpoint],
     truncate_embeddings: bool = False,
-) -> Plan:
-    """Plan a recipe. Checkpoints are opened with `open_checkpoint(reference, where)`.
+) -> MergePlan:
+    """Plan a recipe.
 
-    `truncate_embeddings`: merge embeddings of different size, without a tokenizer setting, over the rows that all of
-    them have. Where these rows mean different tokens, the merge is broken.
+    Args:
+        open_checkpoint: opens a checkpoint, as ``open_checkpoint(reference, where)``.
+        truncate_embeddings: merge embeddings of different size, without a tokenizer setting, over the rows that all of
+            them have. If these rows mean different tokens, the merge is broken.
 
     Raises:
         InputError: the recipe and its checkpoints do not fit: names document, model, tensor, and how to mend.
     """
     models: dict[str, Model] = {}
-    stages: dict[str, Plan] = {}
+    stages: dict[str, MergePlan] = {}
     opened: dict[str, Checkpoint] = {}
 
     def find(reference: str, where: Where | None) -> Model:
@@ -51,17 +54,17 @@ def plan(
             models[reference] = _stored_model(opened[reference])
         return models[reference]
 
-    result: Plan | None = None
+    result: MergePlan | None = None
     for document in recipe.documents:
-        builder = _Document(document, find, truncate_embeddings)
-        jobs, lead = builder.jobs(), builder.lead
-        result = Plan(
-            config=builder.config(jobs),
+        planner = _DocumentPlanner(document, find, truncate_embeddings)
+        jobs, lead = planner.jobs(), planner.lead
+        result = MergePlan(
+            config=planner.config(jobs),
             jobs=jobs,
-            modules=builder.modules(),
-            tied=builder.tied(),
-            embedding=builder.donor.embedding,
-            vocabulary=builder.vocabulary,
+            modules=planner.modules(),
+            tied=planner.tied(),
+            embedding=planner.donor.embedding,
+            vocabulary=planner.vocabulary,
             donor=stages[lead].donor if lead in stages else opened[lead],
             checkpoints=tuple(opened.values()),
         )
@@ -74,23 +77,39 @@ def plan(
 
 def _stored_model(checkpoint: Checkpoint) -> Model:
     key = checkpoint.resolved()
-    tensors = {n: Tensor(Read(key, n), i.shape, i.dtype) for n, i in checkpoint.tensors.items()}
+    tensors = {name: TensorRef(Read(key, name), info.shape, info.dtype) for name, info in checkpoint.tensors.items()}
     modules = find_modules(tensors, checkpoint.config, checkpoint.stack)
     vocabulary = Vocabulary.of(checkpoint.tokenizer_path)
-    return Model(key, checkpoint.config, modules, checkpoint.tied, checkpoint.embedding, tensors, vocabulary)
+    return Model(
+        reference=key,
+        config=checkpoint.config,
+        modules=modules,
+        tied=checkpoint.tied,
+        embedding=checkpoint.embedding,
+        tensors=tensors,
+        vocabulary=vocabulary,
+    )
 
 
-def _staged_model(name: str, stage: Plan) -> Model:
-    tensors = {n: Tensor(job, job.shape, job.out) for n, job in stage.jobs.items()}
-    return Model(name, stage.config, stage.modules, stage.tied, stage.embedding, tensors, stage.vocabulary)
+def _staged_model(name: str, stage: MergePlan) -> Model:
+    tensors = {n: TensorRef(job, job.shape, job.out) for n, job in stage.jobs.items()}
+    return Model(
+        reference=name,
+        config=stage.config,
+        modules=stage.modules,
+        tied=stage.tied,
+        embedding=stage.embedding,
+        tensors=tensors,
+        vocabulary=stage.vocabulary,
+    )
 
 
-class _Document:
+class _DocumentPlanner:
     """Plans one document."""
 
     def __init__(self, document: Document, find: Callable[[str, Where | None], Model], truncate: bool) -> None:
         self.document, self._find, self._truncate = document, find, truncate
-        first = document.pieces[0].inputs[0]
+        first = document.all_slices[0].inputs[0]
         self.lead = document.base or first.model
         self.donor = find(self.lead, document.where if document.base else first.where)
         self.parts = [Stacking(document, m, self._module(m), self.donor, find) for m in self._modules()]
@@ -98,23 +117,23 @@ class _Document:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The output's."""
+        """The output's vocabulary."""
         return self._alignment.vocabulary if self._alignment else self.donor.vocabulary
 
-    def jobs(self) -> dict[str, Job]:
+    def jobs(self) -> dict[str, MergeJob]:
         """The jobs of all output tensors, in the order of the model."""
-        jobs = [self._job(target) for part in self.parts for target in part.targets()]
-        return {job.tensor: job for job in (*jobs, *self._spare())}
+        jobs = [self._job(output) for part in self.parts for output in part.outputs()]
+        return {job.tensor: job for job in (*jobs, *self._unnamed())}
 
-    def config(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
-        """The donor's, with what the merge changes in it."""
+    def config(self, jobs: Mapping[str, MergeJob]) -> dict[str, Any]:
+        """The output's configuration: the donor's, changed where the merge changes the model."""
         main, elements = self._main(), Counter[str]()
         for job in jobs.values():
             elements[job.out] += math.prod(job.shape)
-        taken: list[Taken] = []
+        runs: list[LayerRun] = []
         for group, length in zip(main.groups, main.lengths, strict=True) if main else ():
-            taken.append((group.members[0].model.config, group.members[0].start, length))
-        config = output_config(self.donor.config, taken, elements.most_common(1)[0][0], self.tied())
+            runs.append((group.members[0].model.config, group.members[0].start, length))
+        config = output_config(self.donor.config, runs, elements.most_common(1)[0][0], self.tied())
         self._set_layers(config)
         rows = next((job.shape[0] for name, job in jobs.items() if is_vocabulary(name)), None)
         if rows is not None and (self._alignment or self._truncate):
@@ -125,19 +144,19 @@ class _Document:
 
     def modules(self) -> Modules:
         """The output's modules."""
-        of = self.donor.modules
-        grown = {part.name or of.main: part.stack for part in self.parts}
-        return Modules({**of.stacks, **grown}, of.keys, of.roots, of.main)
+        modules = self.donor.modules
+        stacks = {part.name or modules.main: part.stack for part in self.parts}
+        return replace(modules, stacks={**modules.stacks, **stacks})
 
     def tied(self) -> bool:
-        """Whether the output's head is its embeddings: in all models that either comes from it is."""
+        """Whether the output's head is its embeddings: so it is in all models that embeddings or head come from."""
         main = self._main()
         if main is None:
             return self.donor.tied
         return all(m.model.tied for m in (*main.groups[0].members, *main.groups[-1].members))
 
     def _modules(self) -> tuple[Module, ...]:
-        """As the recipe names them. One that is written with `models` merges each module of the models by itself."""
+        """The recipe's modules. A recipe that is written with `models` merges each module of the models by itself."""
         document = self.document
         if document.modules:
             return document.modules
@@ -145,7 +164,7 @@ class _Document:
         return tuple(Module(name, document.slices, where=document.where) for name in names)
 
     def _module(self, module: Module) -> str | None:
-        """The name that the models' module has; None where the whole model is one."""
+        """The models' name of a module; None if the models have only one."""
         names = self.donor.modules.stacks
         name = ALIASES.get(module.name, module.name)
         if name and name not in names:
@@ -153,18 +172,18 @@ class _Document:
         return name if len(names) > 1 and name else None
 
     def _main(self) -> Stacking | None:
-        """The part that makes the language model's layers."""
+        """The part that merges the language model's layers."""
         return next((p for p in self.parts if p.name in (None, self.donor.modules.main)), None)
 
     def _set_layers(self, config: dict[str, Any]) -> None:
-        """The layers of modules beside the language model. InputError where the configuration does not tell them."""
-        of = self.donor.modules
+        """Set the layers of modules beside the language model. InputError if the configuration has no key for them."""
+        modules = self.donor.modules
         for part in self.parts:
             if part.name is None or part.stack.layers == self.donor.stack(part.name).layers:
                 continue
-            if part.name == of.main and "encoder" not in of.stacks:
+            if part.name == modules.main and "encoder" not in modules.stacks:
                 continue
-            path = of.keys.get(part.name)
+            path = modules.keys.get(part.name)
             if path is None:
                 problem = f"the configuration of {self.lead} does not tell the layers of {part.name}"
                 raise InputError(problem, "keep as many as it has", self.document.where)
@@ -181,37 +200,61 @@ class _Document:
         models = {model.reference: model for model in (self.donor, *members)}
         return Alignment(policy, list(models.values()), self._find)
 
-    def _spare(self) -> Iterator[Job]:
-        """The tensors of modules that the recipe does not name: the donor's, as they are."""
+    def _unnamed(self) -> Iterator[MergeJob]:
+        """The jobs of the tensors of modules that the recipe does not name: the donor's, as they are."""
         if not self.document.modules:
             return
-        made = {part.name or self.donor.modules.main for part in self.parts}
-        parameters = {p.name: (p.default if p.default is not None else 1.0,) for p in METHODS[_SPARE].parameters}
+        named = {part.name or self.donor.modules.main for part in self.parts}
+        parameters = {p.name: (p.default if p.default is not None else 1.0,) for p in METHODS[_UNNAMED].parameters}
         for name, tensor in self.donor.tensors.items():
-            if self.donor.modules.of(name) not in made:
-                kept = tensor.dtype not in FLOATS
-                out = tensor.dtype if kept else self.document.out_dtype or self.document.dtype or tensor.dtype
-                method, values = (COPY, {}) if kept else (_SPARE, parameters)
-                yield Job(name, method, (tensor.operand,), None, values, tensor.dtype, out, tensor.shape)
+            if self.donor.modules.of(name) not in named:
+                copied = tensor.dtype not in FLOATS
+                out = tensor.dtype if copied else self.document.out_dtype or self.document.dtype or tensor.dtype
+                yield MergeJob(
+                    tensor=name,
+                    method=COPY if copied else _UNNAMED,
+                    inputs=(tensor.operand,),
+                    base=None,
+                    parameters={} if copied else parameters,
+                    work=tensor.dtype,
+                    out=out,
+                    shape=tensor.shape,
+                )
 
-    def _job(self, target: Target) -> Job:
-        document, group, name = self.document, target.group, target.name
-        stored = [self._tensor(group, i, inner) for i, inner in enumerate(target.names)]
+    def _job(self, output: OutputTensor) -> MergeJob:
+        document, group, name = self.document, output.group, output.name
+        stored = [self._tensor(group, i, inner) for i, inner in enumerate(output.names)]
         tensors = self._fitted(name, group, stored)
         if any(tensor.dtype not in FLOATS for tensor in tensors):
-            operands = tuple(t.operand for t in (tensors[:1] if is_counter(name) else tensors))
-            return Job(name, COPY, operands, None, {}, tensors[0].dtype, tensors[0].dtype, tensors[0].shape)
-        rows = list(zip(group.members, target.names, tensors, strict=True))
+            return MergeJob(
+                tensor=name,
+                method=COPY,
+                inputs=tuple(t.operand for t in (tensors[:1] if is_counter(name) else tensors)),
+                base=None,
+                parameters={},
+                work=tensors[0].dtype,
+                out=tensors[0].dtype,
+                shape=tensors[0].shape,
+            )
+        rows = list(zip(group.members, output.names, tensors, strict=True))
         merged = {id(m) for m in group.merged}
         chosen = [row for row in rows if id(row[0]) in merged]
         base = next((tensor.operand for member, _, tensor in rows if id(member) not in merged), None)
-        parameters = settings(group.levels, [(member.input, inner) for member, inner, _ in chosen], name, target.t)
-        work = document.dtype or promoted([x.dtype for x in tensors])
-        operands = tuple(tensor.operand for _, _, tensor in chosen)
-        out = document.out_dtype or work
-        return Job(name, document.method, operands, base, parameters, work, out, tensors[0].shape, document.seed)
+        parameters = settings(group.levels, [(member.input, inner) for member, inner, _ in chosen], name, output.t)
+        work = document.dtype or promoted([tensor.dtype for tensor in tensors])
+        return MergeJob(
+            tensor=name,
+            method=document.method,
+            inputs=tuple(tensor.operand for _, _, tensor in chosen),
+            base=base,
+            parameters=parameters,
+            work=work,
+            out=document.out_dtype or work,
+            shape=tensors[0].shape,
+            seed=document.seed,
+        )
 
-    def _tensor(self, group: Group, number: int, name: str) -> Tensor:
+    def _tensor(self, group: Group, number: int, name: str) -> TensorRef:
         member = group.members[number]
         tensor = member.model.find(name)
         if tensor is None:
@@ -219,15 +262,15 @@ class _Document:
             raise InputError(problem, "merge models of one architecture", member.input.where)
         return tensor
 
-    def _fitted(self, name: str, group: Group, stored: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The tensors in one shape. InputError where they have none."""
+    def _fitted(self, name: str, group: Group, stored: Sequence[TensorRef]) -> Sequence[TensorRef]:
+        """The tensors, brought to one vocabulary. InputError if their shapes differ all the same."""
         tensors = list(stored)
         if is_vocabulary(name) and len({t.shape[1:] for t in tensors}) == 1:
             if self._alignment:
                 models = [m.model for m in group.members]
                 tensors = self._alignment.tensors(name, models, tensors, group.reference, self.document.dtype)
             elif self._truncate:
-                tensors = cut(tensors)
+                tensors = truncated(tensors)
         for member, tensor in zip(group.members, tensors, strict=True):
             if tensor.shape != tensors[0].shape:
                 first = group.members[0].input.model

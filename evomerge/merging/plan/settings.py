@@ -1,4 +1,4 @@
-"""The values of a method's parameters for one tensor: looked up, made of the declared kind, held to their ranges."""
+"""Looks up the values of a method's parameters for one tensor, and checks their kinds and ranges."""
 
 from __future__ import annotations
 
@@ -16,69 +16,76 @@ Value = float | bool
 
 
 def settings(levels: Levels, members: Sequence[tuple[Input, str]], tensor: str, t: float) -> dict[str, Any]:
-    """Every parameter of the document's method: for those of a source a tuple with one value for each of `members` (the
-    source and the tensor's name in it), for those of the merge one value.
+    """Every parameter of the document's method by name: a tuple with one value for each member if it is a parameter of
+    the sources, else one value.
+
+    Args:
+        members: the merged sources, each with the tensor's name in it.
+        tensor: the output's name.
+        t: the tensor's depth in its slice, from 0 to 1.
 
     Raises:
         InputError: a value is missing, of another kind, out of its range, or does not go with the others.
     """
     name = levels.document.method
     method = METHODS[name]
-    shared = {p.name: _shared(levels, p, tensor, t) for p in method.parameters if p.scope == "tensor"}
-    own = [_own(levels, source, inner, tensor, t) for source, inner in members]
+    shared = {p.name: _of_merge(levels, p, tensor, t) for p in method.parameters if p.scope == "tensor"}
+    by_source = [_of_source(levels, source, inner, tensor, t) for source, inner in members]
     check = getattr(method, "check", None)
-    for (source, _), values in zip(members, own, strict=True):
+    for (source, _), values in zip(members, by_source, strict=True):
         problem = check({**shared, **values}) if check else None
         if problem:
             raise InputError(f"{name} of {source.model}, {tensor}: {problem}", "change the values", source.where)
-    listed = {p.name: tuple(values[p.name] for values in own) for p in method.parameters if p.scope == "source"}
+    listed = {p.name: tuple(values[p.name] for values in by_source) for p in method.parameters if p.scope == "source"}
     return {p.name: listed[p.name] if p.scope == "source" else shared[p.name] for p in method.parameters}
 
 
-def _shared(levels: Levels, parameter: Parameter, tensor: str, t: float) -> Value:
+def _of_merge(levels: Levels, parameter: Parameter, tensor: str, t: float) -> Value:
+    """The value of a parameter of the whole merge."""
     value = levels.of_tensor(parameter.name, tensor, t, parameter.kind)
     return _legal(value, parameter, levels.document.method, tensor, levels.place(parameter.name))
 
 
-def _own(levels: Levels, source: Input, inner: str, tensor: str, t: float) -> Mapping[str, Value]:
-    of, found = f"{levels.document.method} of {source.model}", dict[str, Value]()
+def _of_source(levels: Levels, source: Input, inner: str, tensor: str, t: float) -> Mapping[str, Value]:
+    """The values of one source. `inner` is the tensor's name in it."""
+    owner, values = f"{levels.document.method} of {source.model}", dict[str, Value]()
     for parameter in METHODS[levels.document.method].parameters:
         if parameter.scope == "source":
             value = levels.of_source(source, parameter.name, inner, t, parameter.kind)
-            found[parameter.name] = _legal(value, parameter, of, tensor, levels.place(parameter.name, source))
-    return found
+            values[parameter.name] = _legal(value, parameter, owner, tensor, levels.place(parameter.name, source))
+    return values
 
 
-def _legal(value: Any, parameter: Parameter, of: str, tensor: str, where: Where) -> Value:
-    """The value, or the default; a required one must be given."""
+def _legal(value: Any, parameter: Parameter, owner: str, tensor: str, where: Where) -> Value:
+    """The value as the parameter's kind, or its default. `owner`: the method or source, for messages."""
     if value is None:
         if parameter.default is None:
-            problem = f"{of} has no {parameter.name} for {tensor}"
+            problem = f"{owner} has no {parameter.name} for {tensor}"
             raise InputError(problem, f"give {parameter.name}, or a filter entry without filter", where)
         return parameter.default
     if parameter.kind is bool:
         if value not in (0, 1):
-            raise InputError(f"{of}: {parameter.name} is {value!r}, not true or false", "write true or false", where)
+            raise InputError(f"{owner}: {parameter.name} is {value!r}, not true or false", "write true or false", where)
         return bool(value)
     number = float(value)
     if not math.isfinite(number):
-        raise InputError(f"{of}: {parameter.name} is {value!r}, not a number", "give a number", where)
+        raise InputError(f"{owner}: {parameter.name} is {value!r}, not a number", "give a number", where)
     if parameter.kind is int and number != int(number):
-        raise InputError(f"{of}: {parameter.name} is {number:g}, not a whole number", "give a whole number", where)
-    number = _within(number, parameter, of, tensor, where)
+        raise InputError(f"{owner}: {parameter.name} is {number:g}, not a whole number", "give a whole number", where)
+    number = _within(number, parameter, owner, tensor, where)
     return int(number) if parameter.kind is int else number
 
 
-def _within(number: float, parameter: Parameter, of: str, tensor: str, where: Where) -> float:
-    """The number, in the parameter's range. Some ranges bound a search only: mergekit goes beyond the ends of a path
-    (`t`), and a share above 1 keeps all, as 1 does."""
+def _within(number: float, parameter: Parameter, owner: str, tensor: str, where: Where) -> float:
+    """The number, in the parameter's range. Two ranges bound a search only (mergekit 0.1.5): `t` goes beyond the ends
+    of a path, and a share above 1 keeps all, as 1 does."""
     if parameter.name == "t":
         return number
     if parameter.name in ("density", "select_topk"):
         number = min(number, parameter.high)
     if not parameter.low <= number <= parameter.high:
         problem = (
-            f"{of}: {parameter.name} is {number:g} for {tensor}, outside {interval(parameter.low, parameter.high)}"
+            f"{owner}: {parameter.name} is {number:g} for {tensor}, outside {interval(parameter.low, parameter.high)}"
         )
         raise InputError(problem, "give a number inside that range", where)
     return number

@@ -1,4 +1,4 @@
-"""Which models take part in a slice, and the tensors of a module in the order in which they are written.
+"""Stacks the slices of a module: the models of each slice, and the output tensors in the order of the model.
 
 The rules are mergekit 0.1.5's (`mergekit.plan`): the slices of a module stack to its layers; tensors before the stack
 take the first slice's models and parameters, tensors after it the last slice's, both at depth t = 0; layer i of a slice
@@ -22,7 +22,7 @@ Find = Callable[[str, Where | None], Model]
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One model of a slice: as the recipe writes it, as it is, its first layer, its number of layers."""
+    """One model of a slice: the recipe's entry, the model, its first layer, its number of layers."""
 
     input: Input
     model: Model
@@ -37,7 +37,7 @@ class Group:
     Attributes:
         members: all of them, in the recipe's order.
         base: the base among them where the method treats it otherwise than the others, else None.
-        reference: the slice's base model, whatever the method makes of it.
+        reference: the slice's base model, for any method.
     """
 
     levels: Levels
@@ -52,7 +52,7 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class OutputTensor:
     """One output tensor: its name, its name in each member of its group, and its depth in the slice."""
 
     group: Group
@@ -62,18 +62,18 @@ class Target:
 
 
 class Stacking:
-    """One module of a document. `name` None: the whole model."""
+    """Stacks one module of a document. `name` None: the whole model."""
 
     def __init__(self, document: Document, module: Module, name: str | None, donor: Model, find: Find) -> None:
         self.document, self.name, self.donor = document, name, donor
         self._module, self._find = module, find
         self.method = METHODS[document.method]
-        self.groups = [self._group(piece) for piece in module.slices]
+        self.groups = [self._group(slice_) for slice_ in module.slices]
         self.lengths = [self._length(group) for group in self.groups]
-        own, layers = donor.stack(name), sum(self.lengths)
-        self.stack = own if layers == own.layers else Stack(own.prefix, layers)
+        stack, layers = donor.stack(name), sum(self.lengths)
+        self.stack = stack if layers == stack.layers else Stack(stack.prefix, layers)
 
-    def targets(self) -> Iterator[Target]:
+    def outputs(self) -> Iterator[OutputTensor]:
         """All output tensors, in the order of the model."""
         first, last = self.groups[0], self.groups[-1]
         yield from (_same(first, name) for name in self._before())
@@ -93,18 +93,18 @@ class Stacking:
         heads = [m.model.places(self.name).get("after", []) for m in self.groups[0].members]
         return _union([*after, *([n for n in names if is_head(n)] for names in heads)])
 
-    def _layer(self, group: Group, depth: int, t: float, layer: int) -> Iterator[Target]:
+    def _layer(self, group: Group, depth: int, t: float, layer: int) -> Iterator[OutputTensor]:
         for part in _union(m.model.places(self.name).get(m.start + depth, []) for m in group.members):
             names = tuple(m.model.stack(self.name).name(m.start + depth, part) for m in group.members)
-            yield Target(group, self.stack.name(layer, part), names, t)
+            yield OutputTensor(group, self.stack.name(layer, part), names, t)
 
-    def _group(self, piece: Slice) -> Group:
-        members = [self._member(source) for source in piece.inputs]
-        reference = self._base(piece)
+    def _group(self, slice_: Slice) -> Group:
+        members = [self._member(source) for source in slice_.inputs]
+        reference = self._base(slice_)
         if reference is not None:
-            members += self._unlisted(piece, members, reference)
+            members += self._unlisted(slice_, members, reference)
         base = None if self.method.base == "ordinary" else reference
-        levels = Levels(self.document, piece, self._module)
+        levels = Levels(self.document, slice_, self._module)
         group = Group(levels, tuple(members), base, reference)
         self._check(group)
         return group
@@ -122,30 +122,30 @@ class Stacking:
             raise InputError(problem, "merge fine-tunes of one base", source.where)
         return Member(source, model, start, end - start)
 
-    def _base(self, piece: Slice) -> Model | None:
-        written = piece.base or self.document.base
-        return None if written is None else self._find(written, piece.where if piece.base else self.document.where)
+    def _base(self, slice_: Slice) -> Model | None:
+        written = slice_.base or self.document.base
+        return None if written is None else self._find(written, slice_.where if slice_.base else self.document.where)
 
-    def _unlisted(self, piece: Slice, members: Sequence[Member], base: Model) -> list[Member]:
-        """A base that is not listed takes part with the layers that the others have."""
+    def _unlisted(self, slice_: Slice, members: Sequence[Member], base: Model) -> list[Member]:
+        """The base as a member, if it is not listed: it takes part with the layers that the others have."""
         if any(m.model.reference == base.reference for m in members):
             return []
-        if self.method.base == "ordinary" and not piece.whole:
-            return []  # it decides the configuration only
-        written = piece.base or self.document.base
+        if self.method.base == "ordinary" and not slice_.whole:
+            return []  # such a base decides the configuration only
+        written = slice_.base or self.document.base
         assert written is not None
-        ranges = {source.layers for source in piece.inputs}
+        ranges = {source.layers for source in slice_.inputs}
         if len(ranges) > 1:
             problem = "the base is not listed, and the models' layer ranges differ"
-            raise InputError(problem, f"list {written} with the layers that it gives", piece.where)
+            raise InputError(problem, f"list {written} with the layers that it gives", slice_.where)
         return [self._member(Input(written, ranges.pop(), where=self.document.where))]
 
     def _check(self, group: Group) -> None:
-        name, method, piece = self.document.method, self.method, group.levels.piece
+        name, method, slice_ = self.document.method, self.method, group.levels.slice
         seen: set[str] = set()
         for member in group.members:
             if member.model.reference in seen:
-                raise InputError(f"{member.input.model} is listed twice", "list each model once", piece.where)
+                raise InputError(f"{member.input.model} is listed twice", "list each model once", slice_.where)
             seen.add(member.model.reference)
         if method.base in ("subtracted", "endpoint") and group.base is None:
             raise InputError(f"{name} needs a base_model", "add base_model: the common ancestor", self.document.where)
@@ -153,20 +153,21 @@ class Stacking:
         if not least <= count <= most:
             besides = "" if method.base == "ordinary" else " besides the base"
             wanted = f"exactly {least}" if least == most else f"at least {least}"
-            raise InputError(f"{name} takes {wanted} model{besides}, not {count}", "mend the list", piece.where)
+            raise InputError(f"{name} takes {wanted} model{besides}, not {count}", "mend the list", slice_.where)
 
     def _length(self, group: Group) -> int:
+        """The number of layers that a group makes."""
         spans = {m.layers for m in group.members}
         if len(spans) != 1:
-            told = ", ".join(map(str, sorted(spans)))
-            problem = f"its models give different numbers of layers ({told})"
-            raise InputError(problem, "give every model of a slice equally many layers", group.levels.piece.where)
+            numbers = ", ".join(map(str, sorted(spans)))
+            problem = f"its models give different numbers of layers ({numbers})"
+            raise InputError(problem, "give every model of a slice equally many layers", group.levels.slice.where)
         return spans.pop()
 
 
-def _same(group: Group, name: str) -> Target:
-    """A tensor outside the layers: it has one name in all models."""
-    return Target(group, name, (name,) * len(group.members), 0.0)
+def _same(group: Group, name: str) -> OutputTensor:
+    """An output tensor outside the layers, which has one name in all models."""
+    return OutputTensor(group, name, (name,) * len(group.members), 0.0)
 
 
 def _union(lists: Iterable[Sequence[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The tokenizer of a merged model: files to copy, or a tokenizer to build; and its chat template."""
+"""Writes the tokenizer of a merged model, copied or built, and its chat template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from evomerge.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.checkpoints.vocabulary import Vocabulary, load_tokenizer
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.merging.plan.jobs import Plan
+from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.output_config import follow_tokens
 from evomerge.recipe.recipe import Document
 
@@ -33,9 +33,9 @@ class OutputTokenizer:
     """The tokenizer of a merged model, and the small files that stand beside it.
 
     Attributes:
-        vocabulary: what it knows.
+        vocabulary: its tokens.
         template: the chat template that replaces the tokenizer's own, or None.
-        donor: the checkpoint that generation settings and processors come from.
+        donor: the checkpoint that gives generation settings and processors.
     """
 
     vocabulary: Vocabulary
@@ -50,10 +50,10 @@ class OutputTokenizer:
         return tokenizer
 
     def write(self, folder: Path) -> None:
-        """Write everything into an existing folder. Files are copied where nothing in them changes."""
+        """Write everything into an existing folder. Files are copied if nothing in them changes."""
         if self.vocabulary.as_stored:
-            own = [n for n in TOKENIZER_FILES if n != _TEMPLATE_FILE or self.template is None]
-            _copy(self.vocabulary.folder, folder, own)
+            names = [n for n in TOKENIZER_FILES if n != _TEMPLATE_FILE or self.template is None]
+            _copy(self.vocabulary.folder, folder, names)
             if self.template is not None:
                 (folder / _TEMPLATE_FILE).write_text(self.template, encoding="utf-8")
         else:
@@ -65,7 +65,7 @@ class OutputTokenizer:
             (folder / _GENERATION_FILE).write_text(text, encoding="utf-8")
 
     def _generation(self) -> dict[str, Any] | None:
-        """The donor's generation settings, whose token ids follow their tokens."""
+        """The donor's generation settings with the output's token ids."""
         file = self.donor.path / _GENERATION_FILE
         if not file.is_file():
             return None
@@ -74,20 +74,20 @@ class OutputTokenizer:
         return settings if old == self.vocabulary else follow_tokens(settings, old, self.vocabulary)
 
 
-def output_tokenizer(document: Document, planned: Plan, where: Where | None = None) -> OutputTokenizer:
-    """What the output of `document`, the last of a planned recipe, gets.
+def output_tokenizer(document: Document, planned: MergePlan, where: Where | None = None) -> OutputTokenizer:
+    """The tokenizer of the output of `document`, the last one of a planned recipe.
 
-    Without a tokenizer setting these are the files of its base, unchecked, as in mergekit.
+    Without a tokenizer setting it is the base's files, unchecked, as in mergekit.
 
     Raises:
         InputError: the chat template is not known, or the tokenizer would not be the same when read back.
     """
     models = {c.reference: c for c in planned.checkpoints}
     template = template_of(document.chat_template, models, where or document.where)
-    made = OutputTokenizer(planned.vocabulary, template, planned.donor)
+    tokenizer = OutputTokenizer(planned.vocabulary, template, planned.donor)
     if not planned.vocabulary.as_stored:
-        _check_round_trip(made, where or document.where)
-    return made
+        _check_round_trip(tokenizer, where or document.where)
+    return tokenizer
 
 
 def template_of(setting: str | None, models: Mapping[str, Checkpoint], where: Where | None = None) -> str | None:
@@ -97,8 +97,8 @@ def template_of(setting: str | None, models: Mapping[str, Checkpoint], where: Wh
     if setting is None:
         return None
     if setting == "auto":
-        found = Counter(t.strip() for t in map(chat_template, models.values()) if t)
-        return found.most_common(1)[0][0] if found else None
+        templates = Counter(t.strip() for t in map(chat_template, models.values()) if t)
+        return templates.most_common(1)[0][0] if templates else None
     if setting in CHAT_TEMPLATES:
         return CHAT_TEMPLATES[setting]
     if setting in models:
@@ -115,14 +115,14 @@ def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _check_round_trip(made: OutputTokenizer, where: Where) -> None:
-    """A built tokenizer must have the same tokens under the same ids once it is written and loaded."""
+def _check_round_trip(tokenizer: OutputTokenizer, where: Where) -> None:
+    """InputError if a built tokenizer has other tokens, or other ids, once it is written and loaded."""
     with TemporaryDirectory() as folder:
-        made.load().save_pretrained(folder)
+        tokenizer.load().save_pretrained(folder)
         read = load_tokenizer(Path(folder), where).get_vocab()
-    tokens = made.vocabulary.tokens
+    tokens = tokenizer.vocabulary.tokens
     if read != dict(tokens):
         lost = next((t for t, i in tokens.items() if read.get(t) != i), None)
-        problem = f"the merged tokenizer of {made.vocabulary.folder} changes when it is written"
-        told = f" (first {lost!r})" if lost is not None else ""
-        raise InputError(problem + told, "use tokenizer_source with one of the models", where)
+        problem = f"the merged tokenizer of {tokenizer.vocabulary.folder} changes when it is written"
+        example = f" (first {lost!r})" if lost is not None else ""
+        raise InputError(problem + example, "use tokenizer_source with one of the models", where)

@@ -1,5 +1,5 @@
-"""The source bank: every checkpoint of a run, opened once, each tensor read once and kept as it is stored, where the
-placement plan wants it."""
+"""The source bank opens every checkpoint of a run once, reads each tensor once, and keeps it as it is stored, in the
+place that the placement plan chose."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ _ALIGNED = 512  # bytes
 
 
 class SourceBank:
-    """Checkpoints by reference, their tensors, and what was computed of these alone (histograms, inner products).
+    """Holds checkpoints by reference, their tensors, and facts of the tensors alone (histograms, inner products).
 
     No delta and no cast is kept beside the stored tensor: a method derives them while it runs.
     """
 
     def __init__(self, keep: bool = True, placement: Placement | None = None) -> None:
-        """`keep`: whether a tensor stays in memory once read. A search keeps; a single merge to disk does not. What
-        `placement` does not know stays in its file, mapped."""
+        """`keep`: whether a tensor stays in memory once read. A search keeps; a single merge to disk does not.
+        `placement`: the place of each tensor; a tensor that it does not know stays in its file, mapped."""
         self._keep, self._placement = keep, placement
         self._pinned = Slabs() if placement is not None and placement.pinned else None
         self._checkpoints: dict[str, Checkpoint] = {}
         self._tensors: dict[Hashable, Tensor] = {}
-        self._known: dict[Hashable, Any] = {}
+        self._remembered: dict[Hashable, Any] = {}
 
     def add(self, checkpoint: Checkpoint) -> Checkpoint:
         """Use this opened checkpoint for its reference and its resolved reference."""
-        known = self._checkpoints.setdefault(checkpoint.resolved(), checkpoint)
-        self._checkpoints[checkpoint.reference] = known
-        return known
+        first = self._checkpoints.setdefault(checkpoint.resolved(), checkpoint)
+        self._checkpoints[checkpoint.reference] = first
+        return first
 
     def open(self, ref: str, where: Where | None = None) -> Checkpoint:
-        """The checkpoint of a reference, opened when it is first asked for. Raises InputError."""
+        """The checkpoint of a reference, opened at the first call. Raises InputError."""
         if ref not in self._checkpoints:
             self._checkpoints[ref] = self.add(Checkpoint.open(ref, where))
         return self._checkpoints[ref]
@@ -48,7 +48,7 @@ class SourceBank:
     def load(self, ref: str, where: Where | None = None, progress: Callable[[int], None] | None = None) -> None:
         """Read all of a checkpoint's tensors now, so that damaged weights are found before a search starts.
 
-        `progress` is told the bytes of each tensor that is in its place.
+        `progress`: called with the bytes of each tensor once it is in its place.
 
         Raises:
             InputError: a tensor holds NaN or Inf, or the stored head of a tied model differs from its embeddings.
@@ -60,7 +60,7 @@ class SourceBank:
                 progress(info.bytes)
 
     def tensor(self, ref: str, name: str) -> Tensor:
-        """A tensor as it is stored, where it lives; callers must not write into it.
+        """A tensor as it is stored, in its place. Callers must not write into it.
 
         Raises:
             InputError: it is not finite, or its device ran out of memory.
@@ -74,12 +74,13 @@ class SourceBank:
         check_finite(checkpoint, name, tensor)
         if name == checkpoint.embedding:
             check_head(checkpoint, tensor)
-        tensor = self._settled(tensor, home)
+        tensor = self._put(tensor, home)
         if self._keep:
             self._tensors[key] = tensor
         return tensor
 
-    def _settled(self, tensor: Tensor, home: str) -> Tensor:
+    def _put(self, tensor: Tensor, home: str) -> Tensor:
+        """The tensor in its home. InputError if there is not enough memory."""
         if home == FILE:
             return tensor
         try:
@@ -92,25 +93,25 @@ class SourceBank:
             raise InputError(problem, "give them less of it with --memory", Where("--memory")) from None
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returns for this key; made once if the bank keeps."""
+        """The result of `make` for this key, made once if the bank keeps."""
         if not self._keep:
             return make()
-        if key not in self._known:
-            self._known[key] = make()
-        found: T = self._known[key]
-        return found
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        value: T = self._remembered[key]
+        return value
 
     def bytes(self) -> int:
-        """How much memory the kept tensors take."""
+        """The bytes of the kept tensors."""
         return sum(t.numel() * t.element_size() for t in self._tensors.values())
 
 
 class Slabs:
-    """Pinned memory, from which GPUs copy while they compute. Tensors share large pieces of it, as torch rounds each
-    piece up to a power of two."""
+    """Allocates pinned memory, from which GPUs copy while they compute. Tensors share large slabs of it, because torch
+    rounds each allocation up to a power of two."""
 
     def __init__(self, slab: int = SLAB, pin: bool = True) -> None:
-        """`slab`: the bytes of a piece; a tensor that is larger gets its own. `pin` False: for machines without GPU."""
+        """`slab`: the bytes of a slab; a larger tensor gets its own. `pin` False: for machines without GPU."""
         self._size, self._pin = slab, pin
         self._slab, self._used = torch.empty(0, dtype=torch.uint8), 0
 
@@ -118,15 +119,17 @@ class Slabs:
         """A copy of a tensor that lies on the host."""
         count = tensor.numel() * tensor.element_size()
         if count > self._size:
-            return self._put(tensor, torch.empty(count, dtype=torch.uint8, pin_memory=self._pin))
+            return _copied(tensor, torch.empty(count, dtype=torch.uint8, pin_memory=self._pin))
         if self._used + count > self._slab.numel():
             self._slab, self._used = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._pin), 0
         memory = self._slab[self._used : self._used + count]
         self._used += -(-count // _ALIGNED) * _ALIGNED
-        return self._put(tensor, memory)
+        return _copied(tensor, memory)
 
-    def _put(self, tensor: Tensor, memory: Tensor) -> Tensor:
-        return memory.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+def _copied(tensor: Tensor, memory: Tensor) -> Tensor:
+    """The tensor, copied into `memory` (bytes)."""
+    return memory.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def torch_dtype(name: str) -> torch.dtype:

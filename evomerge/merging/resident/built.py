@@ -1,5 +1,5 @@
-"""A resident state dict, for models that transformers does not build: each candidate's tensors are written into the
-same memory, and the user's function makes a model of them."""
+"""The resident state dict holds models that transformers does not build: each candidate's tensors are written into the
+same memory, and the user's function builds a model from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from evomerge.errors import InputError, Where
 from evomerge.merging.kernels.compiled import Compiled
 from evomerge.merging.kernels.digest import combined
 from evomerge.merging.kernels.runner import Runner
-from evomerge.merging.plan.jobs import Job, Plan
+from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.materialize import as_it_is, carry_out
@@ -29,7 +29,7 @@ Build = Callable[[dict[str, Tensor], Path], Any]
 
 
 class BuiltModel:
-    """The candidate in hand: its state dict, and the model that was built of it, another object for each candidate."""
+    """The current candidate: its state dict, and the model built from it, which is a new object for each candidate."""
 
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
@@ -42,11 +42,11 @@ class BuiltModel:
 
 
 class BuiltResident:
-    """What `Resident` is for language models, on one device.
+    """Holds a model of the user's own in a state dict that candidates overwrite, on one device (else like `Resident`).
 
     Attributes:
         model: always the same object; its `model` is the candidate's.
-        tokenizer: the one that was given, or None.
+        tokenizer: the tokenizer that was passed in, or None.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class BuiltResident:
         room: Mapping[str, int],
         build: Build,
         *,
-        planned: Plan,
+        planned: MergePlan,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        """Take memory for the tensors of `planned`, and build the base once, to see that it can be built.
+        """Allocate the tensors of `planned`, and build the base once, to check that it can be built.
 
         Raises:
             InputError: there are several devices.
@@ -92,9 +92,9 @@ class BuiltResident:
         self.model.model = self._build(dict(self._slots), self.base.path)
         return combined(records)
 
-    def _slot(self, job: Job, known: Tensor | None) -> Tensor:
-        """Memory for a job's output: the last candidate's, if it fits."""
+    def _slot(self, job: MergeJob, last: Tensor | None) -> Tensor:
+        """Memory for a job's output: `last`, the last candidate's, if it fits."""
         dtype = torch_dtype(job.out)
-        if known is not None and tuple(known.shape) == job.shape and known.dtype == dtype:
-            return known
+        if last is not None and tuple(last.shape) == job.shape and last.dtype == dtype:
+            return last
         return torch.empty(job.shape, dtype=dtype, device=self.devices)

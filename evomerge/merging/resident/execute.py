@@ -1,4 +1,4 @@
-"""Run one job of a plan: read its operands, apply its method, round once."""
+"""Runs one job of a plan: read its operands, apply its method, round once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evomerge.errors import InputError, TrialError
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.kernels.masks import Draw
 from evomerge.merging.kernels.runner import Runner
-from evomerge.merging.plan.jobs import COPY, Job, Operand, Read
+from evomerge.merging.plan.jobs import COPY, MergeJob, Operand, Read
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.registry import METHODS, load
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PLAIN = Runner()
 
 
-def execute(job: Job, bank: SourceBank, device: torch.device | str = "cpu", runner: Runner = _PLAIN) -> Tensor:
+def execute(job: MergeJob, bank: SourceBank, device: torch.device | str = "cpu", runner: Runner = _PLAIN) -> Tensor:
     """The job's output tensor, in its output dtype, on `device`.
 
     Raises:
@@ -36,46 +36,46 @@ def execute(job: Job, bank: SourceBank, device: torch.device | str = "cpu", runn
     return result
 
 
-def not_finite(job: Job) -> TrialError:
-    """What a job whose result holds NaN or Inf raises."""
+def not_finite(job: MergeJob) -> TrialError:
+    """The error of a job whose result holds NaN or Inf."""
     settings = ", ".join(f"{name} {value}" for name, value in job.parameters.items())
     return TrialError(f"{job.tensor} came out of {job.method} with NaN or Inf ({settings})")
 
 
-def write(job: Job, out: Tensor, bank: SourceBank, runner: Runner = _PLAIN) -> None:
-    """Merge into `out`, a tensor of the job's shape that holds its output dtype. Raises InputError."""
+def write(job: MergeJob, out: Tensor, bank: SourceBank, runner: Runner = _PLAIN) -> None:
+    """Merge into `out`, a tensor of the job's shape whose dtype holds the job's output dtype. Raises InputError."""
     Execution(bank, out.device, runner).write(job, out)
 
 
 class Execution:
-    """One output tensor's jobs: its own, and those that it is made of, each run once."""
+    """Runs the job of one output tensor, and the jobs that it reads from, each once."""
 
     def __init__(self, bank: SourceBank, device: torch.device, runner: Runner = _PLAIN) -> None:
         self._bank, self._device, self._runner = bank, device, runner
         self._done: dict[int, Tensor] = {}
 
-    def write(self, job: Job, out: Tensor) -> None:
+    def write(self, job: MergeJob, out: Tensor) -> None:
         target = out if out.is_contiguous() and out.dtype == torch_dtype(job.out) else None
         result = self._run(job, target)
         if result is not target:
             out.copy_(result)
 
     def _fetch(self, operand: Operand) -> Tensor:
-        """The operand's tensor: stored ones where the bank has them, made ones on the device."""
+        """The operand's tensor: a stored one in the bank's place for it, a computed one on the device."""
         if isinstance(operand, Read):
             return self._bank.tensor(operand.model, operand.tensor)
-        if isinstance(operand, Job):
+        if isinstance(operand, MergeJob):
             if id(operand) not in self._done:
                 self._done[id(operand)] = self._run(operand, None)
             return self._done[id(operand)]
         key = _key(operand)
         if key is None:
             return operand.build(self._fetch)
-        made: Tensor = self._bank.remember(key, lambda: operand.build(self._fetch))
-        return made
+        rebuilt: Tensor = self._bank.remember(key, lambda: operand.build(self._fetch))
+        return rebuilt
 
-    def _run(self, job: Job, out: Tensor | None) -> Tensor:
-        """The job's result, written into `out` where one is given."""
+    def _run(self, job: MergeJob, out: Tensor | None) -> Tensor:
+        """The job's result, written into `out` unless it is None."""
         if job.method == COPY:
             return _copied([self._fetch(operand) for operand in job.inputs], job)
         work = torch_dtype(job.work)
@@ -87,14 +87,14 @@ class Execution:
         self._runner.write(merged, out, work)
         return out
 
-    def merged(self, job: Job, parameters: Mapping[str, Any]) -> Blend | Tensor:
-        """What the job's method answers to these parameters in place of the job's own."""
+    def merged(self, job: MergeJob, parameters: Mapping[str, Any]) -> Blend | Tensor:
+        """The result of the job's method with `parameters` in place of the job's."""
         method = METHODS[job.method]
         arguments = {p.argument: parameters[p.name] for p in method.parameters}
-        answer: Blend | Tensor = load(method.function)(self._inputs(job, method, torch_dtype(job.work)), **arguments)
-        return answer
+        result: Blend | Tensor = load(method.function)(self._inputs(job, method, torch_dtype(job.work)), **arguments)
+        return result
 
-    def _inputs(self, job: Job, method: Method, work: torch.dtype) -> Inputs:
+    def _inputs(self, job: MergeJob, method: Method, work: torch.dtype) -> Inputs:
         operands = [*([job.base] if job.base is not None else []), *job.inputs]
         tensors = [self._cast(self._fetch(operand), work) for operand in operands]
         keys: list[Hashable] = [_key(operand) for operand in operands]
@@ -117,16 +117,16 @@ class Execution:
 
 
 def _key(operand: Operand) -> Hashable:
-    """What an operand is remembered by; None: a document's output, or made of one, is another in each candidate."""
+    """The key to remember facts of an operand under; None if it changes with the candidate, as a document's output."""
     if isinstance(operand, Read):
         return operand
-    if isinstance(operand, Job) or any(_key(part) is None for part in operand.operands):
+    if isinstance(operand, MergeJob) or any(_key(part) is None for part in operand.operands):
         return None
     return operand.key
 
 
-def _copied(tensors: list[Tensor], job: Job) -> Tensor:
-    """A tensor that is not of floating point cannot be merged: all models must agree on it."""
+def _copied(tensors: list[Tensor], job: MergeJob) -> Tensor:
+    """The first of the tensors, which are not of floating point: all models must agree on them."""
     if any(not torch.equal(tensors[0].cpu(), t.cpu()) for t in tensors[1:]):
         problem = f"{job.tensor} is {tensors[0].dtype} and differs between the models"
         raise InputError(problem, "such tensors are copied, so they must be equal")

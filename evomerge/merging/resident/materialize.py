@@ -1,4 +1,4 @@
-"""The resident model: one model in memory whose parameters each candidate overwrites. Nothing touches the disk."""
+"""The resident model stays in memory, and each candidate overwrites its parameters. Nothing touches the disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from evomerge.errors import EvomergeError, InputError, TrialError, Where
 from evomerge.merging.kernels.compiled import Compiled
 from evomerge.merging.kernels.digest import NotFinite, combined, tensor_record
 from evomerge.merging.kernels.runner import Runner
-from evomerge.merging.plan.jobs import Job, Plan
+from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.execute import not_finite, write
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SHOWN = 4
-# Settings that decide neither which parameters there are nor what a forward pass makes of them
+# Settings that change neither the parameters nor a forward pass
 _INERT = ("dtype", "torch_dtype", "_name_or_path", "transformers_version", "architectures", "use_cache",
           "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
 
 
 class Resident:
-    """One model in evaluation mode, in one dtype, on one device or in runs of layers on several.
+    """Holds one model in evaluation mode, in one dtype, on one device or in runs of layers on several.
 
     Attributes:
         model: always the same object; its parameters take no gradient. A recipe whose configuration differs from the
-            last one's (another depth, say) gives it new layers, every other only overwrites its parameters.
-        tokenizer: the base's, or the one that was given.
+            last one's (another depth, say) gives it new layers; every other one only overwrites its parameters.
+        tokenizer: the base's, or the one that was passed in.
         compiled: the kernels that are compiled once plain torch has taken too long.
     """
 
@@ -57,25 +57,25 @@ class Resident:
         dtype: str,
         device: str | Mapping[str, int] = CPU,
         *,
-        planned: Plan | None = None,
+        planned: MergePlan | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Load `base` with transformers, without running code from it.
 
         Args:
-            device: one, or several with the bytes that each has free (`Placement.room`).
-            planned: a merge whose configuration the model gets. Where it is another than the base's, the parameters
-                are not set before the first `materialize`.
-            tokenizer: in place of the base's.
+            device: one device, or several with the bytes that each has free (`Placement.room`).
+            planned: a merge whose configuration the model gets. If it differs from the base's, the parameters are not
+                set before the first `materialize`.
+            tokenizer: a tokenizer in place of the base's.
 
         Raises:
-            InputError: transformers does not know its architecture or names its parameters otherwise, or there is not
-                enough memory for it.
+            InputError: transformers does not know its architecture or has other names for its parameters, or there is
+                not enough memory for it.
         """
         self.base, self.bank, self.dtype = bank.add(base), bank, dtype
         self._room = {device: 1} if isinstance(device, str) else dict(device)
         self._config: dict[str, Any] = {}
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, MergeJob] = {}
         self._slots: dict[str, Tensor] = {}
         self.compiled = Compiled()
         self._runner = Runner(self.compiled)
@@ -112,7 +112,7 @@ class Resident:
         return combined(records)
 
     def pulls(self) -> Pulls:
-        """What pulls the gradients of the model back to the last recipe's parameters."""
+        """An object that pulls the gradients of the model back to the last recipe's parameters."""
         assert self._jobs, "nothing was materialized"
         return Pulls(self._jobs, self._slots, self.bank)
 
@@ -133,13 +133,14 @@ class Resident:
             job = self._jobs.get(str(error))
             raise not_finite(job) if job else TrialError(f"{error} holds NaN or Inf") from None
 
-    def _stored(self, name: str, job: Job | None) -> Tensor:
+    def _stored(self, name: str, job: MergeJob | None) -> Tensor:
         """The parameter as the recipe's checkpoint would store it."""
         slot = self._slots[name]
         return slot if job is None else slot.to(torch_dtype(job.out))
 
-    def _fit(self, planned: Plan) -> None:
-        """See that every job has its parameter, of its shape, and that the parameter can hold the job's dtype."""
+    def _fit(self, planned: MergePlan) -> None:
+        """Check that every job has its parameter, of its shape, in a dtype that holds the job's. A plan of another
+        structure first gives the model new layers."""
         if planned.config != self._config and _structure(planned.config) != _structure(self._config):
             built = self._built(planned)
             if type(built) is not type(self.model):
@@ -158,7 +159,7 @@ class Resident:
                 problem = f"the recipe writes {name} in {job.out}, the resident model holds it in {kind}"
                 raise InputError(problem, f"give the recipe out_dtype: {kind}")
 
-    def _built(self, planned: Plan) -> PreTrainedModel:
+    def _built(self, planned: MergePlan) -> PreTrainedModel:
         """A model of the merge's configuration; its parameters are not set yet."""
         sharding = self._sharding({n: math.prod(job.shape) for n, job in planned.jobs.items()}, planned.stack)
         with _quiet(f"the merged model of {self.base.path} cannot be built", "check the recipe's layer ranges"):
@@ -175,14 +176,14 @@ class Resident:
         prefix = f"{self.model.base_model_prefix}."
         slots: dict[str, Tensor] = {}
         for name in names:
-            found = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in state), None)
-            if found is not None:
-                slots[name] = state[found]
+            key = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in state), None)
+            if key is not None:
+                slots[name] = state[key]
             elif is_head(name) and self.model.get_output_embeddings() is not None:
                 slots[name] = self.model.get_output_embeddings().weight  # GPT-NeoX stores it as embed_out
         _check_names(self.base.path, slots, names)
-        held = {tensor.data_ptr() for tensor in slots.values()}
-        idle = [n for n, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in held]
+        used = {tensor.data_ptr() for tensor in slots.values()}
+        idle = [n for n, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in used]
         if idle:
             problem = f"{self.base.path} stores no {_listed(idle)}, which the model has"
             raise InputError(problem, "save the checkpoint again with this version of transformers")
@@ -190,7 +191,7 @@ class Resident:
 
 
 @torch.no_grad()
-def carry_out(job: Job, slot: Tensor, bank: SourceBank, runner: Runner) -> str:
+def carry_out(job: MergeJob, slot: Tensor, bank: SourceBank, runner: Runner) -> str:
     """Merge into the memory of a parameter; returns its line of the digest.
 
     Raises:
@@ -227,7 +228,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _structure(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides the model, defaults filled in."""
+    """The settings of a configuration that decide the model, with defaults filled in."""
     from transformers import AutoConfig
 
     def pruned(data: dict[str, Any]) -> dict[str, Any]:
@@ -260,7 +261,7 @@ def _load_model(base: Checkpoint, dtype: str, sharding: Sharding) -> PreTrainedM
 
 @contextlib.contextmanager
 def _quiet(problem: str, mend: str) -> Iterator[None]:
-    """Without transformers' progress bars and warnings; its errors become one line."""
+    """Runs transformers without progress bars and warnings, and turns its errors into one line."""
     from transformers.utils import logging as hf_logging
 
     bars, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()

@@ -1,11 +1,13 @@
-"""Where the weights live: decided from headers alone, before anything is loaded.
+"""Plans where the weights live, from headers alone, before anything is loaded. The steps of `place`:
 
-The resident model lies on the device, or in runs of whole layers on several. Every tensor of the base and the sources
-lives in the fastest place that has room for it: the memory of the device that holds the parameter of its name, else
-host memory (pinned, for a GPU), else the mapped file. On the CPU the host is the device.
-
-Room is what is free, less the resident model, less a reserve: for activations and caches of the evaluation, or, between
-evaluations, for the pieces and whole tensors that methods work on; less the tables of trimmed sources (`magnitudes`).
+1. Spread the resident model over its devices, in runs of whole layers, in proportion to their free memory (`spread`).
+2. room = free - resident model - reserve. The reserve is for activations and caches of the evaluation or, between
+   evaluations, for the chunks and whole tensors that methods work on. On the host, also less the tables of trimmed
+   sources (`magnitudes`).
+3. Give every tensor of the base and the sources, in their order, the fastest home with room: the memory of the device
+   that holds the parameter of its name, else host memory (pinned, for a GPU), else its mapped file (`_homes`). On the
+   CPU the host is the device.
+4. Add up the peaks, and estimate a candidate's time from its bytes (`_seconds`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from evomerge.errors import InputError, Where
 HOST, FILE = "host", "file"
 CPU = "cpu"
 SLAB = 1 << 30
-"""Bytes of a piece of pinned memory; a larger one torch rounds up to a power of two."""
+"""Bytes of a slab of pinned memory. torch rounds a larger allocation up to a power of two."""
 _LEAST, _SHARE = 1_000_000_000, 0.2  # the reserve for evaluation: bytes, and share of a GPU
 _TABLES = 0.08  # of the bytes of 16-bit sources
 _KERNEL, _KERNEL_CPU = 2.0, 8.0  # how many times longer a kernel takes than moving its bytes; on 2 CPU cores 2 to 12
@@ -29,7 +31,7 @@ _EACH = 1e-4  # seconds that a tensor takes however small it is
 
 @dataclass(frozen=True)
 class Device:
-    """Memory: a torch device's ("cpu" is the host's), in bytes."""
+    """The memory of a torch device ("cpu": of the host), in bytes."""
 
     name: str
     free: int
@@ -38,7 +40,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Limits:
-    """The most bytes of the base and the sources in each device's memory and in the host's. None: what has room."""
+    """The most bytes of the base and the sources in each device's memory and in the host's. None: no limit."""
 
     device: int | None = None
     host: int | None = None
@@ -46,7 +48,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes a second: read or written in device and in host memory, moved from host to device, read from files."""
+    """Bytes a second: `device` and `host` for reads and writes there, `link` from host to device, `file` from files."""
 
     device: float
     link: float
@@ -55,8 +57,8 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Model:
-    """The resident model's tensors: bytes by name, elements of the largest, and its layer stack."""
+class ModelSizes:
+    """The sizes of the resident model's tensors: bytes by name, the elements of the largest; and its layer stack."""
 
     sizes: Mapping[str, int]
     largest: int
@@ -69,16 +71,18 @@ class Model:
 
 @dataclass(frozen=True)
 class Placement:
-    """What lives where.
+    """The place of every tensor, and what that takes.
 
     Attributes:
-        room: the devices of the resident model, and what each has free for it.
+        room: the devices of the resident model, and the bytes that each has free for it.
         resident: bytes of the resident model, by device.
         weights: bytes of every model, by place.
         reserves: bytes that are kept free for evaluation, by device.
-        peaks: the most bytes in use, by place, with the reserve; totals: what each place has.
+        peaks: the most bytes in use, by place, with the reserve.
+        totals: the bytes of each place.
         moved: bytes that a candidate moves: read from each place, and written on the devices.
-        seconds: of a candidate's merge, once its kernels are compiled and its tables counted.
+        seconds: the time of a candidate's merge, once its kernels are compiled and its tables counted.
+        homes: the place of every tensor, by `tensor_key`.
     """
 
     room: Mapping[str, int]
@@ -97,14 +101,14 @@ class Placement:
         return any(name.startswith("cuda") for name in self.room)
 
     def home(self, checkpoint: Checkpoint, name: str) -> str:
-        """A device, `HOST` or `FILE`; what was not planned stays in its file."""
+        """The place of a tensor: a device, `HOST` or `FILE`. A tensor that was not planned stays in its file."""
         return self.homes.get(tensor_key(checkpoint, name), FILE)
 
     def facts(self) -> dict[str, str]:
-        """For people: what lives where, the peaks, and the time of a candidate."""
+        """The plan in words: the place of the weights, the peaks, and the time of a candidate."""
         parts = {"resident model": self.resident, **self.weights}
         weights = [
-            f"{name} {', '.join(self._told(*place) for place in places.items())}" for name, places in parts.items()
+            f"{name} {', '.join(self._amount(*place) for place in places.items())}" for name, places in parts.items()
         ]
         peaks = [self._peak(place, count, self.totals[place]) for place, count in self.peaks.items()]
         return {
@@ -118,7 +122,7 @@ class Placement:
         kept = f", {size(self.reserves[place])} of them for evaluation" if place in self.reserves else ""
         return f"{name} {size(count)} of {size(total)}{kept}" + (" (may not suffice)" if count > total else "")
 
-    def _told(self, place: str, count: int) -> str:
+    def _amount(self, place: str, count: int) -> str:
         return f"{size(count)} {'in' if place in (HOST, FILE, CPU) else 'on'} {self._name(place)}"
 
     def _name(self, place: str) -> str:
@@ -127,29 +131,31 @@ class Placement:
 
 
 def tensor_key(checkpoint: Checkpoint, name: str) -> Hashable:
-    """Equal for equal stored bytes: an adapter's model shares with its base what it does not change."""
+    """A key that is equal for equal stored bytes: an adapter's model shares the tensors that it does not change."""
     return (checkpoint.resolved(), name) if checkpoint.is_computed(name) else checkpoint.tensors[name]
 
 
 def spread(sizes: Mapping[str, int], stack: Stack, room: Mapping[str, int]) -> dict[Place, str]:
-    """The device of what stands before the layers, of each layer, and of what stands behind them: one run of them for
-    each device, in proportion to its room."""
+    """The device of each place in the model: before the layers, each layer, after them. Each device gets one run of
+    places, in proportion to its room."""
     places: list[Place] = ["before", *range(stack.layers), "after"]
     bytes_of: dict[Place, int] = dict.fromkeys(places, 0)
     for name, count in sizes.items():
         bytes_of[stack.place(name)] += count
     total, offered = max(1, sum(bytes_of.values())), sum(room.values())
-    names, found, done = list(room), dict[Place, str](), 0
+    # A place whose bytes lie from `done` on goes to the device in whose share of the room the middle of it falls:
+    # (done + bytes / 2) / total model < (room up to and with the device) / total room
+    names, blocks, done = list(room), dict[Place, str](), 0
     ends = [sum(list(room.values())[: i + 1]) for i in range(len(names))]
     for place in places:
         middle = (done + bytes_of[place] / 2) / total * offered
-        found[place] = next((n for n, end in zip(names, ends, strict=True) if middle < end), names[-1])
+        blocks[place] = next((n for n, end in zip(names, ends, strict=True) if middle < end), names[-1])
         done += bytes_of[place]
-    return found
+    return blocks
 
 
 def place(
-    model: Model,
+    model: ModelSizes,
     checkpoints: Mapping[str, Checkpoint],
     devices: Sequence[Device],
     host: Device,
@@ -159,16 +165,16 @@ def place(
     first_that_fits: bool = False,
     step: int = 0,
 ) -> Placement:
-    """Decide where everything lives.
+    """Plan the place of every tensor.
 
     Args:
         model: the resident model.
-        checkpoints: all that candidates read, by the name to print; those listed first get the fastest places.
-        devices: those of the resident model: the CPU alone, or GPUs.
+        checkpoints: all checkpoints that candidates read, by the name to print; the first get the fastest places.
+        devices: the devices of the resident model: the CPU alone, or GPUs.
         host: the host's memory.
         rates: how fast bytes move.
-        limits: what the user allows.
-        first_that_fits: use the first device alone that holds the model and the reserve; all only if none does.
+        limits: the user's limits.
+        first_that_fits: use only the first device that holds the model and the reserve; all if none does.
         step: bytes that a gradient step takes beside the weights, on each device.
 
     Raises:
@@ -194,12 +200,12 @@ def place(
     )
     room[HOST] = _room(host.free - sum(used.values()) - (resident[CPU] if on_cpu else 0), limits.host)
     homes, weights = _homes(checkpoints, blocks, model.stack, room, pinned=not on_cpu)
-    lying = {p: sum(w.get(p, 0) for w in weights.values()) for p in (*room, FILE)}
+    stored = {p: sum(w.get(p, 0) for w in weights.values()) for p in (*room, FILE)}
     if on_cpu:
-        peaks = {CPU: resident[CPU] + lying[HOST] + used[CPU]}
+        peaks = {CPU: resident[CPU] + stored[HOST] + used[CPU]}
     else:
-        peaks = {d.name: resident[d.name] + lying[d.name] + reserve[d.name] for d in devices}
-        peaks[HOST] = lying[HOST] + used[HOST]
+        peaks = {d.name: resident[d.name] + stored[d.name] + reserve[d.name] for d in devices}
+        peaks[HOST] = stored[HOST] + used[HOST]
     return Placement(
         room={d.name: d.free for d in devices},
         resident=resident,
@@ -207,27 +213,29 @@ def place(
         reserves={d.name: reserve[d.name] for d in devices},
         peaks=peaks,
         totals={**{d.name: d.total for d in devices}, HOST: host.total},
-        moved=sum(lying.values()) + 2 * model.bytes,
-        seconds=_seconds(model, lying, rates, on_cpu),
+        moved=sum(stored.values()) + 2 * model.bytes,
+        seconds=_seconds(model, stored, rates, on_cpu),
         homes=homes,
     )
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """A number of bytes in words: 1.5 GB."""
     for unit, word in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
         if count >= unit:
             return f"{count / unit:.1f} {word}"
     return f"{count} bytes"
 
 
-def _reserve(model: Model, device: Device) -> int:
-    """Evaluation and merging take turns. Methods that need a whole tensor hold about three of it in float32."""
+def _reserve(model: ModelSizes, device: Device) -> int:
+    """The bytes to keep free on a device. Evaluation and merging take turns, so it is the larger of both: a share of
+    the device, and the three float32 copies of the largest tensor that methods on whole tensors hold."""
     share = 0.0 if device.name == CPU else _SHARE
     return max(_LEAST, int(share * device.total), 3 * 4 * model.largest)
 
 
 def _tables(checkpoints: Mapping[str, Checkpoint]) -> int:
+    """The bytes of all tables of magnitudes."""
     halves = (i.bytes for c in checkpoints.values() for i in c.tensors.values() if i.dtype in ("bfloat16", "float16"))
     return int(_TABLES * sum(halves))
 
@@ -236,7 +244,8 @@ def _room(free: int, limit: int | None) -> int:
     return max(0, free if limit is None else min(free, limit))
 
 
-def _check_fits(model: Model, devices: Sequence[Device], resident: Mapping[str, int]) -> None:
+def _check_fits(model: ModelSizes, devices: Sequence[Device], resident: Mapping[str, int]) -> None:
+    """InputError if a device is too small for its part of the model."""
     for device in devices:
         if resident[device.name] > device.free:
             part = "the model" if len(devices) == 1 else f"its part of the model's {size(model.bytes)}"
@@ -254,19 +263,19 @@ def _homes(
     room: dict[str, int],
     pinned: bool,
 ) -> tuple[dict[Hashable, str], dict[str, dict[str, int]]]:
-    """The home of every tensor, and the bytes of every model by place. Tensors that are computed when read cannot stay
-    in files."""
+    """The home of every tensor, and the bytes of every model by place."""
     left, homes = dict(room), dict[Hashable, str]()
     weights: dict[str, dict[str, int]] = {name: {} for name in checkpoints}
     every = [(name, c, tensor) for name, c in checkpoints.items() for tensor in c.tensors]
+    # Tensors that an adapter computes when they are read come first: they cannot stay in files
     for name, checkpoint, tensor in sorted(every, key=lambda item: not item[1].is_computed(item[2])):
         key = tensor_key(checkpoint, tensor)
         if key in homes:
             continue
         count = checkpoint.tensors[tensor].bytes
         taken = {HOST: _pinned_bytes(count) if pinned else count}
-        wanted = [p for p in (blocks.get(stack.place(tensor), FILE), HOST) if p in left]
-        home = next((p for p in wanted if taken.get(p, count) <= left[p]), None)
+        choices = [p for p in (blocks.get(stack.place(tensor), FILE), HOST) if p in left]
+        home = next((p for p in choices if taken.get(p, count) <= left[p]), None)
         if home is None:
             home = HOST if checkpoint.is_computed(tensor) else FILE
         if home in left:
@@ -277,14 +286,18 @@ def _homes(
 
 
 def _pinned_bytes(count: int) -> int:
+    """The bytes of pinned memory that a tensor takes (`bank.Slabs`)."""
     return count if count <= SLAB else 1 << (count - 1).bit_length()
 
 
-def _seconds(model: Model, lying: Mapping[str, int], rates: Rates, on_cpu: bool) -> float:
-    """Bytes over rates. A model is written once, and read once for its digest; what comes over the link comes while
-    the last piece is merged."""
-    all_bytes = sum(lying.values()) + 2 * model.bytes
+def _seconds(model: ModelSizes, stored: Mapping[str, int], rates: Rates, on_cpu: bool) -> float:
+    """The time of a candidate's merge: max(kernels, link) + files.
+
+    kernels = factor (bytes of the sources + 2 bytes of the model) / rate + a constant for each tensor: a model is
+    written once, and read once for its digest. Bytes come over the link while the last chunk is merged.
+    """
+    all_bytes = sum(stored.values()) + 2 * model.bytes
     moving = _KERNEL_CPU / rates.host if on_cpu else _KERNEL / rates.device
     merged = moving * all_bytes + _EACH * len(model.sizes)
-    link = 0.0 if on_cpu else (lying[HOST] + lying[FILE]) / rates.link
-    return max(merged, link) + lying[FILE] / rates.file
+    link = 0.0 if on_cpu else (stored[HOST] + stored[FILE]) / rates.link
+    return max(merged, link) + stored[FILE] / rates.file

@@ -1,4 +1,10 @@
-"""A model of transformers on one device, or cut into runs of layers that lie on several (accelerate's dispatch)."""
+"""Loads a model of transformers onto one device, or cuts it into runs of layers on several. The steps of a cut:
+
+1. Build the model without memory for its parameters, to learn the names of its modules (`_skeleton`).
+2. Give each layer, and all before and after the layers, a device by the bytes of its tensors (`placement.spread`).
+3. Name the device of every module (`device_map`), and load or allocate each parameter there.
+4. accelerate moves the activations between devices (`dispatch_model`).
+"""
 
 from __future__ import annotations
 
@@ -19,8 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a model is cut: the bytes of its tensors by the names of its checkpoint, its layer stack there, and the
-    devices with their room."""
+    """How a model is cut between devices.
+
+    Attributes:
+        sizes: the bytes of its tensors, by their names in the checkpoint.
+        stack: its layer stack in the checkpoint.
+        room: the devices, and the bytes that each has free.
+    """
 
     sizes: Mapping[str, int]
     stack: Stack
@@ -28,10 +39,11 @@ class Sharding:
 
     @property
     def single(self) -> str | None:
-        """The device, where it is one."""
+        """The device, if there is only one."""
         return next(iter(self.room)) if len(self.room) == 1 else None
 
     def blocks(self) -> dict[Place, str]:
+        """The device of each place in the model."""
         return spread(self.sizes, self.stack, self.room)
 
 
@@ -39,21 +51,21 @@ def load(folder: Path, dtype: torch.dtype, sharding: Sharding) -> PreTrainedMode
     """The checkpoint's causal language model, loaded straight onto its devices."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    told: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     if sharding.single is not None:
         devices: dict[str, str] = {"": sharding.single}
     else:
-        devices = device_map(_skeleton(AutoConfig.from_pretrained(folder, **told), dtype), sharding)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=devices, **told)
+        devices = device_map(_skeleton(AutoConfig.from_pretrained(folder, **options), dtype), sharding)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=devices, **options)
 
 
 def build(config: Mapping[str, Any], dtype: torch.dtype, sharding: Sharding) -> PreTrainedModel:
-    """The causal language model of a configuration, on its devices; its parameters hold anything."""
+    """The causal language model of a configuration, on its devices; its parameters are not set."""
     from accelerate import dispatch_model  # type: ignore[import-untyped]
     from transformers import AutoConfig
 
-    told = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-    model = _skeleton(AutoConfig.for_model(**told), dtype)
+    settings = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    model = _skeleton(AutoConfig.for_model(**settings), dtype)
     if sharding.single is not None:
         _allocate(model, {"": sharding.single})
         return model.to(sharding.single)
@@ -64,22 +76,22 @@ def build(config: Mapping[str, Any], dtype: torch.dtype, sharding: Sharding) -> 
 
 def device_map(model: PreTrainedModel, sharding: Sharding) -> dict[str, str]:
     """The device of every layer, and of every other module that has a parameter or a buffer, by its name in the model.
-    A head that shares the embeddings' parameter lies where these do.
+    A head that shares the embeddings' parameter is on the embeddings' device.
 
     Raises:
-        InputError: the model's layers cannot be told from its names.
+        InputError: the model's names show no layer stack.
     """
     tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     stack = find_stack(tensors, sharding.stack.layers)
     if stack is None:
         problem = f"{type(model).__name__} has no numbered stack of {sharding.stack.layers} layers"
         raise InputError(problem, "it cannot be cut between devices: give one --device")
-    blocks, found, first = sharding.blocks(), dict[str, str](), dict[int, str]()
+    blocks, devices, shared = sharding.blocks(), dict[str, str](), dict[int, str]()
     for name, tensor in tensors.items():
         place = stack.place(name)
         module = f"{stack.prefix}.{place}" if isinstance(place, int) else name.rpartition(".")[0]
-        found.setdefault(module, first.setdefault(id(tensor), blocks[place]))
-    return found
+        devices.setdefault(module, shared.setdefault(id(tensor), blocks[place]))
+    return devices
 
 
 def _skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
@@ -89,17 +101,17 @@ def _skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    model.tie_weights()  # in there, sharing a parameter made another one
+    model.tie_weights()  # under init_empty_weights, tying made separate parameters
     return model
 
 
 def _allocate(model: PreTrainedModel, devices: Mapping[str, str]) -> None:
-    """Give every parameter memory on its device; those that modules share stay shared."""
-    made: dict[int, torch.nn.Parameter] = {}
+    """Give every parameter memory on its device. Parameters that modules share stay shared."""
+    allocated: dict[int, torch.nn.Parameter] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if id(parameter) not in made:
+            if id(parameter) not in allocated:
                 home = next(d for m, d in devices.items() if not m or f"{path}.".startswith(f"{m}."))
                 memory = torch.empty_like(parameter, device=home)
-                made[id(parameter)] = torch.nn.Parameter(memory, requires_grad=False)
-            setattr(module, name, made[id(parameter)])
+                allocated[id(parameter)] = torch.nn.Parameter(memory, requires_grad=False)
+            setattr(module, name, allocated[id(parameter)])

@@ -85,10 +85,10 @@ def test_an_existing_folder_is_replaced_only_if_asked(run):
     ],
 )
 def test_options_that_cannot_be(run, options, said):
-    code, folder, told = run(*options)
+    code, folder, message = run(*options)
     assert code == 2
-    assert said in told
-    assert "Traceback" not in told
+    assert said in message
+    assert "Traceback" not in message
     assert not folder.exists()
 
 

@@ -11,7 +11,7 @@ import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
-from evomerge.merging.disk.pipeline import PassingBank, reads_of, side_by_side
+from evomerge.merging.disk.pipeline import StreamingBank, reads_of, run_in_order
 from evomerge.merging.plan.jobs import Read
 from evomerge.merging.plan.plan import plan
 from evomerge.recipe.mergekit import parse_recipe
@@ -22,7 +22,7 @@ def jobs_of(bank, text):
 
 
 def test_the_bank_reads_what_is_stored_and_keeps_nothing(models):
-    bank = PassingBank()
+    bank = StreamingBank()
     stored = Checkpoint.open(str(models["a"])).tensor("lm_head.weight")
     found = bank.tensor(str(models["a"]), "lm_head.weight")
     assert torch.equal(found, stored)
@@ -36,7 +36,7 @@ def test_values_that_are_not_finite_are_found_when_they_are_read(tmp_path):
     tensors["model.norm.weight"][0] = torch.nan
     broken = tiny_models.write(tmp_path / "broken", tensors)
     with pytest.raises(InputError, match=r"model\.norm\.weight holds 1 values that are NaN or Inf"):
-        PassingBank().tensor(str(broken), "model.norm.weight")
+        StreamingBank().tensor(str(broken), "model.norm.weight")
 
 
 def test_documents_that_feed_documents_are_walked_through(models):
@@ -46,7 +46,7 @@ def test_documents_that_feed_documents_are_walked_through(models):
         f"---\nmerge_method: slerp\nbase_model: {models['base']}\nparameters: {{t: 0.5}}\n"
         f"models: [{{model: {models['base']}}}, {{model: mean}}]\nout_dtype: bfloat16"
     )
-    bank = PassingBank()
+    bank = StreamingBank()
     job = jobs_of(bank, text)[0]
     assert set(reads_of(job)) == {Read(str(models[n]), job.tensor) for n in ("base", "a", "b")}
     elements = torch.Size(job.shape).numel()
@@ -55,7 +55,7 @@ def test_documents_that_feed_documents_are_walked_through(models):
 
 @pytest.fixture
 def jobs(models):
-    return jobs_of(PassingBank(), f"merge_method: passthrough\nmodels: [{{model: {models['a']}}}]")
+    return jobs_of(StreamingBank(), f"merge_method: passthrough\nmodels: [{{model: {models['a']}}}]")
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -64,7 +64,7 @@ def test_results_come_in_the_order_of_the_jobs(jobs, threads):
         time.sleep(0.01 if job is jobs[0] else 0)
         return job.tensor
 
-    assert list(side_by_side(jobs, run, lambda _: 1, threads)) == [job.tensor for job in jobs]
+    assert list(run_in_order(jobs, run, lambda _: 1, threads)) == [job.tensor for job in jobs]
 
 
 class Gauge:
@@ -86,7 +86,7 @@ class Gauge:
 @pytest.mark.parametrize(("limit", "most"), [(35, 3), (10, 1), (1, 1)])
 def test_the_limit_holds_while_the_caller_is_slow(jobs, limit, most):
     gauge = Gauge()
-    for _ in side_by_side(jobs, gauge.run, lambda _: 10, 4, limit):
+    for _ in run_in_order(jobs, gauge.run, lambda _: 10, 4, limit):
         time.sleep(0.005)
         gauge.done()
     assert gauge.most == most
@@ -99,7 +99,7 @@ def test_other_threads_work_while_the_caller_does(jobs):
         if job is jobs[2]:
             third.set()
 
-    results = side_by_side(jobs, run, lambda _: 1, 2, 3)
+    results = run_in_order(jobs, run, lambda _: 1, 2, 3)
     next(results)
     assert third.wait(10)
     results.close()
@@ -115,7 +115,7 @@ def test_an_error_comes_in_its_turn_and_ends_everything(jobs):
         return job
 
     def take():
-        for job in side_by_side(jobs, run, lambda _: 1, 2, 2):
+        for job in run_in_order(jobs, run, lambda _: 1, 2, 2):
             taken.append(job)
 
     with pytest.raises(InputError, match="broken"):
@@ -127,7 +127,7 @@ def test_an_error_comes_in_its_turn_and_ends_everything(jobs):
 
 def test_torch_s_threads_are_as_before(jobs):
     before = torch.get_num_threads()
-    inside = list(side_by_side(jobs, lambda _: torch.get_num_threads(), lambda _: 1, 3))
+    inside = list(run_in_order(jobs, lambda _: torch.get_num_threads(), lambda _: 1, 3))
     assert set(inside) == {1}
     later = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))

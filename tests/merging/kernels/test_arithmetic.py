@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.merging.kernels import arithmetic, inputs, magnitudes
-from evomerge.merging.kernels.arithmetic import delta, dot, fixed_point, gram, unit
-from evomerge.merging.kernels.deltas import outliers, ranked, trimmed
+from evomerge.merging.kernels.arithmetic import delta, dot, fixed_point, fixed_scale, gram
+from evomerge.merging.kernels.deltas import middle_ranks, trim_count, values_at, window
 from evomerge.merging.kernels.elementwise import Kernel
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.kernels.magnitudes import Magnitudes
 from evomerge.merging.kernels.masks import BLOCK, Draw, limit, limits
 from evomerge.merging.kernels.runner import Runner
-from evomerge.merging.kernels.windows import window
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 sizes = st.integers(1, 300)
@@ -52,7 +51,7 @@ class TestSums:
     @given(sizes, seeds, st.sampled_from([torch.float32, torch.float64]))
     def test_fixed_point_is_close_and_the_same_in_any_order(self, count, seed, dtype):
         values = noise(count, seed, dtype).abs() * 3e-4
-        scale = unit(float(values.max()))
+        scale = fixed_scale(float(values.max()))
         assert bool((fixed_point(values, scale) % 1 == 0).all())
         total = fixed_point(values, scale).sum(dtype=torch.float64)
         assert float(total) == float(fixed_point(values.flip(0), scale).cumsum(0, dtype=torch.float64)[-1])
@@ -60,7 +59,7 @@ class TestSums:
 
     @pytest.mark.parametrize("largest", [0.0, 1e-40, 2**-126, 1e-3, 1.0, 65504.0, 3e38, math.inf])
     def test_any_largest_magnitude_has_a_unit(self, largest):
-        scale = unit(largest)
+        scale = fixed_scale(largest)
         assert scale > 0
         assert math.log2(scale) == int(math.log2(scale))
         assert math.isinf(largest) or float(fixed_point(torch.tensor([largest]), scale)) <= 2**30
@@ -72,7 +71,10 @@ class TestSums:
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
                 found.add(
-                    (float(fixed_point(values.abs(), unit(1e7)).sum(dtype=torch.float64)), dot(values, values.flip(0)))
+                    (
+                        float(fixed_point(values.abs(), fixed_scale(1e7)).sum(dtype=torch.float64)),
+                        dot(values, values.flip(0)),
+                    )
                 )
         finally:
             torch.set_num_threads(before)
@@ -127,7 +129,7 @@ class TestMasks:
         words = Draw(0, "t").words(0, BLOCK - 3, BLOCK + 3)
         assert words.shape == (6,)
         assert len(set(words.tolist())) == 6
-        ints = inputs.drawing(Draw(0, "t"), [0.5, 0.5])(BLOCK + 7)
+        ints = inputs.mask_ints(Draw(0, "t"), [0.5, 0.5])(BLOCK + 7)
         assert ints[0] == [7, 7]
         assert [ints[1][1], ints[2][1]] == list(Draw(0, "t").keys(1, 1))
 
@@ -137,13 +139,13 @@ class TestMasks:
 
     @given(sizes, seeds, densities, st.integers(1, 50))
     @settings(max_examples=50, deadline=None)
-    def test_a_merge_keeps_what_the_mask_says(self, count, seed, density, piece):
-        """The kernel of DARE and `Draw.mask` are one rule, in any pieces."""
+    def test_a_merge_keeps_what_the_mask_says(self, count, seed, density, chunk):
+        """The kernel of DARE and `Draw.mask` are one rule, in any chunks."""
         base, source, draw = torch.zeros(count), torch.ones(count), Draw(seed, "t")
         options = (("work", torch.float32), ("keep", "drawn"), ("elect", False), ("normalize", False))
-        blend = Blend(Kernel("deltas", options), base, [source], [[1.0]] * 3, inputs.drawing(draw, [density]))
+        blend = Blend(Kernel("deltas", options), base, [source], [[1.0]] * 3, inputs.mask_ints(draw, [density]))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("evomerge.merging.kernels.runner._CACHED", piece)
+            patch.setattr("evomerge.merging.kernels.runner._CACHED", chunk)
             found = torch.empty(count)
             Runner().write(blend, found, torch.float32)
         expected = draw.mask(0, density, base).float()
@@ -155,7 +157,7 @@ PINNED = [664036635, 65835812, 1588979574, -2053594188]
 
 
 def block(values):
-    """As `Inputs` gives a delta to its histogram: pieces of their own."""
+    """As `Inputs` gives a delta to its histogram: chunks of their own."""
     return lambda span: values[span].clone()
 
 
@@ -215,13 +217,13 @@ class TestMagnitudes:
     @settings(deadline=None)
     def test_the_norm_of_what_is_kept(self, values, density, dtype):
         base = torch.zeros_like(values, dtype=dtype)
-        given_ = Inputs([values.to(dtype)], base)
+        delta_inputs = Inputs([values.to(dtype)], base)
         keep = int(density * values.numel())
         for drop in (0, keep // 3):
             kept = largest(values.to(dtype), keep) & ~largest(values.to(dtype), drop)
             expected = math.fsum(values.to(dtype)[kept].abs().double().tolist())
             resolution = float(values.abs().max()) * values.numel() * 2**-20
-            assert given_.kept_norm(0, drop, keep) == pytest.approx(expected, rel=1e-5, abs=resolution)
+            assert delta_inputs.kept_norm(0, drop, keep) == pytest.approx(expected, rel=1e-5, abs=resolution)
 
     def test_nothing(self):
         known = Magnitudes(block(torch.zeros(0)), 0, torch.float32)
@@ -244,17 +246,17 @@ class TestMagnitudes:
 class TestCounts:
     def test_the_article_s_numbers(self):
         values = torch.tensor([0.1, -0.5, 0.02, 0.8])
-        given_ = Inputs([values], torch.zeros(4))
-        assert kept_by(given_.cut(0, trimmed(0.5, 4)), values).tolist() == [False, True, False, True]
+        delta_inputs = Inputs([values], torch.zeros(4))
+        assert kept_by(delta_inputs.cut(0, trim_count(0.5, 4)), values).tolist() == [False, True, False, True]
 
     @given(st.integers(0, 1000), densities)
     def test_trimming_keeps_one_at_least(self, count, density):
-        keep = trimmed(density, count)
+        keep = trim_count(density, count)
         assert keep == (count if density >= 1 else max(1, int(density * count)) if density > 0 and count else 0)
 
     @given(st.integers(0, 1000), densities, densities)
     def test_outliers_are_spared_for_the_density(self, count, density, gamma):
-        drop, keep = outliers(density, gamma, count)
+        drop, keep = middle_ranks(density, gamma, count)
         assert 0 <= drop <= keep <= count
         assert keep - drop == (count if density >= 1 else int(density * count))
         assert drop == int(gamma * count) or keep == count
@@ -262,8 +264,8 @@ class TestCounts:
     @given(st.integers(1, 200), seeds, st.integers(0, 200))
     def test_a_piece_s_positions_count_from_its_start(self, count, seed, start):
         values = noise(count, seed).round()
-        given_ = Inputs([values], torch.zeros(count))
-        kept = window(given_, [(count + 1) // 2], [count // 4])
+        delta_inputs = Inputs([values], torch.zeros(count))
+        kept = window(delta_inputs, [(count + 1) // 2], [count // 4])
         if kept["keep"] == "all":
             return
         for row, (now, then) in enumerate(zip(kept["ints"](0), kept["ints"](start), strict=True)):
@@ -273,4 +275,4 @@ class TestCounts:
     def test_ranked_is_a_sort(self, values, seed, dtype):
         values = values.to(dtype)
         ranks = [0, values.numel() // 2, seed % values.numel(), values.numel() - 1]
-        assert torch.equal(ranked(values, ranks), values.sort().values[ranks])
+        assert torch.equal(values_at(values, ranks), values.sort().values[ranks])

@@ -12,7 +12,7 @@ import torch
 from evomerge.merging.kernels.compiled import Compiled, Signature, compile_
 from evomerge.merging.kernels.digest import digest
 from evomerge.merging.kernels.elementwise import Kernel
-from evomerge.merging.kernels.inputs import Blend, Inputs, drawing
+from evomerge.merging.kernels.inputs import Blend, Inputs, mask_ints
 from evomerge.merging.kernels.masks import Draw
 from evomerge.merging.kernels.runner import Runner
 from evomerge.registry import METHODS, load
@@ -84,7 +84,7 @@ def test_random_masks_are_equal():
         merged, base = tensors(count, torch.bfloat16)
         scales = [2.0**20] * 3
         blend = Blend(
-            Kernel("drawn_norms", (("work", torch.bfloat16),)), base, merged, [scales], drawing(DRAW, [0.2, 0.5, 0.9])
+            Kernel("drawn_norms", (("work", torch.bfloat16),)), base, merged, [scales], mask_ints(DRAW, [0.2, 0.5, 0.9])
         )
         assert Runner(READY).reduce(blend, torch.bfloat16) == Runner().reduce(blend, torch.bfloat16)
 

@@ -11,7 +11,7 @@ from evomerge.merging.kernels import runner
 from evomerge.merging.kernels.elementwise import Kernel
 from evomerge.merging.kernels.inputs import Blend
 from evomerge.merging.kernels.runner import Runner
-from evomerge.merging.kernels.transfers import Immediate, moved
+from evomerge.merging.kernels.transfers import Immediate, moved_chunks
 
 CPU = torch.device("cpu")
 
@@ -53,9 +53,9 @@ class Late:
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 40])
-def test_kernels_that_run_late_read_their_own_piece(count):
+def test_kernels_that_run_late_read_their_own_chunk(count):
     far, here, order, out = torch.arange(float(count)), torch.arange(float(count)) * 100, Late(), torch.zeros(count)
-    for span, (a, b) in moved([far, here], [True, False], CPU, 8, order):
+    for span, (a, b) in moved_chunks([far, here], [True, False], CPU, 8, order):
         assert b.data_ptr() == here[span].data_ptr() or not count
         order.launch(lambda span=span, a=a, b=b: out[span].copy_(a + b))
     assert torch.equal(out, far + here)
@@ -64,23 +64,23 @@ def test_kernels_that_run_late_read_their_own_piece(count):
 
 def test_no_more_than_two_buffers_are_used():
     far = torch.arange(1000.0)
-    places = {piece.data_ptr() for _, [piece] in moved([far], [True], CPU, 8, Immediate())}
+    places = {chunk.data_ptr() for _, [chunk] in moved_chunks([far], [True], CPU, 8, Immediate())}
     assert len(places) == 2
     assert far.data_ptr() not in places
 
 
 def test_a_caller_that_stops_leaves_nothing_behind():
     order = Late()
-    pieces = moved([torch.arange(100.0)], [True], CPU, 8, order)
-    next(pieces)
-    pieces.close()
+    chunks = moved_chunks([torch.arange(100.0)], [True], CPU, 8, order)
+    next(chunks)
+    chunks.close()
     assert order.log[-1] == "end"
 
 
 @pytest.mark.parametrize("based", [True, False])
 @pytest.mark.parametrize("count", [0, 5, 64, 1000])
 def test_a_blend_of_tensors_from_elsewhere(based, count, monkeypatch):
-    """As on a GPU, with every stored tensor brought over in small pieces."""
+    """As on a GPU, with every stored tensor brought over in small chunks."""
     base, *tensors = torch.randn(4, count)
     blend = Blend(Kernel("weighted"), None, tensors, [[0.5, 0.25, 2.0]])
     if based:

@@ -151,8 +151,8 @@ def test_equal_inputs_give_equal_bits_on_any_number_of_threads(name, dtype, shap
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equal_inputs_give_equal_bits_in_any_pieces(name, dtype, monkeypatch):
-    """Thresholds, equals at a threshold and random masks go on across the pieces."""
+def test_equal_inputs_give_equal_bits_in_any_chunks(name, dtype, monkeypatch):
+    """Thresholds, equals at a threshold and random masks go on across the chunks."""
     found = []
     for size in (1 << 17, 1000, 37):
         monkeypatch.setattr(runner, "_CACHED", size)
@@ -233,7 +233,7 @@ def test_every_parameter_has_a_legal_start(name):
 
 def test_results_do_not_move_with_the_hash_seed():
     code = (
-        "import sys, hashlib, torch; sys.path.insert(0, sys.argv[1]); import test_method_conformance as t\n"
+        "import sys, hashlib, torch; sys.path.insert(0, sys.argv[1]); import test_conformance as t\n"
         "print([hashlib.sha256(t.run(n, density=0.4).numpy().tobytes()).hexdigest() for n in t.NAMES])"
     )
     folder = __file__.rpartition("/")[0]

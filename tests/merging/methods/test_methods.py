@@ -147,10 +147,10 @@ class TestBreadcrumbs:
 class TestDare:
     @given(seeds, st.sampled_from([97, 1000, 4900]))
     @settings(max_examples=10, deadline=None)
-    def test_masks_nest_in_any_pieces(self, seed, piece):
+    def test_masks_nest_in_any_chunks(self, seed, chunk):
         base, sources = torch.zeros(70, 70), [noise((70, 70), seed), noise((70, 70), seed + 1)]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runner, "_CACHED", piece)
+            patch.setattr(runner, "_CACHED", chunk)
             for weight in ([1.0, 0.0], [0.0, 1.0]):
                 few, many = (
                     merge("dare_linear", sources, base, draw=Draw(seed, "t"), weight=weight, density=d) != 0
@@ -169,8 +169,8 @@ class TestDare:
 
 def della(source, **values):
     """The delta that DELLA leaves of one source, not rescaled unless asked for."""
-    given_ = {"weight": 1.0, "density": 0.5, "epsilon": 0.3, "rescale": False, **values}
-    return merge("della_linear", [source], torch.zeros_like(source), **given_)
+    parameters = {"weight": 1.0, "density": 0.5, "epsilon": 0.3, "rescale": False, **values}
+    return merge("della_linear", [source], torch.zeros_like(source), **parameters)
 
 
 class TestDella:
@@ -228,7 +228,7 @@ class TestDella:
     def test_the_pieces_in_which_rows_are_ranked_change_nothing(self, monkeypatch):
         source = noise((37, 41), 6).round(decimals=1)
         first = della(source)
-        monkeypatch.setattr("evomerge.merging.methods.della._PIECE", 100)
+        monkeypatch.setattr("evomerge.merging.methods.della._CHUNK", 100)
         assert torch.equal(della(source), first)
 
 
@@ -317,7 +317,7 @@ class TestArceeFusion:
     def test_the_pieces_change_nothing(self, monkeypatch):
         base, source = noise((37, 41), 1), noise((37, 41), 2)
         first = merge("arcee_fusion", [source], base)
-        monkeypatch.setattr("evomerge.merging.methods.arcee_fusion._PIECE", 100)
+        monkeypatch.setattr("evomerge.merging.methods.arcee_fusion._CHUNK", 100)
         assert torch.equal(merge("arcee_fusion", [source], base), first)
 
 

@@ -9,7 +9,7 @@ import torch
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
 from evomerge.merging.plan import settings as plan_settings
-from evomerge.merging.plan.jobs import COPY, Job, Read
+from evomerge.merging.plan.jobs import COPY, MergeJob, Read
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.recipe.mergekit import parse_recipe
@@ -39,25 +39,25 @@ def planned(models):
     return make
 
 
-def weights(made, name):
-    return made.jobs[name].parameters["weight"]
+def weights(merge_plan, name):
+    return merge_plan.jobs[name].parameters["weight"]
 
 
 def test_gradients_filters_and_precedence(planned):
-    made = planned("""
+    merge_plan = planned("""
 merge_method: linear
 models:
 - {model: <a>, parameters: {weight: [0.0, 1.0]}}
 - {model: <b>, parameters: {weight: [{filter: mlp, value: 0.7}]}}
 parameters: {weight: 0.2}
 """)
-    assert [weights(made, UP.format(i))[0] for i in range(3)] == [0.0, 0.5, 1.0]
-    assert weights(made, UP.format(0))[1] == 0.7
-    assert weights(made, "model.norm.weight") == (0.0, 0.2)  # outside the stack a gradient gives its first value
+    assert [weights(merge_plan, UP.format(i))[0] for i in range(3)] == [0.0, 0.5, 1.0]
+    assert weights(merge_plan, UP.format(0))[1] == 0.7
+    assert weights(merge_plan, "model.norm.weight") == (0.0, 0.2)  # outside the stack a gradient gives its first value
 
 
 def test_tensors_outside_the_stack_follow_the_first_and_the_last_slice(planned):
-    made = planned("""
+    merge_plan = planned("""
 merge_method: task_arithmetic
 base_model: <base>
 slices:
@@ -68,32 +68,32 @@ slices:
   - {model: <b>, layer_range: [1, 3], parameters: {weight: 0.9}}
   - {model: <base>, layer_range: [1, 3]}
 """)
-    assert weights(made, "model.embed_tokens.weight") == (0.1,)
-    assert weights(made, "model.norm.weight") == weights(made, "lm_head.weight") == (0.9,)
-    assert made.jobs["lm_head.weight"].inputs[0].model.endswith("/b")
-    assert made.stack.layers == made.config["num_hidden_layers"] == 3
+    assert weights(merge_plan, "model.embed_tokens.weight") == (0.1,)
+    assert weights(merge_plan, "model.norm.weight") == weights(merge_plan, "lm_head.weight") == (0.9,)
+    assert merge_plan.jobs["lm_head.weight"].inputs[0].model.endswith("/b")
+    assert merge_plan.stack.layers == merge_plan.config["num_hidden_layers"] == 3
 
 
 def test_stacked_layers_are_renumbered(planned):
-    made = planned("""
+    merge_plan = planned("""
 merge_method: passthrough
 slices:
 - sources: [{model: <a>, layer_range: [0, 3]}]
 - sources: [{model: <b>, layer_range: [1, 3]}]
 """)
-    assert made.stack.layers == made.config["num_hidden_layers"] == 5
-    read = made.jobs[UP.format(4)].inputs[0]
+    assert merge_plan.stack.layers == merge_plan.config["num_hidden_layers"] == 5
+    read = merge_plan.jobs[UP.format(4)].inputs[0]
     assert isinstance(read, Read)
     assert (read.model.rpartition("/")[2], read.tensor) == ("b", UP.format(2))
-    assert next(iter(made.jobs)) == "model.embed_tokens.weight"
+    assert next(iter(merge_plan.jobs)) == "model.embed_tokens.weight"
 
 
 @pytest.mark.parametrize(
     "listed", ["[{model: <a>}, {model: <base>}]", "[{model: <base>}, {model: <a>}]", "[{model: <a>}]"]
 )
 def test_the_base_of_slerp_may_be_listed_or_not(planned, listed):
-    made = planned(f"merge_method: slerp\nbase_model: <base>\nparameters: {{t: 0.3}}\nmodels: {listed}")
-    job = made.jobs[UP.format(0)]
+    merge_plan = planned(f"merge_method: slerp\nbase_model: <base>\nparameters: {{t: 0.3}}\nmodels: {listed}")
+    job = merge_plan.jobs[UP.format(0)]
     assert isinstance(job.base, Read)
     assert job.base.model.endswith("/base")
     assert [i.model.rpartition("/")[2] for i in job.inputs] == ["a"]
@@ -107,28 +107,28 @@ def test_a_base_that_slices_do_not_list_gives_the_same_layers(models):
 
 
 def test_the_base_takes_no_part_in_the_sum_even_if_listed_with_a_weight(planned):
-    made = planned("""
+    merge_plan = planned("""
 merge_method: task_arithmetic
 base_model: <base>
 models:
 - {model: <base>, parameters: {weight: 5}}
 - {model: <a>, parameters: {weight: 1}}
 """)
-    assert weights(made, UP.format(0)) == (1.0,)
+    assert weights(merge_plan, UP.format(0)) == (1.0,)
 
 
 def test_dtypes(planned, models_bf16, models):
     text = "merge_method: passthrough\nmodels: [{model: <a>}]\n"
     assert {(j.work, j.out) for j in planned(text).jobs.values()} == {("float32", "float32")}
-    made = planned(text + "dtype: bfloat16\nout_dtype: float16\n")
-    assert {(j.work, j.out) for j in made.jobs.values()} == {("bfloat16", "float16")}
-    assert made.config["dtype"] == "float16"
+    merge_plan = planned(text + "dtype: bfloat16\nout_dtype: float16\n")
+    assert {(j.work, j.out) for j in merge_plan.jobs.values()} == {("bfloat16", "float16")}
+    assert merge_plan.config["dtype"] == "float16"
     mixed = f"merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{{model: {models_bf16['a']}}}, {{model: <b>}}]"
     assert {j.work for j in planned(mixed).jobs.values()} == {"float32"}
 
 
 def test_later_documents_read_earlier_ones(planned):
-    made = planned("""
+    merge_plan = planned("""
 name: first
 merge_method: linear
 models: [{model: <a>, parameters: {weight: 1}}, {model: <b>, parameters: {weight: 1}}]
@@ -139,37 +139,40 @@ base_model: first
 models: [{model: first}, {model: <c>}]
 parameters: {t: 0.5}
 """)
-    job = made.jobs[UP.format(1)]
-    assert isinstance(job.base, Job)
+    job = merge_plan.jobs[UP.format(1)]
+    assert isinstance(job.base, MergeJob)
     assert (job.base.method, job.base.out, job.work) == ("linear", "bfloat16", "float32")
-    assert made.donor.path.name == "a"
-    assert [c.path.name for c in made.checkpoints] == ["a", "b", "c"]
+    assert merge_plan.donor.path.name == "a"
+    assert [c.path.name for c in merge_plan.checkpoints] == ["a", "b", "c"]
 
 
 def test_per_layer_settings_follow_the_layers(tmp_path):
     kinds = ["full", "sliding", "full"]
     folder = tiny_models.write(tmp_path / "m", tiny_models.base_tensors(), layer_types=kinds)
     slices = (Slice((Input(str(folder), (1, 3)),)), Slice((Input(str(folder), (1, 2)),)))
-    made = plan(Recipe((Document("passthrough", slices),)), SourceBank().open)
-    assert made.config["layer_types"] == ["sliding", "full", "sliding"]
+    merge_plan = plan(Recipe((Document("passthrough", slices),)), SourceBank().open)
+    assert merge_plan.config["layer_types"] == ["sliding", "full", "sliding"]
 
 
 def test_an_untied_source_unties_the_output(tied_models, models):
     inputs = tuple(Input(str(m["a"]), None, {"weight": 0.5}) for m in (tied_models, models))
-    made = plan(Recipe((Document("linear", (Slice(inputs),)),)), SourceBank().open)
-    assert made.config["tie_word_embeddings"] is False
-    assert [i.tensor for i in made.jobs["lm_head.weight"].inputs] == ["model.embed_tokens.weight", "lm_head.weight"]
+    merge_plan = plan(Recipe((Document("linear", (Slice(inputs),)),)), SourceBank().open)
+    assert merge_plan.config["tie_word_embeddings"] is False
+    assert [i.tensor for i in merge_plan.jobs["lm_head.weight"].inputs] == [
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    ]
 
 
 def test_whole_numbers_are_copied(tmp_path):
     tensors = tiny_models.base_tensors() | {"model.layers.0.positions": torch.arange(4)}
     folder = tiny_models.write(tmp_path / "m", tensors)
-    made = plan(Recipe((Document("passthrough", (Slice((Input(str(folder)),)),)),)), SourceBank().open)
-    assert made.jobs["model.layers.0.positions"].method == COPY
+    merge_plan = plan(Recipe((Document("passthrough", (Slice((Input(str(folder)),)),)),)), SourceBank().open)
+    assert merge_plan.jobs["model.layers.0.positions"].method == COPY
 
 
 def test_a_slice_may_have_a_base_of_its_own(planned):
-    made = planned("""
+    merge_plan = planned("""
 merge_method: task_arithmetic
 base_model: <base>
 parameters: {weight: 1}
@@ -178,21 +181,21 @@ slices:
 - base_model: <c>
   sources: [{model: <a>, layer_range: [1, 3]}, {model: <c>, layer_range: [1, 3]}]
 """)
-    bases = [made.jobs[UP.format(i)].base.model.rpartition("/")[2] for i in range(3)]
+    bases = [merge_plan.jobs[UP.format(i)].base.model.rpartition("/")[2] for i in range(3)]
     assert bases == ["base", "c", "c"]
-    assert made.jobs["model.embed_tokens.weight"].base.model.endswith("/base")
-    assert made.donor.path.name == "base"
+    assert merge_plan.jobs["model.embed_tokens.weight"].base.model.endswith("/base")
+    assert merge_plan.donor.path.name == "base"
 
 
 def test_the_one_module_of_a_plain_model_is_called_default(planned):
     text = "models: [{model: <a>, parameters: {weight: 1}}, {model: <b>}]"
-    made = planned(f"""
+    merge_plan = planned(f"""
 merge_method: linear
 parameters: {{weight: 3}}
 modules: {{default: {{{text}, parameters: {{weight: 2}}}}}}
 """)
-    assert {job.parameters["weight"] for job in made.jobs.values()} == {(1.0, 2.0)}
-    assert list(made.jobs) == list(planned(f"merge_method: linear\nparameters: {{weight: 3}}\n{text}").jobs)
+    assert {job.parameters["weight"] for job in merge_plan.jobs.values()} == {(1.0, 2.0)}
+    assert list(merge_plan.jobs) == list(planned(f"merge_method: linear\nparameters: {{weight: 3}}\n{text}").jobs)
 
 
 class TestModules:
@@ -214,16 +217,16 @@ class TestModules:
         return plan(parse_recipe(text, "recipe.yaml"), SourceBank().open)
 
     def test_models_merge_every_module_over_its_own_depth(self, seeing):
-        made = self.plan(seeing, """
+        merge_plan = self.plan(seeing, """
 merge_method: linear
 models: [{model: <a>, parameters: {weight: [0, 1]}}, {model: <b>, parameters: {weight: 1}}]
 """)  # fmt: skip
-        assert [weights(made, f"visual.blocks.{i}.w.weight")[0] for i in range(2)] == [0.0, 1.0]
-        assert [weights(made, UP.format(i))[0] for i in range(3)] == [0.0, 0.5, 1.0]
-        assert set(made.jobs) == set(made.checkpoints[0].tensors)
+        assert [weights(merge_plan, f"visual.blocks.{i}.w.weight")[0] for i in range(2)] == [0.0, 1.0]
+        assert [weights(merge_plan, UP.format(i))[0] for i in range(3)] == [0.0, 0.5, 1.0]
+        assert set(merge_plan.jobs) == set(merge_plan.checkpoints[0].tensors)
 
     def test_modules_have_their_own_slices_and_parameters(self, seeing):
-        made = self.plan(seeing, """
+        merge_plan = self.plan(seeing, """
 merge_method: passthrough
 base_model: <a>
 modules:
@@ -233,14 +236,14 @@ modules:
   vision_tower:
     slices: [{sources: [{model: <b>, layer_range: [1, 2], parameters: {scale: 3}}]}]
 """)  # fmt: skip
-        assert made.config["num_hidden_layers"] == made.stack.layers == 4
-        assert made.config["vision_config"]["depth"] == 1
-        assert made.jobs[UP.format(3)].parameters["scale"] == (2.0,)
-        block = made.jobs["visual.blocks.0.w.weight"]
+        assert merge_plan.config["num_hidden_layers"] == merge_plan.stack.layers == 4
+        assert merge_plan.config["vision_config"]["depth"] == 1
+        assert merge_plan.jobs[UP.format(3)].parameters["scale"] == (2.0,)
+        block = merge_plan.jobs["visual.blocks.0.w.weight"]
         assert (block.inputs[0].tensor, block.parameters["scale"]) == ("visual.blocks.1.w.weight", (3.0,))
-        assert "visual.blocks.1.w.weight" not in made.jobs
+        assert "visual.blocks.1.w.weight" not in merge_plan.jobs
         # The projector is not named, so it is the base's.
-        assert made.jobs["visual.merger.weight"].inputs[0].model == str(seeing["a"])
+        assert merge_plan.jobs["visual.merger.weight"].inputs[0].model == str(seeing["a"])
 
     def test_a_module_that_is_not_there_names_those_that_are(self, seeing):
         with pytest.raises(
@@ -250,20 +253,20 @@ modules:
 
 
 def test_values_become_what_the_method_declares(planned):
-    made = planned("""
+    merge_plan = planned("""
 merge_method: ties
 base_model: <base>
 models: [{model: <a>}]
 parameters: {weight: true, density: 1.5, normalize: [1, 0], lambda: '2e-1'}
 """)
-    first, last = made.jobs[UP.format(0)].parameters, made.jobs[UP.format(2)].parameters
+    first, last = merge_plan.jobs[UP.format(0)].parameters, merge_plan.jobs[UP.format(2)].parameters
     assert (first["weight"], first["density"], first["lambda"]) == ((1.0,), (1.0,), 0.2)
     assert (first["normalize"], last["normalize"]) == (True, False)
 
 
 def test_a_path_may_go_on_beyond_its_ends(planned):
-    made = planned("merge_method: slerp\nbase_model: <base>\nmodels: [{model: <a>}]\nparameters: {t: 1.5}")
-    assert made.jobs[UP.format(0)].parameters["t"] == 1.5
+    merge_plan = planned("merge_method: slerp\nbase_model: <base>\nmodels: [{model: <a>}]\nparameters: {t: 1.5}")
+    assert merge_plan.jobs[UP.format(0)].parameters["t"] == 1.5
 
 
 class TestBad:
@@ -288,20 +291,20 @@ class TestBad:
         assert "a filter entry without filter" in text
 
     @pytest.mark.parametrize(
-        ("value", "told"),
+        ("value", "message"),
         [
             ("-0.1", "density is -0.1 for model.embed_tokens.weight, outside [0, 1]"),
             ("[0.5, -1]", "density is -0.25 for model.layers.1.input_layernorm.weight, outside [0, 1]"),
         ],
     )
-    def test_a_value_that_the_method_cannot_take(self, planned, value, told):
+    def test_a_value_that_the_method_cannot_take(self, planned, value, message):
         text = self.problem(
             planned,
             "merge_method: ties\nbase_model: <base>\nmodels:\n- model: <a>\n  parameters:\n    weight: 1\n"
             f"    density: {value}\n",
         )
         assert text.startswith("recipe.yaml:7: models.0.parameters.density: ")
-        assert told in text
+        assert message in text
 
     def test_a_flag_that_is_none(self, planned):
         text = self.problem(
@@ -318,9 +321,9 @@ class TestBad:
         monkeypatch.setitem(plan_settings.METHODS, "task_arithmetic", Checked(METHODS["task_arithmetic"], check))
         text = "merge_method: task_arithmetic\nbase_model: <base>\nmodels: [{model: <a>}, {model: <b>}]\n"
         planned(text + "parameters: {weight: 1, lambda: 2}")
-        told = self.problem(planned, text + "parameters: {weight: [1, 2], lambda: 2}")
-        assert "task_arithmetic of" in told
-        assert "too much of both" in told
+        message = self.problem(planned, text + "parameters: {weight: [1, 2], lambda: 2}")
+        assert "task_arithmetic of" in message
+        assert "too much of both" in message
 
     def test_a_module_that_the_models_do_not_have(self, planned):
         text = self.problem(planned, "merge_method: passthrough\nmodules: {decoder: {models: [{model: <a>}]}}")

@@ -16,8 +16,8 @@ from evomerge.checkpoints.chat_templates import CHAT_TEMPLATES
 from evomerge.checkpoints.vocabulary import Vocabulary, load_tokenizer
 from evomerge.errors import InputError
 from evomerge.merging.disk.stream import merge
-from evomerge.merging.plan.alignment import Owner, _aligned, _own_rows, _Rule
-from evomerge.merging.plan.jobs import Read, Rows, Tensor
+from evomerge.merging.plan.alignment import Owner, _align, _own_rows, _Rule
+from evomerge.merging.plan.jobs import Read, RebuiltMatrix, TensorRef
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.plan.tokenizers import output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
@@ -163,12 +163,12 @@ def test_equal_plans_have_equal_keys(pair):
     keys = []
     for weights in ((1, 0), (0, 1)):
         job = plan(recipe(pair, "tokenizer_source: union", weights), SourceBank().open).jobs[EMBEDDING]
-        assert all(isinstance(operand, Rows) for operand in job.inputs)
+        assert all(isinstance(operand, RebuiltMatrix) for operand in job.inputs)
         keys.append([operand.key for operand in job.inputs])
     assert keys[0] == keys[1]
     assert len(set(keys[0])) == 2
     other = plan(recipe(pair, "tokenizer_source: base"), SourceBank().open).jobs[EMBEDDING]
-    assert not {o.key for o in other.inputs if isinstance(o, Rows)} & set(keys[0])
+    assert not {o.key for o in other.inputs if isinstance(o, RebuiltMatrix)} & set(keys[0])
 
 
 def test_a_model_without_a_tokenizer_has_the_bases(pair):
@@ -277,7 +277,7 @@ def test_rows_follow_the_rule(output, own, base, padding, rule):
     known = {v: {t: i for i, t in enumerate(v.folder.name)} for v in vocabularies}
     matrices = [torch.arange(float(len(words)))[:, None] + 10.0 ** (n + 1) for n, words in enumerate(own)]
     owners = tuple(
-        Owner(v, len(m), Tensor(Read(str(n), ""), tuple(m.shape), "float32"))
+        Owner(v, len(m), TensorRef(Read(str(n), ""), tuple(m.shape), "float32"))
         for n, (v, m) in enumerate(zip(vocabularies[1:], matrices, strict=True))
     )
     rules = () if rule is None else (_Rule(0, rule[0], 0, rule[1]),)
@@ -285,7 +285,7 @@ def test_rows_follow_the_rule(output, own, base, padding, rule):
     _own_rows.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Vocabulary, "tokens", property(known.__getitem__))
-        made = _aligned.__wrapped__(vocabularies[0], size, owners, base, rules, None)
+        made = _align.__wrapped__(vocabularies[0], size, owners, base, rules, None)
 
     def fetch(operand):
         return matrices[int(operand.model)]

@@ -16,7 +16,7 @@ from evomerge.checkpoints.headers import TensorInfo
 from evomerge.checkpoints.structure import Stack
 from evomerge.errors import InputError
 from evomerge.merging.resident.bank import Slabs, SourceBank
-from evomerge.merging.resident.placement import FILE, HOST, Device, Limits, Model, Rates, place, spread
+from evomerge.merging.resident.placement import FILE, HOST, Device, Limits, ModelSizes, Rates, place, spread
 
 GB = 10**9
 LAYERS = 8
@@ -54,7 +54,7 @@ def gpu(free: float, number: int = 0) -> Device:
 def plan(devices, host=100.0, limits=NO_LIMITS, sources=3, size=10.0, **options):
     checkpoints = {name: Header(name, size) for name in ["base", "a", "b", "c"][: sources + 1]}
     sizes = {name: info.bytes for name, info in checkpoints["base"].tensors.items()}
-    model = Model(sizes, max(i.elements for i in checkpoints["base"].tensors.values()), STACK)
+    model = ModelSizes(sizes, max(i.elements for i in checkpoints["base"].tensors.values()), STACK)
     memory = Device("cpu", int(host * GB), int(host * GB))
     return place(model, checkpoints, devices or [memory], memory, RATES, limits, **options)
 
@@ -64,30 +64,30 @@ def at(placement, where):
 
 
 def test_everything_on_a_device_that_has_room():
-    made = plan([gpu(80)])
-    assert at(made, "cuda:0") == pytest.approx(40)
-    assert made.peaks["cuda:0"] / GB == pytest.approx(10 + 40 + 16)  # the model, all sources, the reserve
-    assert made.totals["cuda:0"] == 80 * GB
-    assert set(made.homes.values()) == {"cuda:0"}
+    placement = plan([gpu(80)])
+    assert at(placement, "cuda:0") == pytest.approx(40)
+    assert placement.peaks["cuda:0"] / GB == pytest.approx(10 + 40 + 16)  # the model, all sources, the reserve
+    assert placement.totals["cuda:0"] == 80 * GB
+    assert set(placement.homes.values()) == {"cuda:0"}
 
 
 def test_what_has_no_room_goes_to_pinned_memory_then_stays_in_files():
-    made = plan([gpu(40)], host=20.0)
-    assert 21 <= at(made, "cuda:0") <= 22  # 40 less the model and a fifth
-    assert 15 <= at(made, HOST) <= 16  # 20 less 1 and the tables
-    assert at(made, "cuda:0") + at(made, HOST) + at(made, FILE) == pytest.approx(40)
-    assert all(peak <= made.totals[name] for name, peak in made.peaks.items())
+    placement = plan([gpu(40)], host=20.0)
+    assert 21 <= at(placement, "cuda:0") <= 22  # 40 less the model and a fifth
+    assert 15 <= at(placement, HOST) <= 16  # 20 less 1 and the tables
+    assert at(placement, "cuda:0") + at(placement, HOST) + at(placement, FILE) == pytest.approx(40)
+    assert all(peak <= placement.totals[name] for name, peak in placement.peaks.items())
     # The base is asked for first
-    assert made.weights["base"] == {"cuda:0": 10 * GB}
-    assert "pinned host memory" in made.facts()["weights"]
+    assert placement.weights["base"] == {"cuda:0": 10 * GB}
+    assert "pinned host memory" in placement.facts()["weights"]
 
 
 def test_on_the_cpu_memory_is_the_device():
-    made = plan([], host=50.0)
-    assert made.room == {"cpu": 50 * GB}
-    assert at(made, HOST) + at(made, FILE) == pytest.approx(40)
-    assert 30 <= at(made, HOST) <= 31  # 50 less the model, three of the largest tensor, and the tables
-    assert "pinned" not in made.facts()["weights"]
+    placement = plan([], host=50.0)
+    assert placement.room == {"cpu": 50 * GB}
+    assert at(placement, HOST) + at(placement, FILE) == pytest.approx(40)
+    assert 30 <= at(placement, HOST) <= 31  # 50 less the model, three of the largest tensor, and the tables
+    assert "pinned" not in placement.facts()["weights"]
     assert plan([], host=100.0).peaks["cpu"] > 50 * GB
 
 
@@ -138,11 +138,11 @@ def test_auto_uses_one_gpu_where_that_holds_the_model_and_all_otherwise():
 
 
 def test_sources_live_with_their_parameters():
-    made = plan([gpu(60), gpu(60, 1)])
+    placement = plan([gpu(60), gpu(60, 1)])
     checkpoint = Header("a")
-    homes = [made.home(checkpoint, name) for name in NAMES]
+    homes = [placement.home(checkpoint, name) for name in NAMES]
     assert homes == ["cuda:0"] * 5 + ["cuda:1"] * 5
-    assert made.home(Header("another"), NAMES[0]) == FILE
+    assert placement.home(Header("another"), NAMES[0]) == FILE
 
 
 @given(
@@ -168,10 +168,10 @@ def test_an_adapter_shares_with_its_base_what_it_does_not_change():
     sizes = {name: info.bytes for name, info in base.tensors.items()}
     memory = Device("cpu", 100 * GB, 100 * GB)
     both = {"base": base, "lora": adapted}
-    made = place(Model(sizes, 1, STACK), both, [gpu(80)], memory, RATES)
-    assert made.weights["lora"] == {"cuda:0": GB}
+    placement = place(ModelSizes(sizes, 1, STACK), both, [gpu(80)], memory, RATES)
+    assert placement.weights["lora"] == {"cuda:0": GB}
     # What is computed when it is read is computed once, however little room there is
-    tight = place(Model(sizes, 1, STACK), both, [gpu(80)], memory, RATES, Limits(device=1, host=1))
+    tight = place(ModelSizes(sizes, 1, STACK), both, [gpu(80)], memory, RATES, Limits(device=1, host=1))
     assert tight.home(adapted, NAMES[3]) == HOST
     assert tight.home(adapted, NAMES[4]) == FILE
 
@@ -190,14 +190,14 @@ class Planned:
 
 @pytest.mark.parametrize("home", [FILE, HOST, "cpu"])
 def test_the_bank_follows_the_plan(home, models):
-    bank, told = SourceBank(placement=Planned(home)), []
+    bank, sizes = SourceBank(placement=Planned(home)), []
     checkpoint = Checkpoint.open(str(models["a"]))
-    bank.load(str(models["a"]), progress=told.append)
+    bank.load(str(models["a"]), progress=sizes.append)
     for name, info in checkpoint.tensors.items():
         tensor = bank.tensor(str(models["a"]), name)
         assert torch.equal(tensor, checkpoint.read(name))
         assert tensor.dtype == getattr(torch, info.dtype)
-    assert sum(told) == bank.bytes() == sum(i.bytes for i in checkpoint.tensors.values())
+    assert sum(sizes) == bank.bytes() == sum(i.bytes for i in checkpoint.tensors.values())
 
 
 def test_a_full_device_is_an_input_error(models, monkeypatch):
@@ -217,6 +217,6 @@ def test_slabs_hold_copies_side_by_side(shapes):
     stored = [torch.randn(shape).to(torch.bfloat16) for shape in shapes]
     kept = [slabs.add(tensor) for tensor in stored]
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(stored, kept, strict=True))
-    pieces = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept if t.numel()}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept if t.numel()}
     small = [2 * math.prod(s) for s in shapes if 2 * math.prod(s) <= 4096]
-    assert sum(n for n in pieces.values() if n == 4096) <= 4096 + 2 * (sum(small) + 512 * len(small))
+    assert sum(n for n in storages.values() if n == 4096) <= 4096 + 2 * (sum(small) + 512 * len(small))

@@ -18,15 +18,15 @@ from evomerge.merging.resident.slopes import Pull
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 from evomerge.registry import METHODS
 
-SMOOTH = sorted(name for name, method in METHODS.items() if method.smooth)
+DIFFERENTIABLE = sorted(name for name, method in METHODS.items() if method.differentiable)
 STEP = 1e-6
 
 
 def recipe(models, method: str, weights, lambda_: float, dtype: str, **parameters) -> Recipe:
-    about = METHODS[method]
-    names = {p.name for p in about.parameters}
+    declared = METHODS[method]
+    names = {p.name for p in declared.parameters}
     own = [{"weight": w, "density": 0.6, "gamma": 0.1, "epsilon": 0.1} for w in weights]
-    sources = ["a"] if about.sources[1] == 1 else ["a", "b"]
+    sources = ["a"] if declared.sources[1] == 1 else ["a", "b"]
     inputs = [
         Input(str(models[s]), parameters={k: v for k, v in values.items() if k in names})
         for s, values in zip(sources, own, strict=False)
@@ -35,7 +35,7 @@ def recipe(models, method: str, weights, lambda_: float, dtype: str, **parameter
     shared = {k: v for k, v in shared.items() if k in names}
     if method == "linear":
         inputs.append(Input(str(models["base"]), parameters={"weight": 0.3}))
-    listed = about.base == "endpoint"
+    listed = declared.base == "endpoint"
     inputs = [*inputs, Input(str(models["base"]))] if listed else inputs
     document = Document(method, (Slice(tuple(inputs)),), str(models["base"]), shared, dtype, seed=5)
     return Recipe((document,))
@@ -46,7 +46,7 @@ def bank() -> SourceBank:
     return SourceBank()
 
 
-@pytest.mark.parametrize("method", SMOOTH)
+@pytest.mark.parametrize("method", DIFFERENTIABLE)
 @pytest.mark.parametrize("flags", [{}, {"normalize": True, "rescale": True}, {"normalize": False, "rescale": False}])
 @settings(max_examples=8, deadline=None)
 @given(
@@ -57,16 +57,16 @@ def bank() -> SourceBank:
 def test_slopes_are_the_central_differences(models_64, bank, method, flags, weights, lambda_, seed) -> None:
     if abs(sum(weights)) < 0.1:
         return
-    made = plan(recipe(models_64, method, weights, lambda_, "float64", **flags), bank.open)
+    merge_plan = plan(recipe(models_64, method, weights, lambda_, "float64", **flags), bank.open)
     generator = torch.Generator().manual_seed(seed)
     for name in ("model.layers.1.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"):
-        job = made.jobs[name]
+        job = merge_plan.jobs[name]
         gradient = torch.randn(job.shape, generator=generator, dtype=torch.float64)
         pull = Pull(job, bank, torch.device("cpu"))
         pull.add(0.25 * gradient)
         pull.add(0.75 * gradient)
         found = pull.slopes()
-        assert list(found) == list(METHODS[method].smooth)
+        assert list(found) == list(METHODS[method].differentiable)
 
         def loss(changed, gradient=gradient, job=job) -> float:
             return float((execute(replace(job, parameters={**job.parameters, **changed}), bank) * gradient).sum())
@@ -86,7 +86,7 @@ def test_slopes_are_the_central_differences(models_64, bank, method, flags, weig
             assert slopes == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
-@pytest.mark.parametrize("method", SMOOTH)
+@pytest.mark.parametrize("method", DIFFERENTIABLE)
 def test_float32_slopes_are_those_of_float64(models, models_64, bank, method) -> None:
     """What differs in a kernel's float32 are roundings only: the same elements are kept, the same signs elected."""
     found = []
