@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from evomerge.errors import InputError, TrialError
 from evomerge.interrupts import recognized
 from evomerge.recipe.recipe import Recipe
-from evomerge.scoring.suite import SuiteInfo
+from evomerge.scoring.slices import SuiteInfo
 from evomerge.study.observer import Observer
 from evomerge.study.run.folder import is_disk_full
 from evomerge.types import ItemScore, SplitName

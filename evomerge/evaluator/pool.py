@@ -19,7 +19,7 @@ from evomerge.errors import InputError, TrialError, Where
 from evomerge.evaluator.executor import Job
 from evomerge.evaluator.shares import Share, environment, told
 from evomerge.evaluator.worker import Setup
-from evomerge.scoring.suite import SuiteInfo
+from evomerge.scoring.slices import SuiteInfo
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
 

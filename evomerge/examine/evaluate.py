@@ -16,7 +16,7 @@ from evomerge.study.observer import Observer
 from evomerge.types import Scores, SplitName
 
 if TYPE_CHECKING:
-    from evomerge.scoring.suite import Slice
+    from evomerge.scoring.slices import Slice
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.scoring.engine.resident import ResidentLM
 from evomerge.scoring.preflight import check_count, check_name, check_objective
 from evomerge.scoring.python.callables import CallablePass
+from evomerge.scoring.slices import Slice
 from evomerge.scoring.splits import SIDES, Deal
-from evomerge.scoring.suite import Slice
 from evomerge.scoring.tasks.library import TaskLibrary
 from evomerge.scoring.tasks.metrics import resolve
 from evomerge.scoring.tasks.passes import Answers, TaskPass

@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.executor import attempt
 from evomerge.evaluator.worker import _Pipe
-from evomerge.scoring.suite import SuiteInfo
+from evomerge.scoring.slices import SuiteInfo
 
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from tests.evaluator.fake_worker import main; main()"
 

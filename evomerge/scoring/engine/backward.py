@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,9 @@ from evomerge.scoring.engine.activations import CHUNK, Extent
 from evomerge.scoring.engine.batches import Layout
 from evomerge.scoring.engine.checkpointing import checkpointed
 from evomerge.scoring.engine.encode import Window
+from evomerge.scoring.engine.lm import LanguageModel
 from evomerge.scoring.engine.plan import Packed
 from evomerge.scoring.engine.tree import Row, pack
-
-if TYPE_CHECKING:
-    from evomerge.scoring.engine.resident import ResidentLM
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +38,7 @@ class MicroBatch:
         self._terms = list(terms)
         self._packed = Packed([window for term in terms for window in term.windows])
 
-    def extent(self, lm: ResidentLM) -> Extent:
+    def extent(self, lm: LanguageModel) -> Extent:
         batches = self._packed.layout(lm).batches
         return Extent(
             positions=sum(batch.tokens.numel() for batch in batches),
@@ -49,12 +47,12 @@ class MicroBatch:
             branched=any(batch.depths is not None for batch in batches),
         )
 
-    def prove(self, lm: ResidentLM) -> None:
+    def prove(self, lm: LanguageModel) -> None:
         """Compare the model's shortcuts with its ordinary call, where rows are longer than any compared before."""
         if lm.shortcuts.selection and not lm.shortcuts.proven(self._packed.layout(lm)):
             self._packed.score(lm)
 
-    def value(self, lm: ResidentLM) -> Tensor:
+    def value(self, lm: LanguageModel) -> Tensor:
         """The sum of the terms with the weights of now, a scalar."""
         layout = self._packed.layout(lm)
         parts = []
@@ -74,17 +72,17 @@ class Sum:
         self._terms = sorted(terms, key=lambda term: -max(len(window.tokens) for window in term.windows))
         self._kept: tuple[bool, list[MicroBatch]] | None = None
 
-    def largest(self, lm: ResidentLM) -> Extent:
+    def largest(self, lm: LanguageModel) -> Extent:
         """The micro-batch with most positions. Looks at no weights."""
         extents = (batch.extent(lm) for batch in self._cut(lm))
         return max(extents, key=lambda extent: (extent.positions, extent.scored), default=Extent(0, 0, 0))
 
-    def value(self, lm: ResidentLM) -> float:
+    def value(self, lm: LanguageModel) -> float:
         """The sum with the weights of now. TrialError where a part is not finite."""
         with torch.no_grad():
             return sum(_finite(batch.value(lm)) for batch in self._micro_batches(lm))
 
-    def backward(self, lm: ResidentLM, share: float, checkpointing: bool) -> float:
+    def backward(self, lm: LanguageModel, share: float, checkpointing: bool) -> float:
         """The same, where each micro-batch's part, times `share`, is backpropagated before the next one's forward pass.
         With `checkpointing` layers keep their inputs only (see `checkpointing`).
 
@@ -100,7 +98,7 @@ class Sum:
                 torch.autograd.backward(part * share)
         return total
 
-    def _micro_batches(self, lm: ResidentLM) -> list[MicroBatch]:
+    def _micro_batches(self, lm: LanguageModel) -> list[MicroBatch]:
         """For the shortcuts that the model keeps once all of its micro-batches have been compared."""
         while True:
             batches = self._cut(lm)
@@ -109,7 +107,7 @@ class Sum:
             if batches is self._cut(lm):
                 return batches
 
-    def _cut(self, lm: ResidentLM) -> list[MicroBatch]:
+    def _cut(self, lm: LanguageModel) -> list[MicroBatch]:
         """The micro-batches; anew when trees have been given up since."""
         trees = lm.shortcuts.trees
         if self._kept is None or self._kept[0] != trees:
@@ -124,7 +122,7 @@ def _finite(part: Tensor) -> float:
     return value
 
 
-def grouped(terms: Sequence[Term], lm: ResidentLM) -> Iterator[Sequence[Term]]:
+def grouped(terms: Sequence[Term], lm: LanguageModel) -> Iterator[Sequence[Term]]:
     """Cut terms, longest first, into groups. One has at most the positions, padding included, that a batch of the
     longest of its windows would have, or it is a single term."""
     limits, size = lm.shortcuts.limits(lm.batch_size), 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from evomerge.scoring.engine.batches import Layout, lay_out
 from evomerge.scoring.engine.encode import Window, encode
 from evomerge.scoring.engine.forward import plain, score
+from evomerge.scoring.engine.lm import LanguageModel
 from evomerge.scoring.engine.tree import pack
-
-if TYPE_CHECKING:
-    from evomerge.scoring.engine.resident import ResidentLM
 
 
 class Packed:
@@ -25,7 +23,7 @@ class Packed:
         self.windows = list(windows)
         self._kept: tuple[bool, Layout] | None = None
 
-    def layout(self, lm: ResidentLM) -> Layout:
+    def layout(self, lm: LanguageModel) -> Layout:
         """The batches; anew when trees have been given up since."""
         trees = lm.shortcuts.trees
         if self._kept is None or self._kept[0] != trees:
@@ -33,7 +31,7 @@ class Packed:
             self._kept = trees, lay_out(self.windows, rows, lm.batch_size)
         return self._kept[1]
 
-    def score(self, lm: ResidentLM) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
+    def score(self, lm: LanguageModel) -> tuple[NDArray[np.float64], NDArray[np.bool_]] | None:
         """Each window's loglikelihood and whether all of its tokens are the most probable ones, with the weights of
         now; None where the model may not be given any shortcut."""
         while lm.shortcuts.selection:
@@ -55,7 +53,7 @@ class Plan:
     Requests with equal arguments are one; its loglikelihood is the sum over its windows.
     """
 
-    def __init__(self, lm: ResidentLM, kind: str, requests: Sequence[Any]) -> None:
+    def __init__(self, lm: LanguageModel, kind: str, requests: Sequence[Any]) -> None:
         self.kind, self.requests = kind, list(requests)
         numbers: dict[Any, int] = {}
         self._order = [numbers.setdefault(request.args, len(numbers)) for request in requests]
@@ -65,12 +63,12 @@ class Plan:
         self._packed = Packed([window for own in windows for window in own])
         self._owners = np.repeat(np.arange(len(windows)), [len(own) for own in windows])
 
-    def answer(self, lm: ResidentLM) -> list[Any]:
+    def answer(self, lm: LanguageModel) -> list[Any]:
         """(loglikelihood, is_greedy) of each request, or its loglikelihood where the kind is loglikelihood_rolling."""
         found = self._packed.score(lm)
         return self._answers(*found) if found is not None else list(getattr(lm, self.kind)(self.requests))
 
-    def layout(self, lm: ResidentLM) -> Layout:
+    def layout(self, lm: LanguageModel) -> Layout:
         return self._packed.layout(lm)
 
     def _answers(self, logs: NDArray[np.float64], greedy: NDArray[np.bool_]) -> list[Any]:

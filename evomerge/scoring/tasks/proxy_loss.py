@@ -12,21 +12,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from evomerge.scoring.engine.activations import Extent
 from evomerge.scoring.engine.backward import Sum, Term
 from evomerge.scoring.engine.encode import encode
+from evomerge.scoring.engine.lm import LanguageModel
 from evomerge.scoring.tasks.instances import Doc, TaskRequests
 from evomerge.scoring.tasks.losses import right_answers, right_choices
 from evomerge.scoring.tasks.metrics import Metric
 from evomerge.scoring.tasks.passes import TaskPass
 from evomerge.types import SplitName
-
-if TYPE_CHECKING:
-    from evomerge.scoring.engine.resident import ResidentLM
 
 _KEPT = 64
 """Sets of items whose micro-batches are kept."""
@@ -124,7 +122,7 @@ def _right(task: Any, question: Doc) -> tuple[int, ...]:
     return () if at is None else (at,)
 
 
-def _terms(lm: ResidentLM, paper: TaskRequests, metric: Metric, share: float) -> Iterator[Term]:
+def _terms(lm: LanguageModel, paper: TaskRequests, metric: Metric, share: float) -> Iterator[Term]:
     """One leaf task's part, which has `share` in the slice's."""
     if paper.task.OUTPUT_TYPE == "multiple_choice":
         yield from _choices(lm, paper, metric.name, share / len(paper.questions))
@@ -134,7 +132,7 @@ def _terms(lm: ResidentLM, paper: TaskRequests, metric: Metric, share: float) ->
         yield from _answers(lm, paper, share / len(paper.questions))
 
 
-def _texts(lm: ResidentLM, paper: TaskRequests, metric: str, share: float) -> Iterator[Term]:
+def _texts(lm: LanguageModel, paper: TaskRequests, metric: str, share: float) -> Iterator[Term]:
     """A text's windows are terms of their own: their sum needs no two of them at once."""
     sizes = [_bytes(paper.task, question, metric) for question in paper.questions]
     unit = math.log(2) if metric == "bits_per_byte" else 1.0
@@ -150,7 +148,7 @@ def _bytes(task: Any, question: Doc, metric: str) -> float:
     return len(question.instances[0].args[0].encode())
 
 
-def _answers(lm: ResidentLM, paper: TaskRequests, weight: float) -> Iterator[Term]:
+def _answers(lm: LanguageModel, paper: TaskRequests, weight: float) -> Iterator[Term]:
     for question in paper.questions:
         if not _right(paper.task, question):
             continue
@@ -158,7 +156,7 @@ def _answers(lm: ResidentLM, paper: TaskRequests, weight: float) -> Iterator[Ter
         yield Term(windows, Likelihood(weight / sum(len(window.targets) for window in windows)))
 
 
-def _choices(lm: ResidentLM, paper: TaskRequests, metric: str, weight: float) -> Iterator[Term]:
+def _choices(lm: LanguageModel, paper: TaskRequests, metric: str, weight: float) -> Iterator[Term]:
     for question in paper.questions:
         right = _right(paper.task, question)
         if not right:
@@ -176,5 +174,5 @@ def _scale(choice: str, metric: str) -> float:
     return 1 / max(lengths.get(metric, 1), 1)
 
 
-def _windows(lm: ResidentLM, instances: Sequence[Any]) -> list[list[Any]]:
+def _windows(lm: LanguageModel, instances: Sequence[Any]) -> list[list[Any]]:
     return encode(lm, instances[0].request_type, [instance.args for instance in instances])

@@ -17,7 +17,7 @@ from evomerge.errors import EvomergeError, InputError, TrialError
 from evomerge.evaluator.executor import EvalTask
 from evomerge.recipe.recipe import Recipe
 from evomerge.registry import CHOICES
-from evomerge.scoring.suite import SliceInfo
+from evomerge.scoring.slices import SliceInfo
 from evomerge.study.run.trial import Trial
 from evomerge.study.smooth import UNWEIGHTED
 from evomerge.types import Outcome, Slopes

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evomerge.files.objects import FitnessSpec
+from evomerge.scoring.slices import SuiteInfo
 from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.scoring.stats.anchors import Matrix, Vector, anchors
 from evomerge.scoring.stats.forecast import Forecaster
-from evomerge.scoring.suite import SuiteInfo
 from evomerge.types import ItemScore
 
 Items = Mapping[str, Mapping[str, ItemScore]]
