@@ -1,4 +1,5 @@
-"""What is wrong with a fitness file, found in a moment: no torch, no lm-eval, no task's data read."""
+"""Checks a fitness file in a moment: without torch, lm-eval and the tasks' data, and without transformers where the
+generation arguments are common ones."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from typing import Any
 
 from evomerge.errors import InputError, nearest, suggestion
 from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
-from evomerge.scoring.generation_arguments import check_arguments
 from evomerge.scoring.item_files import cluster_names, deal_items, read_items
 from evomerge.scoring.splits import SIDES
+from evomerge.scoring.tasks.generation_arguments import check_arguments
 from evomerge.scoring.tasks.task_files import (
     SPLITS,
     LocalTasks,
