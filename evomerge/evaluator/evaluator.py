@@ -79,32 +79,32 @@ class Evaluator:
         ended = time.perf_counter()
         return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})
 
-    def surrogate(
+    def proxy_loss(
         self, recipe: Recipe, name: str, steered: frozenset[str], checked: frozenset[str], tensors: Collection[str]
     ) -> tuple[float, float, dict[str, ParameterSlopes]]:
-        """A slice's surrogate (`Suite.surrogate`) on two sets of items, and, for those of the merged tensors that are
+        """A slice's proxy loss (`Suite.proxy_loss`) on two sets of items, and, for those of the merged tensors that are
         named, the slopes of the first by their parameters. Raises TrialError."""
         self._materialized(recipe)
-        assert isinstance(self.resident, Resident), "only language models have surrogates"
+        assert isinstance(self.resident, Resident), "only language models have proxy losses"
         if not tensors:
-            return self.suite.surrogate(name, steered), self.suite.surrogate(name, checked), {}
+            return self.suite.proxy_loss(name, steered), self.suite.proxy_loss(name, checked), {}
         if self._pulls is None:
             self._pulls = self.resident.pulls()
         try:
             with self._pulls.open(tensors):
-                loss = self.suite.surrogate(name, steered, backward=True, checkpointing=self._is_tight(name, steered))
+                loss = self.suite.proxy_loss(name, steered, backward=True, checkpointing=self._is_tight(name, steered))
         except TrialError:
             self._pulls = None  # it holds a part of the slopes
             raise
         slopes = self._pulls.slopes()
         # A head that is stored besides the embeddings that it is has none: what moves the model is written last.
         found = {tensor: slopes[tensor] for tensor in tensors if tensor in slopes}
-        return loss, self.suite.surrogate(name, checked), found
+        return loss, self.suite.proxy_loss(name, checked), found
 
     def _is_tight(self, name: str, items: frozenset[str]) -> bool:
         """Whether a backward pass on these items would take more memory than is kept for it."""
-        surrogate = self.suite.slices[name].surrogate
-        return self._memory is not None and surrogate is not None and self._memory.is_tight(surrogate.largest(items))
+        loss = self.suite.slices[name].proxy_loss
+        return self._memory is not None and loss is not None and self._memory.is_tight(loss.largest(items))
 
     def _materialized(self, recipe: Recipe) -> str:
         """The digest of the model, which is made to be `recipe` unless it is still."""

@@ -20,7 +20,7 @@ from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.slices import SuiteInfo
 from evomerge.study.observer import Observer
 from evomerge.study.run.folder import is_disk_full
-from evomerge.types import ItemScore, SplitName
+from evomerge.types import SplitName
 
 if TYPE_CHECKING:
     from evomerge.evaluator.evaluator import Evaluator
@@ -57,17 +57,6 @@ class ScoreJob:
         return bench.evaluate(self.recipe, self.split, on_slice, self.chosen)
 
 
-@dataclass(frozen=True, eq=False)
-class AggregateJob:
-    """The scores of slices whose items were asked in pieces: slice -> `SliceScore`."""
-
-    items: Mapping[str, Mapping[str, ItemScore]]
-    recipe: Recipe | None = None
-
-    def run(self, bench: Evaluator, on_slice: Callable[[str], None]) -> Any:
-        return {name: bench.suite.total(name, items) for name, items in self.items.items()}
-
-
 class Executor(Protocol):
     """Takes `hands` jobs at a time. `outline` is what it scores, `digests` what each slice's items are known by,
     `devices` where its models are."""
@@ -97,7 +86,7 @@ class InProcess:
 
     def __init__(self, bench: Evaluator, observer: Observer) -> None:
         self._bench, self._observer = bench, observer
-        self.outline, self.digests = bench.suite.outline, bench.suite.items_digest()
+        self.outline, self.digests = bench.suite.info, bench.suite.items_digest()
         self.devices: str = bench.resident.devices
 
     def submit(self, job: Job) -> None:

@@ -61,7 +61,7 @@ def _serve(pipe: _Pipe) -> None:
     pipe.receive()  # all have looked at what memory is free: now it is taken
     observer = _Told(pipe)
     bench = Evaluator.load(plan, placement, observer)
-    pipe.send("ready", bench.suite.outline, bench.suite.items_digest(), bench.resident.devices)
+    pipe.send("ready", bench.suite.info, bench.suite.items_digest(), bench.resident.devices)
     while True:
         pipe.send("result", attempt(pipe.receive(), bench, observer.slice_started))
 

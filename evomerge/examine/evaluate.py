@@ -16,7 +16,7 @@ from evomerge.study.observer import Observer
 from evomerge.types import Scores, SplitName
 
 if TYPE_CHECKING:
-    from evomerge.scoring.slices import Slice
+    from evomerge.scoring.slices import SliceInfo
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Evaluated:
     split: SplitName
     digest: str
     objective: float
-    slices: Mapping[str, Slice]
+    slices: Mapping[str, SliceInfo]
     scores: Scores
     gates: Mapping[str, Gate]
     verdicts: list[Verdict]
@@ -77,7 +77,7 @@ def evaluate(
     measured = measure(bench, compared, split, observer)
     observer.phase("scoring the model")
     evaluation = bench.evaluate(subject.recipe, split, observer.slice_started)
-    suite = bench.suite
+    suite = bench.suite.info
     gates = settle(suite.slices, measured)
     verdicts = judge(evaluation.scores, gates, scales(measured, gates), spec.confidence)
     values = {name: score.value for name, score in evaluation.scores.items()}

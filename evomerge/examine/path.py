@@ -19,7 +19,7 @@ from evomerge.study.observer import Observer
 from evomerge.types import Scores, SplitName
 
 if TYPE_CHECKING:
-    from evomerge.scoring.slices import Slice
+    from evomerge.scoring.slices import SliceInfo
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,18 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class ScoredPath:
-    """The points that were scored, by t, of the `wanted` ones."""
+    """The points that were scored, by t, of the `wanted` ones. `counts`: how many items each slice has."""
 
     start: str
     end: str
     split: SplitName
-    slices: Mapping[str, Slice]
+    slices: Mapping[str, SliceInfo]
     gates: Mapping[str, Gate]
     points: Sequence[Point]
     wanted: Sequence[float]
     references: Mapping[str, Scores]
     confidence: float | None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -152,7 +153,8 @@ def path(
     bench = load_bench(subject, planned, needed.values(), spec, split, device, memory, observer)
     measured = measure(bench, compared, split, observer)
     observer.phase(f"scoring {len(wanted)} points")
-    suite = bench.suite
+    suite = bench.suite.info
+    counts = {name: slice_.counts[split] for name, slice_ in bench.suite.slices.items()}
     gates = settle(suite.slices, measured)
     objective = load(OBJECTIVES[spec.objective])
 
@@ -168,7 +170,7 @@ def path(
     def result(scored: Sequence[Point]) -> ScoredPath:
         by_t = sorted(scored, key=lambda point: point.t)
         about = (str(start), str(end), split, suite.slices, gates, by_t, wanted)
-        return ScoredPath(*about, measured, spec.confidence)
+        return ScoredPath(*about, measured, spec.confidence, counts)
 
     return _walk(wanted, score, result, observer)
 

@@ -51,7 +51,7 @@ def path_data(result: ScoredPath) -> dict[str, Any]:
             name: {
                 "metric": piece.metric,
                 "higher_is_better": piece.sign > 0,
-                "items": piece.counts[result.split],
+                "items": result.counts[name],
                 "floor": None if (floor := result.gates[name].floor) is None else piece.show(floor),
             }
             for name, piece in result.slices.items()

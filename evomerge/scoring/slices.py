@@ -1,23 +1,51 @@
-"""What a slice is: over a model, and without it."""
+"""What a slice is: `ScoredSlice` over a model, `SliceInfo` without one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.files.objects import FloorSpec
 from evomerge.scoring.splits import Deal
-from evomerge.types import ItemScore, SliceScore, SplitName
+from evomerge.types import SliceScore, SplitName
 
-if TYPE_CHECKING:
-    from evomerge.scoring.stats.aggregation import MeanKind
-    from evomerge.scoring.tasks.proxy_loss import Surrogate
+if TYPE_CHECKING:  # numpy and torch
+    from evomerge.scoring.stats.aggregation import Aggregation
+    from evomerge.scoring.tasks.proxy_loss import ProxyLoss
+
+
+@dataclass(frozen=True)
+class SliceInfo:
+    """Describes a slice. It is picklable: other processes get it.
+
+    Attributes:
+        name: the slice's key in the fitness file.
+        sign: -1 where the metric's natural direction is lower-is-better, else 1.
+        metric: its name as lm-eval reports it.
+        weight: how much it counts in the objective.
+        floor: the worst acceptable score.
+        items: the items of the search split (`ItemScore.item`), in the order in which they are reported.
+        aggregation: makes the score of all items; None where the score is no mean of items (F1, BLEU).
+        no_proxy_loss: why the slice has no proxy loss; empty if it has one.
+    """
+
+    name: str
+    sign: int
+    metric: str
+    weight: float
+    floor: FloorSpec | None
+    items: tuple[str, ...] = field(repr=False)
+    aggregation: Aggregation | None
+    no_proxy_loss: str
+
+    def show(self, value: float) -> float:
+        """Turns an oriented value (higher is better) into the metric's own number."""
+        return self.sign * value
 
 
 class Source(Protocol):
-    """Where a slice's scores come from: the items, dealt, and one pass of the model over them. Slices that ask the
-    same of the same items share one."""
+    """Asks the model about items. Slices that ask the same about the same items share a source."""
 
     @property
     def deal(self) -> Deal: ...
@@ -28,55 +56,36 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Named:
-    """What a slice and its outline share. `sign` is -1 where the metric's natural direction is lower-is-better;
-    `metric` is its name as lm-eval reports it."""
+class ScoredSlice:
+    """Scores a model on one slice.
 
-    name: str
-    sign: int
-    metric: str
-    weight: float
-    floor: FloorSpec | None
+    Attributes:
+        info: describes the slice.
+        source: asks the model.
+        read: makes the score out of what `source.run` returned.
+        proxy_loss: the slice's differentiable loss, if it has one.
+    """
 
-    def show(self, value: float) -> float:
-        """An oriented value (higher is better) as the metric's own number."""
-        return self.sign * value
-
-
-@dataclass(frozen=True)
-class Slice(Named):
-    """One slice, ready to be scored. `read` makes the score out of what `source.run` returned. A slice whose score is
-    a mean of its items' has a `mixture`, and `total`, which makes the score of items that were asked in pieces. One
-    without a `surrogate` says why in `no_surrogate`."""
-
+    info: SliceInfo
     source: Source
     read: Callable[[Any], SliceScore]
-    mixture: MeanKind | None = None
-    total: Callable[[Sequence[ItemScore]], SliceScore] | None = None
-    surrogate: Surrogate | None = None
-    no_surrogate: str = ""
+    proxy_loss: ProxyLoss | None = None
 
     @property
     def counts(self) -> dict[SplitName, int]:
-        """The number of items that each split scores."""
+        """The number of items in each split."""
         splits: tuple[SplitName, ...] = ("search", "holdout", "all")
         return {split: len(self.source.deal.items(split)) for split in splits}
 
 
 @dataclass(frozen=True)
-class SliceInfo(Named):
-    """What is known of a slice without its model; `names` are the items of the search split, in the order in which they
-    are reported. `no_surrogate` says why the slice has no surrogate, and is empty if it has one."""
-
-    mixture: MeanKind | None
-    names: tuple[str, ...] = field(repr=False)
-    no_surrogate: str
-
-
-@dataclass(frozen=True)
 class SuiteInfo:
-    """What is known of a suite without its model, for those who do not hold it. `pools` are the slices, those together
-    that ask the same of the same items: asked once, they are all answered."""
+    """Describes a suite. It is picklable.
+
+    Attributes:
+        slices: slice name -> info.
+        pools: the slices' names; slices that share a source are together, since one pass scores them all.
+    """
 
     slices: Mapping[str, SliceInfo]
     pools: tuple[tuple[str, ...], ...]

@@ -118,7 +118,7 @@ class Sum:
 def _finite(part: Tensor) -> float:
     value = float(part)
     if not math.isfinite(value):
-        raise TrialError(f"the surrogate is {value}")
+        raise TrialError(f"the proxy loss is {value}")
     return value
 
 

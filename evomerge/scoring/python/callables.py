@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from evomerge.errors import TrialError
@@ -17,8 +16,7 @@ from evomerge.scoring.preflight import SCORER_TAKES, check_callable
 from evomerge.scoring.python.functions import UserFunction, script_digest
 from evomerge.scoring.python.untouched import untouched
 from evomerge.scoring.splits import SIDES, Deal, item_key, labels
-from evomerge.scoring.stats.aggregation import MeanKind
-from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
+from evomerge.scoring.stats.aggregation import ItemMean, MeanKind
 from evomerge.types import ItemScore, SliceScore, SplitName
 
 
@@ -46,9 +44,8 @@ class CallablePass:
         return -1 if self.piece.direction == "lower" else 1
 
     @property
-    def mixture(self) -> MeanKind:
-        """A callable's score is the mean of its items'."""
-        return MeanKind(self.sign)
+    def aggregation(self) -> ItemMean:
+        return ItemMean(MeanKind(self.sign))
 
     def names(self, split: SplitName) -> tuple[str, ...]:
         """The items of a split, in the order in which they are reported."""
@@ -64,13 +61,8 @@ class CallablePass:
         indices = [i for i in chosen if names is None or self._labels[i] in names]
         scores = self._call([copy.deepcopy(self._items[i]) for i in indices])
         names_and_scores = zip((self._labels[i] for i in indices), scores, strict=True)
-        return self.total([ItemScore(n, score, 1.0, score, self.clusters.get(n)) for n, score in names_and_scores])
-
-    def total(self, items: Sequence[ItemScore]) -> SliceScore:
-        """The score of items that were scored at once or in pieces."""
-        scores = [float(item.raw) for item in items]
-        error = weighted_mean_stderr(scores, clusters=[item.cluster for item in items])
-        return SliceScore(self.sign * math.fsum(scores) / len(scores), error, tuple(items))
+        items = [ItemScore(n, score, 1.0, score, self.clusters.get(n)) for n, score in names_and_scores]
+        return self.aggregation.score(items)
 
     def _call(self, items: list[dict[str, Any]]) -> list[float]:
         name, count = self._score.ref.name, len(items)

@@ -34,11 +34,11 @@ class Forecaster:
     """Predicts one slice.
 
     Attributes:
-        composition: how its score is made of its items'.
+        item_weights: how its score is made of its items'.
         features: [items, features] by which items stand for others; None: those seen count by their own shares.
     """
 
-    composition: ItemWeights
+    item_weights: ItemWeights
     features: Matrix | None
 
     def forecast(self, units: Matrix, control: Vector) -> Forecast:
@@ -58,7 +58,7 @@ class Forecaster:
         return Forecast(mean, covariance)
 
     def _group(self, units: Matrix, control: Vector, chosen: np.ndarray) -> tuple[Vector, Matrix]:
-        shares, n = self.composition.shares, len(chosen)
+        shares, n = self.item_weights.shares, len(chosen)
         if n == len(shares):
             return units @ shares, np.zeros((len(units), len(units)))
         if n == 0:

@@ -41,7 +41,7 @@ _REFERENCES = "surrogates"
 
 @dataclass(frozen=True, eq=False)
 class GradientJob:
-    """A slice's surrogate, and its slopes by the parameters of the merge of `tensors`: see `Evaluator.surrogate`."""
+    """A slice's proxy loss, and its slopes by the parameters of the merge of `tensors`: see `Evaluator.proxy_loss`."""
 
     recipe: Recipe
     name: str
@@ -51,7 +51,7 @@ class GradientJob:
 
     def run(self, bench: Evaluator, on_slice: Callable[[str], None]) -> Any:
         on_slice(f"slopes of {self.name}")
-        return bench.surrogate(self.recipe, self.name, self.steered, self.checked, self.tensors)
+        return bench.proxy_loss(self.recipe, self.name, self.steered, self.checked, self.tensors)
 
 
 class TrialGradients:
@@ -62,7 +62,7 @@ class TrialGradients:
         self._session, self._space = session, session.plan.space
         slices = session.outline.slices
         _check_slices(session, slices)
-        named = {name: piece for name, piece in slices.items() if not piece.no_surrogate}
+        named = {name: piece for name, piece in slices.items() if not piece.no_proxy_loss}
         self._items = {name: _dealt(piece, session.plan.fitness.split_seed) for name, piece in named.items()}
         self._genes = [d.key for d in self._space.dimensions]
         declared = [p for method in self._space.spec.methods for p in CHOICES[method].parameters]
@@ -109,7 +109,7 @@ class TrialGradients:
         return self._kept(trial, found, time.perf_counter() - started)
 
     def _slice(self, trial: Trial, name: str, tensors: tuple[str, ...]) -> EvalTask[tuple[str, Any]]:
-        """What `Evaluator.surrogate` gives, or why it gives nothing: the other slices' jobs are under way."""
+        """What `Evaluator.proxy_loss` gives, or why it gives nothing: the other slices' jobs are under way."""
         try:
             return name, (yield GradientJob(trial.recipe, name, *self._items[name], tensors))
         except (TrialError, InputError) as error:
@@ -188,8 +188,8 @@ def _dealt(piece: SliceInfo, seed: int) -> tuple[frozenset[str], frozenset[str]]
     def place(item: str) -> int:
         return int.from_bytes(hashlib.sha256(f"checked\0{seed}\0{item}".encode()).digest()[:6], "big")
 
-    checked = frozenset(sorted(piece.names, key=place)[: max(1, len(piece.names) // _CHECKED)])
-    return frozenset(piece.names) - checked or checked, checked
+    checked = frozenset(sorted(piece.items, key=place)[: max(1, len(piece.items) // _CHECKED)])
+    return frozenset(piece.items) - checked or checked, checked
 
 
 def _unit(
@@ -209,12 +209,12 @@ def _check_slices(session: Session, slices: Mapping[str, SliceInfo]) -> None:
     """What can only be said once the tasks are built."""
     spec, fitness = session.plan.spec, session.plan.fitness
     for name, piece in slices.items():
-        if piece.no_surrogate and piece.weight > 0 and spec.optimizer["name"] == "gradient":
-            problem = f"gradient cannot follow slice {name}: {piece.no_surrogate}"
+        if piece.no_proxy_loss and piece.weight > 0 and spec.optimizer["name"] == "gradient":
+            problem = f"gradient cannot follow slice {name}: {piece.no_proxy_loss}"
             raise InputError(problem, UNWEIGHTED, fitness.slices[name].where)
-    if all(piece.no_surrogate for piece in slices.values()):
+    if all(piece.no_proxy_loss for piece in slices.values()):
         name, piece = next(iter(slices.items()))
-        problem = f"no slice has slopes to follow; {name}: {piece.no_surrogate}"
+        problem = f"no slice has slopes to follow; {name}: {piece.no_proxy_loss}"
         raise InputError(
             problem, "add one of texts or choices, or search without gradients", fitness.slices[name].where
         )

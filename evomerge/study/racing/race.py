@@ -106,7 +106,7 @@ class Race:
             return
         apart = np.zeros(len(self._controls))
         for name, forecaster in self._course.forecasters.items():
-            composition = forecaster.composition
+            composition = forecaster.item_weights
             controls = np.array([composition.units(control.items[name]) for control in self._controls])
             field = _bounded(np.array([composition.units(items.get(name, {})) for items in running]), controls[0])
             seen = ~np.isnan(field).any(axis=0)
@@ -169,7 +169,7 @@ class Race:
         """Every slice's score, as far as the items tell: exact where all were met, the control's where none was."""
         found = {**self._control.scores, **{name: score.value for name, score in entry.totals.items()}}
         for name, forecast in self._forecasts([entry.items]).items():
-            found[name] = self._course.compositions[name].mixture.value(float(forecast.mean[0]))
+            found[name] = self._course.compositions[name].kind.value(float(forecast.mean[0]))
         return found
 
     def _eliminate(self, rung: Chosen, most: int) -> None:
@@ -209,7 +209,7 @@ class Race:
     def _key(self, entry: Entry, drawn: Mapping[str, Matrix], draw: int, at: int) -> RankKey:
         values = {**self._control.scores, **{name: score.value for name, score in entry.totals.items()}}
         for name, means in drawn.items():
-            values[name] = self._course.compositions[name].mixture.value(float(means[draw, at]))
+            values[name] = self._course.compositions[name].kind.value(float(means[draw, at]))
         return rank_key(self.prospects.outcome(values))
 
 

@@ -9,16 +9,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evomerge.errors import TrialError
-from evomerge.evaluator.executor import AggregateJob, EvalTask
+from evomerge.evaluator.executor import EvalTask
 from evomerge.files.objects import FitnessSpec, Saving, SpaceSpec
 from evomerge.optimize.ranking import rank_key
+from evomerge.scoring.slices import SliceInfo
 from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.racing.race import Control, Entry, Race
 from evomerge.study.racing.rungs import Chosen, Items, ItemSchedule
 from evomerge.study.run.evaluation import Evaluation, TrialResult, added
 from evomerge.study.run.items import load_items
 from evomerge.study.run.trial import Trial
-from evomerge.types import SliceScore
+from evomerge.types import ItemScore, SliceScore
 
 if TYPE_CHECKING:
     from evomerge.study.session import Session
@@ -85,7 +86,7 @@ class Racer:
             entry.totals.pop(name, None)
         rest = self.course.rung(1.0)
         yield from self._ask(entry, {n: names.difference(entry.items.get(n, ())) for n, names in rest.items()})
-        return (yield from self._measured(entry, {}))
+        return self._measured(entry, {})
 
     def _race(self, before: Sequence[Trial], field: list[Entry], known: list[Entry], places: int) -> Race:
         session, leaderboard = self._session, self._session.floors(before)
@@ -144,11 +145,12 @@ class Racer:
     # How it ends.
 
     def _end(self, race: Race, entry: Entry) -> EvalTask[Trial]:
+        yield from ()  # takes no job
         if entry.failed is not None:
             return self._session.fail(entry.trial, entry.failed, entry.seconds)
         try:
             predicted = {} if entry.ended is None else self._predicted(race, entry)
-            measured = yield from self._measured(entry, predicted)
+            measured = self._measured(entry, predicted)
         except TrialError as error:
             return self._session.fail(entry.trial, str(error), entry.seconds)
         stopped = (entry.by, entry.ended) if entry.ended is not None else None
@@ -174,20 +176,25 @@ class Racer:
         geometric = self._session.plan.fitness.objective == "geometric_mean"
         return max(0.0, value) if geometric and self._session.outline.slices[name].sign > 0 else value
 
-    def _measured(self, entry: Entry, predicted: dict[str, tuple[float, float]]) -> EvalTask[TrialResult]:
+    def _measured(self, entry: Entry, predicted: dict[str, tuple[float, float]]) -> TrialResult:
         """The scores, measured on all items or predicted."""
         session, slices = self._session, self._session.outline.slices
         if predicted:
             scores = {name: SliceScore(predicted[name][0], None) for name in slices if name in predicted}
         else:
-            totals = yield AggregateJob({n: entry.items[n] for n in slices if n not in entry.totals})
-            scores = {name: entry.totals.get(name) or totals[name] for name in slices}
+            scores = {name: entry.totals.get(name) or _total(info, entry.items[name]) for name, info in slices.items()}
         measured = session.measured(Evaluation(scores, entry.digest or "", entry.seconds))
         bounds = {name: bound for name, (_, bound) in predicted.items()} if predicted else measured.bounds
         kept = bounds if session.plan.fitness.confidence is not None else {}
         return TrialResult(
             measured.evaluation, measured.objective, kept, self.course.seen(entry.items), self.course.total
         )
+
+
+def _total(info: SliceInfo, items: Mapping[str, ItemScore]) -> SliceScore:
+    """A slice's score, of all of its items."""
+    assert info.aggregation is not None  # only slices that have one are asked in pieces
+    return info.aggregation.score([items[name] for name in info.items])
 
 
 def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Saving, ...]:

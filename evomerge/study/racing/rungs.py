@@ -94,7 +94,7 @@ class ItemSchedule:
         return met
 
     def _pool(self, suite: SuiteInfo, slices: tuple[str, ...], references: Sequence[Items]) -> Pool:
-        names = suite.slices[slices[0]].names
+        names = suite.slices[slices[0]].items
         known = [self._compose(suite, name, references) for name in slices]
         units = [u for u in known if u is not None]
         if len(units) < len(slices):
@@ -118,12 +118,13 @@ class ItemSchedule:
 
     def _compose(self, suite: SuiteInfo, name: str, references: Sequence[Items]) -> Matrix | None:
         """[references, items] units; None where the slice's score is no mean of its items."""
-        mixture = suite.slices[name].mixture
-        if mixture is None:
+        aggregation = suite.slices[name].aggregation
+        if aggregation is None:
             return None
+        mixture = aggregation.kind
         found = references[0].get(name, {})
-        base = [found[item] for item in suite.slices[name].names if item in found]
-        lacking = len(base) < len(suite.slices[name].names)
+        base = [found[item] for item in suite.slices[name].items if item in found]
+        lacking = len(base) < len(suite.slices[name].items)
         if lacking or any(item.score is None and item.weight > 0 for item in base):
             return None
         scores = [i.score for reference in references for i in reference[name].values() if i.score is not None]
@@ -136,7 +137,7 @@ class ItemSchedule:
     def _lost(self, name: str, units: Matrix) -> Vector:
         """[items], how much of the score each costs the references on average."""
         composition = self.compositions[name]
-        sign = composition.mixture.sign
+        sign = composition.kind.sign
         mean: Vector = units.mean(axis=0)
         return -sign * mean * composition.shares
 
