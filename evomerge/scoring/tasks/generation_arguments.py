@@ -16,8 +16,10 @@ _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_toke
 def check_arguments(settings: Any, where: Where, of: str = "") -> None:
     """InputError where an argument does not exist, or a common one has a value that it cannot take.
 
-    `settings` is a mapping, or lm-eval's text ``a=1,b=2``, of which only the names are looked at; `of` says whose
-    arguments they are.
+    Args:
+        settings: a mapping, or lm-eval's text ``a=1,b=2``: only its names are checked.
+        where: their place in the fitness file.
+        of: whose arguments they are, for the message.
     """
     if isinstance(settings, str):
         _check_names([pair.partition("=")[0].strip() for pair in settings.split(",")], where, of)

@@ -1,4 +1,4 @@
-"""One metric of a task: resolved once, at the start, then read from every candidate's results.
+"""Resolves a slice's metric once, and reads it from every candidate's results.
 
 Imports lm-eval: import it where it is used.
 """
@@ -28,9 +28,16 @@ _LN2 = math.log(2)
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one or several leaf tasks: its name and filter, as lm-eval reports them (``acc,none``), and
-    `sign`, -1 where a lower value is better. `by_size`: leaves are pooled by their numbers of items. `clusters`: item
-    -> what it shares with others of the same origin."""
+    """A metric of one or several leaf tasks.
+
+    Attributes:
+        name: as lm-eval reports it, before the comma of ``acc,none``.
+        filter: as lm-eval reports it, after the comma.
+        sign: -1 where a lower value is better, else 1.
+        aggregate: leaf task -> the function that makes a score of what the metric returned for its items.
+        by_size: leaf tasks count by their numbers of items, else equally.
+        clusters: item -> what it shares with others of the same origin.
+    """
 
     name: str
     filter: str
@@ -44,7 +51,7 @@ class Metric:
         return self.name if self.filter == "none" else f"{self.name},{self.filter}"
 
     def read(self, results: Mapping[str, Rows]) -> SliceScore:
-        """The score of one candidate. `results`: leaf task -> rows. TrialError where a value is missing or NaN."""
+        """Scores one candidate. `results`: leaf task -> rows. TrialError where a value is missing or not finite."""
         values: list[float] = []
         errors: list[float | None] = []
         sizes: list[float] = []
@@ -140,30 +147,39 @@ def plain(raw: Any) -> Any:
 
 
 def resolve(
-    piece: SliceSpec,
+    spec: SliceSpec,
     leaves: Mapping[str, Any],
     by_size: Callable[[str], bool],
     reported: Callable[[str, str], set[str] | None],
 ) -> Metric:
-    """The metric that a slice names. InputError where a leaf lacks it, where its filter is unknown or open, or its
-    direction. `reported(leaf, metric)` is what the leaf's code was seen to report (None: could not be tried)."""
-    name, _, suffix = (piece.metric or "").partition(",")
-    option = piece.options.get("filter")
+    """Finds the metric that a slice names.
+
+    Args:
+        spec: the slice.
+        leaves: leaf task -> lm-eval's task.
+        by_size: whether leaf tasks count by their sizes for a metric.
+        reported: (leaf, metric) -> the metrics that the leaf's code returns; None where that could not be tried.
+
+    Raises:
+        InputError: a leaf lacks the metric; its filter or its direction is unknown or ambiguous.
+    """
+    name, _, suffix = (spec.metric or "").partition(",")
+    option = spec.options.get("filter")
     if suffix and option and suffix != option:
         problem = f"the metric names the filter {suffix!r}, and `filter` is {option!r}"
-        raise InputError(problem, "give one of them", piece.at("filter"))
+        raise InputError(problem, "give one of them", spec.at("filter"))
     for leaf, task in leaves.items():
-        _check_reported(piece, name, leaf, task, reported(leaf, name))
+        _check_reported(spec, name, leaf, task, reported(leaf, name))
     return Metric(
         name=name,
-        filter=_filter(piece, name, suffix or option, leaves),
-        sign=_sign(piece, name, leaves.values()),
+        filter=_filter(spec, name, suffix or option, leaves),
+        sign=_sign(spec, name, leaves.values()),
         aggregate={leaf: task.aggregation().get(name, lm_metrics.mean) for leaf, task in leaves.items()},
         by_size=by_size(name),
     )
 
 
-def _check_reported(piece: SliceSpec, name: str, leaf: str, task: Any, seen: set[str] | None) -> None:
+def _check_reported(spec: SliceSpec, name: str, leaf: str, task: Any, seen: set[str] | None) -> None:
     declared = set(task.aggregation())
     legal = declared if seen is None else seen
     if name in legal:
@@ -171,10 +187,10 @@ def _check_reported(piece: SliceSpec, name: str, leaf: str, task: Any, seen: set
     problem = f"task {leaf!r} has no metric {name!r}"
     if name in declared:
         problem = f"task {leaf!r} declares the metric {name!r}, but does not report it"
-    raise InputError(problem, suggestion(name, legal), piece.at("metric"))
+    raise InputError(problem, suggestion(name, legal), spec.at("metric"))
 
 
-def _filter(piece: SliceSpec, metric: str, wanted: str | None, leaves: Mapping[str, Any]) -> str:
+def _filter(spec: SliceSpec, metric: str, wanted: str | None, leaves: Mapping[str, Any]) -> str:
     names = {leaf: [f.name for f in task._filters] for leaf, task in leaves.items()}
     if wanted is None:
         every = {tuple(filters) for filters in names.values()}
@@ -182,23 +198,23 @@ def _filter(piece: SliceSpec, metric: str, wanted: str | None, leaves: Mapping[s
         if len(every) == 1 and len(only) == 1:
             return str(only[0])
         options = sorted({f"{metric},{name}" for filters in names.values() for name in filters})
-        problem = f"task {piece.task!r} reports {metric!r} under several filters"
-        raise InputError(problem, f"write one of: {', '.join(options)}", piece.at("metric"))
+        problem = f"task {spec.task!r} reports {metric!r} under several filters"
+        raise InputError(problem, f"write one of: {', '.join(options)}", spec.at("metric"))
     for leaf, filters in names.items():
         if wanted not in filters:
-            key = "filter" if "filter" in piece.options else "metric"
-            raise InputError(f"task {leaf!r} has no filter {wanted!r}", suggestion(wanted, filters), piece.at(key))
+            key = "filter" if "filter" in spec.options else "metric"
+            raise InputError(f"task {leaf!r} has no filter {wanted!r}", suggestion(wanted, filters), spec.at(key))
     return wanted
 
 
-def _sign(piece: SliceSpec, metric: str, tasks: Iterable[Any]) -> int:
-    if piece.direction is not None:
-        return 1 if piece.direction == "higher" else -1
-    found = {_higher(task, metric) for task in tasks}
-    if len(found) != 1 or None in found:
-        problem = f"task {piece.task!r} does not tell whether a higher {metric!r} is better"
-        raise InputError(problem, "add `direction: higher` or `direction: lower`", piece.at("metric"))
-    return 1 if found == {True} else -1
+def _sign(spec: SliceSpec, metric: str, tasks: Iterable[Any]) -> int:
+    if spec.direction is not None:
+        return 1 if spec.direction == "higher" else -1
+    stated = {_higher(task, metric) for task in tasks}
+    if len(stated) != 1 or None in stated:
+        problem = f"task {spec.task!r} does not tell whether a higher {metric!r} is better"
+        raise InputError(problem, "add `direction: higher` or `direction: lower`", spec.at("metric"))
+    return 1 if stated == {True} else -1
 
 
 def _higher(task: Any, metric: str) -> bool | None:
