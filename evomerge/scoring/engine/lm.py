@@ -17,7 +17,7 @@ class LanguageModel(Protocol):
         device: where its inputs go.
         backend: lm-eval's word for its kind, such as "causal".
         batch_size: how many sequences of the longest length a batch may hold.
-        shortcuts: which shortcuts its answers have been found to allow.
+        shortcuts: the shortcuts that it allows.
     """
 
     @property

@@ -59,7 +59,7 @@ class ModelBuilder:
 
     def __call__(self, state: dict[str, Any], folder: Path) -> Any:
         """Builds the model. TrialError where that fails."""
-        with undisturbed():  # what it leaves to chance is the same for every candidate
+        with undisturbed():  # its random draws are the same for every candidate
             model = self._function(state, folder)
         if model is None:
             raise TrialError(f"{self._function.ref.name} returned None, expected a model")

@@ -23,22 +23,22 @@ def anchors(features: Matrix, shares: Vector, count: int) -> list[int]:
     """
     distances = _distances(features, features)
     nearest = np.full(len(shares), np.inf)  # each item's distance to the nearest anchor
-    chosen: list[int] = []
+    medoids: list[int] = []
     for _ in range(min(count, len(shares))):
         # Each item's cost as the next anchor: sum_i shares_i min(nearest_i, distance_ij).
         bounded = np.minimum(nearest[:, None], distances)
         cost: Vector = shares @ bounded
-        cost[chosen] = np.inf
-        chosen.append(int(cost.argmin()))
-        nearest = np.minimum(nearest, distances[:, chosen[-1]])
-    return chosen
+        cost[medoids] = np.inf
+        medoids.append(int(cost.argmin()))
+        nearest = np.minimum(nearest, distances[:, medoids[-1]])
+    return medoids
 
 
-def weights(features: Matrix, shares: Vector, chosen: NDArray[np.int64]) -> Vector:
-    """Each anchor's weight: [chosen], the shares of the items that it is nearest to, its own included."""
-    nearest = _distances(features, features[chosen]).argmin(axis=1)
-    nearest[chosen] = np.arange(len(chosen))
-    summed: Vector = np.bincount(nearest, weights=shares, minlength=len(chosen)).astype(np.float64)
+def weights(features: Matrix, shares: Vector, medoids: NDArray[np.int64]) -> Vector:
+    """Each anchor's weight: [medoids], the shares of the items that it is nearest to, its own included."""
+    nearest = _distances(features, features[medoids]).argmin(axis=1)
+    nearest[medoids] = np.arange(len(medoids))
+    summed: Vector = np.bincount(nearest, weights=shares, minlength=len(medoids)).astype(np.float64)
     return summed
 
 

@@ -98,8 +98,8 @@ class PreparedRequests:
 
     @contextmanager
     def answered(self) -> Iterator[None]:
-        """Puts the model's responses, filtered, into the instances for the time being. TrialError where one is NaN: an
-        accuracy of NaNs would be that of always choosing the first answer."""
+        """Puts the model's responses, filtered, into the instances, and takes them out at the end. TrialError where one
+        is NaN: an accuracy of NaNs would be that of always choosing the first answer."""
         self._forget()
         try:
             for requests, plan in zip(self._requests, self._plans, strict=True):
