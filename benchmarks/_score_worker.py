@@ -104,7 +104,7 @@ class Evomerge(Side):
         fitness = read_fitness(self.folder.parent / f"{name}_fitness.yaml")
         suite = Suite.build(fitness, self.model, self.tokenizer, split="all")
         source: Any = suite.slices[name].source
-        return lambda: suite.score("all"), source.found.leaves[name]
+        return lambda: suite.score("all"), source.tasks.leaves[name]
 
 
 class LmEval(Side):

@@ -36,7 +36,7 @@ class Specialists:
         splits: tuple[SplitName, SplitName] = ("search", "holdout")
         for split in splits:
             measured = {name: self._scored(recipe, split) for name, recipe in recipes.items()}
-            self._gates[split] = settle(self._bench.suite.slices, measured)
+            self._gates[split] = settle(self._bench.suite.info.slices, measured)
             self._scales[split] = scales(measured, self._gates[split])
         self.dimensions, self.landmarks = plan.space.dimensions, plan.space.landmarks
         self.parents = [self.landmarks[name] for name in models]

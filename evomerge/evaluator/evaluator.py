@@ -88,7 +88,7 @@ class Evaluator:
         ended = time.perf_counter()
         return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})
 
-    def surrogate(
+    def proxy_loss(
         self, recipe: Recipe, name: str, items: frozenset[str], checked: frozenset[str], tensors: Collection[str]
     ) -> tuple[float, float, dict[str, ParameterSlopes]]:
         """The proxy loss of a slice on two sets of items, and the slopes of the first one.
@@ -106,23 +106,23 @@ class Evaluator:
         self._materialized(recipe)
         assert isinstance(self.resident, Resident), "only language models have proxy losses"
         if not tensors:
-            return self.suite.surrogate(name, items), self.suite.surrogate(name, checked), {}
+            return self.suite.proxy_loss(name, items), self.suite.proxy_loss(name, checked), {}
         if self._pulls is None:
             self._pulls = self.resident.pulls()
         try:
             with self._pulls.open(tensors):
-                loss = self.suite.surrogate(name, items, backward=True, checkpointing=self._is_tight(name, items))
+                loss = self.suite.proxy_loss(name, items, backward=True, checkpointing=self._is_tight(name, items))
         except TrialError:
             self._pulls = None  # it holds a part of the slopes
             raise
         slopes = self._pulls.slopes()
         # A head that is stored besides the embeddings that it is has none: what moves the model is written last.
         wanted = {tensor: slopes[tensor] for tensor in tensors if tensor in slopes}
-        return loss, self.suite.surrogate(name, checked), wanted
+        return loss, self.suite.proxy_loss(name, checked), wanted
 
     def _is_tight(self, name: str, items: frozenset[str]) -> bool:
         """Whether a backward pass on these items would take more memory than is kept for it."""
-        loss = self.suite.slices[name].surrogate
+        loss = self.suite.slices[name].proxy_loss
         return self._memory is not None and loss is not None and self._memory.is_tight(loss.largest(items))
 
     def _materialized(self, recipe: Recipe) -> str:

@@ -18,7 +18,7 @@ from evomerge.errors import InputError, TrialError, is_disk_full
 from evomerge.evaluator.jobs import EvalTask, Job
 from evomerge.evaluator.progress import Progress
 from evomerge.interrupts import recognized
-from evomerge.scoring.suite import SuiteInfo
+from evomerge.scoring.slices import SuiteInfo
 
 if TYPE_CHECKING:
     from evomerge.evaluator.evaluator import Evaluator
@@ -63,7 +63,7 @@ class InProcess:
 
     def __init__(self, evaluator: Evaluator, progress: Progress) -> None:
         self._evaluator, self._progress = evaluator, progress
-        self.info, self.digests = evaluator.suite.outline, evaluator.suite.items_digest()
+        self.info, self.digests = evaluator.suite.info, evaluator.suite.items_digest()
         self.devices: str = evaluator.resident.devices
         self._queue: deque[Job] = deque()
 

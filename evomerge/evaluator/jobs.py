@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from evomerge.recipe.recipe import Recipe
-from evomerge.types import ItemScore, SliceScore, SplitName
+from evomerge.types import SplitName
 
 if TYPE_CHECKING:
     from evomerge.evaluator.evaluation import Evaluation
@@ -46,20 +46,9 @@ class ScoreJob:
 
 
 @dataclass(frozen=True, eq=False)
-class AggregateJob:
-    """Makes the scores of slices whose items were scored in parts."""
-
-    recipe: Recipe
-    items: Mapping[str, Mapping[str, ItemScore]]
-
-    def run(self, evaluator: Evaluator, on_slice: Callable[[str], None]) -> dict[str, SliceScore]:
-        return {name: evaluator.suite.total(name, items) for name, items in self.items.items()}
-
-
-@dataclass(frozen=True, eq=False)
 class GradientJob:
     """Computes a slice's proxy loss, and its slopes by the parameters of the merge of `tensors`
-    (`Evaluator.surrogate`)."""
+    (`Evaluator.proxy_loss`)."""
 
     recipe: Recipe
     name: str
@@ -71,4 +60,4 @@ class GradientJob:
         self, evaluator: Evaluator, on_slice: Callable[[str], None]
     ) -> tuple[float, float, dict[str, ParameterSlopes]]:
         on_slice(f"slopes of {self.name}")
-        return evaluator.surrogate(self.recipe, self.name, self.items, self.checked, self.tensors)
+        return evaluator.proxy_loss(self.recipe, self.name, self.items, self.checked, self.tensors)

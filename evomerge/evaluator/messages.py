@@ -9,7 +9,7 @@ from typing import Any
 from evomerge.errors import InputError
 from evomerge.evaluator.shares import Share
 from evomerge.files.objects import FitnessSpec, SpaceSpec
-from evomerge.scoring.suite import SuiteInfo
+from evomerge.scoring.slices import SuiteInfo
 
 # To a worker: a `Setup`, `Load`, then jobs.
 

@@ -36,7 +36,7 @@ from evomerge.evaluator.messages import (
 from evomerge.evaluator.progress import Progress
 from evomerge.evaluator.shares import Share, describe, environment
 from evomerge.files.objects import FitnessSpec, SpaceSpec
-from evomerge.scoring.suite import SuiteInfo
+from evomerge.scoring.slices import SuiteInfo
 
 logger = logging.getLogger(__name__)
 

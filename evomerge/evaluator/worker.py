@@ -62,7 +62,7 @@ def _serve(pipe: WorkerPipe) -> None:
     pipe.receive()  # `Load`: all have looked at the free memory, now it is taken
     progress = _ProgressRelay(pipe)
     evaluator = Evaluator.load(models, setup.fitness, placement, progress)
-    pipe.send(Ready(evaluator.suite.outline, evaluator.suite.items_digest(), evaluator.resident.devices))
+    pipe.send(Ready(evaluator.suite.info, evaluator.suite.items_digest(), evaluator.resident.devices))
     while True:
         pipe.send(Finished(run_job(pipe.receive(), evaluator, progress.slice_started)))
 

@@ -17,7 +17,7 @@ from evomerge.study.observer import Observer
 from evomerge.types import Scores, SplitName
 
 if TYPE_CHECKING:
-    from evomerge.scoring.suite import Slice
+    from evomerge.scoring.slices import SliceInfo
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Evaluated:
     split: SplitName
     digest: str
     objective: float
-    slices: Mapping[str, Slice]
+    slices: Mapping[str, SliceInfo]
     scores: Scores
     gates: Mapping[str, Gate]
     verdicts: list[Verdict]
@@ -75,7 +75,7 @@ def evaluate(
     reference_scores = score_references(evaluator, reference_recipes, split, observer)
     observer.phase("scoring the model")
     evaluation = evaluator.evaluate(target.recipe, split, observer.slice_started)
-    suite = evaluator.suite
+    suite = evaluator.suite.info
     gates = settle(suite.slices, reference_scores)
     values = {name: score.value for name, score in evaluation.scores.items()}
     return Evaluated(

@@ -21,7 +21,7 @@ from evomerge.study.observer import Observer
 from evomerge.types import Scores, SplitName
 
 if TYPE_CHECKING:
-    from evomerge.scoring.suite import Slice
+    from evomerge.scoring.slices import SliceInfo
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,19 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class ScoredPath:
-    """The scored points of a line, by t. `wanted` holds the t of all points that were asked for."""
+    """The scored points of a line, by t. `wanted` holds the t of all points that were asked for, `counts` the number of
+    items of each slice."""
 
     start: str
     end: str
     split: SplitName
-    slices: Mapping[str, Slice]
+    slices: Mapping[str, SliceInfo]
     gates: Mapping[str, Gate]
     points: Sequence[Point]
     wanted: Sequence[float]
     references: Mapping[str, Scores]
     confidence: float | None
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -155,7 +157,8 @@ def path(
     evaluator = load_evaluator(target, planned, needed.values(), spec, split, device, memory, observer)
     reference_scores = score_references(evaluator, reference_recipes, split, observer)
     observer.phase(f"scoring {len(wanted)} points")
-    suite = evaluator.suite
+    suite = evaluator.suite.info
+    counts = {name: slice_.counts[split] for name, slice_ in evaluator.suite.slices.items()}
     gates = settle(suite.slices, reference_scores)
     objective = load(OBJECTIVES[spec.objective])
 
@@ -179,6 +182,7 @@ def path(
             wanted=wanted,
             references=reference_scores,
             confidence=spec.confidence,
+            counts=counts,
         )
 
     return _walk(wanted, score, result, observer)

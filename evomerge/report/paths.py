@@ -52,7 +52,7 @@ def path_data(result: ScoredPath) -> dict[str, Any]:
             name: {
                 "metric": slice_.metric,
                 "higher_is_better": slice_.sign > 0,
-                "items": slice_.counts[result.split],
+                "items": result.counts[name],
                 "floor": None if (floor := result.gates[name].floor) is None else slice_.show(floor),
             }
             for name, slice_ in result.slices.items()

@@ -1,4 +1,4 @@
-"""Floors: relative ones become numbers once the references are measured, then every candidate is held to them."""
+"""Makes gates of floors once the references are measured, and holds candidates to them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SLACK = 1e-9
 
 
 class Floored(Protocol):
-    """What `settle` needs of a slice. `sign` is -1 where the metric's natural direction is lower-is-better."""
+    """A slice, as far as `settle` needs it: a `SliceInfo`, for example."""
 
     @property
     def sign(self) -> int: ...
@@ -34,8 +34,14 @@ class Floored(Protocol):
 
 @dataclass(frozen=True)
 class Gate:
-    """One slice's floor. `floor` is oriented (higher is better), None where the slice has none; `text` tells how
-    it came to be, in the metric's natural direction: ``0.97 of refunds 0.91``."""
+    """One slice's floor as a number.
+
+    Attributes:
+        slice: the slice's name.
+        floor: oriented (higher is better); None where the slice has none.
+        text: where it comes from, in the metric's natural direction: ``0.97 of refunds 0.91``.
+        sign: -1 where the metric's natural direction is lower-is-better.
+    """
 
     slice: str
     floor: float | None
@@ -45,8 +51,16 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One gate's answer for one candidate. `score` and `floor` are oriented; `bound` is what was held to the floor:
-    the score, or its lower confidence bound; `shortfall` the distance below the floor in units of the slice's scale."""
+    """What one gate says of one candidate.
+
+    Attributes:
+        slice: the slice's name.
+        score: oriented.
+        floor: oriented; None where the slice has none.
+        passed: whether `bound` reaches the floor.
+        shortfall: the distance below the floor in units of the slice's scale.
+        bound: the score, or its lower confidence bound.
+    """
 
     slice: str
     score: float
@@ -57,13 +71,20 @@ class Verdict:
 
 
 def settle(slices: Mapping[str, Floored], references: Mapping[str, Scores]) -> dict[str, Gate]:
-    """The gate of every slice. `references` maps "base" and each source's name to its scores on the split that
-    will be judged. InputError where a floor's reference was not measured, or has no meaningful ratio."""
-    return {name: _gate(name, piece, references) for name, piece in slices.items()}
+    """Makes the gate of every slice.
+
+    Args:
+        slices: slice name -> slice.
+        references: "base" and each source's name -> its scores on the split that will be judged.
+
+    Raises:
+        InputError: a floor's reference was not measured, or a ratio of its score means nothing.
+    """
+    return {name: _gate(name, slice_, references) for name, slice_ in slices.items()}
 
 
-def _gate(name: str, piece: Floored, references: Mapping[str, Scores]) -> Gate:
-    floor, sign = piece.floor, piece.sign
+def _gate(name: str, slice_: Floored, references: Mapping[str, Scores]) -> Gate:
+    floor, sign = slice_.floor, slice_.sign
     if floor is None:
         return Gate(name, None, "", sign)
     if floor.of is None:
@@ -81,7 +102,7 @@ def _gate(name: str, piece: Floored, references: Mapping[str, Scores]) -> Gate:
 
 
 def _kept(natural: float, keep: float, sign: int, floor: FloorSpec) -> float:
-    """The share `keep` of a natural score; of a lower-is-better one, the ceiling that is as far above it."""
+    """The natural score times `keep`; divided by it where lower is better."""
     if natural < 0:
         problem = f"keep is a ratio, and the score it refers to is negative ({natural:.4g})"
         raise InputError(problem, "give a `margin` instead", floor.where)
@@ -105,7 +126,7 @@ def _reference(name: str, floor: FloorSpec, references: Mapping[str, Scores]) ->
 
 
 def scales(references: Mapping[str, Scores], gates: Mapping[str, Gate]) -> dict[str, float]:
-    """One unit of shortfall per slice: the spread of the references' scores; where they agree, the floor's size."""
+    """The unit of each slice's shortfall: the spread of the references' scores, or the floor's size if they agree."""
     return {name: _scale(name, gate, references) for name, gate in gates.items()}
 
 
@@ -124,8 +145,8 @@ def judge(
     scale: Mapping[str, float],
     confidence: float | None = None,
 ) -> list[Verdict]:
-    """Hold a candidate's scores to the gates, in the gates' order. With `confidence` (such as 0.95) it is the
-    one-sided lower confidence bound that has to reach the floor."""
+    """Holds a candidate's scores to the gates, in the gates' order. With `confidence` (such as 0.95) the one-sided
+    lower confidence bound has to reach the floor."""
     return [_verdict(gate, scores[name], scale.get(name, 1.0), confidence) for name, gate in gates.items()]
 
 
@@ -141,11 +162,11 @@ def _verdict(gate: Gate, score: SliceScore, scale: float, confidence: float | No
 
 
 def lower_bound(score: SliceScore, sign: int, confidence: float) -> float:
-    """The oriented value that the true score exceeds with probability `confidence`, by the items' scatter.
+    """The oriented value that the true score exceeds with probability `confidence`.
 
-    Wilson's bound where every item is 0 or 1 and the score is their mean (with clusters, for as many independent items
-    as tell as much), else from the standard error (with clusters, by Student's t for their number). The value itself
-    where the error is unknown (`Suite.build` refuses such a slice a floor with confidence).
+    Where every item is 0 or 1 and the score is their mean, it is Wilson's bound (with clusters, for the effective
+    number of items). Else it follows from the standard error (with clusters, by Student's t for their number). Where
+    the error is unknown, it is the score itself; `Suite.build` refuses such a slice a floor with confidence.
     """
     bounds = _bounds(score, sign, confidence)
     if bounds is None:
@@ -154,8 +175,8 @@ def lower_bound(score: SliceScore, sign: int, confidence: float) -> float:
 
 
 def interval(score: SliceScore, sign: int, confidence: float = 0.95) -> tuple[float, float] | None:
-    """The two-sided interval of a score in its metric's own direction (low, high), made of two bounds as `lower_bound`
-    makes them; None where the error is unknown."""
+    """The two-sided interval (low, high) of a score in its metric's own direction, from two bounds like `lower_bound`;
+    None where the error is unknown."""
     return _bounds(score, sign, (1 + confidence) / 2)
 
 
@@ -165,7 +186,7 @@ def _bounds(score: SliceScore, sign: int, confidence: float) -> tuple[float, flo
     clusters = _clusters(score.items)
     if _is_share(score.items, natural):
         if clusters == 1:
-            return 0.0, 1.0  # a single draw bounds nothing
+            return 0.0, 1.0  # a single cluster bounds nothing
         size = effective_size(natural, n, score.stderr, clusters, confidence) if clusters else n
         return wilson_lower(natural * size, size, confidence), wilson_upper(natural * size, size, confidence)
     if score.stderr is None:
@@ -175,7 +196,7 @@ def _bounds(score: SliceScore, sign: int, confidence: float) -> tuple[float, flo
 
 
 def _clusters(items: Sequence[ItemScore]) -> int:
-    """How many independent draws the items are, where some were drawn together; 0 where none were."""
+    """The number of clusters, where some items have one; else 0."""
     named = [item.cluster for item in items]
     return len(groups(named)) if any(cluster is not None for cluster in named) else 0
 
@@ -193,5 +214,5 @@ def feasible(verdicts: Iterable[Verdict]) -> bool:
 
 
 def shortfall(verdicts: Sequence[Verdict]) -> float:
-    """The total normalised distance below the floors: 0 exactly where the candidate is feasible."""
+    """The total normalised distance below the floors: 0 if and only if the candidate is feasible."""
     return math.fsum(verdict.shortfall for verdict in verdicts)

@@ -1,4 +1,4 @@
-"""Calling lm-eval without a trace: its random seeds, log lines, prints and progress bars stay inside."""
+"""Keeps lm-eval's random seeds, log lines, prints and progress bars from the rest of the program."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ _BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Run with the global random generators in lm-eval's own starting state, and give them back as they were.
+    """Runs with the global random generators at lm-eval's seeds, and restores them afterwards.
 
-    Task code and sampling draw from the global generators. Whoever else draws from them must not notice, and two
-    equal candidates must score equal: so every pass starts at `simple_evaluate`'s seeds (0 for Python, 1234 for
-    numpy and torch) and ends where it found the generators.
+    Task code and sampling draw from the global generators. Equal candidates must score equal, and the rest of the
+    program must not notice. So every pass starts at `simple_evaluate`'s seeds (0 for Python, 1234 for numpy and torch).
     """
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(sys.stderr))  # stdout is the command's own
@@ -50,8 +49,8 @@ def _generators() -> Iterator[None]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Only errors are logged, no bar is drawn. lm-eval has no switch for some of its bars, so for the time being
-    its modules get a tqdm that is switched off."""
+    """Logs only errors and draws no progress bar. lm-eval has no switch for some of its bars, so its modules get a tqdm
+    that is switched off."""
     import datasets
 
     levels = {name: logging.getLogger(name).level for name in _LOUD}

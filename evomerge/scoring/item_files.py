@@ -1,4 +1,4 @@
-"""The JSONL files whose items callables score. Imports nothing heavy: they are read before a search starts, too."""
+"""Reads the JSONL files of items for Python functions. Imports nothing heavy: they are read before a search, too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from evomerge.scoring.splits import Deal, deal_all, item_key
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file. InputError, with the line, where a line is not one."""
+    """Reads the objects of a JSONL file. InputError, with the line, where a line is not a JSON object."""
     items = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -32,18 +32,18 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     return items
 
 
-def cluster_names(piece: SliceSpec, items: Sequence[dict[str, Any]]) -> list[str]:
-    """The content of each item's `cluster` field. InputError where one has no such field."""
-    field = str(piece.cluster)
+def cluster_names(spec: SliceSpec, items: Sequence[dict[str, Any]]) -> list[str]:
+    """The content of each item's `cluster` field. InputError where an item has no such field."""
+    field = str(spec.cluster)
     lacking = next((item for item in items if field not in item), None)
     if lacking is not None:
-        problem = f"an item of {piece.data} has no field {field!r}"
-        raise InputError(problem, suggestion(field, map(str, lacking)), piece.at("cluster"))
+        problem = f"an item of {spec.data} has no field {field!r}"
+        raise InputError(problem, suggestion(field, map(str, lacking)), spec.at("cluster"))
     return [str(item[field]) for item in items]
 
 
-def deal_items(fitness: FitnessSpec, piece: SliceSpec, items: Sequence[dict[str, Any]]) -> Deal:
-    """Which split each item belongs to. Slices over files of one name share it."""
-    assert piece.data is not None
+def deal_items(fitness: FitnessSpec, spec: SliceSpec, items: Sequence[dict[str, Any]]) -> Deal:
+    """Deals the items to the splits. Slices over files of one name share the deal."""
+    assert spec.data is not None
     keys = [item_key(item) for item in items]
-    return deal_all({piece.data.name: keys}, fitness.split_seed, fitness.search, piece.items)
+    return deal_all({spec.data.name: keys}, fitness.split_seed, fitness.search, spec.items)

@@ -1,7 +1,7 @@
-"""How the slices' scores become the one number that is maximised.
+"""Makes one number, which is maximised, of the slices' scores.
 
-Scores are oriented: higher is always better. A slice of weight 0 is no part of any objective; only its floor
-counts. `mean` and `minimum` look at weights for nothing else.
+Scores are oriented: higher is always better. A slice of weight 0 is no part of any objective; only its floor counts.
+`mean` and `minimum` use weights for nothing else.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def weighted_mean(scores: Mapping[str, float], weights: Mapping[str, float]) -> 
 
 
 def geometric_mean(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """``exp(sum(w log s) / sum(w))``: a gain counts in proportion, and no slice can be sold for another.
-    0 where a score is 0. TrialError where one is negative."""
+    """``exp(sum(w log s) / sum(w))``: a gain counts in proportion to the score. 0 where a score is 0. TrialError where
+    one is negative."""
     pairs = _counted(scores, weights)
     if any(s < 0 for s, _ in pairs):
         worst = min((name for name in scores if weights.get(name, 1.0) > 0), key=lambda name: scores[name])
@@ -42,7 +42,7 @@ def minimum(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
 
 
 def _counted(scores: Mapping[str, float], weights: Mapping[str, float]) -> list[tuple[float, float]]:
-    """Score and weight of the slices that count; a slice without a weight counts once."""
+    """(score, weight) of the slices that count; a slice without a weight has weight 1."""
     pairs = [(score, weights.get(name, 1.0)) for name, score in scores.items()]
     counted = [(score, weight) for score, weight in pairs if weight > 0]
     if not counted:

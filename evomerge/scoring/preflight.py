@@ -1,4 +1,5 @@
-"""What is wrong with a fitness file, found in a moment: no torch, no lm-eval, no task's data read."""
+"""Checks a fitness file in a moment: without torch, lm-eval and the tasks' data, and without transformers where the
+generation arguments are common ones."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from typing import Any
 
 from evomerge.errors import InputError, nearest, suggestion
 from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
-from evomerge.scoring.generation_arguments import check_arguments
 from evomerge.scoring.item_files import cluster_names, deal_items, read_items
 from evomerge.scoring.splits import SIDES
+from evomerge.scoring.tasks.generation_arguments import check_arguments
 from evomerge.scoring.tasks.task_files import (
     SPLITS,
     LocalTasks,
@@ -32,84 +33,88 @@ _DEFAULT_METRICS = {
 
 SCORER_TAKES = ("model", "tokenizer", "items")
 MODEL_TAKES = ("state", "folder")
-"""What the functions of the user's are called with, by position."""
+"""What the user's functions are called with, by position."""
 
 
 def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
-    """InputError, with file, line and key, for everything that can be known to be wrong without running anything.
+    """Checks all that can be checked without running anything: names of tasks, metrics, filters and generation
+    arguments, data and splits, the models that floors are relative to, the definitions of functions.
 
-    That is unknown tasks, metrics, filters and generation arguments, missing data and splits, floors relative to models
-    that are not there, functions that are not defined. `sources` are the names that floors may refer to besides "base"
-    and "best_source".
+    Args:
+        fitness: the fitness file.
+        sources: the names that floors may refer to besides "base" and "best_source".
+
+    Raises:
+        InputError: something is wrong; with file, line and key.
     """
     check_floors(fitness, sources)
     check_weights(fitness)
     if fitness.model is not None:
         check_function(fitness.model, MODEL_TAKES)
     local = scan(fitness.include)
-    for piece in fitness.slices.values():
-        if piece.python is not None:
-            check_items(fitness, piece, check_callable(piece))
+    for spec in fitness.slices.values():
+        if spec.python is not None:
+            check_items(fitness, spec, check_callable(spec))
         else:
-            check_task(piece, local)
+            check_task(spec, local)
 
 
 def check_floors(fitness: FitnessSpec, sources: Iterable[str]) -> None:
     """InputError where a floor is relative to a model that is not in the search."""
     legal = ["base", "best_source", *sources]
-    for piece in fitness.slices.values():
-        if piece.floor and piece.floor.of and piece.floor.of not in legal:
-            problem = f"floor relative to an unknown source {piece.floor.of!r}"
-            raise InputError(problem, suggestion(piece.floor.of, legal), piece.floor.where)
+    for spec in fitness.slices.values():
+        if spec.floor and spec.floor.of and spec.floor.of not in legal:
+            problem = f"floor relative to an unknown source {spec.floor.of!r}"
+            raise InputError(problem, suggestion(spec.floor.of, legal), spec.floor.where)
 
 
 def check_weights(fitness: FitnessSpec) -> None:
-    if all(piece.weight <= 0 for piece in fitness.slices.values()):
+    if all(spec.weight <= 0 for spec in fitness.slices.values()):
         raise InputError("no slice has a weight above 0", "give at least one a weight", fitness.at("slices"))
 
 
 def check_objective(fitness: FitnessSpec, signs: Mapping[str, int]) -> None:
-    """InputError where the objective cannot be made of the slices. `signs`: -1 where a lower score is better."""
+    """InputError where the objective does not fit the slices. `signs`: -1 where a lower score is better."""
     check_weights(fitness)
     if fitness.objective != "geometric_mean":
         return
-    for name, piece in fitness.slices.items():
-        if signs[name] < 0 and piece.weight > 0:
-            problem = f"geometric_mean cannot hold slice {name!r}: a lower {piece.metric} is better"
+    for name, spec in fitness.slices.items():
+        if signs[name] < 0 and spec.weight > 0:
+            problem = f"geometric_mean cannot hold slice {name!r}: a lower {spec.metric} is better"
             raise InputError(problem, "use mean, weighted_mean or min, or give it weight 0", fitness.at("objective"))
 
 
-def check_callable(piece: SliceSpec) -> list[dict[str, Any]]:
-    """Its items. InputError where the callable's file (read, not run) or its data is not what it should be."""
-    assert piece.python is not None
-    check_function(piece.python, SCORER_TAKES)
-    if piece.data is None or not piece.data.is_file():
-        raise InputError(f"no data file {piece.data}", "name a JSONL file", piece.at("data"))
-    return read_items(piece.data)
+def check_callable(spec: SliceSpec) -> list[dict[str, Any]]:
+    """Reads a callable's items. InputError where its file (read, not run) or its data is not what it should be."""
+    assert spec.python is not None
+    check_function(spec.python, SCORER_TAKES)
+    if spec.data is None or not spec.data.is_file():
+        raise InputError(f"no data file {spec.data}", "name a JSONL file", spec.at("data"))
+    return read_items(spec.data)
 
 
-def check_items(fitness: FitnessSpec, piece: SliceSpec, items: list[dict[str, Any]]) -> None:
+def check_items(fitness: FitnessSpec, spec: SliceSpec, items: list[dict[str, Any]]) -> None:
     """InputError where a split gets none of a callable's items, or they lack the field of `cluster`."""
-    if piece.cluster is not None:
-        cluster_names(piece, items)
-    deal = deal_items(fitness, piece, items)
+    if spec.cluster is not None:
+        cluster_names(spec, items)
+    deal = deal_items(fitness, spec, items)
     for side in SIDES:
-        check_count(piece, side, len(deal.items(side)), len(items), fitness.confidence)
+        check_count(spec, side, len(deal.items(side)), len(items), fitness.confidence)
 
 
-def check_count(piece: SliceSpec, split: str, count: int, total: int, confidence: float | None) -> None:
-    """InputError where so many items in a split are too few."""
+def check_count(spec: SliceSpec, split: str, count: int, total: int, confidence: float | None) -> None:
+    """InputError where a split has too few items."""
     if not count:
-        problem = f"slice {piece.name!r} has no items in the {split} split (of {total} in all)"
-        raise InputError(problem, "give it more items or change `split`", piece.where)
-    if confidence is not None and piece.floor is not None and count < 2:
+        problem = f"slice {spec.name!r} has no items in the {split} split (of {total} in all)"
+        raise InputError(problem, "give it more items or change `split`", spec.where)
+    if confidence is not None and spec.floor is not None and count < 2:
         problem = f"`confidence` needs a standard error, and one item of the {split} split gives none"
-        raise InputError(problem, "give the slice more items, or no floor", piece.where)
+        raise InputError(problem, "give the slice more items, or no floor", spec.where)
 
 
 def check_function(ref: FunctionRef, takes: Sequence[str]) -> None:
-    """InputError where the function's file does not define it, or not as one that can be called with `takes`, by
-    position. The file is read, not run."""
+    """InputError where the function's file does not define it, or it cannot be called with `takes`, by position. The
+    file is read, not run."""
     file, where = ref.script, ref.where
     if not file.is_file():
         near = [path.stem for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
@@ -126,7 +131,7 @@ def check_function(ref: FunctionRef, takes: Sequence[str]) -> None:
 
 
 def _check_definition(node: ast.stmt, ref: FunctionRef, called: str, count: int) -> None:
-    """What the text of a definition tells already; decorators, classes and imports have to be run."""
+    """InputError for what the text of a definition shows; decorators, classes and imports would have to be run."""
     if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
         raise InputError(f"{ref.name} is not callable", "name a function", ref.where)
     if isinstance(node, ast.AsyncFunctionDef):
@@ -136,7 +141,7 @@ def _check_definition(node: ast.stmt, ref: FunctionRef, called: str, count: int)
 
 
 def _fits(parameters: ast.arguments, count: int) -> bool:
-    """Whether they take so many arguments by position, and need no others."""
+    """Whether the parameters take `count` arguments by position, and need no others."""
     positional = len(parameters.posonlyargs) + len(parameters.args)
     needed = positional - len(parameters.defaults)
     enough = needed <= count and (parameters.vararg is not None or count <= positional)
@@ -144,49 +149,49 @@ def _fits(parameters: ast.arguments, count: int) -> bool:
 
 
 def _defined(tree: ast.Module) -> dict[str, ast.stmt]:
-    """Names at the top level of a module, and the statement that defines each last."""
-    found: dict[str, ast.stmt] = {}
+    """Maps each name at the top level of a module to the last statement that defines it."""
+    definitions: dict[str, ast.stmt] = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            found[node.name] = node
+            definitions[node.name] = node
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            found.update((alias.asname or alias.name, node) for alias in node.names)
+            definitions.update((alias.asname or alias.name, node) for alias in node.names)
         elif isinstance(node, ast.Assign):
-            found.update((target.id, node) for target in node.targets if isinstance(target, ast.Name))
-    return found
+            definitions.update((target.id, node) for target in node.targets if isinstance(target, ast.Name))
+    return definitions
 
 
-def check_task(piece: SliceSpec, local: LocalTasks) -> None:
-    """The task exists, its data files too, and a local one reports the metric."""
-    name = piece.task or ""
-    check_name(piece, name, local)
+def check_task(spec: SliceSpec, local: LocalTasks) -> None:
+    """InputError where the task or its data does not exist, or a local task is wrong or does not report the metric."""
+    name = spec.task or ""
+    check_name(spec, name, local)
     leaves, foreign = local.closure(name)
     for other in foreign - {name}:
-        check_name(piece, other, local)
+        check_name(spec, other, local)
     for leaf in leaves:
         for path in missing_data(leaf):
             lack = "is empty:" if path.exists() else "is missing: no"
             problem = f"the data of task {leaf.config['task']!r} {lack} {path}"
-            raise InputError(problem, f"mend {leaf.path} (paths there are relative to its folder)", piece.at("task"))
-        _check_splits(piece, leaf)
-        _check_repeats(piece, leaf)
-        _check_metric(piece, leaf)
-        _check_generation(piece, leaf)
-    if "gen_kwargs" in piece.options:
-        check_arguments(piece.options["gen_kwargs"], piece.at("gen_kwargs"))
+            raise InputError(problem, f"mend {leaf.path} (paths there are relative to its folder)", spec.at("task"))
+        _check_splits(spec, leaf)
+        _check_repeats(spec, leaf)
+        _check_metric(spec, leaf)
+        _check_generation(spec, leaf)
+    if "gen_kwargs" in spec.options:
+        check_arguments(spec.options["gen_kwargs"], spec.at("gen_kwargs"))
         if leaves and not foreign and not any(map(_generates, leaves)):
-            raise InputError(f"task {name!r} generates no text", "remove it", piece.at("gen_kwargs"))
+            raise InputError(f"task {name!r} generates no text", "remove it", spec.at("gen_kwargs"))
 
 
-def check_name(piece: SliceSpec, name: str, local: LocalTasks) -> None:
+def check_name(spec: SliceSpec, name: str, local: LocalTasks) -> None:
     """InputError, with the nearest name, where neither the include folders nor lm-eval define a task."""
     if name in local.names or is_built_in(name):
         return
     for path, reason in local.broken.items():
         if name in {path.stem, path.stem.lstrip("_")}:
-            raise InputError(f"the task file {path} cannot be read ({reason})", "mend it", piece.at("task"))
+            raise InputError(f"the task file {path} cannot be read ({reason})", "mend it", spec.at("task"))
     legal = local.names if nearest(name, local.names) else local.names | built_in_names()
-    raise InputError(f"unknown task {name!r}", _mend_name(name, legal), piece.at("task"))
+    raise InputError(f"unknown task {name!r}", _mend_name(name, legal), spec.at("task"))
 
 
 def _mend_name(name: str, legal: Iterable[str]) -> str:
@@ -194,21 +199,22 @@ def _mend_name(name: str, legal: Iterable[str]) -> str:
     return f"did you mean {close!r}?" if close else "name an lm-eval task, or `include` the folder of its YAML"
 
 
-def _check_metric(piece: SliceSpec, leaf: TaskFile) -> None:
+def _check_metric(spec: SliceSpec, leaf: TaskFile) -> None:
     metrics, filters = known_metrics(leaf.config), known_filters(leaf.config)
-    metric, _, suffix = (piece.metric or "").partition(",")
-    chosen = suffix or piece.options.get("filter")
+    metric, _, suffix = (spec.metric or "").partition(",")
+    filter_name = suffix or spec.options.get("filter")
     key = "metric" if suffix else "filter"
     task = leaf.config["task"]
     if metrics is not None and metric not in metrics:
-        raise InputError(f"task {task!r} has no metric {metric!r}", suggestion(metric, metrics), piece.at("metric"))
-    if chosen and chosen not in filters:
-        raise InputError(f"task {task!r} has no filter {chosen!r}", suggestion(str(chosen), filters), piece.at(key))
+        raise InputError(f"task {task!r} has no metric {metric!r}", suggestion(metric, metrics), spec.at("metric"))
+    if filter_name and filter_name not in filters:
+        problem = f"task {task!r} has no filter {filter_name!r}"
+        raise InputError(problem, suggestion(str(filter_name), filters), spec.at(key))
 
 
-def _check_splits(piece: SliceSpec, leaf: TaskFile) -> None:
-    """The task names items to be scored on, and its data, where it lists them itself, has every split that it names."""
-    config, where, mend = leaf.config, piece.at("task"), f"mend {leaf.path}"
+def _check_splits(spec: SliceSpec, leaf: TaskFile) -> None:
+    """InputError where a task names no split to be scored, or a split that the data files it lists do not have."""
+    config, where, mend = leaf.config, spec.at("task"), f"mend {leaf.path}"
     if config.get("class"):
         return
     if not config.get("test_split") and not config.get("validation_split"):
@@ -222,17 +228,17 @@ def _check_splits(piece: SliceSpec, leaf: TaskFile) -> None:
             raise InputError(problem, f"{mend}: {suggestion(split, legal)}", where)
 
 
-def _check_repeats(piece: SliceSpec, leaf: TaskFile) -> None:
+def _check_repeats(spec: SliceSpec, leaf: TaskFile) -> None:
     repeats = leaf.config.get("repeats", 1)
     if type(repeats) is not int or repeats < 1:
         problem = f"repeats of task {leaf.config['task']!r} is {repeats!r}, not a whole number above 0"
-        raise InputError(problem, f"mend {leaf.path}", piece.at("task"))
+        raise InputError(problem, f"mend {leaf.path}", spec.at("task"))
 
 
-def _check_generation(piece: SliceSpec, leaf: TaskFile) -> None:
+def _check_generation(spec: SliceSpec, leaf: TaskFile) -> None:
     settings = leaf.config.get("generation_kwargs")
     if settings is not None and _generates(leaf):
-        check_arguments(settings, piece.at("task"), f" of task {leaf.config['task']!r} ({leaf.path})")
+        check_arguments(settings, spec.at("task"), f" of task {leaf.config['task']!r} ({leaf.path})")
 
 
 def _generates(leaf: TaskFile) -> bool:
@@ -241,7 +247,7 @@ def _generates(leaf: TaskFile) -> bool:
 
 
 def known_metrics(config: Any) -> list[str] | None:
-    """What a local task reports, by its YAML alone; None where its code decides."""
+    """The metrics that a local task reports, by its YAML alone; None where its code decides."""
     if config.get("process_results") or config.get("class"):
         return None
     kind = config.get("output_type", "generate_until")

@@ -26,19 +26,19 @@ def item_key(document: Any) -> str:
 
 
 def position(key: str, task: str, seed: int) -> float:
-    """Where the item stands in [0, 1): uniform over items, independent between tasks and between seeds."""
+    """The item's place in [0, 1): uniform over items, independent between tasks and between seeds."""
     digest = hashlib.sha256(json.dumps([seed, task, key]).encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def deal(key: str, task: str, seed: int, share: float) -> Side:
-    """The side of one item; `share` (0 to 1) is the expected part of the items on the search side."""
+    """Deals one item to a side. `share`: the expected part of the items on the search side, 0 to 1."""
     return "search" if position(key, task, seed) < share else "holdout"
 
 
 @dataclass(frozen=True)
 class Dealt:
-    """One item of a deal: the task it belongs to, its index there, its key and its position in [0, 1)."""
+    """One item of a deal: its task, its index in the task, its key and its position in [0, 1)."""
 
     task: str
     index: int
@@ -48,29 +48,41 @@ class Dealt:
 
 @dataclass(frozen=True)
 class Deal:
-    """Where every item of one or several tasks went. `chosen` is `sides` after the cap."""
+    """The side of every item of one or several tasks.
+
+    Attributes:
+        sides: all items of each side.
+        capped: the items that are scored: at most as many as the cap allows.
+    """
 
     sides: Mapping[Side, tuple[Dealt, ...]]
-    chosen: Mapping[Side, tuple[Dealt, ...]]
+    capped: Mapping[Side, tuple[Dealt, ...]]
 
     def items(self, split: SplitName) -> tuple[Dealt, ...]:
-        """The items that a split scores: those dealt to it, after the cap; "all" is every item."""
+        """The items of a split that are scored, after the cap; "all" is every item."""
         if split == "all":
             return tuple(item for side in SIDES for item in self.sides[side])
-        return self.chosen[split]
+        return self.capped[split]
 
     def indices(self, split: SplitName, task: str) -> list[int]:
         """Positions in the task's own document order, ascending."""
         return sorted(item.index for item in self.items(split) if item.task == task)
 
     def keys(self, side: Side, task: str) -> set[str]:
-        """The items of one side, whether or not the cap left them out."""
+        """All items of one side, also those beyond the cap."""
         return {item.key for item in self.sides[side] if item.task == task}
 
 
 def deal_all(keys: Mapping[str, Sequence[str]], seed: int, share: float, cap: int | None = None) -> Deal:
-    """Deal the items of `keys` (task -> item keys in document order). `cap` keeps on each side, over all the
-    tasks together, the items with the lowest hash, so that a smaller cap is a subset of a larger one."""
+    """Deals items to sides.
+
+    Args:
+        keys: task -> item keys in document order.
+        seed: of the hash.
+        share: the expected part of the items on the search side.
+        cap: how many items of each side, over all tasks, are scored: those with the lowest positions, so that a smaller
+            cap takes a subset of a larger one's.
+    """
     every = [
         Dealt(task, index, key, position(key, task, seed))
         for task, column in keys.items()
@@ -100,7 +112,7 @@ def labels(keys: Sequence[str]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON cannot hold (images, dates, numpy numbers), as something whose text depends on its content only."""
+    """Replaces what JSON cannot hold (images, dates, numpy numbers) by something that depends on its content only."""
     if isinstance(value, bytes | bytearray):
         return {"sha256": hashlib.sha256(bytes(value)).hexdigest()}
     if hasattr(value, "tobytes"):

@@ -5,116 +5,43 @@ from __future__ import annotations
 import gc
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from evomerge.errors import EvomergeError, TrialError
-from evomerge.files.objects import FitnessSpec, FloorSpec
+from evomerge.files.objects import FitnessSpec
 from evomerge.scoring.guard import undisturbed
-from evomerge.scoring.splits import Deal
-from evomerge.types import ItemScore, SliceScore, SplitName
-
-if TYPE_CHECKING:
-    from evomerge.scoring.stats.aggregation import MeanKind
-    from evomerge.scoring.tasks.proxy_loss import Surrogate
+from evomerge.scoring.slices import ScoredSlice, SuiteInfo
+from evomerge.types import SliceScore, SplitName
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
-    """Where a slice's scores come from: the items, dealt, and one pass of the model over them. Slices that ask the
-    same of the same items share one."""
-
-    @property
-    def deal(self) -> Deal: ...
-    def names(self, split: SplitName) -> tuple[str, ...]: ...
-    def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> Any: ...
-    def run(self, split: SplitName, names: frozenset[str] | None = None) -> Any: ...
-    def digest(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Named:
-    """What a slice and its outline share. `sign` is -1 where the metric's natural direction is lower-is-better;
-    `metric` is its name as lm-eval reports it."""
-
-    name: str
-    sign: int
-    metric: str
-    weight: float
-    floor: FloorSpec | None
-
-    def show(self, value: float) -> float:
-        """An oriented value (higher is better) as the metric's own number."""
-        return self.sign * value
-
-
-@dataclass(frozen=True)
-class Slice(Named):
-    """One slice, ready to be scored. `read` makes the score out of what `source.run` returned. A slice whose score is
-    a mean of its items' has a `mixture`, and `total`, which makes the score of items that were asked in pieces. One
-    without a `surrogate` says why in `no_surrogate`."""
-
-    source: Source
-    read: Callable[[Any], SliceScore]
-    mixture: MeanKind | None = None
-    total: Callable[[Sequence[ItemScore]], SliceScore] | None = None
-    surrogate: Surrogate | None = None
-    no_surrogate: str = ""
-
-    @property
-    def counts(self) -> dict[SplitName, int]:
-        """The number of items that each split scores."""
-        splits: tuple[SplitName, ...] = ("search", "holdout", "all")
-        return {split: len(self.source.deal.items(split)) for split in splits}
-
-
-@dataclass(frozen=True)
-class SliceInfo(Named):
-    """What is known of a slice without its model; `names` are the items of the search split, in the order in which they
-    are reported. `no_surrogate` says why the slice has no surrogate, and is empty if it has one."""
-
-    mixture: MeanKind | None
-    names: tuple[str, ...] = field(repr=False)
-    no_surrogate: str
-
-
-def _weights(slices: Mapping[str, Slice] | Mapping[str, SliceInfo]) -> dict[str, float]:
-    return {name: piece.weight for name, piece in slices.items()}
-
-
-@dataclass(frozen=True)
-class SuiteInfo:
-    """What is known of a suite without its model, for those who do not hold it. `pools` are the slices, those together
-    that ask the same of the same items: asked once, they are all answered."""
-
-    slices: Mapping[str, SliceInfo]
-    pools: tuple[tuple[str, ...], ...]
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Slice name -> weight, as the objectives take them."""
-        return _weights(self.slices)
-
-
 class Suite:
-    """The slices of a fitness file over one resident model. Task objects and requests are built once; `score`
-    costs the forward passes and the aggregation."""
+    """Scores one resident model on the slices of a fitness file. Tasks and requests are built once; `score` costs the
+    forward passes and the aggregation."""
 
-    def __init__(self, fitness: FitnessSpec, slices: Mapping[str, Slice], model: Any) -> None:
+    def __init__(self, fitness: FitnessSpec, slices: Mapping[str, ScoredSlice], model: Any) -> None:
         self.fitness, self.slices, self._model = fitness, dict(slices), model
+        self.info = _info(self.slices)
 
     @classmethod
     def build(cls, fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitName = "search") -> Suite:
-        """Load tasks and data, deal the items, resolve the metrics, and prepare the requests of `split`.
+        """Loads tasks and data, deals the items, resolves the metrics, and prepares the requests of `split`.
 
-        `model` is a transformers causal language model on its device; its weights may change afterwards, and are
-        not looked at here. A search's holdout requests are prepared, too; other splits' when they are first scored.
-        Raises InputError for whatever is wrong with the fitness file, a task or its data.
+        With the search split, the holdout's requests are prepared, too; other splits' when they are first scored.
+
+        Args:
+            fitness: the fitness file.
+            model: a transformers causal language model on its device. Its weights are not read here and may change.
+            tokenizer: the model's tokenizer.
+            split: the split that will be scored.
+
+        Raises:
+            InputError: something is wrong with the fitness file, a task or its data.
         """
         # lm-eval has to be there before the guard can silence its bars.
         importlib.import_module("lm_eval.models.huggingface")
@@ -123,49 +50,36 @@ class Suite:
         with undisturbed():
             return cls(fitness, build_slices(fitness, model, tokenizer, split), model)
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """Slice name -> weight, as the objectives take them."""
-        return _weights(self.slices)
-
-    @property
-    def outline(self) -> SuiteInfo:
-        groups: dict[int, list[str]] = {}
-        for name, piece in self.slices.items():
-            groups.setdefault(id(piece.source), []).append(name)
-        pieces = {
-            s.name: SliceInfo(
-                s.name, s.sign, s.metric, s.weight, s.floor, s.mixture, s.source.names("search"), s.no_surrogate
-            )
-            for s in self.slices.values()
-        }
-        return SuiteInfo(pieces, tuple(tuple(group) for group in groups.values()))
-
     def score(
         self,
         split: SplitName = "search",
         on_slice: Callable[[str], None] | None = None,
-        chosen: Mapping[str, frozenset[str]] | None = None,
+        items: Mapping[str, frozenset[str]] | None = None,
     ) -> dict[str, SliceScore]:
-        """Score the model's current weights on every slice; `on_slice` is told each slice's name before it starts.
+        """Scores the model's current weights.
 
-        With `chosen`, only the slices that it names are asked, each for the items (`ItemScore.item`) that it gives;
-        slices of one pool are given the same. The scores are then those of these items.
-        Raises TrialError where a slice cannot be scored: out of memory, NaN, an error in a task's code.
+        Args:
+            split: the items that are scored.
+            on_slice: called with each slice's name before it starts.
+            items: slice name -> the items (`ItemScore.item`) that are scored. Slices that are not named are left out;
+                slices of one pool have the same items. None: all slices, all items of the split.
+
+        Raises:
+            TrialError: a slice cannot be scored: out of memory, NaN, an error in a task's code.
         """
         self._model.eval()
         results: dict[tuple[int, frozenset[str] | None], Any] = {}
         scores: dict[str, SliceScore] = {}
-        for name, piece in self.slices.items():
-            if chosen is not None and not chosen.get(name):
+        for name, slice_ in self.slices.items():
+            if items is not None and not items.get(name):
                 continue
             if on_slice is not None:
                 on_slice(name)
-            names = chosen[name] if chosen is not None else None
-            scores[name] = self._attempt(piece, partial(_read, piece, split, names, results))
+            names = items[name] if items is not None else None
+            scores[name] = self._attempt(name, partial(_read, slice_, split, names, results))
         return scores
 
-    def surrogate(
+    def proxy_loss(
         self,
         name: str,
         items: frozenset[str],
@@ -173,41 +87,43 @@ class Suite:
         share: float = 1.0,
         checkpointing: bool = False,
     ) -> float:
-        """A smooth stand-in for a slice's metric on some items (`ItemScore.item`) of the search split, with the model's
-        current weights; lower is better. See `surrogates.Surrogate.value` for its units.
+        """Computes a slice's proxy loss with the model's current weights; lower is better. `ProxyLoss.value` describes
+        its units.
 
-        With `backward`, each micro-batch's part of it, times `share`, is backpropagated as soon as its forward pass is
-        done: what hooks on parameters, whose `requires_grad` is the caller's, are given adds up to `share` times the
-        gradient. With `checkpointing`, layers keep their inputs only and run a second time: less memory, a third more
-        time. Raises TrialError as `score` does, and ValueError where the slice has none (`no_surrogate`).
+        Args:
+            name: the slice.
+            items: items (`ItemScore.item`) of its search split.
+            backward: also backpropagate. Each micro-batch's part is backpropagated as soon as its forward pass is
+                done. The caller sets `requires_grad`; the gradients that hooks on parameters get add up to `share`
+                times the gradient of the loss.
+            share: what the gradient is multiplied by.
+            checkpointing: layers keep their inputs only and run a second time: less memory, a third more time.
+
+        Raises:
+            TrialError: as in `score`.
+            ValueError: the slice has no proxy loss (`SliceInfo.no_proxy_loss`).
         """
-        piece = self.slices[name]
-        if piece.surrogate is None:
-            raise ValueError(f"slice {name} has no surrogate: {piece.no_surrogate}")
+        loss, reason = self.slices[name].proxy_loss, self.slices[name].info.no_proxy_loss
+        if loss is None:
+            raise ValueError(f"slice {name} has no proxy loss: {reason}")
         self._model.eval()
         if backward:
-            return self._attempt(piece, partial(piece.surrogate.backward, items, share, checkpointing))
-        return self._attempt(piece, partial(piece.surrogate.value, items))
-
-    def total(self, name: str, items: Mapping[str, ItemScore]) -> SliceScore:
-        """The score of a slice whose items were asked in pieces, all of them by now."""
-        piece = self.slices[name]
-        assert piece.total is not None  # only slices with a mixture are asked in pieces
-        return piece.total([items[item] for item in piece.source.names("search")])
+            return self._attempt(name, partial(loss.backward, items, share, checkpointing))
+        return self._attempt(name, partial(loss.value, items))
 
     def indices(self, name: str, split: SplitName = "search") -> dict[str, list[int]]:
-        """The documents of a slice's split: leaf task -> positions in the task's own order, ascending."""
+        """Maps each leaf task of a slice to its documents in a split, as positions in the task's order, ascending."""
         deal = self.slices[name].source.deal
         leaves = dict.fromkeys(item.task for item in deal.items(split))
         return {leaf: deal.indices(split, leaf) for leaf in leaves}
 
     def items_digest(self) -> dict[str, str]:
-        """Per slice, a sha256 over its items' content, their dealing, and the task's prompts: a resumed run that
-        finds another one would compare scores that are not comparable."""
-        return {name: piece.source.digest() for name, piece in self.slices.items()}
+        """Maps each slice to a sha256 over its items' content, their sides and the task's prompts. Scores of a resumed
+        run are comparable only if it is the same."""
+        return {name: slice_.source.digest() for name, slice_ in self.slices.items()}
 
-    def _attempt(self, piece: Slice, run: Callable[[], T]) -> T:
-        """What `run` finds out of a slice. TrialError for whatever goes wrong."""
+    def _attempt(self, name: str, run: Callable[[], T]) -> T:
+        """Runs `run` for the slice `name`. Raises TrialError for any error in it."""
         try:
             with undisturbed():
                 return run()
@@ -219,28 +135,36 @@ class Suite:
             if out_of_memory(error):
                 reason = f"out of memory at batch_size {self.fitness.batch_size}; give the fitness file a smaller one"
             else:
-                log.exception("slice %s cannot be scored", piece.name)
+                log.exception("slice %s cannot be scored", name)
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         # Here the failed call's frames, and the tensors in them, are gone.
         _free_memory()
-        raise TrialError(f"slice {piece.name}: {reason}")
+        raise TrialError(f"slice {name}: {reason}")
+
+
+def _info(slices: Mapping[str, ScoredSlice]) -> SuiteInfo:
+    pools: dict[int, list[str]] = {}
+    for name, slice_ in slices.items():
+        pools.setdefault(id(slice_.source), []).append(name)
+    infos = {name: slice_.info for name, slice_ in slices.items()}
+    return SuiteInfo(infos, tuple(tuple(names) for names in pools.values()))
 
 
 def _read(
-    piece: Slice,
+    slice_: ScoredSlice,
     split: SplitName,
     names: frozenset[str] | None,
     results: dict[tuple[int, frozenset[str] | None], Any],
 ) -> SliceScore:
-    """One slice's score, out of `results` where a slice before it shared the pass."""
-    key = id(piece.source), names
+    """Scores one slice, out of `results` where an earlier slice shared the pass."""
+    key = id(slice_.source), names
     if key not in results:
-        results[key] = piece.source.run(split, names)
-    return piece.read(results[key])
+        results[key] = slice_.source.run(split, names)
+    return slice_.read(results[key])
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a host or device allocation failed."""
+    """Whether an allocation on the host or on a device failed."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 

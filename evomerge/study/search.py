@@ -16,7 +16,7 @@ from evomerge.evaluator.pool import WorkerPool
 from evomerge.evaluator.shares import check_workers, deal, resumed_device
 from evomerge.interrupts import listening
 from evomerge.optimize.base import Optimizer, Start, build
-from evomerge.scoring.suite import SliceInfo
+from evomerge.scoring.slices import SliceInfo
 from evomerge.study import holdout, loop
 from evomerge.study.after.transfer import StartingPoint, starting_point
 from evomerge.study.gradients.contributions import contributions

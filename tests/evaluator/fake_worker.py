@@ -12,7 +12,7 @@ from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.executor import run_job
 from evomerge.evaluator.messages import Failed, Finished, Placed, Ready, SliceStarted
 from evomerge.evaluator.worker import WorkerPipe
-from evomerge.scoring.suite import SuiteInfo
+from evomerge.scoring.slices import SuiteInfo
 
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from tests.evaluator.fake_worker import main; main()"
 

@@ -66,7 +66,7 @@ def test_a_task_scores_as_in_simple_evaluate(
             key = metric if "," in metric else f"{metric},none"
             # Loglikelihoods are summed in another order and precision; what is counted is equal.
             expected = pytest.approx(answer["results"][task][key], rel=1e-5)
-            assert suite.slices["s"].show(score.value) == expected, (case, split, weights)
+            assert suite.info.slices["s"].show(score.value) == expected, (case, split, weights)
             assert len(score.items) == answer["n-samples"][task]["effective"] == len(indices[task])
             samples = [s for s in answer["samples"][task] if s["filter"] == key.split(",")[1]]
             raws = [list(s[key.split(",")[0]]) if task == "text" else s[key.split(",")[0]] for s in samples]

@@ -59,7 +59,7 @@ def test_bits_per_byte_are_the_independent_scorers(specialists: Bench, base: tup
         suite = Suite.build(replace(fitness, slices=pieces), *base, split="all")
         load(base[0], model)
         scores = suite.score("all")
-        shown = {name: round(suite.slices[name].show(score.value), 3) for name, score in scores.items()}
+        shown = {name: round(suite.info.slices[name].show(score.value), 3) for name, score in scores.items()}
         assert shown == row
         assert all(0.01 < (score.stderr or 0) < 0.06 for score in scores.values())
 
@@ -125,7 +125,7 @@ def test_every_answer_is_lm_evals(
     )
     assert theirs is not None
     value = next(v for key, v in theirs["results"][name].items() if key.startswith(f"{TASK_METRICS[name]},"))
-    assert suite.slices["s"].show(score.value) == pytest.approx(value, abs=1e-5)
+    assert suite.info.slices["s"].show(score.value) == pytest.approx(value, abs=1e-5)
     count = 0
     for sample in theirs["samples"][name]:
         for arguments, responses in zip(sample["arguments"], sample["resps"], strict=True):
@@ -143,7 +143,7 @@ def test_every_answer_is_lm_evals(
 
 
 @pytest.mark.parametrize("task", ["shakespeare_text", "grammar_pairs"])
-def test_surrogates_and_their_gradients_are_the_plain_models(
+def test_proxy_losses_and_their_gradients_are_the_plain_models(
     specialists: Bench, base: tuple[Any, Any], task: str
 ) -> None:
     model, tokenizer = base
@@ -152,17 +152,17 @@ def test_surrogates_and_their_gradients_are_the_plain_models(
     suite = Suite.build(fitness, model, tokenizer)
     items = frozenset(suite.slices["s"].source.names("search"))
     source: Any = suite.slices["s"].source
-    questions = [question for paper in source.papers("search") for question in paper.questions]
-    lls = torch.stack([torch.stack([loglikelihood(source.lm, i) for i in q.instances]) for q in questions])
+    docs = [doc for task in source.requests("search") for doc in task.docs]
+    lls = torch.stack([torch.stack([loglikelihood(source.lm, i) for i in doc.instances]) for doc in docs])
     if task == "grammar_pairs":
         wanted = -lls.log_softmax(1)[:, 0].mean()
     else:
-        wanted = -lls.sum() / sum(len(q.instances[0].args[0].encode()) for q in questions) / math.log(2)
+        wanted = -lls.sum() / sum(len(doc.instances[0].args[0].encode()) for doc in docs) / math.log(2)
     names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(wanted, parameters)
     try:
         for checkpointing in (False, True):
-            value = suite.surrogate("s", items, backward=True, checkpointing=checkpointing)
+            value = suite.proxy_loss("s", items, backward=True, checkpointing=checkpointing)
             assert value == pytest.approx(wanted.item(), rel=1e-5)
             for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
                 assert parameter.grad is not None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import pickle
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 
 from evomerge.errors import InputError
+from evomerge.scoring.slices import SliceInfo
 from evomerge.scoring.suite import Suite
 
 from .conftest import Bench, nudge, only_says
@@ -46,7 +50,7 @@ def test_scores_follow_the_weights_and_come_back_with_them(suite: Suite, model: 
 
 
 def test_a_lower_is_better_metric_is_flipped_once(suite: Suite) -> None:
-    text, choice = suite.slices["text"], suite.slices["choice"]
+    text, choice = suite.info.slices["text"], suite.info.slices["choice"]
     score = suite.score()["text"]
     assert (text.sign, choice.sign) == (-1, 1)
     assert score.value < 0 < text.show(score.value)
@@ -185,10 +189,10 @@ def test_no_item_of_the_holdout_stands_in_a_prompt(bench: Bench, model: Any, tok
     documents = source._documents["choice"]
     hidden = {documents[i]["question"] for i in suite.indices("s", "holdout")["choice"]}
     shown = {documents[i]["question"] for i in suite.indices("s", "search")["choice"]}
-    prompts = [i.args[0] for i in source.prepare("search").papers[0].instances]
+    prompts = [i.args[0] for i in source.prepare("search").tasks[0].instances]
     assert not any(question in prompt for question in hidden for prompt in prompts)
     assert any(prompt.count("Question:") == 6 for prompt in prompts)
-    for instance in source.prepare("holdout").papers[0].instances:
+    for instance in source.prepare("holdout").tasks[0].instances:
         *examples, asked = instance.args[0].split("\n\n")
         assert not any(question in example for question in hidden for example in examples)
         assert any(question in asked for question in hidden)
@@ -250,3 +254,41 @@ def test_confidence_needs_more_than_one_item(bench: Bench, model: Any, tokenizer
     slices["s"]["items"] = 2
     suite = Suite.build(bench.fitness(slices, confidence=0.95), model, tokenizer)
     assert suite.score()["s"].stderr is not None
+
+
+def test_items_that_were_scored_in_parts_give_the_score_of_the_whole(bench: Bench, model: Any, tokenizer: Any) -> None:
+    bench.cloze()
+    bench.choice("small", n=8)
+    bench.choice("large", n=24)
+    bench.text("brief", n=8)
+    bench.text("long", n=20)
+    rule = "[{metric: bits_per_byte, aggregation: mean, weight_by_size: false}]"
+    (bench.tasks / "texts.yaml").write_text(f"group: texts\ntask: [brief, long]\naggregate_metric_list: {rule}\n")
+    (bench.tasks / "choices.yaml").write_text("group: choices\ntask: [small, large]\n")
+    bench.data("own.jsonl", [{"n": i / 7, "kind": i // 3} for i in range(33)], bench.folder)
+    (bench.folder / "mine.py").write_text("def score(model, tokenizer, items):\n    return [i['n'] for i in items]\n")
+    slices = {
+        "texts": {"task": "texts", "metric": "bits_per_byte"},
+        "words": {"task": "long", "metric": "word_perplexity"},
+        "cloze": {"task": "cloze", "metric": "perplexity", "cluster": "b"},
+        "choices": {"task": "choices", "metric": "acc_norm"},
+        "mine": {"python": "mine:score", "data": "own.jsonl", "cluster": "kind", "direction": "lower"},
+    }
+    suite = Suite.build(bench.fitness(slices), model, tokenizer)
+    infos: Mapping[str, SliceInfo] = pickle.loads(pickle.dumps(suite.info)).slices
+    assert infos == suite.info.slices
+    whole = suite.score()
+    for name, info in infos.items():
+        assert info.items == tuple(item.item for item in whole[name].items)
+        assert info.aggregation is not None
+        assert info.aggregation.kind.sign == info.sign
+        # As they come back from a run folder.
+        items = [replace(item, raw=json.loads(json.dumps(item.raw))) for item in whole[name].items]
+        score = info.aggregation.score(items)
+        assert (score.value, score.stderr) == (whole[name].value, whole[name].stderr)
+    parts = [{n: frozenset(info.items[at::2]) for n, info in infos.items()} for at in (0, 1)]
+    scored = [suite.score(items=part) for part in parts]
+    for name, info in infos.items():
+        by_name = {item.item: item for part in scored for item in part[name].items}
+        assert info.aggregation is not None
+        assert info.aggregation.score([by_name[i] for i in info.items]).value == pytest.approx(whole[name].value)

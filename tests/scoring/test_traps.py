@@ -124,7 +124,7 @@ def test_trap_04_generation_arguments_are_the_slices_own(bench: Bench, model: An
     slices = {"one": one, "two": {**one, "gen_kwargs": "max_gen_toks=3,temperature=0.5,do_sample=true"}}
     suite = Suite.build(bench.fitness(slices), model, tokenizer)
     sources: list[Any] = [suite.slices[name].source for name in slices]
-    found = [source.prepare("search").papers[0].instances[0].args[1] for source in sources]
+    found = [source.prepare("search").tasks[0].instances[0].args[1] for source in sources]
     assert [f["max_gen_toks"] for f in found] == [2, 3]
     assert [f["do_sample"] for f in found] == [False, True]
     assert found[0]["until"] == ["\n"]
@@ -237,8 +237,8 @@ def test_trap_09_answers_do_not_pile_up(bench: Bench, model: Any, tokenizer: Any
         suite.score()
     for piece in suite.slices.values():
         source: Any = piece.source
-        for paper in source.prepare("search").papers:
-            assert all(i.resps == [] and i.filtered_resps == {} for i in paper.instances)
+        for task in source.prepare("search").tasks:
+            assert all(i.resps == [] and i.filtered_resps == {} for i in task.instances)
 
 
 def test_trap_09_scores_and_models_are_freed(bench: Bench, model: Any, tokenizer: Any) -> None:
@@ -267,7 +267,7 @@ def test_trap_10_chat_templates_are_off_unless_asked_for(bench: Bench, model: An
     }
     suite = Suite.build(bench.fitness(slices), model, tokenizer)
     sources: dict[str, Any] = {name: piece.source for name, piece in suite.slices.items()}
-    prompts = {name: source.prepare("search").papers[0].instances[0].args[0] for name, source in sources.items()}
+    prompts = {name: source.prepare("search").tasks[0].instances[0].args[0] for name, source in sources.items()}
     users = {name: prompt.count("[user]") for name, prompt in prompts.items()}
     assert users == {"plain": 0, "chat": 2, "turn": 1, "system": 2}
     assert prompts["system"].startswith("[system]Be brief.")
@@ -326,7 +326,7 @@ def asked(bench: Bench, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPa
     counted = Counted(model, monkeypatch)
     suite.score()
     source: Any = suite.slices["s"].source
-    return counted, source.prepare("search").papers[0].instances
+    return counted, source.prepare("search").tasks[0].instances
 
 
 def test_trap_12_logits_are_computed_only_where_they_count(
@@ -381,10 +381,10 @@ def test_a_task_that_draws_random_numbers_asks_what_was_dealt(bench: Bench, mode
     source: Any = suite.slices["s"].source
     documents = source._documents["choice"]
     for split in ("search", "holdout"):
-        prepared = source.prepare(split).papers[0]
-        for index, question in zip(suite.indices("s", split)["choice"], prepared.questions, strict=True):
-            assert question.document == documents[index]
-            assert all(str(documents[index]["tag"]) in i.args[0] for i in question.instances)
+        prepared = source.prepare(split).tasks[0]
+        for index, doc in zip(suite.indices("s", split)["choice"], prepared.docs, strict=True):
+            assert doc.document == documents[index]
+            assert all(str(documents[index]["tag"]) in i.args[0] for i in doc.instances)
 
 
 def test_what_task_code_prints_is_no_result(
@@ -427,7 +427,7 @@ def test_data_is_found_beside_the_yaml_wherever_one_stands(
     suite = Suite.build(bench.fitness(slices), model, tokenizer)
     assert suite.slices["deep"].counts["all"] == suite.slices["above"].counts["all"] == 20
     source: Any = suite.slices["deep"].source
-    assert source.prepare("search").papers[0].instances[0].args[0].startswith("Asked: ")
+    assert source.prepare("search").tasks[0].instances[0].args[0].startswith("Asked: ")
 
 
 def test_group_members_keep_their_own_folders(bench: Bench, model: Any, tokenizer: Any) -> None:

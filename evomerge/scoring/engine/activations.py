@@ -1,4 +1,4 @@
-"""What a backward pass keeps in memory, estimated from a configuration: pure numbers, nothing is loaded.
+"""Estimates the memory of a backward pass from a model's configuration. Loads nothing.
 
 After Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models" (arXiv:2205.05198),
 equations 1 and 2: the tensors that a layer saves, counted for gated layers without dropout as transformers runs them.
@@ -13,18 +13,26 @@ from typing import Any
 from evomerge.checkpoints.structure import configured_layers, text_config
 
 _MARGIN = 1.2
-"""For what is too small to be counted: rotary tables, embeddings, what the allocator rounds up."""
+"""For what is not counted: rotary tables, embeddings, the allocator's rounding."""
 
 _FLOAT32 = 4
 
 CHUNK = 1 << 20
-"""Logits that are reduced at a time: what this many take in float32 still lies in a processor's cache."""
+"""How many logits are reduced at a time: in float32 they fit a processor's cache."""
 
 
 @dataclass(frozen=True)
 class Dimensions:
-    """A transformer's sizes: widths of its residual stream and of its feed-forward layers (of all experts that a token
-    meets), numbers of layers, of attention heads and of tokens in its vocabulary, and bytes of a number."""
+    """A transformer's sizes.
+
+    Attributes:
+        hidden: the width of the residual stream.
+        intermediate: the width of the feed-forward layers, over all experts that a token uses.
+        layers: the number of layers.
+        heads: the number of attention heads.
+        vocabulary: the number of tokens in the vocabulary.
+        bytes: of a number.
+    """
 
     hidden: int
     intermediate: int
@@ -35,7 +43,7 @@ class Dimensions:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], bytes: int) -> Dimensions:
-        """Out of a model's configuration, under the usual keys. KeyError where one is missing."""
+        """Reads a model's configuration under the usual keys. KeyError where one is missing."""
         text = text_config(config)
         hidden = _first(text, "hidden_size", "n_embd", "d_model")
         wide = [key for key in ("intermediate_size", "n_inner", "ffn_dim") if text.get(key)]
@@ -52,8 +60,14 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class Extent:
-    """One micro-batch: positions, padding included; those of them whose logits are computed; the length of its longest
-    row; and whether rows have branches, and so a mask."""
+    """The size of one micro-batch.
+
+    Attributes:
+        positions: the number of tokens, padding included.
+        scored: the number of positions with logits.
+        length: the length of the longest row.
+        branched: whether rows have branches, and so a mask.
+    """
 
     positions: int
     scored: int
@@ -62,12 +76,13 @@ class Extent:
 
 
 def activation_bytes(model: Dimensions, batch: Extent, checkpointing: bool = False, eager: bool = False) -> int:
-    """The most bytes that a micro-batch's activations and their gradients take at one time; weights and their gradients
-    come on top. `eager`: attention keeps its probabilities; else it is fused."""
+    """The peak of the bytes of a micro-batch's activations and their gradients, without weights and their gradients.
+    `eager`: attention keeps its probabilities; else it is fused."""
+    # During the forward pass each layer keeps its activations; with checkpointing only its input.
     layer = batch.positions * _layer(model, batch, eager)
     stream = batch.positions * model.hidden * model.bytes
     kept = model.layers * (stream if checkpointing else layer)
-    # Either the head is on its way back, or the last layer is.
+    # On the way back, the peak is either in the head or in the last layer.
     logits = batch.scored * model.vocabulary
     head = batch.positions * _norm(model) + batch.scored * model.hidden * model.bytes
     head += 2 * logits * model.bytes + 3 * min(logits, CHUNK) * _FLOAT32
@@ -76,8 +91,8 @@ def activation_bytes(model: Dimensions, batch: Extent, checkpointing: bool = Fal
 
 
 def _layer(model: Dimensions, batch: Extent, eager: bool) -> int:
-    """What a layer saves for a position: both norms; queries, keys, values (repeated for all heads), what attention
-    gives and its transpose; four tensors of a gated feed-forward layer."""
+    """Bytes that a layer saves for a position: both norms; queries, keys, values (repeated for all heads), attention's
+    output and its transpose; four tensors of a gated feed-forward layer."""
     if eager:
         attention = model.heads * batch.length * (_FLOAT32 + model.bytes * (model.bytes < _FLOAT32))
     else:
@@ -86,12 +101,12 @@ def _layer(model: Dimensions, batch: Extent, eager: bool) -> int:
 
 
 def _norm(model: Dimensions) -> int:
-    """What a norm saves for a position: its input in float32, the normed input, and its output."""
+    """Bytes that a norm saves for a position: its input in float32, the normed input, and its output."""
     return model.hidden * (_FLOAT32 + 2 * model.bytes)
 
 
 def _first(config: Mapping[str, Any], *keys: str) -> int:
-    found = next((config[key] for key in keys if config.get(key) is not None), None)
-    if found is None:
+    value = next((config[key] for key in keys if config.get(key) is not None), None)
+    if value is None:
         raise KeyError(" or ".join(keys))
-    return int(found)
+    return int(value)

@@ -1,4 +1,4 @@
-"""Functions of loglikelihoods, and their gradients by autograd: one micro-batch at a time, logits where they count."""
+"""Computes functions of loglikelihoods and their gradients by autograd, one micro-batch at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,17 +17,19 @@ from evomerge.scoring.engine.activations import CHUNK, Extent
 from evomerge.scoring.engine.batches import Layout
 from evomerge.scoring.engine.checkpointing import checkpointed
 from evomerge.scoring.engine.encode import Window
+from evomerge.scoring.engine.lm import LanguageModel
 from evomerge.scoring.engine.plan import Packed
 from evomerge.scoring.engine.tree import Row, pack
-
-if TYPE_CHECKING:
-    from evomerge.scoring.engine.resident import ResidentLM
 
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One addend of a sum: windows whose loglikelihoods it needs at once, and what it makes of them, [W] in float64 on
-    the host, to a scalar."""
+    """One addend of a sum.
+
+    Attributes:
+        windows: the W windows whose loglikelihoods it needs at once.
+        value: turns their loglikelihoods, [W] in float64 on the host, into a scalar.
+    """
 
     windows: Sequence[Window]
     value: Callable[[Tensor], Tensor]
@@ -40,7 +42,7 @@ class MicroBatch:
         self._terms = list(terms)
         self._packed = Packed([window for term in terms for window in term.windows])
 
-    def extent(self, lm: ResidentLM) -> Extent:
+    def extent(self, lm: LanguageModel) -> Extent:
         batches = self._packed.layout(lm).batches
         return Extent(
             positions=sum(batch.tokens.numel() for batch in batches),
@@ -49,21 +51,21 @@ class MicroBatch:
             branched=any(batch.depths is not None for batch in batches),
         )
 
-    def prove(self, lm: ResidentLM) -> None:
-        """Compare the model's shortcuts with its ordinary call, where rows are longer than any compared before."""
+    def prove(self, lm: LanguageModel) -> None:
+        """Compares the model's shortcuts with its ordinary call, where rows are longer than any compared before."""
         if lm.shortcuts.selection and not lm.shortcuts.proven(self._packed.layout(lm)):
             self._packed.score(lm)
 
-    def value(self, lm: ResidentLM) -> Tensor:
-        """The sum of the terms with the weights of now, a scalar."""
+    def value(self, lm: LanguageModel) -> Tensor:
+        """The sum of the terms with the current weights, a scalar."""
         layout = self._packed.layout(lm)
         parts = []
         for batch in layout.batches:
-            found = forward.logits(lm.model, batch, lm.device, lm.shortcuts.selection)
-            parts.append(loglikelihoods(found, batch.node.to(found.device), batch.target.to(found.device)).cpu())
+            logits = forward.logits(lm.model, batch, lm.device, lm.shortcuts.selection)
+            parts.append(loglikelihoods(logits, batch.node.to(logits.device), batch.target.to(logits.device)).cpu())
         sums = _sums(layout, torch.cat(parts).double())
         values = torch.split(sums, [len(term.windows) for term in self._terms])
-        return torch.stack([term.value(own) for term, own in zip(self._terms, values, strict=True)]).sum()
+        return torch.stack([term.value(lls) for term, lls in zip(self._terms, values, strict=True)]).sum()
 
 
 class Sum:
@@ -74,22 +76,22 @@ class Sum:
         self._terms = sorted(terms, key=lambda term: -max(len(window.tokens) for window in term.windows))
         self._kept: tuple[bool, list[MicroBatch]] | None = None
 
-    def largest(self, lm: ResidentLM) -> Extent:
-        """The micro-batch with most positions. Looks at no weights."""
+    def largest(self, lm: LanguageModel) -> Extent:
+        """The micro-batch with most positions. Reads no weights."""
         extents = (batch.extent(lm) for batch in self._cut(lm))
         return max(extents, key=lambda extent: (extent.positions, extent.scored), default=Extent(0, 0, 0))
 
-    def value(self, lm: ResidentLM) -> float:
-        """The sum with the weights of now. TrialError where a part is not finite."""
+    def value(self, lm: LanguageModel) -> float:
+        """The sum with the current weights. TrialError where a part is not finite."""
         with torch.no_grad():
             return sum(_finite(batch.value(lm)) for batch in self._micro_batches(lm))
 
-    def backward(self, lm: ResidentLM, share: float, checkpointing: bool) -> float:
-        """The same, where each micro-batch's part, times `share`, is backpropagated before the next one's forward pass.
-        With `checkpointing` layers keep their inputs only (see `checkpointing`).
+    def backward(self, lm: LanguageModel, share: float, checkpointing: bool) -> float:
+        """Computes the sum and backpropagates each micro-batch's part, times `share`, before the next forward pass.
+        With `checkpointing` layers keep their inputs only (see the module `checkpointing`).
 
         Raises:
-            TrialError: a part is not finite; it is not backpropagated, those before it were.
+            TrialError: a part is not finite. It is not backpropagated; earlier parts were.
         """
         total = 0.0
         batches = self._micro_batches(lm)
@@ -100,8 +102,8 @@ class Sum:
                 torch.autograd.backward(part * share)
         return total
 
-    def _micro_batches(self, lm: ResidentLM) -> list[MicroBatch]:
-        """For the shortcuts that the model keeps once all of its micro-batches have been compared."""
+    def _micro_batches(self, lm: LanguageModel) -> list[MicroBatch]:
+        """Cuts the sum, and cuts it again if comparing a micro-batch takes a shortcut from the model."""
         while True:
             batches = self._cut(lm)
             for batch in batches:
@@ -109,8 +111,8 @@ class Sum:
             if batches is self._cut(lm):
                 return batches
 
-    def _cut(self, lm: ResidentLM) -> list[MicroBatch]:
-        """The micro-batches; anew when trees have been given up since."""
+    def _cut(self, lm: LanguageModel) -> list[MicroBatch]:
+        """The micro-batches; cut anew if the model has lost trees since."""
         trees = lm.shortcuts.trees
         if self._kept is None or self._kept[0] != trees:
             self._kept = trees, [MicroBatch(terms) for terms in grouped(self._terms, lm)]
@@ -120,13 +122,13 @@ class Sum:
 def _finite(part: Tensor) -> float:
     value = float(part)
     if not math.isfinite(value):
-        raise TrialError(f"the surrogate is {value}")
+        raise TrialError(f"the proxy loss is {value}")
     return value
 
 
-def grouped(terms: Sequence[Term], lm: ResidentLM) -> Iterator[Sequence[Term]]:
-    """Cut terms, longest first, into groups. One has at most the positions, padding included, that a batch of the
-    longest of its windows would have, or it is a single term."""
+def grouped(terms: Sequence[Term], lm: LanguageModel) -> Iterator[Sequence[Term]]:
+    """Cuts terms, longest first, into groups. A group is a single term, or has at most as many positions (padding
+    included) as a batch of its longest window."""
     limits, size = lm.shortcuts.limits(lm.batch_size), 1
 
     def fits(group: Sequence[Term]) -> bool:
@@ -136,7 +138,7 @@ def grouped(terms: Sequence[Term], lm: ResidentLM) -> Iterator[Sequence[Term]]:
         return _positions(pack(windows, limits)) <= room
 
     while terms:
-        # What shares prefixes takes less than its sum: try more than fitted last time, then less and less.
+        # Terms that share prefixes take less than their sum: try more than fitted last time, then less and less.
         size = min(2 * size, len(terms))
         while size > 1 and not fits(terms[:size]):
             size -= -(-size // 8)
@@ -145,23 +147,29 @@ def grouped(terms: Sequence[Term], lm: ResidentLM) -> Iterator[Sequence[Term]]:
 
 
 def _positions(rows: Sequence[Row]) -> int:
-    """Of the rows with branches and of those without, padded to the longest."""
+    """The number of positions, if rows with branches and rows without are each padded to the longest."""
     kinds = [[len(row) for row in rows if row.branched == branched] for branched in (True, False)]
     return sum(len(lengths) * max(lengths, default=0) for lengths in kinds)
 
 
 def _sums(layout: Layout, logs: Tensor) -> Tensor:
-    """The sum over each window's pairs [W], of log-probabilities [M]."""
-    own = [torch.from_numpy(pairs) for pairs in layout.pairs]
-    owners = torch.arange(len(own)).repeat_interleave(torch.tensor([len(pairs) for pairs in own]))
-    return logs.new_zeros(len(own)).index_add(0, owners, logs[torch.cat(own)])
+    """Sums log-probabilities [M] over each window's pairs: [W]."""
+    pairs = [torch.from_numpy(numbers) for numbers in layout.pairs]
+    owners = torch.arange(len(pairs)).repeat_interleave(torch.tensor([len(numbers) for numbers in pairs]))
+    return logs.new_zeros(len(pairs)).index_add(0, owners, logs[torch.cat(pairs)])
 
 
 def loglikelihoods(logits: Tensor, node: Tensor, target: Tensor) -> Tensor:
-    """Natural-log probabilities [M] in float32 of distinct pairs: of logits [N, V], `node` [M] says which row, `target`
-    [M] which token. Differentiable; beyond the logits and their gradient nothing of their size is held."""
-    found: Tensor = _Loglikelihoods.apply(logits, node, target)  # type: ignore[no-untyped-call]
-    return found
+    """Computes natural-log probabilities [M] in float32. Differentiable; needs no memory of the logits' size but for
+    the logits and their gradient.
+
+    Args:
+        logits: [N, V].
+        node: [M], the row of each pair. Pairs are distinct.
+        target: [M], the token of each pair.
+    """
+    logs: Tensor = _Loglikelihoods.apply(logits, node, target)  # type: ignore[no-untyped-call]
+    return logs
 
 
 class _Loglikelihoods(torch.autograd.Function):
@@ -169,15 +177,15 @@ class _Loglikelihoods(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, node: Tensor, target: Tensor) -> Tensor:
         chunks = torch.split(logits, _step(logits))
         whole = torch.cat([chunk.float().logsumexp(-1) for chunk in chunks])
-        found: Tensor = logits[node, target].float() - whole[node]
-        ctx.save_for_backward(logits, node, target, whole, found)
-        return found
+        logs: Tensor = logits[node, target].float() - whole[node]
+        ctx.save_for_backward(logits, node, target, whole, logs)
+        return logs
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """The derivative of log p(token) by the logits is onehot(token) - p."""
-        (upstream,) = given
-        logits, node, target, whole, found = ctx.saved_tensors
+        (upstream,) = gradients
+        logits, node, target, whole, logs = ctx.saved_tensors
         # index_put_ adds in a fixed order, index_add_ does not on a GPU
         weight = torch.zeros_like(whole).index_put_((node,), upstream, accumulate=True)
         gradient, step = torch.empty_like(logits), _step(logits)
@@ -185,7 +193,7 @@ class _Loglikelihoods(torch.autograd.Function):
             rows = slice(start, start + step)
             shares = (logits[rows].float() - whole[rows, None]).exp_()
             gradient[rows] = shares.mul_(-weight[rows, None])
-        gradient[node, target] = (upstream - weight[node] * found.exp()).to(gradient.dtype)
+        gradient[node, target] = (upstream - weight[node] * logs.exp()).to(gradient.dtype)
         return gradient, None, None
 
 

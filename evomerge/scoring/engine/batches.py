@@ -1,4 +1,4 @@
-"""Tensors of rows, made once for all candidates. They stay on the host: a batch's are a few kilobytes."""
+"""Makes tensors of rows, once for all candidates. They stay on the host: a batch has a few kilobytes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from evomerge.scoring.engine.tree import Row
 class Batch:
     """B rows padded to L nodes. N of the B * L positions have logits that count, M (position, token) pairs are scored.
 
-    tokens [B, L]; for trees depths [B, L] and ends [B, L] (see `tree`), for plain sequences None. where [N]: the
-    positions, counted through the batch. node [M]: which of the N positions; target [M]: the token it is held against.
+    Attributes:
+        tokens: [B, L].
+        depths: [B, L], see `tree`; None for plain sequences.
+        ends: [B, L], see `tree`; None for plain sequences.
+        where: [N], the positions with logits, counted through the batch.
+        node: [M], which of the N positions each pair has.
+        target: [M], the token of each pair.
     """
 
     tokens: Tensor
@@ -32,8 +37,13 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """All batches of some windows. `pairs` holds for each window the T pairs that it consists of, counted through
-    all batches; `rows` are the rows, longest first, for whoever checks the answers."""
+    """All batches of some windows.
+
+    Attributes:
+        batches: trees first, then plain sequences.
+        pairs: for each window its T pairs, counted through all batches.
+        rows: longest first.
+    """
 
     batches: list[Batch]
     pairs: list[NDArray[np.int64]]
@@ -41,23 +51,23 @@ class Layout:
 
 
 def lay_out(windows: Sequence[Window], rows: Sequence[Row], batch_size: int) -> Layout:
-    """Batches of trees, then batches of plain sequences, which need no mask. `rows` come longest first."""
+    """Makes batches of trees, then batches of plain sequences, which need no mask. `rows`: longest first."""
     batches: list[Batch] = []
     pairs: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(windows)
     done = 0
     for branched in (True, False):
         for group in grouped((row for row in rows if row.branched == branched), batch_size):
-            batch, found = _batch(windows, group, branched)
-            for number, own in found.items():
-                pairs[number] = np.array(own, np.int64) + done
+            batch, in_batch = _batch(windows, group, branched)
+            for number, numbers in in_batch.items():
+                pairs[number] = np.array(numbers, np.int64) + done
             batches.append(batch)
             done += len(batch.target)
     return Layout(batches, pairs, list(rows))
 
 
 def grouped(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
-    """Cut rows, longest first, into batches. One has at most the positions, padding included, that `batch_size` of
-    its longest windows would have, or it is a single row."""
+    """Cuts rows, longest first, into batches. A batch is a single row, or has at most as many positions (padding
+    included) as `batch_size` of its longest windows."""
     group: list[Row] = []
     longest = 0
     for row in rows:
@@ -71,27 +81,27 @@ def grouped(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
 
 
 def _batch(windows: Sequence[Window], rows: list[Row], branched: bool) -> tuple[Batch, dict[int, list[int]]]:
-    """The batch, and for each of its windows the numbers of its pairs within it."""
+    """Makes a batch, and maps each of its windows to the numbers of its pairs within the batch."""
     length = len(rows[0])
     where: dict[int, int] = {}
     scored: dict[tuple[int, int], int] = {}
-    found: dict[int, list[int]] = {}
+    pairs: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
         for number, nodes in row.places.items():
-            own = found[number] = []
+            numbers = pairs[number] = []
             for node, target in zip(nodes, windows[number].targets.tolist(), strict=True):
                 position = where.setdefault(i * length + node, len(where))
-                own.append(scored.setdefault((position, target), len(scored)))
-    chosen, held = torch.tensor(list(scored)).unbind(1)
+                numbers.append(scored.setdefault((position, target), len(scored)))
+    node_of, target_of = torch.tensor(list(scored)).unbind(1)
     batch = Batch(
         tokens=_padded([row.tokens for row in rows], length),
         depths=_padded([row.depths for row in rows], length) if branched else None,
         ends=_padded([row.ends for row in rows], length) if branched else None,
         where=torch.tensor(list(where)),
-        node=chosen,
-        target=held,
+        node=node_of,
+        target=target_of,
     )
-    return batch, found
+    return batch, pairs
 
 
 def _padded(rows: list[list[int]], length: int) -> Tensor:

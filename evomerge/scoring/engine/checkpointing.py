@@ -1,4 +1,4 @@
-"""Activation checkpointing (Chen et al. 2016, arXiv:1604.06174): layers keep their inputs only and run again on the way
+"""Checkpoints activations (Chen et al. 2016, arXiv:1604.06174): layers keep their inputs only and run again on the way
 back."""
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from evomerge.errors import InputError
 
 @contextmanager
 def checkpointed(model: nn.Module) -> Iterator[None]:
-    """Every decoder layer of a transformers model is checkpointed for the time being. transformers' own switch works in
-    training mode only, which would draw dropout.
+    """Checkpoints every decoder layer of a transformers model. transformers' own switch works in training mode only,
+    which would draw dropout.
 
     Raises:
-        InputError: the model's layers cannot be told from its names.
+        InputError: the names of the model's parameters do not show its layers.
     """
     with ExitStack() as stack:
         for layer in decoder_layers(model):
@@ -29,7 +29,7 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
-    """The modules of the layer stack, in order. InputError where the parameters' names do not tell it."""
+    """The modules of the layer stack, in order. InputError where the parameters' names do not show it."""
     layers = configured_layers(model.config.to_dict())
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     stack = find_stack(names, layers) if layers else None
@@ -41,22 +41,22 @@ def decoder_layers(model: Any) -> list[nn.Module]:
 
 @contextmanager
 def _recomputed(layer: nn.Module) -> Iterator[None]:
-    """`forward` is replaced, not the call: hooks of the layer run once. Where it was replaced before (accelerate moves
-    inputs between devices that way), it is given back as it was."""
-    own, forward = vars(layer).get("forward"), layer.forward
+    """Replaces `forward`, not the call: hooks of the layer run once. A `forward` that was replaced before (accelerate
+    moves inputs between devices that way) is restored."""
+    replaced, forward = vars(layer).get("forward"), layer.forward
 
-    def again(*given: Any, **named: Any) -> Any:
-        # Nothing is drawn in evaluation mode, so that the random generators need not be kept.
-        return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False, **named)
+    def again(*args: Any, **kwargs: Any) -> Any:
+        # Nothing is drawn in evaluation mode, so the random generators need not be kept.
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     _replace(layer, again)
     try:
         yield
     finally:
-        if own is None:
+        if replaced is None:
             del layer.forward
         else:
-            _replace(layer, own)
+            _replace(layer, replaced)
 
 
 def _replace(layer: nn.Module, forward: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""From requests to token windows, as lm-eval 0.4.13, models/huggingface.py and api/model.py encode them."""
+"""Encodes requests as token windows, like lm-eval 0.4.13 (models/huggingface.py and api/model.py)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,31 @@ Tokens = NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """What one forward pass reads, tokens [L], and what the logits of its last T positions are held against,
-    targets [T], 1 <= T <= L."""
+    """One sequence to be scored.
+
+    Attributes:
+        tokens: [L], what the forward pass reads.
+        targets: [T], the tokens that the logits of the last T positions should predict; 1 <= T <= L.
+    """
 
     tokens: Tokens
     targets: Tokens
 
 
 def encode(lm: Any, kind: str, arguments: Sequence[Any]) -> list[list[Window]]:
-    """The windows of each request; a request's loglikelihood is the sum over its windows.
+    """Makes the windows of each request; a request's loglikelihood is the sum over its windows.
 
-    `kind` is loglikelihood, whose arguments are (context, continuation), or loglikelihood_rolling, whose arguments
-    are (text,). A text without a token has no window.
+    Args:
+        lm: a `ResidentLM`.
+        kind: loglikelihood or loglikelihood_rolling.
+        arguments: of each request: (context, continuation) or (text,). A text without a token has no window.
 
     Raises:
         InputError: a context or continuation has no token, or a continuation more than the model can read.
     """
     pairs = _rolling if kind == "loglikelihood_rolling" else _continuation
     longest = lm.max_length
-    return [[_window(*pair, longest) for pair in pairs(lm, *given)] for given in arguments]
+    return [[_window(*pair, longest) for pair in pairs(lm, *texts)] for texts in arguments]
 
 
 def _continuation(lm: Any, context: str, continuation: str) -> Iterator[tuple[list[int], list[int]]]:
@@ -58,7 +64,7 @@ def _rolling(lm: Any, text: str) -> Iterator[tuple[list[int], list[int]]]:
 
 
 def _window(before: list[int], after: list[int], longest: int) -> Window:
-    """Cut from the left to what the model can read, and the last token off: `HFLM._loglikelihood_tokens`."""
+    """Cuts from the left to what the model can read, and drops the last token: `HFLM._loglikelihood_tokens`."""
     if len(after) > longest:
         problem = f"an answer has {len(after)} tokens, and the model reads at most {longest}"
         raise InputError(problem, "shorten the task's answers")

@@ -1,4 +1,4 @@
-"""Forward passes that compute logits only where they count."""
+"""Runs forward passes that compute logits only where they count."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scores = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 @torch.no_grad()
 def score(model: Any, batches: Sequence[Batch], device: torch.device) -> Scores:
-    """Score the pairs of all batches, in order, with the weights of now.
+    """Scores the pairs of all batches, in order, with the current weights.
 
     Raises:
         ValueError: the model computes its logits elsewhere than in its output embeddings.
@@ -34,8 +34,8 @@ def score(model: Any, batches: Sequence[Batch], device: torch.device) -> Scores:
 
 
 def _score(model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    found = logits(model, batch, device)
-    return _reduce(found, batch.node.to(found.device), batch.target.to(found.device))
+    scored = logits(model, batch, device)
+    return _reduce(scored, batch.node.to(scored.device), batch.target.to(scored.device))
 
 
 def logits(model: Any, batch: Batch, device: torch.device, selection: bool = True) -> Tensor:
@@ -52,22 +52,22 @@ def logits(model: Any, batch: Batch, device: torch.device, selection: bool = Tru
         every: Tensor = model(**inputs, use_cache=False).logits
         return every.flatten(0, 1)[batch.where.to(every.device)]
     with _only_at(model, batch.where):
-        chosen: Tensor = model(**inputs, use_cache=False).logits
-    if chosen.shape[:-1] != (1, len(batch.where)):
+        selected: Tensor = model(**inputs, use_cache=False).logits
+    if selected.shape[:-1] != (1, len(batch.where)):
         raise ValueError("the logits are not those of the chosen positions")
-    return chosen[0]
+    return selected[0]
 
 
 @contextmanager
 def _only_at(model: Any, where: Tensor) -> Iterator[None]:
-    """The model's head gets hidden states [1, N, H] instead of [B, L, H]. What follows it (scaling, soft-capping) works
-    on each number by itself."""
+    """Gives the model's head hidden states [1, N, H] instead of [B, L, H]. The steps behind it (scaling, soft-capping)
+    work on each number by itself."""
 
-    def choose(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden, *rest = given
+    def select(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *rest = inputs
         return hidden.flatten(0, 1)[where.to(hidden.device)].unsqueeze(0), *rest
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(choose)
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
         yield
     finally:
@@ -75,7 +75,8 @@ def _only_at(model: Any, where: Tensor) -> Iterator[None]:
 
 
 def _mask(ends: Tensor, model: Any) -> Tensor:
-    """[B, 1, L, L]: node q sees its ancestors and itself, in the form that the model's attention takes."""
+    """Makes the mask [B, 1, L, L], in the form that the model's attention takes: node q sees its ancestors and
+    itself."""
     nodes = torch.arange(ends.shape[1], device=ends.device)
     query, key = nodes[:, None], nodes[None, :]
     seen = ((key <= query) & (query < ends[:, None, :])) | (key == query)
@@ -87,7 +88,8 @@ def _mask(ends: Tensor, model: Any) -> Tensor:
 
 
 def _reduce(logits: Tensor, node: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """From logits [N, V] to log-probabilities [M] (float32, lm-eval's `softmax_dtype=float32`) and greedy flags [M]."""
+    """Reduces logits [N, V] to log-probabilities [M] (float32: lm-eval's `softmax_dtype=float32`) and greedy flags
+    [M]."""
     step = max(1, CHUNK // logits.shape[1])
     order = node.argsort(stable=True)
     sizes = torch.bincount(node // step, minlength=-(-len(logits) // step)).tolist()
@@ -95,21 +97,21 @@ def _reduce(logits: Tensor, node: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     best = torch.empty(len(node), dtype=torch.bool, device=logits.device)
     for chunk, pairs in zip(logits.split(step), order.split(sizes), strict=True):  # type: ignore[no-untyped-call]
         scores, row, token = chunk.float().log_softmax(-1), node[pairs] % step, target[pairs]
-        own = logs[pairs] = scores[row, token]
-        best[pairs] = _first(scores, row, token, own)
+        own_logs = logs[pairs] = scores[row, token]
+        best[pairs] = _first(scores, row, token, own_logs)
     return logs, best
 
 
-def _first(scores: Tensor, row: Tensor, token: Tensor, own: Tensor) -> Tensor:
+def _first(scores: Tensor, row: Tensor, token: Tensor, logs: Tensor) -> Tensor:
     """Whether each pair's token is the first of the most probable ones [M]."""
-    best = own == scores.amax(-1)[row]
+    best = logs == scores.amax(-1)[row]
     best[best.clone()] = scores[row[best]].argmax(-1) == token[best]
     return best
 
 
 @torch.no_grad()
 def plain(model: Any, device: torch.device, window: Window) -> float:
-    """A window's loglikelihood by the model's ordinary call on it alone, all logits computed."""
+    """Computes a window's loglikelihood by the model's ordinary call on it alone, with all logits."""
     tokens = torch.from_numpy(window.tokens).long().to(device)
     size = len(window.targets)
     logits = model(tokens[None]).logits[0, -size:].float()

@@ -1,7 +1,7 @@
-"""Generated text on the resident model: what `HFLM.generate_until` of lm-eval 0.4.13 would answer, in fewer passes.
+"""Generates text as `HFLM.generate_until` of lm-eval 0.4.13 does, in fewer passes.
 
-What is plainly greedy is decoded here; everything else (sampling, beams, penalties, models with a cache or a
-`generate` of their own) is lm-eval's own path. Imports torch and lm-eval: import it where it is used.
+Plain greedy decoding is done here. Everything else (sampling, beams, penalties, models with another cache or another
+`generate`) takes lm-eval's path. Imports torch and lm-eval: import it where it is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _IDLE = {
     "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "disable_compile", "compile_config",
     "transformers_version",
 }  # fmt: skip
-"""Settings that make no difference to greedy decoding, or that lm-eval gives itself."""
+"""Settings that make no difference to greedy decoding, or that lm-eval sets."""
 
 _NEUTRAL = {
     "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0,
@@ -42,14 +42,17 @@ _NEUTRAL = {
 
 _CHECKED_TOKENS = 16
 _ROUNDINGS = 4
-"""How many units in the last place of the largest logit two of them may lie apart and count as equal."""
+"""How many units in the last place of the largest logit two equal logits may lie apart."""
 
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """Requests with all of their preparation that does not depend on the weights.
+    """Requests, prepared as far as that does not depend on the weights.
 
-    `prompts` holds None for a request that takes lm-eval's own path; equal prompts are decoded once.
+    Attributes:
+        requests: lm-eval's instances.
+        prompts: the prompt of each; None for a request that takes lm-eval's path.
+        batches: the distinct prompts.
     """
 
     requests: list[Any]
@@ -63,9 +66,10 @@ class GenerationPlan:
 
 
 def plan_generation(lm: Any, requests: Sequence[Any]) -> GenerationPlan:
-    """Encode, truncate and batch "generate_until" requests. `lm` is a `ResidentLM`; its weights are not looked at.
+    """Encodes, truncates and batches "generate_until" requests. `lm`: a `ResidentLM`; its weights are not read.
 
-    Raises InputError where a generation argument does not exist or leaves no room for a prompt.
+    Raises:
+        InputError: a generation argument does not exist or leaves no room for a prompt.
     """
     kinds = {repr(request.args[1]): request.args[1] for request in requests}
     for settings in kinds.values():
@@ -80,7 +84,7 @@ def plan_generation(lm: Any, requests: Sequence[Any]) -> GenerationPlan:
 
 
 def generate(lm: Any, plan: GenerationPlan) -> list[str]:
-    """The text that the model writes for each request, with the weights of now. Raises TrialError on NaN logits."""
+    """Writes the text for each request with the current weights. TrialError on NaN logits."""
     if lm.greedy is None and plan.batches:
         lm.greedy = _agrees(lm, plan)
     written = {p: reply.text() for p, reply in _replies(lm, plan.batches if lm.greedy else []).items()}
@@ -89,12 +93,12 @@ def generate(lm: Any, plan: GenerationPlan) -> list[str]:
 
 
 def _replies(lm: Any, planned: list[Batch]) -> dict[Prompt | None, Reply]:
-    """What is written here after each prompt."""
+    """Decodes batches: prompt -> reply."""
     return {p: reply for batch in planned for p, reply in zip(batch.prompts, write(lm, batch), strict=True)}
 
 
 def _by_lm_eval(lm: Any, requests: list[Any]) -> list[str]:
-    """lm-eval's own path; sampling draws from the global generators there, in the order of the requests."""
+    """Takes lm-eval's path. Sampling draws from the global generators there, in the order of the requests."""
     if not requests:
         return []
     hook = lm.model.register_forward_hook(lambda module, inputs, output: refuse_nan(output.logits[:, -1]))
@@ -106,11 +110,11 @@ def _by_lm_eval(lm: Any, requests: list[Any]) -> list[str]:
 
 
 def _agrees(lm: Any, plan: GenerationPlan) -> bool:
-    """Whether the first tokens after two of the prompts are those of lm-eval's own path."""
-    chosen = _sample(plan)
-    theirs = _by_lm_eval(lm, chosen)
+    """Whether the first tokens after two of the prompts are the same as on lm-eval's path."""
+    sample = _sample(plan)
+    theirs = _by_lm_eval(lm, sample)
     try:
-        prompts = _encode(lm, chosen)
+        prompts = _encode(lm, sample)
         ours = _replies(lm, _batched(lm, prompts))
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
         log.warning("lm-eval's own generation is used: %s: %s", type(error).__name__, error)
@@ -125,12 +129,13 @@ def _agrees(lm: Any, plan: GenerationPlan) -> bool:
 
 @torch.no_grad()
 def _likely(lm: Any, prompt: Prompt, reply: Reply) -> bool:
-    """Whether each token is the most likely one by the model's ordinary call, but for rounding: in 16 bits logits
+    """Whether each token is the most likely one by the model's ordinary call, but for rounding. In 16 bits logits
     depend on the shape of a batch, and so does which of two close ones is the larger."""
     ids = torch.tensor([[*prompt.tokens, *reply.tokens]], device=lm.device)
     logits = lm.model(ids).logits[0, len(prompt.tokens) - 1 : -1].float()
-    chosen = logits.gather(1, ids[0, len(prompt.tokens) :, None])[:, 0]
-    return bool((logits.amax(1) - chosen <= _ROUNDINGS * torch.finfo(lm.model.dtype).eps * logits.abs().amax(1)).all())
+    written = logits.gather(1, ids[0, len(prompt.tokens) :, None])[:, 0]
+    allowed = _ROUNDINGS * torch.finfo(lm.model.dtype).eps * logits.abs().amax(1)
+    return bool((logits.amax(1) - written <= allowed).all())
 
 
 def _sample(plan: GenerationPlan) -> list[Any]:
@@ -153,7 +158,7 @@ def _batched(lm: Any, prompts: list[Prompt]) -> list[Batch]:
 
 
 def _encode(lm: Any, requests: Sequence[Any]) -> list[Prompt]:
-    """Token ids as lm-eval makes them, in its very batches: it looks for a bos token in the first text of each."""
+    """Encodes prompts in the same batches as lm-eval, which looks for a bos token in the first text of each batch."""
     order = Collator(
         [request.args for request in requests],
         sort_fn=lambda args: (-len(lm.tok_encode(args[0])), args[0]),
@@ -166,8 +171,8 @@ def _encode(lm: Any, requests: Sequence[Any]) -> list[Prompt]:
         texts = [context for context, _ in chunk]
         ids, mask = lm.tok_batch_encode(texts, left_truncate_len=lm.max_length - limit, truncation=lm.truncation)
         prompts += [Prompt(tuple(row[m].tolist()), limit, until) for row, m in zip(ids, mask.bool(), strict=True)]
-    found: list[Prompt] = order.get_original(prompts)
-    return found
+    in_order: list[Prompt] = order.get_original(prompts)
+    return in_order
 
 
 def _ends(lm: Any, settings: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
@@ -196,8 +201,8 @@ def _parameters(function: Any) -> set[str]:
 
 
 def _decodable(lm: Any) -> bool:
-    """Whether the model can be decoded here: transformers' own `generate`, a cache whose rows can leave, positions
-    that mean the same in any batch."""
+    """Whether the model can be decoded here: it has transformers' `generate`, a cache whose rows can be dropped, and
+    positions that mean the same in any batch."""
     kind, config = type(lm.model), lm.model.config.get_text_config(decoder=True)
     ropes = getattr(config, "rope_parameters", None) or {}
     kinds = {r.get("rope_type") for r in (ropes, *ropes.values()) if isinstance(r, Mapping)}
@@ -224,11 +229,11 @@ def _is_greedy(lm: Any, settings: Mapping[str, Any]) -> bool:
     until, limit = _ends(lm, settings)
     if normal["do_sample"] or limit < 1 or "max_length" in settings or "" in until:
         return False
-    chosen = {**vars(lm.model.generation_config), **settings}
-    if any(_steers(name, value) for name, value in chosen.items() if not name.startswith("_")):
+    merged = {**vars(lm.model.generation_config), **settings}
+    if any(_steers(name, value) for name, value in merged.items() if not name.startswith("_")):
         return False
-    # A special token is not in the text. lm-eval goes on after one that does not end the text for the model, too,
-    # unless all rows of its batch have written it.
+    # A special token is not in the text. After one that does not end the text for the model, lm-eval goes on unless all
+    # rows of its batch have written it.
     special = _special(lm.tokenizer)
     return all(special.get(stop) in {None, *_eos(lm)} for stop in until)
 
@@ -240,7 +245,7 @@ def _steers(name: str, value: Any) -> bool:
 
 
 def _special(tokenizer: Any) -> dict[str, int]:
-    """The tokens that are left out when text is decoded."""
+    """The tokens that decoding leaves out."""
     added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return {**added, **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))}
 

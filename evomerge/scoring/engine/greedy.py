@@ -1,4 +1,4 @@
-"""Greedy decoding of a batch whose rows leave it as they finish. Imports torch: import it where it is used."""
+"""Decodes batches greedily; rows leave a batch as they finish. Imports torch: import it where it is used."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from transformers import DynamicCache
 from evomerge.errors import TrialError
 
 _WORTH_SHARING = 32
-"""A common start shorter than this many tokens is not worth a forward pass of its own."""
+"""How many tokens a common start needs to be worth a separate forward pass."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is continued: token ids (truncated as lm-eval does), at most `limit` new tokens, until a stop sequence."""
+    """One text to be continued.
+
+    Attributes:
+        tokens: token ids, truncated as lm-eval does.
+        limit: the most new tokens.
+        until: the stop sequences.
+    """
 
     tokens: tuple[int, ...]
     limit: int
@@ -29,8 +35,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts that are decoded together. `ids` and `mask` are [B, shared + L]: the start that all have in common
-    (`shared` tokens, 0 where it is not worth it), then the rest of each, padded on its left."""
+    """Prompts that are decoded together.
+
+    Attributes:
+        prompts: B prompts.
+        eos: the tokens that end a row.
+        ids: [B, shared + L], the common start, then the rest of each prompt, padded on its left.
+        mask: [B, shared + L].
+        shared: the number of tokens in the common start; 0 where it is not worth a pass.
+    """
 
     prompts: tuple[Prompt, ...]
     eos: frozenset[int]
@@ -42,15 +55,15 @@ class Batch:
 def batches(
     prompts: Sequence[Prompt], size: int, eos: frozenset[int], pad: int, device: Any, share: bool
 ) -> list[Batch]:
-    """Distinct prompts in batches of `size`, the longest first. Without `share` no start is held in common: a window
-    that slides over the columns of `ids` would count the padding behind it."""
+    """Puts distinct prompts into batches of `size`, the longest first. Without `share` there is no common start: a
+    sliding attention window over the columns of `ids` would count the padding behind it."""
     ordered = sorted(dict.fromkeys(prompts), key=lambda prompt: -len(prompt.tokens))
     parts = [tuple(ordered[i : i + size]) for i in range(0, len(ordered), size)]
     return [_batch(part, eos, pad, device, _common(part) if share else 0) for part in parts]
 
 
 def _common(prompts: Sequence[Prompt]) -> int:
-    """The number of tokens that all prompts start with; each keeps at least one for itself."""
+    """The number of tokens that all prompts start with; each keeps at least one that is not shared."""
     first, last = min(p.tokens for p in prompts), max(p.tokens for p in prompts)
     limit = min(len(p.tokens) for p in prompts) - 1
     count = next((i for i in range(limit) if first[i] != last[i]), limit)
@@ -70,9 +83,9 @@ def _batch(prompts: tuple[Prompt, ...], eos: frozenset[int], pad: int, device: A
 
 @torch.no_grad()
 def write(lm: Any, batch: Batch) -> list[Reply]:
-    """What follows each prompt of the batch by the most likely tokens.
+    """Continues each prompt of the batch by the most likely tokens.
 
-    A row leaves the batch, and the cache, with its last token. Raises TrialError where a logit is NaN.
+    A row leaves the batch and the cache with its last token. TrialError where a logit is NaN.
     """
     model = _Model(lm.model)
     replies = [Reply(lm.tokenizer, prompt, batch.eos) for prompt in batch.prompts]
@@ -105,8 +118,16 @@ class _Model:
         self.cache: Any = DynamicCache(config=model.config.get_text_config(decoder=True))
 
     def next(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """The most likely next token of each row [B]. `ids` and `positions` are [B, T], the newest tokens; `mask` is
-        [B, all columns so far]. Raises TrialError where a logit is NaN."""
+        """Computes the most likely next token of each row [B].
+
+        Args:
+            ids: [B, T], the newest tokens.
+            mask: [B, all columns so far].
+            positions: [B, T].
+
+        Raises:
+            TrialError: a logit is NaN.
+        """
         optional = {"position_ids": positions, "logits_to_keep": 1}
         known = {name: value for name, value in optional.items() if name in self._known}
         output = self._model(
@@ -119,23 +140,23 @@ class _Model:
 
 
 def refuse_nan(logits: Tensor) -> None:
-    """TrialError where one of them is NaN: the most likely token would be the first one for ever."""
+    """TrialError where a logit is NaN: the most likely token would always be the first one."""
     if logits.isnan().any():
         raise TrialError("the model's logits are NaN while it generates")
 
 
 class Reply:
-    """What one row has written so far: `tokens`, with the one that ended it."""
+    """Collects the tokens that one row has written, including the last one."""
 
     def __init__(self, tokenizer: Any, prompt: Prompt, eos: frozenset[int]) -> None:
         self._tokenizer, self._prompt, self._eos = tokenizer, prompt, eos
         self.tokens: list[int] = []
-        # A token stands for a byte at least, but for special ones.
+        # A token that is not special stands for at least one byte.
         self._window = 4 + max((len(stop.encode()) for stop in prompt.until), default=0)
         self._stopping = False
 
     def add(self, token: int) -> bool:
-        """Take the next token; True where the reply is over with it."""
+        """Takes the next token. Returns whether it ends the reply."""
         self.tokens.append(token)
         return token in self._eos or len(self.tokens) >= self._prompt.limit or self._stopped()
 
@@ -145,7 +166,7 @@ class Reply:
         return whole
 
     def _stopped(self) -> bool:
-        """Only the last tokens are looked at, until they hold a stop sequence."""
+        """Decodes only the last tokens until they hold a stop sequence."""
         if not self._stopping:
             tail = self._decode(self.tokens[-self._window :])
             self._stopping = any(stop in tail for stop in self._prompt.until)
@@ -157,10 +178,10 @@ class Reply:
 
 
 def is_settled(text: str, until: Sequence[str]) -> bool:
-    """Whether `text` holds a stop sequence and nothing that follows could change where it is cut.
+    """Whether `text` holds a stop sequence and no further token can change where it is cut.
 
-    lm-eval cuts at one stop sequence after the other, in the order they are given: one that has begun at the end of
-    the text may still count, and so may half a character.
+    lm-eval cuts at one stop sequence after the other, in their order: one that has begun at the end of the text may
+    still count, and so may half a character.
     """
     missing = [stop for stop in until if stop not in text]
     if len(missing) == len(until) or text.endswith("\ufffd"):

@@ -1,4 +1,4 @@
-"""lm-eval's own model class around the resident model. Imports torch and lm-eval: import it where it is used."""
+"""Puts the resident model behind lm-eval's model class. Imports torch and lm-eval: import it where it is used."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from evomerge.scoring.engine.shortcuts import Shortcuts
 
 
 class ResidentLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
-    """`HFLM` over a model whose weights change between calls.
+    """Runs `HFLM` over a model whose weights change between calls.
 
-    It keeps nothing that depends on the weights. What does not, a candidate should not pay for: `plan` prepares
-    requests once, `answer` asks the model of now. lm-eval's own methods work as ever, and remember token ids. It works
-    on a copy of the tokenizer, because lm-eval gives its tokenizer a padding token and the caller's goes out with the
-    winner.
+    It keeps nothing that depends on the weights. `plan` prepares requests once, `answer` answers them with the current
+    weights. lm-eval's methods work as usual, and remember token ids. The tokenizer is a copy: lm-eval adds a padding
+    token to it, and the caller's is exported with the winner.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, add_bos_token: bool | None = None) -> None:
@@ -31,7 +30,7 @@ class ResidentLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         self._encoded: dict[tuple[str, bool | None, int | None], list[int]] = {}
         self.shortcuts = Shortcuts(model, self.backend)
         self.greedy: bool | None = None
-        """Whether text is decoded by the engine's own loop; None until it has been compared (see engine.generation)."""
+        """Whether text is decoded by the engine's loop; None until that has been compared (see `generation`)."""
 
     def tok_encode(
         self,
@@ -46,11 +45,11 @@ class ResidentLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return list(self._encoded[key])
 
     def plan(self, requests: Sequence[Any]) -> Any:
-        """Prepare lm-eval instances of one request type, in order; `.tokens` has the number of scored tokens of each
-        (0 for generation). Looks at no weights.
+        """Prepares lm-eval instances of one request type, in order. The plan's `tokens` has the number of scored tokens
+        of each (0 for generation). Reads no weights.
 
         Raises:
-            InputError: a request that no weights can answer.
+            InputError: no weights could answer a request.
             ValueError: request types are mixed.
         """
         kinds = {request.request_type for request in requests} or {"loglikelihood"}
@@ -64,8 +63,8 @@ class ResidentLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return Plan(self, kind, requests)
 
     def answer(self, plan: Any) -> list[Any]:
-        """What `HFLM` would answer to the plan's requests with the weights of now, in their order:
-        (loglikelihood, is_greedy), a float for loglikelihood_rolling, a string for generate_until."""
+        """Answers a plan's requests with the current weights, in order, as `HFLM` does: (loglikelihood, is_greedy), a
+        float for loglikelihood_rolling, a string for generate_until."""
         if isinstance(plan, Plan):
             return plan.answer(self)
         from evomerge.scoring.engine.generation import generate

@@ -1,4 +1,4 @@
-"""Which shortcuts a model may be given: by its configuration, and by comparing with its ordinary call."""
+"""Decides which shortcuts a model allows: by its configuration, and by comparing with its ordinary call."""
 
 from __future__ import annotations
 
@@ -21,18 +21,23 @@ TOLERANCE = 1e-3
 """How far, in nats, a window's loglikelihood may be from the ordinary call's in float32."""
 
 ROUNDINGS = 32
-"""The same in units of the dtype's epsilon, for each square root of a token: what counts for 16-bit models, whose
-loglikelihoods move by that much between batches of different shape."""
+"""The same in units of the dtype's epsilon, times the square root of the number of tokens. It counts for 16-bit models:
+their loglikelihoods differ by as much between batches of different shape."""
 
 SAMPLE = 6
-"""Windows that are compared, of those in trees and of those in plain rows."""
+"""How many windows in trees, and how many in plain rows, are compared."""
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class Shortcuts:
-    """What one model may be given: rows with branches (`trees`), logits at chosen positions (`selection`). A shortcut
-    whose answers differ from the ordinary call's is switched off for good."""
+    """Holds the shortcuts that one model allows. A shortcut that gives other answers than the ordinary call is switched
+    off for good.
+
+    Attributes:
+        selection: logits are computed only at the positions that count.
+        trees: rows may have branches.
+    """
 
     def __init__(self, model: Any, backend: str) -> None:
         self.selection = backend == "causal"
@@ -44,14 +49,14 @@ class Shortcuts:
         self._checked = {True: 0, False: 0}
 
     def limits(self, batch_size: int) -> Limits:
-        # Even at batch size 1 a row may hold what two windows do: most memory goes to logits, of which it has few.
+        # Even at batch size 1 a row may be as long as two windows: most memory goes to logits, and it has few of them.
         return Limits(self.trees, self._window, max(2, batch_size), self._hidden)
 
     def accept(
-        self, layout: Layout, windows: Sequence[Window], found: NDArray[np.float64], ordinary: Callable[[Window], float]
+        self, layout: Layout, windows: Sequence[Window], lls: NDArray[np.float64], ordinary: Callable[[Window], float]
     ) -> bool:
-        """Whether `found`, the windows' loglikelihoods, may be used. Compares a few with the `ordinary` call where rows
-        are longer than any compared before. A candidate that is NaN either way proves nothing, and is accepted."""
+        """Whether `lls`, the windows' loglikelihoods, may be used. Compares a few with the `ordinary` call where rows
+        are longer than any compared before. NaN by the ordinary call proves nothing, and is accepted."""
         for branched, rows in self._unchecked(layout).items():
             # Within a row the last window lies farthest from where it would stand alone.
             numbers = [number for row in rows for number in reversed(row.places)]
@@ -61,9 +66,9 @@ class Shortcuts:
                 continue
             sizes = np.array([len(windows[number].targets) for number in sample])
             allowed = np.maximum(TOLERANCE, ROUNDINGS * self._epsilon * np.sqrt(sizes))
-            equal = found[sample] == expected  # -inf, too
+            equal = lls[sample] == expected  # -inf, too
             with np.errstate(invalid="ignore"):
-                equal |= np.abs(found[sample] - expected) <= allowed
+                equal |= np.abs(lls[sample] - expected) <= allowed
             if not equal.all():
                 self._drop(branched, "gives other loglikelihoods")
                 return False
@@ -71,7 +76,8 @@ class Shortcuts:
         return True
 
     def refuse(self, layout: Layout, error: Exception) -> None:
-        """Switch off what made the model fail. Raises the error again if the layout's shortcuts worked before."""
+        """Switches off the shortcut that made the model fail. Raises the error again if the layout's shortcuts worked
+        before."""
         unchecked = self._unchecked(layout)
         if not unchecked or isinstance(error, torch.OutOfMemoryError):
             raise error
@@ -82,12 +88,12 @@ class Shortcuts:
         return not self._unchecked(layout)
 
     def _unchecked(self, layout: Layout) -> dict[bool, list[Any]]:
-        """The rows with branches and those without, where they are longer than any that were compared."""
+        """The rows with branches and the rows without, if the longest is longer than any that was compared."""
         kinds = {b: [row for row in layout.rows if row.branched == b] for b in (True, False)}
         return {b: rows for b, rows in kinds.items() if rows and len(rows[0]) > self._checked[b]}
 
     def _drop(self, trees: bool, what: str) -> None:
-        """Go one step back: from trees to plain rows, from chosen positions to lm-eval's own path."""
+        """Goes one step back: from trees to plain rows, from selected positions to lm-eval's path."""
         if trees:
             self.trees = False
             log.warning("%s %s when prompts share a row: each gets its own from now on", self._name, what)
@@ -97,15 +103,15 @@ class Shortcuts:
 
 
 def _takes_trees(model: Any) -> bool:
-    """Whether the model has attention layers only, reads 4-dimensional masks and is told its positions."""
+    """Whether the model has attention layers only, and takes 4-dimensional masks and positions."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or _ATTENTION)
-    told = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(model.forward).parameters
     dense = model.config._attn_implementation in ("sdpa", "eager")
-    return dense and kinds <= _ATTENTION and {"position_ids", "attention_mask"} <= set(told)
+    return dense and kinds <= _ATTENTION and {"position_ids", "attention_mask"} <= set(parameters)
 
 
 def _window(config: Any) -> float:
-    """The tokens that every layer sees all of: a 4-dimensional mask replaces a layer's own sliding or chunked one."""
+    """The number of tokens that every layer sees: a 4-dimensional mask replaces a layer's sliding or chunked one."""
     if set(getattr(config, "layer_types", None) or _ATTENTION) == {"full_attention"}:
         return float("inf")
     sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))

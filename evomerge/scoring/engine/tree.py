@@ -1,7 +1,7 @@
-"""Rows of a batch: each the prefix tree of some windows, so that what they share is computed once.
+"""Lays windows into rows: each row is the prefix tree of some windows, so that what they share is computed once.
 
-A tree is laid out in depth-first order: a node's descendants follow it directly, up to its end. So node k may be seen
-from node q exactly if k <= q < end[k], and a node's position in its sequence is its depth.
+A tree is laid out in depth-first order: a node's descendants follow it directly, up to its end. So node q sees node k
+if and only if k <= q < end[k], and a node's position in its sequence is its depth.
 """
 
 from __future__ import annotations
@@ -14,13 +14,21 @@ import numpy as np
 from evomerge.scoring.engine.encode import Tokens, Window
 
 LENGTH = 512
-"""Rows may always have this many nodes, beyond that twice their longest window: a mask has their square."""
+"""How many nodes any row may have; a longer row, twice its longest window. A mask has the square of it."""
 
 
 @dataclass(eq=False)
 class Row:
-    """The nodes of a prefix tree in depth-first order: their tokens, depths and ends, [L] each. `places` holds for
-    each window (by its number) the T nodes whose logits it needs. Without branches the tree is a plain sequence."""
+    """The nodes of a prefix tree in depth-first order. Without branches it is a plain sequence.
+
+    Attributes:
+        tokens: [L], the token of each node.
+        depths: [L], its position in its sequence.
+        ends: [L], where its descendants end.
+        places: window number -> the T nodes whose logits it needs.
+        longest: the length of the longest window.
+        branched: whether it has branches.
+    """
 
     tokens: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
@@ -34,7 +42,7 @@ class Row:
         return len(self.tokens)
 
     def add(self, number: int, window: Window, shared: int) -> None:
-        """Lay a window down that begins with the first `shared` tokens of the one before."""
+        """Adds a window that begins with the first `shared` tokens of the window before."""
         self.branched |= shared < len(self._path)
         for node in self._path[shared:]:
             self.ends[node] = len(self)
@@ -53,15 +61,20 @@ class Row:
         return self
 
     def grows_straight(self, shared: int) -> bool:
-        """Whether a window that shares so much with the one before only makes a plain sequence longer."""
+        """Whether a window that shares `shared` tokens with the window before only makes a plain sequence longer."""
         return not self.branched and shared == len(self._path)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When windows may branch off a row: not at all (`branches` false), only those of up to `window` tokens (beyond,
-    the model's layers see less than all), in rows of up to `times` their longest window. `hidden` is the model's width,
-    which says what a token costs."""
+    """Decides which windows may join a row.
+
+    Attributes:
+        branches: whether rows may have branches.
+        window: the longest window that may branch off: beyond, some layers do not see all tokens.
+        times: a row with branches has at most this many times the length of its longest window.
+        hidden: the model's width, for the cost of a token.
+    """
 
     branches: bool
     window: float
@@ -69,7 +82,7 @@ class Limits:
     hidden: int
 
     def admit(self, row: Row, window: Window, shared: int) -> bool:
-        """Whether the window, which begins with `shared` tokens of the one before, joins the row."""
+        """Whether a window, which begins with `shared` tokens of the window before, joins the row."""
         if row.grows_straight(shared):
             return True
         size = len(window.tokens)
@@ -79,20 +92,21 @@ class Limits:
         return self.branches and fits and self._saves(len(row), size, shared)
 
     def _saves(self, row: int, size: int, shared: int) -> bool:
-        """Shared tokens are saved; in return attention looks at all pairs of the longer row. A token costs a layer
-        12 hidden^2 multiplications, a pair 2 hidden; attention does half as many in a second as a matrix product."""
+        """Whether sharing saves time: fewer tokens, but attention computes all pairs of the longer row."""
+        # A token costs a layer 12 hidden^2 multiplications, a pair 2 hidden, at half the speed:
+        # shared * 12 hidden^2 > 2 * pairs * 2 hidden.
         pairs = (row + size - shared) ** 2 - row**2 - size**2
         return shared * 3 * self.hidden > pairs
 
 
 def pack(windows: Sequence[Window], limits: Limits) -> list[Row]:
-    """Lay every window into one row, longest rows first. Equal windows share all their nodes."""
+    """Lays every window into a row; returns the longest rows first. Equal windows share all their nodes."""
     return sorted(_rows(windows, limits), key=len, reverse=True)
 
 
 def _rows(windows: Sequence[Window], limits: Limits) -> Iterator[Row]:
-    """In lexicographic order the window before is the one that shares most with the next, and the nodes come in
-    depth-first order by themselves."""
+    """Takes windows in lexicographic order: the window before shares most with the next, and nodes come in depth-first
+    order."""
     row, before = Row(), np.empty(0, np.int32)
     for number in sorted(range(len(windows)), key=lambda i: windows[i].tokens.astype(">i4").tobytes()):
         window = windows[number]

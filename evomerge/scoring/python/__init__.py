@@ -1,1 +1,1 @@
-"""Slices that a Python function scores."""
+"""Scores slices by Python functions."""

@@ -1,4 +1,4 @@
-"""Slices scored by a Python function of the user's: ``python: module:function``, with the items of a JSONL file."""
+"""Scores slices by a Python function of the user: ``python: module:function``, with the items of a JSONL file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from evomerge.errors import TrialError
@@ -17,60 +16,52 @@ from evomerge.scoring.preflight import SCORER_TAKES, check_callable
 from evomerge.scoring.python.functions import UserFunction, script_digest
 from evomerge.scoring.python.untouched import untouched
 from evomerge.scoring.splits import SIDES, Deal, item_key, labels
-from evomerge.scoring.stats.aggregation import MeanKind
-from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
+from evomerge.scoring.stats.aggregation import ItemMean, MeanKind
 from evomerge.types import ItemScore, SliceScore, SplitName
 
 
 class CallablePass:
-    """A scorer with its items, loaded and dealt once. Two slices with the same data file share its deal, so that
-    no item is on the search side of one and on the holdout side of the other."""
+    """Calls a scorer on its items, which are loaded and dealt once. Slices with the same data file share the deal, so
+    that no item is on the search side of one and on the holdout side of another."""
 
-    def __init__(self, fitness: FitnessSpec, piece: SliceSpec, model: Any, tokenizer: Any) -> None:
-        """`model` is a transformers model, or a `BuiltModel`, whose model the scorer gets. InputError where the scorer
-        or its items cannot be loaded."""
-        self._items = check_callable(piece)
-        assert piece.python is not None  # check_callable saw them
-        assert piece.data is not None
-        self.piece, self._model, self._builder = piece, model, fitness.model
-        self._tokenizer = copy.deepcopy(tokenizer)  # what a scorer does to it is not the next slice's
-        self._score = UserFunction(piece.python, SCORER_TAKES)
+    def __init__(self, fitness: FitnessSpec, spec: SliceSpec, model: Any, tokenizer: Any) -> None:
+        """`model`: a transformers model, or a `BuiltModel`, whose model the scorer gets. InputError where the scorer or
+        its items cannot be loaded."""
+        self._items = check_callable(spec)
+        assert spec.python is not None  # check_callable checked both
+        assert spec.data is not None
+        self.spec, self._model, self._builder = spec, model, fitness.model
+        self._tokenizer = copy.deepcopy(tokenizer)  # a scorer's changes must not reach the next slice
+        self._score = UserFunction(spec.python, SCORER_TAKES)
         self._labels = labels([item_key(item) for item in self._items])
-        named = [] if piece.cluster is None else zip(self._labels, cluster_names(piece, self._items), strict=True)
+        named = [] if spec.cluster is None else zip(self._labels, cluster_names(spec, self._items), strict=True)
         self.clusters: dict[str, str] = dict(named)
-        self._task = piece.data.name
-        self.deal: Deal = deal_items(fitness, piece, self._items)
+        self._task = spec.data.name
+        self.deal: Deal = deal_items(fitness, spec, self._items)
 
     @property
     def sign(self) -> int:
-        return -1 if self.piece.direction == "lower" else 1
+        return -1 if self.spec.direction == "lower" else 1
 
     @property
-    def mixture(self) -> MeanKind:
-        """A callable's score is the mean of its items'."""
-        return MeanKind(self.sign)
+    def aggregation(self) -> ItemMean:
+        return ItemMean(MeanKind(self.sign))
 
     def names(self, split: SplitName) -> tuple[str, ...]:
         """The items of a split, in the order in which they are reported."""
         return tuple(self._labels[i] for i in self.deal.indices(split, self._task))
 
     def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> None:
-        """Nothing: a scorer makes its own prompts."""
+        """Does nothing: a scorer makes its own prompts."""
 
     def run(self, split: SplitName, names: frozenset[str] | None = None) -> SliceScore:
-        """Call the scorer on a split's items (of them, those in `names`) with the weights the model has now.
-        TrialError where it fails, its answer is unusable, or it changed the weights."""
-        chosen = self.deal.indices(split, self._task)
-        indices = [i for i in chosen if names is None or self._labels[i] in names]
+        """Calls the scorer on a split's items (only those in `names`) with the current weights. TrialError where it
+        fails, its answer is unusable, or it changed the weights."""
+        indices = [i for i in self.deal.indices(split, self._task) if names is None or self._labels[i] in names]
         scores = self._call([copy.deepcopy(self._items[i]) for i in indices])
         names_and_scores = zip((self._labels[i] for i in indices), scores, strict=True)
-        return self.total([ItemScore(n, score, 1.0, score, self.clusters.get(n)) for n, score in names_and_scores])
-
-    def total(self, items: Sequence[ItemScore]) -> SliceScore:
-        """The score of items that were scored at once or in pieces."""
-        scores = [float(item.raw) for item in items]
-        error = weighted_mean_stderr(scores, clusters=[item.cluster for item in items])
-        return SliceScore(self.sign * math.fsum(scores) / len(scores), error, tuple(items))
+        items = [ItemScore(n, score, 1.0, score, self.clusters.get(n)) for n, score in names_and_scores]
+        return self.aggregation.score(items)
 
     def _call(self, items: list[dict[str, Any]]) -> list[float]:
         name, count = self._score.ref.name, len(items)
@@ -80,14 +71,14 @@ class CallablePass:
         return scores
 
     def digest(self) -> str:
-        """sha256 over the scorer's file, that of what builds the model, the items and the side each was dealt to."""
+        """sha256 over the scorer's file, the file that builds the model, the items and the side of each."""
         code = [script_digest(ref) for ref in (self._score.ref, self._builder) if ref is not None]
         parts = [*code, [[side, sorted(item.key for item in self.deal.items(side))] for side in SIDES]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def numbers(answer: Any, n: int, name: str) -> list[float]:
-    """A scorer's answer as n finite numbers. TrialError, saying what is wrong, where it is something else."""
+    """Turns a scorer's answer into n finite numbers. TrialError, saying what is wrong, where it is something else."""
     if hasattr(answer, "tolist"):
         answer = answer.tolist()
     if isinstance(answer, str | bytes | dict | set) or not hasattr(answer, "__iter__"):

@@ -1,4 +1,4 @@
-"""Functions of the user's: loaded from the file that the fitness file names, called so that what they do wrong is one
+"""Loads the user's functions from the files that the fitness file names, and calls them. An error in one is a single
 line and fails the candidate."""
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ _LONGEST = 400
 
 
 class UserFunction:
-    """One such function. What it prints goes to stderr: stdout is the command's own."""
+    """One function of the user. What it prints goes to stderr: stdout is the command's."""
 
     def __init__(self, ref: FunctionRef, takes: Sequence[str]) -> None:
-        """Run its file, which may import its neighbours. `takes`: what it is called with, by position. InputError where
-        the file cannot be run or does not define such a function."""
+        """Runs the function's file, which may import its neighbours. `takes`: what the function is called with, by
+        position. InputError where the file cannot be run or does not define such a function."""
         check_function(ref, takes)
         self.ref = ref
         self._function = _loaded(ref)
         _check_signature(self._function, ref, takes)
 
     def __call__(self, *arguments: Any, read: Callable[[Any], Any] = lambda answer: answer) -> Any:
-        """What it returns, as `read` makes it out. TrialError where either raises; the traceback is logged."""
+        """Calls the function and returns `read` of its answer. TrialError where either raises; the traceback is
+        logged."""
         import torch
 
         try:
@@ -45,20 +46,20 @@ class UserFunction:
         except TrialError:
             raise
         except (Exception, SystemExit) as error:
-            # A run's log takes what is no warning; on the screen a traceback helps nobody.
+            # Below a warning: the traceback goes to the run's log, not to the screen.
             log.info("%s raised", self.ref.name, exc_info=True)
-            raise TrialError(f"{self.ref.name} raised {_told(error, self.ref.script)}") from error
+            raise TrialError(f"{self.ref.name} raised {_line(error, self.ref.script)}") from error
 
 
 class ModelBuilder:
-    """The fitness file's `model`: makes a model of each candidate's state dict."""
+    """Makes a model of each candidate's state dict, by the fitness file's `model`."""
 
     def __init__(self, ref: FunctionRef) -> None:
         self._function = UserFunction(ref, MODEL_TAKES)
 
     def __call__(self, state: dict[str, Any], folder: Path) -> Any:
-        """TrialError where there is no model to score."""
-        with undisturbed():  # what it leaves to chance is the same for every candidate
+        """Builds the model. TrialError where that fails."""
+        with undisturbed():  # its random draws are the same for every candidate
             model = self._function(state, folder)
         if model is None:
             raise TrialError(f"{self._function.ref.name} returned None, expected a model")
@@ -81,16 +82,15 @@ def _loaded(ref: FunctionRef) -> Callable[..., Any]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
-        found = getattr(module, ref.function)
+        function: Callable[..., Any] = getattr(module, ref.function)
     except (Exception, SystemExit) as error:
-        problem = f"{ref.name} cannot be loaded ({_told(error, ref.script)})"
+        problem = f"{ref.name} cannot be loaded ({_line(error, ref.script)})"
         raise InputError(problem, f"mend {ref.script}", ref.where) from error
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(ref.script.parent))
-    if not callable(found):
+    if not callable(function):
         raise InputError(f"{ref.name} is not callable", "name a function", ref.where)
-    function: Callable[..., Any] = found
     return function
 
 
@@ -101,13 +101,13 @@ def _check_signature(function: Callable[..., Any], ref: FunctionRef, takes: Sequ
     except TypeError as error:
         raise InputError(f"{ref.name} does not fit: {called} ({error})", f"mend {ref.script}", ref.where) from None
     except ValueError:
-        return  # a function of C, which does not tell
+        return  # a function in C has no signature
 
 
-def _told(error: BaseException, script: Path) -> str:
-    """An error in a line, with the last place in the user's own files that it came through."""
+def _line(error: BaseException, script: Path) -> str:
+    """An error in one line, with the last place in the user's files that it passed."""
     text = " ".join(str(error).split())[:_LONGEST]
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f.lineno and Path(f.filename).is_relative_to(script.parent)]
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    local = [f for f in frames if f.lineno and Path(f.filename).is_relative_to(script.parent)]
+    place = f" ({Path(local[-1].filename).name}:{local[-1].lineno})" if local else ""
     return f"{type(error).__name__}{f': {text}' if text else ''}{place}"

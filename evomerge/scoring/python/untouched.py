@@ -1,4 +1,4 @@
-"""The model as a user's function found it: what it switched is switched back, and changed weights are noticed."""
+"""Restores a model after a user's function has run, and notices changed weights."""
 
 from __future__ import annotations
 
@@ -19,20 +19,26 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-"""Where a module keeps what is called along with it."""
+"""Where a module keeps its hooks."""
 
 
 @contextmanager
 def untouched(model: Any, name: str) -> Iterator[None]:
-    """Leave modes, gradients, hooks, modules and parameters as they were. TrialError, naming a tensor, where the
-    weights are others afterwards, which would be the next slice's. `model` is a module, a `BuiltModel`, or anything
-    else, which is not looked at."""
-    found: list[_Weights | _Structure] = [_Weights(key, tensor) for key, tensor in _tensors(model).items()]
-    found += map(_Structure, _modules(model))
+    """Restores modes, gradients, hooks, modules and parameters at the end.
+
+    Args:
+        model: a module or a `BuiltModel`; anything else is ignored.
+        name: the function's name.
+
+    Raises:
+        TrialError: the weights changed; it names a tensor.
+    """
+    parts: list[_Weights | _Structure] = [_Weights(key, tensor) for key, tensor in _tensors(model).items()]
+    parts += map(_Structure, _modules(model))
     try:
         yield
     finally:
-        changed = [part.name for part in found if not part.put_back()]
+        changed = [part.name for part in parts if not part.put_back()]
     if changed:
         raise TrialError(f"{name} changed the model's weights ({changed[0]})")
 
@@ -46,7 +52,7 @@ class _Weights:
         self._state = self._look()
 
     def put_back(self) -> bool:
-        """Give the tensor its memory back; whether its elements are the same."""
+        """Gives the tensor its memory back. Returns whether its elements are the same."""
         tensor = self._tensor
         if _memory(tensor) != _memory(self._data):
             tensor.data = self._data
@@ -66,8 +72,8 @@ class _Structure:
 
     def __init__(self, module: nn.Module) -> None:
         self._module, self._training = module, module.training
-        self._held: list[dict[str, Any]] = [module._parameters, module._modules]
-        self._copies = [dict(held) for held in self._held]
+        self._members: list[dict[str, Any]] = [module._parameters, module._modules]
+        self._copies = [dict(members) for members in self._members]
         self._hooks = {name: dict(getattr(module, name)) for name in _HOOKS}
 
     @property
@@ -75,14 +81,14 @@ class _Structure:
         return type(self._module).__name__
 
     def put_back(self) -> bool:
-        """Give the module back what it had; whether it had the same parameters and modules still."""
+        """Gives the module back what it had. Returns whether it still had the same parameters and modules."""
         self._module.training = self._training
         for name, then in self._hooks.items():
             now = getattr(self._module, name)
             now.clear()
             now.update(then)
         same = True
-        for now, then in zip(self._held, self._copies, strict=True):
+        for now, then in zip(self._members, self._copies, strict=True):
             if now.keys() != then.keys() or any(now[key] is not then[key] for key in then):
                 now.clear()
                 now.update(then)
@@ -91,7 +97,7 @@ class _Structure:
 
 
 def _sum_of_bits(tensor: Tensor) -> int:
-    """The tensor's memory, added up as whole numbers, as fast as it can be read. It tells what version counters do not:
+    """Adds up the tensor's memory as whole numbers, as fast as it can be read. It shows what version counters do not:
     writes through `.data` or numpy, and the running statistics of a model in training mode."""
     memory = tensor.contiguous().view(-1).view(torch.uint8)
     if memory.storage_offset() % 8:
@@ -105,12 +111,12 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _modules(model: Any) -> list[nn.Module]:
-    found = model.model if isinstance(model, BuiltModel) else model
-    return list(found.modules()) if isinstance(found, nn.Module) else []
+    module = model.model if isinstance(model, BuiltModel) else model
+    return list(module.modules()) if isinstance(module, nn.Module) else []
 
 
 def _tensors(model: Any) -> dict[str, Tensor]:
-    """What a checkpoint would store of the model. Other buffers are its own affair: some change as it runs."""
+    """The tensors that a checkpoint would store. Other buffers may change as the model runs."""
     if isinstance(model, BuiltModel):
         return {**model.state, **_tensors(model.model)}
     return dict(model.state_dict(keep_vars=True)) if isinstance(model, nn.Module) else {}

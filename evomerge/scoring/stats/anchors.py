@@ -1,4 +1,4 @@
-"""Items that stand for others: chosen so that models which differ on the whole differ on them, and by as much.
+"""Chooses representative items (anchors): models that differ on all items differ on these by as much.
 
 After Polo et al. 2024 ("tinyBenchmarks", arXiv:2402.14992, section 3.2) and Mencattini et al. 2025 ("MERGE3",
 arXiv:2502.10436, section 3.1): items on which the known models behave alike form a cluster, one item of each is kept,
@@ -15,30 +15,30 @@ Matrix = NDArray[np.float64]
 
 
 def anchors(features: Matrix, shares: Vector, count: int) -> list[int]:
-    """The first `count` items of an order in which each takes most from the distance of the others to those before it
-    (greedy k-medoids), so that fewer anchors are a part of more.
+    """Chooses `count` items by greedy k-medoids; fewer anchors are a prefix of more.
 
     Args:
         features: [items, features], how the known models do on each item.
         shares: [items], each item's share in the score.
     """
     distances = _distances(features, features)
-    nearest = np.full(len(shares), np.inf)
-    chosen: list[int] = []
+    nearest = np.full(len(shares), np.inf)  # each item's distance to the nearest anchor
+    medoids: list[int] = []
     for _ in range(min(count, len(shares))):
+        # Each item's cost as the next anchor: sum_i shares_i min(nearest_i, distance_ij).
         bounded = np.minimum(nearest[:, None], distances)
         cost: Vector = shares @ bounded
-        cost[chosen] = np.inf
-        chosen.append(int(cost.argmin()))
-        nearest = np.minimum(nearest, distances[:, chosen[-1]])
-    return chosen
+        cost[medoids] = np.inf
+        medoids.append(int(cost.argmin()))
+        nearest = np.minimum(nearest, distances[:, medoids[-1]])
+    return medoids
 
 
-def weights(features: Matrix, shares: Vector, chosen: NDArray[np.int64]) -> Vector:
-    """[chosen], what each chosen item stands for: its own share and those of the items that it is nearest to."""
-    nearest = _distances(features, features[chosen]).argmin(axis=1)
-    nearest[chosen] = np.arange(len(chosen))
-    summed: Vector = np.bincount(nearest, weights=shares, minlength=len(chosen)).astype(np.float64)
+def weights(features: Matrix, shares: Vector, medoids: NDArray[np.int64]) -> Vector:
+    """Each anchor's weight: [medoids], the shares of the items that it is nearest to, its own included."""
+    nearest = _distances(features, features[medoids]).argmin(axis=1)
+    nearest[medoids] = np.arange(len(medoids))
+    summed: Vector = np.bincount(nearest, weights=shares, minlength=len(medoids)).astype(np.float64)
     return summed
 
 

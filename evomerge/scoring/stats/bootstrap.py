@@ -1,6 +1,6 @@
-"""The bootstrap: items, or clusters of items that belong together, are drawn again and again (Efron and Tibshirani
-1993, An Introduction to the Bootstrap). Every draw comes from a generator of its own with a fixed seed, so that equal
-items give equal errors, and no global generator is touched."""
+"""Computes standard errors by the bootstrap: items, or clusters of items, are drawn again and again (Efron and
+Tibshirani 1993, An Introduction to the Bootstrap). Each call has its own generator with a fixed seed: equal items give
+equal errors, and no global generator is touched."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from evomerge.scoring.stats.standard_errors import groups
 
 SEED = 20241100640
-"""Of every bootstrap. It is part of what a recorded error means: do not change it."""
+"""The seed of every bootstrap. Recorded errors depend on it: do not change it."""
 RESAMPLES = 1000
-"""For aggregates that are computed for all resamples at once."""
+"""How many, for aggregates that are computed for all resamples at once."""
 CALLS = 200
-"""For aggregates that are computed by calling a task's function on each resample."""
+"""How many, for aggregates that call a task's function on each resample."""
 _SLOW, _SLOW_CALLS = ("bleu", "chrf", "ter"), 100
 _AT_ONCE = 2_000_000  # numbers in memory
 
@@ -29,10 +29,12 @@ Vector = NDArray[np.float64]
 def counts(
     clusters: Sequence[str | None], resamples: int, strata: Sequence[object] | None = None
 ) -> Iterator[NDArray[np.int64]]:
-    """How often each item stands in each resample, in blocks of shape [some resamples, items].
+    """Counts how often each item is in each resample, in blocks of shape [some resamples, items].
 
-    Items of one cluster are drawn together. Each of the `strata` (one name an item; default: one for all) keeps its
-    number of clusters.
+    Args:
+        clusters: one name an item; items of one cluster are drawn together. None is a cluster by itself.
+        resamples: how many are drawn.
+        strata: one name an item; each stratum keeps its number of clusters. Default: one for all.
     """
     n, generator = len(clusters), np.random.default_rng(SEED)
     names = strata if strata is not None else [None] * n
@@ -62,8 +64,8 @@ def mean_stderr(
     clusters: Sequence[str | None],
     of: Callable[[Vector], Vector],
 ) -> float | None:
-    """Bootstrap standard error of ``of(sum(w v) / sum(w))``, `of` being applied to arrays, such as the exponential of a
-    perplexity. None below two clusters, or where no two resamples have a weight above 0."""
+    """Bootstrap standard error of ``of(sum(w v) / sum(w))``. `of` takes arrays, such as the exponential of a
+    perplexity. None below two clusters, or where fewer than two resamples have a weight above 0."""
     if len(groups(clusters)) < 2:
         return None
     parts = np.array([np.multiply(weights, values), weights], dtype=np.float64).T
@@ -71,15 +73,15 @@ def mean_stderr(
     sums = sums[sums[:, 1] > 0]
     if len(sums) < 2:
         return None
-    found = float(np.std(of(sums[:, 0] / sums[:, 1]), ddof=1))
-    return found if np.isfinite(found) else None
+    stderr = float(np.std(of(sums[:, 0] / sums[:, 1]), ddof=1))
+    return stderr if np.isfinite(stderr) else None
 
 
 def aggregate_stderr(
     aggregate: Callable[[list[Any]], float], raws: Sequence[Any], clusters: Sequence[str | None]
 ) -> float | None:
-    """Bootstrap standard error of any function of a list of items, by calling it on `CALLS` resamples (half as many
-    for BLEU and its like, which take long). None below two clusters, or where the function fails on a resample."""
+    """Bootstrap standard error of any function of a list of items, by calling it on `CALLS` resamples (half as many for
+    BLEU and other slow ones). None below two clusters, or where the function fails on a resample."""
     if len(groups(clusters)) < 2:
         return None
     resamples = _SLOW_CALLS if getattr(aggregate, "__name__", "") in _SLOW else CALLS
@@ -87,9 +89,9 @@ def aggregate_stderr(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = [float(aggregate([raws[i] for i, n in enumerate(row.tolist()) for _ in range(n)])) for row in rows]
+            values = [float(aggregate([raws[i] for i, n in enumerate(row.tolist()) for _ in range(n)])) for row in rows]
     except Exception:
-        # A task's own code may not take a sample without some kind of item; then nothing is known.
+        # A task's code may fail on a sample that lacks some kind of item: the error is then unknown.
         return None
-    error = statistics.stdev(found)
-    return error if np.isfinite(error) else None
+    stderr = statistics.stdev(values)
+    return stderr if np.isfinite(stderr) else None

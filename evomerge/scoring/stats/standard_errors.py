@@ -1,4 +1,4 @@
-"""How sure a score is: standard errors from per-item scores, and bounds on a share."""
+"""Standard errors of scores from per-item scores, and confidence bounds on a share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ def weighted_mean_stderr(
 ) -> float | None:
     """Standard error of ``sum(w v) / sum(w)``, items being drawn with their weights; None below two items.
 
-    The delta method for a ratio of means (Cochran, Sampling Techniques, 6.3): with equal weights it is the sample
-    standard deviation over sqrt(n); with bytes as weights and bits per byte as values it is the error of a
-    corpus's bits per byte. Items with the same name in `clusters` were drawn together: what they are off by is
-    summed before it is squared (Miller 2024, arXiv:2411.00640, "clustered standard errors"), and below two clusters
-    there is no error. An item whose cluster is None is one by itself.
+    The delta method for a ratio of means (Cochran, Sampling Techniques, 6.3). With equal weights it is the sample
+    standard deviation over sqrt(n); with bytes as weights and bits per byte as values it is the error of a corpus's
+    bits per byte. Items of one cluster were drawn together: their deviations are summed before they are squared (Miller
+    2024, arXiv:2411.00640, "clustered standard errors"). An item whose cluster is None is a cluster by itself.
     """
     shares = weights if weights is not None else [1.0] * len(values)
     total = math.fsum(shares)
@@ -33,14 +32,14 @@ def weighted_mean_stderr(
 
 def groups(clusters: Sequence[str | None]) -> list[list[int]]:
     """The positions of the items of each cluster, in the order of their first items; None is a cluster by itself."""
-    found: dict[object, list[int]] = {}
+    positions: dict[object, list[int]] = {}
     for at, cluster in enumerate(clusters):
-        found.setdefault((at,) if cluster is None else cluster, []).append(at)
-    return list(found.values())
+        positions.setdefault((at,) if cluster is None else cluster, []).append(at)
+    return list(positions.values())
 
 
 def pooled_stderr(errors: Sequence[float | None], weights: Sequence[float]) -> float | None:
-    """Standard error of the weighted mean of independent scores; None where one of them is unknown."""
+    """Standard error of the weighted mean of independent scores; None where the error of one is unknown."""
     if any(error is None for error in errors):
         return None
     squares = ((w * (error or 0.0)) ** 2 for w, error in zip(weights, errors, strict=True))
@@ -68,18 +67,19 @@ def wilson_upper(successes: float, n: float, confidence: float) -> float:
 
 
 def t_quantile(confidence: float, degrees: int) -> float:
-    """The same for a standard error that was estimated with so many degrees of freedom (5: 2.015)."""
+    """As `normal_quantile`, for a standard error estimated with `degrees` degrees of freedom (5: 2.015)."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, confidence))
 
 
 def effective_size(share: float, n: int, stderr: float | None, clusters: int, confidence: float) -> float:
-    """How many independent items tell as much of a share as `n` in so many clusters (2 or more); at most `n`.
+    """The number of independent items that tell as much about a share as `n` items in clusters (2 or more); at most
+    `n`.
 
-    As many as would have the standard error that the clusters give it, fewer the fewer clusters it was estimated from
-    (Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts").
-    Where all items agree, they tell nothing of how alike the items of a cluster are, and only the second counts.
+    Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts".
     """
+    # p (1 - p) / se^2 items have the same standard error. Where all items agree, se says nothing: n.
     size = min(float(n), share * (1 - share) / stderr**2) if stderr else float(n)
+    # Fewer for an error that was estimated from few clusters: times (t_{n-1} / t_{clusters-1})^2.
     return size * (t_quantile(confidence, n - 1) / t_quantile(confidence, clusters - 1)) ** 2

@@ -1,4 +1,4 @@
-"""Prepared questions: a task's items with their requests, asked of the model as it is, marked by the task's code."""
+"""A task's documents with their requests: asked of the model, and marked by the task's code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice")
 
 @dataclass
 class Doc:
-    """One document with the requests that it gave rise to, in lm-eval's order, and what its templates render to."""
+    """One document with its requests.
+
+    Attributes:
+        item: the document's name within its leaf task.
+        document: what lm-eval read.
+        instances: its requests, in lm-eval's order.
+        rendered: what the task's templates render to for it.
+    """
 
     item: str
     document: Any
@@ -29,59 +36,60 @@ class Doc:
 
 @dataclass(frozen=True)
 class TaskRequests:
-    """One leaf task's questions. The requests are lm-eval's instances; their answers are filled in and taken out
-    again at every pass."""
+    """One leaf task's documents and requests. The requests are lm-eval's instances: every pass puts the model's
+    responses into them and takes them out again."""
 
     leaf: str
     task: Any
-    questions: list[Doc]
+    docs: list[Doc]
 
     @property
     def names(self) -> list[str]:
-        """The questions as `ItemScore.item` calls them."""
-        return [f"{self.leaf}/{question.item}" for question in self.questions]
+        """The documents, as `ItemScore.item` calls them."""
+        return [f"{self.leaf}/{doc.item}" for doc in self.docs]
 
     @property
     def instances(self) -> list[Any]:
-        return [instance for question in self.questions for instance in question.instances]
+        return [instance for doc in self.docs for instance in doc.instances]
 
     def part(self, names: frozenset[str]) -> TaskRequests:
-        pairs = zip(self.names, self.questions, strict=True)
-        return TaskRequests(self.leaf, self.task, [question for name, question in pairs if name in names])
+        pairs = zip(self.names, self.docs, strict=True)
+        return TaskRequests(self.leaf, self.task, [doc for name, doc in pairs if name in names])
 
     def apply_filters(self) -> None:
         self.task._instances = self.instances
         self.task.apply_filters()
 
-    def rows(self, name: str) -> Rows:
-        """The task's own verdict on each answer, as the filter `name` let it through."""
+    def rows(self, filter_name: str) -> Rows:
+        """What the task's code returns for each document, from the responses that the filter let through."""
         rows = []
-        with _templates_rendered_once(self.task) as now:
-            for question in self.questions:
-                now(question)
-                answers = [instance.filtered_resps[name] for instance in question.instances]
-                rows.append((question.item, self.task.process_results(self._document(question), answers)))
+        with _templates_rendered_once(self.task) as start:
+            for doc in self.docs:
+                start(doc)
+                responses = [instance.filtered_resps[filter_name] for instance in doc.instances]
+                rows.append((doc.item, self.task.process_results(self._document(doc), responses)))
         return rows
 
-    def _document(self, question: Doc) -> Any:
-        # Task code may change the document it is given; the next candidate must get it whole.
-        return copy.deepcopy(question.document) if self._runs_code else question.document
+    def _document(self, doc: Doc) -> Any:
+        # A task's code may change the document; the next candidate must get it whole.
+        return copy.deepcopy(doc.document) if self._runs_code else doc.document
 
     @cached_property
     def _runs_code(self) -> bool:
         from lm_eval.api.task import ConfigurableTask
 
-        own = type(self.task).process_results is not ConfigurableTask.process_results
+        overridden = type(self.task).process_results is not ConfigurableTask.process_results
         fields = ("process_results", *_TEMPLATES)
-        return own or any(callable(self.task.get_config(name)) for name in fields)
+        return overridden or any(callable(self.task.get_config(name)) for name in fields)
 
 
 class PreparedRequests:
-    """Some leaf tasks' questions, encoded and put into batches once."""
+    """The requests of some leaf tasks, encoded and put into batches once."""
 
-    def __init__(self, papers: Sequence[TaskRequests], lm: Any) -> None:
-        self.papers, self._lm = list(papers), lm
-        self._instances = [instance for paper in self.papers for instance in paper.instances]
+    def __init__(self, tasks: Sequence[TaskRequests], lm: Any) -> None:
+        """`lm`: a `ResidentLM`."""
+        self.tasks, self._lm = list(tasks), lm
+        self._instances = [instance for task in self.tasks for instance in task.instances]
         by_kind: dict[str, list[Any]] = {}
         for instance in self._instances:
             by_kind.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
@@ -89,42 +97,42 @@ class PreparedRequests:
         self._plans = [lm.plan(requests) for requests in self._requests]
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
-        """The model's answers stand in the instances, filtered, for the time being. TrialError where one is NaN: such
-        a candidate must not get the accuracy of always choosing the first answer."""
+    def answered(self) -> Iterator[None]:
+        """Puts the model's responses, filtered, into the instances, and takes them out at the end. TrialError where one
+        is NaN: an accuracy of NaNs would be that of always choosing the first answer."""
         self._forget()
         try:
             for requests, plan in zip(self._requests, self._plans, strict=True):
-                answers = self._lm.answer(plan)
-                broken = sum(map(_is_nan, answers))
+                responses = self._lm.answer(plan)
+                broken = sum(map(_is_nan, responses))
                 if broken:
                     raise TrialError(f"the model answered {broken} of {len(requests)} requests with NaN")
-                for instance, answer in zip(requests, answers, strict=True):
-                    instance.resps.append(answer)
-            for paper in self.papers:
-                paper.apply_filters()
+                for instance, response in zip(requests, responses, strict=True):
+                    instance.resps.append(response)
+            for task in self.tasks:
+                task.apply_filters()
             yield
         finally:
             self._forget()
 
     def loss(self) -> float | None:
-        """The mean negative log-likelihood, in nats per token, of the right answers among those that were asked."""
+        """The mean negative log-likelihood of the right answers among the requests, in nats per token."""
         return mean_loss((_loglikelihood(instance.resps[0]), tokens) for instance, tokens in self._right)
 
     @cached_property
     def _right(self) -> list[tuple[Any, int]]:
-        """The requests whose answers are right, with their numbers of tokens."""
+        """The requests that hold a right answer, with their numbers of tokens."""
         tokens: dict[int, int] = {}
         for requests, plan in zip(self._requests, self._plans, strict=True):
             tokens.update((id(r), n) for r, n in zip(requests, plan.tokens, strict=True))
-        found = []
-        for paper in self.papers:
-            for question in paper.questions:
-                kind = question.instances[0].request_type
-                at = right_answers(paper.task, kind, copy.deepcopy(question.document), question.instances)
+        right = []
+        for task in self.tasks:
+            for doc in task.docs:
+                kind = doc.instances[0].request_type
+                at = right_answers(task.task, kind, copy.deepcopy(doc.document), doc.instances)
                 if at is not None:
-                    found.append((question.instances[at], tokens[id(question.instances[at])]))
-        return found
+                    right.append((doc.instances[at], tokens[id(doc.instances[at])]))
+        return right
 
     def _forget(self) -> None:
         for instance in self._instances:
@@ -132,20 +140,22 @@ class PreparedRequests:
             instance.filtered_resps = {}
 
 
-def _loglikelihood(answer: Any) -> float:
-    return float(answer[0] if isinstance(answer, tuple) else answer)
+def _loglikelihood(response: Any) -> float:
+    return float(response[0] if isinstance(response, tuple) else response)
 
 
-def _is_nan(answer: Any) -> bool:
-    value = answer[0] if isinstance(answer, tuple) else answer
+def _is_nan(response: Any) -> bool:
+    value = response[0] if isinstance(response, tuple) else response
     return isinstance(value, float) and math.isnan(value)
 
 
 @contextmanager
 def _templates_rendered_once(task: Any) -> Iterator[Callable[[Doc], None]]:
-    """lm-eval compiles and renders a task's templates again for every answer it marks, which can take longer than the
-    forward passes. A template's text depends on the document alone, so it is kept beside the question; the function
-    that is yielded says which one comes now. Functions in place of templates are called as ever."""
+    """Keeps what a task's templates render to in each `Doc`; the function that is yielded says which document is next.
+
+    lm-eval compiles and renders the templates again for every response that it marks, which can take longer than the
+    forward passes. Their text depends on the document alone. Functions in place of templates are called as usual.
+    """
     current: list[Doc] = []
 
     def remembered(name: str, render: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,7 +171,7 @@ def _templates_rendered_once(task: Any) -> Iterator[Callable[[Doc], None]]:
     for name in replaced:
         setattr(task, name, remembered(name, getattr(task, name)))
     try:
-        yield lambda question: current.__setitem__(slice(None), [question])
+        yield lambda doc: current.__setitem__(slice(None), [doc])
     finally:
         for name in replaced:
             delattr(task, name)

@@ -1,4 +1,4 @@
-"""lm-eval task objects: built once, from local YAML or lm-eval's own, and prepared as `simple_evaluate` would.
+"""Builds lm-eval's task objects, from local YAML or lm-eval's own, and prepares them as `simple_evaluate` would.
 
 Imports lm-eval: import it where it is used.
 """
@@ -45,13 +45,18 @@ class _AnchoredFactory(TaskFactory):  # type: ignore[misc]  # lm-eval is untyped
 
 @dataclass(frozen=True)
 class TaskSet:
-    """What one name stands for: its leaf tasks, and whether a group pools a metric by its leaves' sizes."""
+    """The leaf tasks that one name stands for.
+
+    Attributes:
+        leaves: name -> lm-eval's task.
+        unweighted: the metrics for which a group counts its leaf tasks equally.
+    """
 
     leaves: Mapping[str, Any]
     unweighted: frozenset[str] = frozenset()
 
     def by_size(self, metric: str) -> bool:
-        """lm-eval's rule for groups; names that it does not aggregate itself (tags) are pooled by size."""
+        """Whether leaf tasks count by their numbers of items: lm-eval's rule for groups; tags always do."""
         return metric not in self.unweighted
 
 
@@ -68,30 +73,29 @@ class TaskLibrary:
         self._manager = TaskManager(include_path=folders or None, include_defaults=bool(foreign))
         self._manager._factory = _AnchoredFactory(self.local)
 
-    def build(self, piece: SliceSpec) -> TaskSet:
-        """Fresh task objects for a slice, its options applied. InputError where they cannot be built."""
+    def build(self, spec: SliceSpec) -> TaskSet:
+        """Builds task objects for a slice and applies its options. InputError where they cannot be built."""
         try:
-            loaded = self._manager.load([piece.task])
+            loaded = self._manager.load([spec.task])
         except InputError:
             raise
-        except Exception as error:  # whatever a task's code, its YAML or its data raise
-            problem = f"task {piece.task!r} cannot be built: {self._why(piece, error)}"
-            raise InputError(problem, "mend the task or its data", piece.at("task")) from error
+        except Exception as error:  # from a task's code, its YAML or its data
+            problem = f"task {spec.task!r} cannot be built: {self._why(spec, error)}"
+            raise InputError(problem, "mend the task or its data", spec.at("task")) from error
         for name, task in loaded["tasks"].items():
-            _refuse(name, task, piece)
-            _check_parts(name, task, piece)
-            _configure(name, task, piece)
-        group = loaded.get("groups", {}).get(piece.task)
+            _refuse(name, task, spec)
+            _check_parts(name, task, spec)
+            _configure(name, task, spec)
+        group = loaded.get("groups", {}).get(spec.task)
         rules = (group.aggregate_metric_list or []) if group is not None else []
         unweighted = frozenset(rule.metric for rule in rules if not rule.weight_by_size)
         return TaskSet(loaded["tasks"], unweighted)
 
-    def _why(self, piece: SliceSpec, error: Exception) -> str:
-        """What is wrong, where lm-eval's error is only a name."""
-        for leaf in self.local.closure(piece.task or "")[0]:
+    def _why(self, spec: SliceSpec, error: Exception) -> str:
+        """Says what is wrong, also where lm-eval's error is only a name."""
+        for leaf in self.local.closure(spec.task or "")[0]:
             entries = leaf.config.get("metric_list") or ()
-            own = [e for e in entries if isinstance(e, dict) and not e.get("hf_evaluate")]
-            named = [str(entry.get("metric")) for entry in own]
+            named = [str(e.get("metric")) for e in entries if isinstance(e, dict) and not e.get("hf_evaluate")]
             unknown = next((n for n in named if n not in METRIC_REGISTRY and not n.startswith("!function")), None)
             if unknown is not None:
                 return f"lm-eval knows no metric {unknown!r}; {suggestion(unknown, METRIC_REGISTRY)}"
@@ -102,14 +106,14 @@ class TaskLibrary:
 
 
 def reason(error: Exception) -> str:
-    """An error of a task's in a line; a key alone says nothing."""
+    """A task's error in one line. The text of a LookupError is only a key, so its type is added."""
     text, kind = " ".join(str(error).split())[:400], type(error).__name__
     return f"{kind}: {text}" if text and isinstance(error, LookupError) else text or kind
 
 
-def _check_parts(name: str, task: Any, piece: SliceSpec) -> None:
-    """InputError for what lm-eval would notice only when it marks the first answer."""
-    where = piece.at("task")
+def _check_parts(name: str, task: Any, spec: SliceSpec) -> None:
+    """InputError for faults that lm-eval would notice only when it marks the first answer."""
+    where = spec.at("task")
     for metric, function in getattr(task, "_metric_fn_list", {}).items():
         if function is None and task.get_config("process_results") is None:
             problem = f"task {name!r}: lm-eval knows no metric {metric!r}"
@@ -127,42 +131,49 @@ def _check_parts(name: str, task: Any, piece: SliceSpec) -> None:
                 raise InputError(problem, "mend the task", where) from error
 
 
-def _refuse(name: str, task: Any, piece: SliceSpec) -> None:
+def _refuse(name: str, task: Any, spec: SliceSpec) -> None:
     if getattr(task, "UNSAFE_CODE", False):
         problem = f"task {name!r} runs code that the model writes"
-        raise InputError(problem, "choose another task", piece.at("task"))
+        raise InputError(problem, "choose another task", spec.at("task"))
     if getattr(task, "MULTIMODAL", False):
-        raise InputError(f"task {name!r} needs images or sound", "choose a text task", piece.at("task"))
+        raise InputError(f"task {name!r} needs images or sound", "choose a text task", spec.at("task"))
 
 
-def _configure(name: str, task: Any, piece: SliceSpec) -> None:
-    """What `lm_eval.simple_evaluate` does to a task before it evaluates it."""
-    options = piece.options
+def _configure(name: str, task: Any, spec: SliceSpec) -> None:
+    """Applies a slice's options to a task as `lm_eval.simple_evaluate` does."""
+    options = spec.options
     extra = options.get("gen_kwargs")
     if extra and task.get_config("output_type") == "generate_until":
         parsed = simple_parse_args_string(extra) if isinstance(extra, str) else dict(extra)
         task.set_config(key="generation_kwargs", value=parsed, update=True)
-    own, wanted = task.get_config("num_fewshot"), options.get("num_fewshot")
-    if wanted is not None and own == 0 and wanted != 0:
-        log.warning("%s: task %s fixes num_fewshot at 0; lm-eval keeps that", piece.where, name)
+    stated, wanted = task.get_config("num_fewshot"), options.get("num_fewshot")
+    if wanted is not None and stated == 0 and wanted != 0:
+        log.warning("%s: task %s fixes num_fewshot at 0; lm-eval keeps that", spec.where, name)
     elif wanted is not None:
         task.set_config(key="num_fewshot", value=wanted)
-    elif own is None:
+    elif stated is None:
         task.set_config(key="num_fewshot", value=0)
 
 
 def prepare(
-    task: Any, documents: list[Any], chosen: list[int], forbidden: set[str], piece: SliceSpec, lm: Any
+    task: Any, documents: list[Any], indices: list[int], forbidden: set[str], spec: SliceSpec, lm: Any
 ) -> list[Any]:
-    """The requests of the `chosen` documents, as lm-eval instances in document order.
+    """Builds the requests of documents, as lm-eval instances in document order.
 
-    `forbidden` are the item keys that few-shot examples must not come from (the holdout's). lm-eval would read the
-    documents again here, running the task's code again; a task whose code draws random numbers would then ask
-    something else than what was dealt, so it is given the documents that were dealt.
+    lm-eval would read the documents again here and run the task's code again. If that code draws random numbers, it
+    would ask other documents than the dealt ones. So the task gets the dealt documents.
+
+    Args:
+        task: lm-eval's task.
+        documents: all of the task's documents.
+        indices: the documents that are asked.
+        forbidden: the keys of items that few-shot examples must not come from (the holdout's).
+        spec: the slice.
+        lm: the model.
     """
-    options = piece.options
+    options = spec.options
     chat = bool(options.get("apply_chat_template", False))
-    task.doc_iterator = lambda **_: enumerate(documents[i] for i in chosen)
+    task.doc_iterator = lambda **_: enumerate(documents[i] for i in indices)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     try:
         with _fewshot_pool_without(forbidden, task):
@@ -187,7 +198,7 @@ def prepare(
 
 @contextmanager
 def _fewshot_pool_without(forbidden: set[str], task: Any) -> Iterator[None]:
-    """Keep some items out of the few-shot examples, whose pool is for some tasks the test set itself."""
+    """Keeps some items out of the few-shot examples. For some tasks the pool of these is the test set itself."""
     sampler = getattr(task, "sampler", None)
     if not forbidden or sampler is None or not task.get_config("num_fewshot"):
         yield

@@ -1,4 +1,4 @@
-"""The loss of a slice: how unlikely the model finds the right answers, in nats per token.
+"""Computes the loss of a slice: how unlikely the model finds the right answers, in nats per token.
 
 Which request holds the right answer follows lm-eval 0.4.13 (`lm_eval.api.task.ConfigurableTask.construct_requests` and
 `process_results`).
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def right_answers(task: Any, kind: str, document: Any, instances: Sequence[Any]) -> int | None:
-    """The index, among a document's requests, of the one whose continuation is the right answer.
+    """Finds the request of a document that holds the right answer.
 
     Args:
         task: the lm-eval task that made the requests.
@@ -20,7 +20,7 @@ def right_answers(task: Any, kind: str, document: Any, instances: Sequence[Any])
         instances: all of the document's requests, in lm-eval's order.
 
     Returns:
-        Of several right answers the first; None where the document has none that a loglikelihood is known of.
+        The request's index; the first if several hold a right answer, None if none does.
     """
     if kind == "generate_until":
         return None
@@ -30,22 +30,24 @@ def right_answers(task: Any, kind: str, document: Any, instances: Sequence[Any])
 
 
 def right_choices(task: Any, document: Any) -> tuple[int, ...]:
-    """The positions of the right choices of a multiple-choice document, which the task's code may change. Requests
-    stand in the order of the choices; those for `acc_mutual_info`, without the question, come after all of them. Where
-    the choices are contexts for one ending (winogrande), the task's text is the position."""
+    """Finds the positions of the right choices of a multiple-choice document, which the task's code may change.
+
+    Requests stand in the order of the choices; requests for `acc_mutual_info`, without the question, come after them.
+    Where the choices are contexts for one ending (winogrande), the task's text is the position.
+    """
     try:
         choices = task.doc_to_choice(document)
         gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
     except Exception:
-        # Tasks with a `process_results` of their own may leave it unreadable; that costs them no score.
+        # Tasks that have a `process_results` may leave the choices unreadable, and still have a score.
         return ()
-    found = (_position(each, choices) for each in (gold if isinstance(gold, list) else [gold]))
-    return tuple(dict.fromkeys(at for at in found if at is not None))
+    positions = (_position(each, choices) for each in (gold if isinstance(gold, list) else [gold]))
+    return tuple(dict.fromkeys(at for at in positions if at is not None))
 
 
 def mean_loss(pairs: Iterable[tuple[float, int]]) -> float | None:
-    """The mean negative log-likelihood in nats per token, of (loglikelihood in nats, number of tokens) for each
-    answer. None where there is no token."""
+    """The mean negative log-likelihood in nats per token; None where there is no token. `pairs`: (loglikelihood in
+    nats, number of tokens) of each answer."""
     total, count = 0.0, 0
     for loglikelihood, tokens in pairs:
         total, count = total + loglikelihood, count + tokens

@@ -1,4 +1,4 @@
-"""One metric of a task: resolved once, at the start, then read from every candidate's results.
+"""Resolves a slice's metric once, and reads it from every candidate's results.
 
 Imports lm-eval: import it where it is used.
 """
@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from lm_eval.api import metrics as lm_metrics
 from lm_eval.api.registry import is_higher_better
 
 from evomerge.errors import InputError, TrialError, suggestion
 from evomerge.files.objects import SliceSpec
-from evomerge.scoring.stats.aggregation import MeanKind
-from evomerge.scoring.stats.bootstrap import aggregate_stderr, mean_stderr
-from evomerge.scoring.stats.standard_errors import pooled_stderr, weighted_mean_stderr
+from evomerge.scoring.stats.aggregation import FORMULAS, Formula, MeanKind, TaskMean, formula_stderr, pooled_value
+from evomerge.scoring.stats.bootstrap import aggregate_stderr
+from evomerge.scoring.stats.standard_errors import pooled_stderr
 from evomerge.types import ItemScore, SliceScore
 
 Rows = Sequence[tuple[str, Mapping[str, Any]]]
@@ -29,9 +28,16 @@ _LN2 = math.log(2)
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one or several leaf tasks: its name and filter, as lm-eval reports them (``acc,none``), and
-    `sign`, -1 where a lower value is better. `by_size`: leaves are pooled by their numbers of items. `clusters`: item
-    -> what it shares with others of the same origin."""
+    """A metric of one or several leaf tasks.
+
+    Attributes:
+        name: as lm-eval reports it, before the comma of ``acc,none``.
+        filter: as lm-eval reports it, after the comma.
+        sign: -1 where a lower value is better, else 1.
+        aggregate: leaf task -> the function that makes a score of what the metric returned for its items.
+        by_size: leaf tasks count by their numbers of items, else equally.
+        clusters: item -> what it shares with others of the same origin.
+    """
 
     name: str
     filter: str
@@ -45,7 +51,7 @@ class Metric:
         return self.name if self.filter == "none" else f"{self.name},{self.filter}"
 
     def read(self, results: Mapping[str, Rows]) -> SliceScore:
-        """The score of one candidate. `results`: leaf task -> rows. TrialError where a value is missing or NaN."""
+        """Scores one candidate. `results`: leaf task -> rows. TrialError where a value is missing or not finite."""
         values: list[float] = []
         errors: list[float | None] = []
         sizes: list[float] = []
@@ -56,30 +62,24 @@ class Metric:
             errors.append(error)
             sizes.append(len(rows) if self.by_size else 1)
             items += scored
-        pooled = values[0] if len(values) == 1 else lm_metrics.aggregate_subtask_metrics(values, sizes)
-        return SliceScore(self.sign * float(pooled), pooled_stderr(errors, sizes), tuple(items))
+        return SliceScore(self.sign * pooled_value(values, sizes), pooled_stderr(errors, sizes), tuple(items))
 
     @property
-    def mixture(self) -> MeanKind | None:
+    def aggregation(self) -> TaskMean | None:
         """How the score is made of the items' scores, where it is a mean of them."""
-        kinds = {_kind(f) for f in self.aggregate.values()}
-        if kinds == {"bits_per_byte"}:
-            return MeanKind(self.sign, by_size=self.by_size, best=0.0)
-        if kinds == {"mean"}:
+        formulas = {_formula(f) for f in self.aggregate.values()}
+        if len(formulas) > 1:
+            return None
+        formula = formulas.pop()
+        if formula == "bits_per_byte":
+            return TaskMean(MeanKind(self.sign, by_size=self.by_size, best=0.0), formula, self.label)
+        if formula == "mean":
             ends = (1.0, 0.0) if self.sign > 0 else (0.0, 1.0)
             best, worst = ends if self.name in _SHARES else (None, None)
-            return MeanKind(self.sign, by_size=self.by_size, best=best, worst=worst)
-        if len(self.aggregate) == 1 and kinds <= {"perplexity", "weighted_perplexity"}:
-            return MeanKind(self.sign, logarithmic=True, by_size=self.by_size, best=1.0)
+            return TaskMean(MeanKind(self.sign, by_size=self.by_size, best=best, worst=worst), formula, self.label)
+        if len(self.aggregate) == 1 and formula is not None:
+            return TaskMean(MeanKind(self.sign, logarithmic=True, by_size=self.by_size, best=1.0), formula, self.label)
         return None
-
-    def total(self, items: Sequence[ItemScore]) -> SliceScore:
-        """The score of items that were read in pieces, in lm-eval's order. For metrics that have a `mixture`."""
-        results: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-        for item in items:
-            leaf, _, name = item.item.rpartition("/")
-            results.setdefault(leaf, []).append((name, {self.name: _restored(item.raw)}))
-        return self.read(results)
 
     def _leaf(self, leaf: str, rows: Rows) -> tuple[float, float | None, list[ItemScore]]:
         raws = [(item, result[self.name]) for item, result in rows if self.name in result]
@@ -88,54 +88,38 @@ class Metric:
         value = float(self.aggregate[leaf]([raw for _, raw in raws]))
         if not math.isfinite(value):
             raise TrialError(f"{self.label} of task {leaf!r} is {value}")
-        kind = _kind(self.aggregate[leaf])
-        scored = [_item(f"{leaf}/{item}", raw, self.name, kind) for item, raw in raws]
+        formula = _formula(self.aggregate[leaf])
+        scored = [_item(f"{leaf}/{item}", raw, formula) for item, raw in raws]
         if self.clusters:
             scored = [replace(i, cluster=self.clusters.get(i.item)) for i in scored]
-        if kind == "other":
+        if formula is None:
             clusters = [item.cluster for item in scored]
             return value, aggregate_stderr(self.aggregate[leaf], [raw for _, raw in raws], clusters), scored
-        return value, _stderr(scored, kind), scored
+        return value, formula_stderr(scored, formula), scored
 
 
-def _stderr(items: Sequence[ItemScore], kind: str) -> float | None:
-    """Standard error of a mean of items, or of the exponential of one; items without a weight tell nothing."""
-    counted = [(i.score, i.weight, i.cluster) for i in items if i.score is not None and i.weight > 0]
-    if not counted:
-        return None
-    scores, weights, clusters = zip(*counted, strict=True)
-    if kind in ("perplexity", "weighted_perplexity"):
-        return mean_stderr([math.log(score) for score in scores], weights, clusters, np.exp)
-    return weighted_mean_stderr(scores, weights, clusters)
+def _formula(aggregate: Callable[..., Any]) -> Formula | None:
+    """The name of lm-eval's function; None where it is another one."""
+    return next((name for name in FORMULAS if getattr(lm_metrics, name) is aggregate), None)
 
 
-def _kind(aggregate: Callable[..., Any]) -> str:
-    known = (lm_metrics.mean, lm_metrics.bits_per_byte, lm_metrics.weighted_perplexity, lm_metrics.perplexity)
-    return next((f.__name__ for f in known if f is aggregate), "other")
-
-
-def _item(item: str, raw: Any, metric: str, kind: str) -> ItemScore:
+def _item(item: str, raw: Any, formula: Formula | None) -> ItemScore:
     """One item's number in the metric's natural direction, where it has one."""
-    if kind in ("bits_per_byte", "weighted_perplexity"):
+    if formula in ("bits_per_byte", "weighted_perplexity"):
         loglikelihood, size = float(raw[0]), float(raw[1])
         if size <= 0:
             return ItemScore(item, None, 0.0, plain(raw))
         per_unit = -loglikelihood / size
-        score = per_unit / _LN2 if kind == "bits_per_byte" else math.exp(min(per_unit, 700.0))
+        score = per_unit / _LN2 if formula == "bits_per_byte" else math.exp(min(per_unit, 700.0))
         return ItemScore(item, score, size, plain(raw))
     number = _number(raw)
-    if number is not None and kind == "perplexity":
+    if number is not None and formula == "perplexity":
         number = math.exp(min(-number, 700.0))
     return ItemScore(item, number, 1.0, plain(raw))
 
 
 _SHARES = ("acc", "acc_norm", "acc_bytes", "acc_norm_bytes", "acc_mutual_info", "exact_match", "mc1", "mc2")
 """Metrics whose items lie between 0 and 1."""
-
-
-def _restored(raw: Any) -> Any:
-    """A number, or a pair of them, out of what `plain` made of it."""
-    return tuple(float(part) for part in raw) if isinstance(raw, list | tuple) else float(raw)
 
 
 def _number(raw: Any) -> float | None:
@@ -163,30 +147,39 @@ def plain(raw: Any) -> Any:
 
 
 def resolve(
-    piece: SliceSpec,
+    spec: SliceSpec,
     leaves: Mapping[str, Any],
     by_size: Callable[[str], bool],
     reported: Callable[[str, str], set[str] | None],
 ) -> Metric:
-    """The metric that a slice names. InputError where a leaf lacks it, where its filter is unknown or open, or its
-    direction. `reported(leaf, metric)` is what the leaf's code was seen to report (None: could not be tried)."""
-    name, _, suffix = (piece.metric or "").partition(",")
-    option = piece.options.get("filter")
+    """Finds the metric that a slice names.
+
+    Args:
+        spec: the slice.
+        leaves: leaf task -> lm-eval's task.
+        by_size: whether leaf tasks count by their sizes for a metric.
+        reported: (leaf, metric) -> the metrics that the leaf's code returns; None where that could not be tried.
+
+    Raises:
+        InputError: a leaf lacks the metric; its filter or its direction is unknown or ambiguous.
+    """
+    name, _, suffix = (spec.metric or "").partition(",")
+    option = spec.options.get("filter")
     if suffix and option and suffix != option:
         problem = f"the metric names the filter {suffix!r}, and `filter` is {option!r}"
-        raise InputError(problem, "give one of them", piece.at("filter"))
+        raise InputError(problem, "give one of them", spec.at("filter"))
     for leaf, task in leaves.items():
-        _check_reported(piece, name, leaf, task, reported(leaf, name))
+        _check_reported(spec, name, leaf, task, reported(leaf, name))
     return Metric(
         name=name,
-        filter=_filter(piece, name, suffix or option, leaves),
-        sign=_sign(piece, name, leaves.values()),
+        filter=_filter(spec, name, suffix or option, leaves),
+        sign=_sign(spec, name, leaves.values()),
         aggregate={leaf: task.aggregation().get(name, lm_metrics.mean) for leaf, task in leaves.items()},
         by_size=by_size(name),
     )
 
 
-def _check_reported(piece: SliceSpec, name: str, leaf: str, task: Any, seen: set[str] | None) -> None:
+def _check_reported(spec: SliceSpec, name: str, leaf: str, task: Any, seen: set[str] | None) -> None:
     declared = set(task.aggregation())
     legal = declared if seen is None else seen
     if name in legal:
@@ -194,10 +187,10 @@ def _check_reported(piece: SliceSpec, name: str, leaf: str, task: Any, seen: set
     problem = f"task {leaf!r} has no metric {name!r}"
     if name in declared:
         problem = f"task {leaf!r} declares the metric {name!r}, but does not report it"
-    raise InputError(problem, suggestion(name, legal), piece.at("metric"))
+    raise InputError(problem, suggestion(name, legal), spec.at("metric"))
 
 
-def _filter(piece: SliceSpec, metric: str, wanted: str | None, leaves: Mapping[str, Any]) -> str:
+def _filter(spec: SliceSpec, metric: str, wanted: str | None, leaves: Mapping[str, Any]) -> str:
     names = {leaf: [f.name for f in task._filters] for leaf, task in leaves.items()}
     if wanted is None:
         every = {tuple(filters) for filters in names.values()}
@@ -205,23 +198,23 @@ def _filter(piece: SliceSpec, metric: str, wanted: str | None, leaves: Mapping[s
         if len(every) == 1 and len(only) == 1:
             return str(only[0])
         options = sorted({f"{metric},{name}" for filters in names.values() for name in filters})
-        problem = f"task {piece.task!r} reports {metric!r} under several filters"
-        raise InputError(problem, f"write one of: {', '.join(options)}", piece.at("metric"))
+        problem = f"task {spec.task!r} reports {metric!r} under several filters"
+        raise InputError(problem, f"write one of: {', '.join(options)}", spec.at("metric"))
     for leaf, filters in names.items():
         if wanted not in filters:
-            key = "filter" if "filter" in piece.options else "metric"
-            raise InputError(f"task {leaf!r} has no filter {wanted!r}", suggestion(wanted, filters), piece.at(key))
+            key = "filter" if "filter" in spec.options else "metric"
+            raise InputError(f"task {leaf!r} has no filter {wanted!r}", suggestion(wanted, filters), spec.at(key))
     return wanted
 
 
-def _sign(piece: SliceSpec, metric: str, tasks: Iterable[Any]) -> int:
-    if piece.direction is not None:
-        return 1 if piece.direction == "higher" else -1
-    found = {_higher(task, metric) for task in tasks}
-    if len(found) != 1 or None in found:
-        problem = f"task {piece.task!r} does not tell whether a higher {metric!r} is better"
-        raise InputError(problem, "add `direction: higher` or `direction: lower`", piece.at("metric"))
-    return 1 if found == {True} else -1
+def _sign(spec: SliceSpec, metric: str, tasks: Iterable[Any]) -> int:
+    if spec.direction is not None:
+        return 1 if spec.direction == "higher" else -1
+    stated = {_higher(task, metric) for task in tasks}
+    if len(stated) != 1 or None in stated:
+        problem = f"task {spec.task!r} does not tell whether a higher {metric!r} is better"
+        raise InputError(problem, "add `direction: higher` or `direction: lower`", spec.at("metric"))
+    return 1 if stated == {True} else -1
 
 
 def _higher(task: Any, metric: str) -> bool | None:

@@ -1,4 +1,4 @@
-"""One pass of the model over one task's items: what all slices with the same task and options share."""
+"""One pass of the model over one task's items. Slices with the same task and options share it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.scoring.splits import SIDES, Deal, deal_all, item_key, labels
-from evomerge.scoring.tasks import library as tasks
+from evomerge.scoring.tasks import library
 from evomerge.scoring.tasks.instances import Doc, PreparedRequests, TaskRequests
 from evomerge.scoring.tasks.metrics import Rows
 from evomerge.types import SplitName
@@ -40,132 +40,144 @@ _PROMPT_FIELDS = (
 
 @dataclass(frozen=True)
 class Answers:
-    """What one pass over a task found: filter -> leaf task -> rows, and the mean negative log-likelihood of the right
-    answers (nats per token), where the requests tell it."""
+    """What one pass over a task gave.
+
+    Attributes:
+        rows: filter -> leaf task -> rows.
+        loss: the mean negative log-likelihood of the right answers in nats per token; None where the requests do not
+            tell it.
+    """
 
     rows: Mapping[str, Mapping[str, Rows]]
     loss: float | None
 
 
 class TaskPass:
-    """The items of a task (or of a group's or tag's leaf tasks), dealt and turned into requests once."""
+    """Holds the items of a task (or of a group's or tag's leaf tasks), dealt and turned into requests once, and asks
+    the model about them.
 
-    def __init__(self, fitness: FitnessSpec, piece: SliceSpec, found: tasks.TaskSet, lm: Any) -> None:
-        self.piece, self.found, self.lm = piece, found, lm
+    Attributes:
+        spec: the first slice that asked for it.
+        tasks: the leaf tasks.
+        lm: the model, a `ResidentLM`.
+        filters: the filters that slices read.
+        deal: the side of each item.
+    """
+
+    def __init__(self, fitness: FitnessSpec, spec: SliceSpec, tasks: library.TaskSet, lm: Any) -> None:
+        self.spec, self.tasks, self.lm = spec, tasks, lm
         self.filters: set[str] = set()
-        self._documents = {leaf: _documents(piece, leaf, task) for leaf, task in found.leaves.items()}
+        self._documents = {leaf: _documents(spec, leaf, task) for leaf, task in tasks.leaves.items()}
         self._keys = {leaf: [item_key(d) for d in docs] for leaf, docs in self._documents.items()}
         self._labels = {leaf: labels(keys) for leaf, keys in self._keys.items()}
-        self.deal: Deal = deal_all(self._keys, fitness.split_seed, fitness.search, piece.items)
-        self._prepared: dict[SplitName, dict[str, TaskRequests]] = {}
-        self._chosen: dict[tuple[SplitName, frozenset[str] | None], PreparedRequests] = {}
+        self.deal: Deal = deal_all(self._keys, fitness.split_seed, fitness.search, spec.items)
+        self._built: dict[SplitName, list[TaskRequests]] = {}
+        self._prepared: dict[tuple[SplitName, frozenset[str] | None], PreparedRequests] = {}
 
     def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> PreparedRequests:
-        """Build the requests of a split's items (of those in `names`), the first time they are asked for. InputError
-        where they cannot be built."""
-        if (split, names) not in self._chosen:
+        """Prepares the requests of a split's items (only those in `names`), the first time that they are asked for.
+        InputError where they cannot be built."""
+        if (split, names) not in self._prepared:
             try:
-                self._chosen[split, names] = PreparedRequests(self.papers(split, names), self.lm)
+                self._prepared[split, names] = PreparedRequests(self.requests(split, names), self.lm)
             except InputError as error:
-                raise InputError(error.problem, error.mend, error.where or self.piece.at("task")) from error
+                raise InputError(error.problem, error.mend, error.where or self.spec.at("task")) from error
             except (TypeError, ValueError, LookupError) as error:
-                problem = f"the requests of task {self.piece.task!r} cannot be prepared: {tasks.reason(error)}"
-                raise InputError(problem, "mend the task or its options", self.piece.at("task")) from error
-        return self._chosen[split, names]
+                problem = f"the requests of task {self.spec.task!r} cannot be prepared: {library.reason(error)}"
+                raise InputError(problem, "mend the task or its options", self.spec.at("task")) from error
+        return self._prepared[split, names]
 
-    def papers(self, split: SplitName, names: frozenset[str] | None = None) -> list[TaskRequests]:
-        """The questions of a split's items (of those in `names`), of the leaf tasks that have any."""
-        papers = self._papers(split)
-        return papers if names is None else [part for p in papers if (part := p.part(names)).questions]
+    def requests(self, split: SplitName, names: frozenset[str] | None = None) -> list[TaskRequests]:
+        """The requests of a split's items (only those in `names`), without the leaf tasks that have none."""
+        if split not in self._built:
+            indices = {leaf: self.deal.indices(split, leaf) for leaf in self.tasks.leaves}
+            self._built[split] = [self._build(leaf, split, at) for leaf, at in indices.items() if at]
+        built = self._built[split]
+        return built if names is None else [part for whole in built if (part := whole.part(names)).docs]
 
     def names(self, split: SplitName) -> tuple[str, ...]:
         """The items of a split, as `ItemScore.item` calls them, in the order in which they are reported."""
-        return tuple(name for paper in self._papers(split) for name in paper.names)
+        places = ((leaf, index) for leaf in self.tasks.leaves for index in self.deal.indices(split, leaf))
+        return tuple(f"{leaf}/{self._labels[leaf][index]}" for leaf, index in places)
 
     def clusters(self, field: str, where: Where) -> dict[str, str]:
-        """Item -> the content of its document's `field`. InputError where a document has no such field."""
-        found = {}
+        """Maps each item to the content of its document's `field`. InputError where a document has no such field."""
+        clusters = {}
         for leaf, documents in self._documents.items():
             for label, document in zip(self._labels[leaf], documents, strict=True):
                 if field not in document:
                     problem = f"the items of task {leaf!r} have no field {field!r}"
                     raise InputError(problem, suggestion(field, map(str, document)), where)
-                found[f"{leaf}/{label}"] = str(document[field])
-        return found
+                clusters[f"{leaf}/{label}"] = str(document[field])
+        return clusters
 
-    def _papers(self, split: SplitName) -> list[TaskRequests]:
-        if split not in self._prepared:
-            chosen = {leaf: self.deal.indices(split, leaf) for leaf in self.found.leaves}
-            self._prepared[split] = {leaf: self._prepare(leaf, split, at) for leaf, at in chosen.items() if at}
-        return list(self._prepared[split].values())
-
-    def _prepare(self, leaf: str, split: SplitName, chosen: list[int]) -> TaskRequests:
-        task, documents = self.found.leaves[leaf], self._documents[leaf]
+    def _build(self, leaf: str, split: SplitName, indices: list[int]) -> TaskRequests:
+        task, documents = self.tasks.leaves[leaf], self._documents[leaf]
         forbidden = set() if split == "all" else self.deal.keys("holdout", leaf)
         try:
-            instances = tasks.prepare(task, documents, chosen, forbidden, self.piece, self.lm)
+            instances = library.prepare(task, documents, indices, forbidden, self.spec, self.lm)
         except Exception as error:
             if "larger than population" in str(error):
                 problem = f"task {leaf!r} has not as many few-shot examples as it is to show"
-                raise InputError(problem, "lower `num_fewshot`", self.piece.at("num_fewshot")) from error
-            problem = f"the prompts of task {leaf!r} cannot be built: {tasks.reason(error)}"
-            raise InputError(problem, "mend the task, its data or its options", self.piece.at("task")) from error
+                raise InputError(problem, "lower `num_fewshot`", self.spec.at("num_fewshot")) from error
+            problem = f"the prompts of task {leaf!r} cannot be built: {library.reason(error)}"
+            raise InputError(problem, "mend the task, its data or its options", self.spec.at("task")) from error
         by_document: dict[int, list[Any]] = {}
         for instance in instances:
             by_document.setdefault(instance.doc_id, []).append(instance)
-        questions = [
+        docs = [
             Doc(self._labels[leaf][index], documents[index], sorted(by_document[k], key=lambda i: i.idx))
-            for k, index in enumerate(chosen)
+            for k, index in enumerate(indices)
         ]
-        return TaskRequests(leaf, task, questions)
+        return TaskRequests(leaf, task, docs)
 
     def reported(self, leaf: str, metric: str, split: SplitName) -> set[str] | None:
-        """The metrics that the leaf's code returns, tried on made-up answers; None where that cannot be tried.
-        Stops at the first document whose result holds `metric`."""
-        paper = next((p for p in self._papers(split) if p.leaf == leaf), None)
-        if paper is None:
+        """The metrics that the leaf's code returns, tried on made-up responses; None where that cannot be tried.
+        Stops at the first document that has `metric`."""
+        requests = next((r for r in self.requests(split) if r.leaf == leaf), None)
+        if requests is None:
             return None
-        seen: set[str] = set()
-        for question in paper.questions[:50]:
+        metrics: set[str] = set()
+        for doc in requests.docs[:50]:
             try:
-                result = paper.task.process_results(
-                    copy.deepcopy(question.document), [_made_up(i.request_type) for i in question.instances]
-                )
+                responses = [_made_up(instance.request_type) for instance in doc.instances]
+                result = requests.task.process_results(copy.deepcopy(doc.document), responses)
             except Exception:
                 return None
-            seen.update(result)
-            if metric in seen:
+            metrics.update(result)
+            if metric in metrics:
                 break
-        return seen
+        return metrics
 
     def run(self, split: SplitName, names: frozenset[str] | None = None) -> Answers:
-        """Ask the model, with the weights it has now, the items of a split (of them, those in `names`)."""
-        exam = self.prepare(split, names)
-        with exam.asked():
-            rows = {f: {paper.leaf: paper.rows(f) for paper in exam.papers} for f in sorted(self.filters)}
-            return Answers(rows, exam.loss())
+        """Asks the model, with its current weights, about the items of a split (only those in `names`)."""
+        prepared = self.prepare(split, names)
+        with prepared.answered():
+            rows = {f: {task.leaf: task.rows(f) for task in prepared.tasks} for f in sorted(self.filters)}
+            return Answers(rows, prepared.loss())
 
     def digest(self) -> str:
-        """sha256 over the items, the side each was dealt to, and the task's prompts and options."""
-        parts: list[Any] = [sorted(self.piece.options.items(), key=str)]
-        for leaf, task in self.found.leaves.items():
+        """sha256 over the items, the side of each, and the task's prompts and options."""
+        parts: list[Any] = [sorted(self.spec.options.items(), key=str)]
+        for leaf, task in self.tasks.leaves.items():
             parts.append([leaf, _prompt_config(task)])
         for side in SIDES:
             parts.append([side, sorted((item.task, item.key) for item in self.deal.items(side))])
         return hashlib.sha256(json.dumps(parts, default=_source, sort_keys=True).encode()).hexdigest()
 
 
-def _documents(piece: SliceSpec, leaf: str, task: Any) -> list[Any]:
+def _documents(spec: SliceSpec, leaf: str, task: Any) -> list[Any]:
     try:
         return list(task.eval_docs)
     except Exception as error:
-        problem = f"the items of task {leaf!r} cannot be read: {tasks.reason(error)}"
-        raise InputError(problem, "mend the task or its data", piece.at("task")) from error
+        problem = f"the items of task {leaf!r} cannot be read: {library.reason(error)}"
+        raise InputError(problem, "mend the task or its data", spec.at("task")) from error
 
 
 def _made_up(kind: str) -> Any:
-    answers: dict[str, Any] = {"loglikelihood": (-1.0, False), "loglikelihood_rolling": -1.0}
-    return answers.get(kind, "")
+    """A response to a request of this kind."""
+    responses: dict[str, Any] = {"loglikelihood": (-1.0, False), "loglikelihood_rolling": -1.0}
+    return responses.get(kind, "")
 
 
 def _prompt_config(task: Any) -> dict[str, Any]:
@@ -173,7 +185,7 @@ def _prompt_config(task: Any) -> dict[str, Any]:
 
 
 def _source(value: Any) -> str:
-    """A function by its source text, so that the digest is the same in the next process."""
+    """A function's source text, so that the digest is the same in the next process."""
     if callable(value):
         with contextlib.suppress(OSError, TypeError):
             return inspect.getsource(value)

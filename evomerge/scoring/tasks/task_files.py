@@ -1,4 +1,4 @@
-"""lm-eval task YAML on disk, read without lm-eval: names, metrics, data files. ``!function`` stays a text."""
+"""Reads lm-eval's task YAML without lm-eval: names, metrics, data files. ``!function`` stays a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 _BUILDERS = {"json", "csv", "parquet", "text", "arrow", "xml"}
-"""Values of `dataset_path` that name a file format, so that `data_files` are files of the user's."""
+"""Values of `dataset_path` that name a file format: `data_files` are then the user's files."""
 
 SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 """The keys of a task that name a split of its data."""
@@ -25,7 +25,13 @@ _WORD = re.compile(rb"""[^\s"',\[\]-][^\s"',\[\]]*""")
 
 @dataclass(frozen=True)
 class TaskFile:
-    """One task or group of a local folder: its YAML with the includes merged in, and the folders it came from."""
+    """One task or group of a local folder.
+
+    Attributes:
+        path: the YAML file.
+        config: its content, with the includes merged in.
+        folders: the folders of the file and of its includes.
+    """
 
     path: Path
     config: Mapping[str, Any]
@@ -33,7 +39,7 @@ class TaskFile:
 
     @property
     def members(self) -> list[Any]:
-        """What a group lists: names, or mappings."""
+        """The members of a group: names or mappings."""
         task = self.config.get("task")
         if "group" not in self.config or task is None:
             return []
@@ -42,7 +48,13 @@ class TaskFile:
 
 @dataclass
 class LocalTasks:
-    """Everything that the include folders define. `broken` holds the YAML that could not be read, with the reason."""
+    """The tasks that the include folders define.
+
+    Attributes:
+        files: task or group name -> file.
+        tags: tag -> its tasks.
+        broken: the YAML that could not be read -> the reason.
+    """
 
     files: dict[str, TaskFile] = field(default_factory=dict)
     tags: dict[str, list[str]] = field(default_factory=dict)
@@ -53,7 +65,7 @@ class LocalTasks:
         return {*self.files, *self.tags}
 
     def closure(self, name: str) -> tuple[list[TaskFile], set[str]]:
-        """The local leaf tasks below `name`, and the names below it that are not local."""
+        """Finds the local leaf tasks below `name`, and the names below it that are not local."""
         leaves: dict[str, TaskFile] = {}
         foreign: set[str] = set()
         queue: list[str] = [name]
@@ -75,33 +87,33 @@ class LocalTasks:
 
 
 def scan(folders: Iterable[Path]) -> LocalTasks:
-    """Read every ``*.yaml`` below the folders, later folders overriding earlier ones, as lm-eval does."""
-    found = LocalTasks()
+    """Reads every ``*.yaml`` below the folders. Later folders override earlier ones, as in lm-eval."""
+    tasks = LocalTasks()
     for folder in folders:
         for path in sorted(folder.glob("**/*.yaml")):
             try:
                 config, origins = read(path)
             except (OSError, ValueError, yaml.YAMLError) as error:
-                found.broken[path] = " ".join(str(error).split())
+                tasks.broken[path] = " ".join(str(error).split())
                 continue
-            _register(found, TaskFile(path, config, tuple(origins)))
-    return found
+            _register(tasks, TaskFile(path, config, tuple(origins)))
+    return tasks
 
 
-def _register(found: LocalTasks, file: TaskFile) -> None:
+def _register(tasks: LocalTasks, file: TaskFile) -> None:
     name = file.config.get("group") or file.config.get("task")
     if not isinstance(name, str):
         return  # a fragment that others include
-    found.files[name] = file
+    tasks.files[name] = file
     tags = file.config.get("tag") or []
     for tag in [tags] if isinstance(tags, str) else tags:
-        members = found.tags.setdefault(tag, [])
+        members = tasks.tags.setdefault(tag, [])
         if "group" not in file.config and name not in members:
             members.append(name)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Path]]:
-    """A task YAML with its includes merged in as lm-eval merges them (local keys win), and the folders of them all."""
+    """Reads a task YAML, merges its includes as lm-eval does (local keys win), and returns the folders of all files."""
     return _read(path.resolve(), frozenset())
 
 
@@ -122,7 +134,7 @@ def _read(path: Path, above: frozenset[Path]) -> tuple[dict[str, Any], list[Path
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain types; the one tag that task files use reads as its text."""
+    """Reads YAML's plain types, and the tag `!function` as text."""
 
 
 _Loader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
@@ -132,8 +144,8 @@ _Loader.add_constructor("!function", lambda loader, node: f"!function {node.valu
 
 
 def anchor(config: dict[str, Any], folders: Iterable[Path]) -> None:
-    """Make the local data paths of a task's config absolute, in place: relative ones start at the YAML's folder
-    (or that of an included YAML), where lm-eval would start at the current directory."""
+    """Makes the local data paths of a task's config absolute, in place. Relative paths start at the folder of the YAML
+    or of an included YAML; lm-eval would start at the current directory."""
     places = list(folders)
     path = config.get("dataset_path")
     if isinstance(path, str) and _is_folder(path, places):
@@ -152,7 +164,7 @@ def anchor(config: dict[str, Any], folders: Iterable[Path]) -> None:
 
 
 def missing_data(file: TaskFile) -> list[Path]:
-    """The local data files that a task names and that do not exist, or hold nothing."""
+    """The local data files of a task that do not exist or are empty."""
     config = dict(file.config)
     anchor(config, file.folders)
     paths = []
@@ -166,10 +178,8 @@ def missing_data(file: TaskFile) -> list[Path]:
 
 
 def data_splits(config: Mapping[str, Any]) -> list[str]:
-    """The splits that a task's data has, where its YAML lists the files of each; else nothing.
-
-    Files that are given without the name of a split are the split "train" (datasets' rule).
-    """
+    """The splits of a task's data, where its YAML lists the files of each; else nothing. Files without the name of a
+    split are the split "train" (datasets' rule)."""
     kwargs = config.get("dataset_kwargs")
     if config.get("dataset_path") not in _BUILDERS or config.get("custom_dataset") or not isinstance(kwargs, dict):
         return []
@@ -234,8 +244,8 @@ def _member_names(members: Iterable[Any]) -> list[str]:
 
 
 def is_built_in(name: str) -> bool:
-    """Whether lm-eval defines a task, group or tag of that name. A name most often stands in a folder that is
-    called like its first word (`arc_easy` in `arc`), so a right one is found without reading all 14,000 files."""
+    """Whether lm-eval defines a task, group or tag of that name. Most names stand in a folder with the name of their
+    first word (`arc_easy` in `arc`), which is read first: all 14,000 files would take 1 to 2 s."""
     folder = _built_in_folder()
     if folder is None:
         return False

@@ -17,7 +17,7 @@ from evomerge.errors import EvomergeError, InputError, TrialError
 from evomerge.evaluator.executor import Executor, run_all
 from evomerge.evaluator.jobs import EvalTask, GradientJob
 from evomerge.registry import CHOICES
-from evomerge.scoring.suite import SliceInfo
+from evomerge.scoring.slices import SliceInfo
 from evomerge.space.space import Space
 from evomerge.study.run.evaluation import TrialResult
 from evomerge.study.run.leaderboard import Leaderboard
@@ -50,7 +50,7 @@ class TrialGradients:
         fitness = trials.criteria.fitness
         slices = trials.criteria.info.slices
         self._check_slices(slices)
-        differentiable = {name: info for name, info in slices.items() if not info.no_surrogate}
+        differentiable = {name: info for name, info in slices.items() if not info.no_proxy_loss}
         self._items = {name: _split(info, fitness.split_seed) for name, info in differentiable.items()}
         self._genes = [dimension.key for dimension in space.dimensions]
         declared = [p for method in space.spec.methods for p in CHOICES[method].parameters]
@@ -61,12 +61,12 @@ class TrialGradients:
         """Checks what is only known once the tasks are built."""
         spec, specs = self._space.spec, self._trials.criteria.fitness.slices
         for name, info in slices.items():
-            if info.no_surrogate and info.weight > 0 and spec.optimizer["name"] == "gradient":
-                problem = f"gradient cannot follow slice {name}: {info.no_surrogate}"
+            if info.no_proxy_loss and info.weight > 0 and spec.optimizer["name"] == "gradient":
+                problem = f"gradient cannot follow slice {name}: {info.no_proxy_loss}"
                 raise InputError(problem, UNWEIGHTED, specs[name].where)
-        if all(info.no_surrogate for info in slices.values()):
+        if all(info.no_proxy_loss for info in slices.values()):
             name, info = next(iter(slices.items()))
-            problem = f"no slice has slopes to follow; {name}: {info.no_surrogate}"
+            problem = f"no slice has slopes to follow; {name}: {info.no_proxy_loss}"
             mend = "add one of texts or choices, or search without gradients"
             raise InputError(problem, mend, specs[name].where)
 
@@ -117,7 +117,7 @@ class TrialGradients:
         return (yield from (self._trials.copy(trial) if duplicate else self._trials.evaluate(trial)))
 
     def _slices(self, trial: Trial, tensors: tuple[str, ...]) -> EvalTask[dict[str, Any]]:
-        """The result of `Evaluator.surrogate`, or its exception, for each slice: all at a time where there are
+        """The result of `Evaluator.proxy_loss`, or its exception, for each slice: all at a time where there are
         workers."""
         results = yield [GradientJob(trial.recipe, name, *items, tensors) for name, items in self._items.items()]
         return dict(zip(self._items, results, strict=True))
@@ -198,8 +198,8 @@ def _split(info: SliceInfo, seed: int) -> tuple[frozenset[str], frozenset[str]]:
     def place(item: str) -> int:
         return int.from_bytes(hashlib.sha256(f"checked\0{seed}\0{item}".encode()).digest()[:6], "big")
 
-    checked = frozenset(sorted(info.names, key=place)[: max(1, len(info.names) // _CHECKED)])
-    return frozenset(info.names) - checked or checked, checked
+    checked = frozenset(sorted(info.items, key=place)[: max(1, len(info.items) // _CHECKED)])
+    return frozenset(info.items) - checked or checked, checked
 
 
 def _unit(

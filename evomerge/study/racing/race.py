@@ -137,7 +137,7 @@ class Race:
         """Every slice's score by the items that were scored: exact where all were, the control's where none was."""
         scores = {**self._control.scores, **{name: score.value for name, score in entry.totals.items()}}
         for name, forecast in self._forecasts([entry.items]).items():
-            scores[name] = self._schedule.item_weights[name].mixture.value(float(forecast.mean[0]))
+            scores[name] = self._schedule.item_weights[name].kind.value(float(forecast.mean[0]))
         return scores
 
     def _running(self) -> list[Entry]:
@@ -183,7 +183,7 @@ class Race:
             return
         apart = np.zeros(len(self._controls))
         for name, forecaster in self._schedule.forecasters.items():
-            weights = forecaster.composition
+            weights = forecaster.item_weights
             controls = np.array([weights.units(control.items[name]) for control in self._controls])
             field = _bounded(np.array([weights.units(items.get(name, {})) for items in running]), controls[0])
             scored = ~np.isnan(field).any(axis=0)
@@ -242,7 +242,7 @@ class Race:
     def _key(self, entry: Entry, drawn: Mapping[str, Matrix], draw: int, at: int) -> RankKey:
         scores = {**self._control.scores, **{name: score.value for name, score in entry.totals.items()}}
         for name, means in drawn.items():
-            scores[name] = self._schedule.item_weights[name].mixture.value(float(means[draw, at]))
+            scores[name] = self._schedule.item_weights[name].kind.value(float(means[draw, at]))
         return rank_key(self.bounds.outcome(scores))
 
 

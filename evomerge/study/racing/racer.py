@@ -10,9 +10,10 @@ from dataclasses import replace
 from evomerge.errors import TrialError
 from evomerge.evaluator.evaluation import Evaluation, add_seconds
 from evomerge.evaluator.executor import Executor, run_all
-from evomerge.evaluator.jobs import AggregateJob, EvalTask
+from evomerge.evaluator.jobs import EvalTask
 from evomerge.files.objects import FitnessSpec, Pruner, SpaceSpec
 from evomerge.optimize.ranking import rank_key
+from evomerge.scoring.slices import SliceInfo
 from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.racing.race import Control, Entry, Race
 from evomerge.study.racing.rungs import ItemNames, ItemSchedule
@@ -21,7 +22,7 @@ from evomerge.study.run.items import Items, load_items
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import Trial
 from evomerge.study.trials import Trials
-from evomerge.types import SliceScore
+from evomerge.types import ItemScore, SliceScore
 
 _CONTROLS = 32
 """How many of the latest merges that were scored in full a candidate may be predicted from."""
@@ -194,15 +195,8 @@ class Racer:
     def _measured(self, entry: Entry) -> TrialResult:
         """The result of a candidate that was scored on all items."""
         slices = self._trials.criteria.info.slices
-        [totals] = run_all(self._executor, [self._aggregated(entry)])
-        scores = {name: entry.totals.get(name) or totals[name] for name in slices}
+        scores = {name: entry.totals.get(name) or _aggregated(info, entry.items[name]) for name, info in slices.items()}
         return self._with_counts(entry, scores)
-
-    def _aggregated(self, entry: Entry) -> EvalTask[dict[str, SliceScore]]:
-        slices = self._trials.criteria.info.slices
-        items = {name: entry.items[name] for name in slices if name not in entry.totals}
-        totals: dict[str, SliceScore] = yield AggregateJob(entry.trial.recipe, items)
-        return totals
 
     def _predicted(self, race: Race, entry: Entry) -> TrialResult:
         """The result of a pruned candidate: scores and confidence bounds as predicted, never above what is still
@@ -233,6 +227,12 @@ class Racer:
         criteria = self._trials.criteria
         geometric = criteria.fitness.objective == "geometric_mean"
         return max(0.0, score) if geometric and criteria.info.slices[name].sign > 0 else score
+
+
+def _aggregated(info: SliceInfo, items: Mapping[str, ItemScore]) -> SliceScore:
+    """A slice's score by all of its items."""
+    assert info.aggregation is not None  # only slices that have one are scored in parts
+    return info.aggregation.score([items[name] for name in info.items])
 
 
 def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Pruner, ...]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evomerge.files.objects import FitnessSpec
+from evomerge.scoring.slices import SuiteInfo
 from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.scoring.stats.anchors import Matrix, Vector, anchors
 from evomerge.scoring.stats.forecast import Forecaster
-from evomerge.scoring.suite import SuiteInfo
 from evomerge.study.run.items import Items
 
 ItemNames = dict[str, frozenset[str]]
@@ -101,7 +101,7 @@ class ItemSchedule:
         return kept
 
     def _pool(self, suite: SuiteInfo, slices: tuple[str, ...], references: Sequence[Items]) -> Pool:
-        names = suite.slices[slices[0]].names
+        names = suite.slices[slices[0]].items
         possible = [self._units(suite, name, references) for name in slices]
         units = [u for u in possible if u is not None]
         if len(units) < len(slices):
@@ -127,12 +127,13 @@ class ItemSchedule:
 
     def _units(self, suite: SuiteInfo, name: str, references: Sequence[Items]) -> Matrix | None:
         """[references, items], the numbers that are averaged; None where the slice's score is no mean of its items."""
-        kind = suite.slices[name].mixture
-        if kind is None:
+        aggregation, names = suite.slices[name].aggregation, suite.slices[name].items
+        if aggregation is None:
             return None
+        kind = aggregation.kind
         of_base = references[0].get(name, {})
-        base = [of_base[item] for item in suite.slices[name].names if item in of_base]
-        lacking = len(base) < len(suite.slices[name].names)
+        base = [of_base[item] for item in names if item in of_base]
+        lacking = len(base) < len(names)
         if lacking or any(item.score is None and item.weight > 0 for item in base):
             return None
         scores = [i.score for reference in references for i in reference[name].values() if i.score is not None]
@@ -146,7 +147,7 @@ class ItemSchedule:
         """[items], how much of the score each costs the references on average."""
         weights = self.item_weights[name]
         mean: Vector = units.mean(axis=0)
-        return -weights.mixture.sign * mean * weights.shares
+        return -weights.kind.sign * mean * weights.shares
 
 
 def _between(scores: Sequence[float], kind: MeanKind) -> bool:

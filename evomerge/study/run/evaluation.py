@@ -10,7 +10,7 @@ from evomerge.evaluator.evaluation import Evaluation
 from evomerge.files.objects import FitnessSpec
 from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import lower_bound
-from evomerge.scoring.suite import SuiteInfo
+from evomerge.scoring.slices import SuiteInfo
 from evomerge.study.run.trial import PrunedBy
 from evomerge.types import Scores, SliceScore
 

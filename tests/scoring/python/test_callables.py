@@ -79,7 +79,7 @@ def test_it_may_import_its_neighbours(own: Bench, model: Any, tokenizer: Any) ->
 def test_lower_may_be_better(own: Bench, model: Any, tokenizer: Any) -> None:
     suite = build(own, model, tokenizer, "mine:score", direction="lower")
     assert suite.score()["s"].value == -0.5
-    assert suite.slices["s"].show(-0.5) == 0.5
+    assert suite.info.slices["s"].show(-0.5) == 0.5
 
 
 def test_what_it_does_to_its_items_does_not_last(own: Bench, model: Any, tokenizer: Any) -> None:

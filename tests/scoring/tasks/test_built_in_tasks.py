@@ -44,7 +44,7 @@ def test_gsm8k_as_lm_eval_has_it(bench: Bench, model: Any, tokenizer: Any, monke
         Suite.build(bench.fitness({"s": {**piece, "metric": "exact_match"}}), model, tokenizer)
     suite = Suite.build(fitness, model, tokenizer)
     source: Any = suite.slices["s"].source
-    instance = source.prepare("search").papers[0].instances[0]
+    instance = source.prepare("search").tasks[0].instances[0]
     assert instance.args[0].count("Question: ") == 3
     assert instance.args[1]["max_gen_toks"] == 4
     assert 0 <= suite.score()["s"].value <= 1

@@ -1,4 +1,4 @@
-"""Surrogates: their values and gradients are those of the plain model, whatever the micro-batches are."""
+"""Proxy losses: their values and gradients are those of the plain model, whatever the micro-batches are."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def change(bench: Bench, task: str, **config: Any) -> None:
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **config}, sort_keys=False))
 
 
-def questions(suite: Suite, items: frozenset[str] | None = None) -> list[Any]:
+def docs(suite: Suite, items: frozenset[str] | None = None) -> list[Any]:
     source: Any = suite.slices["s"].source
-    return [question for paper in source.papers("search", items) for question in paper.questions]
+    return [doc for task in source.requests("search", items) for doc in task.docs]
 
 
 def every(suite: Suite) -> frozenset[str]:
@@ -73,17 +73,17 @@ def plain(suite: Suite, instance: Any) -> Tensor:
 
 
 def expected(suite: Suite, metric: str, asked: list[Any]) -> Tensor:
-    """The surrogate as its definition says it."""
-    lls = [torch.stack([plain(suite, instance) for instance in question.instances]) for question in asked]
+    """The proxy loss by its definition."""
+    lls = [torch.stack([plain(suite, instance) for instance in doc.instances]) for doc in asked]
     if asked[0].instances[0].request_type == "loglikelihood_rolling":
-        size = sum(len(question.instances[0].args[0].encode()) for question in asked)
+        size = sum(len(doc.instances[0].args[0].encode()) for doc in asked)
         return -torch.stack(lls).sum() / size / (math.log(2) if metric == "bits_per_byte" else 1)
     if len(asked[0].instances) == 1:
         tokens = [len(q.instances[0].args[1]) for q in asked]  # a token a byte
         return torch.stack([-own[0] / n for own, n in zip(lls, tokens, strict=True)]).mean()
     losses = []
-    for question, own in zip(asked, lls, strict=True):
-        options, gold = question.document["options"], question.document["gold"]
+    for doc, own in zip(asked, lls, strict=True):
+        options, gold = doc.document["options"], doc.document["gold"]
         scores = own[: len(options)]
         if metric == "acc_mutual_info":
             scores = scores - own[len(options) :]
@@ -138,8 +138,8 @@ def test_the_value_is_that_of_the_plain_model(task: str, metric: str, bench: Ben
     tasks(bench)
     suite = built(task, metric)
     with torch.no_grad():
-        wanted = float(expected(suite, metric, questions(suite)))
-    assert suite.surrogate("s", every(suite)) == pytest.approx(wanted, rel=1e-5)
+        wanted = float(expected(suite, metric, docs(suite)))
+    assert suite.proxy_loss("s", every(suite)) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_texts_value_is_its_bits_per_byte(bench: Bench, built: Any) -> None:
@@ -147,8 +147,8 @@ def test_a_texts_value_is_its_bits_per_byte(bench: Bench, built: Any) -> None:
     suite = built("text", "bits_per_byte")
     names = sorted(every(suite))
     for items in (frozenset(names), frozenset(names[::2]), frozenset(names[:1])):
-        score = suite.score(chosen={"s": items})["s"]
-        assert suite.surrogate("s", items) == pytest.approx(suite.slices["s"].show(score.value), rel=1e-6)
+        score = suite.score(items={"s": items})["s"]
+        assert suite.proxy_loss("s", items) == pytest.approx(suite.info.slices["s"].show(score.value), rel=1e-6)
 
 
 @pytest.mark.parametrize(("task", "metric"), CASES)
@@ -157,8 +157,8 @@ def test_some_items_have_a_value_of_their_own(task: str, metric: str, bench: Ben
     suite = built(task, metric)
     items = frozenset(sorted(every(suite))[1:5])
     with torch.no_grad():
-        wanted = float(expected(suite, metric, questions(suite, items)))
-    assert suite.surrogate("s", items) == pytest.approx(wanted, rel=1e-5)
+        wanted = float(expected(suite, metric, docs(suite, items)))
+    assert suite.proxy_loss("s", items) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -169,8 +169,8 @@ def test_the_gradient_is_that_of_the_plain_model(
     tasks(bench)
     suite = built(task, metric, batch_size)
     with tracked(model) as found:
-        value = suite.surrogate("s", every(suite), backward=True, share=0.5)
-    wanted = expected(suite, metric, questions(suite))
+        value = suite.proxy_loss("s", every(suite), backward=True, share=0.5)
+    wanted = expected(suite, metric, docs(suite))
     assert value == pytest.approx(wanted.item(), rel=1e-5)
     same(found, gradients(model, wanted), times=0.5)
 
@@ -206,8 +206,8 @@ def test_the_gradient_is_the_same_by_another_way(how: str, task: str, bench: Ben
         if how == "rows":
             without_trees(suite)
         with tracked(model) as found:
-            value = suite.surrogate("s", every(suite), backward=True, checkpointing=how == "checkpointing")
-        wanted = expected(suite, metric, questions(suite))
+            value = suite.proxy_loss("s", every(suite), backward=True, checkpointing=how == "checkpointing")
+        wanted = expected(suite, metric, docs(suite))
         assert value == pytest.approx(wanted.item(), rel=1e-5)
         same(found, gradients(model, wanted))
 
@@ -222,10 +222,10 @@ def test_a_head_that_looks_at_the_whole_sequence_gets_it(bench: Bench, built: An
     with unlike_the_rest(model, "whole"):
         suite = built("even", "acc")
         with tracked(model) as found:
-            value = suite.surrogate("s", every(suite), backward=True)
+            value = suite.proxy_loss("s", every(suite), backward=True)
         source: Any = suite.slices["s"].source
         assert not source.lm.shortcuts.selection
-        wanted = expected(suite, "acc", questions(suite))
+        wanted = expected(suite, "acc", docs(suite))
         assert value == pytest.approx(wanted.item(), rel=1e-5)
         same(found, gradients(model, wanted))
 
@@ -239,19 +239,19 @@ def test_tied_embeddings_have_one_gradient(bench: Bench, built: Any, model: Any)
         tied = LlamaForCausalLM(type(model.config)(**{**model.config.to_dict(), "tie_word_embeddings": True})).eval()
     suite = built("choice", "acc", on=tied)
     with tracked(tied) as found:
-        suite.surrogate("s", every(suite), backward=True, checkpointing=True)
+        suite.proxy_loss("s", every(suite), backward=True, checkpointing=True)
     assert "lm_head.weight" not in found
-    same(found, gradients(tied, expected(suite, "acc", questions(suite))))
+    same(found, gradients(tied, expected(suite, "acc", docs(suite))))
 
 
 def test_a_long_texts_windows_are_taken_one_by_one(bench: Bench, built: Any, model: Any) -> None:
     bench.text(n=4)
     bench.data("text.jsonl", [{"text": sentence(i, 300)} for i in range(3)])
     suite = built("text", "bits_per_byte", batch_size=1)
-    assert suite.slices["s"].surrogate.largest(every(suite)).positions <= 512
+    assert suite.slices["s"].proxy_loss.largest(every(suite)).positions <= 512
     with tracked(model) as found:
-        suite.surrogate("s", every(suite), backward=True)
-    same(found, gradients(model, expected(suite, "bits_per_byte", questions(suite))))
+        suite.proxy_loss("s", every(suite), backward=True)
+    same(found, gradients(model, expected(suite, "bits_per_byte", docs(suite))))
 
 
 # What is asked
@@ -263,11 +263,11 @@ def test_of_several_right_answers_the_sum_counts(bench: Bench, built: Any) -> No
     suite = built("choice", "acc")
     losses = []
     with torch.no_grad():
-        for question in questions(suite):
-            scores = torch.stack([plain(suite, instance) for instance in question.instances])
-            gold = question.document["gold"]
+        for doc in docs(suite):
+            scores = torch.stack([plain(suite, instance) for instance in doc.instances])
+            gold = doc.document["gold"]
             losses.append(-scores.softmax(0)[[gold, (gold + 1) % 3]].sum().log())
-    assert suite.surrogate("s", every(suite)) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    assert suite.proxy_loss("s", every(suite)) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
 
 def test_choices_as_contexts_of_one_ending(bench: Bench, built: Any) -> None:
@@ -275,21 +275,21 @@ def test_choices_as_contexts_of_one_ending(bench: Bench, built: Any) -> None:
     change(bench, "choice", doc_to_text="gold", doc_to_target="{{question}}")
     suite = built("choice", "acc_norm")
     with torch.no_grad():
-        wanted = float(expected(suite, "acc_norm", questions(suite)))
-    assert suite.surrogate("s", every(suite)) == pytest.approx(wanted, rel=1e-5)
+        wanted = float(expected(suite, "acc_norm", docs(suite)))
+    assert suite.proxy_loss("s", every(suite)) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_items_without_a_right_answer_add_nothing(bench: Bench, built: Any) -> None:
     bench.choice(n=16)
     change(bench, "choice", doc_to_target="{{options[gold] if options[0]|length < 9 else 'none'}}")
     suite = built("choice", "acc")
-    asked = [question for question in questions(suite) if len(question.document["options"][0]) < 9]
-    assert 0 < len(asked) < len(questions(suite))
+    asked = [doc for doc in docs(suite) if len(doc.document["options"][0]) < 9]
+    assert 0 < len(asked) < len(docs(suite))
     with torch.no_grad():
-        wanted = float(expected(suite, "acc", asked)) * len(asked) / len(questions(suite))
-    assert suite.surrogate("s", every(suite)) == pytest.approx(wanted, rel=1e-5)
-    rest = every(suite) - {f"choice/{question.item}" for question in asked}
-    assert suite.surrogate("s", rest, backward=True) == 0
+        wanted = float(expected(suite, "acc", asked)) * len(asked) / len(docs(suite))
+    assert suite.proxy_loss("s", every(suite)) == pytest.approx(wanted, rel=1e-5)
+    rest = every(suite) - {f"choice/{doc.item}" for doc in asked}
+    assert suite.proxy_loss("s", rest, backward=True) == 0
 
 
 def test_bytes_are_those_that_the_task_counts(bench: Bench, built: Any) -> None:
@@ -303,7 +303,7 @@ def test_bytes_are_those_that_the_task_counts(bench: Bench, built: Any) -> None:
     file.write_text(file.read_text().replace("PLACE", "!function code.count"))
     suite = built("text", "bits_per_byte")
     score = suite.score()["s"]
-    assert suite.surrogate("s", every(suite)) == pytest.approx(-score.value, rel=1e-6)
+    assert suite.proxy_loss("s", every(suite)) == pytest.approx(-score.value, rel=1e-6)
 
 
 @pytest.mark.parametrize("by_size", [True, False])
@@ -318,15 +318,15 @@ def test_leaves_are_pooled_as_the_metric_pools_them(
     suite = built("both", metric)
     names = every(suite)
     leaves = [frozenset(name for name in names if name.startswith(leaf)) for leaf in ("small", "large")]
-    values = [suite.surrogate("s", leaf) for leaf in leaves]
+    values = [suite.proxy_loss("s", leaf) for leaf in leaves]
     sizes = [len(leaf) if by_size else 1 for leaf in leaves]
     wanted = sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
-    assert suite.surrogate("s", names) == pytest.approx(wanted, rel=1e-6)
+    assert suite.proxy_loss("s", names) == pytest.approx(wanted, rel=1e-6)
     if task == "text":
-        assert suite.surrogate("s", names) == pytest.approx(-suite.score()["s"].value, rel=1e-6)
+        assert suite.proxy_loss("s", names) == pytest.approx(-suite.score()["s"].value, rel=1e-6)
 
 
-# No surrogate
+# No proxy loss
 
 
 @pytest.mark.parametrize(
@@ -338,18 +338,17 @@ def test_leaves_are_pooled_as_the_metric_pools_them(
         ("choice", {"metric": "acc"}, {"doc_to_target": "nothing of this"}, "'choice' do not tell which answer"),
     ],
 )
-def test_slices_without_a_surrogate_say_why(
+def test_slices_without_a_proxy_loss_say_why(
     task: str, more: dict[str, Any], changed: dict[str, Any], why: str, bench: Bench, built: Any
 ) -> None:
     getattr(bench, task)()
     if changed:
         change(bench, task, **changed)
     suite = built(task, **more)
-    assert suite.slices["s"].surrogate is None
-    assert why in suite.slices["s"].no_surrogate
-    assert suite.outline.slices["s"].no_surrogate == suite.slices["s"].no_surrogate
-    with pytest.raises(ValueError, match=r"slice s has no surrogate: "):
-        suite.surrogate("s", every(suite))
+    assert suite.slices["s"].proxy_loss is None
+    assert why in suite.info.slices["s"].no_proxy_loss
+    with pytest.raises(ValueError, match=r"slice s has no proxy loss: "):
+        suite.proxy_loss("s", every(suite))
 
 
 def test_a_python_scorer_has_none(bench: Bench, model: Any, tokenizer: Any) -> None:
@@ -358,13 +357,13 @@ def test_a_python_scorer_has_none(bench: Bench, model: Any, tokenizer: Any) -> N
     suite = Suite.build(
         bench.fitness({"s": {"python": "mine.py:score", "data": "items.jsonl"}}, batch_size=8), model, tokenizer
     )
-    assert "Python function" in suite.outline.slices["s"].no_surrogate
+    assert "Python function" in suite.info.slices["s"].no_proxy_loss
 
 
 def test_what_has_one_gives_no_reason(bench: Bench, built: Any) -> None:
     tasks(bench)
     for task, metric in CASES:
-        assert built(task, metric).outline.slices["s"].no_surrogate == ""
+        assert built(task, metric).info.slices["s"].no_proxy_loss == ""
 
 
 # Manners
@@ -381,7 +380,7 @@ def test_nothing_is_left_changed(bench: Bench, built: Any, model: Any) -> None:
     model.train()
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = torch.random.get_rng_state(), random.getstate()
-    suite.surrogate("s", every(suite), backward=True, checkpointing=True)
+    suite.proxy_loss("s", every(suite), backward=True, checkpointing=True)
     assert torch.equal(before[0], torch.random.get_rng_state())
     assert before[1] == random.getstate()
     assert not model.training
@@ -397,32 +396,32 @@ def test_without_backward_there_is_no_graph(bench: Bench, built: Any, model: Any
     tasks(bench)
     suite = built("choice", "acc")
     with tracked(model) as found:
-        suite.surrogate("s", every(suite))
+        suite.proxy_loss("s", every(suite))
     assert not found
 
 
 def test_a_candidate_costs_its_passes_only(bench: Bench, built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evomerge.scoring.tasks import proxy_loss as surrogates
+    from evomerge.scoring.tasks import proxy_loss
 
     tasks(bench)
     suite = built("choice", "acc")
     items = every(suite)
-    value = suite.surrogate("s", items)
-    monkeypatch.setattr(surrogates, "encode", None)
-    assert suite.surrogate("s", items) == value
-    assert suite.surrogate("s", items, backward=True) == pytest.approx(value)
+    value = suite.proxy_loss("s", items)
+    monkeypatch.setattr(proxy_loss, "encode", None)
+    assert suite.proxy_loss("s", items) == value
+    assert suite.proxy_loss("s", items, backward=True) == pytest.approx(value)
 
 
 def test_failures_are_trial_errors(bench: Bench, built: Any, model: Any) -> None:
     tasks(bench)
     suite = built("choice", "acc", batch_size=4)
     with pytest.raises(TrialError, match="slice s: ValueError: none of these items"):
-        suite.surrogate("s", frozenset({"choice/nobody"}))
+        suite.proxy_loss("s", frozenset({"choice/nobody"}))
     weight = model.model.norm.weight.detach().clone()
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
-    with tracked(model) as found, pytest.raises(TrialError, match="slice s: the surrogate is nan"):
-        suite.surrogate("s", every(suite), backward=True)
+    with tracked(model) as found, pytest.raises(TrialError, match="slice s: the proxy loss is nan"):
+        suite.proxy_loss("s", every(suite), backward=True)
     assert not found
     with torch.no_grad():
         model.model.norm.weight.copy_(weight)
@@ -433,7 +432,7 @@ def test_failures_are_trial_errors(bench: Bench, built: Any, model: Any) -> None
     hook = model.model.register_forward_pre_hook(full)
     try:
         with pytest.raises(TrialError, match="batch_size 4; give the fitness file a smaller one"):
-            suite.surrogate("s", every(suite), backward=True, checkpointing=True)
+            suite.proxy_loss("s", every(suite), backward=True, checkpointing=True)
     finally:
         hook.remove()
     assert not any("forward" in vars(module) for module in model.modules())

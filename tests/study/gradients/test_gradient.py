@@ -55,8 +55,8 @@ def facts(run: str) -> list[tuple[Any, ...]]:
 
 def surrogates(space: Path, genome: Genome, bench: Evaluator, plan: Any) -> dict[str, float]:
     recipe = plan.space.recipe(genome)
-    names = {name: frozenset(piece.names) for name, piece in bench.suite.outline.slices.items()}
-    return {name: bench.surrogate(recipe, name, items, items, ())[0] for name, items in names.items()}
+    names = {name: frozenset(piece.items) for name, piece in bench.suite.info.slices.items()}
+    return {name: bench.proxy_loss(recipe, name, items, items, ())[0] for name, items in names.items()}
 
 
 SPACES: dict[str, dict[str, Any]] = {
@@ -113,7 +113,7 @@ def test_slopes_are_the_differences_of_the_surrogate(
 
     placement = place_candidates(plan.models, plan.fitness, "cpu", None)
     bench = Evaluator.load(plan.models, plan.fitness, placement, Observer())
-    steered = {name: frozenset(i for i in piece.names) for name, piece in bench.suite.outline.slices.items()}
+    steered = {name: frozenset(i for i in piece.items) for name, piece in bench.suite.info.slices.items()}
     recorded = _slopes_on(bench, plan, trial.genome, steered)
     chosen = list(trial.genome)[:: max(1, len(trial.genome) // 4)]
     largest = {name: max(map(abs, recorded[name].values())) for name in recorded}
@@ -163,7 +163,7 @@ def _slopes_on(bench: Evaluator, plan: Any, genome: Genome, items: Any) -> dict[
     steering._of_sources = {"weight"}
     recipe, found = plan.space.recipe(genome), {}
     for name, chosen in items.items():
-        _, _, pulled = bench.surrogate(recipe, name, chosen, chosen, tuple(plan.space.models.tensors))
+        _, _, pulled = bench.proxy_loss(recipe, name, chosen, chosen, tuple(plan.space.models.tensors))
         found[name] = dict(zip(steering._genes, steering._by_gene(pulled), strict=True))
     return found
 

@@ -1,29 +1,25 @@
-"""Which generation arguments there are, known without importing transformers."""
+"""Checks generation arguments before a model is loaded. transformers is imported only for an uncommon one."""
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.nodes import as_number
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_OWN = ("until", *_LENGTHS)
-"""lm-eval's own arguments (lm-eval 0.4.13, `normalize_gen_kwargs`)."""
-
-_FIELD = re.compile(r'self\.([a-z]\w*) = kwargs\.pop\("\1"')
+"""lm-eval's names for the number of new tokens (lm-eval 0.4.13, `normalize_gen_kwargs`)."""
 
 
 def check_arguments(settings: Any, where: Where, of: str = "") -> None:
     """InputError where an argument does not exist, or a common one has a value that it cannot take.
 
-    `settings` is a mapping, or lm-eval's text ``a=1,b=2``, of which only the names are looked at; `of` says whose
-    arguments they are.
+    Args:
+        settings: a mapping, or lm-eval's text ``a=1,b=2``: only its names are checked.
+        where: their place in the fitness file.
+        of: whose arguments they are, for the message.
     """
     if isinstance(settings, str):
         _check_names([pair.partition("=")[0].strip() for pair in settings.split(",")], where, of)
@@ -38,19 +34,18 @@ def check_arguments(settings: Any, where: Where, of: str = "") -> None:
 
 
 def _check_names(names: Iterable[str], where: Where, of: str) -> None:
-    fields = transformers_fields()
-    for name in names if fields else ():
-        if name not in _OWN and name not in fields:
-            raise InputError(f"no generation argument {name!r}{of}", suggestion(name, {*_OWN, *fields}), where)
+    for name in names:
+        if name not in _VALUES and name not in transformers_arguments():
+            legal = {*_VALUES, *transformers_arguments()}
+            raise InputError(f"no generation argument {name!r}{of}", suggestion(name, legal), where)
 
 
 @cache
-def transformers_fields() -> frozenset[str]:
-    """The fields of transformers' GenerationConfig, from the text of its source; empty where that tells none."""
-    spec = importlib.util.find_spec("transformers")
-    places = spec.submodule_search_locations if spec else None
-    file = Path(places[0]) / "generation" / "configuration_utils.py" if places else None
-    return frozenset(_FIELD.findall(file.read_text(encoding="utf-8"))) if file and file.is_file() else frozenset()
+def transformers_arguments() -> frozenset[str]:
+    """The arguments that transformers' GenerationConfig has. Imports transformers, without torch."""
+    from transformers import GenerationConfig
+
+    return frozenset(name for name in vars(GenerationConfig()) if not name.startswith("_"))
 
 
 def _anything(value: Any) -> bool:

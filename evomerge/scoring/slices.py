@@ -1,0 +1,96 @@
+"""What a slice is: `ScoredSlice` over a model, `SliceInfo` without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from evomerge.files.objects import FloorSpec
+from evomerge.scoring.splits import Deal
+from evomerge.types import SliceScore, SplitName
+
+if TYPE_CHECKING:  # numpy and torch
+    from evomerge.scoring.stats.aggregation import Aggregation
+    from evomerge.scoring.tasks.proxy_loss import ProxyLoss
+
+
+@dataclass(frozen=True)
+class SliceInfo:
+    """Describes a slice. It is picklable: other processes get it.
+
+    Attributes:
+        name: the slice's key in the fitness file.
+        sign: -1 where the metric's natural direction is lower-is-better, else 1.
+        metric: its name as lm-eval reports it.
+        weight: how much it counts in the objective.
+        floor: the worst acceptable score.
+        items: the items of the search split (`ItemScore.item`), in the order in which they are reported.
+        aggregation: makes the score of all items; None where the score is no mean of items (F1, BLEU).
+        no_proxy_loss: why the slice has no proxy loss; empty if it has one.
+    """
+
+    name: str
+    sign: int
+    metric: str
+    weight: float
+    floor: FloorSpec | None
+    items: tuple[str, ...] = field(repr=False)
+    aggregation: Aggregation | None
+    no_proxy_loss: str
+
+    def show(self, value: float) -> float:
+        """Turns an oriented value (higher is better) into the metric's own number."""
+        return self.sign * value
+
+
+class Source(Protocol):
+    """Asks the model about items. Slices that ask the same about the same items share a source."""
+
+    @property
+    def deal(self) -> Deal: ...
+    def names(self, split: SplitName) -> tuple[str, ...]: ...
+    def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> Any: ...
+    def run(self, split: SplitName, names: frozenset[str] | None = None) -> Any: ...
+    def digest(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class ScoredSlice:
+    """Scores a model on one slice.
+
+    Attributes:
+        info: describes the slice.
+        source: asks the model.
+        read: makes the score out of what `source.run` returned.
+        proxy_loss: the slice's differentiable loss, if it has one.
+    """
+
+    info: SliceInfo
+    source: Source
+    read: Callable[[Any], SliceScore]
+    proxy_loss: ProxyLoss | None = None
+
+    @property
+    def counts(self) -> dict[SplitName, int]:
+        """The number of items in each split."""
+        splits: tuple[SplitName, ...] = ("search", "holdout", "all")
+        return {split: len(self.source.deal.items(split)) for split in splits}
+
+
+@dataclass(frozen=True)
+class SuiteInfo:
+    """Describes a suite. It is picklable.
+
+    Attributes:
+        slices: slice name -> info.
+        pools: the slices' names; slices that share a source are together, since one pass scores them all.
+    """
+
+    slices: Mapping[str, SliceInfo]
+    pools: tuple[tuple[str, ...], ...]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Slice name -> weight, as the objectives take them."""
+        return {name: info.weight for name, info in self.slices.items()}
