@@ -13,29 +13,23 @@ GRADIENT = "gradient"
 @dataclass(frozen=True)
 class Abilities:
     """`choices`: whether it takes genes that are choices; `objectives`: the most slices that it can trade off against
-    each other (``objective: pareto``), 1 where it follows one number only; `smooth`: whether it looks for values that
-    are alike at neighbouring layers; `begins`: whether it begins with the genome that it is given; `slopes`: whether
-    it goes by the gradient alone, so that every gene, method and slice that counts must have one."""
+    each other (``objective: pareto``), 1 where it follows one number only; `begins`: whether it begins with the genome
+    that it is given; `slopes`: whether it goes by the gradient alone, so that every gene, method and slice that counts
+    must have one."""
 
     choices: bool = True
     objectives: int = 1
-    smooth: bool = False
     begins: bool = True
     slopes: bool = False
 
 
 ABILITIES: Mapping[str, Abilities] = {
-    "surrogate": Abilities(smooth=True),
-    "cma-es": Abilities(smooth=True),
     # It ranks by the hypervolume that a candidate adds, of which the cost grows exponentially with the objectives: an
     # ask after 400 trials takes 0.5 s with 6 of them, 6 s with 10.
     "tpe": Abilities(objectives=6),
     # With more objectives nearly everything is non-dominated, and domination tells nothing (Deb & Jain 2014, "An
     # evolutionary many-objective optimization algorithm", section II).
     "nsga-ii": Abilities(objectives=3),
-    # Its reference points grow with the objectives: with 6 of them there are 21, as many as candidates in a generation,
-    # and after 150 trials it is hardly ahead of random ones.
-    "nsga-iii": Abilities(objectives=6),
     "gradient": Abilities(choices=False, slopes=True),
     "uniform-soup": Abilities(begins=False),
     "greedy-soup": Abilities(begins=False),

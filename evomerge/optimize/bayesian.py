@@ -21,7 +21,6 @@ from evomerge.optimize.base import Sequential, check, identity
 from evomerge.optimize.gaussian_process import GaussianProcess, Group, Matrix
 from evomerge.optimize.mutation import Mutation
 from evomerge.optimize.ranking import FAILED, RankKey, rank_key
-from evomerge.space.smoothness import smooth_root
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome, Outcome
 
@@ -65,7 +64,7 @@ class Surrogate(Sequential):
         self._encoding = Encoding(self.dimensions)
         self._population = self.hands if population == "auto" else int(population)
         self._startup = startup
-        self._mutation = Mutation(self._encoding, smooth_root(self._encoding))
+        self._mutation = Mutation(self._encoding)
         self._groups = _groups(self._encoding)
         self._scales: tuple[int, list[float]] | None = None
 

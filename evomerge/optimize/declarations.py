@@ -63,9 +63,6 @@ STARTUP = Option(10, int, 1, 100_000)
 GENERATION = Option(10, int, 4, 10_000)
 """Trials in a generation: few, as budgets are small (of 10, 20 and 30, the best after 120 trials)."""
 
-REFERENCED = Option(20, int, 4, 10_000)
-"""The same where each shall find its reference point (with 4 objectives or more, 10 are no better than random)."""
-
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "surrogate": {
         # trials that are asked at once (auto: as many as there are workers), and how many are known before there is
@@ -84,9 +81,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "warm_start": ALONG,
     },
     "tpe": {"startup": STARTUP, "warm_start": ALONG},
-    "gp": {"startup": STARTUP, "warm_start": ALONG},
     "nsga-ii": {"population": GENERATION, "warm_start": WARM_START},
-    "nsga-iii": {"population": REFERENCED, "warm_start": WARM_START},
     # at most so many steps; the first as a share of each gene's range; how far above each floor it aims, as a share of
     # the spread between base and sources; after how many steps without gain on the items for checking it ends
     "gradient": {

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.space.smoothness import covariance
 from evomerge.space.vector import Encoding, Vector
 
 with warnings.catch_warnings():
@@ -53,7 +52,7 @@ class Distribution:
         `separable`: without correlations (Ros & Hansen 2008, "A Simple Modification in CMA-ES Achieving Linear Time
         and Space Complexity"), for as many coordinates as a search has no time to learn them of.
 
-        Genes that are `smooth` start correlated. A choice's coordinates start `sigma` apart: its initial option then
+        A choice's coordinates start `sigma` apart: its initial option then
         leads each other option with probability Φ(1/√2) = 0.76, whatever `sigma` is."""
         self._encoding, self._separable = encoding, separable
         self._numeric = list(encoding.numeric_coordinates)
@@ -83,11 +82,6 @@ class Distribution:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._es: Any = cma.CMAEvolutionStrategy(np.pad(mean, (0, width - mean.size)), sigma, options)
-
-        correlated = None if separable else covariance(encoding)
-        if correlated is not None:
-            self._es.sm.C[: encoding.size, : encoding.size] = correlated
-            self._es.sm.update_now(-1)
 
     @property
     def population(self) -> int:

@@ -22,9 +22,7 @@ _MIXED = 0.25
 class Mutation:
     """Draws candidates. A choice keeps all its weight on one option."""
 
-    def __init__(self, encoding: Encoding, root: Matrix | None = None) -> None:
-        """`root` is that of the coordinates' correlations, if any are expected (`space.smoothness`)."""
-        self._root = root
+    def __init__(self, encoding: Encoding) -> None:
         self._size = encoding.size
         self._numeric = np.array(encoding.numeric_coordinates, dtype=np.intp)
         self._choices = encoding.choice_coordinates
@@ -62,7 +60,7 @@ class Mutation:
         for group in self._together:
             moved = (kind != 0) & (generator.random(count) < max(0.2, 1 / len(self._together)))
             steps[:, group] += np.where(moved, generator.standard_normal(count), 0.0)[:, None]
-        return steps if self._root is None else np.where((kind == 0)[:, None], steps, steps @ self._root)
+        return steps
 
     def _choose(self, found: Matrix, other: Matrix, mixed: NDArray[np.bool_], generator: np.random.Generator) -> None:
         """In place: choices of the other parent where two are mixed, and any other option now and then."""

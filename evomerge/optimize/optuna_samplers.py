@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.optimize.base import GenomeId, Sequential, identity
 from evomerge.optimize.lessons import OptunaTarget, lessons
-from evomerge.types import Dimension, Genome, Outcome
+from evomerge.types import Dimension, Genome
 
 _WHENEVER = datetime(2000, 1, 1)
 """Optuna wants to know when a finished trial ran; nothing depends on it."""
@@ -58,14 +58,11 @@ class _Sampled(Sequential):
     def _study(self, sampler: BaseSampler) -> Study:
         """Of all that is known, and of what is asked and not told."""
         study = optuna.create_study(directions=["maximize"] * self.objectives, sampler=sampler)
-        learned = self._lessons([outcome for _, outcome in (*self.start.known, *self.history)])
+        learned = lessons([outcome for _, outcome in (*self.start.known, *self.history)], self.objectives)
         told = zip(self._known, learned, strict=True)
         study.add_trials([self._told(number, genome, lesson) for number, (genome, lesson) in enumerate(told)])
         study.add_trials([_Told(genome, self._distributions) for genome in self._asked])
         return study
-
-    def _lessons(self, outcomes: Sequence[Outcome]) -> list[OptunaTarget]:
-        return lessons(outcomes, self.objectives)
 
     def _told(self, number: int, genome: Genome, lesson: OptunaTarget) -> _Told:
         return _Told(genome, self._distributions, lesson)

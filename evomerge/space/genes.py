@@ -59,7 +59,7 @@ def dimensions(genes: Sequence[GeneSpec], axes: Axes) -> tuple[Dimension, ...]:
                 found.append(Dimension(key, init=init, choices=gene.choices, gene=gene.name, place=place))
             else:
                 start = gene.init if gene.init is not None else (gene.low + gene.high) / 2
-                found.append(Dimension(key, gene.low, gene.high, start, gene.log, (), gene.name, place, gene.smooth))
+                found.append(Dimension(key, gene.low, gene.high, start, gene.log, (), gene.name, place))
     return tuple(found)
 
 

@@ -66,7 +66,6 @@ def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """All that both files can be checked for without a checkpoint: options, tasks, metrics, data. Raises InputError."""
     _check_options(spec)
     _check_choices(spec)
-    _check_smooth(spec)
     _check_front(spec, fitness)
     check_slopes(spec, fitness)
     _check_budget(spec)
@@ -106,16 +105,6 @@ def _check_choices(spec: SpaceSpec) -> None:
         able = [other for other in OPTIMIZERS if abilities(other).choices]
         problem = f"{gene.name} is a choice, and {name} takes numbers only"
         raise InputError(problem, f"use the optimizer {_either(able)}, or one of the choices", gene.where)
-
-
-def _check_smooth(spec: SpaceSpec) -> None:
-    """InputError where a gene is expected to be smooth and the optimizer has no use for that."""
-    name = spec.optimizer["name"]
-    gene = next((gene for gene in spec.genes if gene.smooth), None)
-    if gene is not None and not abilities(name).smooth:
-        able = [other for other in OPTIMIZERS if abilities(other).smooth]
-        where = spec.at(f"genes.{gene.name}.smooth")
-        raise InputError(f"{name} has no use for `smooth`", f"remove it, or use the optimizer {_either(able)}", where)
 
 
 def _check_front(spec: SpaceSpec, fitness: FitnessSpec) -> None:
