@@ -51,8 +51,8 @@ class Method:
     `base` tells what the base model is to it: "subtracted" (deltas from it are merged), "optional" (so, where there is
     one), "endpoint" (one of the two ends of a path), "ordinary" (a model like the others, or absent). `sources` is the
     least and the most number of models besides the base. `check` finds what is wrong with one source's values of the
-    parameters `checked` together (each alone is held to its range); None: nothing is. `smooth` are the parameters in
-    which the merged tensor has slopes: masks, ranks and elected signs are held, where there are such.
+    parameters `checked` together (each alone is held to its range); None: nothing is. `differentiable` are the
+    parameters in which the merged tensor has a gradient, with masks, ranks and elected signs kept as they are.
     """
 
     function: str
@@ -62,7 +62,7 @@ class Method:
     stochastic: bool = False
     check: Callable[[Mapping[str, Any]], str | None] | None = None
     checked: tuple[str, ...] = ()
-    smooth: tuple[str, ...] = ()
+    differentiable: tuple[str, ...] = ()
 
     def parameter(self, name: str) -> Parameter | None:
         return next((p for p in self.parameters if p.name == name), None)
@@ -136,24 +136,36 @@ _SUMMED = ("weight", "lambda")
 def _della(name: str, parameters: tuple[Parameter, ...]) -> Method:
     function = f"{_HERE}.della:{name}"
     return Method(
-        function, parameters, "subtracted", stochastic=True, check=_della_range, checked=_DELLA_CHECKED, smooth=_SUMMED
+        function,
+        parameters,
+        "subtracted",
+        stochastic=True,
+        check=_della_range,
+        checked=_DELLA_CHECKED,
+        differentiable=_SUMMED,
     )
 
 
 METHODS: Mapping[str, Method] = {
-    "linear": Method(f"{_HERE}.linear:linear", (WEIGHT, flag("normalize", True)), "ordinary", smooth=("weight",)),
-    "slerp": Method(f"{_HERE}.slerp:slerp", (T,), "endpoint", (1, 1), smooth=("t",)),
+    "linear": Method(
+        f"{_HERE}.linear:linear", (WEIGHT, flag("normalize", True)), "ordinary", differentiable=("weight",)
+    ),
+    "slerp": Method(f"{_HERE}.slerp:slerp", (T,), "endpoint", (1, 1), differentiable=("t",)),
     "nuslerp": Method(f"{_HERE}.nuslerp:nuslerp", _NUSLERP, "optional", (2, 2)),
     "multislerp": Method(f"{_HERE}.multislerp:multislerp", _MULTISLERP, "optional"),
     "karcher": Method(f"{_HERE}.karcher:karcher", _KARCHER, "ordinary"),
-    "task_arithmetic": Method(f"{_HERE}.task_arithmetic:task_arithmetic", _ARITHMETIC, "subtracted", smooth=_SUMMED),
-    "ties": Method(f"{_HERE}.ties:ties", _TIES, "subtracted", smooth=_SUMMED),
-    "dare_linear": Method(f"{_HERE}.dare:dare_linear", _DARE, "subtracted", stochastic=True, smooth=_SUMMED),
-    "dare_ties": Method(f"{_HERE}.dare:dare_ties", _DARE, "subtracted", stochastic=True, smooth=_SUMMED),
+    "task_arithmetic": Method(
+        f"{_HERE}.task_arithmetic:task_arithmetic", _ARITHMETIC, "subtracted", differentiable=_SUMMED
+    ),
+    "ties": Method(f"{_HERE}.ties:ties", _TIES, "subtracted", differentiable=_SUMMED),
+    "dare_linear": Method(f"{_HERE}.dare:dare_linear", _DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
+    "dare_ties": Method(f"{_HERE}.dare:dare_ties", _DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
     "della": _della("della", _DELLA),
     "della_linear": _della("della_linear", _DELLA_LINEAR),
-    "breadcrumbs": Method(f"{_HERE}.breadcrumbs:breadcrumbs", _BREADCRUMBS, "subtracted", smooth=_SUMMED),
-    "breadcrumbs_ties": Method(f"{_HERE}.breadcrumbs:breadcrumbs_ties", _BREADCRUMBS, "subtracted", smooth=_SUMMED),
+    "breadcrumbs": Method(f"{_HERE}.breadcrumbs:breadcrumbs", _BREADCRUMBS, "subtracted", differentiable=_SUMMED),
+    "breadcrumbs_ties": Method(
+        f"{_HERE}.breadcrumbs:breadcrumbs_ties", _BREADCRUMBS, "subtracted", differentiable=_SUMMED
+    ),
     "model_stock": Method(
         f"{_HERE}.model_stock:model_stock", (flag("filter_wise", False),), "subtracted", (2, math.inf)
     ),
@@ -161,7 +173,7 @@ METHODS: Mapping[str, Method] = {
     "ram": Method(f"{_HERE}.ram:ram", (_RAM_EPSILON,), "subtracted"),
     "ramplus_tl": Method(f"{_HERE}.ram:ramplus_tl", _RAMPLUS, "subtracted"),
     "arcee_fusion": Method(f"{_HERE}.arcee_fusion:arcee_fusion", (), "subtracted", (1, 1)),
-    "nearswap": Method(f"{_HERE}.nearswap:nearswap", (_NEARSWAP_T,), "endpoint", (1, 1), smooth=("t",)),
+    "nearswap": Method(f"{_HERE}.nearswap:nearswap", (_NEARSWAP_T,), "endpoint", (1, 1), differentiable=("t",)),
     "passthrough": Method(f"{_HERE}.passthrough:passthrough", (SCALE,), "ordinary", (1, 1)),
 }
 

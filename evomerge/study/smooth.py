@@ -33,8 +33,12 @@ def check_slopes(spec: SpaceSpec, fitness: FitnessSpec) -> None:
 
 def _check_methods(spec: SpaceSpec, mend: str) -> None:
     for method in spec.methods:
-        if not METHODS[CHOICES[method].method].smooth:
-            able = [choice for choice in CHOICES if METHODS[CHOICES[choice].method].smooth and choice != "uniform_soup"]
+        if not METHODS[CHOICES[method].method].differentiable:
+            able = [
+                choice
+                for choice in CHOICES
+                if METHODS[CHOICES[choice].method].differentiable and choice != "uniform_soup"
+            ]
             problem = f"{method} gives no slopes for its parameters"
             raise InputError(problem, f"{mend}, or one of {', '.join(able)}", spec.at("genes.method"))
 
@@ -42,7 +46,7 @@ def _check_methods(spec: SpaceSpec, mend: str) -> None:
 def _has_slope(spec: SpaceSpec, gene: GeneSpec) -> bool:
     """In each of the methods that take it."""
     takers = [CHOICES[m] for m in spec.methods if any(p.name == gene.name for p in CHOICES[m].parameters)]
-    return all(gene.name in METHODS[choice.method].smooth for choice in takers)
+    return all(gene.name in METHODS[choice.method].differentiable for choice in takers)
 
 
 def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:

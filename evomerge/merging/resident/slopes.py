@@ -37,7 +37,7 @@ class Pull:
     def __init__(self, job: Job, bank: SourceBank, device: torch.device) -> None:
         self._job, self._bank, self._device = job, bank, device
         self._work = torch_dtype(job.work)
-        self._smooth = METHODS[job.method].smooth
+        self._smooth = METHODS[job.method].differentiable
         self._blend: Blend | None = None
         self._total: Tensor | None = None
         sizes = {name: len(values) for name in self._smooth if isinstance(values := job.parameters[name], tuple)}
@@ -99,7 +99,7 @@ class Pulls:
         self._slots: dict[str, Tensor] = {}
         for name in written.values():
             job = _origin(jobs[name])
-            if job.method != COPY and METHODS[job.method].smooth and slots[name].is_floating_point():
+            if job.method != COPY and METHODS[job.method].differentiable and slots[name].is_floating_point():
                 self._pulls[name], self._slots[name] = Pull(job, bank, slots[name].device), slots[name]
 
     def slopes(self) -> dict[str, ParameterSlopes]:

@@ -18,7 +18,7 @@ from evomerge.merging.resident.slopes import Pull
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 from evomerge.registry import METHODS
 
-SMOOTH = sorted(name for name, method in METHODS.items() if method.smooth)
+SMOOTH = sorted(name for name, method in METHODS.items() if method.differentiable)
 STEP = 1e-6
 
 
@@ -66,7 +66,7 @@ def test_slopes_are_the_central_differences(models_64, bank, method, flags, weig
         pull.add(0.25 * gradient)
         pull.add(0.75 * gradient)
         found = pull.slopes()
-        assert list(found) == list(METHODS[method].smooth)
+        assert list(found) == list(METHODS[method].differentiable)
 
         def loss(changed, gradient=gradient, job=job) -> float:
             return float((execute(replace(job, parameters={**job.parameters, **changed}), bank) * gradient).sum())
