@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimize.base import Optimizer, Sequential, Start, build
+from evomerge.optimize.base import Optimizer, Sequential, Start
+from evomerge.optimize.build import build
 from evomerge.types import Dimension, Genome, Outcome
 
 OURS = "default"

@@ -37,7 +37,7 @@ from _problems import Problem
 from _rows import OURS, PAY, ROWS
 
 from evomerge.optimize.base import Optimizer, Start
-from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.ordering import rank_key
 from evomerge.types import Genome, Outcome
 
 BUDGETS = (25, 50, 100, 200)

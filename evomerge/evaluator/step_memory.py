@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evomerge.checkpoints.headers import SIZES
 from evomerge.merging.kernels.runner import pulling_bytes
 from evomerge.merging.plan.jobs import Plan as MergePlan
-from evomerge.optimize.abilities import follows_slopes
+from evomerge.optimize.declarations import follows_slopes
 from evomerge.scoring.engine.activations import Dimensions, Extent, activation_bytes
 from evomerge.study.prepare import Plan
 

@@ -7,14 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from evomerge.errors import suggestion
-from evomerge.optimize.abilities import GRADIENT, abilities, trading
-from evomerge.optimize.declarations import check_options
-from evomerge.registry import OPTIMIZERS, load
 from evomerge.types import Dimension, Genome, Outcome, Value
 
 GenomeId = tuple[Value, ...]
@@ -94,49 +90,6 @@ class Optimizer(Protocol):
     def tell(self, genome: Genome, outcome: Outcome) -> None:
         """The outcome of the first genome that was asked and not told; asynchronously, of any of them."""
         ...
-
-
-def build(
-    name: str,
-    dimensions: Sequence[Dimension],
-    seed: int,
-    options: Mapping[str, Any],
-    start: Start | None = None,
-    asynchronous: bool = False,
-    objectives: int = 1,
-    hands: int = 1,
-) -> Optimizer:
-    """The optimizer that the registry knows as `name`. Raises ValueError where the name or an option is wrong, or it
-    cannot trade off that many objectives (`Outcome.values`; 1: it follows `Outcome.objective`). `hands` is how many
-    candidates can be scored at a time, which an optimizer with a free choice adapts its generations to.
-
-    With the option `warm_start`, and landmarks to start from, these are proposed before it (`optimize.warm_start`);
-    where it is "gradient", steps along the slopes of outcomes are (`optimize.gradient_start`).
-    """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}")
-    if objectives > abilities(name).objectives:
-        raise ValueError(f"{name} cannot trade off {objectives} objectives; use {' or '.join(trading(objectives))}")
-    checked = check_options(name, options)
-    warm, start = checked.pop("warm_start", False), start or Start()
-
-    def made(dimensions: Sequence[Dimension], start: Start) -> Optimizer:
-        about = {"asynchronous": asynchronous, "objectives": objectives, "hands": hands}
-        optimizer: Optimizer = load(OPTIMIZERS[name])(dimensions, seed, start=start, **about, **checked)
-        return optimizer
-
-    def make(start: Start) -> Optimizer:
-        return made(dimensions, start)
-
-    if warm == GRADIENT:
-        from evomerge.optimize.gradient_start import GradientStart
-
-        return GradientStart(dimensions, seed, made, start=start, asynchronous=asynchronous)
-    if not (warm and start.landmarks):
-        return make(start)
-    from evomerge.optimize.warm_start import WarmStart
-
-    return WarmStart(dimensions, seed, make, start=start, asynchronous=asynchronous)
 
 
 class Sequential(ABC):

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimize.acquisition import worth
 from evomerge.optimize.base import Sequential, check, identity
-from evomerge.optimize.gaussian_process import GaussianProcess, Group, Matrix
+from evomerge.optimize.gaussian_process import GaussianProcess, Group, Matrix, worth
 from evomerge.optimize.mutation import Mutation
-from evomerge.optimize.ranking import FAILED, RankKey, rank_key
+from evomerge.optimize.ordering import FAILED, RankKey, rank_key
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome, Outcome
 

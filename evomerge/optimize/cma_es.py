@@ -27,7 +27,7 @@ import numpy as np
 
 from evomerge.optimize.base import AGAIN, GenomeId, Sequential, identity
 from evomerge.optimize.distribution import Distribution, default_population
-from evomerge.optimize.ranking import FAILED, RankKey, rank_key, ranks
+from evomerge.optimize.ordering import FAILED, RankKey, rank_key, ranks
 from evomerge.space.vector import Encoding, Vector
 from evomerge.types import Dimension, Genome, Outcome
 

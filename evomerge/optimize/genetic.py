@@ -10,8 +10,8 @@ from typing import Any
 from optuna.samplers import NSGAIISampler
 from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
 
-from evomerge.optimize.lessons import OptunaTarget
 from evomerge.optimize.optuna_samplers import _Sampled, _Told
+from evomerge.optimize.optuna_targets import OptunaTarget
 from evomerge.types import Dimension, Genome
 
 

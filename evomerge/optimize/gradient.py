@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.optimize.base import Sequential, check
-from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.ordering import rank_key
 from evomerge.space.vector import Encoding, Vector
 from evomerge.types import Dimension, Genome, Outcome, Slopes
 

@@ -18,7 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.optimize.base import GenomeId, Sequential, identity
-from evomerge.optimize.lessons import OptunaTarget, lessons
+from evomerge.optimize.optuna_targets import OptunaTarget, optuna_targets
 from evomerge.types import Dimension, Genome
 
 _WHENEVER = datetime(2000, 1, 1)
@@ -58,7 +58,7 @@ class _Sampled(Sequential):
     def _study(self, sampler: BaseSampler) -> Study:
         """Of all that is known, and of what is asked and not told."""
         study = optuna.create_study(directions=["maximize"] * self.objectives, sampler=sampler)
-        learned = lessons([outcome for _, outcome in (*self.start.known, *self.history)], self.objectives)
+        learned = optuna_targets([outcome for _, outcome in (*self.start.known, *self.history)], self.objectives)
         told = zip(self._known, learned, strict=True)
         study.add_trials([self._told(number, genome, lesson) for number, (genome, lesson) in enumerate(told)])
         study.add_trials([_Told(genome, self._distributions) for genome in self._asked])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimize.needs import SOURCES
+from evomerge.optimize.declarations import SOURCES
 from evomerge.optimize.planned import Batches, Planned
 from evomerge.space.landmarks import sources_of
 from evomerge.space.vector import Encoding

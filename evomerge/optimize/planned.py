@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Iterable, Sequence
 from typing import Any
 
 from evomerge.optimize.base import GenomeId, Sequential, identity
-from evomerge.optimize.ranking import RankKey, rank_key
+from evomerge.optimize.ordering import RankKey, rank_key
 from evomerge.types import Dimension, Genome, Outcome
 
 Batches = Generator[Sequence[Genome], None, str]

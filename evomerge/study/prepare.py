@@ -16,9 +16,7 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import SAVINGS, FitnessSpec, ModelRef, SpaceSpec
 from evomerge.files.space_file import read_space
-from evomerge.optimize.abilities import abilities, trading
-from evomerge.optimize.declarations import OptionError, check_options
-from evomerge.optimize.needs import check_landmarks
+from evomerge.optimize.declarations import OptionError, abilities, check_landmarks, check_options, trading
 from evomerge.recipe.recipe import TokenizerPolicy
 from evomerge.registry import OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness

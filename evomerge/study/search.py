@@ -14,7 +14,8 @@ from evomerge.evaluator.device import parse_memory
 from evomerge.evaluator.executor import Executor, InProcess
 from evomerge.evaluator.shares import check_workers, deal, resumed_device
 from evomerge.interrupts import listening
-from evomerge.optimize.base import Optimizer, Start, build
+from evomerge.optimize.base import Optimizer, Start
+from evomerge.optimize.build import build
 from evomerge.scoring.suite import SliceInfo
 from evomerge.study import holdout, loop
 from evomerge.study.after.transfer import StartingPoint, beginning

@@ -10,8 +10,8 @@ from itertools import takewhile
 
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.executor import EvalTask, Executor, ScoreJob, T, drive
-from evomerge.optimize.abilities import follows_slopes
 from evomerge.optimize.base import AGAIN, Start
+from evomerge.optimize.declarations import follows_slopes
 from evomerge.optimize.replay import Asked
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe

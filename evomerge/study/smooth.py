@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evomerge.errors import InputError
 from evomerge.files.objects import FitnessSpec, GeneSpec, SpaceSpec
-from evomerge.optimize.abilities import abilities, follows_slopes
+from evomerge.optimize.declarations import abilities, follows_slopes
 from evomerge.registry import CHOICES, METHODS
 from evomerge.scoring.tasks.task_files import scan
 

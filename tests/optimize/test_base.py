@@ -1,7 +1,7 @@
 import pytest
 
 from evomerge.errors import InputError
-from evomerge.optimize.base import build
+from evomerge.optimize.build import build
 from evomerge.optimize.replay import replay
 from evomerge.registry import OPTIMIZERS
 from evomerge.types import Dimension, Genome, Outcome

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from evomerge.optimize.acquisition import expected_shortfall, log_expected_improvement, worth
-from evomerge.optimize.base import Start, build
+from evomerge.optimize.base import Start
 from evomerge.optimize.bayesian import Surrogate, targets
-from evomerge.optimize.gaussian_process import GaussianProcess
+from evomerge.optimize.build import build
+from evomerge.optimize.gaussian_process import GaussianProcess, expected_shortfall, log_expected_improvement, worth
 from evomerge.optimize.mutation import Mutation
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome, Outcome

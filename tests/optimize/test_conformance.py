@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import InputError
-from evomerge.optimize.abilities import ABILITIES
-from evomerge.optimize.base import Optimizer, Start, build
-from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.base import Optimizer, Start
+from evomerge.optimize.build import build
+from evomerge.optimize.declarations import ABILITIES
+from evomerge.optimize.ordering import rank_key
 from evomerge.optimize.replay import Asked, replay, replay_interleaved
 from evomerge.registry import OPTIMIZERS
 from evomerge.types import Dimension, Genome, Outcome, Slopes

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evomerge.optimize.base import Optimizer, Start, build
-from evomerge.optimize.bundles import Bundles
-from evomerge.optimize.gradient_start import GradientStart
+from evomerge.optimize.base import Optimizer, Start
+from evomerge.optimize.build import build
+from evomerge.optimize.gradient_start import Bundles, GradientStart
 from evomerge.optimize.replay import replay
 from evomerge.types import Dimension, Genome, Outcome, Slopes
 

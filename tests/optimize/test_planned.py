@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from evomerge.optimize.base import Start, build
-from evomerge.optimize.declarations import OptionError
-from evomerge.optimize.needs import check_landmarks
+from evomerge.optimize.base import Start
+from evomerge.optimize.build import build
+from evomerge.optimize.declarations import OptionError, check_landmarks
 from evomerge.types import Dimension, Genome, Outcome
 from tests.optimize.known_models import drive, fine, start, weights
 

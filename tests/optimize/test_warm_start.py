@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evomerge.optimize.base import Start, build
+from evomerge.optimize.base import Start
+from evomerge.optimize.build import build
 from evomerge.optimize.replay import replay
 from evomerge.optimize.warm_start import WarmStart
 from evomerge.space.landmarks import landmarks

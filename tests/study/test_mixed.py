@@ -11,7 +11,8 @@ import yaml
 
 import evomerge
 from evomerge.errors import InputError
-from evomerge.optimize.base import Start, build
+from evomerge.optimize.base import Start
+from evomerge.optimize.build import build
 from evomerge.recipe.mergekit import parse_recipe
 from evomerge.registry import METHODS
 from evomerge.study.run.manifest import Launch

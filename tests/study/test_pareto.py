@@ -12,7 +12,7 @@ import pytest
 import evomerge
 from evomerge.cli import main
 from evomerge.merging.disk.stream import checkpoint_digest
-from evomerge.optimize import abilities
+from evomerge.optimize import declarations
 from evomerge.study import holdout
 from evomerge.study.observer import Observer
 from evomerge.study.run.folder import RunFolder
@@ -172,7 +172,8 @@ def test_choices_for_an_optimizer_of_numbers(
         space["genes"]["density"] = {"low": 0.2, "high": 0.9}
         space["optimizer"] = {"name": "qmc"}
 
-    monkeypatch.setitem(abilities.ABILITIES, "qmc", abilities.Abilities(choices=False))  # all of them take choices
+    # all optimizers of several objectives take choices
+    monkeypatch.setitem(declarations.ABILITIES, "qmc", declarations.Abilities(choices=False))
     tiny_study(change)
     said = refused(capsys)
     assert "space.yaml:" in said

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from evomerge.errors import InputError, Where
 from evomerge.files.space_file import read_space
-from evomerge.optimize.abilities import abilities
+from evomerge.optimize.declarations import abilities
 from evomerge.registry import CHOICES
 from evomerge.space.genes import value_at
 from evomerge.space.space import Space

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evomerge.optimize.bundles import where
+from evomerge.optimize.gradient_start import where
 
 if TYPE_CHECKING:
     from evomerge.study.run.trial import Trial

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from evomerge.errors import TrialError
 from evomerge.evaluator.executor import AggregateJob, EvalTask
 from evomerge.files.objects import FitnessSpec, Saving, SpaceSpec
-from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.ordering import rank_key
 from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.racing.race import Control, Entry, Race
 from evomerge.study.racing.rungs import Chosen, Items, ItemSchedule

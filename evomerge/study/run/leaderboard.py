@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evomerge.optimize.ordering import front
-from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.ordering import front, rank_key
 from evomerge.scoring.gates import Gate, Verdict, feasible, judge, shortfall
 from evomerge.study.run.trial import Trial
 from evomerge.types import Outcome

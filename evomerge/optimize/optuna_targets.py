@@ -27,7 +27,7 @@ class OptunaTarget:
     constraints: Row
 
 
-def lessons(outcomes: Sequence[Outcome], objectives: int, most: float = 1e9) -> list[OptunaTarget]:
+def optuna_targets(outcomes: Sequence[Outcome], objectives: int, most: float = 1e9) -> list[OptunaTarget]:
     """One lesson an outcome, in their order. `objectives`: 1, or how many slices are traded off (`Outcome.values`);
     a floor that is missed by more than `most`, or by what is no number, is missed by `most`.
 
