@@ -168,7 +168,7 @@ def known(job: Job) -> dict[str, Any]:
 def driven(optimizer: Optimizer, score: Callable[[Genome], Outcome]) -> Iterator[tuple[Genome, Outcome]]:
     """Genomes as they are asked, with what they scored."""
     while optimizer.exhausted is None:
-        for genome in [optimizer.ask() for _ in range(optimizer.open)]:
+        for genome in [optimizer.ask().genome for _ in range(optimizer.generation.askable)]:
             outcome = score(genome)
             yield genome, outcome
             optimizer.tell(genome, outcome)

@@ -66,7 +66,7 @@ class Outcome:
 
     `margins` are the signed distances above each floor, in the same units (below 0: missed); `values` the oriented
     scores of the slices that count. Both are empty where they are not known, and have one order in a study. `slopes`
-    are there where they were asked for (`Optimizer.slopes`).
+    are there where they were asked for (`Proposal.needs_gradient`).
     """
 
     failed: bool = False

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimize.base import Sequential, check, identity
+from evomerge.optimize.base import Proposal, Sequential, check, identity
 from evomerge.optimize.gaussian_process import GaussianProcess, Group, Matrix, worth
 from evomerge.optimize.mutation import Mutation
 from evomerge.optimize.ordering import FAILED, RankKey, rank_key
@@ -61,31 +61,30 @@ class Surrogate(Sequential):
     ) -> None:
         super().__init__(dimensions, seed, **common)
         self._encoding = Encoding(self.dimensions)
-        self._population = self.hands if population == "auto" else int(population)
+        self._population = self.num_workers if population == "auto" else int(population)
         self._startup = startup
         self._mutation = Mutation(self._encoding)
         self._groups = _groups(self._encoding)
         self._scales: tuple[int, list[float]] | None = None
 
-    def _room(self) -> int:
+    def _askable(self) -> int:
         if self.asynchronous:
-            return super()._room()
-        return self._population - self.rivals - len(self._asked)
+            return super()._askable()
+        return self._population - self._n_told() - len(self._asked)
 
-    @property
-    def rivals(self) -> int:
+    def _n_told(self) -> int:
         return 0 if self.asynchronous else len(self.history) % self._population
 
-    def _recall(self, genome: Genome) -> None:
+    def _recall(self, genome: Genome) -> Proposal:
         """Takes the genome as it is recorded. What it would propose is a function of the seed and of what was told, but
         one of many floating-point operations, which another processor may round otherwise."""
         check(self.dimensions, genome)
-        self._asked.append(dict(genome))
+        return self._take(genome)
 
     def _propose(self) -> Genome:
         generator = self._generator(self.count)
-        told = [*self.start.known, *self.history[: len(self.history) - self.rivals]]
-        out = [*(genome for genome, _ in self.history[len(self.history) - self.rivals :]), *self._asked]
+        told = [*self.start.known, *self.history[: len(self.history) - self._n_told()]]
+        out = [*(genome for genome, _ in self.history[len(self.history) - self._n_told() :]), *self._asked]
         proposed = {identity(genome) for genome in (*out, *(genome for genome, _ in told))}
         if identity(self._initial()) not in proposed:
             return self._initial()

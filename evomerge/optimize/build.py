@@ -22,14 +22,15 @@ def build(
     start: Start | None = None,
     asynchronous: bool = False,
     objectives: int = 1,
-    hands: int = 1,
+    num_workers: int = 1,
 ) -> Optimizer:
     """The optimizer that the registry knows as `name`. Raises ValueError where the name or an option is wrong, or it
-    cannot trade off that many objectives (`Outcome.values`; 1: it follows `Outcome.objective`). `hands` is how many
-    candidates can be scored at a time, which an optimizer with a free choice adapts its generations to.
+    cannot trade off that many objectives (`Outcome.values`; 1: it follows `Outcome.objective`). An
+    optimizer that is free to choose adapts its generations to `num_workers`, the number of candidates that can be
+    scored at a time.
 
-    With the option `warm_start`, and landmarks to start from, these are proposed before it (`optimize.warm_start`);
-    where it is "gradient", steps along the slopes of outcomes are (`optimize.gradient_start`).
+    With the option `warm_start`, reference genomes are proposed before it, if there are some (`optimize.warm_start`);
+    with "gradient", steps along the gradient are (`optimize.gradient_start`).
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}")
@@ -38,16 +39,16 @@ def build(
     checked = check_options(name, options)
     warm, start = checked.pop("warm_start", False), start or Start()
 
-    def made(dimensions: Sequence[Dimension], start: Start) -> Optimizer:
-        about = {"asynchronous": asynchronous, "objectives": objectives, "hands": hands}
-        optimizer: Optimizer = load(OPTIMIZERS[name])(dimensions, seed, start=start, **about, **checked)
+    def make_in(dimensions: Sequence[Dimension], start: Start) -> Optimizer:
+        common = {"asynchronous": asynchronous, "objectives": objectives, "num_workers": num_workers}
+        optimizer: Optimizer = load(OPTIMIZERS[name])(dimensions, seed, start=start, **common, **checked)
         return optimizer
 
     def make(start: Start) -> Optimizer:
-        return made(dimensions, start)
+        return make_in(dimensions, start)
 
     if warm == GRADIENT:
-        return GradientStart(dimensions, seed, made, start=start, asynchronous=asynchronous)
+        return GradientStart(dimensions, seed, make_in, start=start, asynchronous=asynchronous)
     if not (warm and start.landmarks):
         return make(start)
     return WarmStart(dimensions, seed, make, start=start, asynchronous=asynchronous)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimize.base import AGAIN, GenomeId, Sequential, identity
+from evomerge.optimize.base import GenomeId, Proposal, Reason, Sequential, identity
 from evomerge.optimize.distribution import Distribution, default_population
 from evomerge.optimize.ordering import FAILED, RankKey, rank_key, ranks
 from evomerge.space.vector import Encoding, Vector
@@ -63,24 +63,24 @@ class CmaEs(Sequential):
         self._out: list[Sample] = []
         self._generation: list[Sample] = []
         self._best: RankKey | None = None
-        self._first = self._population or self.hands * math.ceil(default_population(self._encoding) / self.hands)
+        rounds = math.ceil(default_population(self._encoding) / self.num_workers)
+        self._first = self._population or self.num_workers * rounds
         self._start(self._encoding.encode(self._initial()), self._generator(0), self._first)
 
-    def _room(self) -> int:
-        return super()._room() if self.asynchronous else len(self._waiting)
+    def _askable(self) -> int:
+        return super()._askable() if self.asynchronous else len(self._waiting)
 
-    @property
-    def rivals(self) -> int:
+    def _n_told(self) -> int:
         return 0 if self.asynchronous else self._told
 
-    @property
-    def places(self) -> int:
+    def _n_parents(self) -> int:
         """The parents of the next generation."""
         return self._distribution.parents
 
-    @property
-    def why(self) -> str:
-        return AGAIN if self._repeated else ""
+    def _proposal(self, genome: Genome) -> Proposal:
+        if self._repeated:
+            return Proposal(genome, Reason.RE_EVALUATION, label="scored again, as scores are noisy")
+        return Proposal(genome)
 
     def _propose(self) -> Genome:
         if not self._waiting:

@@ -23,22 +23,21 @@ class NsgaII(_Sampled):
         super().__init__(dimensions, seed, **common)
         self._population = population
 
-    def _room(self) -> int:
+    def _askable(self) -> int:
         if self.asynchronous:
-            return super()._room()
-        return self._population - self._told_of_generation - len(self._asked)
+            return super()._askable()
+        return self._population - self._filled - len(self._asked)
 
-    @property
-    def rivals(self) -> int:
-        return min(self._told_of_generation, len(self.history))
+    def _n_told(self) -> int:
+        return min(self._filled, len(self.history))
 
-    @property
-    def places(self) -> int:
+    def _n_parents(self) -> int:
         """Parents are the better ones of pairs."""
         return self._population // 2
 
     @property
-    def _told_of_generation(self) -> int:
+    def _filled(self) -> int:
+        """How many places of the current generation have an outcome."""
         return (len(self.start.known) + len(self.history)) % self._population
 
     def _sample(self, seed: int) -> dict[str, Any]:

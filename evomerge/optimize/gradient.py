@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimize.base import Sequential, check
+from evomerge.optimize.base import Proposal, Reason, Sequential, check
 from evomerge.optimize.ordering import rank_key
 from evomerge.space.vector import Encoding, Vector
 from evomerge.types import Dimension, Genome, Outcome, Slopes
@@ -71,10 +71,6 @@ class Gradient(Sequential):
         self._trail: list[tuple[Vector, Vector]] = []
 
     @property
-    def slopes(self) -> bool:
-        return True
-
-    @property
     def exhausted(self) -> str | None:
         if self._failed >= _FAILURES:
             return f"{_FAILURES} steps in a row could not be evaluated, or gave no slopes"
@@ -98,7 +94,7 @@ class Gradient(Sequential):
         found[~slopes.any(axis=0)] = math.nan
         return [float(found[place.start]) for place in self._encoding.places]
 
-    def _room(self) -> int:
+    def _askable(self) -> int:
         return 1 - len(self._asked)
 
     def _beginning(self) -> Genome:
@@ -110,10 +106,13 @@ class Gradient(Sequential):
     def _propose(self) -> Genome:
         return self._encoding.decode(self._vector)
 
-    def _recall(self, genome: Genome) -> None:
+    def _proposal(self, genome: Genome) -> Proposal:
+        return Proposal(genome, Reason.GRADIENT_STEP, needs_gradient=True)
+
+    def _recall(self, genome: Genome) -> Proposal:
         """Takes the genome as it is recorded: another processor may round a step otherwise."""
         check(self.dimensions, genome)
-        self._asked.append(dict(genome))
+        return self._take(genome)
 
     def _learn(self, outcome: Outcome) -> None:
         slopes = outcome.slopes

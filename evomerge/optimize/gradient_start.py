@@ -7,14 +7,16 @@ for: the genes that matter move on in bundles, few enough for a search that know
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from evomerge.optimize.base import Optimizer, Sequential, Start
+from evomerge.optimize.base import Generation, Optimizer, Proposal, Sequential, Start
 from evomerge.optimize.gradient import Gradient
 from evomerge.optimize.ordering import rank_key
+from evomerge.optimize.phased import Phased
 from evomerge.space.vector import Encoding, Vector
 from evomerge.types import Dimension, Genome, Outcome, Value
 
@@ -34,71 +36,65 @@ _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 Make = Callable[[Sequence[Dimension], Start], Optimizer]
 
 
-class GradientStart(Sequential):
-    """Proposes what `Gradient` does until that ends, then what another optimizer does in the space of `Bundles`."""
+class GradientStart(Phased):
+    """Proposes the steps of `Gradient` until they end, then the genomes of another optimizer in the space of
+    `Bundles`."""
 
-    def __init__(self, dimensions: Sequence[Dimension], seed: int, make: Make, **common: Any) -> None:
+    def __init__(
+        self, dimensions: Sequence[Dimension], seed: int, make: Make, *, start: Start, asynchronous: bool = False
+    ) -> None:
+        """`make`: builds the other optimizer in a space."""
+        self._dimensions, self._seed, self._make = dimensions, seed, make
+        self._asynchronous = asynchronous
+        super().__init__(start)
+
+    def _phases(self) -> Iterator[Optimizer]:
+        common: dict[str, Any] = {"start": self.start, "asynchronous": self._asynchronous}
+        gradient = _Steps(self._dimensions, self._seed, steps=_STEPS, **common)
+        yield gradient
+        center, outcome = min(self._known, key=lambda pair: rank_key(pair[1]))
+        bundles = Bundles(self._dimensions, center, _matter(gradient.promise(REACH)))
+        inner = self._make(bundles.dimensions, Start(bundles.start, {}, ((bundles.start, outcome),)))
+        yield InBundles(self._dimensions, self._seed, bundles, inner, **common)
+
+
+class _Steps(Gradient):
+    """Says the number of each step."""
+
+    def _proposal(self, genome: Genome) -> Proposal:
+        return replace(super()._proposal(genome), label=f"gradient step {self.count}")
+
+
+class InBundles(Sequential):
+    """An optimizer in the space of `Bundles`, seen in the whole space."""
+
+    def __init__(
+        self, dimensions: Sequence[Dimension], seed: int, bundles: Bundles, inner: Optimizer, **common: Any
+    ) -> None:
         super().__init__(dimensions, seed, **common)
-        self._make = make
-        self._gradient = Gradient(dimensions, seed, steps=_STEPS, start=self.start, asynchronous=self.asynchronous)
-        self._bundles: Bundles | None = None
-        self._inner: Optimizer | None = None
-        self._shifts: list[Genome] = []
-
-    @property
-    def _now(self) -> Optimizer:
-        return self._inner or self._gradient
-
-    def _room(self) -> int:
-        return self._now.open
+        self.bundles, self._inner = bundles, inner
+        self._out: list[Proposal] = []
 
     @property
     def exhausted(self) -> str | None:
-        return self._now.exhausted
+        return self._inner.exhausted
 
     @property
-    def rivals(self) -> int:
-        return self._now.rivals
+    def generation(self) -> Generation:
+        return self._inner.generation
 
-    @property
-    def places(self) -> int:
-        return self._now.places
-
-    @property
-    def slopes(self) -> bool:
-        return self._inner is None
-
-    @property
-    def why(self) -> str:
-        return self._inner.why if self._inner is not None else f"gradient step {self._gradient.count}"
-
-    def _recall(self, genome: Genome) -> None:
-        if self._inner is not None:
-            super()._recall(genome)
-            return
-        self._gradient.recall(genome)
-        self._asked.append(dict(genome))
+    def _askable(self) -> int:
+        return self._inner.generation.askable
 
     def _propose(self) -> Genome:
-        if self._inner is None or self._bundles is None:
-            return self._gradient.ask()
-        self._shifts.append(self._inner.ask())
-        return self._bundles.whole(self._shifts[-1])
+        self._out.append(self._inner.ask())
+        return self.bundles.whole(self._out[-1].genome)
+
+    def _proposal(self, genome: Genome) -> Proposal:
+        return replace(self._out[-1], genome=genome)
 
     def _learn(self, outcome: Outcome) -> None:
-        if self._inner is not None:
-            self._inner.tell(self._shifts.pop(0), outcome)
-            return
-        self._gradient.tell(self.history[-1][0], outcome)
-        if self._gradient.exhausted is not None:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """From the gradient to the search around the best that it met."""
-        center, outcome = min([*self.start.known, *self.history], key=lambda pair: rank_key(pair[1]))
-        self._bundles = Bundles(self.dimensions, center, _matter(self._gradient.promise(REACH)))
-        known = ((self._bundles.start, outcome),)
-        self._inner = self._make(self._bundles.dimensions, Start(self._bundles.start, {}, known))
+        self._inner.tell(self._out.pop(0).genome, outcome)
 
 
 def _matter(promise: Sequence[float]) -> list[bool]:

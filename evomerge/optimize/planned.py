@@ -34,16 +34,15 @@ class Planned(Sequential):
     def _plan(self) -> Batches:
         """Yields batches of genomes, tidy; after each, the outcomes of all of it are there (`_key`)."""
 
-    def _room(self) -> int:
+    def _askable(self) -> int:
         return len(self._batch) - self._told - len(self._asked)
+
+    def _n_told(self) -> int:
+        return self._told
 
     @property
     def exhausted(self) -> str | None:
         return self._ended
-
-    @property
-    def rivals(self) -> int:
-        return self._told
 
     def _propose(self) -> Genome:
         return self._batch[self._told + len(self._asked)]

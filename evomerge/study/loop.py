@@ -46,13 +46,13 @@ def run(session: Session, make: Callable[[Start], Optimizer], budget: Budget) ->
 def _by_generations(session: Session, optimizer: Optimizer, budget: Budget, told: int) -> None:
     """Ask as much as can be, score that, tell it in the order asked; `told` outcomes are told already."""
     together = session.economy is not None or session.scorer.hands > 1
-    while count := budget.left(session, optimizer.open if together else min(1, optimizer.open)):
-        rivals, places = optimizer.rivals, optimizer.places
+    while count := budget.left(session, _askable(optimizer) if together else min(1, _askable(optimizer))):
+        generation = optimizer.generation
         trials = session.left_behind(told)[:count]
         for number, trial in enumerate(trials, told):
             recall(optimizer, trial.genome, number)
         trials += [_begun(session, optimizer) for _ in range(count - len(trials))]
-        for done in session.evaluate_all(trials, rivals, places):
+        for done in session.evaluate_all(trials, generation.told, generation.parents):
             optimizer.tell(done.genome, session.outcome(done))
         told += count
 
@@ -65,7 +65,7 @@ def _without_generations(session: Session, optimizer: Optimizer, budget: Budget)
 
     def start() -> EvalTask[Trial] | None:
         nonlocal in_flight
-        if not budget.left(session, 1, in_flight) or not (left_behind or optimizer.open > 0):
+        if not budget.left(session, 1, in_flight) or not (left_behind or _askable(optimizer) > 0):
             return None
         in_flight += 1
         return session.evaluate_alone(left_behind.pop(0) if left_behind else _begun(session, optimizer))
@@ -77,5 +77,8 @@ def _without_generations(session: Session, optimizer: Optimizer, budget: Budget)
 
 def _begun(session: Session, optimizer: Optimizer) -> Trial:
     """A new trial of the next genome."""
-    why, sloped = optimizer.why, optimizer.slopes
-    return session.begin_search(optimizer.ask(), why, sloped)
+    return session.begin_search(optimizer.ask())
+
+
+def _askable(optimizer: Optimizer) -> int:
+    return optimizer.generation.askable

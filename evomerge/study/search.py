@@ -210,7 +210,7 @@ def _run(session: Session, budget: loop.Budget) -> Result:
         dimensions = session.plan.space.dimensions
         return build(name, dimensions, seed, spec.options, start, spec.asynchronous, objectives, hands)
 
-    if session.scorer.hands > 1 and make(Start()).open == 1:
+    if session.scorer.hands > 1 and make(Start()).generation.askable == 1:
         problem = f"{spec.optimizer['name']} proposes one candidate at a time, which is work for one worker"
         session.observer.warn(f"{problem}; a search launched with --asynchronous uses all of them")
     loop.run(session, make, budget)

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.executor import EvalTask, Executor, ScoreJob, T, drive
-from evomerge.optimize.base import AGAIN, Start
+from evomerge.optimize.base import Proposal, Reason, Start
 from evomerge.optimize.declarations import follows_slopes
 from evomerge.optimize.replay import Asked
 from evomerge.recipe.mergekit import write_recipe
@@ -129,15 +129,16 @@ class Session:
         told = self._told if self.plan.spec.asynchronous and kind == "search" else None
         return self.store.start(kind, label, genome, recipe, self.plan.spec.optimizer["seed"], told, sloped)
 
-    def begin_search(self, genome: Genome, why: str = "", sloped: bool = False) -> Trial:
-        """A new trial of a genome that the optimizer proposed, `why` unless it is to find a better one; `sloped`: with
-        its slopes."""
+    def begin_search(self, proposal: Proposal) -> Trial:
+        """A new trial of a genome that the optimizer proposed."""
+        genome, label = proposal.genome, proposal.label
         recipe = self.plan.space.recipe(genome)
         if self.first is not None and genome == self.first.genome:
-            why = why or str(self.first)
-        twin = self._twin(recipe.id) if why != AGAIN else None
+            label = label or str(self.first)
+        twin = self._twin(recipe.id) if proposal.reason is not Reason.RE_EVALUATION else None
         again = f"{_TWIN}{twin.name}" if twin else ""
-        return self.begin("search", ", ".join(filter(None, (why, again))), genome, recipe, sloped)
+        needs_gradient = proposal.needs_gradient
+        return self.begin("search", ", ".join(filter(None, (label, again))), genome, recipe, needs_gradient)
 
     def _twin(self, recipe_id: str) -> Trial | None:
         """The first trial that scored this recipe on all items."""

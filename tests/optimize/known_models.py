@@ -35,7 +35,7 @@ def drive(optimizer: Optimizer, evaluate, most: int = 1000) -> list[Genome]:
     """Until it ends; every genome is new."""
     asked: list[Genome] = []
     while optimizer.exhausted is None and len(asked) < most:
-        batch = [optimizer.ask() for _ in range(optimizer.open)]
+        batch = [optimizer.ask().genome for _ in range(optimizer.generation.askable)]
         for genome in batch:
             optimizer.tell(genome, evaluate(genome))
         asked += batch

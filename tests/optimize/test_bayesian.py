@@ -42,7 +42,7 @@ def merge(genome: Genome) -> Outcome:
 def best_of(optimizer: Surrogate, trials: int) -> float:
     found = -math.inf
     for _ in range(trials):
-        genome = optimizer.ask()
+        genome = optimizer.ask().genome
         outcome = merge(genome)
         optimizer.tell(genome, outcome)
         found = max(found, outcome.objective) if outcome.feasible else found
@@ -56,7 +56,7 @@ def test_a_smooth_problem_with_an_active_floor_is_solved_in_few_trials() -> None
 
 def test_a_population_finds_nearly_as_much() -> None:
     assert best_of(build("surrogate", WEIGHTS, 0, {"population": 6}), 60) > -(0.5**2) / 8 - 0.02
-    assert build("surrogate", WEIGHTS, 0, {}, hands=5).open == 5
+    assert build("surrogate", WEIGHTS, 0, {}, num_workers=5).generation.askable == 5
 
 
 def test_what_is_recorded_is_taken_as_it_is() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from evomerge.optimize.base import Optimizer, Start
 from evomerge.optimize.build import build
-from evomerge.optimize.gradient_start import Bundles, GradientStart
+from evomerge.optimize.gradient_start import Bundles, GradientStart, InBundles
 from evomerge.optimize.replay import replay
 from evomerge.types import Dimension, Genome, Outcome, Slopes
 
@@ -41,7 +41,8 @@ KNOWN = Start(landmarks={"base": BASE}, known=((BASE, bowl(BASE)),))
 def driven(optimizer: Optimizer, trials: int) -> list[tuple[Genome, Outcome]]:
     history = []
     while len(history) < trials and optimizer.exhausted is None:
-        sloped, genome = optimizer.slopes, optimizer.ask()
+        proposal = optimizer.ask()
+        genome, sloped = proposal.genome, proposal.needs_gradient
         outcome = bowl(genome)
         history.append((genome, outcome if sloped else Outcome(**{**vars(outcome), "slopes": None})))
         optimizer.tell(*history[-1])
@@ -69,7 +70,7 @@ def test_slack_keeps_away_from_the_floor() -> None:
 def test_it_ends_when_the_items_for_checking_see_nothing_better() -> None:
     optimizer, steps = build("gradient", FINE, 0, {"patience": 4}, KNOWN), 0
     while optimizer.exhausted is None:
-        outcome = bowl(optimizer.ask())
+        outcome = bowl(optimizer.ask().genome)
         assert outcome.slopes is not None
         checked = min(steps, 6) - 0.1 * max(0, steps - 6)
         slopes = Slopes(outcome.slopes.objective, outcome.slopes.margins, (checked, (1.0,)))
@@ -83,17 +84,19 @@ def test_nothing_has_a_slope_at_the_base_so_it_begins_elsewhere() -> None:
     """As with TIES, which elects no sign where all weights are 0."""
     optimizer = build("gradient", FINE, 0, {}, KNOWN)
     none = tuple([0.0] * len(FINE))
-    optimizer.tell(optimizer.ask(), Outcome(False, True, 0.0, 0.0, (0.1,), slopes=Slopes(none, (none,), (0.0, (0.1,)))))
-    assert optimizer.ask() == {d.key: 0.5 for d in FINE}
+    optimizer.tell(
+        optimizer.ask().genome, Outcome(False, True, 0.0, 0.0, (0.1,), slopes=Slopes(none, (none,), (0.0, (0.1,))))
+    )
+    assert optimizer.ask().genome == {d.key: 0.5 for d in FINE}
 
 
 def test_a_failed_step_is_tried_at_half_its_length() -> None:
     optimizer = build("gradient", FINE, 0, {}, KNOWN)
-    first = optimizer.ask()
+    first = optimizer.ask().genome
     optimizer.tell(first, bowl(first))
-    second = optimizer.ask()
+    second = optimizer.ask().genome
     optimizer.tell(second, Outcome(failed=True))
-    third = optimizer.ask()
+    third = optimizer.ask().genome
     for key in first:
         assert float(third[key]) - float(first[key]) == pytest.approx(
             (float(second[key]) - float(first[key])) / 2, abs=1e-5
@@ -110,8 +113,8 @@ def test_a_search_goes_on_around_what_the_gradient_found(name: str) -> None:
     whole = driven(optimizer, 58)
     steps = sum(outcome.slopes is not None for _, outcome in whole)
     assert 20 < steps < 50
-    assert optimizer._bundles is not None
-    assert len(optimizer._bundles.dimensions) <= 2 * (LAYERS + 1)
+    assert isinstance(optimizer._active, InBundles)
+    assert len(optimizer._active.bundles.dimensions) <= 2 * (LAYERS + 1)
     center = max((o for _, o in whole[:steps] if o.feasible), key=lambda o: o.objective)
     after = [o for _, o in whole[steps:]]
     assert any(abs(o.objective - center.objective) < 0.1 for o in after)  # it is around it

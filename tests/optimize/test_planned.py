@@ -77,7 +77,7 @@ def test_the_uniform_soup_is_one_trial_unless_it_is_known() -> None:
     optimizer = build("uniform-soup", dimensions, 0, {}, start(dimensions, THREE))
     assert drive(optimizer, near(0, 0, 0)) == [dict.fromkeys((d.key for d in dimensions), 0.333333)]
     known = build("uniform-soup", dimensions, 0, {}, start(dimensions, THREE, near(0, 0, 0)))
-    assert (known.open, known.exhausted) == (0, "the uniform average is scored")
+    assert (known.generation.askable, known.exhausted) == (0, "the uniform average is scored")
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -126,7 +126,7 @@ def test_paths_to_every_source_and_between_two() -> None:
     asked = drive(line, near(0.25, 0.75, 0))
     assert [tuple(genome.values()) for genome in asked[:5]] == [(1 - t, t, 0) for t in (0, 0.25, 0.5, 0.75, 1)]
     short = build("path", dimensions, 0, {"reach": 1.0, "points": 2}, start(dimensions, THREE))
-    assert shares([short.ask() for _ in range(short.open)]) == [0.0, 0.333333]
+    assert shares([short.ask().genome for _ in range(short.generation.askable)]) == [0.0, 0.333333]
 
 
 def test_failures_on_a_path_rank_last() -> None:
@@ -185,7 +185,7 @@ def test_outcomes_may_come_in_any_order(name: str) -> None:
     asked = drive(in_order, evaluate)
     found: list[Genome] = []
     while reversed_.exhausted is None:
-        batch = [reversed_.ask() for _ in range(reversed_.open)]
+        batch = [reversed_.ask().genome for _ in range(reversed_.generation.askable)]
         for genome in reversed(batch):
             reversed_.tell(genome, evaluate(genome))
         found += batch

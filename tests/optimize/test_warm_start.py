@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evomerge.optimize.base import Start
+from evomerge.optimize.base import Reason, Start
 from evomerge.optimize.build import build
+from evomerge.optimize.planned import Planned
 from evomerge.optimize.replay import replay
 from evomerge.optimize.warm_start import WarmStart
 from evomerge.space.landmarks import landmarks
@@ -32,8 +33,8 @@ def begun(goal: tuple[float, ...], name: str = "surrogate", **about) -> tuple[Wa
     optimizer = build(name, WEIGHTS, 0, {}, Start(landmarks=LANDMARKS, known=known, **about))
     assert isinstance(optimizer, WarmStart)
     asked = []
-    while optimizer._inner is None:
-        batch = [optimizer.ask() for _ in range(optimizer.open)]
+    while isinstance(optimizer._active, Planned):
+        batch = [optimizer.ask().genome for _ in range(optimizer.generation.askable)]
         for genome in batch:
             optimizer.tell(genome, at(genome))
         asked += batch
@@ -52,21 +53,25 @@ def test_init_and_ladder_come_first_then_the_soup() -> None:
 @pytest.mark.parametrize("name", ["surrogate", "cma-es", "tpe"])
 def test_the_search_begins_with_the_best_and_knows_all(name: str) -> None:
     optimizer, asked = begun((0.9, 0.1, 0.1), name)
-    start = optimizer._inner.start
+    start = optimizer._active.start
     assert start.genome == LANDMARKS["a"]
     assert len(start.known) == len(asked) + 5
 
 
-def test_why_is_said() -> None:
+def test_reasons_are_given() -> None:
     optimizer = build("surrogate", WEIGHTS, 0, {}, Start(landmarks=LANDMARKS))
-    said = []
-    for _ in range(12):
-        said.append(optimizer.why)
-        genome = optimizer.ask()
-        optimizer.tell(genome, score((0.3, 0.3, 0.3))(genome))
-    assert said[1:6] == ["base", "a", "b", "c", "uniform"]
-    assert said[6:10] == ["equal 0.2", "equal 0.4", "equal 0.6", "equal 0.8"]
-    assert said[10] == "greedy soup"
+    asked = []
+    for _ in range(16):
+        proposal = optimizer.ask()
+        asked.append(proposal)
+        optimizer.tell(proposal.genome, score((0.3, 0.3, 0.3))(proposal.genome))
+    labels = [proposal.label for proposal in asked]
+    assert labels[1:6] == ["base", "a", "b", "c", "uniform"]
+    assert labels[6:10] == ["equal 0.2", "equal 0.4", "equal 0.6", "equal 0.8"]
+    assert labels[10] == "greedy soup"
+    reasons = [proposal.reason for proposal in asked]
+    assert reasons[:11] == [Reason.SEARCH, *[Reason.REFERENCE] * 9, Reason.SOUP]
+    assert reasons[-1] is Reason.SEARCH
 
 
 def test_who_begins_with_another_winner_needs_no_ladder() -> None:
@@ -79,10 +84,10 @@ def test_resume_anywhere_in_the_warm_start() -> None:
     at, history = score((0.3, 0.5, 0.1)), []
     whole = build("surrogate", WEIGHTS, 0, {}, Start(landmarks=LANDMARKS))
     for _ in range(20):
-        genome = whole.ask()
+        genome = whole.ask().genome
         history.append((genome, at(genome)))
         whole.tell(*history[-1])
     for cut in range(0, 20, 3):
         again = build("surrogate", WEIGHTS, 0, {}, Start(landmarks=LANDMARKS))
         replay(again, history[:cut])
-        assert again.ask() == history[cut][0]
+        assert again.ask().genome == history[cut][0]

@@ -86,7 +86,7 @@ def check_reachable(name: str, space: Path) -> None:
 
     optimizer, late = build(name, dimensions, 0, {}, Start()), Counter[str]()
     for number in range(120):
-        genome = optimizer.ask()
+        genome = optimizer.ask().genome
         optimizer.tell(genome, score(genome))
         if number >= 60:
             late.update(str(v) for k, v in genome.items() if k.startswith("method"))
