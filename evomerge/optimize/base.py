@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from evomerge.space.reference_genomes import ReferenceGenome
 from evomerge.types import Dimension, Genome, Outcome, Value
 
 GenomeId = tuple[Value, ...]
@@ -76,12 +77,12 @@ class Start:
 
     Attributes:
         genome: where to begin; None: at the dimensions' initial values.
-        landmarks: genomes of models that everybody would try first, by label (`space.landmarks`).
+        references: genomes of models that everybody would try first, by label.
         known: genomes with known outcomes, which need not be proposed: the ones of the references.
     """
 
     genome: Genome | None = None
-    landmarks: Mapping[str, Genome] = field(default_factory=dict)
+    references: Mapping[str, ReferenceGenome] = field(default_factory=dict)
     known: Sequence[tuple[Genome, Outcome]] = ()
 
 

@@ -49,6 +49,6 @@ def build(
 
     if warm == GRADIENT:
         return GradientStart(dimensions, seed, make_in, start=start, asynchronous=asynchronous)
-    if not (warm and start.landmarks):
+    if not (warm and start.references):
         return make(start)
     return WarmStart(dimensions, seed, make, start=start, asynchronous=asynchronous)

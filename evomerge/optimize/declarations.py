@@ -8,8 +8,7 @@ from typing import Any
 
 from evomerge.errors import nearest, suggestion
 from evomerge.registry import OPTIMIZER_KEYS
-from evomerge.space.landmarks import LADDER, UNIFORM
-from evomerge.types import Genome
+from evomerge.space.reference_genomes import BASE, UNIFORM, ReferenceGenome, equal_labels
 
 GRADIENT = "gradient"
 """The word of `warm_start` for a start along the gradient."""
@@ -142,7 +141,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "levels": Option(3, int, 2, 1000),
         "tie": Option("auto", str, words=("auto", "none", "layers", "modules", "layers+modules", "all")),
     },
-    # the line's ends are labels of landmarks; it reaches as far as this many times the way between them
+    # the line's ends are labels of reference genomes; it reaches as far as this many times the way between them
     "path": {
         "points": Option(11, int, 2, 1000),
         "begin": Option("base", str),
@@ -186,7 +185,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 SOURCES = "sources"
-"""In place of a landmark's label: every source."""
+"""The end of a `path` in place of one label: every source."""
 
 _MEND = (
     "search `method: task_arithmetic` (or linear, which reaches the sources and their average) with "
@@ -194,10 +193,11 @@ _MEND = (
 )
 
 
-def check_landmarks(
-    name: str, options: Mapping[str, Any], sources: Sequence[str], landmarks: Mapping[str, Genome]
+def check_reference_genomes(
+    name: str, options: Mapping[str, Any], sources: Sequence[str], references: Mapping[str, ReferenceGenome]
 ) -> None:
-    """Raises OptionError where the optimizer `name` goes by models that are not among the space's `landmarks`."""
+    """Raises OptionError where the optimizer `name` needs the genome of a model, and the space does not hold it.
+    `references`: the genomes that it holds, by label."""
     if name in ("uniform-soup", "greedy-soup") and len(sources) == 1:
         raise OptionError("name", f"{name} has nothing to average with one source", "add sources, or use the path")
     wanted: dict[str, str] = {}
@@ -206,15 +206,16 @@ def check_landmarks(
     elif name == "path":
         checked = check_options(name, options)
         wanted = {key: str(checked[key]) for key in ("begin", "end")}
-    legal = ["base", *sources, UNIFORM, *(f"equal {step:g}" for step in LADDER)]
+    legal = [BASE, *sources, UNIFORM, *equal_labels()]
     for key, label in wanted.items():
         if label not in legal and (label != SOURCES or key == "begin"):
             raise OptionError(key, f"{name} knows no model {label!r}", suggestion(label, legal))
-        if any(model not in landmarks for model in (sources if label == SOURCES else [label])):
-            named = {"base": "the base", UNIFORM: "the uniform average", SOURCES: "the sources"}.get(label, label)
-            held = [model for model in legal if model in landmarks]
+        if any(model not in references for model in (sources if label == SOURCES else [label])):
+            phrase = {BASE: "the base", UNIFORM: "the uniform average", SOURCES: "the sources"}.get(label, label)
+            held = [model for model in legal if model in references]
             mend = f"name ends that it holds: {', '.join(held)}" if name == "path" and len(held) > 1 else _MEND
-            raise OptionError(key, f"{name} goes by {named}, which the space does not hold", mend)
-    ends = [landmarks.get(label) for label in wanted.values()]
-    if name == "path" and ends[0] == ends[1]:
-        raise OptionError("end", f"the path begins and ends with the same model, {wanted['begin']}", "name another")
+            raise OptionError(key, f"{name} goes by {phrase}, which the space does not hold", mend)
+    if name == "path" and SOURCES not in wanted.values():
+        begin, end = (references[label].genome for label in wanted.values())
+        if begin == end:
+            raise OptionError("end", f"the path begins and ends with the same model, {wanted['begin']}", "name another")

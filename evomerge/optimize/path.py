@@ -11,7 +11,7 @@ import numpy as np
 
 from evomerge.optimize.declarations import SOURCES
 from evomerge.optimize.planned import Batches, Planned
-from evomerge.space.landmarks import sources_of
+from evomerge.space.reference_genomes import sources_of
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome
 
@@ -75,11 +75,13 @@ class Path(Planned):
         return f"the line from {self._begin} to {self._end} is scored, around its best point to {self._tolerance:g}"
 
     def _lines(self) -> list[Line]:
-        landmarks = self.start.landmarks
-        ends = sources_of(landmarks) if self._end == SOURCES else landmarks
-        begin = landmarks.get(self._begin)
-        wanted = [ends[label] for label in ends if self._end in (SOURCES, label)]
-        return [Line(Encoding(self.dimensions), begin, end) for end in wanted if begin is not None and end != begin]
+        genomes = {label: reference.genome for label, reference in self.start.references.items()}
+        begin = genomes.get(self._begin)
+        if begin is None:
+            return []
+        sources = list(sources_of(self.start.references).values())
+        ends = sources if self._end == SOURCES else [genomes[self._end]] if self._end in genomes else []
+        return [Line(Encoding(self.dimensions), begin, end) for end in ends if end != begin]
 
     def _shares(self, line: Line) -> list[float]:
         reach = line.edge if isinstance(self._reach, str) else min(self._reach, line.edge)

@@ -17,7 +17,7 @@ from evomerge.optimize.base import GenomeId, Optimizer, Proposal, Reason, Start,
 from evomerge.optimize.ordering import rank_key
 from evomerge.optimize.phased import Phased
 from evomerge.optimize.planned import Batches, Planned
-from evomerge.space.landmarks import UNIFORM, sources_of
+from evomerge.space.reference_genomes import ReferenceKind, sources_of
 from evomerge.types import Dimension, Genome, Outcome
 
 
@@ -41,20 +41,20 @@ class WarmStart(Phased):
 
     def _phases(self) -> Iterator[Optimizer]:
         # A search that begins with the winner of another one needs no ladder, and no soup.
-        references = self.start.landmarks if self.start.genome is None else {}
+        references = self.start.references if self.start.genome is None else {}
         for phase in (_ReferencePhase, _SoupPhase):
             start = Start(self.start.genome, references, tuple(self._known))
             yield phase(self._dimensions, self._seed, start=start, asynchronous=self._asynchronous)
         best = min(self._known, key=lambda pair: rank_key(pair[1]))
-        yield self._make(Start(best[0], self.start.landmarks, tuple(self._known)))
+        yield self._make(Start(best[0], self.start.references, tuple(self._known)))
 
 
 class _ReferencePhase(Planned):
     """The initial genome and the reference genomes."""
 
     def _plan(self) -> Batches:
-        self._labels = {identity(genome): label for label, genome in self.start.landmarks.items()}
-        yield [self._initial(), *self.start.landmarks.values()]
+        self._labels = {identity(r.genome): label for label, r in self.start.references.items()}
+        yield [self._initial(), *(reference.genome for reference in self.start.references.values())]
         return "all reference genomes are scored"
 
     def _proposal(self, genome: Genome) -> Proposal:
@@ -124,7 +124,8 @@ class _SoupPhase(_Soups):
     """The best genome, and the parents and their average taken into it, best first."""
 
     def _plan(self) -> Batches:
-        parents = {identity(g) for label, g in self.start.landmarks.items() if not label.startswith("equal")}
+        references = self.start.references.values()
+        parents = {identity(r.genome) for r in references if r.kind is not ReferenceKind.EQUAL_WEIGHTS}
         best = min(self.start.known, key=lambda pair: rank_key(pair[1]))
         yield from self._mixtures([best[0], *(g for g, _ in self.start.known if identity(g) in parents)])
         return "every parent was tried"
@@ -137,7 +138,8 @@ class UniformSoup(Planned):
     """The average of all sources. A study scores it among its references: then nothing is left to propose."""
 
     def _plan(self) -> Batches:
-        uniform = self.start.landmarks.get(UNIFORM)
+        references = self.start.references.values()
+        uniform = next((r.genome for r in references if r.kind is ReferenceKind.UNIFORM), None)
         yield [self._initial() if uniform is None else uniform]
         return "the uniform average is scored" if uniform is not None else "the space does not hold the uniform average"
 
@@ -146,7 +148,7 @@ class GreedySoup(_Soups):
     """Recipe 1: the sources, best first, are taken into the average one by one, as long as it gets no worse."""
 
     def _plan(self) -> Batches:
-        sources = sources_of(self.start.landmarks)
+        sources = sources_of(self.start.references)
         if not sources:
             yield [self._initial()]
             return "the space does not hold the sources"

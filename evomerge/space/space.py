@@ -11,9 +11,9 @@ from evomerge.errors import InputError
 from evomerge.files.objects import GeneSpec, SpaceSpec
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice, TokenizerPolicy
 from evomerge.registry import CHOICES, METHODS, Choice, Method, Parameter
+from evomerge.space.frozen import cut, frozen_layers, frozen_values
 from evomerge.space.genes import OTHER, Axes, dimensions, shares_at, value_at
-from evomerge.space.held import cut, frozen_layers, held_values
-from evomerge.space.landmarks import landmarks
+from evomerge.space.reference_genomes import ReferenceGenome, ReferenceKind, reference_genomes
 from evomerge.types import Dimension, Genome
 
 
@@ -42,10 +42,10 @@ class Space:
         self.spec, self.models = spec, models
         self.axes = _axes(spec, models)
         self._all = dimensions(spec.genes, self.axes)
-        self.frozen = frozen_layers(spec, models.layers)
-        self.held: Genome = held_values(self._all, spec, self.axes, self.frozen)
-        self._spans = cut(self.axes.groups, self.frozen)
-        self.dimensions: tuple[Dimension, ...] = tuple(d for d in self._all if d.key not in self.held)
+        self.frozen_layers = frozen_layers(spec, models.layers)
+        self.frozen_values: Genome = frozen_values(self._all, spec, self.axes, self.frozen_layers)
+        self._spans = cut(self.axes.groups, self.frozen_layers)
+        self.dimensions: tuple[Dimension, ...] = tuple(d for d in self._all if d.key not in self.frozen_values)
         self._genes = {gene.name: gene for gene in spec.genes}
 
     @property
@@ -54,20 +54,29 @@ class Space:
         return {d.key: d.tidy(d.init) for d in self.dimensions}
 
     @property
-    def landmarks(self) -> dict[str, Genome]:
-        """The genomes of well-known models, by label, as far as the space holds them (`space.landmarks`)."""
-        whole = landmarks(self._all, tuple(self.models.sources), self.spec.methods, self.spec.fixed)
-        found = {}
-        for label, genome in whole.items():
-            # With a value that is held elsewhere it is another model, of which nothing is known.
-            other = any(genome[key] != value for key, value in self.held.items()) or self.frozen
-            if label.startswith("equal") or (label == "base" and not self._moved()) or not other:
-                found[label] = {d.key: genome[d.key] for d in self.dimensions}
-        return found
+    def reference_genomes(self) -> dict[str, ReferenceGenome]:
+        """The genomes of well-known models, by label, as far as the space holds them (`space.reference_genomes`)."""
+        sources = tuple(self.models.sources)
+        references = reference_genomes(self._all, sources, self.spec.methods, self.spec.fixed)
+        return {
+            label: replace(reference, genome={d.key: reference.genome[d.key] for d in self.dimensions})
+            for label, reference in references.items()
+            if self._holds(reference)
+        }
+
+    def _holds(self, reference: ReferenceGenome) -> bool:
+        """Whether the genome, without what is frozen, is still that model: with another frozen value, or frozen layers,
+        it would be one with unknown scores."""
+        if reference.kind is ReferenceKind.EQUAL_WEIGHTS:
+            return True
+        if reference.kind is ReferenceKind.BASE and not self._moved():
+            return True
+        agrees = all(reference.genome[key] == value for key, value in self.frozen_values.items())
+        return agrees and not self.frozen_layers
 
     def _moved(self) -> bool:
         """Whether a frozen source has a part in every merge."""
-        return any(value != 0.0 for key, value in self.held.items() if key.startswith("weight["))
+        return any(value != 0.0 for key, value in self.frozen_values.items() if key.startswith("weight["))
 
     def parent(self, reference: str) -> Recipe:
         """A checkpoint as it is, or, under a tokenizer policy, as it takes part in every merge: brought to the output's
@@ -89,9 +98,10 @@ class Space:
     def recipe(self, genome: Genome) -> Recipe:
         """The recipe of a genome: one document, or, where the method differs by layer group, one document for each
         method and a last one that stacks each group's layers from the document of its method (mergekit-multi)."""
-        genome = {**self.held, **genome}
-        searched = [self._method_at(genome, start) for start, _ in self._spans if start not in self.frozen]
-        methods = [searched[0] if start in self.frozen else self._method_at(genome, start) for start, _ in self._spans]
+        genome = {**self.frozen_values, **genome}
+        starts, frozen = [start for start, _ in self._spans], self.frozen_layers
+        searched = [self._method_at(genome, start) for start in starts if start not in frozen]
+        methods = [searched[0] if start in frozen else self._method_at(genome, start) for start in starts]
         used = list(dict.fromkeys(methods))
         if len(used) == 1:
             return Recipe((self._merge(genome, used[0]),))
@@ -102,12 +112,12 @@ class Space:
 
     def shares(self, parameter: str, source: str, tensor: str) -> tuple[tuple[str, float], ...]:
         """The dimensions that a parameter of one source ("": of the whole merge) takes its value from at a tensor, and
-        the share of each in it; none where it is no gene, or is held."""
+        the share of each in it; none where it is no gene, or is frozen."""
         gene, layer = self._genes.get(parameter), self.models.tensors[tensor]
-        if gene is None or gene.choices or layer in self.frozen:
+        if gene is None or gene.choices or layer in self.frozen_layers:
             return ()
         found = shares_at(gene, self.axes, source, layer, self.axes.module_of(tensor), tensor)
-        return tuple((key, share) for key, share in found if key not in self.held)
+        return tuple((key, share) for key, share in found if key not in self.frozen_values)
 
     def _method_at(self, genome: Genome, layer: int) -> str:
         gene = self._genes.get("method")
@@ -135,12 +145,12 @@ class Space:
             Input(reference, span, self._values(genome, searched, "source", source, span[0]))
             for source, reference in self.models.sources.items()
         ]
-        if span[0] in self.frozen:
+        if span[0] in self.frozen_layers:
             inputs = [Input(i.model, i.layers, {**i.parameters, **_still(method, "source")}) for i in inputs]
         if _listed(method):
             inputs.append(Input(self.models.base, span, _base_parameters(method)))
         parameters = self._values(genome, searched, "tensor", "", span[0])
-        if span[0] in self.frozen:
+        if span[0] in self.frozen_layers:
             parameters |= _still(method, "tensor")
         return Slice(tuple(inputs), parameters)
 

@@ -16,7 +16,7 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import SAVINGS, FitnessSpec, ModelRef, SpaceSpec
 from evomerge.files.space_file import read_space
-from evomerge.optimize.declarations import OptionError, abilities, check_landmarks, check_options, trading
+from evomerge.optimize.declarations import OptionError, abilities, check_options, check_reference_genomes, trading
 from evomerge.recipe.recipe import TokenizerPolicy
 from evomerge.registry import OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness
@@ -82,7 +82,7 @@ def _check_options(spec: SpaceSpec) -> None:
 def check_start(spec: SpaceSpec, space: Space) -> None:
     """InputError where the optimizer goes by models that the space does not hold."""
     with _options_placed(spec):
-        check_landmarks(spec.optimizer["name"], spec.options, list(spec.sources), space.landmarks)
+        check_reference_genomes(spec.optimizer["name"], spec.options, list(spec.sources), space.reference_genomes)
 
 
 @contextmanager

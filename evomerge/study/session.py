@@ -334,9 +334,9 @@ class Session:
     def start(self) -> Start:
         """What is known before the search: the genomes of well-known models, and how the references did."""
         told = {t.label: t for t in self.store.told() if t.kind == "reference" and t.state != "running"}
-        landmarks = self.plan.space.landmarks
-        known = [(genome, self.outcome(told[label])) for label, genome in landmarks.items() if label in told]
-        return Start(self.first.genome if self.first else None, landmarks, known)
+        references = self.plan.space.reference_genomes
+        known = [(r.genome, self.outcome(told[label])) for label, r in references.items() if label in told]
+        return Start(self.first.genome if self.first else None, references, known)
 
     def history(self) -> list[Asked]:
         """What the optimizer was asked, and told of it: by its record in an asynchronous search; else each was told

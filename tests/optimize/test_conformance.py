@@ -1,8 +1,8 @@
 """What every optimizer has to keep, whatever it is: one that stands in `registry.OPTIMIZERS` is tested here.
 
 An optimizer may end (`exhausted`): it is then driven as far as it goes. Those of `NAMED` propose models that they name
-and search for nothing; without landmarks, as here, they propose the initial genome and end. Those of `PLANNED` draw
-nothing from the seed.
+and search for nothing; without reference genomes, as here, they propose the initial genome and end. Those of
+`PLANNED` draw nothing from the seed.
 """
 
 import random

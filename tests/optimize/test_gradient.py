@@ -9,6 +9,7 @@ from evomerge.optimize.base import Optimizer, Start
 from evomerge.optimize.build import build
 from evomerge.optimize.gradient_start import Bundles, GradientStart, InBundles
 from evomerge.optimize.replay import replay
+from evomerge.space.reference_genomes import ReferenceGenome, ReferenceKind
 from evomerge.types import Dimension, Genome, Outcome, Slopes
 
 SOURCES, LAYERS = ("a", "b"), 6
@@ -35,7 +36,7 @@ def bowl(genome: Genome, noise: float = 0.0) -> Outcome:
 
 
 BASE = {d.key: 0.0 for d in FINE}
-KNOWN = Start(landmarks={"base": BASE}, known=((BASE, bowl(BASE)),))
+KNOWN = Start(references={"base": ReferenceGenome(BASE, ReferenceKind.BASE)}, known=((BASE, bowl(BASE)),))
 
 
 def driven(optimizer: Optimizer, trials: int) -> list[tuple[Genome, Outcome]]:

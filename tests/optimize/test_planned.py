@@ -6,7 +6,7 @@ import pytest
 
 from evomerge.optimize.base import Start
 from evomerge.optimize.build import build
-from evomerge.optimize.declarations import OptionError, check_landmarks
+from evomerge.optimize.declarations import OptionError, check_reference_genomes
 from evomerge.types import Dimension, Genome, Outcome
 from tests.optimize.known_models import drive, fine, start, weights
 
@@ -194,10 +194,11 @@ def test_outcomes_may_come_in_any_order(name: str) -> None:
 
 def test_a_warm_start_in_which_all_is_known_goes_on() -> None:
     dimensions, evaluate = weights(TWO), near(0.3, 0.3)
-    found = start(dimensions, TWO).landmarks
-    known = Start({"weight[a,0]": 0.0, "weight[b,0]": 0.0}, found, [(g, evaluate(g)) for g in found.values()])
+    found = start(dimensions, TWO).references
+    outcomes = [(reference.genome, evaluate(reference.genome)) for reference in found.values()]
+    known = Start({"weight[a,0]": 0.0, "weight[b,0]": 0.0}, found, outcomes)
     asked = drive(build("coordinate", dimensions, 0, {}, known), evaluate)
-    assert not any(genome in asked for genome in found.values())
+    assert not any(reference.genome in asked for reference in found.values())
     assert list(max(asked, key=lambda g: evaluate(g).objective).values()) == pytest.approx([0.3, 0.3], abs=0.03)
 
 
@@ -221,20 +222,20 @@ def test_a_warm_start_in_which_all_is_known_goes_on() -> None:
     ],
 )
 def test_spaces_without_the_models_are_refused(name, options, methods, key, message) -> None:
-    found = start(weights(TWO), TWO, methods=methods).landmarks
+    found = start(weights(TWO), TWO, methods=methods).references
     with pytest.raises(OptionError, match=message) as caught:
-        check_landmarks(name, options, TWO, found)
+        check_reference_genomes(name, options, TWO, found)
     assert caught.value.key == key
 
 
 @pytest.mark.parametrize("name", ["uniform-soup", "greedy-soup"])
 def test_a_soup_of_one_source_is_refused(name: str) -> None:
     with pytest.raises(OptionError, match="nothing to average with one source") as caught:
-        check_landmarks(name, {}, ("a",), start(weights(("a",)), ("a",)).landmarks)
+        check_reference_genomes(name, {}, ("a",), start(weights(("a",)), ("a",)).references)
     assert caught.value.key == "name"
 
 
 def test_spaces_with_the_models_are_accepted() -> None:
-    found = start(weights(TWO), TWO).landmarks
+    found = start(weights(TWO), TWO).references
     for name, options in (("path", {}), ("path", {"end": "sources"}), ("uniform-soup", {}), ("grid", {}), ("tpe", {})):
-        check_landmarks(name, options, TWO, found)
+        check_reference_genomes(name, options, TWO, found)
