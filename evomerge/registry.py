@@ -52,7 +52,7 @@ class Method:
     one), "endpoint" (one of the two ends of a path), "ordinary" (a model like the others, or absent). `sources` is the
     least and the most number of models besides the base. `check` finds what is wrong with one source's values of the
     parameters `checked` together (each alone is held to its range); None: nothing is. `differentiable` are the
-    parameters in which the merged tensor has a gradient, with masks, ranks and elected signs kept as they are.
+    parameters in which the merged tensor has a gradient, where masks, ranks and elected signs stay as they are.
     """
 
     function: str

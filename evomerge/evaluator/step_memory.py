@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evomerge.checkpoints.headers import SIZES
 from evomerge.merging.kernels.runner import pulling_bytes
 from evomerge.merging.plan.jobs import Plan as MergePlan
-from evomerge.optimize.declarations import follows_slopes
+from evomerge.optimize.declarations import uses_gradient
 from evomerge.scoring.engine.activations import Dimensions, Extent, activation_bytes
 from evomerge.study.prepare import Plan
 
@@ -49,7 +49,7 @@ def planned_step(plan: Plan, merge: MergePlan) -> int:
     """The bytes of a step, by what is known from headers; 0 where no slopes are asked for. It is what checkpointed
     layers take: more is not needed."""
     spec = plan.spec
-    if not follows_slopes(spec.optimizer["name"], spec.options):
+    if not uses_gradient(spec.optimizer["name"], spec.options):
         return 0
     tokens = plan.fitness.batch_size * _LENGTH
     return StepMemory.of(plan, merge).bytes(Extent(tokens, tokens, _LENGTH), checkpointing=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from evomerge.errors import suggestion
 from evomerge.optimize.base import Optimizer, Start
-from evomerge.optimize.declarations import GRADIENT, abilities, check_options, trading
+from evomerge.optimize.declarations import GRADIENT, check_options, declaration, trading
 from evomerge.optimize.gradient_start import GradientStart
 from evomerge.optimize.warm_start import WarmStart
 from evomerge.registry import OPTIMIZERS, load
@@ -34,7 +34,7 @@ def build(
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}")
-    if objectives > abilities(name).objectives:
+    if objectives > declaration(name).objectives:
         raise ValueError(f"{name} cannot trade off {objectives} objectives; use {' or '.join(trading(objectives))}")
     checked = check_options(name, options)
     warm, start = checked.pop("warm_start", False), start or Start()

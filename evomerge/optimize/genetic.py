@@ -10,12 +10,12 @@ from typing import Any
 from optuna.samplers import NSGAIISampler
 from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
 
-from evomerge.optimize.optuna_samplers import _Sampled, _Told
+from evomerge.optimize.optuna_samplers import OptunaSampler, OptunaTrial
 from evomerge.optimize.optuna_targets import OptunaTarget
 from evomerge.types import Dimension, Genome
 
 
-class NsgaII(_Sampled):
+class NsgaII(OptunaSampler):
     """Asks for one generation, one by one or all at once. Genomes known before the search take the first places of the
     first generation; where there are more of them, of the next ones."""
 
@@ -48,14 +48,14 @@ class NsgaII(_Sampled):
         choosing.get_parent_population(study, len(self._known) // self._population)
         return study.ask(self._distributions).params
 
-    def _told(self, number: int, genome: Genome, lesson: OptunaTarget) -> _Told:
+    def _trial(self, number: int, genome: Genome, target: OptunaTarget) -> OptunaTrial:
         generation = {NSGAIISampler._get_generation_key(): number // self._population}
-        return _Told(genome, self._distributions, lesson, generation)
+        return OptunaTrial(genome, self._distributions, target, generation)
 
     def _sampler(self, seed: int) -> NSGAIISampler:
         return NSGAIISampler(
             population_size=self._population,
-            # wide, and of all genes: generations are few where an evaluation is a model
+            # far from the parents, and in all genes: generations are few where an evaluation is a model
             crossover=SBXCrossover(eta=2.0, use_child_gene_prob=1.0),
             mutation=PolynomialMutation(),
             seed=seed,

@@ -1,7 +1,7 @@
-"""Down the gradient first, then a search without one around what it found.
+"""Steps along the gradient first, then a search without gradients around the best of them.
 
-A few dozen steps settle many genes. What is left is for the real metrics and floors, which surrogates only stand in
-for: the genes that matter move on in bundles, few enough for a search that knows no slopes.
+A few dozen steps settle many genes. What is left is for the real metrics and floors, which proxy losses only stand in
+for: the important genes move on in bundles, few enough for a search that knows no gradients.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from evomerge.types import Dimension, Genome, Outcome, Value
 _STEPS = 40
 
 _SHARE = 0.95
-"""Genes matter that together make up so much of what the slopes and curvatures of all of them promise."""
+"""The important genes are the fewest with so much of the expected change of all genes together."""
 
 REACH = 0.1
 """How far a shift goes either way, as a share of each gene's range."""
 
 _MOST = 24
-"""Shifts that a search without gradients can still handle; with more, the layers of a source move together, too."""
+"""The most shifts that a search without gradients can handle; with more, the layers of a source move together, too."""
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
@@ -53,7 +53,7 @@ class GradientStart(Phased):
         gradient = _Steps(self._dimensions, self._seed, steps=_STEPS, **common)
         yield gradient
         center, outcome = min(self._known, key=lambda pair: rank_key(pair[1]))
-        bundles = Bundles(self._dimensions, center, _matter(gradient.promise(REACH)))
+        bundles = Bundles(self._dimensions, center, _important(gradient.expected_change(REACH)))
         inner = self._make(bundles.dimensions, Start(bundles.start, {}, ((bundles.start, outcome),)))
         yield InBundles(self._dimensions, self._seed, bundles, inner, **common)
 
@@ -73,7 +73,7 @@ class InBundles(Sequential):
     ) -> None:
         super().__init__(dimensions, seed, **common)
         self.bundles, self._inner = bundles, inner
-        self._out: list[Proposal] = []
+        self._in_flight: list[Proposal] = []
 
     @property
     def exhausted(self) -> str | None:
@@ -87,40 +87,42 @@ class InBundles(Sequential):
         return self._inner.generation.askable
 
     def _propose(self) -> Genome:
-        self._out.append(self._inner.ask())
-        return self.bundles.whole(self._out[-1].genome)
+        self._in_flight.append(self._inner.ask())
+        return self.bundles.whole(self._in_flight[-1].genome)
 
     def _proposal(self, genome: Genome) -> Proposal:
-        return replace(self._out[-1], genome=genome)
+        return replace(self._in_flight[-1], genome=genome)
 
     def _learn(self, outcome: Outcome) -> None:
-        self._inner.tell(self._out.pop(0).genome, outcome)
+        self._inner.tell(self._in_flight.pop(0).genome, outcome)
 
 
-def _matter(promise: Sequence[float]) -> list[bool]:
-    """The fewest genes that hold `_SHARE` of all promises; those of which nothing is known (NaN) are among them."""
-    values = np.array(promise)
-    order = np.argsort(-np.nan_to_num(values), kind="stable")
-    held = np.cumsum(np.nan_to_num(values)[order])
-    found = np.isnan(values)
-    if held.size and held[-1] > 0:
-        found[order[: int(np.searchsorted(held, _SHARE * held[-1])) + 1]] = True
-    return [bool(x) for x in found]
+def _important(expected_change: Sequence[float]) -> list[bool]:
+    """Whether each gene is among the fewest that hold `_SHARE` of the whole expected change. Genes with an unknown one
+    (NaN) are important."""
+    changes = np.array(expected_change)
+    order = np.argsort(-np.nan_to_num(changes), kind="stable")
+    cumulative = np.cumsum(np.nan_to_num(changes)[order])
+    important = np.isnan(changes)
+    if cumulative.size and cumulative[-1] > 0:
+        important[order[: int(np.searchsorted(cumulative, _SHARE * cumulative[-1])) + 1]] = True
+    return [bool(x) for x in important]
 
 
 class Bundles:
-    """A genome of `dimensions` (choices, and a shift for each group of tied genes) stands for one of the whole space.
+    """A small space around one genome: its `dimensions` are the choices, and one shift for each group of tied genes.
 
-    Tied are the values of one gene and source in one layer; of those only the ones that `matter` are shifted, and a
-    group where none does is left out.
+    The values of one gene and source in one layer are tied. Only the important ones are shifted, and a group without
+    one is left out.
     """
 
-    def __init__(self, dimensions: Sequence[Dimension], center: Genome, matter: Sequence[bool]) -> None:
-        """`matter`: of each dimension, in order."""
+    def __init__(self, dimensions: Sequence[Dimension], center: Genome, important: Sequence[bool]) -> None:
+        """`center`: the genome of no shift. `important`: for each dimension, in order."""
         self._encoding = Encoding(dimensions)
         self._center = self._encoding.encode(center)
         self._choices = [d for d in dimensions if len(d.choices) > 1]
-        moving = [d for d, own in zip(dimensions, matter, strict=True) if own and not d.choices and d.low < d.high]
+        numbers = [d for d, kept in zip(dimensions, important, strict=True) if kept and not d.choices]
+        moving = [d for d in numbers if d.low < d.high]
         coordinates = {d.key: place.start for d, place in zip(dimensions, self._encoding.places, strict=True)}
         self._groups: dict[str, list[int]] = {}
         for labels in (_by_layer, _by_source):
@@ -135,17 +137,17 @@ class Bundles:
         self.start: Genome = {**dict.fromkeys(self._groups, 0.0), **chosen}
 
     def whole(self, genome: Genome) -> Genome:
-        """The genome of the whole space."""
+        """A genome of this space as one of the whole space."""
         vector: Vector = self._center.copy()
         for key, coordinates in self._groups.items():
             vector[coordinates] += float(genome[key])
-        found = self._encoding.decode(np.clip(vector, 0.0, 1.0))
-        return {**found, **{d.key: genome[d.key] for d in self._choices}}
+        shifted = self._encoding.decode(np.clip(vector, 0.0, 1.0))
+        return {**shifted, **{d.key: genome[d.key] for d in self._choices}}
 
 
 def _by_layer(dimension: Dimension) -> str:
     """``weight of shipping, layer 3``."""
-    place = where(dimension)
+    place = layer_name(dimension)
     return f"{_by_source(dimension)}{', ' if place else ''}{place}"
 
 
@@ -154,12 +156,12 @@ def _by_source(dimension: Dimension) -> str:
     return f"{dimension.gene or dimension.key}{f' of {source}' if source else ''}"
 
 
-def where(dimension: Dimension) -> str:
-    """The layer or layer group of a dimension, in words; empty where it has none."""
+def layer_name(dimension: Dimension) -> str:
+    """The layer or layer group of a dimension, in words; empty where a dimension has none."""
     if "layers" in dimension.place:
         return f"layers {dimension.place['layers']}"
     tensor = dimension.place.get("tensors")
     if tensor is None:
         return ""
-    found = _LAYER.search(tensor)
-    return f"layer {found[1]}" if found else "outside of the layers"
+    number = _LAYER.search(tensor)
+    return f"layer {number[1]}" if number else "outside of the layers"

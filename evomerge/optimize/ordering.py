@@ -1,4 +1,7 @@
-"""Feasibility first: the order in which every part of evomerge compares candidates."""
+"""How candidates compare: the feasibility-first order, which every part of evomerge uses, and fronts of trade-offs.
+
+Light: numpy is imported where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -36,24 +39,27 @@ def ranks(outcomes: Sequence[Outcome]) -> list[int]:
 
 
 def front(values: Sequence[Row]) -> list[int]:
-    """Where the rows are, in their order, that no other dominates: at least as good in each objective, and better in
-    one (Deb et al. 2002, section III). Of equal rows the first stands for all; one that holds a NaN is on no front."""
+    """The numbers of the rows that no other row dominates, in their order. All objectives are maximised.
+
+    A row dominates another one where it is at least as good in each objective, and better in one (Deb et al. 2002,
+    section III). Of equal rows the first stands for all. A row with a NaN is on no front.
+    """
     import numpy as np
 
     points = np.asarray(values, dtype=float)
-    found = []
+    numbers = []
     for at, point in enumerate(points):
         as_good = (points >= point).all(axis=1)
         dominated = (as_good & (points > point).any(axis=1)).any()
         if not dominated and not as_good[:at].any() and not np.isnan(point).any():
-            found.append(at)
-    return found
+            numbers.append(at)
+    return numbers
 
 
 def spread(values: Sequence[Row], most: int) -> list[int]:
-    """Where `most` rows are, or all, that stand for all: the first one, then each time that which is farthest from
-    those chosen (Gonzalez 1985, "Clustering to minimize the maximum intercluster distance"), with each objective in
-    units of its range. In their order."""
+    """The numbers of at most `most` rows that stand for all, in their order: the first one, then each time the one that
+    is farthest from the chosen ones (Gonzalez 1985, "Clustering to minimize the maximum intercluster distance"), with
+    each objective in units of its range."""
     import numpy as np
 
     points = np.asarray(values, dtype=float)

@@ -18,7 +18,7 @@ from evomerge.types import Dimension, Genome
 
 @dataclass(frozen=True)
 class Line:
-    """From `begin` (at 0) through `end` (at 1), straight on the genes' own scales; choices change halfway."""
+    """A line from `begin` (at 0) through `end` (at 1), straight on the genes' own scales; choices change halfway."""
 
     encoding: Encoding
     begin: Genome
@@ -30,7 +30,7 @@ class Line:
 
     @property
     def edge(self) -> float:
-        """How far it goes until the first gene reaches the end of its range; 1 where no number changes."""
+        """The place where the first gene reaches the end of its range; 1 where no number changes."""
         numbers = list(self.encoding.numeric_coordinates)
         first, last = (self.encoding.encode(genome)[numbers] for genome in (self.begin, self.end))
         moving = first != last
@@ -39,8 +39,8 @@ class Line:
 
 
 class Path(Planned):
-    """Scores `points` of the line, evenly spaced, then halves the gaps beside the best until they are `tolerance`
-    times its length or less."""
+    """Proposes `points` of the line, evenly spaced, then halves the gaps beside the best one until they are at most
+    `tolerance` times the line's length."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Path(Planned):
         reach = line.edge if isinstance(self._reach, str) else min(self._reach, line.edge)
         shares: list[float] = np.linspace(0.0, reach, self._points).tolist()
         end_between = min(abs(share - 1.0) for share in shares) > self._tolerance * reach
-        return [*shares, *([1.0] if end_between and reach > 1.0 else [])]  # what is known of the end counts, too
+        return [*shares, *([1.0] if end_between and reach > 1.0 else [])]  # the end's known outcome counts, too
 
 
 def _between(points: dict[float, Genome], best: float, finest: float) -> list[float]:

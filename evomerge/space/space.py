@@ -19,10 +19,18 @@ from evomerge.types import Dimension, Genome
 
 @dataclass(frozen=True)
 class Models:
-    """What a recipe says of the checkpoints: portable references, the layer count, the output's dtype, the tokenizer
-    policy where vocabularies are to be brought together, and the chat template ("auto", or a Jinja text). `tensors`
-    are the base's of floating point, in the order of the model, with the layer whose values each takes (`genes.Axes`);
-    `tied` whether its head is its embeddings."""
+    """The facts about the checkpoints that recipes hold.
+
+    Attributes:
+        base, sources: portable references.
+        layers: the number of layers.
+        dtype: of the output.
+        tokenizer: the policy, where vocabularies have to be brought together.
+        chat_template: "auto", or a Jinja text.
+        tensors: the base's floating-point tensors, in the order of the model, with the layer whose values each takes
+            (`genes.Axes`).
+        tied: whether the base's head is its embeddings.
+    """
 
     base: str
     sources: Mapping[str, str]
@@ -35,7 +43,7 @@ class Models:
 
 
 class Space:
-    """Builds recipes: of a genome, of the parents as they are, of the uniform average."""
+    """The search space of one study. Makes recipes: of a genome, of the parents as they are, of the uniform average."""
 
     def __init__(self, spec: SpaceSpec, models: Models) -> None:
         """Raises InputError where the layer groups, or what is frozen, do not fit the base's layers."""
@@ -116,8 +124,8 @@ class Space:
         gene, layer = self._genes.get(parameter), self.models.tensors[tensor]
         if gene is None or gene.choices or layer in self.frozen_layers:
             return ()
-        found = shares_at(gene, self.axes, source, layer, self.axes.module_of(tensor), tensor)
-        return tuple((key, share) for key, share in found if key not in self.frozen_values)
+        shares = shares_at(gene, self.axes, source, layer, self.axes.module_of(tensor), tensor)
+        return tuple((key, share) for key, share in shares if key not in self.frozen_values)
 
     def _method_at(self, genome: Genome, layer: int) -> str:
         gene = self._genes.get("method")
@@ -127,8 +135,8 @@ class Space:
 
     def _merge(self, genome: Genome, name: str, stage: str | None = None) -> Document:
         choice = CHOICES[name]
-        apart = self.axes.interpolate or any("tensors" in gene.per for gene in self.spec.genes)
-        spans = [(i, i + 1) for i in range(self.models.layers)] if apart else self._spans
+        each_layer = self.axes.interpolate or any("tensors" in gene.per for gene in self.spec.genes)
+        spans = [(i, i + 1) for i in range(self.models.layers)] if each_layer else self._spans
         slices = _joined([self._slice(genome, choice, span) for span in spans])
         # Written with `models`, mergekit would merge a base that is not listed.
         if len(slices) == 1 and _listed(METHODS[choice.method]):
@@ -172,14 +180,14 @@ class Space:
         return [*entries, {"value": values[OTHER]}]
 
     def _by_tensor(self, gene: GeneSpec, genome: Genome, source: str, layer: int) -> Any:
-        own = [name for name, at in self.models.tensors.items() if at == layer]
-        values = {name: value_at(gene, genome, self.axes, source, layer, "", name) for name in own}
+        names = [name for name, place in self.models.tensors.items() if place == layer]
+        values = {name: value_at(gene, genome, self.axes, source, layer, "", name) for name in names}
         if len(set(values.values())) == 1:
             return next(iter(values.values()))
         # A filter matches any name that it is a part of, and the first that matches wins.
-        entries = [{"filter": name, "value": values[name]} for name in sorted(own, key=len, reverse=True)]
+        entries = [{"filter": name, "value": values[name]} for name in sorted(names, key=len, reverse=True)]
         # mergekit asks for the head of a model that has none of its own.
-        return [*entries, {"value": values[own[0]]}] if self.models.tied else entries
+        return [*entries, {"value": values[names[0]]}] if self.models.tied else entries
 
     def _document(
         self,
@@ -209,29 +217,30 @@ def _listed(method: Method) -> bool:
 
 
 def _still(method: Method, scope: str) -> dict[str, Any]:
-    """What leaves a layer as the base's: weights of 0, or the beginning of the path from it."""
-    own = method.parameter("weight" if method.base == "subtracted" else "t")
-    return {own.name: 0.0} if own is not None and own.scope == scope else {}
+    """The parameters that leave a layer as the base's: weights of 0, or the beginning of the path from it."""
+    parameter = method.parameter("weight" if method.base == "subtracted" else "t")
+    return {parameter.name: 0.0} if parameter is not None and parameter.scope == scope else {}
 
 
 def _base_parameters(method: Method) -> dict[str, Any]:
-    """Where the base is a model like the others it takes part with weight 0, so that config and tokenizer are its."""
+    """The base's parameters. Where it is a model like the others its weight is 0, so that it only gives config and
+    tokenizer."""
     return {"weight": 0.0} if method.base == "ordinary" else {}
 
 
 def _joined(slices: Sequence[Slice]) -> list[Slice]:
-    """Neighbouring slices that continue each other with equal parameters become one."""
+    """Joins neighbouring slices that continue each other with equal parameters."""
     joined: list[Slice] = []
-    for piece in slices:
-        if joined and _continues(joined[-1], piece):
+    for following in slices:
+        if joined and _continues(joined[-1], following):
             inputs = [
                 Input(a.model, (a.layers[0], b.layers[1]), a.parameters)
-                for a, b in zip(joined[-1].inputs, piece.inputs, strict=True)
+                for a, b in zip(joined[-1].inputs, following.inputs, strict=True)
                 if a.layers and b.layers
             ]
-            joined[-1] = Slice(tuple(inputs), piece.parameters)
+            joined[-1] = Slice(tuple(inputs), following.parameters)
         else:
-            joined.append(piece)
+            joined.append(following)
     return joined
 
 
@@ -264,7 +273,7 @@ def _axes(spec: SpaceSpec, models: Models) -> Axes:
 
 
 def _knots(spec: SpaceSpec, groups: Sequence[tuple[int, int]], layers: int) -> tuple[float, ...]:
-    """Where the groups' values sit: evenly from the first layer to the last (as mergekit's gradients), or in the
+    """The positions of the groups' values: evenly from the first layer to the last (as mergekit's gradients), or in the
     middle of explicitly given ranges."""
     if isinstance(spec.layers, int) and len(groups) > 1:
         return tuple(i * (layers - 1) / (len(groups) - 1) for i in range(len(groups)))

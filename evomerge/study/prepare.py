@@ -16,7 +16,7 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import SAVINGS, FitnessSpec, ModelRef, SpaceSpec
 from evomerge.files.space_file import read_space
-from evomerge.optimize.declarations import OptionError, abilities, check_options, check_reference_genomes, trading
+from evomerge.optimize.declarations import OptionError, check_options, check_reference_genomes, declaration, trading
 from evomerge.recipe.recipe import TokenizerPolicy
 from evomerge.registry import OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness
@@ -99,8 +99,8 @@ def _check_choices(spec: SpaceSpec) -> None:
     """InputError where a gene is a choice and the optimizer takes numbers only."""
     name = spec.optimizer["name"]
     gene = next((gene for gene in spec.genes if gene.choices), None)
-    if gene is not None and not abilities(name).choices:
-        able = [other for other in OPTIMIZERS if abilities(other).choices]
+    if gene is not None and not declaration(name).choices:
+        able = [other for other in OPTIMIZERS if declaration(other).choices]
         problem = f"{gene.name} is a choice, and {name} takes numbers only"
         raise InputError(problem, f"use the optimizer {_either(able)}, or one of the choices", gene.where)
 
@@ -110,7 +110,7 @@ def _check_front(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     if fitness.objective != PARETO:
         return
     name, count, where = spec.optimizer["name"], len(fitness.traded), fitness.at("objective")
-    most = abilities(name).objectives
+    most = declaration(name).objectives
     able = f"use the optimizer {_either(trading(count))}" if trading(count) else "leave slices out"
     if count < 2:
         problem = f"pareto trades slices off against each other, and {count or 'none'} has a weight above 0"

@@ -11,7 +11,7 @@ from itertools import takewhile
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.executor import EvalTask, Executor, ScoreJob, T, drive
 from evomerge.optimize.base import Proposal, Reason, Start
-from evomerge.optimize.declarations import follows_slopes
+from evomerge.optimize.declarations import uses_gradient
 from evomerge.optimize.replay import Asked
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
@@ -110,7 +110,7 @@ class Session:
         if self.economy is not None:
             alone = "; asynchronous candidates do not race" if self.plan.spec.asynchronous else ""
             self.observer.note(f"items: {self.economy.course}{alone}")
-        if follows_slopes(self.plan.spec.optimizer["name"], self.plan.spec.options):
+        if uses_gradient(self.plan.spec.optimizer["name"], self.plan.spec.options):
             self.steering = TrialGradients(self)
             self.steering.score_references()
 

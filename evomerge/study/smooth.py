@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evomerge.errors import InputError
 from evomerge.files.objects import FitnessSpec, GeneSpec, SpaceSpec
-from evomerge.optimize.declarations import abilities, follows_slopes
+from evomerge.optimize.declarations import declaration, uses_gradient
 from evomerge.registry import CHOICES, METHODS
 from evomerge.scoring.tasks.task_files import scan
 
@@ -15,9 +15,9 @@ UNWEIGHTED = "give it `weight: 0` (its floor still holds), or use `warm_start: g
 def check_slopes(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """InputError where slopes are asked for of a method, a gene or a slice that has none."""
     name = spec.optimizer["name"]
-    if not follows_slopes(name, spec.options):
+    if not uses_gradient(name, spec.options):
         return
-    alone = abilities(name).slopes
+    alone = declaration(name).needs_gradient
     _check_methods(spec, "use another optimizer" if alone else "use `warm_start: true`")
     smooth = [gene for gene in spec.genes if not gene.choices and _has_slope(spec, gene)]
     other = next((gene for gene in spec.genes if gene not in smooth), None)

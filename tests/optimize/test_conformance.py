@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from evomerge.errors import InputError
 from evomerge.optimize.base import Optimizer, Start
 from evomerge.optimize.build import build
-from evomerge.optimize.declarations import ABILITIES
+from evomerge.optimize.declarations import DECLARATIONS
 from evomerge.optimize.ordering import rank_key
 from evomerge.optimize.replay import Asked, replay, replay_interleaved
 from evomerge.registry import OPTIMIZERS
@@ -283,7 +283,7 @@ def juggle(optimizer: Optimizer, record: list[Asked], trials: int, evaluate=bowl
             at = draw.choice(out)
             genome, outcome = record[at].genome, evaluate(record[at].genome)
             optimizer.tell(genome, outcome)
-            record[at] = Asked(genome, record[at].told, outcome, told)
+            record[at] = Asked(genome, record[at].n_told, outcome, told)
 
 
 @every_optimizer
@@ -307,7 +307,7 @@ def test_asynchronously_any_order_is_learnt_from_and_replayed(name: str, shape: 
     assert len(whole) < 20 or any(asked.place != at for at, asked in enumerate(whole))
 
 
-TRADING = [name for name, can in ABILITIES.items() if can.objectives > 1]
+TRADING = [name for name, can in DECLARATIONS.items() if can.objectives > 1]
 
 
 def trade(genome: Genome) -> Outcome:

@@ -125,10 +125,10 @@ def test_a_search_goes_on_around_what_the_gradient_found(name: str) -> None:
         assert [g for g, _ in driven(resumed, 58 - cut)] == [g for g, _ in whole[cut:]], cut
 
 
-def test_bundles_move_what_matters_together() -> None:
+def test_bundles_move_important_genes_together() -> None:
     center = {d.key: 0.3 for d in FINE}
-    matter = [d.place["sources"] == "a" and ".q." in d.place["tensors"] for d in FINE]
-    bundles = Bundles(FINE, center, matter)
+    important = [d.place["sources"] == "a" and ".q." in d.place["tensors"] for d in FINE]
+    bundles = Bundles(FINE, center, important)
     assert [d.key for d in bundles.dimensions] == [f"weight of a, layer {i}" for i in range(LAYERS)]
     assert bundles.whole(bundles.start) == center
     moved = bundles.whole({**bundles.start, "weight of a, layer 2": 0.1})

@@ -25,7 +25,7 @@ def test_floors_are_constraints_that_a_feasible_one_never_violates() -> None:
     assert good.values == (0.9,)
     assert all(value <= 0 for value in good.constraints)
     assert poor.constraints == (0.3,)  # the floor that nobody misses is left out
-    assert [lesson.values for lesson in optuna_targets([GOOD, POOR], 2)] == [(0.8, 1.0), (0.2, 0.8)]
+    assert [target.values for target in optuna_targets([GOOD, POOR], 2)] == [(0.8, 1.0), (0.2, 0.8)]
 
 
 def test_what_failed_has_no_value_of_its_own_and_violates_most() -> None:
@@ -35,20 +35,20 @@ def test_what_failed_has_no_value_of_its_own_and_violates_most() -> None:
         assert failed.values == poor.values
         assert sum(v for v in failed.constraints if v > 0) > sum(v for v in poor.constraints if v > 0) > 0
         assert max(good.constraints) <= 0
-        assert len({len(lesson.constraints) for lesson in (good, poor, failed)}) == 1
+        assert len({len(target.constraints) for target in (good, poor, failed)}) == 1
 
 
 def test_nothing_is_known_of_failures_alone() -> None:
-    assert [lesson.values for lesson in optuna_targets([Outcome(failed=True)] * 2, 3)] == [(0.0, 0.0, 0.0)] * 2
+    assert [target.values for target in optuna_targets([Outcome(failed=True)] * 2, 3)] == [(0.0, 0.0, 0.0)] * 2
     assert optuna_targets([], 1) == []
 
 
 @given(st.lists(outcomes))
 def test_the_order_is_the_feasibility_first_one(found: list[Outcome]) -> None:
     """As the samplers see it: feasible ones by value, behind them the others by the total violation."""
-    told = optuna_targets(found, 1)
-    assert all(not math.isnan(number) for lesson in told for number in (*lesson.values, *lesson.constraints))
-    keys = [(sum(v for v in lesson.constraints if v > 0), lesson.values[0]) for lesson in told]
+    targets = optuna_targets(found, 1)
+    assert all(not math.isnan(number) for target in targets for number in (*target.values, *target.constraints))
+    keys = [(sum(v for v in target.constraints if v > 0), target.values[0]) for target in targets]
     for first, one in zip(found, keys, strict=True):
         for second, other in zip(found, keys, strict=True):
             if rank_key(first)[:2] < rank_key(second)[:2]:

@@ -172,8 +172,8 @@ def test_choices_for_an_optimizer_of_numbers(
         space["genes"]["density"] = {"low": 0.2, "high": 0.9}
         space["optimizer"] = {"name": "qmc"}
 
-    # all optimizers of several objectives take choices
-    monkeypatch.setitem(declarations.ABILITIES, "qmc", declarations.Abilities(choices=False))
+    # in truth all optimizers but `gradient` take choices
+    monkeypatch.setitem(declarations.DECLARATIONS, "qmc", declarations.Declaration(choices=False))
     tiny_study(change)
     said = refused(capsys)
     assert "space.yaml:" in said

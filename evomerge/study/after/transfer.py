@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from evomerge.errors import InputError, Where
 from evomerge.files.space_file import read_space
-from evomerge.optimize.declarations import abilities
+from evomerge.optimize.declarations import declaration
 from evomerge.registry import CHOICES
 from evomerge.space.genes import value_at
 from evomerge.space.space import Space
@@ -38,7 +38,7 @@ def beginning(given: str, plan: Plan) -> StartingPoint:
     """The winner of the run `given` (or its best feasible so far; ``RUN:TRIAL``: that trial) as a genome of the plan's
     space. InputError where there is none, or it is not exactly a genome of that space."""
     optimizer = plan.spec.optimizer["name"]
-    if not abilities(optimizer).begins:
+    if not declaration(optimizer).takes_start:
         raise InputError(f"{optimizer} goes by known models only", "use another optimizer", _FLAG)
     name, _, number = given.rpartition(":") if given.rpartition(":")[2].isdigit() else (given, "", "")
     if not name:

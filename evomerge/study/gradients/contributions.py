@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evomerge.optimize.gradient_start import where
+from evomerge.optimize.gradient_start import layer_name
 
 if TYPE_CHECKING:
     from evomerge.study.run.trial import Trial
@@ -55,7 +55,7 @@ def contributions(session: Session) -> Contributions | None:
     gained = _gained(session, way, dimensions)
     parts: dict[tuple[str, str, str], float] = {}
     for dimension, part in zip(dimensions, gained, strict=True):
-        group = (dimension.gene, dimension.place.get("sources", ""), where(dimension))
+        group = (dimension.gene, dimension.place.get("sources", ""), layer_name(dimension))
         parts[group] = parts.get(group, 0.0) + part
     return Contributions(way[0].number, best.number, (way[0].objective or 0.0, best.objective or 0.0), parts)
 
