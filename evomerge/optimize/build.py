@@ -24,13 +24,19 @@ def build(
     objectives: int = 1,
     num_workers: int = 1,
 ) -> Optimizer:
-    """The optimizer that the registry knows as `name`. Raises ValueError where the name or an option is wrong, or it
-    cannot trade off that many objectives (`Outcome.values`; 1: it follows `Outcome.objective`). An
-    optimizer that is free to choose adapts its generations to `num_workers`, the number of candidates that can be
-    scored at a time.
+    """Builds the optimizer that the registry knows as `name`.
 
     With the option `warm_start`, reference genomes are proposed before it, if there are some (`optimize.warm_start`);
     with "gradient", steps along the gradient are (`optimize.gradient_start`).
+
+    Args:
+        start: what is known before the search.
+        asynchronous: whether outcomes are told in any order.
+        objectives: how many slices are traded off (`Outcome.values`); 1: it follows `Outcome.objective`.
+        num_workers: how many candidates can be scored at a time. A population of `auto` is a multiple of it.
+
+    Raises:
+        ValueError: the name or an option is wrong, or the optimizer cannot trade off that many objectives.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}")

@@ -57,7 +57,7 @@ class CmaEs(Sequential):
         self._sigma, self._repeats = sigma, repeats
         self._population = None if population == "auto" else int(population)
         self._proposed: set[GenomeId] = set()
-        self._novelty = self._generator(0, 1)
+        self._novelty_generator = self._generator(0, 1)
         self._restarts = self._stagnation = 0
         self._waiting: list[Sample] = []
         self._in_flight: list[Sample] = []
@@ -141,7 +141,7 @@ class CmaEs(Sequential):
         samples = []
         for vector in vectors:
             sampled = self._encoding.decode(vector[: self._encoding.size])
-            genome = self._novel(sampled, self._proposed, self._novelty)
+            genome = self._novel(sampled, self._proposed, self._novelty_generator)
             self._proposed.add(identity(genome))
             samples.append(Sample(genome, self._moved(vector, genome)))
         return samples

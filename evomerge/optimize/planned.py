@@ -75,7 +75,7 @@ class Planned(Sequential):
 
 
 def gene_groups(dimensions: Sequence[Dimension], axes: Collection[str]) -> list[list[Dimension]]:
-    """The dimensions of each gene, apart by their places on `axes` and together over all other axes."""
+    """The dimensions of each gene in groups: separate by their places on `axes`, together over all other axes."""
     groups: dict[tuple[str, ...], list[Dimension]] = {}
     for dimension in dimensions:
         places = [f"{axis} {place}" for axis, place in dimension.place.items() if axis in axes]
