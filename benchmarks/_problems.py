@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from evomerge.space.landmarks import landmarks
+from evomerge.space.reference_genomes import ReferenceKind, reference_genomes
 from evomerge.types import Dimension, Genome, Outcome
 
 Vector = NDArray[np.float64]
@@ -39,9 +39,11 @@ class Problem:
         free, _ = self._solved()
         assert free is not None
         self._raise_floors(free)
-        self.landmarks = landmarks(self.dimensions, self.sources, ("task_arithmetic",), {})
-        self.references = {name: g for name, g in self.landmarks.items() if not name.startswith("equal")}
-        scores = np.array([self.scores(genome) for genome in self.references.values()])
+        self.references = reference_genomes(self.dimensions, self.sources, ("task_arithmetic",), {})
+        self.scored = {
+            name: r.genome for name, r in self.references.items() if r.kind is not ReferenceKind.EQUAL_WEIGHTS
+        }
+        scores = np.array([self.scores(genome) for genome in self.scored.values()])
         self._scale = scores.max(axis=0) - scores.min(axis=0)
 
     def scores(self, genome: Genome) -> Vector:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimize.base import Optimizer, Sequential, Start, build
+from evomerge.optimize.base import Optimizer, Sequential, Start
+from evomerge.optimize.build import build
 from evomerge.types import Dimension, Genome, Outcome
 
 OURS = "default"
@@ -47,7 +48,7 @@ def _ours(name: str, **options: Any) -> Callable[[Sequence[Dimension], int, Star
 
 
 def _cold(name: str, **options: Any) -> Callable[[Sequence[Dimension], int, Start], Optimizer]:
-    """Without any landmark, as one would use the library by itself."""
+    """Without any reference genome, as one would use the library by itself."""
     return lambda dimensions, seed, start: build(name, dimensions, seed, options)
 
 

@@ -20,7 +20,7 @@ ITEMS = 24
 
 
 class Specialists:
-    """`references` are the outcomes, on the search split, of base, sources and average; `parents` the genomes of the
+    """`scored` are the outcomes, on the search split, of base, sources and average; `parents` the genomes of the
     first two, which are no merges."""
 
     def __init__(self, root: Path, folder: Path, seed: int) -> None:
@@ -38,10 +38,10 @@ class Specialists:
             measured = {name: self._scored(recipe, split) for name, recipe in recipes.items()}
             self._gates[split] = settle(self._bench.suite.info.slices, measured)
             self._scales[split] = scales(measured, self._gates[split])
-        self.dimensions, self.landmarks = plan.space.dimensions, plan.space.landmarks
-        self.parents = [self.landmarks[name] for name in models]
+        self.dimensions, self.references = plan.space.dimensions, plan.space.reference_genomes
+        self.parents = [self.references[name].genome for name in models]
         recipes["uniform"] = plan.space.uniform()
-        self.references = {name: self._outcome(recipe, "search") for name, recipe in recipes.items()}
+        self.scored = {name: self._outcome(recipe, "search") for name, recipe in recipes.items()}
         self.base_on_holdout = self._outcome(recipes["base"], "holdout").objective
 
     def outcome(self, genome: Genome, split: SplitName) -> Outcome:

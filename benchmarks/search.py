@@ -37,7 +37,7 @@ from _problems import Problem
 from _rows import OURS, PAY, ROWS
 
 from evomerge.optimize.base import Optimizer, Start
-from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.ordering import rank_key
 from evomerge.types import Genome, Outcome
 
 BUDGETS = (25, 50, 100, 200)
@@ -122,9 +122,9 @@ def real(job: Job, root: Path, folder: Path) -> dict[str, Any]:
     from _specialists import Specialists  # torch takes seconds to import
 
     models = Specialists(root / str(job.seed) / job.row, folder, job.seed)
-    paid = len(models.references) if job.row in PAY else 0
-    known = [(models.landmarks[name], outcome) for name, outcome in models.references.items()]
-    optimizer = ROWS[job.row](models.dimensions, job.seed, Start(landmarks=models.landmarks, known=known))
+    paid = len(models.scored) if job.row in PAY else 0
+    known = [(models.references[name].genome, outcome) for name, outcome in models.scored.items()]
+    optimizer = ROWS[job.row](models.dimensions, job.seed, Start(references=models.references, known=known))
     trials = []
     for genome, outcome in driven(optimizer, lambda genome: models.outcome(genome, "search")):
         trials.append((genome, outcome))
@@ -145,9 +145,9 @@ def known(job: Job) -> dict[str, Any]:
     evaluations until no more than `CLOSE` of it is left for the first time."""
     assert job.size is not None
     problem, noise = Problem(*job.size, job.seed, job.noise), np.random.default_rng([job.seed, 5])
-    paid = [(g, problem.observe(g, noise)) for g in problem.references.values()] if job.row in PAY else []
-    optimizer = ROWS[job.row](problem.dimensions, job.seed, Start(landmarks=problem.landmarks, known=paid))
-    way = problem.best - problem.truth(problem.landmarks["base"]).objective
+    paid = [(g, problem.observe(g, noise)) for g in problem.scored.values()] if job.row in PAY else []
+    optimizer = ROWS[job.row](problem.dimensions, job.seed, Start(references=problem.references, known=paid))
+    way = problem.best - problem.truth(problem.references["base"].genome).objective
     most = BUDGETS[-1] if job.row == OURS else LONGEST
     regrets: list[float | None] = []
     best, arrived = None, None
@@ -168,7 +168,7 @@ def known(job: Job) -> dict[str, Any]:
 def driven(optimizer: Optimizer, score: Callable[[Genome], Outcome]) -> Iterator[tuple[Genome, Outcome]]:
     """Genomes as they are asked, with what they scored."""
     while optimizer.exhausted is None:
-        for genome in [optimizer.ask() for _ in range(optimizer.open)]:
+        for genome in [optimizer.ask().genome for _ in range(optimizer.generation.askable)]:
             outcome = score(genome)
             yield genome, outcome
             optimizer.tell(genome, outcome)

@@ -188,18 +188,19 @@ OPTIMIZERS: Mapping[str, str] = {
     "surrogate": "evomerge.optimize.bayesian:Surrogate",
     "cma-es": "evomerge.optimize.cma_es:CmaEs",
     "tpe": "evomerge.optimize.optuna_samplers:Tpe",
-    "gp": "evomerge.optimize.optuna_gp:Gp",
     "nsga-ii": "evomerge.optimize.genetic:NsgaII",
-    "nsga-iii": "evomerge.optimize.genetic:NsgaIII",
     "gradient": "evomerge.optimize.gradient:Gradient",
     "qmc": "evomerge.optimize.optuna_samplers:Qmc",
     "random": "evomerge.optimize.optuna_samplers:Random",
-    "uniform-soup": "evomerge.optimize.soups:UniformSoup",
-    "greedy-soup": "evomerge.optimize.soups:GreedySoup",
+    "uniform-soup": "evomerge.optimize.warm_start:UniformSoup",
+    "greedy-soup": "evomerge.optimize.warm_start:GreedySoup",
     "grid": "evomerge.optimize.grid:Grid",
     "path": "evomerge.optimize.path:Path",
     "coordinate": "evomerge.optimize.coordinate:Coordinate",
 }
+
+REMOVED_OPTIMIZERS: Mapping[str, str] = {"gp": "surrogate", "nsga-iii": "nsga-ii or tpe"}
+"""Optimizers of earlier versions -> what to use instead."""
 
 OPTIMIZER_KEYS = ("name", "seed", "asynchronous")
 """What every optimizer is given in a space file, besides options of its own."""

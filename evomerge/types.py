@@ -21,8 +21,7 @@ class Dimension:
     """One searched coordinate: a numeric range, or (`choices`) a set of names.
 
     `key` is the gene's name with its place on the gene's axes: ``density[refunds]``; `gene` and `place` (axis -> where)
-    are its parts, for those who look at several dimensions of a gene together. `smooth` is over how many layer groups
-    its values are expected to stay alike; 0: nothing is expected.
+    are its parts, for those who look at several dimensions of a gene together.
     """
 
     key: str
@@ -33,7 +32,6 @@ class Dimension:
     choices: tuple[str, ...] = ()
     gene: str = ""
     place: Mapping[str, str] = field(default_factory=dict, hash=False)
-    smooth: float = 0.0
 
     def tidy(self, value: Value) -> Value:
         """The legal value nearest to `value`: a known choice, or a number inside the range, rounded to 6
@@ -68,7 +66,7 @@ class Outcome:
 
     `margins` are the signed distances above each floor, in the same units (below 0: missed); `values` the oriented
     scores of the slices that count. Both are empty where they are not known, and have one order in a study. `slopes`
-    are there where they were asked for (`Optimizer.slopes`).
+    are there where they were asked for (`Proposal.needs_gradient`).
     """
 
     failed: bool = False

@@ -87,6 +87,21 @@ CASES: dict[str, tuple[str, str, Any, str, str]] = {
         "name:",
         "unknown optimizer 'cmaes'; did you mean 'cma-es'",
     ),
+    "removed optimizer": (
+        "space",
+        "optimizer.name",
+        "gp",
+        "name: gp",
+        "optimizer.name: the optimizer gp was removed from evomerge; use surrogate",
+    ),
+    "removed optimizer for fronts": ("space", "optimizer", "nsga-iii", "optimizer: nsga", "use nsga-ii or tpe"),
+    "removed option of a gene": (
+        "space",
+        "genes.weight.smooth",
+        2.0,
+        "smooth: 2",
+        "genes.weight.smooth: `smooth` was removed from evomerge; leave it out, or use `interpolate: true`",
+    ),
     "unknown option": ("space", "optimizer.popsize", 4, "popsize", "cma-es takes no such option"),
     "illegal option": ("space", "optimizer.sigma", 3, "sigma", "3 is not legal for cma-es"),
     "path to nowhere": (

@@ -9,7 +9,7 @@ from evomerge.checkpoints.headers import SIZES
 from evomerge.evaluator.models import OpenModels
 from evomerge.merging.kernels.runner import pulling_bytes
 from evomerge.merging.plan.jobs import MergePlan
-from evomerge.optimize.abilities import follows_slopes
+from evomerge.optimize.declarations import uses_gradient
 from evomerge.scoring.engine.activations import Dimensions, Extent, activation_bytes
 
 _PLANNED_TOKENS = 1024
@@ -54,7 +54,7 @@ class StepMemory:
 def planned_step(models: OpenModels, batch_size: int, merge: MergePlan) -> int:
     """The bytes of a step with checkpointed layers, as far as headers tell; 0 where the optimizer needs no gradient."""
     spec = models.space.spec
-    if not follows_slopes(spec.optimizer["name"], spec.options):
+    if not uses_gradient(spec.optimizer["name"], spec.options):
         return 0
     tokens = batch_size * _PLANNED_TOKENS
     return StepMemory.of(models, merge).bytes(Extent(tokens, tokens, _PLANNED_TOKENS), checkpointing=True)

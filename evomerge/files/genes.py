@@ -168,15 +168,17 @@ def _numeric(name: str, node: Node, takers: Takers) -> GeneSpec:
             f"is {node.shown()}, not a range",
             f"write {{low: ..., high: ...}}, or put it under `fixed: {{{name}: ...}}`",
         )
-    parts = node.mapping(["low", "high"], ["init", "log", "per", "smooth"])
+    smooth = node.value.get("smooth")
+    if smooth is not None and smooth.value not in (0, None):  # a run's own copy may hold a 0
+        smooth.fail("`smooth` was removed from evomerge", "leave it out, or use `interpolate: true`")
+    kept = {key: child for key, child in node.value.items() if key != "smooth"}
+    parts = Node(kept, node.where).mapping(["low", "high"], ["init", "log", "per"])
     low, high = _range(parts, name, takers)
     log = parts["log"].boolean() if "log" in parts else parameter.log and low > 0
     if log and low <= 0:
         parts["low"].fail(f"{low:g} has no logarithm", "give a low above 0, or log: false")
     axes: tuple[Axis, ...] = AXES if parameter.scope == "source" else ("layers", "modules", "tensors")
     per = _per(parts.get("per"), axes, name, f"{name} has one value for all sources")
-    if "smooth" in parts and "layers" not in per:
-        parts["smooth"].fail(f"{name} has one value for all layers", "add layers to its `per`, or remove it")
     return GeneSpec(
         name=name,
         per=per,
@@ -184,7 +186,6 @@ def _numeric(name: str, node: Node, takers: Takers) -> GeneSpec:
         high=high,
         init=parts["init"].number(low, high) if "init" in parts else min(max(parameter.init, low), high),
         log=log,
-        smooth=parts["smooth"].number(0.0, 1e6) if "smooth" in parts else 0.0,
         where=node.where,
     )
 

@@ -46,7 +46,6 @@ class GeneSpec:
     init: float | str | None = None
     log: bool = False
     choices: tuple[str, ...] = ()
-    smooth: float = 0.0
     where: Where = field(default=Where(), compare=False)
 
 

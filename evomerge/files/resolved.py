@@ -53,8 +53,6 @@ def _gene(gene: GeneSpec) -> dict[str, Any]:
         data = {"low": gene.low, "high": gene.high, "log": gene.log}
     if gene.init is not None:
         data["init"] = gene.init
-    if gene.smooth:
-        data["smooth"] = gene.smooth
     if gene.per:
         data["per"] = list(gene.per)
     return data

@@ -12,7 +12,7 @@ from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
 from evomerge.files.nodes import Node, load, override
 from evomerge.files.objects import ModelRef, SpaceSpec
-from evomerge.registry import OPTIMIZER_KEYS, OPTIMIZERS
+from evomerge.registry import OPTIMIZER_KEYS, OPTIMIZERS, REMOVED_OPTIMIZERS
 
 _DEFAULT_OPTIMIZER = "surrogate"
 _KEYS = (
@@ -165,10 +165,17 @@ def _optimizer(node: Node | None) -> dict[str, Any]:
     if node is None:
         return {"name": _DEFAULT_OPTIMIZER, "seed": 0}
     if not isinstance(node.value, dict):
-        return {"name": node.one_of(OPTIMIZERS, "optimizer"), "seed": 0}
+        return {"name": _optimizer_name(node), "seed": 0}
     parts = node.mapping()
-    name = parts["name"].one_of(OPTIMIZERS, "optimizer") if "name" in parts else _DEFAULT_OPTIMIZER
+    name = _optimizer_name(parts["name"]) if "name" in parts else _DEFAULT_OPTIMIZER
     seed = parts["seed"].integer(0, 2**31 - 1) if "seed" in parts else 0
     options = {k: n.data for k, n in parts.items() if k != "asynchronous"}
     waits = "asynchronous" not in parts or not parts["asynchronous"].boolean()
     return {**options, "name": name, "seed": seed, **({} if waits else {"asynchronous": True})}
+
+
+def _optimizer_name(node: Node) -> str:
+    name = node.text()
+    if name in REMOVED_OPTIMIZERS:
+        node.fail(f"the optimizer {name} was removed from evomerge", f"use {REMOVED_OPTIMIZERS[name]}")
+    return node.one_of(OPTIMIZERS, "optimizer")

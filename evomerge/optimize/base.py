@@ -1,4 +1,4 @@
-"""Ask and tell: what the search loop knows of an optimizer, and what all optimizers here share."""
+"""Ask and tell: what a search knows of an optimizer, and the parts that all optimizers here share."""
 
 from __future__ import annotations
 
@@ -8,35 +8,48 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import product
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from evomerge.errors import suggestion
-from evomerge.optimize.abilities import GRADIENT, abilities, trading
-from evomerge.optimize.declarations import check_options
-from evomerge.registry import OPTIMIZERS, load
+from evomerge.space.reference_genomes import ReferenceGenome
 from evomerge.types import Dimension, Genome, Outcome, Value
 
 GenomeId = tuple[Value, ...]
 
-AGAIN = "scored again, as scores are noisy"
-"""Why a genome is proposed that is known, whose recipe is scored once more all the same (`Optimizer.why`)."""
+_MOST_IN_FLIGHT = 256
+"""The most genomes that are asked and not told, asynchronously."""
 
-_AT_ONCE = 256
-"""The most genomes that are out at a time, asynchronously."""
-
-_WALK = 200
+_MOST_STEPS = 200
 """The most steps from a genome that was proposed before to one that was not."""
 
 
 class Reason(StrEnum):
+    """Why a genome is proposed."""
+
     SEARCH = "search"
+    """To find a better one."""
+    REFERENCE = "reference"
+    """It is a reference genome (`space.reference_genomes`) of a warm start."""
+    SOUP = "soup"
+    """It is a mixture of a greedy soup."""
+    GRADIENT_STEP = "gradient step"
+    """It is the next step along the gradient."""
     RE_EVALUATION = "re-evaluation"
+    """It is known. Its recipe is scored once more, as scores are noisy."""
 
 
 @dataclass(frozen=True)
 class Proposal:
+    """A genome to evaluate.
+
+    Attributes:
+        genome: the genome.
+        reason: why it is proposed.
+        needs_gradient: whether its outcome has to come with gradients (`Outcome.slopes`).
+        label: the reason in words, for people only; empty where it is proposed to find a better one.
+    """
+
     genome: Genome
     reason: Reason = Reason.SEARCH
     needs_gradient: bool = False
@@ -45,6 +58,14 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Generation:
+    """Where an optimizer stands in its current generation.
+
+    Attributes:
+        askable: how many more genomes can be asked before one is told; 0 once nothing is left to propose.
+        told: how many of the genomes told last compete with the ones that are asked now.
+        parents: how many of a generation's genomes, the best ones, change what is proposed next.
+    """
+
     askable: int
     told: int
     parents: int
@@ -55,60 +76,39 @@ class Start:
     """What is known before a search.
 
     Attributes:
-        genome: where to begin; the dimensions' initial values where it is None.
-        landmarks: genomes of models that everybody would try first, by label (`space.landmarks`).
-        known: what is known of genomes that need not be proposed: those of the references.
+        genome: where to begin; None: at the dimensions' initial values.
+        references: genomes of models that everybody would try first, by label.
+        known: genomes with known outcomes, which need not be proposed: the ones of the references.
     """
 
     genome: Genome | None = None
-    landmarks: Mapping[str, Genome] = field(default_factory=dict)
+    references: Mapping[str, ReferenceGenome] = field(default_factory=dict)
     known: Sequence[tuple[Genome, Outcome]] = ()
 
 
 class Optimizer(Protocol):
-    """Proposes genomes, some of them at a time, and learns from their outcomes: in the order asked, or, where it was
-    built `asynchronous`, in any order.
+    """Proposes genomes and learns from their outcomes. Several genomes can be asked before one is told. Outcomes are
+    told in the order asked, or, where the optimizer was built `asynchronous`, in any order.
 
     It is a pure function of its dimensions, options, seed and the outcomes told: it neither reads nor moves a
     global random generator, so that telling a fresh one the recorded outcomes restores it (`replay`).
     """
 
     @property
-    def open(self) -> int:
-        """How many more genomes can be asked before one is told."""
+    def generation(self) -> Generation:
+        """Where it stands: how many genomes can be asked now, and which ones compete."""
         ...
 
     @property
     def exhausted(self) -> str | None:
-        """Why nothing is left to propose, in words: the search ends, and `open` is 0. None while there is more."""
+        """Why nothing is left to propose, in words: the search ends. None while there is more."""
         ...
 
-    @property
-    def rivals(self) -> int:
-        """How many of the genomes told last compete with those that are asked now."""
+    def ask(self) -> Proposal:
+        """The next genome to evaluate. The first one has the initial values, unless reference genomes are better."""
         ...
 
-    @property
-    def places(self) -> int:
-        """How many of them all, the best, make a difference to what is proposed next."""
-        ...
-
-    @property
-    def why(self) -> str:
-        """Why the genome that is asked next is proposed, where that is not to find a better one; else nothing."""
-        ...
-
-    @property
-    def slopes(self) -> bool:
-        """Whether the outcome of the genome that is asked next is to come with slopes."""
-        ...
-
-    def ask(self) -> Genome:
-        """The next genome to evaluate; the first is made of the dimensions' initial values, unless landmarks name
-        better ones."""
-        ...
-
-    def recall(self, genome: Genome) -> None:
+    def recall(self, genome: Genome) -> Proposal:
         """Asks for a genome that was asked in the same place before. ValueError where another one would be proposed."""
         ...
 
@@ -117,51 +117,8 @@ class Optimizer(Protocol):
         ...
 
 
-def build(
-    name: str,
-    dimensions: Sequence[Dimension],
-    seed: int,
-    options: Mapping[str, Any],
-    start: Start | None = None,
-    asynchronous: bool = False,
-    objectives: int = 1,
-    hands: int = 1,
-) -> Optimizer:
-    """The optimizer that the registry knows as `name`. Raises ValueError where the name or an option is wrong, or it
-    cannot trade off that many objectives (`Outcome.values`; 1: it follows `Outcome.objective`). `hands` is how many
-    candidates can be scored at a time, which an optimizer with a free choice adapts its generations to.
-
-    With the option `warm_start`, and landmarks to start from, these are proposed before it (`optimize.warm_start`);
-    where it is "gradient", steps along the slopes of outcomes are (`optimize.gradient_start`).
-    """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}")
-    if objectives > abilities(name).objectives:
-        raise ValueError(f"{name} cannot trade off {objectives} objectives; use {' or '.join(trading(objectives))}")
-    checked = check_options(name, options)
-    warm, start = checked.pop("warm_start", False), start or Start()
-
-    def made(dimensions: Sequence[Dimension], start: Start) -> Optimizer:
-        about = {"asynchronous": asynchronous, "objectives": objectives, "hands": hands}
-        optimizer: Optimizer = load(OPTIMIZERS[name])(dimensions, seed, start=start, **about, **checked)
-        return optimizer
-
-    def make(start: Start) -> Optimizer:
-        return made(dimensions, start)
-
-    if warm == GRADIENT:
-        from evomerge.optimize.gradient_start import GradientStart
-
-        return GradientStart(dimensions, seed, made, start=start, asynchronous=asynchronous)
-    if not (warm and start.landmarks):
-        return make(start)
-    from evomerge.optimize.warm_start import WarmStart
-
-    return WarmStart(dimensions, seed, make, start=start, asynchronous=asynchronous)
-
-
 class Sequential(ABC):
-    """Keeps the order of calls and the history. An optimizer has one genome out at a time unless it says otherwise;
+    """Keeps the order of calls and the history. One genome is in flight at a time, unless a subclass says otherwise;
     asynchronously, as many as are asked."""
 
     def __init__(
@@ -172,7 +129,7 @@ class Sequential(ABC):
         start: Start | None = None,
         asynchronous: bool = False,
         objectives: int = 1,
-        hands: int = 1,
+        num_workers: int = 1,
     ) -> None:
         keys = [dimension.key for dimension in dimensions]
         if not keys:
@@ -186,7 +143,7 @@ class Sequential(ABC):
         self.start = start or Start()
         self.asynchronous = asynchronous
         self.objectives = objectives
-        self.hands = hands
+        self.num_workers = num_workers
         self.history: list[tuple[Genome, Outcome]] = []
         self._choices = [dimension for dimension in self.dimensions if len(dimension.choices) > 1]
         self._genome_count = _genome_count(self.dimensions)
@@ -194,8 +151,9 @@ class Sequential(ABC):
         self._asked: list[Genome] = []
 
     @property
-    def open(self) -> int:
-        return 0 if self.exhausted is not None else self._room()
+    def generation(self) -> Generation:
+        askable = 0 if self.exhausted is not None else self._askable()
+        return Generation(askable, self._n_told(), self._n_parents())
 
     @property
     def exhausted(self) -> str | None:
@@ -208,61 +166,67 @@ class Sequential(ABC):
         )
 
     @property
-    def rivals(self) -> int:
-        return 0
-
-    @property
-    def places(self) -> int:
-        return 1
-
-    @property
-    def why(self) -> str:
-        return ""
-
-    @property
-    def slopes(self) -> bool:
-        return False
-
-    @property
     def count(self) -> int:
         """How many genomes were asked so far."""
         return len(self.history) + len(self._asked)
 
-    def ask(self) -> Genome:
+    def ask(self) -> Proposal:
         if self.exhausted is not None:
             raise RuntimeError(f"ask() was called, but nothing is left to propose: {self.exhausted}")
-        if self.open < 1:
+        if self._askable() < 1:
             raise RuntimeError("ask() was called too often; tell() the outcome of the genome asked first")
-        self._asked.append(self._propose())
-        return dict(self._asked[-1])
+        return self._take(self._propose())
 
-    def recall(self, genome: Genome) -> None:
+    def recall(self, genome: Genome) -> Proposal:
         if self.exhausted is not None:
             raise ValueError(f"a genome is recorded where none is left to propose ({self.exhausted})")
-        self._recall(genome)
+        return self._recall(genome)
 
-    def _recall(self, genome: Genome) -> None:
-        asked = self.ask()
-        if asked != genome:
-            raise ValueError(f"another genome is recorded than is proposed now ({difference(genome, asked)})")
+    def _recall(self, genome: Genome) -> Proposal:
+        proposal = self.ask()
+        if proposal.genome != genome:
+            difference = first_difference(genome, proposal.genome)
+            raise ValueError(f"another genome is recorded than is proposed now ({difference})")
+        return proposal
+
+    def _take(self, genome: Genome) -> Proposal:
+        """Notes a genome as asked."""
+        proposal = self._proposal(dict(genome))
+        self._asked.append(dict(genome))
+        return proposal
 
     def tell(self, genome: Genome, outcome: Outcome) -> None:
         if not self._asked:
             raise RuntimeError("tell() was called without calling ask()")
         place = self._asked.index(genome) if self.asynchronous and genome in self._asked else 0
         if genome != self._asked[place]:
-            raise RuntimeError(f"tell() got another genome than was asked; {difference(self._asked[0], genome)}")
+            difference = first_difference(self._asked[0], genome)
+            raise RuntimeError(f"tell() got another genome than was asked; {difference}")
         self.history.append((self._asked.pop(place), outcome))
         self._scored.add(identity(genome))
         self._learn(outcome)
 
-    def _room(self) -> int:
-        """How many more genomes can be out, where something is left to propose."""
-        return _AT_ONCE - len(self._asked) if self.asynchronous else 1 - len(self._asked)
+    # For subclasses.
+
+    def _askable(self) -> int:
+        """How many more genomes can be asked now, where something is left to propose."""
+        return (_MOST_IN_FLIGHT if self.asynchronous else 1) - len(self._asked)
+
+    def _n_told(self) -> int:
+        """`Generation.told`."""
+        return 0
+
+    def _n_parents(self) -> int:
+        """`Generation.parents`."""
+        return 1
 
     @abstractmethod
     def _propose(self) -> Genome:
         """The next genome, tidy, with its keys in the order of the dimensions."""
+
+    def _proposal(self, genome: Genome) -> Proposal:
+        """The next genome with the reason for it."""
+        return Proposal(genome)
 
     def _learn(self, outcome: Outcome) -> None:  # noqa: B027  (to learn only from the history is legitimate)
         """Takes in the outcome of the last genome of the history."""
@@ -272,24 +236,26 @@ class Sequential(ABC):
         return {d.key: d.tidy(genome.get(d.key, d.init)) for d in self.dimensions}
 
     def _novel(self, genome: Genome, proposed: Container[GenomeId], generator: np.random.Generator) -> Genome:
-        """`genome`, or where that was proposed before, one nearby that was not: genes take another option at
-        random, one after the other, until it is new; where hardly any is left, any of them, and `genome` where none is.
-        Numbers practically never repeat, so that this is for spaces of choices only."""
+        """`genome`, or, where it was proposed before, one nearby that was not.
+
+        Choices take another option at random, one after the other, until the genome is new; after too many steps it is
+        any new one, and `genome` where none is left. Numbers practically never repeat: this is for spaces of choices.
+        """
         if self._genome_count is None or identity(genome) not in proposed:
             return genome
-        found = dict(genome)
-        for _ in range(_WALK if self._choices else 0):
+        nearby = dict(genome)
+        for _ in range(_MOST_STEPS if self._choices else 0):
             dimension = self._choices[generator.integers(len(self._choices))]
-            others = [option for option in dimension.choices if option != found[dimension.key]]
-            found[dimension.key] = others[generator.integers(len(others))]
-            if identity(found) not in proposed:
-                return found
+            others = [option for option in dimension.choices if option != nearby[dimension.key]]
+            nearby[dimension.key] = others[generator.integers(len(others))]
+            if identity(nearby) not in proposed:
+                return nearby
         options = [d.choices or (genome[d.key],) for d in self.dimensions]
         left = (values for values in product(*options) if values not in proposed)
         return dict(zip(genome, next(left, identity(genome)), strict=True))
 
     def _generator(self, *stream: int) -> np.random.Generator:
-        """A private generator; each `stream` has its own, a function of it and the seed."""
+        """A private generator. Each `stream` has its own, a function of it and the seed."""
         return np.random.default_rng([self.seed, *stream])
 
 
@@ -306,7 +272,7 @@ def identity(genome: Genome) -> GenomeId:
 
 
 def check(dimensions: Sequence[Dimension], genome: Genome) -> None:
-    """ValueError where a recorded genome is none of these dimensions."""
+    """ValueError where a recorded genome does not belong to these dimensions."""
     for key in genome.keys() ^ {d.key for d in dimensions}:
         raise ValueError(f"only one of them has {key}")
     for d in dimensions:
@@ -315,11 +281,11 @@ def check(dimensions: Sequence[Dimension], genome: Genome) -> None:
             raise ValueError(f"{d.key}: {value!r} is recorded, which the space does not have")
 
 
-def difference(expected: Genome, found: Genome) -> str:
+def first_difference(expected: Genome, actual: Genome) -> str:
     """The first gene in which two genomes differ, in words."""
-    for key in [*expected, *(key for key in found if key not in expected)]:
-        if key not in expected or key not in found:
+    for key in [*expected, *(key for key in actual if key not in expected)]:
+        if key not in expected or key not in actual:
             return f"only one of them has {key}"
-        if expected[key] != found[key]:
-            return f"{key}: expected {expected[key]!r}, got {found[key]!r}"
+        if expected[key] != actual[key]:
+            return f"{key}: expected {expected[key]!r}, got {actual[key]!r}"
     return "they are equal"

@@ -10,21 +10,21 @@ from evomerge.optimize.planned import Batches, Planned, gene_groups
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome
 
-_APART: Mapping[str, Sequence[str]] = {
+_SEPARATE: Mapping[str, Sequence[str]] = {
     "sources": ("sources",),
     "layers": ("layers",),
     "genes": (),
     "each": ("sources", "layers", "modules", "tensors"),
 }
-"""`by` -> the axes along which a gene's values move apart."""
+"""`by` -> the axes along which a gene's values move separately."""
 
 Search = Generator[Sequence[Genome], None, Genome]
-"""Genomes to score, a batch at a time; returns the best place found."""
+"""Genomes to score, a batch at a time; returns the best one."""
 
 
 class Coordinate(Planned):
-    """Goes round the groups, from the best genome known. The numbers of a group move up or down together, on and on
-    while that helps; a choice tries all its options. A round without gain halves the step, until it is below
+    """Goes round the groups of genes, from the best known genome. The numbers of a group move up or down together, as
+    long as that helps; a choice tries all its options. A round without gain halves the step, until it is below
     `tolerance`."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Coordinate(Planned):
         tolerance: float = 0.01,
         **common: Any,
     ) -> None:
-        self._groups = gene_groups(dimensions, _APART[by])
+        self._groups = gene_groups(dimensions, _SEPARATE[by])
         self._step, self._tolerance = step, tolerance
         self._encoding = Encoding(dimensions)
         numbers = [dimension.key for dimension in dimensions if not dimension.choices]
@@ -62,7 +62,7 @@ class Coordinate(Planned):
         return self._best([here, *options])
 
     def _walk(self, here: Genome, group: Sequence[Dimension], step: float) -> Search:
-        """A line search along the group's diagonal."""
+        """A line search along the group's diagonal: x <- x + way * step, as long as that is better."""
         sides = {way: self._moved(here, group, way * step) for way in (1, -1)}
         yield list(sides.values())
         way = min(sides, key=lambda side: self._key(sides[side]))
@@ -73,7 +73,7 @@ class Coordinate(Planned):
         return here
 
     def _moved(self, here: Genome, group: Sequence[Dimension], by: float) -> Genome:
-        """With the group's numbers moved by a share of their ranges, each no further than to its end."""
+        """The genome with the group's numbers moved by a share of their ranges, each no further than to its end."""
         vector = self._encoding.encode(here)
         for dimension in group:
             vector[self._coordinates[dimension.key]] += by

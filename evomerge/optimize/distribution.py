@@ -1,7 +1,7 @@
 """The distribution of CMA-ES, by the package `cma`, over the vectors of `space.vector.Encoding`.
 
-It draws from a private generator, so that an evaluation that reseeds numpy cannot steer the search. It is told an
-order, not scores, and pycma's own stop conditions, which would take ranks for scores, are not asked.
+It draws from a private generator, so that an evaluation that reseeds numpy cannot change the search. It learns from
+ranks, not scores. pycma's own stop conditions, which would take ranks for scores, are not used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.space.smoothness import covariance
 from evomerge.space.vector import Encoding, Vector
 
 with warnings.catch_warnings():
@@ -24,7 +23,7 @@ with warnings.catch_warnings():
 
 _COLLAPSED = 1e-5
 """A distribution narrower than this in all numeric genes, as a share of their ranges, has nothing left to find.
-Where all genes are choices, whose scale is free, this and its inverse keep the numbers in a sane range."""
+Where all genes are choices, which have no scale, this and its inverse keep the numbers in a sane range."""
 
 _CONDITION = 1e14
 """Beyond this condition number of the covariance matrix, its decomposition is noise (pycma's tolconditioncov)."""
@@ -34,9 +33,9 @@ _WIDEN = 1.5
 
 
 class Distribution:
-    """A multivariate normal distribution that moves to where the better vectors are.
+    """A multivariate normal distribution, m + sigma D N(0, C), that moves towards the better vectors.
 
-    Each coordinate has a scale of its own besides (`CMA_diagonal_decoding`: Akimoto & Hansen 2020, "Diagonal
+    D holds a scale for each coordinate (`CMA_diagonal_decoding`: Akimoto & Hansen 2020, "Diagonal
     Acceleration for Covariance Matrix Adaptation Evolution Strategies"): nearer after 300 trials in 10 and 20 genes.
     """
 
@@ -49,11 +48,14 @@ class Distribution:
         generator: np.random.Generator,
         separable: bool = False,
     ) -> None:
-        """Around `mean`, with `population` samples to an update.
-        `separable`: without correlations (Ros & Hansen 2008, "A Simple Modification in CMA-ES Achieving Linear Time
-        and Space Complexity"), for as many coordinates as a search has no time to learn them of.
+        """
+        Args:
+            mean, sigma: the initial mean and step size.
+            population: the number of samples of one update.
+            separable: learn no correlations (Ros & Hansen 2008, "A Simple Modification in CMA-ES Achieving Linear Time
+                and Space Complexity"), where there are too many coordinates to learn them within a search.
 
-        Genes that are `smooth` start correlated. A choice's coordinates start `sigma` apart: its initial option then
+        A choice's coordinates start `sigma` apart: its initial option then
         leads each other option with probability Φ(1/√2) = 0.76, whatever `sigma` is."""
         self._encoding, self._separable = encoding, separable
         self._numeric = list(encoding.numeric_coordinates)
@@ -84,11 +86,6 @@ class Distribution:
             warnings.simplefilter("ignore")
             self._es: Any = cma.CMAEvolutionStrategy(np.pad(mean, (0, width - mean.size)), sigma, options)
 
-        correlated = None if separable else covariance(encoding)
-        if correlated is not None:
-            self._es.sm.C[: encoding.size, : encoding.size] = correlated
-            self._es.sm.update_now(-1)
-
     @property
     def population(self) -> int:
         """How many vectors one update takes."""
@@ -96,41 +93,42 @@ class Distribution:
 
     @property
     def parents(self) -> int:
-        """How many of them, the best, it moves towards."""
+        """How many of them, the best ones, the mean moves towards (mu)."""
         return int(self._es.sp.weights.mu)
 
     @property
     def mean(self) -> Vector:
-        """As a sample: pycma keeps what is near a bound beyond it."""
+        """The mean as a sample: inside pycma a value near a bound lies beyond it."""
         repair = self._es.boundary_handler.repair
-        found: Vector = np.array(self._es.gp.pheno(self._es.mean, into_bounds=repair))
-        return found
+        mean: Vector = np.array(self._es.gp.pheno(self._es.mean, into_bounds=repair))
+        return mean
 
     @property
     def stds(self) -> Vector:
-        found: Vector = np.array(self._es.stds)
-        return found
+        stds: Vector = np.array(self._es.stds)
+        return stds
 
     def sample(self, count: int) -> list[Vector]:
-        """[count] vectors, some coordinates longer than the encoding where that has one alone."""
+        """[count] vectors, one coordinate longer than the encoding where that has a single one."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return list(self._es.ask(count))
 
-    def update(self, vectors: Sequence[Vector], places: Sequence[int]) -> None:
-        """Takes in the places (0: the best, equal ones equal) of `population` vectors. Raises ArithmeticError, or what
-        numpy raises, where the numerics broke.
-
-        Where all of them are equal (all failed, a plateau) they say nothing about where to go: it widens.
-        """
-        if max(places) == 0:
+    def update(self, vectors: Sequence[Vector], ranks: Sequence[int]) -> None:
+        """Moves by the ranks (0: the best) of `population` vectors. Raises ArithmeticError, or an error of numpy's,
+        where the numerics broke."""
+        # 1. All ranks are equal (all failed, a plateau), and give no direction: grow the step size.
+        if max(ranks) == 0:
             if self._es.stds.max() < 1:
                 self._es.sigma *= _WIDEN
             return
-        order = sorted(range(len(places)), key=places.__getitem__)
-        fitness = [0.0] * len(places)
+        # 2. Else ranks are the fitness, which pycma minimises. Equal ones go by the order asked: pycma sorts unstably.
+        order = sorted(range(len(ranks)), key=ranks.__getitem__)
+        fitness = [0.0] * len(ranks)
         for position, index in enumerate(order):
-            fitness[index] = float(position)  # equal ones in the order asked: pycma sorts unstably
+            fitness[index] = float(position)
+        # 3. m <- m + sum of w_i (x_i - m) over the mu best; C and sigma by their paths (Hansen 2016, appendix A). Then
+        # keep every option possible.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._es.tell(list(vectors), fitness)
@@ -145,7 +143,7 @@ class Distribution:
         probability Φ((m_j - m_b) / s), where s² is the variance of the difference. Where that is below
         α = 1 / (n λ), m_j is raised until it is not; then the choice's coordinates are centred as before, which
         changes no probability. So each gene leaves its favourite in at least one of n λ samples: some gene in
-        each generation. Step size and covariance cancel out, so that neither has to be held from below.
+        each generation. Step size and covariance cancel out, so that neither needs a lower bound.
         """
         correlation = np.eye(self._es.N) if self._separable else self._es.sm.correlation_matrix
         covariance = np.outer(self._es.stds, self._es.stds) * correlation

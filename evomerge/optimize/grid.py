@@ -14,8 +14,8 @@ from evomerge.optimize.planned import Batches, Planned, gene_groups
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome, Value
 
-_AT_ONCE = 16
-"""Points that are out, and race, at a time."""
+_BATCH = 16
+"""Points that are asked, and race, at a time."""
 
 _MOST = 256
 """With `tie: auto` a larger grid is tied over layers and modules."""
@@ -23,21 +23,22 @@ _MOST = 256
 _LISTED = 100_000
 """Points of a larger grid are drawn one by one, instead of listed and shuffled."""
 
-_APART: Mapping[str, Collection[str]] = {
+_SEPARATE: Mapping[str, Collection[str]] = {
     "none": ("sources", "layers", "modules", "tensors"),
     "layers": ("sources", "modules"),
     "modules": ("sources", "layers"),
     "layers+modules": ("sources",),
     "all": (),
 }
-"""`tie` -> the axes along which a gene keeps values of its own."""
+"""`tie` -> the axes along which a gene keeps separate values."""
 
 Factor = list[dict[str, Value]]
-"""What the grid varies as one: its settings, each a part of a genome."""
+"""The settings of tied dimensions, each a part of a genome."""
 
 
 class Grid(Planned):
-    """The initial genome, then all points of the grid in random order, so that one that is cut off is still spread.
+    """Proposes the initial genome, then all points of the grid in random order, so that a grid that is cut off is still
+    spread.
 
     A number takes `levels` values, even on its scale, both ends among them; a choice all its options.
     """
@@ -52,7 +53,7 @@ class Grid(Planned):
     def _plan(self) -> Batches:
         points = chain([self._initial()], self._points())
         new = (point for point in points if identity(point) not in self._outcomes)
-        while batch := list(islice(new, _AT_ONCE)):
+        while batch := list(islice(new, _BATCH)):
             yield batch
         return f"all {self._size} points of the grid are scored"
 
@@ -78,14 +79,14 @@ class Grid(Planned):
 
 def _factors(dimensions: Sequence[Dimension], levels: int, tie: str) -> list[Factor]:
     if tie != "auto":
-        return [_settings(group, levels) for group in gene_groups(dimensions, _APART[tie])]
+        return [_settings(group, levels) for group in gene_groups(dimensions, _SEPARATE[tie])]
     free = _factors(dimensions, levels, "none")
     fits = math.prod(len(factor) for factor in free) <= _MOST
     return free if fits else _factors(dimensions, levels, "layers+modules")
 
 
 def _settings(group: Sequence[Dimension], levels: int) -> Factor:
-    """The settings of dimensions that have one value (one level, should their ranges differ)."""
+    """The settings of dimensions that share one value (one level, where their ranges differ)."""
     columns = [_values(dimension, levels) for dimension in group]
     keys = [dimension.key for dimension in group]
     return [dict(zip(keys, row, strict=True)) for row in dict.fromkeys(zip(*columns, strict=True))]

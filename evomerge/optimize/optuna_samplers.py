@@ -1,4 +1,4 @@
-"""Optuna's samplers behind ask and tell, without state: each ask builds its study from the history."""
+"""Optuna's samplers as optimizers without state: each ask builds a study from the history."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.optimize.base import GenomeId, Sequential, identity
-from evomerge.optimize.lessons import OptunaTarget, lessons
-from evomerge.types import Dimension, Genome, Outcome
+from evomerge.optimize.optuna_targets import OptunaTarget, optuna_targets
+from evomerge.types import Dimension, Genome
 
-_WHENEVER = datetime(2000, 1, 1)
-"""Optuna wants to know when a finished trial ran; nothing depends on it."""
+_ANY_TIME = datetime(2000, 1, 1)
+"""When a finished trial ran, which Optuna requires; nothing depends on it."""
 
 _REDRAWS = 50
-"""The most genes that are drawn anew for a genome that was proposed before."""
+"""The most genes that are drawn anew to make a genome one that was not proposed before."""
 
 
-class _Sampled(Sequential):
-    """An Optuna sampler that is told every objective to be maximised, and the floors as constraints."""
+class OptunaSampler(Sequential):
+    """An Optuna sampler. It maximises every objective, with the floors as constraints."""
 
     def __init__(self, dimensions: Sequence[Dimension], seed: int, **common: Any) -> None:
         super().__init__(dimensions, seed, **common)
@@ -49,46 +49,44 @@ class _Sampled(Sequential):
 
     @property
     def _known(self) -> list[Genome]:
-        """The genomes whose outcomes are known."""
+        """The genomes with known outcomes."""
         return [genome for genome, _ in (*self.start.known, *self.history)]
 
     def _sample(self, seed: int) -> dict[str, Any]:
         return self._study(self._sampler(seed)).ask(self._distributions).params
 
     def _study(self, sampler: BaseSampler) -> Study:
-        """Of all that is known, and of what is asked and not told."""
+        """A study of all known outcomes, and of the genomes that are asked and not told."""
         study = optuna.create_study(directions=["maximize"] * self.objectives, sampler=sampler)
-        learned = self._lessons([outcome for _, outcome in (*self.start.known, *self.history)])
-        told = zip(self._known, learned, strict=True)
-        study.add_trials([self._told(number, genome, lesson) for number, (genome, lesson) in enumerate(told)])
-        study.add_trials([_Told(genome, self._distributions) for genome in self._asked])
+        targets = optuna_targets([outcome for _, outcome in (*self.start.known, *self.history)], self.objectives)
+        finished = enumerate(zip(self._known, targets, strict=True))
+        study.add_trials([self._trial(number, genome, target) for number, (genome, target) in finished])
+        study.add_trials([OptunaTrial(genome, self._distributions) for genome in self._asked])
         return study
 
-    def _lessons(self, outcomes: Sequence[Outcome]) -> list[OptunaTarget]:
-        return lessons(outcomes, self.objectives)
-
-    def _told(self, number: int, genome: Genome, lesson: OptunaTarget) -> _Told:
-        return _Told(genome, self._distributions, lesson)
+    def _trial(self, number: int, genome: Genome, target: OptunaTarget) -> OptunaTrial:
+        return OptunaTrial(genome, self._distributions, target)
 
     def _novel(self, genome: Genome, proposed: Container[GenomeId], generator: np.random.Generator) -> Genome:
-        """As in the base; numbers do repeat here: children are copies of their parents, and where the best seems to lie
-        in a corner of the space, it is proposed again and again. One after the other is drawn anew, then."""
+        """As in the base, but for numbers, which do repeat here: children are copies of their parents, and a best
+        genome in a corner of the space is proposed again and again. Genes are drawn anew, one after the other, until
+        the genome is new."""
         if all(dimension.choices for dimension in self.dimensions):
             return super()._novel(genome, proposed, generator)
-        open_ = [d for d in self.dimensions if not self._distributions[d.key].single()]
-        found = dict(genome)
-        for _ in range(_REDRAWS if open_ else 0):
-            if identity(found) not in proposed:
+        searched = [d for d in self.dimensions if not self._distributions[d.key].single()]
+        redrawn = dict(genome)
+        for _ in range(_REDRAWS if searched else 0):
+            if identity(redrawn) not in proposed:
                 break
-            dimension = open_[generator.integers(len(open_))]
-            found[dimension.key] = _drawn(dimension, generator)
-        return found
+            dimension = searched[generator.integers(len(searched))]
+            redrawn[dimension.key] = _drawn(dimension, generator)
+        return redrawn
 
 
-class Tpe(_Sampled):
+class Tpe(OptunaSampler):
     """TPE (Bergstra et al. 2011; for several objectives Ozaki et al. 2022, "Multiobjective Tree-structured Parzen
     Estimator"; with constraints Watanabe & Hutter 2023); the first `startup` are random. For one objective it is the
-    multivariate one (Falkner et al. 2018, section 3.2). Genomes that are out count as poor ones."""
+    multivariate one (Falkner et al. 2018, section 3.2). Genomes in flight count as poor ones."""
 
     def __init__(self, dimensions: Sequence[Dimension], seed: int, *, startup: int = 10, **common: Any) -> None:
         super().__init__(dimensions, seed, **common)
@@ -100,8 +98,8 @@ class Tpe(_Sampled):
         )
 
 
-class Random(_Sampled):
-    """Uniform at random: what every other optimizer has to beat."""
+class Random(OptunaSampler):
+    """Uniform at random: the baseline of every other optimizer."""
 
     def _sampler(self, seed: int) -> BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
@@ -110,18 +108,18 @@ class Random(_Sampled):
         return optuna.create_study(sampler=sampler)
 
 
-class Qmc(_Sampled):
-    """A scrambled Sobol' sequence (Owen 1998): as even a cover of the space as there is, whatever was found there. A
+class Qmc(OptunaSampler):
+    """A scrambled Sobol' sequence (Owen 1998): as even a cover of the space as there is, whatever the outcomes. A
     choice takes one of its coordinates, cut into equal parts."""
 
     def __init__(self, dimensions: Sequence[Dimension], seed: int, **common: Any) -> None:
         super().__init__(dimensions, seed, **common)
-        # Counts the points that were asked for. Optuna takes the coordinates from the first trial of the study.
+        # This study counts the points that were asked for. Optuna takes the coordinates from its first trial.
         with _quiet():
             self._sequence = optuna.create_study(sampler=self._sampler(int(self._generator(0).integers(2**32))))
         drawn = {d.key: dist for d in self.dimensions if not (dist := self._distributions[d.key]).single()}
         initial = self._initial()
-        self._sequence.add_trial(_Told({key: initial[key] for key in drawn}, drawn, OptunaTarget((0.0,), ())))
+        self._sequence.add_trial(OptunaTrial({key: initial[key] for key in drawn}, drawn, OptunaTarget((0.0,), ())))
 
     def _sampler(self, seed: int) -> BaseSampler:
         return optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
@@ -130,47 +128,47 @@ class Qmc(_Sampled):
         return self._sequence.ask(self._distributions).params
 
 
-class _Told(FrozenTrial):
-    """A trial, finished with a lesson or still running. Its parts are never changed, so that a copy shares them:
-    Optuna's storage copies every trial that it is given in full, which would take longer than sampling."""
+class OptunaTrial(FrozenTrial):
+    """A trial, finished with a target or still running. Its parts are never changed, so that a copy shares them:
+    Optuna's storage makes a deep copy of every trial, which would take longer than sampling."""
 
     def __init__(
         self,
         genome: Genome,
         distributions: dict[str, BaseDistribution],
-        lesson: OptunaTarget | None = None,
+        target: OptunaTarget | None = None,
         attributes: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             number=0,
             trial_id=0,
-            state=TrialState.COMPLETE if lesson else TrialState.RUNNING,
+            state=TrialState.COMPLETE if target else TrialState.RUNNING,
             value=None,
-            values=lesson.values if lesson else None,
-            datetime_start=_WHENEVER,
-            datetime_complete=_WHENEVER if lesson else None,
+            values=target.values if target else None,
+            datetime_start=_ANY_TIME,
+            datetime_complete=_ANY_TIME if target else None,
             params=genome,
             distributions=distributions,
             user_attrs={},
             system_attrs=attributes or {},
             intermediate_values={},
         )
-        for at, violation in enumerate(lesson.constraints if lesson else ()):
+        for at, violation in enumerate(target.constraints if target else ()):
             self.set_constraint(str(at), violation)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Told:
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptunaTrial:
         return copy.copy(self)
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """The dimension as Optuna writes it."""
+    """A dimension as an Optuna distribution."""
     if dimension.choices:
         return CategoricalDistribution(dimension.choices)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
 def _drawn(dimension: Dimension, generator: np.random.Generator) -> Any:
-    """A value of the dimension, at random."""
+    """A random value of the dimension."""
     if dimension.choices:
         return dimension.choices[generator.integers(len(dimension.choices))]
     if dimension.log:
@@ -180,8 +178,8 @@ def _drawn(dimension: Dimension, generator: np.random.Generator) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither log lines (a study was created, a package is unavailable) nor warnings (a feature is experimental) of
-    Optuna's, in here."""
+    """Silences Optuna's log lines (a study was created, a package is unavailable) and warnings (a feature is
+    experimental)."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.optimize.needs import SOURCES
+from evomerge.optimize.declarations import SOURCES
 from evomerge.optimize.planned import Batches, Planned
-from evomerge.space.landmarks import sources_of
+from evomerge.space.reference_genomes import sources_of
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome
 
 
 @dataclass(frozen=True)
 class Line:
-    """From `begin` (at 0) through `end` (at 1), straight on the genes' own scales; choices change halfway."""
+    """A line from `begin` (at 0) through `end` (at 1), straight on the genes' own scales; choices change halfway."""
 
     encoding: Encoding
     begin: Genome
@@ -30,7 +30,7 @@ class Line:
 
     @property
     def edge(self) -> float:
-        """How far it goes until the first gene reaches the end of its range; 1 where no number changes."""
+        """The place where the first gene reaches the end of its range; 1 where no number changes."""
         numbers = list(self.encoding.numeric_coordinates)
         first, last = (self.encoding.encode(genome)[numbers] for genome in (self.begin, self.end))
         moving = first != last
@@ -39,8 +39,8 @@ class Line:
 
 
 class Path(Planned):
-    """Scores `points` of the line, evenly spaced, then halves the gaps beside the best until they are `tolerance`
-    times its length or less."""
+    """Proposes `points` of the line, evenly spaced, then halves the gaps beside the best one until they are at most
+    `tolerance` times the line's length."""
 
     def __init__(
         self,
@@ -75,17 +75,19 @@ class Path(Planned):
         return f"the line from {self._begin} to {self._end} is scored, around its best point to {self._tolerance:g}"
 
     def _lines(self) -> list[Line]:
-        landmarks = self.start.landmarks
-        ends = sources_of(landmarks) if self._end == SOURCES else landmarks
-        begin = landmarks.get(self._begin)
-        wanted = [ends[label] for label in ends if self._end in (SOURCES, label)]
-        return [Line(Encoding(self.dimensions), begin, end) for end in wanted if begin is not None and end != begin]
+        genomes = {label: reference.genome for label, reference in self.start.references.items()}
+        begin = genomes.get(self._begin)
+        if begin is None:
+            return []
+        sources = list(sources_of(self.start.references).values())
+        ends = sources if self._end == SOURCES else [genomes[self._end]] if self._end in genomes else []
+        return [Line(Encoding(self.dimensions), begin, end) for end in ends if end != begin]
 
     def _shares(self, line: Line) -> list[float]:
         reach = line.edge if isinstance(self._reach, str) else min(self._reach, line.edge)
         shares: list[float] = np.linspace(0.0, reach, self._points).tolist()
         end_between = min(abs(share - 1.0) for share in shares) > self._tolerance * reach
-        return [*shares, *([1.0] if end_between and reach > 1.0 else [])]  # what is known of the end counts, too
+        return [*shares, *([1.0] if end_between and reach > 1.0 else [])]  # the end's known outcome counts, too
 
 
 def _between(points: dict[float, Genome], best: float, finest: float) -> list[float]:

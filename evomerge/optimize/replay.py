@@ -12,18 +12,24 @@ from evomerge.types import Genome, Outcome
 
 @dataclass(frozen=True)
 class Asked:
-    """One genome of an optimizer's: how many outcomes it had been told when it proposed this one, its outcome (None
-    while the trial is in flight), and which outcome, counted from 0, that was to be told."""
+    """One genome that an optimizer was asked for.
+
+    Attributes:
+        genome: the genome.
+        n_told: how many outcomes the optimizer had been told when it proposed it.
+        outcome: its outcome; None while the trial is in flight.
+        place: the number of its outcome, counted from 0, in the order told; None while the trial is in flight.
+    """
 
     genome: Genome
-    told: int
+    n_told: int
     outcome: Outcome | None = None
     place: int | None = None
 
 
 def replay(optimizer: Optimizer, history: Iterable[tuple[Genome, Outcome]]) -> None:
-    """Brings a fresh `optimizer` to where it stood after `history`, the optimizer's own trials in the order asked,
-    each of them told before the next.
+    """Brings a fresh `optimizer` to where it stood after `history`: its own trials in the order asked, each told before
+    the next one was asked.
 
     Each genome is asked for and compared with the recorded one, so that a study never goes on, unnoticed, as
     another one. A trial that was in flight is asked again next, and comes out the same.
@@ -32,18 +38,19 @@ def replay(optimizer: Optimizer, history: Iterable[tuple[Genome, Outcome]]) -> N
 
 
 def replay_interleaved(optimizer: Optimizer, history: Sequence[Asked]) -> None:
-    """The same for genomes that were asked before others were told: `history`, in the order asked, says what came when.
-    Trials in flight are asked, and not told."""
+    """The same where genomes were asked before others were told. `history` is in the order asked, and says when
+    outcomes were told. Trials in flight are asked, and not told."""
     ended = sorted((a for a in history if a.outcome is not None), key=_place)
-    told = 0
+    n_told = 0
     for number, recorded in enumerate(history):
-        told = _tell(optimizer, ended, told, recorded.told)
+        n_told = _tell(optimizer, ended, n_told, recorded.n_told)
         recall(optimizer, recorded.genome, number)
-    _tell(optimizer, ended, told, len(ended))
+    _tell(optimizer, ended, n_told, len(ended))
 
 
 def recall(optimizer: Optimizer, genome: Genome, number: int) -> None:
-    """Ask for the genome that was asked as the optimizer's `number`-th before. InputError where it is another one."""
+    """Asks for the genome that was asked as the optimizer's `number`-th before. InputError where it proposes another
+    one."""
     try:
         optimizer.recall(genome)
     except ValueError as error:
@@ -54,14 +61,14 @@ def recall(optimizer: Optimizer, genome: Genome, number: int) -> None:
         ) from None
 
 
-def _tell(optimizer: Optimizer, ended: Sequence[Asked], told: int, until: int) -> int:
-    """Tell the outcomes from the one numbered `told` on, so that `until` are."""
-    for recorded in ended[told:until]:
+def _tell(optimizer: Optimizer, ended: Sequence[Asked], n_told: int, until: int) -> int:
+    """Tells the outcomes from number `n_told` on, until `until` are told. Returns how many are."""
+    for recorded in ended[n_told:until]:
         assert recorded.outcome is not None
         optimizer.tell(recorded.genome, recorded.outcome)
-    return max(told, until)
+    return max(n_told, until)
 
 
 def _place(recorded: Asked) -> int:
-    assert recorded.place is not None  # whose outcome is known was told
+    assert recorded.place is not None  # a trial with an outcome was told
     return recorded.place

@@ -1,4 +1,4 @@
-"""Genes spread over their axes: which dimensions a search has, and which value a gene takes at one place."""
+"""Genes along their axes: the dimensions of a search, and the value of a gene at one place."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class Axes:
-    """The values of each axis: source names, layer groups [start, end), module names and their filters, tensor names
-    with the layer whose values each takes (embeddings the first's, final norm and head the last's).
+    """The values of each axis.
 
-    With `interpolate`, the layer groups' numbers are knots at `knots` (layer positions), linear between them.
+    Attributes:
+        sources: the sources' names.
+        groups: the layer groups [start, end).
+        modules: the modules' names, with a filter each.
+        interpolate: whether the layer groups' numbers are knots, linear between them.
+        knots: the knots' positions, in layers.
+        tensors: the tensors' names, with the layer whose values each takes (embeddings the first's, final norm and head
+            the last's).
     """
 
     sources: tuple[str, ...]
@@ -49,24 +55,24 @@ def dimension_key(gene: str, places: Sequence[str]) -> str:
 
 def dimensions(genes: Sequence[GeneSpec], axes: Axes) -> tuple[Dimension, ...]:
     """One dimension for each gene and each combination of the values of its axes, in the file's order."""
-    found = []
+    spread = []
     for gene in genes:
         for places in product(*(axes.names(axis) for axis in gene.per)):
             key = dimension_key(gene.name, places)
             place: dict[str, str] = dict(zip(gene.per, places, strict=True))
             if gene.choices:
                 init: Value = gene.init if gene.init is not None else gene.choices[0]
-                found.append(Dimension(key, init=init, choices=gene.choices, gene=gene.name, place=place))
+                spread.append(Dimension(key, init=init, choices=gene.choices, gene=gene.name, place=place))
             else:
                 start = gene.init if gene.init is not None else (gene.low + gene.high) / 2
-                found.append(Dimension(key, gene.low, gene.high, start, gene.log, (), gene.name, place, gene.smooth))
-    return tuple(found)
+                spread.append(Dimension(key, gene.low, gene.high, start, gene.log, (), gene.name, place))
+    return tuple(spread)
 
 
 def value_at(
     gene: GeneSpec, genome: Genome, axes: Axes, source: str, layer: int, module: str, tensor: str = ""
 ) -> Value:
-    """The gene's value for one source, layer and module, or one tensor of the layer. Choices do not interpolate."""
+    """The gene's value for one source, layer and module, or one tensor of the layer. Choices are not interpolated."""
     parts = shares_at(gene, axes, source, layer, module, tensor)
     if len(parts) == 1:
         return genome[parts[0][0]]
@@ -77,8 +83,8 @@ def value_at(
 def shares_at(
     gene: GeneSpec, axes: Axes, source: str, layer: int, module: str, tensor: str = ""
 ) -> tuple[tuple[str, float], ...]:
-    """The dimensions that the gene's value at a place is made of, and the share of each: one, or the two knots between
-    which the layer lies."""
+    """The dimensions that the gene takes its value from at a place, and the share of each: one dimension, or the two
+    knots beside the layer."""
 
     def key(group: int) -> str:
         place = {"sources": source, "layers": str(group), "modules": module, "tensors": tensor}
@@ -90,7 +96,7 @@ def shares_at(
 
 
 def _between(knots: Sequence[float], position: float) -> list[tuple[int, float]]:
-    """The knots that a position lies between, and their shares in it; constant beyond the first and the last."""
+    """The knots beside a position, and their shares in its value; constant beyond the first and the last."""
     for i in range(len(knots) - 1):
         if position <= knots[i + 1]:
             share = max(0.0, (position - knots[i]) / (knots[i + 1] - knots[i]))

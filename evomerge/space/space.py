@@ -11,18 +11,26 @@ from evomerge.errors import InputError
 from evomerge.files.objects import GeneSpec, SpaceSpec
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice, TokenizerPolicy
 from evomerge.registry import CHOICES, METHODS, Choice, Method, Parameter
+from evomerge.space.frozen import cut, frozen_layers, frozen_values
 from evomerge.space.genes import OTHER, Axes, dimensions, shares_at, value_at
-from evomerge.space.held import cut, frozen_layers, held_values
-from evomerge.space.landmarks import landmarks
+from evomerge.space.reference_genomes import ReferenceGenome, ReferenceKind, reference_genomes
 from evomerge.types import Dimension, Genome
 
 
 @dataclass(frozen=True)
 class Models:
-    """What a recipe says of the checkpoints: portable references, the layer count, the output's dtype, the tokenizer
-    policy where vocabularies are to be brought together, and the chat template ("auto", or a Jinja text). `tensors`
-    are the base's of floating point, in the order of the model, with the layer whose values each takes (`genes.Axes`);
-    `tied` whether its head is its embeddings."""
+    """The facts about the checkpoints that recipes hold.
+
+    Attributes:
+        base, sources: portable references.
+        layers: the number of layers.
+        dtype: of the output.
+        tokenizer: the policy, where vocabularies have to be brought together.
+        chat_template: "auto", or a Jinja text.
+        tensors: the base's floating-point tensors, in the order of the model, with the layer whose values each takes
+            (`genes.Axes`).
+        tied: whether the base's head is its embeddings.
+    """
 
     base: str
     sources: Mapping[str, str]
@@ -35,17 +43,17 @@ class Models:
 
 
 class Space:
-    """Builds recipes: of a genome, of the parents as they are, of the uniform average."""
+    """The search space of one study. Makes recipes: of a genome, of the parents as they are, of the uniform average."""
 
     def __init__(self, spec: SpaceSpec, models: Models) -> None:
         """Raises InputError where the layer groups, or what is frozen, do not fit the base's layers."""
         self.spec, self.models = spec, models
         self.axes = _axes(spec, models)
         self._all = dimensions(spec.genes, self.axes)
-        self.frozen = frozen_layers(spec, models.layers)
-        self.held: Genome = held_values(self._all, spec, self.axes, self.frozen)
-        self._spans = cut(self.axes.groups, self.frozen)
-        self.dimensions: tuple[Dimension, ...] = tuple(d for d in self._all if d.key not in self.held)
+        self.frozen_layers = frozen_layers(spec, models.layers)
+        self.frozen_values: Genome = frozen_values(self._all, spec, self.axes, self.frozen_layers)
+        self._spans = cut(self.axes.groups, self.frozen_layers)
+        self.dimensions: tuple[Dimension, ...] = tuple(d for d in self._all if d.key not in self.frozen_values)
         self._genes = {gene.name: gene for gene in spec.genes}
 
     @property
@@ -54,20 +62,29 @@ class Space:
         return {d.key: d.tidy(d.init) for d in self.dimensions}
 
     @property
-    def landmarks(self) -> dict[str, Genome]:
-        """The genomes of well-known models, by label, as far as the space holds them (`space.landmarks`)."""
-        whole = landmarks(self._all, tuple(self.models.sources), self.spec.methods, self.spec.fixed)
-        found = {}
-        for label, genome in whole.items():
-            # With a value that is held elsewhere it is another model, of which nothing is known.
-            other = any(genome[key] != value for key, value in self.held.items()) or self.frozen
-            if label.startswith("equal") or (label == "base" and not self._moved()) or not other:
-                found[label] = {d.key: genome[d.key] for d in self.dimensions}
-        return found
+    def reference_genomes(self) -> dict[str, ReferenceGenome]:
+        """The genomes of well-known models, by label, as far as the space holds them (`space.reference_genomes`)."""
+        sources = tuple(self.models.sources)
+        references = reference_genomes(self._all, sources, self.spec.methods, self.spec.fixed)
+        return {
+            label: replace(reference, genome={d.key: reference.genome[d.key] for d in self.dimensions})
+            for label, reference in references.items()
+            if self._holds(reference)
+        }
+
+    def _holds(self, reference: ReferenceGenome) -> bool:
+        """Whether the genome, without what is frozen, is still that model: with another frozen value, or frozen layers,
+        it would be one with unknown scores."""
+        if reference.kind is ReferenceKind.EQUAL_WEIGHTS:
+            return True
+        if reference.kind is ReferenceKind.BASE and not self._moved():
+            return True
+        agrees = all(reference.genome[key] == value for key, value in self.frozen_values.items())
+        return agrees and not self.frozen_layers
 
     def _moved(self) -> bool:
         """Whether a frozen source has a part in every merge."""
-        return any(value != 0.0 for key, value in self.held.items() if key.startswith("weight["))
+        return any(value != 0.0 for key, value in self.frozen_values.items() if key.startswith("weight["))
 
     def parent(self, reference: str) -> Recipe:
         """A checkpoint as it is, or, under a tokenizer policy, as it takes part in every merge: brought to the output's
@@ -89,9 +106,10 @@ class Space:
     def recipe(self, genome: Genome) -> Recipe:
         """The recipe of a genome: one document, or, where the method differs by layer group, one document for each
         method and a last one that stacks each group's layers from the document of its method (mergekit-multi)."""
-        genome = {**self.held, **genome}
-        searched = [self._method_at(genome, start) for start, _ in self._spans if start not in self.frozen]
-        methods = [searched[0] if start in self.frozen else self._method_at(genome, start) for start, _ in self._spans]
+        genome = {**self.frozen_values, **genome}
+        starts, frozen = [start for start, _ in self._spans], self.frozen_layers
+        searched = [self._method_at(genome, start) for start in starts if start not in frozen]
+        methods = [searched[0] if start in frozen else self._method_at(genome, start) for start in starts]
         used = list(dict.fromkeys(methods))
         if len(used) == 1:
             return Recipe((self._merge(genome, used[0]),))
@@ -102,12 +120,12 @@ class Space:
 
     def shares(self, parameter: str, source: str, tensor: str) -> tuple[tuple[str, float], ...]:
         """The dimensions that a parameter of one source ("": of the whole merge) takes its value from at a tensor, and
-        the share of each in it; none where it is no gene, or is held."""
+        the share of each in it; none where it is no gene, or is frozen."""
         gene, layer = self._genes.get(parameter), self.models.tensors[tensor]
-        if gene is None or gene.choices or layer in self.frozen:
+        if gene is None or gene.choices or layer in self.frozen_layers:
             return ()
-        found = shares_at(gene, self.axes, source, layer, self.axes.module_of(tensor), tensor)
-        return tuple((key, share) for key, share in found if key not in self.held)
+        shares = shares_at(gene, self.axes, source, layer, self.axes.module_of(tensor), tensor)
+        return tuple((key, share) for key, share in shares if key not in self.frozen_values)
 
     def _method_at(self, genome: Genome, layer: int) -> str:
         gene = self._genes.get("method")
@@ -117,8 +135,8 @@ class Space:
 
     def _merge(self, genome: Genome, name: str, stage: str | None = None) -> Document:
         choice = CHOICES[name]
-        apart = self.axes.interpolate or any("tensors" in gene.per for gene in self.spec.genes)
-        spans = [(i, i + 1) for i in range(self.models.layers)] if apart else self._spans
+        each_layer = self.axes.interpolate or any("tensors" in gene.per for gene in self.spec.genes)
+        spans = [(i, i + 1) for i in range(self.models.layers)] if each_layer else self._spans
         slices = _joined([self._slice(genome, choice, span) for span in spans])
         # Written with `models`, mergekit would merge a base that is not listed.
         if len(slices) == 1 and _listed(METHODS[choice.method]):
@@ -135,12 +153,12 @@ class Space:
             Input(reference, span, self._values(genome, searched, "source", source, span[0]))
             for source, reference in self.models.sources.items()
         ]
-        if span[0] in self.frozen:
+        if span[0] in self.frozen_layers:
             inputs = [Input(i.model, i.layers, {**i.parameters, **_still(method, "source")}) for i in inputs]
         if _listed(method):
             inputs.append(Input(self.models.base, span, _base_parameters(method)))
         parameters = self._values(genome, searched, "tensor", "", span[0])
-        if span[0] in self.frozen:
+        if span[0] in self.frozen_layers:
             parameters |= _still(method, "tensor")
         return Slice(tuple(inputs), parameters)
 
@@ -162,14 +180,14 @@ class Space:
         return [*entries, {"value": values[OTHER]}]
 
     def _by_tensor(self, gene: GeneSpec, genome: Genome, source: str, layer: int) -> Any:
-        own = [name for name, at in self.models.tensors.items() if at == layer]
-        values = {name: value_at(gene, genome, self.axes, source, layer, "", name) for name in own}
+        names = [name for name, place in self.models.tensors.items() if place == layer]
+        values = {name: value_at(gene, genome, self.axes, source, layer, "", name) for name in names}
         if len(set(values.values())) == 1:
             return next(iter(values.values()))
         # A filter matches any name that it is a part of, and the first that matches wins.
-        entries = [{"filter": name, "value": values[name]} for name in sorted(own, key=len, reverse=True)]
+        entries = [{"filter": name, "value": values[name]} for name in sorted(names, key=len, reverse=True)]
         # mergekit asks for the head of a model that has none of its own.
-        return [*entries, {"value": values[own[0]]}] if self.models.tied else entries
+        return [*entries, {"value": values[names[0]]}] if self.models.tied else entries
 
     def _document(
         self,
@@ -199,29 +217,30 @@ def _listed(method: Method) -> bool:
 
 
 def _still(method: Method, scope: str) -> dict[str, Any]:
-    """What leaves a layer as the base's: weights of 0, or the beginning of the path from it."""
-    own = method.parameter("weight" if method.base == "subtracted" else "t")
-    return {own.name: 0.0} if own is not None and own.scope == scope else {}
+    """The parameters that leave a layer as the base's: weights of 0, or the beginning of the path from it."""
+    parameter = method.parameter("weight" if method.base == "subtracted" else "t")
+    return {parameter.name: 0.0} if parameter is not None and parameter.scope == scope else {}
 
 
 def _base_parameters(method: Method) -> dict[str, Any]:
-    """Where the base is a model like the others it takes part with weight 0, so that config and tokenizer are its."""
+    """The base's parameters. Where it is a model like the others its weight is 0, so that it only gives config and
+    tokenizer."""
     return {"weight": 0.0} if method.base == "ordinary" else {}
 
 
 def _joined(slices: Sequence[Slice]) -> list[Slice]:
-    """Neighbouring slices that continue each other with equal parameters become one."""
+    """Joins neighbouring slices that continue each other with equal parameters."""
     joined: list[Slice] = []
-    for piece in slices:
-        if joined and _continues(joined[-1], piece):
+    for following in slices:
+        if joined and _continues(joined[-1], following):
             inputs = [
                 Input(a.model, (a.layers[0], b.layers[1]), a.parameters)
-                for a, b in zip(joined[-1].inputs, piece.inputs, strict=True)
+                for a, b in zip(joined[-1].inputs, following.inputs, strict=True)
                 if a.layers and b.layers
             ]
-            joined[-1] = Slice(tuple(inputs), piece.parameters)
+            joined[-1] = Slice(tuple(inputs), following.parameters)
         else:
-            joined.append(piece)
+            joined.append(following)
     return joined
 
 
@@ -254,7 +273,7 @@ def _axes(spec: SpaceSpec, models: Models) -> Axes:
 
 
 def _knots(spec: SpaceSpec, groups: Sequence[tuple[int, int]], layers: int) -> tuple[float, ...]:
-    """Where the groups' values sit: evenly from the first layer to the last (as mergekit's gradients), or in the
+    """The positions of the groups' values: evenly from the first layer to the last (as mergekit's gradients), or in the
     middle of explicitly given ranges."""
     if isinstance(spec.layers, int) and len(groups) > 1:
         return tuple(i * (layers - 1) / (len(groups) - 1) for i in range(len(groups)))

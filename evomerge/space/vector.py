@@ -1,4 +1,4 @@
-"""Genome <-> vector in the unit cube, for optimizers that think in numbers."""
+"""Genome <-> vector in the unit cube, for optimizers of numbers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ near 0.5 cannot hold six significant digits of them."""
 
 
 class Encoding:
-    """The two directions between genomes over `dimensions` and vectors.
+    """Encodes genomes of `dimensions` as vectors, and decodes them.
 
     A number takes one coordinate, its range mapped to [0, 1], on a log scale where the dimension says so. A
-    choice of k names takes k coordinates, and the name whose coordinate is largest is meant; so no order of
-    the names is implied, and only differences within the k coordinates count.
+    choice of k names takes k coordinates, and means the name with the largest one. So no order of the names
+    is implied, and only differences within the k coordinates count.
     """
 
     def __init__(self, dimensions: Sequence[Dimension]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from evomerge.evaluator.executor import run_all, run_tasks
 from evomerge.evaluator.jobs import EvalTask
-from evomerge.optimize.base import AGAIN, Generation, Optimizer, Proposal, Reason, Start
+from evomerge.optimize.base import Generation, Optimizer, Start
 from evomerge.optimize.replay import recall, replay_interleaved
 from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
@@ -48,11 +48,11 @@ def _by_generations(session: Session, optimizer: Optimizer, budget: Budget, n_to
     """Asks as much as can be, scores that, and tells it in the order asked; `n_told` outcomes are told already."""
     together = session.racer is not None or session.executor.num_workers > 1
     while count := budget.left(session, _askable(optimizer, together)):
-        generation = _generation(optimizer)
+        generation = optimizer.generation
         trials = session.trials.searched[n_told:][:count]  # left by a killed process
         for number, trial in enumerate(trials, n_told):
             recall(optimizer, trial.genome, number)
-        trials += [session.begin(_ask(optimizer)) for _ in range(count - len(trials))]
+        trials += [session.begin(optimizer.ask()) for _ in range(count - len(trials))]
         for done in _scored(session, trials, generation):
             optimizer.tell(done.genome, session.outcome(done))
         n_told += count
@@ -76,10 +76,10 @@ def _asynchronously(session: Session, optimizer: Optimizer, budget: Budget) -> N
 
     def start() -> EvalTask[Trial] | None:
         nonlocal in_flight
-        if not budget.left(session, 1, in_flight) or not (left_behind or optimizer.open > 0):
+        if not budget.left(session, 1, in_flight) or not (left_behind or optimizer.generation.askable > 0):
             return None
         in_flight += 1
-        return _ended(session, left_behind.pop(0) if left_behind else session.begin(_ask(optimizer)))
+        return _ended(session, left_behind.pop(0) if left_behind else session.begin(optimizer.ask()))
 
     for done in run_tasks(session.executor, start):
         in_flight -= 1
@@ -93,14 +93,5 @@ def _ended(session: Session, trial: Trial) -> EvalTask[Trial]:
 
 
 def _askable(optimizer: Optimizer, together: bool) -> int:
-    return optimizer.open if together else min(1, optimizer.open)
-
-
-def _generation(optimizer: Optimizer) -> Generation:
-    return Generation(optimizer.open, optimizer.rivals, optimizer.places)
-
-
-def _ask(optimizer: Optimizer) -> Proposal:
-    why, slopes = optimizer.why, optimizer.slopes
-    reason = Reason.RE_EVALUATION if why == AGAIN else Reason.SEARCH
-    return Proposal(optimizer.ask(), reason, slopes, why)
+    askable = optimizer.generation.askable
+    return askable if together else min(1, askable)

@@ -12,9 +12,14 @@ from evomerge.errors import InputError, Where
 from evomerge.evaluator.models import OpenModels, open_models
 from evomerge.files.objects import PRUNERS, FitnessSpec, GeneSpec, SpaceSpec
 from evomerge.files.pair import read_files
-from evomerge.optimize.abilities import abilities, follows_slopes, trading
-from evomerge.optimize.declarations import OptionError, check_options
-from evomerge.optimize.needs import check_landmarks
+from evomerge.optimize.declarations import (
+    OptionError,
+    check_options,
+    check_reference_genomes,
+    declaration,
+    trading,
+    uses_gradient,
+)
 from evomerge.registry import CHOICES, METHODS, OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness
 from evomerge.scoring.tasks.task_files import scan
@@ -74,7 +79,6 @@ def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """All that both files can be checked for without a checkpoint: options, tasks, metrics, data. Raises InputError."""
     _check_options(spec)
     _check_choices(spec)
-    _check_smooth(spec)
     _check_front(spec, fitness)
     check_slopes(spec, fitness)
     _check_budget(spec)
@@ -93,7 +97,7 @@ def _check_options(spec: SpaceSpec) -> None:
 def check_start(spec: SpaceSpec, space: Space) -> None:
     """InputError where the optimizer goes by models that the space does not hold."""
     with _options_placed(spec):
-        check_landmarks(spec.optimizer["name"], spec.options, list(spec.sources), space.landmarks)
+        check_reference_genomes(spec.optimizer["name"], spec.options, list(spec.sources), space.reference_genomes)
 
 
 @contextmanager
@@ -110,20 +114,10 @@ def _check_choices(spec: SpaceSpec) -> None:
     """InputError where a gene is a choice and the optimizer takes numbers only."""
     name = spec.optimizer["name"]
     gene = next((gene for gene in spec.genes if gene.choices), None)
-    if gene is not None and not abilities(name).choices:
-        able = [other for other in OPTIMIZERS if abilities(other).choices]
+    if gene is not None and not declaration(name).choices:
+        able = [other for other in OPTIMIZERS if declaration(other).choices]
         problem = f"{gene.name} is a choice, and {name} takes numbers only"
         raise InputError(problem, f"use the optimizer {_either(able)}, or one of the choices", gene.where)
-
-
-def _check_smooth(spec: SpaceSpec) -> None:
-    """InputError where a gene is expected to be smooth and the optimizer has no use for that."""
-    name = spec.optimizer["name"]
-    gene = next((gene for gene in spec.genes if gene.smooth), None)
-    if gene is not None and not abilities(name).smooth:
-        able = [other for other in OPTIMIZERS if abilities(other).smooth]
-        where = spec.at(f"genes.{gene.name}.smooth")
-        raise InputError(f"{name} has no use for `smooth`", f"remove it, or use the optimizer {_either(able)}", where)
 
 
 def _check_front(spec: SpaceSpec, fitness: FitnessSpec) -> None:
@@ -131,7 +125,7 @@ def _check_front(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     if fitness.objective != PARETO:
         return
     name, count, where = spec.optimizer["name"], len(fitness.traded), fitness.at("objective")
-    most = abilities(name).objectives
+    most = declaration(name).objectives
     able = f"use the optimizer {_either(trading(count))}" if trading(count) else "leave slices out"
     if count < 2:
         problem = f"pareto trades slices off against each other, and {count or 'none'} has a weight above 0"
@@ -166,13 +160,13 @@ def _check_pruning(spec: SpaceSpec, fitness: FitnessSpec) -> None:
 def check_slopes(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """InputError where slopes are asked for of a method, a gene or a slice that has none."""
     name = spec.optimizer["name"]
-    if not follows_slopes(name, spec.options):
+    if not uses_gradient(name, spec.options):
         return
-    alone = abilities(name).slopes
+    alone = declaration(name).needs_gradient
     _check_methods(spec, "use another optimizer" if alone else "use `warm_start: true`")
-    smooth = [gene for gene in spec.genes if not gene.choices and _has_slope(spec, gene)]
-    other = next((gene for gene in spec.genes if gene not in smooth), None)
-    if other is not None and (alone or not smooth):
+    differentiable = [gene for gene in spec.genes if not gene.choices and _has_slope(spec, gene)]
+    other = next((gene for gene in spec.genes if gene not in differentiable), None)
+    if other is not None and (alone or not differentiable):
         problem = f"{other.name} only chooses elements, and has no slope for {name} to follow"
         if other.choices:
             problem = f"{other.name} is a choice, and has no slope for {name} to follow"

@@ -15,7 +15,8 @@ from evomerge.evaluator.executor import Executor, InProcess
 from evomerge.evaluator.pool import WorkerPool
 from evomerge.evaluator.shares import check_workers, deal, resumed_device
 from evomerge.interrupts import listening
-from evomerge.optimize.base import Optimizer, Start, build
+from evomerge.optimize.base import Optimizer, Start
+from evomerge.optimize.build import build
 from evomerge.scoring.slices import SliceInfo
 from evomerge.study import holdout, loop
 from evomerge.study.after.transfer import StartingPoint, starting_point
@@ -204,7 +205,7 @@ def _run(session: Session, budget: loop.Budget) -> Result:
         dimensions = session.plan.space.dimensions
         return build(name, dimensions, seed, spec.options, start, spec.asynchronous, objectives, num_workers)
 
-    if session.executor.num_workers > 1 and make(Start()).open == 1:
+    if session.executor.num_workers > 1 and make(Start()).generation.askable == 1:
         problem = f"{spec.optimizer['name']} proposes one candidate at a time, which is work for one worker"
         session.observer.warn(f"{problem}; a search launched with --asynchronous uses all of them")
     loop.run(session, make, budget)

@@ -8,8 +8,8 @@ from itertools import takewhile
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.executor import Executor, run_all
 from evomerge.evaluator.jobs import EvalTask
-from evomerge.optimize.abilities import follows_slopes
 from evomerge.optimize.base import Generation, Proposal, Reason, Start
+from evomerge.optimize.declarations import uses_gradient
 from evomerge.optimize.replay import Asked
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.gates import scales, settle
@@ -124,7 +124,7 @@ class Session:
             self.racer = Racer(self.trials, self._as_ended, self.executor, pruning, spec.optimizer["seed"])
             alone = "; asynchronous candidates do not race" if spec.asynchronous else ""
             self.observer.note(f"items: {self.racer.schedule}{alone}")
-        if follows_slopes(spec.optimizer["name"], spec.options):
+        if uses_gradient(spec.optimizer["name"], spec.options):
             self.gradients = TrialGradients(self.trials, self._as_ended, self.executor, self.plan.space)
             self.gradients.score_references()
 
@@ -194,9 +194,9 @@ class Session:
     def start(self) -> Start:
         """What is known before the search: the genomes of well-known models, and the outcomes of the references."""
         scored = {t.label: t for t in self.store.as_ended() if t.kind == "reference" and t.state != "running"}
-        landmarks = self.plan.space.landmarks
-        known = [(genome, self.outcome(scored[label])) for label, genome in landmarks.items() if label in scored]
-        return Start(self.starting_point.genome if self.starting_point else None, landmarks, known)
+        references = self.plan.space.reference_genomes
+        known = [(r.genome, self.outcome(scored[label])) for label, r in references.items() if label in scored]
+        return Start(self.starting_point.genome if self.starting_point else None, references, known)
 
     def history(self) -> list[Asked]:
         """The optimizer's proposals and what it was told of each: by its record in an asynchronous search; else each

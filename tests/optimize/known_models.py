@@ -1,11 +1,11 @@
-"""A space of two or three sources, with the landmarks that it holds, for optimizers that go by them."""
+"""A space of two or three sources, with the reference genomes that it holds, for optimizers that go by them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from evomerge.optimize.base import Optimizer, Start
-from evomerge.space.landmarks import landmarks
+from evomerge.space.reference_genomes import reference_genomes
 from evomerge.types import Dimension, Genome, Outcome
 
 
@@ -22,9 +22,10 @@ def start(
     dimensions: Sequence[Dimension], sources: Sequence[str], evaluate=None, methods=("task_arithmetic",)
 ) -> Start:
     """With `evaluate`, base, sources and average are known, as in a study."""
-    found = landmarks(dimensions, sources, methods, {})
-    references = ["base", *sources, "uniform"] if evaluate else []
-    return Start(landmarks=found, known=[(found[name], evaluate(found[name])) for name in references if name in found])
+    references = reference_genomes(dimensions, sources, methods, {})
+    scored = [label for label in ("base", *sources, "uniform") if label in references and evaluate]
+    genomes = [references[label].genome for label in scored]
+    return Start(references=references, known=[(genome, evaluate(genome)) for genome in genomes])
 
 
 def fine(objective: float) -> Outcome:
@@ -35,7 +36,7 @@ def drive(optimizer: Optimizer, evaluate, most: int = 1000) -> list[Genome]:
     """Until it ends; every genome is new."""
     asked: list[Genome] = []
     while optimizer.exhausted is None and len(asked) < most:
-        batch = [optimizer.ask() for _ in range(optimizer.open)]
+        batch = [optimizer.ask().genome for _ in range(optimizer.generation.askable)]
         for genome in batch:
             optimizer.tell(genome, evaluate(genome))
         asked += batch

@@ -1,7 +1,7 @@
 import pytest
 
 from evomerge.errors import InputError
-from evomerge.optimize.base import build
+from evomerge.optimize.build import build
 from evomerge.optimize.replay import replay
 from evomerge.registry import OPTIMIZERS
 from evomerge.types import Dimension, Genome, Outcome
@@ -16,7 +16,7 @@ def test_calls_out_of_order_raise(name: str) -> None:
     optimizer = build(name, DIMENSIONS, 0, {})
     with pytest.raises(RuntimeError, match="without calling ask"):
         optimizer.tell({"w": 0.5, "v": 0.5}, FINE)
-    asked = [optimizer.ask() for _ in range(optimizer.open)]
+    asked = [optimizer.ask().genome for _ in range(optimizer.generation.askable)]
     genome = asked[0]
     with pytest.raises(RuntimeError, match="called too often"):
         optimizer.ask()
@@ -33,23 +33,23 @@ def test_a_generation_asked_at_once_is_the_one_asked_one_by_one(name: str) -> No
     """However many are asked before one is told: what is proposed is the same, and so is who competes with whom."""
     at_once, singly = build(name, DIMENSIONS, 3, {}), build(name, DIMENSIONS, 3, {})
     for _ in range(4):
-        start = at_once.rivals
-        asked = [at_once.ask() for _ in range(at_once.open)]
-        assert at_once.open == 0
-        assert at_once.rivals == start
+        start = at_once.generation.told
+        asked = [at_once.ask().genome for _ in range(at_once.generation.askable)]
+        assert at_once.generation.askable == 0
+        assert at_once.generation.told == start
         for number, genome in enumerate(asked):
             outcome = Outcome(feasible=True, objective=-abs(float(genome["w"]) - 0.3), shortfall=0.0)
-            assert singly.rivals == start + number
-            assert singly.ask() == genome
+            assert singly.generation.told == start + number
+            assert singly.ask().genome == genome
             singly.tell(genome, outcome)
             at_once.tell(genome, outcome)
-        assert at_once.places >= 1
+        assert at_once.generation.parents >= 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_asked_is_the_callers_to_change(name: str) -> None:
     optimizer = build(name, DIMENSIONS, 0, {})
-    genome = optimizer.ask()
+    genome = optimizer.ask().genome
     kept = dict(genome)
     genome["w"] = 0.9
     optimizer.tell(kept, FINE)
@@ -71,7 +71,7 @@ def test_replay_refuses_another_run(name: str) -> None:
     recorded: list[tuple[Genome, Outcome]] = []
     optimizer = build(name, DIMENSIONS, 0, {})
     for _ in range(3):
-        recorded.append((optimizer.ask(), FINE))
+        recorded.append((optimizer.ask().genome, FINE))
         optimizer.tell(*recorded[-1])
     if name not in ("surrogate", "gradient"):  # which take what is recorded
         with pytest.raises(

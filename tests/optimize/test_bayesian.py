@@ -11,10 +11,15 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from evomerge.optimize.acquisition import expected_shortfall, log_expected_improvement, worth
-from evomerge.optimize.base import Start, build
+from evomerge.optimize.base import Start
 from evomerge.optimize.bayesian import Surrogate, targets
-from evomerge.optimize.gaussian_process import GaussianProcess
+from evomerge.optimize.build import build
+from evomerge.optimize.gaussian_process import (
+    GaussianProcess,
+    acquisition,
+    expected_shortfall,
+    log_expected_improvement,
+)
 from evomerge.optimize.mutation import Mutation
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome, Outcome
@@ -42,7 +47,7 @@ def merge(genome: Genome) -> Outcome:
 def best_of(optimizer: Surrogate, trials: int) -> float:
     found = -math.inf
     for _ in range(trials):
-        genome = optimizer.ask()
+        genome = optimizer.ask().genome
         outcome = merge(genome)
         optimizer.tell(genome, outcome)
         found = max(found, outcome.objective) if outcome.feasible else found
@@ -56,7 +61,7 @@ def test_a_smooth_problem_with_an_active_floor_is_solved_in_few_trials() -> None
 
 def test_a_population_finds_nearly_as_much() -> None:
     assert best_of(build("surrogate", WEIGHTS, 0, {"population": 6}), 60) > -(0.5**2) / 8 - 0.02
-    assert build("surrogate", WEIGHTS, 0, {}, hands=5).open == 5
+    assert build("surrogate", WEIGHTS, 0, {}, num_workers=5).generation.askable == 5
 
 
 def test_what_is_recorded_is_taken_as_it_is() -> None:
@@ -74,7 +79,7 @@ def test_what_is_known_counts_for_the_start() -> None:
     assert best_of(taught, 15) > max(outcome.objective for _, outcome in known if outcome.feasible) + 0.1
 
 
-def test_lessons_of_failures_and_of_outcomes_without_margins() -> None:
+def test_targets_of_failures_and_of_outcomes_without_margins() -> None:
     outcomes = [
         Outcome(False, True, 1.0, 0.0, (0.2,), (1.0,)),
         Outcome(failed=True),
@@ -111,7 +116,7 @@ def test_a_process_goes_through_its_data_and_doubts_elsewhere() -> None:
     exact = np.stack([np.sin(3 * new[:, 0]) + new[:, 1], new.sum(axis=1) ** 2], axis=1)
     assert np.abs(process.predict(new)[0] - exact).max() < 0.3
     before = process.predict(new[:1])[0]
-    process.believe(new[:1])
+    process.add_fantasies(new[:1])
     assert np.allclose(process.predict(new[:1])[0], before, atol=0.02)
     assert (process.predict(new[:1])[1] < 0.2 * far).all()
     assert np.isfinite(doubt).all()
@@ -129,13 +134,13 @@ def test_noise_is_not_fitted() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.floats(-3.0, 3.0), st.floats(0.05, 2.0), st.floats(-3.0, 3.0))
 def test_expectations_are_integrals(mean: float, spread: float, best: float) -> None:
-    about = norm(mean, spread)
+    predicted = norm(mean, spread)
     span = (mean - 12 * spread, mean + 12 * spread)
-    gain, _ = quad(lambda f: max(0.0, f - best) * about.pdf(f), *span, points=[min(max(best, span[0]), span[1])])
+    gain, _ = quad(lambda f: max(0.0, f - best) * predicted.pdf(f), *span, points=[min(max(best, span[0]), span[1])])
     found = log_expected_improvement(np.array([mean]), np.array([spread]), best)[0]
     if gain > 1e-8:
         assert found == pytest.approx(math.log(gain), abs=1e-3)
-    missed, _ = quad(lambda m: max(0.0, -m) * about.pdf(m), *span, points=[min(max(0.0, span[0]), span[1])])
+    missed, _ = quad(lambda m: max(0.0, -m) * predicted.pdf(m), *span, points=[min(max(0.0, span[0]), span[1])])
     assert expected_shortfall(np.array([[mean]]), np.array([[spread]]))[0] == pytest.approx(missed, abs=1e-6)
 
 
@@ -149,8 +154,8 @@ def test_improvement_is_ordered_however_small() -> None:
 def test_floors_come_before_improvement() -> None:
     mean = np.array([[5.0, -3.0], [1.0, 3.0]])
     spread = np.full((2, 2), 0.5)
-    assert worth(mean, spread, 0.5).argmax() == 1
-    assert worth(mean, spread, None).argmax() == 1
+    assert acquisition(mean, spread, 0.5).argmax() == 1
+    assert acquisition(mean, spread, None).argmax() == 1
 
 
 def test_mutants_are_legal_and_move_genes_together() -> None:

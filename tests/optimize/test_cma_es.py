@@ -5,6 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from evomerge.optimize.base import Reason
 from evomerge.optimize.cma_es import CmaEs
 from evomerge.types import Dimension, Genome, Outcome
 
@@ -27,7 +28,7 @@ def score(genome: Genome) -> Outcome:
 def drive(optimizer: CmaEs, trials: int) -> list[Genome]:
     asked = []
     while len(asked) < trials and optimizer.exhausted is None:
-        asked.append(optimizer.ask())
+        asked.append(optimizer.ask().genome)
         optimizer.tell(asked[-1], score(asked[-1]))
     return asked
 
@@ -83,14 +84,14 @@ def test_small_populations_and_few_genes(population: int | str, count: int) -> N
 def test_a_collapsed_search_starts_again_around_the_best() -> None:
     optimizer = CmaEs(numbers(1), 0)
     while (before := optimizer._restarts) < 2:
-        optimizer.tell(genome := optimizer.ask(), score(genome))
+        optimizer.tell(genome := optimizer.ask().genome, score(genome))
         assert len(optimizer.history) < 600
         if (before, optimizer._restarts) == (0, 1):
             assert optimizer._distribution._es.mean[0] * 1.2 == pytest.approx(0.9, abs=1e-4)
             assert optimizer._distribution._es.stds[0] == pytest.approx(0.2, rel=1e-3)
     again = CmaEs(numbers(1), 0)
     assert drive(again, len(optimizer.history)) == [genome for genome, _ in optimizer.history]
-    assert again.ask() == optimizer.ask()
+    assert again.ask().genome == optimizer.ask().genome
 
 
 def test_broken_numerics_start_again() -> None:
@@ -105,7 +106,7 @@ def test_a_plateau_widens_the_search() -> None:
     optimizer = CmaEs(numbers(3), 0)
     before = optimizer._distribution._es.stds.max()
     for _ in range(optimizer._distribution.population):
-        optimizer.tell(optimizer.ask(), Outcome(feasible=True, objective=0.5, shortfall=0.0))
+        optimizer.tell(optimizer.ask().genome, Outcome(feasible=True, objective=0.5, shortfall=0.0))
     assert optimizer._distribution._es.stds.max() == pytest.approx(1.5 * before)
     assert optimizer._restarts == 0
 
@@ -113,7 +114,7 @@ def test_a_plateau_widens_the_search() -> None:
 def test_an_optimum_on_the_border_is_reached() -> None:
     optimizer = CmaEs(numbers(5), 0)
     for _ in range(400):
-        genome = optimizer.ask()
+        genome = optimizer.ask().genome
         objective = sum(value for value in genome.values() if not isinstance(value, str))
         optimizer.tell(genome, Outcome(feasible=True, objective=objective, shortfall=0.0))
     assert max(outcome.objective for _, outcome in optimizer.history) > 5 * 1.2 - 0.01
@@ -146,7 +147,7 @@ def test_where_nothing_better_comes_it_starts_again_with_more_samples() -> None:
     """In turns: around the best with as many samples as at first, somewhere else with twice as many each time."""
     optimizer, sizes = CmaEs(numbers(2), 0, population=4), [4]
     for number in range(2000):
-        genome = optimizer.ask()
+        genome = optimizer.ask().genome
         # as uneven as accuracies on few items; the best is found by chance, early
         noise = hash_of(genome) % 7
         optimizer.tell(genome, Outcome(feasible=True, objective=9.0 if number == 3 else float(noise), shortfall=0.0))
@@ -171,21 +172,23 @@ def test_many_genes_are_searched_without_correlations() -> None:
 
 def test_the_best_are_scored_again_and_count_with_their_mean() -> None:
     optimizer = CmaEs(numbers(3), 0, population=6, repeats=2)
-    generation = [optimizer.ask() for _ in range(optimizer.open)]
+    first = [optimizer.ask() for _ in range(optimizer.generation.askable)]
+    assert {proposal.reason for proposal in first} == {Reason.SEARCH}
+    generation = [proposal.genome for proposal in first]
     assert len(generation) == 6
     for place, genome in enumerate(generation):
-        assert optimizer.why == ""
         optimizer.tell(genome, Outcome(feasible=True, objective=float(place), shortfall=0.0))
-    assert optimizer.why == "scored again, as scores are noisy"
-    assert [optimizer.ask() for _ in range(optimizer.open)] == [generation[5], generation[4]]
+    again = [optimizer.ask() for _ in range(optimizer.generation.askable)]
+    assert [proposal.genome for proposal in again] == [generation[5], generation[4]]
+    assert {(p.reason, p.label) for p in again} == {(Reason.RE_EVALUATION, "scored again, as scores are noisy")}
     samples = list(optimizer._generation)
     optimizer.tell(generation[5], Outcome(shortfall=1.0, objective=-99.0))
     optimizer.tell(generation[4], Outcome(feasible=True, objective=2.0, shortfall=0.0))
-    assert optimizer.open == 6
+    assert optimizer.generation.askable == 6
     assert [sample.outcome.objective for sample in samples] == [0, 1, 2, 3, 3, -47]
     assert [sample.outcome.feasible for sample in samples] == [True] * 5 + [False]
 
 
 def test_generations_give_all_workers_work() -> None:
     assert CmaEs(numbers(4), 0)._distribution.population == 8
-    assert CmaEs(numbers(4), 0, hands=5)._distribution.population == 10
+    assert CmaEs(numbers(4), 0, num_workers=5)._distribution.population == 10

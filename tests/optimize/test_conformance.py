@@ -1,8 +1,8 @@
 """What every optimizer has to keep, whatever it is: one that stands in `registry.OPTIMIZERS` is tested here.
 
 An optimizer may end (`exhausted`): it is then driven as far as it goes. Those of `NAMED` propose models that they name
-and search for nothing; without landmarks, as here, they propose the initial genome and end. Those of `PLANNED` draw
-nothing from the seed.
+and search for nothing; without reference genomes, as here, they propose the initial genome and end. Those of
+`PLANNED` draw nothing from the seed.
 """
 
 import random
@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import InputError
-from evomerge.optimize.abilities import ABILITIES
-from evomerge.optimize.base import Optimizer, Start, build
-from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.base import Optimizer, Start
+from evomerge.optimize.build import build
+from evomerge.optimize.declarations import DECLARATIONS
+from evomerge.optimize.ordering import rank_key
 from evomerge.optimize.replay import Asked, replay, replay_interleaved
 from evomerge.registry import OPTIMIZERS
 from evomerge.types import Dimension, Genome, Outcome, Slopes
@@ -44,9 +45,6 @@ SHAPES = {
 NAMED = ("uniform-soup", "greedy-soup", "path")
 PLANNED = (*NAMED, "coordinate", "gradient")
 SEARCHING = [name for name in OPTIMIZERS if name not in NAMED]
-SLOW = {"gp": 10}
-"""Of whom so many times fewer trials have to do, and which options let these show what they do all the same."""
-OPTIONS = {"gp": {"startup": 5}}
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 every_search = pytest.mark.parametrize("name", SEARCHING)
@@ -90,18 +88,15 @@ def unbroken(genome: Genome) -> Outcome:
 
 
 def made(name: str, dimensions: list[Dimension], seed: int) -> Optimizer:
-    return build(name, dimensions, seed, OPTIONS.get(name, {}))
-
-
-def some(name: str, trials: int) -> int:
-    return max(8, trials // SLOW[name]) if name in SLOW else trials
+    return build(name, dimensions, seed, {})
 
 
 def drive(optimizer: Optimizer, trials: int, evaluate=bowl) -> History:
     """At most that many trials."""
     history: History = []
     while len(history) < trials and optimizer.exhausted is None:
-        sloped, genome = optimizer.slopes, optimizer.ask()
+        proposal = optimizer.ask()
+        genome, sloped = proposal.genome, proposal.needs_gradient
         outcome = evaluate(genome)
         history.append((genome, with_slopes(genome, outcome) if sloped else outcome))
         optimizer.tell(*history[-1])
@@ -131,7 +126,7 @@ def check_genome(dimensions: list[Dimension], genome: Genome) -> None:
 @every_optimizer
 @pytest.mark.parametrize("shape", SHAPES)
 def test_proposals_are_legal_and_start_at_the_initial_values(name: str, shape: str) -> None:
-    history = drive(made(name, SHAPES[shape], 3), some(name, 50))
+    history = drive(made(name, SHAPES[shape], 3), 50)
     assert history[0][0] == {d.key: d.init for d in SHAPES[shape]}
     for genome in genomes(history):
         check_genome(SHAPES[shape], genome)
@@ -139,24 +134,24 @@ def test_proposals_are_legal_and_start_at_the_initial_values(name: str, shape: s
 
 @every_optimizer
 def test_the_seed_decides(name: str) -> None:
-    first, again, other = (genomes(drive(made(name, MIXED, seed), some(name, 40))) for seed in (0, 0, 1))
+    first, again, other = (genomes(drive(made(name, MIXED, seed), 40)) for seed in (0, 0, 1))
     assert first == again
     assert (first != other) == (name not in PLANNED)
 
 
 @every_optimizer
 def test_global_generators_are_neither_read_nor_moved(name: str) -> None:
-    quiet = genomes(drive(made(name, MIXED, 0), some(name, 40)))
+    quiet = genomes(drive(made(name, MIXED, 0), 40))
 
     def reseeding(genome: Genome) -> Outcome:  # as lm-eval does before each evaluation
         random.seed(7), np.random.seed(7), torch.manual_seed(7)
         return bowl(genome)
 
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    assert genomes(drive(made(name, MIXED, 0), some(name, 40), reseeding)) == quiet
+    assert genomes(drive(made(name, MIXED, 0), 40, reseeding)) == quiet
 
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    drive(made(name, MIXED, 0), some(name, 40))
+    drive(made(name, MIXED, 0), 40)
     assert random.getstate() == before[0]
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), before[1], strict=True))
     assert torch.equal(torch.get_rng_state(), before[2])
@@ -166,12 +161,12 @@ def test_global_generators_are_neither_read_nor_moved(name: str) -> None:
 @pytest.mark.parametrize("shape", ["mixed", "choices"])
 @pytest.mark.parametrize("evaluate", [bowl, failed, unbroken])
 def test_resuming_anywhere_equals_going_on(name: str, shape: str, evaluate) -> None:
-    whole = drive(made(name, SHAPES[shape], 5), some(name, 34), evaluate)
-    for cut in (cut for cut in ((0, 7) if name in SLOW else (0, 1, 7, 10, 19, 24, 33)) if cut < len(whole)):
+    whole = drive(made(name, SHAPES[shape], 5), 34, evaluate)
+    for cut in (cut for cut in (0, 1, 7, 10, 19, 24, 33) if cut < len(whole)):
         resumed = made(name, SHAPES[shape], 5)
         replay(resumed, whole[:cut])
         if cut % 2:  # killed with a trial in flight: it is asked again
-            assert resumed.ask() == whole[cut][0]
+            assert resumed.ask().genome == whole[cut][0]
             resumed.tell(*whole[cut])
             cut += 1
         assert genomes(drive(resumed, len(whole) - cut, evaluate)) == genomes(whole[cut:])
@@ -182,10 +177,10 @@ def test_resuming_anywhere_equals_going_on(name: str, shape: str, evaluate) -> N
 @pytest.mark.parametrize("evaluate", [failed, hopeless, unbroken])
 def test_a_run_of_bad_news_is_survived(name: str, shape: str, evaluate) -> None:
     optimizer = made(name, SHAPES[shape], 0)
-    for genome in genomes(drive(optimizer, some(name, 60), evaluate)):
+    for genome in genomes(drive(optimizer, 60, evaluate)):
         check_genome(SHAPES[shape], genome)
-    later = drive(optimizer, some(name, 60))
-    if shape == "mixed" and optimizer.exhausted is None and name not in SLOW:
+    later = drive(optimizer, 60)
+    if shape == "mixed" and optimizer.exhausted is None:
         assert best(later).shortfall < 0.1  # what it learned was wrong, and is corrected
 
 
@@ -194,7 +189,7 @@ def test_a_run_of_bad_news_is_survived(name: str, shape: str, evaluate) -> None:
 def test_the_first_genome_is_where_it_is_told_to_begin(name: str, init: float) -> None:
     dimensions = [Dimension(f"weight[{i}]", 0.0, 1.2, 0.5) for i in range(3)]
     begin = {d.key: init for d in dimensions}
-    assert build(name, dimensions, 0, OPTIONS.get(name, {}), Start(begin)).ask() == begin
+    assert build(name, dimensions, 0, {}, Start(begin)).ask().genome == begin
 
 
 @every_search
@@ -204,7 +199,7 @@ def test_single_failures_and_numbers_that_are_none_are_survived(name: str) -> No
         broken = [failed(genome), Outcome(feasible=True, objective=float("nan"), shortfall=0.0)]
         return broken[kind] if kind < 2 else bowl(genome)
 
-    history = drive(made(name, MIXED, 0), some(name, 100), shaky)
+    history = drive(made(name, MIXED, 0), 100, shaky)
     assert best(history).feasible
     assert best(history).objective > -2
 
@@ -212,12 +207,12 @@ def test_single_failures_and_numbers_that_are_none_are_survived(name: str) -> No
 @every_search
 def test_feasible_region_is_found_from_outside(name: str) -> None:
     start = [Dimension(f"weight[{i}]", 0.0, 1.2, 0.1) for i in range(6)]
-    history = drive(made(name, start, 0), some(name, 100))
+    history = drive(made(name, start, 0), 100)
     assert not history[0][1].feasible
     assert best(history).feasible
 
 
-@pytest.mark.parametrize("name", [name for name in SEARCHING if name not in ("random", "qmc", "grid", "gp")])
+@pytest.mark.parametrize("name", [name for name in SEARCHING if name not in ("random", "qmc", "grid")])
 def test_better_than_random_on_a_sphere_with_floors(name: str) -> None:
     sphere = [Dimension(f"weight[{i}]", 0.0, 1.2, 0.4) for i in range(10)]
     trials = 100 if name == "surrogate" else 300
@@ -246,14 +241,14 @@ def dimension_sets(draw: st.DrawFn) -> list[Dimension]:
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(dimension_sets(), st.integers(0, 2**31 - 1), st.integers(0, 29))
 def test_any_set_of_dimensions(name: str, dimensions: list[Dimension], seed: int, cut: int) -> None:
-    history = drive(made(name, dimensions, seed), some(name, 30))
+    history = drive(made(name, dimensions, seed), 30)
     cut %= len(history)
     for genome in genomes(history):
         check_genome(dimensions, genome)
     resumed = made(name, dimensions, seed)
     replay(resumed, history[:cut])
     if cut < len(history):
-        assert resumed.ask() == history[cut][0]
+        assert resumed.ask().genome == history[cut][0]
 
 
 @every_optimizer
@@ -262,7 +257,7 @@ def test_the_end_is_said(name: str) -> None:
     optimizer = made(name, MIXED[4:], 0)
     history = drive(optimizer, 30)
     assert optimizer.exhausted is not None
-    assert optimizer.open == 0
+    assert optimizer.generation.askable == 0
     with pytest.raises(RuntimeError, match=f"nothing is left to propose: {optimizer.exhausted}"):
         optimizer.ask()
     resumed = made(name, MIXED[4:], 0)
@@ -279,16 +274,16 @@ def juggle(optimizer: Optimizer, record: list[Asked], trials: int, evaluate=bowl
         told = sum(asked.outcome is not None for asked in record)
         out = [at for at, asked in enumerate(record) if asked.outcome is None]
         draw = random.Random(f"{len(record)}, {told}")
-        if not out and optimizer.open < 1:
+        if not out and optimizer.generation.askable < 1:
             assert optimizer.exhausted is not None
             return
-        if optimizer.open > 0 and len(out) < 4 and (not out or draw.random() < 0.6):
-            record.append(Asked(optimizer.ask(), told))
+        if optimizer.generation.askable > 0 and len(out) < 4 and (not out or draw.random() < 0.6):
+            record.append(Asked(optimizer.ask().genome, told))
         else:
             at = draw.choice(out)
             genome, outcome = record[at].genome, evaluate(record[at].genome)
             optimizer.tell(genome, outcome)
-            record[at] = Asked(genome, record[at].told, outcome, told)
+            record[at] = Asked(genome, record[at].n_told, outcome, told)
 
 
 @every_optimizer
@@ -297,7 +292,7 @@ def juggle(optimizer: Optimizer, record: list[Asked], trials: int, evaluate=bowl
 def test_asynchronously_any_order_is_learnt_from_and_replayed(name: str, shape: str, evaluate) -> None:
     whole: list[Asked] = []
     snapshots = []
-    options, most = OPTIONS.get(name, {}), 10 if name in SLOW else 40
+    options, most = {}, 40
     optimizer = build(name, SHAPES[shape], 2, options, asynchronous=True)
     for length in (1, 7, most):
         juggle(optimizer, whole, length, evaluate)
@@ -312,7 +307,7 @@ def test_asynchronously_any_order_is_learnt_from_and_replayed(name: str, shape: 
     assert len(whole) < 20 or any(asked.place != at for at, asked in enumerate(whole))
 
 
-TRADING = [name for name, can in ABILITIES.items() if can.objectives > 1]
+TRADING = [name for name, can in DECLARATIONS.items() if can.objectives > 1]
 
 
 def trade(genome: Genome) -> Outcome:
@@ -357,10 +352,9 @@ def test_fronts_without_values_are_survived(name: str) -> None:
     assert any(outcome.feasible for _, outcome in drive(optimizer, 120, trade))
 
 
-@pytest.mark.parametrize("name", ["surrogate", "tpe", "gp", "nsga-ii", "nsga-iii"])
+@pytest.mark.parametrize("name", ["surrogate", "tpe", "nsga-ii"])
 def test_what_is_known_before_is_learned_from(name: str) -> None:
     known = drive(build("random", MIXED[:2], 9, {}), 24)
-    plain, taught = (build(name, MIXED[:2], 0, OPTIONS.get(name, {}), Start(known=k)) for k in ([], known))
-    count = some(name, 30)
-    assert genomes(drive(plain, count)) != genomes(found := drive(taught, count))
+    plain, taught = (build(name, MIXED[:2], 0, {}, Start(known=k)) for k in ([], known))
+    assert genomes(drive(plain, 30)) != genomes(found := drive(taught, 30))
     assert not {str(genome) for genome in genomes(found)} & {str(genome) for genome in genomes(known)}

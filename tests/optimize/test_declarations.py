@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from evomerge.optimize.base import build
+from evomerge.optimize.build import build
 from evomerge.optimize.declarations import OPTIONS, OptionError, check_options
 from evomerge.registry import OPTIMIZERS, load
 from evomerge.types import Dimension
@@ -61,7 +61,7 @@ def test_options_are_the_keyword_arguments_of_the_class(name: str) -> None:
 
 def test_options_and_ranking_are_light() -> None:
     code = (
-        "import sys, evomerge.optimize.declarations, evomerge.optimize.ranking;"
+        "import sys, evomerge.optimize.declarations, evomerge.optimize.ordering;"
         "print([m for m in ('numpy', 'torch', 'cma', 'optuna') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

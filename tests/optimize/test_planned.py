@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from evomerge.optimize.base import Start, build
-from evomerge.optimize.declarations import OptionError
-from evomerge.optimize.needs import check_landmarks
+from evomerge.optimize.base import Start
+from evomerge.optimize.build import build
+from evomerge.optimize.declarations import OptionError, check_reference_genomes
 from evomerge.types import Dimension, Genome, Outcome
 from tests.optimize.known_models import drive, fine, start, weights
 
@@ -77,7 +77,7 @@ def test_the_uniform_soup_is_one_trial_unless_it_is_known() -> None:
     optimizer = build("uniform-soup", dimensions, 0, {}, start(dimensions, THREE))
     assert drive(optimizer, near(0, 0, 0)) == [dict.fromkeys((d.key for d in dimensions), 0.333333)]
     known = build("uniform-soup", dimensions, 0, {}, start(dimensions, THREE, near(0, 0, 0)))
-    assert (known.open, known.exhausted) == (0, "the uniform average is scored")
+    assert (known.generation.askable, known.exhausted) == (0, "the uniform average is scored")
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -126,7 +126,7 @@ def test_paths_to_every_source_and_between_two() -> None:
     asked = drive(line, near(0.25, 0.75, 0))
     assert [tuple(genome.values()) for genome in asked[:5]] == [(1 - t, t, 0) for t in (0, 0.25, 0.5, 0.75, 1)]
     short = build("path", dimensions, 0, {"reach": 1.0, "points": 2}, start(dimensions, THREE))
-    assert shares([short.ask() for _ in range(short.open)]) == [0.0, 0.333333]
+    assert shares([short.ask().genome for _ in range(short.generation.askable)]) == [0.0, 0.333333]
 
 
 def test_failures_on_a_path_rank_last() -> None:
@@ -185,7 +185,7 @@ def test_outcomes_may_come_in_any_order(name: str) -> None:
     asked = drive(in_order, evaluate)
     found: list[Genome] = []
     while reversed_.exhausted is None:
-        batch = [reversed_.ask() for _ in range(reversed_.open)]
+        batch = [reversed_.ask().genome for _ in range(reversed_.generation.askable)]
         for genome in reversed(batch):
             reversed_.tell(genome, evaluate(genome))
         found += batch
@@ -194,10 +194,11 @@ def test_outcomes_may_come_in_any_order(name: str) -> None:
 
 def test_a_warm_start_in_which_all_is_known_goes_on() -> None:
     dimensions, evaluate = weights(TWO), near(0.3, 0.3)
-    found = start(dimensions, TWO).landmarks
-    known = Start({"weight[a,0]": 0.0, "weight[b,0]": 0.0}, found, [(g, evaluate(g)) for g in found.values()])
+    found = start(dimensions, TWO).references
+    outcomes = [(reference.genome, evaluate(reference.genome)) for reference in found.values()]
+    known = Start({"weight[a,0]": 0.0, "weight[b,0]": 0.0}, found, outcomes)
     asked = drive(build("coordinate", dimensions, 0, {}, known), evaluate)
-    assert not any(genome in asked for genome in found.values())
+    assert not any(reference.genome in asked for reference in found.values())
     assert list(max(asked, key=lambda g: evaluate(g).objective).values()) == pytest.approx([0.3, 0.3], abs=0.03)
 
 
@@ -221,20 +222,20 @@ def test_a_warm_start_in_which_all_is_known_goes_on() -> None:
     ],
 )
 def test_spaces_without_the_models_are_refused(name, options, methods, key, message) -> None:
-    found = start(weights(TWO), TWO, methods=methods).landmarks
+    found = start(weights(TWO), TWO, methods=methods).references
     with pytest.raises(OptionError, match=message) as caught:
-        check_landmarks(name, options, TWO, found)
+        check_reference_genomes(name, options, TWO, found)
     assert caught.value.key == key
 
 
 @pytest.mark.parametrize("name", ["uniform-soup", "greedy-soup"])
 def test_a_soup_of_one_source_is_refused(name: str) -> None:
     with pytest.raises(OptionError, match="nothing to average with one source") as caught:
-        check_landmarks(name, {}, ("a",), start(weights(("a",)), ("a",)).landmarks)
+        check_reference_genomes(name, {}, ("a",), start(weights(("a",)), ("a",)).references)
     assert caught.value.key == "name"
 
 
 def test_spaces_with_the_models_are_accepted() -> None:
-    found = start(weights(TWO), TWO).landmarks
+    found = start(weights(TWO), TWO).references
     for name, options in (("path", {}), ("path", {"end": "sources"}), ("uniform-soup", {}), ("grid", {}), ("tpe", {})):
-        check_landmarks(name, options, TWO, found)
+        check_reference_genomes(name, options, TWO, found)

@@ -38,7 +38,7 @@ def make(tmp_path: Path, **changes: Any) -> Space:
         **changes,
     }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(data))
-    models = Models("/m/base", {"a": "/m/a", "b": "/m/b"}, LAYERS, "float32")
+    models = Models("/m/base", {name: f"/m/{name}" for name in data["sources"]}, LAYERS, "float32")
     return Space(read_space(tmp_path / "s.yaml"), models)
 
 

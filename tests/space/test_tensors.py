@@ -117,24 +117,24 @@ def test_shares_say_what_recipes_do(
             moved = sum(share * (float(second[key]) - float(first[key])) for key, share in shares)
             assert after["weight"][source] - before["weight"][source] == pytest.approx(moved, abs=1e-9)
         shares = space.shares("lambda", "", tensor)
-        if space.models.tensors[tensor] not in space.frozen:
+        if space.models.tensors[tensor] not in space.frozen_layers:
             moved = sum(share * (float(second[key]) - float(first[key])) for key, share in shares)
             assert after["lambda"] - before["lambda"] == pytest.approx(moved, abs=1e-9)
     assert space.shares("density", "a", next(iter(space.models.tensors))) == ()
 
 
-def test_tensors_of_frozen_layers_are_held(tmp_path: Path, models: dict[str, Path]) -> None:
+def test_tensors_of_frozen_layers_are_frozen(tmp_path: Path, models: dict[str, Path]) -> None:
     space = made(tmp_path, models, freeze={"layers": [0]})
     assert not any(space.models.tensors[d.place["tensors"]] == 0 for d in space.dimensions)
-    assert set(space.held.values()) == {0.0}
+    assert set(space.frozen_values.values()) == {0.0}
     jobs = plan(space.recipe(draw(space, 3)), SourceBank().open).jobs
     assert jobs["model.embed_tokens.weight"].parameters["weight"] == (0.0, 0.0)
 
 
-def test_landmarks_hold(tmp_path: Path, models: dict[str, Path]) -> None:
+def test_reference_genomes_hold(tmp_path: Path, models: dict[str, Path]) -> None:
     space = made(tmp_path, models)
-    assert {"base", "a", "b", "uniform"} <= space.landmarks.keys()
-    document = space.recipe(space.landmarks["uniform"]).output
+    assert {"base", "a", "b", "uniform"} <= space.reference_genomes.keys()
+    document = space.recipe(space.reference_genomes["uniform"].genome).output
     assert document.whole  # all values are equal: one slice, plain numbers
     assert document.slices[0].inputs[0].parameters == {"weight": 0.5}
 

@@ -11,7 +11,8 @@ import yaml
 
 import evomerge
 from evomerge.errors import InputError
-from evomerge.optimize.base import Start, build
+from evomerge.optimize.base import Start
+from evomerge.optimize.build import build
 from evomerge.recipe.mergekit import parse_recipe
 from evomerge.registry import METHODS
 from evomerge.study.prepare import launched_plan
@@ -86,7 +87,7 @@ def check_reachable(name: str, space: Path) -> None:
 
     optimizer, late = build(name, dimensions, 0, {}, Start()), Counter[str]()
     for number in range(120):
-        genome = optimizer.ask()
+        genome = optimizer.ask().genome
         optimizer.tell(genome, score(genome))
         if number >= 60:
             late.update(str(v) for k, v in genome.items() if k.startswith("method"))

@@ -12,7 +12,7 @@ import pytest
 import evomerge
 from evomerge.cli import main
 from evomerge.merging.disk.stream import checkpoint_digest
-from evomerge.optimize import abilities
+from evomerge.optimize import declarations
 from evomerge.study import holdout
 from evomerge.study.observer import Observer
 from evomerge.study.run.folder import RunFolder
@@ -52,7 +52,7 @@ def dominates(better: dict[str, float], other: dict[str, float]) -> bool:
     return better != other and all(better[name] >= other[name] for name in other)
 
 
-@pytest.mark.parametrize("name", ["nsga-ii", "nsga-iii", "tpe"])
+@pytest.mark.parametrize("name", ["nsga-ii", "tpe"])
 def test_a_front_of_feasible_trade_offs(tiny_study: Study, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     space = tiny_study(front_of(name))
     assert main(["search", str(space), "--json"]) == 0
@@ -122,7 +122,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said[0]
 
 
-@pytest.mark.parametrize("name", ["cma-es", "gp", "qmc", "random"])
+@pytest.mark.parametrize("name", ["cma-es", "qmc", "random"])
 def test_pareto_with_an_optimizer_that_follows_one_number(
     tiny_study: Study, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -130,7 +130,7 @@ def test_pareto_with_an_optimizer_that_follows_one_number(
     said = refused(capsys)
     assert f"fitness.yaml:{line_of('objective')}: objective: pareto keeps a front of trade-offs" in said
     assert f"the optimizer {name} follows one number" in said
-    assert "use the optimizer tpe or nsga-ii or nsga-iii, or weighted_mean" in said
+    assert "use the optimizer tpe or nsga-ii, or weighted_mean" in said
 
 
 def line_of(key: str) -> int:
@@ -140,9 +140,8 @@ def line_of(key: str) -> int:
 @pytest.mark.parametrize(
     ("name", "count", "said"),
     [
-        ("nsga-ii", 4, "4 slices are more than the 3 that nsga-ii can trade off; use the optimizer tpe or nsga-iii"),
+        ("nsga-ii", 4, "4 slices are more than the 3 that nsga-ii can trade off; use the optimizer tpe, or give"),
         ("tpe", 7, "7 slices are more than the 6 that tpe can trade off; leave slices out, or give slices weight 0"),
-        ("nsga-iii", 8, "8 slices are more than the 6 that nsga-iii can trade off; leave slices out, or give slices"),
         ("tpe", 1, "pareto trades slices off against each other, and 1 has a weight above 0; use weighted_mean"),
     ],
 )
@@ -173,7 +172,8 @@ def test_choices_for_an_optimizer_of_numbers(
         space["genes"]["density"] = {"low": 0.2, "high": 0.9}
         space["optimizer"] = {"name": "qmc"}
 
-    monkeypatch.setitem(abilities.ABILITIES, "qmc", abilities.Abilities(choices=False))  # all of them take choices
+    # in truth all optimizers but `gradient` take choices
+    monkeypatch.setitem(declarations.DECLARATIONS, "qmc", declarations.Declaration(choices=False))
     tiny_study(change)
     said = refused(capsys)
     assert "space.yaml:" in said

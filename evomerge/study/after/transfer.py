@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from evomerge.errors import InputError, Where
 from evomerge.evaluator.models import OpenModels
 from evomerge.files.space_file import read_space
-from evomerge.optimize.abilities import abilities
+from evomerge.optimize.declarations import declaration
 from evomerge.registry import CHOICES
 from evomerge.space.genes import value_at
 from evomerge.space.space import Space
@@ -46,7 +46,7 @@ def starting_point(run: str, models: OpenModels) -> StartingPoint:
     """
     space = models.space
     optimizer = space.spec.optimizer["name"]
-    if not abilities(optimizer).begins:
+    if not declaration(optimizer).takes_start:
         raise InputError(f"{optimizer} goes by known models only", "use another optimizer", _FLAG)
     name, _, number = run.rpartition(":") if run.rpartition(":")[2].isdigit() else (run, "", "")
     if not name:
@@ -88,7 +88,7 @@ class _Transfer:
     """Reads an old genome at every place of a new space."""
 
     def __init__(self, old: Space, new: Space, genome: Genome) -> None:
-        self._old, self._new, self._genome = old, new, {**old.held, **genome}
+        self._old, self._new, self._genome = old, new, {**old.frozen_values, **genome}
         self._genes = {gene.name: gene for gene in old.spec.genes}
         if old.spec.interpolate or new.spec.interpolate:
             same = old.axes.groups == new.axes.groups and old.axes.knots == new.axes.knots
@@ -107,11 +107,11 @@ class _Transfer:
     def _check_effect(self, genome: Genome, source: str, tensor: str) -> None:
         """What is no gene here, and what is frozen, has to be as it was."""
         before = _effect(self._old, self._genome, source, tensor)
-        after = _effect(self._new, {**self._new.held, **genome}, source, tensor)
+        after = _effect(self._new, {**self._new.frozen_values, **genome}, source, tensor)
         if _idle(before) and _idle(after):
             return
         layer = self._new.models.tensors[tensor]
-        if layer in self._new.frozen:
+        if layer in self._new.frozen_layers:
             self._refuse(f"layer {layer} is frozen here, and was merged", "freeze only what the run left as it was")
         for name in before | after:
             was, now = before.get(name), after.get(name)
@@ -151,7 +151,7 @@ class _Transfer:
         """What it was there; None for what the method there does not take, so that any value is as good."""
         layer = self._old.models.tensors[tensor]
         knots = replace(self._old.axes, interpolate=False)  # where both interpolate, knots are transferred to knots
-        if gene in self._genes and layer not in self._old.frozen:
+        if gene in self._genes and layer not in self._old.frozen_layers:
             module = knots.module_of(tensor)
             return value_at(self._genes[gene], self._genome, knots, source, layer, module, tensor)
         return _effect(self._old, self._genome, source, tensor).get(gene)
@@ -171,7 +171,7 @@ def _effect(space: Space, genome: Genome, source: str, tensor: str) -> dict[str,
     method = str(value("method", space.spec.methods[0]))
     fixed = space.spec.fixed
     found = {p.name: value(p.name, fixed.get(p.name, p.default)) for p in CHOICES[method].parameters}
-    if layer in space.frozen:
+    if layer in space.frozen_layers:
         found |= dict.fromkeys(found.keys() & {"weight", "t"}, 0.0)
     return {"method": method, **found}
 

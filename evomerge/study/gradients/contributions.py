@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from evomerge.optimize.bundles import where
+from evomerge.optimize.gradient_start import layer_name
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.release import Contributions
 from evomerge.study.run.trial import Trial
@@ -35,7 +35,7 @@ def contributions(
     way = [trial for trial in leaderboard.trials if trial.number in steps and trial.number <= best.number]
     parts: dict[tuple[str, str, str], float] = {}
     for dimension, gain in zip(dimensions, _gains(way, outcome, dimensions), strict=True):
-        group = (dimension.gene, dimension.place.get("sources", ""), where(dimension))
+        group = (dimension.gene, dimension.place.get("sources", ""), layer_name(dimension))
         parts[group] = parts.get(group, 0.0) + gain
     return Contributions(way[0].number, best.number, (way[0].objective or 0.0, best.objective or 0.0), parts)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.jobs import EvalTask
-from evomerge.optimize.ranking import RankKey, rank_key
+from evomerge.optimize.ordering import RankKey, rank_key
 from evomerge.scoring.stats.anchors import Matrix, Vector
 from evomerge.scoring.stats.forecast import Forecast
 from evomerge.study.racing.bounds import ScoreBounds

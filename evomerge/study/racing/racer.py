@@ -12,7 +12,7 @@ from evomerge.evaluator.evaluation import Evaluation, add_seconds
 from evomerge.evaluator.executor import Executor, run_all
 from evomerge.evaluator.jobs import EvalTask
 from evomerge.files.objects import FitnessSpec, Pruner, SpaceSpec
-from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.ordering import rank_key
 from evomerge.scoring.slices import SliceInfo
 from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.racing.race import Control, Entry, Race

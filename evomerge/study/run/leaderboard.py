@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from evomerge.optimize.ranking import RankKey, rank_key
+from evomerge.optimize.ordering import RankKey, rank_key
 from evomerge.scoring.gates import Gate, Verdict, feasible, judge, shortfall
 from evomerge.study.run.trial import Trial
 from evomerge.types import Outcome

@@ -23,7 +23,7 @@ Study = Callable[..., Path]
 def finer(space: dict[str, Any], fitness: dict[str, Any]) -> None:
     space["modules"] = {"mlp": "mlp"}
     space["layers"] = "each"
-    space["genes"]["weight"] |= {"per": ["sources", "layers", "modules"], "smooth": 1.0}
+    space["genes"]["weight"] |= {"per": ["sources", "layers", "modules"]}
     space["genes"]["lambda"] = {"low": 0.5, "high": 1.5}
     space["optimizer"] = {"name": "surrogate"}
     space["budget"] = {"trials": 7}

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from evomerge.evaluator.jobs import EvalTask
-from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.ordering import rank_key
 from evomerge.scoring.gates import Gate
 from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.scoring.stats.forecast import Forecaster

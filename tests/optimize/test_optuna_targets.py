@@ -3,8 +3,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.optimize.lessons import lessons
-from evomerge.optimize.ranking import rank_key
+from evomerge.optimize.optuna_targets import optuna_targets
+from evomerge.optimize.ordering import rank_key
 from evomerge.types import Outcome
 
 GOOD = Outcome(feasible=True, objective=0.9, shortfall=0.0, margins=(0.1, -1e-12), values=(0.8, 1.0))
@@ -21,34 +21,34 @@ outcomes = st.builds(
 
 
 def test_floors_are_constraints_that_a_feasible_one_never_violates() -> None:
-    good, poor = lessons([GOOD, POOR], 1)
+    good, poor = optuna_targets([GOOD, POOR], 1)
     assert good.values == (0.9,)
     assert all(value <= 0 for value in good.constraints)
     assert poor.constraints == (0.3,)  # the floor that nobody misses is left out
-    assert [lesson.values for lesson in lessons([GOOD, POOR], 2)] == [(0.8, 1.0), (0.2, 0.8)]
+    assert [target.values for target in optuna_targets([GOOD, POOR], 2)] == [(0.8, 1.0), (0.2, 0.8)]
 
 
 def test_what_failed_has_no_value_of_its_own_and_violates_most() -> None:
     for objectives in (1, 2):
-        good, poor, nan, failed = lessons([GOOD, POOR, NAN, Outcome(failed=True)], objectives)
+        good, poor, nan, failed = optuna_targets([GOOD, POOR, NAN, Outcome(failed=True)], objectives)
         assert nan == failed
         assert failed.values == poor.values
         assert sum(v for v in failed.constraints if v > 0) > sum(v for v in poor.constraints if v > 0) > 0
         assert max(good.constraints) <= 0
-        assert len({len(lesson.constraints) for lesson in (good, poor, failed)}) == 1
+        assert len({len(target.constraints) for target in (good, poor, failed)}) == 1
 
 
 def test_nothing_is_known_of_failures_alone() -> None:
-    assert [lesson.values for lesson in lessons([Outcome(failed=True)] * 2, 3)] == [(0.0, 0.0, 0.0)] * 2
-    assert lessons([], 1) == []
+    assert [target.values for target in optuna_targets([Outcome(failed=True)] * 2, 3)] == [(0.0, 0.0, 0.0)] * 2
+    assert optuna_targets([], 1) == []
 
 
 @given(st.lists(outcomes))
 def test_the_order_is_the_feasibility_first_one(found: list[Outcome]) -> None:
     """As the samplers see it: feasible ones by value, behind them the others by the total violation."""
-    told = lessons(found, 1)
-    assert all(not math.isnan(number) for lesson in told for number in (*lesson.values, *lesson.constraints))
-    keys = [(sum(v for v in lesson.constraints if v > 0), lesson.values[0]) for lesson in told]
+    targets = optuna_targets(found, 1)
+    assert all(not math.isnan(number) for target in targets for number in (*target.values, *target.constraints))
+    keys = [(sum(v for v in target.constraints if v > 0), target.values[0]) for target in targets]
     for first, one in zip(found, keys, strict=True):
         for second, other in zip(found, keys, strict=True):
             if rank_key(first)[:2] < rank_key(second)[:2]:

@@ -54,21 +54,28 @@ def test_frozen_sources_keep_their_values(tmp_path: Path) -> None:
     recipe = space.recipe(draw(space))
     assert weights(recipe, "/m/a") == [0.7] * LAYERS
     assert resolved(recipe, "density", "/m/a", 0, "mlp.weight") == 0.4
-    held = make(tmp_path, genes=genes, freeze={"sources": ["a"]})
-    assert weights(held.recipe(draw(held)), "/m/a") == [0.3] * LAYERS
+    other = make(tmp_path, genes=genes, freeze={"sources": ["a"]})
+    assert weights(other.recipe(draw(other)), "/m/a") == [0.3] * LAYERS
 
 
-def test_landmarks_are_what_is_known_of_them(tmp_path: Path) -> None:
+def test_reference_genomes_are_what_is_known_of_them(tmp_path: Path) -> None:
     genes = {"method": "task_arithmetic", "weight": BOTH}
     ladder = {"equal 0.2", "equal 0.4", "equal 0.6", "equal 0.8"}
 
     def labels(**freeze: Any) -> set[str]:
-        return set(make(tmp_path, genes=genes, freeze=freeze).landmarks) - ladder
+        return set(make(tmp_path, genes=genes, freeze=freeze).reference_genomes) - ladder
 
     assert labels() == {"base", "a", "b", "uniform"}
     assert labels(layers=[0]) == {"base"}
     assert labels(sources={"a": 0.7}) == set()
     assert labels(sources={"a": 0.0}) == {"base", "b"}
+
+
+def test_a_source_with_the_name_of_the_ladder_is_a_source(tmp_path: Path) -> None:
+    genes = {"method": "task_arithmetic", "weight": BOTH}
+    sources = {"equal-mix": "a", "b": "b"}
+    assert "equal-mix" in make(tmp_path, sources=sources, genes=genes).reference_genomes
+    assert "equal-mix" not in make(tmp_path, sources=sources, genes=genes, freeze={"layers": [0]}).reference_genomes
 
 
 @pytest.mark.parametrize(

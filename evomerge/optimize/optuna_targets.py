@@ -1,8 +1,8 @@
-"""What Optuna's samplers are told of outcomes: values to be maximised, and constraints, violated where above 0.
+"""Outcomes as Optuna's samplers take them: values to be maximised, and constraints, violated where above 0.
 
-A candidate that failed has no value that anything could be learned from, and is still a lesson about where not to look:
-it violates a constraint of its own, by more than any other candidate violates the floors (a hidden constraint: Lee et
-al. 2011, "Optimization subject to hidden constraints via statistical emulation").
+A failed candidate has no value to learn from, but it says where not to look. It violates a constraint of its own, by
+more than any other candidate violates the floors (a hidden constraint: Lee et al. 2011, "Optimization subject to hidden
+constraints via statistical emulation").
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ from evomerge.types import Outcome
 Row = tuple[float, ...]
 
 _LEAST = 1e-9
-"""What an infeasible candidate violates at least, in units of the floors' scales."""
+"""The least violation of an infeasible candidate, in units of the floors' scales."""
 
 
 @dataclass(frozen=True)
 class OptunaTarget:
-    """One candidate: `values`, one for each objective, and `constraints`, as many as its study has."""
+    """One candidate. `values`: one for each objective. `constraints`: as many as its study has."""
 
     values: Row
     constraints: Row
 
 
-def lessons(outcomes: Sequence[Outcome], objectives: int, most: float = 1e9) -> list[OptunaTarget]:
-    """One lesson an outcome, in their order. `objectives`: 1, or how many slices are traded off (`Outcome.values`);
-    a floor that is missed by more than `most`, or by what is no number, is missed by `most`.
+def optuna_targets(outcomes: Sequence[Outcome], objectives: int, most: float = 1e9) -> list[OptunaTarget]:
+    """One target for each outcome, in their order.
 
-    Where a value is missing it is the worst that was seen; it is told of candidates that violate a constraint only. A
-    constraint that nobody violates is left out.
+    Args:
+        objectives: 1, or how many slices are traded off (`Outcome.values`).
+        most: the largest violation of a floor, also where the margin is not a number.
+
+    A missing value is the worst known one: only candidates that violate a constraint get it. A constraint that no
+    candidate violates is left out.
     """
     rows = [_values(outcome, objectives) for outcome in outcomes]
     failed = [_is_failed(outcome, row) for outcome, row in zip(outcomes, rows, strict=True)]
@@ -52,23 +55,23 @@ def lessons(outcomes: Sequence[Outcome], objectives: int, most: float = 1e9) -> 
 
 
 def _values(outcome: Outcome, objectives: int) -> Row:
-    """NaN where a value is not known."""
+    """The objectives; NaN where one is not known."""
     if objectives == 1:
         return (outcome.objective,)
     return outcome.values if len(outcome.values) == objectives else (math.nan,) * objectives
 
 
 def _is_failed(outcome: Outcome, row: Row) -> bool:
-    """As `ranking.rank_key` has it: a feasible candidate needs a value."""
+    """As in `ordering.rank_key`: a feasible candidate needs a value."""
     return outcome.failed or (outcome.feasible and any(math.isnan(value) for value in row))
 
 
 def _violations(outcome: Outcome, most: float) -> Row:
-    """Above 0 for each floor that is missed; of an outcome without margins, the total."""
+    """Above 0 for each floor that is missed; the total where an outcome has no margins."""
     if outcome.feasible:
         return tuple(min(0.0, -_bounded(margin, most)) for margin in outcome.margins) or (0.0,)
-    found = tuple(_bounded(-m, most) for m in outcome.margins) or (_bounded(outcome.shortfall, most),)
-    return found if max(found) > 0 else (*found[:-1], _LEAST)
+    violations = tuple(_bounded(-m, most) for m in outcome.margins) or (_bounded(outcome.shortfall, most),)
+    return violations if max(violations) > 0 else (*violations[:-1], _LEAST)
 
 
 def _bounded(number: float, most: float) -> float:
