@@ -1,4 +1,4 @@
-"""Selects the elements of deltas that take part in a merge, and builds the sum that ends all task-arithmetic methods."""
+"""Selects the elements of deltas that take part in a merge, and builds the sum that task-arithmetic methods end in."""
 
 from __future__ import annotations
 
