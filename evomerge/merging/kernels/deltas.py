@@ -1,4 +1,4 @@
-"""Which elements of a delta take part in a merge, and the sum of deltas that all task-arithmetic methods end in."""
+"""Selects the elements of deltas that take part in a merge, and builds the sum that task-arithmetic methods end in."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def combine(
     thresholds: Rows = (),
     ints: Callable[[int], Sequence[Sequence[int]]] | None = None,
 ) -> Blend:
-    """base + lambda * sum of weight_i rescale_i delta_i over what is kept (`elementwise.deltas`).
+    """base + lambda * sum of weight_i rescale_i delta_i over the kept elements (`elementwise.deltas`).
 
-    `normalize` divides by the sum of the weights, with `elect` by those of the deltas that agree.
+    `normalize` divides by the sum of the weights; with `elect`, of the weights of the deltas that agree.
     """
     assert inputs.base is not None
     factors = [w * r for w, r in zip(weight, rescale or [1.0] * len(weight), strict=True)]
