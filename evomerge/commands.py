@@ -19,8 +19,7 @@ from evomerge.examine.evaluate import evaluate
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.report.figures import FORMATS, draw_path
-from evomerge.study.dry_run import check
-from evomerge.study.prepare import launch_settings
+from evomerge.study.dry_run import dry_run
 from evomerge.study.run.folder import is_name
 from evomerge.study.run.items import save_items
 
@@ -48,10 +47,7 @@ def run_search(options: argparse.Namespace) -> int:
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    launch = launch_settings(options.trials, options.time, options.seed, options.asynchronous)
-    fitness = Path(options.fitness) if options.fitness else None
-    settings = [*options.settings, *launch]
-    facts = _call(check, options, file=Path(options.space), fitness=fitness, settings=settings)
+    facts = _call(dry_run, options)
     return _print(options, facts, lambda: "\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 

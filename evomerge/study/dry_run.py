@@ -11,26 +11,34 @@ from evomerge.evaluator.shares import check_workers, deal, describe
 from evomerge.files.objects import SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.space.space import Models, Space
-from evomerge.study.prepare import Plan, check_files, check_start, make_plan
+from evomerge.study.prepare import Plan, check_files, check_start, launch_settings, make_plan
 from evomerge.study.run.folder import RunFolder
 
 
-def check(
-    file: Path,
-    settings: Sequence[str] = (),
-    optimizer: str | None = None,
-    fitness: Path | None = None,
+def dry_run(
+    space: str | Path,
+    *,
     run: str | None = None,
+    trials: int | None = None,
+    time: float | None = None,
+    optimizer: str | None = None,
+    seed: int | None = None,
     device: str = "auto",
     memory: str | None = None,
+    fitness: str | Path | None = None,
+    settings: Sequence[str] = (),
     workers: int = 1,
+    asynchronous: bool = False,
 ) -> dict[str, Any]:
-    """What a search of this file would do, as facts to print. Raises InputError.
+    """Describes what a search would do, as facts to print. Takes the arguments of `search`.
 
-    `device`, `memory` and `workers` are as in `search`. Hub ids are not fetched: with one among the models, checkpoints
-    are not opened, and the facts say so.
+    Hub ids are not fetched: with one among the models, checkpoints are not opened, and the facts say so.
+
+    Raises:
+        InputError: something that was given is wrong.
     """
-    spec, scores = read_files(file, settings, optimizer, fitness)
+    settings = [*settings, *launch_settings(trials, time, seed, asynchronous)]
+    spec, scores = read_files(Path(space), settings, optimizer, Path(fitness) if fitness else None)
     check_files(spec, scores)
     parse_memory(memory)
     check_workers(workers)
@@ -39,15 +47,15 @@ def check(
     models = {"base": spec.base, **spec.sources}
     remote = [str(ref) for ref in models.values() if not ref.local]
     plan = None if remote else make_plan(spec, scores)
-    space = plan.space if plan else _unopened(spec)
+    searched = plan.space if plan else _unopened(spec)
     tokens = [*plan.models.tokens.dropped, *plan.models.tokens.filled] if plan else []
     return {
-        "space": str(file),
+        "space": str(space),
         "fitness": str(spec.fitness),
         "models": ", ".join(f"{name} {ref}" for name, ref in models.items()),
         "methods": ", ".join(spec.methods),
-        "genes": f"{len(space.dimensions)} searched values"
-        if space
+        "genes": f"{len(searched.dimensions)} searched values"
+        if searched
         else "their number depends on the layers of the base",
         "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
         **({"tokens": "; ".join(tokens)} if tokens else {}),

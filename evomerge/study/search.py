@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import InputError, is_disk_full
 from evomerge.evaluator.device import listed, parse_memory
@@ -19,6 +19,7 @@ from evomerge.optimize.base import Optimizer, Start
 from evomerge.optimize.build import build
 from evomerge.scoring.slices import SliceInfo
 from evomerge.study import holdout, loop
+from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
 from evomerge.study.gradients.contributions import contributions
 from evomerge.study.observer import Observer
@@ -30,6 +31,9 @@ from evomerge.study.run.release import Contributions, record_contributions
 from evomerge.study.run.store import Store, absolute_url, open_storage
 from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class Result:
     slices: Mapping[str, SliceInfo]
     confidence: float | None
     gained: Contributions | None = None
+
+    def trials_dataframe(self) -> pd.DataFrame:
+        """One row a trial, by its search scores (`after.dataframe.trials_dataframe`)."""
+        return trials_dataframe(self.search)
 
 
 @listening()

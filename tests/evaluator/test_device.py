@@ -12,7 +12,7 @@ from evomerge.cli import main
 from evomerge.errors import InputError
 from evomerge.evaluator.device import choose_devices, host_memory, parse_memory, rates
 from evomerge.merging.resident.placement import Limits
-from evomerge.study.dry_run import check
+from evomerge.study.dry_run import dry_run
 from evomerge.study.observer import Observer
 
 Study = Callable[..., Path]
@@ -80,14 +80,14 @@ def test_rates_are_those_of_some_computer() -> None:
 
 
 def test_a_dry_run_tells_where_the_weights_will_live(tiny_study: Study) -> None:
-    facts = check(tiny_study(), device="cpu")
+    facts = dry_run(tiny_study(), device="cpu")
     assert facts["weights"].startswith("resident model ")
     for name in ("base", "one", "two"):
         assert f"; {name} " in facts["weights"]
     assert "mapped files" not in facts["weights"]
     assert " of " in facts["peak memory"]
     assert "moved" in facts["merge of a candidate"]
-    assert "mapped files" in check(tiny_study(), device="cpu", memory="host=1KB")["weights"]
+    assert "mapped files" in dry_run(tiny_study(), device="cpu", memory="host=1KB")["weights"]
 
 
 def test_a_search_tells_it_first_and_a_resumed_one_keeps_its_limit(tiny_study: Study) -> None:

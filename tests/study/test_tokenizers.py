@@ -11,7 +11,7 @@ import pytest
 import evomerge
 from evomerge.merging.disk.stream import checkpoint_digest
 from evomerge.recipe.mergekit import read_recipe
-from evomerge.study.dry_run import check
+from evomerge.study.dry_run import dry_run
 from evomerge.study.observer import Observer
 from evomerge.study.search import search
 
@@ -74,9 +74,9 @@ def test_search_merges_different_vocabularies(tiny_study: Study, policy: str, ro
 
 def test_dry_run_tells_of_tokens(tiny_study: Study) -> None:
     file = tiny_study()
-    assert "tokens" not in check(file)
+    assert "tokens" not in dry_run(file)
     extend(file.parent / "models/two", ["kl"])
-    assert check(file)["tokens"] == "tokenizer base: drops 1 tokens of two ('kl')"
+    assert dry_run(file)["tokens"] == "tokenizer base: drops 1 tokens of two ('kl')"
 
 
 def test_the_winner_is_evaluated_with_its_own_tokenizer(tiny_study: Study) -> None:

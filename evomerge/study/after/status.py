@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import EvomergeError
+from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.run.folder import RunFolder, list_runs
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.release import Contributions, Release, recorded_contributions, released, rescored
 from evomerge.study.run.store import Store, open_storage
 from evomerge.study.run.trial import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class NothingFeasible(EvomergeError):
@@ -52,6 +56,10 @@ class Status:
     @property
     def winner(self) -> Trial | None:
         return self.release.winner if self.release else None
+
+    def trials_dataframe(self) -> pd.DataFrame:
+        """One row a trial, by its search scores (`after.dataframe.trials_dataframe`)."""
+        return trials_dataframe(self.search)
 
 
 @dataclass(frozen=True)
