@@ -97,7 +97,7 @@ class FreeScorer:
 
         far = math.fsum((float(genome.get(key, 0.0)) - 0.3 - 0.1 * at) ** 2 for key in self._genes)
         items = tuple(
-            ItemScore(item, float(((place * 37 + at * 11) % 100) / 100 > far))
+            ItemScore(item, right := float(((place * 37 + at * 11) % 100) / 100 > far), raw=right)
             for place, item in enumerate(self.info.slices[SLICES[at]].items)
             if names is None or item in names
         )
@@ -108,10 +108,10 @@ class FreeScorer:
 def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
     """Runs one search in this process."""
     import psutil
-    from evomerge.optimize.build import build as build_optimizer
-    from evomerge.scoring.slices import Aggregation, SliceInfo, SuiteInfo
 
-    from evomerge.scoring.stats.aggregation import MeanKind
+    from evomerge.optimize.build import build as build_optimizer
+    from evomerge.scoring.slices import SliceInfo, SuiteInfo
+    from evomerge.scoring.stats.aggregation import ItemMean, MeanKind
     from evomerge.study import loop
     from evomerge.study.observer import Observer
     from evomerge.study.prepare import make_plan
@@ -121,9 +121,9 @@ def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
     from evomerge.study.session import Session
 
     plan = make_plan(*Launch(str(write_files(folder, kind))).read())
-    kept = Aggregation(MeanKind(1, best=1.0, worst=0.0))
+    mean = ItemMean(MeanKind(1, best=1.0, worst=0.0))
     items = tuple(f"items/{i}" for i in range(ITEMS))
-    infos = {n: SliceInfo(n, 1, "acc", 1.0, plan.fitness.slices[n].floor, items, kept, "") for n in SLICES}
+    infos = {n: SliceInfo(n, 1, "acc", 1.0, plan.fitness.slices[n].floor, items, mean, "") for n in SLICES}
     scorer = FreeScorer(plan.space, SuiteInfo(infos, tuple((name,) for name in SLICES)))
     times: list[float] = []
 

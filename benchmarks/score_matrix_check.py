@@ -98,7 +98,7 @@ def main() -> None:
 def _costs(suite: Suite, model: Any, rounds: int = 3) -> None:
     """Where one candidate's time goes, median of some rounds, on the search split."""
     suite.score()
-    lm = next(iter(suite.slices.values())).source._lm  # type: ignore[attr-defined]
+    lm = next(iter(suite.slices.values())).source.lm  # type: ignore[attr-defined]
     forward, scoring = Stopwatch(), Stopwatch()
     model.forward = forward.wrap(model.forward)
     lm._loglikelihood_tokens = scoring.wrap(lm._loglikelihood_tokens)
