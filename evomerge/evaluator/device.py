@@ -1,4 +1,4 @@
-"""Which devices a study runs on, what memory there is, and what will live where."""
+"""Chooses devices, measures their memory, and plans what lives where."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 _FLAG, _LIMIT = Where("--device"), Where("--memory")
 _COPIED = 64_000_000  # bytes that are copied to see how fast memory is
-_CGROUPS = (  # limit, use, and what of the use is given back when needed; of version 2 and 1
+_CGROUPS = (  # limit, use, and the part of the use that is given back when needed; of version 2 and 1
     ("memory.max", "memory.current", r"^inactive_file (\d+)"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", r"^total_inactive_file (\d+)"),
 )
 
 
 def choose_device(name: str) -> str:
-    """The device to use; "auto" takes the first GPU, else the CPU. InputError where there is no such device."""
+    """Returns the device to use; "auto" takes the first GPU, else the CPU. InputError where there is no such device."""
     import torch
 
     if name == "auto":
@@ -43,7 +43,7 @@ def choose_device(name: str) -> str:
 
 
 def choose_devices(name: str) -> list[str]:
-    """The devices that a model may be cut between: those of a list such as "cuda:0,cuda:1"; for "auto" all GPUs.
+    """Returns the devices that a model may be cut between: a list such as "cuda:0,cuda:1"; for "auto" all GPUs.
 
     Raises:
         InputError: one of them is not there, or cannot share a model.
@@ -52,36 +52,36 @@ def choose_devices(name: str) -> list[str]:
 
     if name == "auto":
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or [CPU]
-    found = list(dict.fromkeys(choose_device(part.strip()) for part in name.split(",")))
-    other = next((d for d in found if not d.startswith("cuda")), None)
-    if len(found) > 1 and other is not None:
+    devices = list(dict.fromkeys(choose_device(part.strip()) for part in name.split(",")))
+    other = next((d for d in devices if not d.startswith("cuda")), None)
+    if len(devices) > 1 and other is not None:
         raise InputError(f"a model is not cut between {other} and others", "list GPUs only", _FLAG)
-    return found
+    return devices
 
 
 def listed(name: str) -> list[str]:
-    """The devices that several workers share: those of a list, unchecked (that is left to who uses them); for "auto"
-    all GPUs, else the CPU."""
+    """Returns the devices that several workers share: those of a list, unchecked (each worker checks its own); for
+    "auto" all GPUs, else the CPU."""
     if name == "auto":
         return choose_devices(name)
     return list(dict.fromkeys(part.strip() for part in name.split(",")))
 
 
 def parse_memory(text: str | None) -> Callable[[bool], Limits]:
-    """What ``--memory`` allows: a size bounds the device's memory (on the CPU, the host's); ``device=SIZE,host=SIZE``
-    bounds either. The answer takes whether the study runs on the CPU. Raises InputError."""
+    """Parses ``--memory``: a size limits the device's memory (on the CPU, the host's); ``device=SIZE,host=SIZE`` limits
+    either. The result takes whether the study runs on the CPU. Raises InputError."""
     if text is None:
         return lambda on_cpu: Limits()
     if "=" not in text:
         size = parse_size(text, _LIMIT)
         return lambda on_cpu: Limits(host=size) if on_cpu else Limits(device=size)
-    given: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for part in text.split(","):
-        key, _, value = (piece.strip() for piece in part.partition("="))
-        if key not in ("device", "host") or key in given:
+        key, _, value = (text.strip() for text in part.partition("="))
+        if key not in ("device", "host") or key in sizes:
             raise InputError(f"{part!r} bounds no memory", "write for example 20GB, or device=20GB,host=64GB", _LIMIT)
-        given[key] = parse_size(value, _LIMIT)
-    return lambda on_cpu: Limits(**given)
+        sizes[key] = parse_size(value, _LIMIT)
+    return lambda on_cpu: Limits(**sizes)
 
 
 def place_models(
@@ -93,7 +93,7 @@ def place_models(
     share: Share | None = None,
     step: int = 0,
 ) -> Placement:
-    """What will live where in a study of such merges, with a resident model of this dtype.
+    """Plans what lives where in a study of such merges, with a resident model of this dtype.
 
     Args:
         checkpoints: all that candidates read, by the name to print.
@@ -125,7 +125,7 @@ def place_models(
 
 
 def device_memory(name: str, host: Device) -> Device:
-    """A GPU's memory; devices that do not tell share the host's."""
+    """Returns a GPU's memory; devices that cannot be asked share the host's."""
     import torch
 
     if not name.startswith("cuda"):
@@ -135,17 +135,17 @@ def device_memory(name: str, host: Device) -> Device:
 
 
 def host_memory(groups: Path = Path("/sys/fs/cgroup")) -> Device:
-    """The host's memory: what this process may still use of it, within its control group."""
+    """Returns the host's memory: the part that this process may still use, within its control group."""
     import psutil  # type: ignore[import-untyped]
 
-    told = psutil.virtual_memory()
-    free, total = int(told.available), int(told.total)
+    memory = psutil.virtual_memory()
+    free, total = int(memory.available), int(memory.total)
     for limit, use, reclaimed in _CGROUPS:
         bound = _number(groups / limit)
         if bound is not None and bound < total:
             stat = groups / Path(limit).parent / "memory.stat"
-            found = re.search(reclaimed, stat.read_text(), re.M) if stat.is_file() else None
-            used = (_number(groups / use) or 0) - (int(found[1]) if found else 0)
+            match = re.search(reclaimed, stat.read_text(), re.M) if stat.is_file() else None
+            used = (_number(groups / use) or 0) - (int(match[1]) if match else 0)
             return Device(CPU, max(0, min(free, bound - used)), bound)
     return Device(CPU, free, total)
 
@@ -158,7 +158,7 @@ def _number(file: Path) -> int | None:
 
 
 def rates(device: str) -> Rates:
-    """How fast bytes move here, from copies of 64 MB."""
+    """Measures how fast bytes move here, by copies of 64 MB."""
     import torch
 
     source, target = torch.ones(2, _COPIED, dtype=torch.uint8)
@@ -171,7 +171,7 @@ def rates(device: str) -> Rates:
 
 
 def _seconds(copy: Callable[[], torch.Tensor], device: str | None) -> float:
-    """The best of three, after one that warms up."""
+    """Returns the seconds of the best of three copies, after one that warms up."""
     import torch
 
     times = []

@@ -192,17 +192,18 @@ def _has_slope(spec: SpaceSpec, gene: GeneSpec) -> bool:
 
 
 def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:
-    """Of those that count; what a task of lm-eval's own asks is only known when it is built (`TrialGradients`)."""
+    """Checks the slices that count. The request type of a task of lm-eval's own is only known when it is built (see
+    `TrialGradients`)."""
     local = scan(fitness.include)
-    counting = [piece for piece in fitness.slices.values() if piece.weight > 0]
+    counting = [spec for spec in fitness.slices.values() if spec.weight > 0]
     reasons = {}
-    for piece in counting:
-        leaves = local.closure(piece.task)[0] if piece.task is not None else []
-        if piece.python is not None:
-            reasons[piece.name] = "a Python function"
+    for spec in counting:
+        leaves = local.closure(spec.task)[0] if spec.task is not None else []
+        if spec.python is not None:
+            reasons[spec.name] = "a Python function"
         elif any(leaf.config.get("output_type") == "generate_until" for leaf in leaves):
-            reasons[piece.name] = "generated text"
-    lost = next((piece for piece in counting if piece.name in reasons), None)
+            reasons[spec.name] = "generated text"
+    lost = next((spec for spec in counting if spec.name in reasons), None)
     if lost is not None and (alone or len(reasons) == len(counting)):
         problem = f"slice {lost.name} is scored by {reasons[lost.name]}, which has no slope for {optimizer} to follow"
         mend = UNWEIGHTED if alone else "add a slice of texts or choices, or use `warm_start: true`"
@@ -214,9 +215,9 @@ def launch_settings(trials: int | None, time: float | None, seed: int | None, as
     check_budget(trials, time)
     if seed is not None and not 0 <= seed < 2**31:
         raise InputError(f"{seed} is no seed", "give a whole number from 0 to 2147483647", Where("--seed"))
-    given = {"budget.trials": trials, "budget.time": time, "optimizer.seed": seed,
+    settings = {"budget.trials": trials, "budget.time": time, "optimizer.seed": seed,
              "optimizer.asynchronous": "true" if asynchronous else None}  # fmt: skip
-    return [f"{key}={value}" for key, value in given.items() if value is not None]
+    return [f"{key}={value}" for key, value in settings.items() if value is not None]
 
 
 def check_budget(trials: int | None, time: float | None) -> None:

@@ -13,7 +13,7 @@ from evomerge.scoring.stats.paired import Comparison
 from evomerge.study.after.status import Status, status
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.items import items_file
-from evomerge.study.run.recorded import mixture_of, recorded_scores
+from evomerge.study.run.recorded import mean_kind_of, recorded_scores
 from evomerge.study.run.trial import Trial
 from evomerge.types import SliceScore
 
@@ -23,8 +23,12 @@ WINNER = "winner"
 
 @dataclass(frozen=True)
 class Compared:
-    """Two trials on the items of `split` that both were scored on. `slices` holds the metric and the sign of each
-    slice, `totals` the number of items that it has there."""
+    """Two trials, compared on the items of `split` that both were scored on.
+
+    Attributes:
+        slices: by name: "metric", "sign" and "weight".
+        totals: slice -> the number of items that it has on the split.
+    """
 
     folder: RunFolder
     split: Side
@@ -38,7 +42,7 @@ class Compared:
 def compare(
     run: str | Path, first: str | int, second: str | int | None = None, *, split: Side | None = None
 ) -> Compared:
-    """Compare two trials of a run on the items that both were scored on (`scoring.stats.paired.compare`).
+    """Compares two trials of a run on the items that both were scored on (`scoring.stats.paired.compare`).
 
     Args:
         run: its name in ``./runs``, or its path.
@@ -56,9 +60,9 @@ def compare(
     side = split or ("holdout" if all(_scored(state, n, "holdout") for n in numbers) else "search")
     a, b = (_trial(state, number, side) for number in numbers)
     scores = [recorded_scores(state.folder.items, t, side) for t in (a, b, *_whole(state, side))]
-    found = {name: _compared(about["sign"], name, a, b, scores) for name, about in state.slices.items()}
-    totals = {name: max(len(s[name].items) for s in scores if name in s) for name in found}
-    return Compared(state.folder, side, a, b, state.slices, found, totals)
+    comparisons = {name: _compared(fact["sign"], name, a, b, scores) for name, fact in state.slices.items()}
+    totals = {name: max(len(s[name].items) for s in scores if name in s) for name in comparisons}
+    return Compared(state.folder, side, a, b, state.slices, comparisons, totals)
 
 
 def _compared(
@@ -67,9 +71,9 @@ def _compared(
     a, b = (_of(s, name) for s in scores[:2])
     whole = [t.state == "complete" for t in (first, second)]
     full = [s for s, complete in zip((a, b), whole, strict=True) if complete] + [s[name] for s in scores[2:]]
-    mixture = mixture_of(full, sign) if full else None
-    if mixture is not None:
-        return paired.compare(mixture, {i.item: i for i in a.items}, {i.item: i for i in b.items})
+    kind = mean_kind_of(full, sign) if full else None
+    if kind is not None:
+        return paired.compare(kind, {i.item: i for i in a.items}, {i.item: i for i in b.items})
     if all(whole):
         return paired.unpaired(a, b, sign)
     return Comparison(sign * a.value, sign * b.value, sign * (a.value - b.value), None, None, "none", 0)
@@ -80,13 +84,13 @@ def _of(scores: Mapping[str, SliceScore], name: str) -> SliceScore:
 
 
 def _whole(state: Status, side: Side) -> list[Trial]:
-    """References that were scored in full: they tell how a score is made of its items."""
+    """A reference that was scored in full: it shows which mean of its items a score is."""
     trials = state.rescored if side == "holdout" else state.search.trials
     return [t for t in trials if t.is_parent and t.state == "complete"][:1]
 
 
 def _number(state: Status, name: str | int) -> int:
-    """The number of the trial that is called so."""
+    """The number of the trial of this name."""
     known = {str(t.number): t.number for t in state.search.trials}
     known.update({t.label: t.number for t in state.search.trials if t.kind == "reference"})
     leader = state.winner or state.search.best()
@@ -106,14 +110,14 @@ def _number(state: Status, name: str | int) -> int:
 
 def _scored(state: Status, number: int, side: Side) -> Trial | None:
     trials = state.rescored if side == "holdout" else state.search.trials
-    found = next((t for t in trials if t.number == number and t.scores), None)
-    return found if found and items_file(state.folder.items, number, side).is_file() else None
+    trial = next((t for t in trials if t.number == number and t.scores), None)
+    return trial if trial and items_file(state.folder.items, number, side).is_file() else None
 
 
 def _trial(state: Status, number: int, side: Side) -> Trial:
-    found = _scored(state, number, side)
-    if found is None:
+    trial = _scored(state, number, side)
+    if trial is None:
         other: Side = "search" if side == "holdout" else "holdout"
         mend = f"compare on the {other} split" if _scored(state, number, other) else "name a trial that was scored"
         raise InputError(f"trial {number} has no scores on the {side} split", mend, Where("--split"))
-    return found
+    return trial

@@ -27,16 +27,22 @@ from evomerge.study.run.trial import Trial
 from evomerge.types import SliceScore, SplitName
 
 _FREE = ("floor", "weight", "cluster", "range", "direction")
-"""The keys of a slice that say nothing of how its items are scored. A direction may be left out; see `_check_slice`."""
+"""The keys of a slice that do not change how its items are scored. A direction may be left out; see `_check_slice`."""
 _MEND = "a ranking evaluates nothing: give it as the run has it, leave the slice out, or launch another search"
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A run's trials under another fitness file. `search` and `holdout` (None before a search has ended) rank them by
-    their scores on either split; `winner` is the best merge that passes every floor, on the holdout split where there
-    are scores of it, `before` who it was under the run's own fitness file; `unscored` are trials that are now among the
-    top of the search and have no holdout scores."""
+    """A run's trials under another fitness file.
+
+    Attributes:
+        fitness: the file.
+        slices: by name: "metric", "sign" and "weight".
+        search, holdout: rank the trials by their scores on either split; `holdout` is None before a search has ended.
+        before: the winner under the run's own fitness file.
+        winner: the best merge that passes every floor, on the holdout split where there are scores of it.
+        unscored: trials that are now among the top of the search and have no holdout scores.
+    """
 
     folder: RunFolder
     fitness: Path
@@ -50,28 +56,27 @@ class Ranked:
 
     @property
     def pruned(self) -> list[Trial]:
-        """The trials that have no certain place, as they were stopped early and their scores are predictions; best
-        first."""
+        """The trials without a certain rank, as they were pruned and their scores are predicted; best first."""
         return [t for t in self.search.ranked() if t.state == "pruned"]
 
     @property
     def ahead(self) -> list[Trial]:
-        """Those of them that would rank above every merge that was scored in full."""
+        """The pruned trials that would rank above every merge that was scored in full."""
         first = next(iter(self.search.merges()), None)
         order = self.search.ranked()
         return [t for t in order[: order.index(first) if first else None] if t.state == "pruned"]
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """What `settle` needs of a slice."""
+class _SliceFloor:
+    """The parts of a slice that `settle` needs."""
 
     sign: int
     floor: FloorSpec | None
 
 
 def rank(run: str | Path, fitness: str | Path, output: str | Path | None = None) -> Ranked:
-    """Rank a run's trials, finished or going on, as if it had been launched with another fitness file: other weights,
+    """Ranks a run's trials, finished or going on, as if it had been launched with another fitness file: other weights,
     floors, confidence or objective, some slices left out. The new winner's recipe is written to `output`, if given.
 
     Raises:
@@ -87,21 +92,21 @@ def rank(run: str | Path, fitness: str | Path, output: str | Path | None = None)
     search = view.leaderboard(state.search.trials, "search")
     front = [t for t in search.front() if t.kind == "search"]
     top, most = front or [t for t in search.merges() if t.kind == "search"], len(front) or TOP
-    known = {t.number: t for t in state.rescored}
-    chosen = [t for t in top if t.number in known][:most]
+    rescored = {t.number: t for t in state.rescored}
+    scored = [t for t in top if t.number in rescored][:most]
     references = [t for t in state.rescored if t.kind == "reference"]
-    holdout = view.leaderboard([*references, *(known[t.number] for t in chosen)], "holdout") if references else None
+    holdout = view.leaderboard([*references, *(rescored[t.number] for t in scored)], "holdout") if references else None
     winner = (holdout or search).best()
     ranked = Ranked(
         folder=state.folder,
         fitness=Path(fitness),
-        slices={name: {**state.slices[name], "weight": piece.weight} for name, piece in spec.slices.items()},
+        slices={name: {**state.slices[name], "weight": slice_spec.weight} for name, slice_spec in spec.slices.items()},
         confidence=spec.confidence,
         search=search,
         holdout=holdout,
         before=state.winner if state.release else state.search.best(),
         winner=winner,
-        unscored=tuple(t for t in top[:most] if t.number not in known) if holdout else (),
+        unscored=tuple(t for t in top[:most] if t.number not in rescored) if holdout else (),
     )
     if output is not None and winner is not None:
         _write(Path(output), ranked, winner)
@@ -109,27 +114,27 @@ def rank(run: str | Path, fitness: str | Path, output: str | Path | None = None)
 
 
 class _View:
-    """Recorded trials as a fitness file sees them."""
+    """Puts recorded trials under a fitness file."""
 
     def __init__(self, state: Status, spec: FitnessSpec, launched: Mapping[str, Any]) -> None:
         self._items, self._spec = state.folder.items, spec
         self._signs = {name: state.slices[name]["sign"] for name in spec.slices}
-        self._weights = {name: piece.weight for name, piece in spec.slices.items()}
+        self._weights = {name: slice_spec.weight for name, slice_spec in spec.slices.items()}
         self._objective = load(OBJECTIVES[spec.objective])
         clusters = {name: launched["slices"][name].get("cluster") for name in spec.slices}
         self._bounds_stand = spec.confidence == launched["confidence"] and all(
-            piece.cluster == clusters[name] for name, piece in spec.slices.items()
+            slice_spec.cluster == clusters[name] for name, slice_spec in spec.slices.items()
         )
 
     def leaderboard(self, trials: Sequence[Trial], split: SplitName) -> Leaderboard:
         """The trials, which carry their scores on `split`, under floors that the parents' scores settle."""
-        seen = [self._seen(trial, split) for trial in trials]
-        parents = {t.label: t.slice_scores for t in seen if t.is_parent and t.state == "complete"}
-        pieces = {name: _Piece(self._signs[name], piece.floor) for name, piece in self._spec.slices.items()}
-        gates = settle(pieces, parents)
-        return Leaderboard(Floors(gates, scales(parents, gates), traded=self._spec.traded), seen)
+        ranked = [self._under_file(trial, split) for trial in trials]
+        parents = {t.label: t.slice_scores for t in ranked if t.is_parent and t.state == "complete"}
+        floors = {name: _SliceFloor(self._signs[name], s.floor) for name, s in self._spec.slices.items()}
+        gates = settle(floors, parents)
+        return Leaderboard(Floors(gates, scales(parents, gates), traded=self._spec.traded), ranked)
 
-    def _seen(self, trial: Trial, split: SplitName) -> Trial:
+    def _under_file(self, trial: Trial, split: SplitName) -> Trial:
         """The trial with the slices, the objective and the confidence bounds of the fitness file."""
         if not trial.ranked:
             return trial
@@ -151,13 +156,13 @@ class _View:
         if self._bounds_stand or trial.state == "pruned":
             return {name: trial.bounds[name] for name in trial.scores if name in trial.bounds}
         scores = recorded_scores(self._items, trial, split)
-        for name, piece in self._spec.slices.items():
-            scores[name] = scores[name] if piece.cluster else _independent(scores[name])
+        for name, slice_spec in self._spec.slices.items():
+            scores[name] = scores[name] if slice_spec.cluster else _independent(scores[name])
         return {name: lower_bound(score, self._signs[name], confidence) for name, score in scores.items()}
 
 
 def _independent(score: SliceScore) -> SliceScore:
-    """The score as if each item stood for itself."""
+    """The score with a standard error for independent items."""
     if all(item.cluster is None for item in score.items):
         return score
     pairs = [(item.score, item.weight) for item in score.items if item.score is not None and item.weight > 0]
@@ -174,45 +179,47 @@ def _check(state: Status, spec: FitnessSpec, launched: Mapping[str, Any]) -> Non
     _check_same("model", asked.get("model"), launched.get("model"), spec.at("model"))
     for key, value in asked["split"].items():
         _check_same(f"split.{key}", value, launched["split"][key], spec.at(f"split.{key}"))
-    for name, piece in spec.slices.items():
+    for name, slice_spec in spec.slices.items():
         if name not in state.slices or name not in launched["slices"]:
             problem = f"the run {state.folder.name!r} has no slice {name!r}, so there are no scores of it"
-            raise InputError(problem, suggestion(name, state.slices), piece.where)
-        _check_slice(piece, asked["slices"][name], launched["slices"][name], state.slices[name]["sign"])
-        _check_cluster(piece, launched["slices"][name].get("cluster"), spec.confidence)
+            raise InputError(problem, suggestion(name, state.slices), slice_spec.where)
+        _check_slice(slice_spec, asked["slices"][name], launched["slices"][name], state.slices[name]["sign"])
+        _check_cluster(slice_spec, launched["slices"][name].get("cluster"), spec.confidence)
     check_floors(spec, [t.label for t in state.search.trials if t.is_parent and t.label != "base"])
     check_objective(spec, {name: state.slices[name]["sign"] for name in spec.slices})
 
 
-def _check_slice(piece: SliceSpec, asked: Mapping[str, Any], launched: Mapping[str, Any], sign: int) -> None:
+def _check_slice(slice_spec: SliceSpec, asked: Mapping[str, Any], launched: Mapping[str, Any], sign: int) -> None:
     for key in sorted({*asked, *launched} - set(_FREE)):
-        _check_same(key, asked.get(key), launched.get(key), piece.at(key))
-    if piece.direction is not None:
-        _check_same("direction", piece.direction, "higher" if sign > 0 else "lower", piece.at("direction"))
+        _check_same(key, asked.get(key), launched.get(key), slice_spec.at(key))
+    if slice_spec.direction is not None:
+        _check_same("direction", slice_spec.direction, "higher" if sign > 0 else "lower", slice_spec.at("direction"))
 
 
 def _check_same(key: str, asked: Any, launched: Any, where: Where) -> None:
     if asked != launched:
-        told = f"{key} is {_told(asked)} here, and was {_told(launched)} when the run's items were scored"
-        raise InputError(told, _MEND, where)
+        problem = f"{key} is {_shown(asked)} here, and was {_shown(launched)} when the run's items were scored"
+        raise InputError(problem, _MEND, where)
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "not given" if value is None else repr(value)
 
 
-def _check_cluster(piece: SliceSpec, launched: str | None, confidence: float | None) -> None:
+def _check_cluster(slice_spec: SliceSpec, launched: str | None, confidence: float | None) -> None:
     """Clusters decide nothing but confidence bounds; of the documents, only the field that was named was kept."""
-    if confidence is not None and piece.cluster not in (None, launched):
-        problem = f"the run's items were kept without their {piece.cluster!r}, which their confidence bounds need"
-        raise InputError(problem, "leave out `cluster` or `confidence`, or launch another search", piece.at("cluster"))
+    if confidence is not None and slice_spec.cluster not in (None, launched):
+        problem = f"the run's items were kept without their {slice_spec.cluster!r}, which their confidence bounds need"
+        raise InputError(
+            problem, "leave out `cluster` or `confidence`, or launch another search", slice_spec.at("cluster")
+        )
 
 
 def _write(file: Path, ranked: Ranked, winner: Trial) -> None:
     split = "holdout" if ranked.holdout else "search"
-    about = f"evomerge run {ranked.folder.name}, {winner.name}, recipe {winner.recipe_id[:16]}"
+    header = f"evomerge run {ranked.folder.name}, {winner.name}, recipe {winner.recipe_id[:16]}"
     reason = f"the best on the {split} items under {ranked.fitness.name}"
     try:
-        write_atomic(file, write_recipe(winner.recipe, f"{about}\n{reason}"))
+        write_atomic(file, write_recipe(winner.recipe, f"{header}\n{reason}"))
     except OSError as error:
         raise InputError(f"cannot write {file} ({error.strerror})", "give another file", Where("--output")) from None

@@ -23,7 +23,7 @@ _FLAG = Where("--from")
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """The genome that a search starts with: whose it was, and the digest of its weights."""
+    """The genome that a search begins with, the trial that had it, and the digest of its weights."""
 
     run: str
     trial: int
@@ -74,10 +74,10 @@ def _check_models(name: str, environment: Environment, models: OpenModels) -> No
 
 def _trial(state: Status, name: str, number: str) -> Trial:
     if number:
-        found = next((t for t in state.search.trials if t.number == int(number) and t.genome), None)
-        if found is None:
+        trial = next((t for t in state.search.trials if t.number == int(number) and t.genome), None)
+        if trial is None:
             raise InputError(f"{name} has no searched trial {number}", "give the number of one", _FLAG)
-        return found
+        return trial
     best = state.winner or state.search.best()
     if best is None or not best.genome:
         raise InputError(f"{name} has no searched merge that passes every floor", "name one: RUN:TRIAL", _FLAG)
@@ -170,10 +170,10 @@ def _effect(space: Space, genome: Genome, source: str, tensor: str) -> dict[str,
 
     method = str(value("method", space.spec.methods[0]))
     fixed = space.spec.fixed
-    found = {p.name: value(p.name, fixed.get(p.name, p.default)) for p in CHOICES[method].parameters}
+    values = {p.name: value(p.name, fixed.get(p.name, p.default)) for p in CHOICES[method].parameters}
     if layer in space.frozen_layers:
-        found |= dict.fromkeys(found.keys() & {"weight", "t"}, 0.0)
-    return {"method": method, **found}
+        values |= dict.fromkeys(values.keys() & {"weight", "t"}, 0.0)
+    return {"method": method, **values}
 
 
 def _idle(effect: Mapping[str, Value | None]) -> bool:

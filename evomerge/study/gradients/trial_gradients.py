@@ -84,12 +84,12 @@ class TrialGradients:
         parents = [trial for trial in store.trials() if trial.is_parent and trial.state == "complete"]
         for trial in parents:
             if trial.label not in known:
-                self._trials.observer.phase(f"surrogates of {trial.label}")
+                self._trials.observer.phase(f"proxy losses of {trial.label}")
                 [results] = run_all(self._executor, [self._slices(trial, ())])
                 failed = _first_error(results)
                 if failed is not None:
                     mend = "use another optimizer, or a smaller batch_size where memory ran out"
-                    raise InputError(f"{trial.label} has no surrogate scores ({failed})", mend)
+                    raise InputError(f"{trial.label} has no proxy losses ({failed})", mend)
                 known[trial.label] = {name: list(result[:2]) for name, result in results.items()}
                 store.record(_REFERENCES, known)
         scores = {trial.label: trial.scores for trial in parents if trial.label in known}
@@ -148,7 +148,7 @@ class TrialGradients:
         # d score / d gene, by slice: a lower loss is a higher score.
         moved = {n: [-unit * s for s in trial.slopes[n]["slopes"]] for n, unit in self._units.items()}
         by_score = self._objective_by_score(trial, scale)
-        objective = [sum(by_score[n] * own[i] for n, own in moved.items()) for i in range(len(self._genes))]
+        objective = [sum(by_score[n] * slopes[i] for n, slopes in moved.items()) for i in range(len(self._genes))]
         floored = [name for name, gate in gates.items() if gate.floor is not None]
         still = [0.0] * len(self._genes)
         margins = tuple(tuple(s / scale[n] for s in moved.get(n, still)) for n in floored)
@@ -206,7 +206,7 @@ def _unit(
     name: str, scores: Mapping[str, Mapping[str, float]], known: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> float:
     """How much of the metric one unit of a slice's proxy loss is, by how far the parents are apart in both."""
-    metrics, losses = [own[name] for own in scores.values()], [known[label][name][0] for label in scores]
+    metrics, losses = [scored[name] for scored in scores.values()], [known[label][name][0] for label in scores]
     metric, loss = max(metrics) - min(metrics), max(losses) - min(losses)
     return metric / loss if metric > 0 and loss > 0 else 1.0
 

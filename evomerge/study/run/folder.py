@@ -103,8 +103,8 @@ class RunFolder:
                 f"the run {self.name!r} is held by {_describe(holder)}", "wait for it, or stop it"
             ) from None
         try:
-            about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            write_atomic(holder, json.dumps(about))
+            owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            write_atomic(holder, json.dumps(owner))
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -113,8 +113,8 @@ class RunFolder:
 
 def _describe(holder: Path) -> str:
     try:
-        about = json.loads(holder.read_text())
-        return f"process {about['pid']} on {about['host']} since {about['since']}"
+        owner = json.loads(holder.read_text())
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
     except (OSError, ValueError, KeyError):
         return "another process"
 
@@ -128,8 +128,8 @@ def list_runs(root: Path) -> list[RunFolder]:
     """The runs in a folder, oldest first."""
     if not root.is_dir():
         return []
-    found = [RunFolder(p) for p in root.iterdir() if (p / "environment.json").is_file()]
-    return sorted(found, key=lambda f: (f.environment.stat().st_mtime, f.name))
+    runs = [RunFolder(p) for p in root.iterdir() if (p / "environment.json").is_file()]
+    return sorted(runs, key=lambda f: (f.environment.stat().st_mtime, f.name))
 
 
 @deferred()

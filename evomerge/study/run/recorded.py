@@ -19,14 +19,14 @@ _CLOSE = 1e-6
 
 
 def recorded_scores(items: Path, trial: Trial, split: SplitName) -> dict[str, SliceScore]:
-    """A trial's scores on `split` (its own, which must be those of this split) with the items of the folder `items`;
-    a slice whose items were not kept has none. InputError where their file is damaged."""
+    """A trial's scores, which must be those of `split`, with the items of the folder `items`; a slice whose items were
+    not kept has none. InputError where their file is damaged."""
     try:
-        found = recorded_items(items, trial.number, split)
+        kept = recorded_items(items, trial.number, split)
     except (OSError, ValueError) as error:
         problem = f"cannot be read ({' '.join(str(error).split())[:200]})"
         raise InputError(problem, "restore the file", Where(items_file(items, trial.number, split))) from None
-    return {n: SliceScore(v, trial.stderr.get(n), found.get(n, ())) for n, v in trial.scores.items()}
+    return {n: SliceScore(v, trial.stderr.get(n), kept.get(n, ())) for n, v in trial.scores.items()}
 
 
 def intervals(
@@ -37,18 +37,18 @@ def intervals(
     return {name: interval(score, signs[name], confidence) for name, score in scores.items() if name in signs}
 
 
-def mixture_of(scores: Sequence[SliceScore], sign: int) -> MeanKind | None:
+def mean_kind_of(scores: Sequence[SliceScore], sign: int) -> MeanKind | None:
     """The kind of mean that makes these candidates' scores of one slice out of their items, found by trying each; None
     where none does, as for F1. Every candidate must have been scored in full."""
     kinds = [MeanKind(sign, logarithmic, by_size) for logarithmic in (False, True) for by_size in (True, False)]
     return next((kind for kind in kinds if all(_made_by(kind, score) for score in scores)), None)
 
 
-def _made_by(mixture: MeanKind, score: SliceScore) -> bool:
+def _made_by(kind: MeanKind, score: SliceScore) -> bool:
     items = {item.item: item for item in score.items}
     if not any(item.weight > 0 for item in score.items) or any(i.score is None and i.weight > 0 for i in score.items):
         return False
-    if mixture.logarithmic and any(i.score is not None and i.score <= 0 for i in score.items):
+    if kind.logarithmic and any(i.score is not None and i.score <= 0 for i in score.items):
         return False
-    composition = ItemWeights.of(mixture, score.items)
-    return abs(composition.value(composition.units(items)) - score.value) <= _CLOSE * max(1.0, abs(score.value))
+    weights = ItemWeights.of(kind, score.items)
+    return abs(weights.value(weights.units(items)) - score.value) <= _CLOSE * max(1.0, abs(score.value))

@@ -16,7 +16,7 @@ from evomerge.cli import main
 from evomerge.errors import InputError
 from evomerge.scoring.stats.aggregation import MeanKind
 from evomerge.study.run.items import items_file
-from evomerge.study.run.recorded import mixture_of
+from evomerge.study.run.recorded import mean_kind_of
 from evomerge.study.run.store import Store
 from evomerge.types import ItemScore, SliceScore
 
@@ -146,10 +146,10 @@ def items(values: list[float], leaves: str = "", weights: list[float] | None = N
     ],
 )
 def test_the_kind_of_mean_is_found(score: SliceScore, kind: MeanKind | None) -> None:
-    assert mixture_of([score], 1) == kind
+    assert mean_kind_of([score], 1) == kind
 
 
 def test_all_candidates_decide_on_the_kind() -> None:
     alike = SliceScore(1.0, None, items([1.0, 1.0]))
-    assert mixture_of([alike], 1) == MeanKind(1)
-    assert mixture_of([alike, SliceScore(2.0, None, items([1.0, 4.0]))], 1) == MeanKind(1, logarithmic=True)
+    assert mean_kind_of([alike], 1) == MeanKind(1)
+    assert mean_kind_of([alike, SliceScore(2.0, None, items([1.0, 4.0]))], 1) == MeanKind(1, logarithmic=True)
