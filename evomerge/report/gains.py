@@ -24,7 +24,7 @@ def gained_table(gained: Contributions) -> Table:
         f"What the gradient gained: objective {before:.4f} (trial {gained.first}) to {after:.4f} (trial {gained.last})"
     )
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    table.caption = "by slopes along the way: they add up to the gain as the surrogates see it"
+    table.caption = "by slopes along the way: they add up to the gain as the proxy losses see it"
     table.caption_justify = "left"
     table.add_column("")
     for gene, source in columns:
