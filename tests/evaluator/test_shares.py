@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evomerge.errors import InputError
-from evomerge.evaluator.shares import Share, check_workers, deal, environment, resumed_device, threads, told
+from evomerge.evaluator.shares import Share, check_workers, deal, describe, environment, resumed_device, threads
 from evomerge.merging.resident.placement import Device, Limits
 
 GPUS = [f"cuda:{i}" for i in range(8)]
@@ -38,7 +38,7 @@ def test_shares_of_memory_and_of_limits() -> None:
     assert share.of(Device("cpu", 60, 80)) == Device("cpu", 15, 20)
     assert share.within(Limits(device=10, host=20)) == Limits(device=5, host=5)
     assert share.within(Limits()) == Limits()
-    assert told([share, share]) == "2 (2 on cuda:0)"
+    assert describe([share, share]) == "2 (2 on cuda:0)"
 
 
 def test_threads_are_never_more_than_cores() -> None:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
+from evomerge.evaluator.models import space_models
 from evomerge.files.space_file import read_space
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.recipe.mergekit import parse_recipe, write_recipe
 from evomerge.space.space import Space
-from evomerge.study.prepare import _models
 from evomerge.types import Genome
 
 
@@ -45,7 +45,7 @@ def made(folder: Path, models: dict[str, Path], **changes: Any) -> Space:
     class NoTokens:
         changes = False
 
-    return Space(spec, _models(spec, base, sources, NoTokens()))
+    return Space(spec, space_models(spec, base, sources, NoTokens()))
 
 
 def draw(space: Space, seed: int) -> Genome:

@@ -128,7 +128,8 @@ class Racer:
 
     def _entry(self, trial: Trial) -> Entry:
         """The trial with its recorded items: none, if it was just begun."""
-        items, finished = self._items(trial), trial.state != "running"
+        recorded, finished = self._items(trial), trial.state != "running"
+        items = recorded
         if not finished and trial.digest is None:
             items = {}
         elif not finished and self.schedule.count(items) < self.schedule.total:
@@ -136,8 +137,8 @@ class Racer:
             items = self.schedule.within_rungs(items)
         # Of a slice that is scored as a whole, a trial in flight has no score yet: it is scored again.
         kept = {n: dict(items[n]) for n in items if finished or n in self.schedule.item_weights}
-        if not finished and kept:
-            self._keep(trial, kept)
+        if kept and kept != recorded:
+            self._keep(trial, kept)  # further parts of the same items will follow
         whole = [name for name in trial.scores if name not in self.schedule.item_weights]
         totals = {name: SliceScore(trial.scores[name], trial.stderr.get(name)) for name in whole}
         return Entry(trial, kept, totals, trial.digest, dict(trial.seconds), finished)
