@@ -208,7 +208,7 @@ def test_exported_recipe_merges_to_the_scored_bits(tiny_study: Study) -> None:
         space["budget"]["trials"] = 14
 
     result = evomerge.search(tiny_study(mixed))
-    several = [t for t in result.search.trials if t.kind == "search" and len(t.recipe_data) > 1]
+    several = [t for t in result.search.trials if t.kind == "search" and len(t.recipe.documents) > 1]
     for trial in [*several[:2], result.winner]:
         evomerge.export("space", f"{trial.number}.yaml", trial=trial.number, allow_infeasible=True)
         folder = evomerge.merge(Path(f"{trial.number}.yaml"), Path(f"out-{trial.number}"))

@@ -116,7 +116,7 @@ class Store:
             "kind": kind,
             "label": label,
             "genome": genome,
-            "recipe": to_data(recipe),
+            "recipe": json.dumps(to_data(recipe)),
             "recipe_id": recipe.id,
             "seed": seed,
             **({} if n_told is None else {"told": n_told}),
@@ -212,14 +212,14 @@ class Store:
 
 def _read(frozen: FrozenTrial) -> Trial:
     """A trial out of the storage. Some attributes are stored under names that older runs have."""
-    attributes = frozen.user_attrs
+    attributes, recipe = frozen.user_attrs, frozen.user_attrs["recipe"]
     value = frozen.value if frozen.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
     return Trial(
         number=frozen.number,
         kind=attributes["kind"],
         label=attributes["label"],
         genome=attributes["genome"],
-        recipe_data=attributes["recipe"],
+        recipe_text=recipe if isinstance(recipe, str) else json.dumps(recipe),
         recipe_id=attributes["recipe_id"],
         seed=attributes["seed"],
         state=_STATES.get(frozen.state, "failed"),

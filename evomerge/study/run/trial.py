@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +27,7 @@ class Trial:
 
     Attributes:
         label: for people: a reference's name, or why the genome was proposed.
+        recipe_text: the recipe as JSON, which takes a fraction of its memory.
         seed: of the optimizer and of random masks.
         scores, stderr, bounds: by slice, oriented: higher is better. `bounds` are lower confidence bounds, where the
             fitness file asks for confidence.
@@ -46,7 +48,7 @@ class Trial:
     kind: Kind
     label: str
     genome: Genome
-    recipe_data: list[dict[str, Any]]
+    recipe_text: str
     recipe_id: str
     seed: int
     state: State = "running"
@@ -68,7 +70,7 @@ class Trial:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return recipe_from_data(self.recipe_data)
+        return recipe_from_data(json.loads(self.recipe_text))
 
     @property
     def slice_scores(self) -> dict[str, SliceScore]:
