@@ -245,7 +245,7 @@ OWN = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8, unique=True)
 
 
 def slowly(tokens, size, models, base, rules):
-    """The matrices of all models, each a list of numbers, by the words of docs/files.md."""
+    """The matrices of all models, each a list of numbers, by the words of docs/merge.md."""
     made = []
     for own, matrix in models:
         rows = [0.0] * size
