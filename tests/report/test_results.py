@@ -72,7 +72,7 @@ def test_what_did_not_carry_over(winner: tuple[float, float], base: tuple[float,
 
 def trial(number: int, objective: float, label: str = "", kind: Any = "search") -> Trial:
     scores = {"a": objective}
-    return Trial(number, kind, label, {}, [], "", 0, "complete", scores, objective=objective, digest=str(number))
+    return Trial(number, kind, label, {}, "[]", "", 0, "complete", scores, objective=objective, digest=str(number))
 
 
 def test_the_winner_is_the_best_on_the_holdout(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
