@@ -11,10 +11,11 @@ What is left are proposals, the store, the items' files, the leaderboard and `be
   what it knows; candidates are scored on all items.
 
 Each number of trials is a run in a process of its own. A trial's milliseconds are those of a run's last 100 trials (50
-of a run of 100): the time that passes, and the processor's. Other work on the machine changes the first, so that the
-shortest run is repeated after the longest, and the median of `--rounds` rounds counts. Memory is the process's own after
-the last trial. `status` is the whole command. Exits with 1 where a trial of the longest run takes more than 1.2 times the
-processor time of one of the shortest, where memory grows by more than a tenth, or `status` takes 2 seconds.
+of a run of 100): the time that passes, and the processor's. Other work on the machine changes the first, so the second
+is held to the limit. The runs are repeated in turn, and the median of `--rounds` rounds counts. Memory is the process's
+own after the last trial. `status` is the whole command. Exits with 1 where a trial of the longest run takes more than
+1.2 times the processor time of one of the shortest, where memory grows by more than a tenth, or `status` takes 2
+seconds.
 """
 
 from __future__ import annotations
@@ -191,19 +192,20 @@ def report(out: Path, counts: list[int], rounds: int) -> int:
         for round_ in range(rounds):
             for count in counts:
                 measured[count].append(run_measure(out / f"{round_}", kind, count))
-        rows = [
-            {key: statistics.median(r[key] for r in measured[count]) for key in measured[count][0]} for count in counts
-        ]
+        rows = [medians(measured[count]) for count in counts]
         for count, row in zip(counts, rows, strict=True):
-            print(
-                f"{kind:<18}{count:>8}{row['passed']:>12.2f}{row['ms']:>14.2f}{row['memory']:>12.0f}{row['status']:>11.2f}"
-            )
+            times = f"{row['passed']:>12.2f}{row['ms']:>14.2f}"
+            print(f"{kind:<18}{count:>8}{times}{row['memory']:>12.0f}{row['status']:>11.2f}")
         growth, memory = (rows[-1][key] / rows[0][key] for key in ("ms", "memory"))
         holds = growth <= GROWTH and memory <= MEMORY and rows[-1]["status"] <= STATUS
         print(f"{kind}: {growth:.2f} times the processor time, {memory:.2f} times the memory: {holds}", flush=True)
         held &= holds
     print(f"at most {GROWTH} times, memory at most {MEMORY} times, status at most {STATUS:g} s: {held}")
     return 0 if held else 1
+
+
+def medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
 
 def run_measure(out: Path, kind: str, trials: int) -> dict[str, float]:
