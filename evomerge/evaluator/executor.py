@@ -135,6 +135,13 @@ def run_tasks(
         for job in state.jobs:
             waiting[job] = state
             executor.submit(job)
+        if not state.jobs:
+            yield from resume(state)
+
+    def resume(state: _Waiting[T]) -> Iterator[T]:
+        nonlocal running
+        running -= 1
+        yield from advance(state.task, state.resume)
 
     while True:
         while running < most and (task := next_task()) is not None:
@@ -145,8 +152,7 @@ def run_tasks(
         state = waiting.pop(job)
         state.results[job] = result
         if len(state.results) == len(state.jobs):
-            running -= 1
-            yield from advance(state.task, state.resume)
+            yield from resume(state)
 
 
 def run_all(executor: Executor, tasks: Iterable[EvalTask[T]], at_once: int | None = None) -> Iterator[T]:

@@ -48,13 +48,10 @@ class Session:
         """`starting_point`: the genome of another run with which the search begins."""
         self.folder, self.plan, self.executor, self.observer = folder, plan, executor, observer
         self.starting_point = starting_point
-        self.leaderboard = Leaderboard(Floors.unsettled())
-        self._as_ended = Leaderboard(Floors.unsettled())
         self.trials = Trials(
             folder,
             store,
             Criteria(plan.fitness, executor.info),
-            (self.leaderboard, self._as_ended),
             observer,
             seed=plan.spec.optimizer["seed"],
             asynchronous=plan.spec.asynchronous,
@@ -66,6 +63,10 @@ class Session:
     @property
     def store(self) -> Store:
         return self.trials.store
+
+    @property
+    def leaderboard(self) -> Leaderboard:
+        return self.trials.leaderboard
 
     # References: base, sources and uniform average, scored first; they settle the relative floors.
 
@@ -101,8 +102,7 @@ class Session:
         parents = {t.label: t.slice_scores for t in trials if t.is_parent and t.state == "complete"}
         gates = settle(self.executor.info.slices, parents)
         floors = Floors(gates, scales(parents, gates), traded=self.plan.fitness.traded)
-        for leaderboard in (self.leaderboard, self._as_ended):
-            leaderboard.settle(floors)
+        self.trials.settle(floors)
         self.store.record("gates", floors.to_data())
         self._warn_of_flat_slices()
         self.trials.keep_best()
@@ -121,11 +121,11 @@ class Session:
         """Pruning and gradients, as the files ask for them. Both go by the scored references."""
         spec, fitness = self.plan.spec, self.plan.fitness
         if pruning := applicable(spec, fitness):
-            self.racer = Racer(self.trials, self._as_ended, self.executor, pruning, spec.optimizer["seed"])
+            self.racer = Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
             alone = "; asynchronous candidates do not race" if spec.asynchronous else ""
             self.observer.note(f"items: {self.racer.schedule}{alone}")
         if uses_gradient(spec.optimizer["name"], spec.options):
-            self.gradients = TrialGradients(self.trials, self._as_ended, self.executor, self.plan.space)
+            self.gradients = TrialGradients(self.trials, self.trials.as_ended, self.executor, self.plan.space)
             self.gradients.score_references()
 
     # Searched trials.
@@ -189,7 +189,7 @@ class Session:
 
     def outcome(self, trial: Trial) -> Outcome:
         """What the optimizer learns of a trial."""
-        return self._as_ended.outcome(trial) if self.gradients is None else self.gradients.outcome(trial)
+        return self.trials.as_ended.outcome(trial) if self.gradients is None else self.gradients.outcome(trial)
 
     def start(self) -> Start:
         """What is known before the search: the genomes of well-known models, and the outcomes of the references."""

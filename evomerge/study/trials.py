@@ -17,7 +17,7 @@ from evomerge.study.observer import Observer
 from evomerge.study.run.evaluation import Criteria, TrialResult
 from evomerge.study.run.folder import RunFolder, write_atomic
 from evomerge.study.run.items import append_items, load_items, write_items
-from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.store import Store
 from evomerge.study.run.trial import Kind, Trial
 from evomerge.types import Genome, ItemScore, SplitName
@@ -40,16 +40,22 @@ class Trials:
         folder: RunFolder,
         store: Store,
         criteria: Criteria,
-        leaderboards: tuple[Leaderboard, Leaderboard],
         observer: Observer,
         *,
         seed: int,
         asynchronous: bool,
         num_workers: int,
     ) -> None:
-        """`leaderboards` become `leaderboard` and `as_ended`: they are filled with the recorded trials."""
+        """Args:
+        folder, store: of the run; the recorded trials are taken in.
+        criteria: objective and bounds.
+        observer: is told of trials that start and end.
+        seed: of the optimizer, for the record.
+        asynchronous: whether trials record what the optimizer had been told.
+        num_workers: how many trials are scored side by side.
+        """
         self.folder, self.store, self.criteria, self.observer = folder, store, criteria, observer
-        self.leaderboard, self.as_ended = leaderboards
+        self.leaderboard, self.as_ended = Leaderboard(Floors.unsettled()), Leaderboard(Floors.unsettled())
         self._seed, self._asynchronous, self._num_workers = seed, asynchronous, num_workers
         self.searched: list[Trial] = []
         self._places: dict[int, int] = {}  # number -> place in `searched`
@@ -76,6 +82,11 @@ class Trials:
         if trial.state == "complete":
             first = self._scored_recipes.get(trial.recipe_id, trial.number)
             self._scored_recipes[trial.recipe_id] = min(first, trial.number)
+
+    def settle(self, floors: Floors) -> None:
+        """Ranks all trials under the floors that the references have settled."""
+        for leaderboard in (self.leaderboard, self.as_ended):
+            leaderboard.settle(floors)
 
     # Begin and end.
 

@@ -4,15 +4,17 @@ process: what is asked, told and kept must not depend on that, or be written dow
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import evomerge
-from evomerge.errors import InputError
-from evomerge.evaluator.executor import InProcess, Job, run_job
+from evomerge.errors import InputError, TrialError
+from evomerge.evaluator.executor import InProcess, run_all, run_job
+from evomerge.evaluator.jobs import Job
 from evomerge.study import search
 from evomerge.study.after.status import Status
 from evomerge.study.observer import Observer
@@ -163,3 +165,52 @@ def test_asynchronous_is_part_of_the_space_file(tiny_study: Study) -> None:
     trials = evomerge.status("space").search.trials
     assert trials[-1].n_told == 0
     assert "asynchronous: true" in RunFolder.named("space").space.read_text()
+
+
+@dataclass(frozen=True, eq=False)
+class Saying:
+    """A job that needs no model."""
+
+    word: str
+    recipe: Any = None
+
+    def run(self, evaluator: Any, on_slice: Any) -> str:
+        if self.word == "no":
+            raise TrialError("no")
+        return self.word
+
+
+class Shuffled:
+    """Runs jobs in any order."""
+
+    num_workers = 3
+
+    def __init__(self) -> None:
+        self._jobs: list[Any] = []
+        self._draw = random.Random(1)
+        self.most = 0
+
+    def submit(self, job: Any) -> None:
+        self._jobs.append(job)
+        self.most = max(self.most, len(self._jobs))
+
+    def result(self) -> tuple[Any, Any]:
+        job = self._jobs.pop(self._draw.randrange(len(self._jobs)))
+        return job, run_job(job, cast(Any, None), lambda name: None)
+
+
+def test_a_task_gets_the_results_of_several_jobs_in_their_order() -> None:
+    def together(words: str) -> Generator[Any, Any, list[str]]:
+        results = yield [Saying(word) for word in words.split()]
+        return [str(result) for result in results]
+
+    def one(word: str) -> Generator[Any, Any, list[str]]:
+        try:
+            return [(yield Saying(word))]
+        except TrialError as error:
+            return [f"{error}!"]
+
+    executor = Shuffled()
+    ended = list(run_all(cast(Any, executor), [together("a no b"), one("c"), one("no"), together(""), one("d")]))
+    assert sorted(ended) == [[], ["a", "no", "b"], ["c"], ["d"], ["no!"]]
+    assert executor.most == 5  # a task's jobs run side by side, three tasks do
