@@ -16,6 +16,9 @@ from evomerge.space.reference_genomes import BASE, UNIFORM, ReferenceGenome, equ
 GRADIENT = "gradient"
 """The value of `warm_start` for a start along the gradient."""
 
+UNWEIGHTED = "give it `weight: 0` (its floor still holds), or use `warm_start: gradient` of another optimizer"
+"""How to mend a slice that the optimizer `gradient` cannot follow."""
+
 
 @dataclass(frozen=True)
 class Declaration:

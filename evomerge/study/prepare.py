@@ -13,6 +13,7 @@ from evomerge.evaluator.models import OpenModels, open_models
 from evomerge.files.objects import PRUNERS, FitnessSpec, GeneSpec, SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.optimize.declarations import (
+    UNWEIGHTED,
     OptionError,
     check_options,
     check_reference_genomes,
@@ -24,7 +25,6 @@ from evomerge.registry import CHOICES, METHODS, OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness
 from evomerge.scoring.tasks.task_files import scan
 from evomerge.space.space import Space
-from evomerge.study.gradients.trial_gradients import UNWEIGHTED
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.manifest import Environment, Launch
 

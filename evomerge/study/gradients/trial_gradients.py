@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.errors import EvomergeError, InputError, TrialError
 from evomerge.evaluator.executor import Executor, run_all
 from evomerge.evaluator.jobs import EvalTask, GradientJob
+from evomerge.optimize.declarations import UNWEIGHTED
 from evomerge.registry import CHOICES
 from evomerge.scoring.slices import SliceInfo
 from evomerge.space.space import Space
@@ -36,9 +37,6 @@ _STEP = 1e-4  # of a slice's scale: for the slopes of the objective by scores
 
 _REFERENCES = "surrogates"
 """The fact that holds the proxy losses of base and sources: label -> slice -> [loss, checked]."""
-
-UNWEIGHTED = "give it `weight: 0` (its floor still holds), or use `warm_start: gradient` of another optimizer"
-"""How to mend a slice that `gradient` cannot follow."""
 
 
 class TrialGradients:
