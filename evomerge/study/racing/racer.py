@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from evomerge.errors import TrialError
 from evomerge.evaluator.evaluation import Evaluation, add_seconds
@@ -118,11 +119,8 @@ class Racer:
             parents=max(1, parents),
             seed=(self._seed, field[0].trial.number),
             score=self._score,
-            run_all=self._run_all,
+            run_all=partial(run_all, self._executor),
         )
-
-    def _run_all(self, tasks: Iterable[EvalTask[None]]) -> Iterable[None]:
-        return run_all(self._executor, tasks)
 
     # One candidate.
 
