@@ -77,7 +77,7 @@ def parse_memory(text: str | None) -> Callable[[bool], Limits]:
         return lambda on_cpu: Limits(host=size) if on_cpu else Limits(device=size)
     sizes: dict[str, int] = {}
     for part in text.split(","):
-        key, _, value = (text.strip() for text in part.partition("="))
+        key, _, value = (word.strip() for word in part.partition("="))
         if key not in ("device", "host") or key in sizes:
             raise InputError(f"{part!r} bounds no memory", "write for example 20GB, or device=20GB,host=64GB", _LIMIT)
         sizes[key] = parse_size(value, _LIMIT)

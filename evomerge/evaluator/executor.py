@@ -123,7 +123,6 @@ def run_tasks(
 
     def advance(task: EvalTask[T], step: Callable[[], Job | Sequence[Job]]) -> Iterator[T]:
         nonlocal running
-        running += 1
         try:
             yielded = step()
         except StopIteration as end:
@@ -136,15 +135,11 @@ def run_tasks(
             waiting[job] = state
             executor.submit(job)
         if not state.jobs:
-            yield from resume(state)
-
-    def resume(state: _Waiting[T]) -> Iterator[T]:
-        nonlocal running
-        running -= 1
-        yield from advance(state.task, state.resume)
+            yield from advance(task, state.resume)
 
     while True:
         while running < most and (task := next_task()) is not None:
+            running += 1
             yield from advance(task, partial(next, task))
         if not running:
             return
@@ -152,7 +147,7 @@ def run_tasks(
         state = waiting.pop(job)
         state.results[job] = result
         if len(state.results) == len(state.jobs):
-            yield from resume(state)
+            yield from advance(state.task, state.resume)
 
 
 def run_all(executor: Executor, tasks: Iterable[EvalTask[T]], at_once: int | None = None) -> Iterator[T]:

@@ -158,8 +158,7 @@ class LiveView(LineView):
         if trial.state == "failed":
             self.warn(f"{describe(trial)} failed: {trial.reason}")
         if leaderboard.settled:
-            rows = [(describe(t), t) for t in leaderboard.trials if t.label == "base"]
-            rows += [(describe(t), t) for t in leaderboard.merges()[:3]]
+            rows = [(describe(t), t) for t in (leaderboard.base, *leaderboard.merges(3)) if t is not None]
             self._table = Group(leaderboard_table("best so far (search split)", leaderboard, rows, {}))
         self._draw()
 

@@ -51,15 +51,15 @@ def _score_top_in_full(session: Session) -> None:
     """Scores trials on all search items whose predicted scores are among the best."""
     tried: set[int] = set()
     while len(tried) < 2 * TOP:
-        trials = session.leaderboard
-        parents = {t.digest for t in trials.trials if t.is_parent}
-        ranked = [t for t in trials.ranked() if t.kind == "search" and t.ranked and t.digest not in parents]
+        leaderboard = session.leaderboard
+        parents = {t.digest for t in leaderboard.trials if t.is_parent}
+        ranked = [t for t in leaderboard.ranked() if t.kind == "search" and t.ranked and t.digest not in parents]
         top = [t for t in ranked[:TOP] if t.state == "pruned" and t.pruned_by != "early_stop"]
-        guessed = next((t for t in top if t.number not in tried), None)
-        if guessed is None:
+        trial = next((t for t in top if t.number not in tried), None)
+        if trial is None:
             return
-        tried.add(guessed.number)
-        session.score_in_full(guessed)
+        tried.add(trial.number)
+        session.score_in_full(trial)
 
 
 def _name_points_left_out(session: Session, wanted: list[Trial]) -> None:

@@ -28,7 +28,7 @@ from evomerge.types import Outcome
 
 
 class Session:
-    """One process's session of a run. It proposes nothing and stores nothing itself.
+    """One process's session of a run. It proposes nothing; trials are begun and ended by `trials`.
 
     Attributes:
         trials: begins and ends them.
@@ -205,5 +205,6 @@ class Session:
         if not self.plan.spec.asynchronous:
             ended = takewhile(lambda trial: trial.state != "running", searched)
             return [Asked(t.genome, at, self.outcome(t), at) for at, t in enumerate(ended)]
-        outcomes = {t.number: None if t.state == "running" else self.outcome(t) for t in searched}
-        return [Asked(t.genome, t.n_told or 0, outcomes[t.number], t.order) for t in searched]
+        return [
+            Asked(t.genome, t.n_told or 0, None if t.state == "running" else self.outcome(t), t.order) for t in searched
+        ]

@@ -1,1 +1,1 @@
-"""Gradients of a study's trials, and what steps along them were worth."""
+"""Gradients of a study's trials, and what steps along them gained."""

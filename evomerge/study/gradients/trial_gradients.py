@@ -181,17 +181,16 @@ class TrialGradients:
 
 def _first_error(results: Mapping[str, Any]) -> EvomergeError | None:
     """The first failure among results. An error that is no candidate's failure, such as a full disk, is raised."""
-    for result in results.values():
-        if isinstance(result, Exception):
-            if not isinstance(result, EvomergeError):
-                raise result
-            return result
-    return None
+    errors = [result for result in results.values() if isinstance(result, Exception)]
+    for error in errors:
+        if not isinstance(error, EvomergeError):
+            raise error
+    return next((error for error in errors if isinstance(error, EvomergeError)), None)
 
 
 def _split(info: SliceInfo, seed: int) -> tuple[frozenset[str], frozenset[str]]:
-    """A slice's search items: those that slopes are taken on, and those for checking; by hash, so that other items
-    change nothing."""
+    """Splits a slice's search items: for slopes, and for checking. It goes by hash, so that other items change
+    nothing."""
 
     def place(item: str) -> int:
         return int.from_bytes(hashlib.sha256(f"checked\0{seed}\0{item}".encode()).digest()[:6], "big")

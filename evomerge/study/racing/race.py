@@ -204,8 +204,7 @@ class Race:
     # Elimination.
 
     def _eliminate(self, rung: ItemNames, most: int) -> None:
-        """Lets candidates go on that could be the best so far, or of which it is open whether they are parents; of them
-        the `most` promising."""
+        """Lets the `most` promising candidates go on that could be the best so far, or may or may not be parents."""
         # Not by all their items: a candidate that a killed process left with more of them takes the place that it had.
         running = self._running()
         if not running or rung == self._schedule.rung(1.0):
@@ -237,7 +236,13 @@ class Race:
         candidates = [entry.items if entry in self._rivals else entry.scored(rung) for entry in entries]
         forecasts = self._forecasts(candidates)
         drawn = {name: forecast.draws(_DRAWS, self._generator) for name, forecast in forecasts.items()}
-        return [[self._key(entry, drawn, draw, at) for at, entry in enumerate(entries)] for draw in range(_DRAWS)]
+        # The scores of a candidate with all items are the same in each draw, and so is its rank.
+        varies = np.any([np.ptp(means, axis=0) > 0 for means in drawn.values()], axis=0)
+        fixed = {at: self._key(e, drawn, 0, at) for at, e in enumerate(entries) if drawn and not varies[at]}
+        return [
+            [fixed[at] if at in fixed else self._key(entry, drawn, draw, at) for at, entry in enumerate(entries)]
+            for draw in range(_DRAWS)
+        ]
 
     def _key(self, entry: Entry, drawn: Mapping[str, Matrix], draw: int, at: int) -> RankKey:
         scores = {**self._control.scores, **{name: score.value for name, score in entry.totals.items()}}

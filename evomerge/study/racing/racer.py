@@ -33,7 +33,8 @@ _CACHED = 256
 
 
 class Racer:
-    """Scores candidates with pruning, once the references are scored. It returns results, and stores items only."""
+    """Scores candidates with pruning, once the references are scored. It returns results; of a trial in flight it keeps
+    the items, and notes how far it has come."""
 
     def __init__(
         self, trials: Trials, leaderboard: Leaderboard, executor: Executor, pruning: Sequence[Pruner], seed: int
@@ -72,7 +73,8 @@ class Racer:
         """The result of a trial that raced; else the trial is scored by itself, while others are being scored."""
         if trial.number in self._results:
             return self._results.pop(trial.number)
-        race, [entry] = self._lined_up([trial], trial.number, 1)
+        entry = self._entry(trial)
+        race = self._race(trial.number, [entry], [], 1)
         yield from race.score_rest(entry)
         self._forget()
         return self._result(race, entry)
@@ -80,12 +82,9 @@ class Racer:
     def score_in_full(self, trial: Trial) -> EvalTask[TrialResult]:
         """The result of a pruned trial on all items, at the cost of those that it was not scored on. TrialError."""
         entry = self._entry(trial)
-        whole = entry.items.keys() - self.schedule.item_weights.keys()
-        for name in whole:
+        for name in entry.items.keys() - self.schedule.item_weights.keys():
             del entry.items[name]  # scored again: only the value of its score was kept
             entry.totals.pop(name, None)
-        if whole:
-            self._keep(trial, entry.items)
         left = {n: names.difference(entry.items.get(n, ())) for n, names in self.schedule.rung(1.0).items()}
         yield from self._score(entry, left)
         return self._measured(entry)
@@ -136,7 +135,8 @@ class Racer:
         # Of a slice that is scored as a whole, a trial in flight has no score yet: it is scored again.
         kept = {n: dict(items[n]) for n in items if finished or n in self.schedule.item_weights}
         if kept and kept != recorded:
-            self._keep(trial, kept)  # further parts of the same items will follow
+            # Items that are scored again would else stand beside the recorded ones.
+            self._trials.keep_items(trial, "search", {name: scores.values() for name, scores in kept.items()})
         whole = [name for name in trial.scores if name not in self.schedule.item_weights]
         totals = {name: SliceScore(trial.scores[name], trial.stderr.get(name)) for name in whole}
         return Entry(trial, kept, totals, trial.digest, dict(trial.seconds), finished)
@@ -145,10 +145,6 @@ class Racer:
         if trial.number not in self._items_of:
             self._items_of[trial.number] = load_items(self._trials.folder.items, trial.number, "search")
         return self._items_of[trial.number]
-
-    def _keep(self, trial: Trial, items: Items) -> None:
-        """Writes a trial's items in place of those that are there."""
-        self._trials.keep_items(trial, "search", {name: scores.values() for name, scores in items.items()})
 
     def _forget(self) -> None:
         for number in sorted(self._items_of)[:-_CACHED]:
@@ -229,9 +225,12 @@ class Racer:
 
 
 def _aggregated(info: SliceInfo, items: Mapping[str, ItemScore]) -> SliceScore:
-    """A slice's score by all of its items."""
+    """A slice's score by all of its items. TrialError where there is none, whatever the reason."""
     assert info.aggregation is not None  # only slices that have one are scored in parts
-    return info.aggregation.score([items[name] for name in info.items])
+    try:
+        return info.aggregation.score([items[name] for name in info.items])
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise TrialError(f"slice {info.name}: {type(error).__name__}: {error}") from error
 
 
 def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Pruner, ...]:

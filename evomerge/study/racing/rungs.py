@@ -75,7 +75,11 @@ class ItemSchedule:
 
     def __str__(self) -> str:
         counts = [sum(len(pool.first(share)) for pool in self.pools) for share in self.rungs]
-        first = f"a candidate meets {counts[0]}, then {counts[1]}, then all " if counts else "a candidate meets all "
+        first = (
+            f"a candidate is scored on {counts[0]}, then {counts[1]}, then all "
+            if counts
+            else "a candidate is scored on all "
+        )
         early = ", unless a floor is out of reach" if "early_stop" in self.fitness.pruning else ""
         return f"{first}{self.total} of the search split{early}"
 

@@ -36,11 +36,13 @@ def item_files(folder: Path, trial: int, split: SplitName) -> list[Path]:
     return files
 
 
+@deferred()
 def write_items(folder: Path, trial: int, split: SplitName, items: Mapping[str, Iterable[ItemScore]]) -> None:
-    """Writes a trial's items in place of all that are there."""
-    for file in reversed(item_files(folder, trial, split)[1:]):
-        file.unlink()
+    """Writes a trial's items in place of all that are there. A kill on the way leaves more of them, never fewer."""
+    later = item_files(folder, trial, split)[1:]
     save_items(items_file(folder, trial, split), items)
+    for file in reversed(later):
+        file.unlink()
 
 
 def append_items(folder: Path, trial: int, split: SplitName, items: Mapping[str, Iterable[ItemScore]]) -> None:
@@ -56,7 +58,10 @@ def save_items(file: Path, items: Mapping[str, Iterable[ItemScore]]) -> None:
     try:
         if file.suffix == ".jsonl":
             with temporary.open("w", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(items))
+                for row in _rows(items):
+                    finite = row["score"] is not None and math.isfinite(row["score"])
+                    stream.write(json.dumps({**row, "score": row["score"] if finite else None}, ensure_ascii=False))
+                    stream.write("\n")
         else:
             from pyarrow import parquet
 

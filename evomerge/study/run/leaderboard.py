@@ -16,7 +16,7 @@ from evomerge.types import Outcome
 
 @dataclass(frozen=True)
 class Floors:
-    """The gate of each slice, and what a trial's scores are worth under them.
+    """The gate of each slice, and the outcome of a trial's scores under them.
 
     Attributes:
         gates: by slice.
@@ -81,11 +81,9 @@ class Leaderboard:
     """Ranks trials under floors. Adding a trial keeps the order, at a cost that does not grow with their number."""
 
     def __init__(self, floors: Floors, trials: Iterable[Trial] = ()) -> None:
-        self._trials: dict[int, Trial] = {}
-        self._parents: set[str | None] = set()  # digests
+        self._trials: dict[int, Trial] = {trial.number: trial for trial in trials}
+        self._parents = {trial.digest for trial in self.trials if trial.is_parent}
         self.settle(floors)
-        for trial in trials:
-            self.put(trial)
 
     @property
     def gates(self) -> Mapping[str, Gate]:
@@ -99,6 +97,12 @@ class Leaderboard:
     def trials(self) -> list[Trial]:
         """All trials, those in flight included."""
         return list(self._trials.values())
+
+    @property
+    def base(self) -> Trial | None:
+        """The base's trial, which is the first of a study."""
+        first = next(iter(self._trials.values()), None)
+        return first if first is not None and first.label == "base" else None
 
     @property
     def n_finished(self) -> int:

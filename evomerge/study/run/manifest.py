@@ -106,7 +106,7 @@ class Environment:
         self._check(folder, _of_checkpoints(checkpoints))
 
     def check_items(self, folder: RunFolder, items: Mapping[str, str]) -> None:
-        """InputError where the items of a slice, or how they were dealt, are not what was launched."""
+        """InputError where the items of a slice, or how they were split, are not what was launched."""
         self._check(folder, {"items": dict(items)})
 
     def changed_versions(self) -> str:

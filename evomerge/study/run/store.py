@@ -38,8 +38,8 @@ _STATES: Mapping[TrialState, State] = {
 class Store:
     """One study in one storage, read once when it is opened.
 
-    Only the process that holds the run's lock may write. It keeps what it writes in memory, so that no step reads the
-    storage again. Interruptions wait for writes.
+    Only the process that holds the run's lock may write. It keeps the trials that it writes in memory, so that no step
+    reads the others again. Interruptions wait for writes.
     """
 
     def __init__(self, storage: BaseStorage, study_id: int, dimensions: Sequence[Dimension] = ()) -> None:
@@ -186,11 +186,12 @@ class Store:
 
     def _find_duplicates_by_label(self) -> None:
         """Older runs named a duplicate's original in its label only."""
-        names = {trial.name: trial.number for trial in self._trials.values()}
+        scored = {(t.name, t.recipe_id): t.number for t in self._trials.values() if t.state == "complete"}
         for trial in list(self._trials.values()):
             _, marker, name = trial.label.rpartition(_DUPLICATE)
-            if trial.duplicate_of is None and marker and name in names:
-                self._trials[trial.number] = replace(trial, duplicate_of=names[name])
+            original = scored.get((name, trial.recipe_id)) if marker else None
+            if trial.duplicate_of is None and original is not None:
+                self._trials[trial.number] = replace(trial, duplicate_of=original)
 
     def _update(self, trial: Trial, attributes: Mapping[str, Any]) -> Trial:
         trial_id = self._ids[trial.number]
@@ -203,6 +204,8 @@ class Store:
 
     def _keep(self, frozen: FrozenTrial) -> Trial:
         trial, before = _read(frozen), self._trials.get(frozen.number)
+        if before is not None and trial.duplicate_of != before.duplicate_of:
+            trial = replace(trial, duplicate_of=before.duplicate_of)
         if before is not None and trial.state == "running" and "recipe" in before.__dict__:
             trial.__dict__["recipe"] = before.recipe  # parsed once, and dropped when the trial ends
         self._ids[frozen.number] = frozen._trial_id

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import evomerge
+from evomerge.errors import TrialError
 from evomerge.report.items_scored import ItemsScored
 from evomerge.scoring.gates import Gate, feasible, judge
 from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
@@ -19,6 +20,7 @@ from evomerge.study.after.status import NothingFeasible
 from evomerge.study.observer import Observer
 from evomerge.study.racing import rungs
 from evomerge.study.racing.bounds import ScoreBounds
+from evomerge.study.racing.racer import Racer
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.items import load_items, read_items
 from evomerge.study.run.leaderboard import Floors
@@ -261,3 +263,28 @@ def test_a_metric_that_is_no_mean_is_asked_whole(study: Study, tmp_path: Path) -
         assert len(items["m"]) == len(load_items(folder.items, 0, "search")["m"])
         assert len(items["b"]) < len(load_items(folder.items, 0, "search")["b"])
     assert any(t.state == "pruned" for t in result.search.trials)
+
+
+def test_a_promotion_that_fails_loses_no_items(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pruned trial that cannot be scored in full stays as it is, with the items of a slice that is asked whole."""
+    slices = {"m": {"task": "tiny_m", "metric": "mcc"}, "b": {"task": "tiny_b", "metric": "acc"}}
+    text = (tmp_path / "tasks" / "tiny_a.yaml").read_text().replace("task: tiny_a", "task: tiny_m")
+    (tmp_path / "tasks" / "tiny_m.yaml").write_text(text.replace("metric: acc", "metric: mcc"))
+    before: dict[int, Any] = {}
+    promote = Racer.score_in_full
+
+    def failing(self: Racer, trial: Trial) -> Any:
+        before[trial.number] = load_items(RunFolder.named("space").items, trial.number, "search")
+
+        def score(*about: Any) -> Any:
+            raise TrialError("out of memory")
+            yield
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Trials, "score", score)
+            return (yield from promote(self, trial))
+
+    monkeypatch.setattr(Racer, "score_in_full", failing)
+    evomerge.search(study(slices=slices), trials=14)
+    assert before
+    assert before == {n: load_items(RunFolder.named("space").items, n, "search") for n in before}

@@ -80,3 +80,18 @@ def test_the_latest_merges() -> None:
         for n in range(20)
     ]  # fmt: skip
     assert [t.number for t in Leaderboard(FLOORS, scored).latest_merges(3, before=15)] == [12, 9, 6]
+
+
+def test_a_parent_that_is_scored_late_leaves_no_merge_of_its_weights_on_the_front() -> None:
+    def scored(number: int, kind: Any, label: str, digest: str | None, state: Any = "complete") -> Trial:
+        scores = {"a": 1.0, "b": 1.0}
+        return Trial(number, kind, label, {}, "[]", "", 0, state, scores, objective=2.0, digest=digest)
+
+    trials = [
+        scored(0, "reference", "base", "x"),
+        scored(1, "reference", "one", None, "failed"),
+        scored(2, "reference", "uniform", "y"),
+        scored(3, "reference", "one", "y"),
+    ]
+    assert Leaderboard(FLOORS, trials).front() == Leaderboard(FLOORS, trials).merges() == []
+    assert Leaderboard(FLOORS, trials).base == trials[0]

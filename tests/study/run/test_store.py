@@ -75,8 +75,14 @@ def test_a_duplicate_of_an_older_run_is_known_by_its_label(opened: Any) -> None:
     store = Store.create(opened(), "s", DIMENSIONS)
     base = store.start("reference", "base", {}, RECIPE, 0)
     first = store.start("search", "", GENOME, RECIPE, 0)
+    failed = store.start("search", "", GENOME, RECIPE, 0)
     for original in (base, first):
+        store.end(original, TrialResult({"total": 1.0}, SCORES, "x", 0.1))
+    store.end(failed, TrialResult.failure("out of memory", {}))
+    for original in (base, first, failed):
         store.start("search", duplicate_label("greedy soup", original), GENOME, RECIPE, 0)
     again = Store.open(opened(), "s", DIMENSIONS)
     assert again is not None
-    assert [t.duplicate_of for t in again.as_ended()] == [None, None, 0, 1]
+    assert [t.duplicate_of for t in again.as_ended()] == [None, None, None, 0, 1, None]
+    assert again.note_slopes(again.trial(4), {}, {}).duplicate_of == 1
+    assert again.end(again.trial(4), TrialResult({"total": 1.0}, SCORES, "x", 0.1)).duplicate_of == 1
