@@ -23,7 +23,7 @@ class _Ear(threading.local):
         self.depth = 0
 
     def hear(self, number: int, frame: object) -> None:
-        """A signal's handler. One that waits already is not made to wait again: whoever insists is obeyed."""
+        """A signal's handler. One that waits already is not made to wait again: a second one is obeyed."""
         self.heard = True
         self.waiting = self.depth > 0 and not self.waiting
         if not self.waiting:

@@ -96,7 +96,7 @@ def front_data(search: Leaderboard, holdout: Leaderboard | None) -> list[dict[st
     None where the objective is one number."""
     if not search.floors.traded:
         return None
-    again = {t.number: t for t in holdout.trials} if holdout else {}
+    rescored = {t.number: t for t in holdout.trials} if holdout else {}
     still = {t.number for t in holdout.front()} if holdout else set()
 
     def shown(leaderboard: Leaderboard, trial: Trial | None) -> dict[str, Any] | None:
@@ -113,8 +113,8 @@ def front_data(search: Leaderboard, holdout: Leaderboard | None) -> list[dict[st
             "label": t.name,
             "recipe_id": t.recipe_id,
             "search": shown(search, t),
-            "holdout": shown(holdout, again.get(t.number)) if holdout else None,
-            "on_holdout_front": t.number in still if t.number in again else None,
+            "holdout": shown(holdout, rescored.get(t.number)) if holdout else None,
+            "on_holdout_front": t.number in still if t.number in rescored else None,
         }
         for t in search.front()
     ]
@@ -134,9 +134,9 @@ def items_scored_data(leaderboard: Leaderboard) -> dict[str, Any]:
 def both_data(items: Path, search: Leaderboard, holdout: Leaderboard) -> dict[str, Any]:
     """Returns the trials that were scored on the holdout split, with their scores on both splits."""
     numbers = {trial.number for trial in holdout.trials}
-    again = [trial_data(search, t, (items, "search")) for t in search.trials if t.number in numbers]
+    searched = [trial_data(search, t, (items, "search")) for t in search.trials if t.number in numbers]
     return {
-        "search": {"floors": _floors(search), "trials": again},
+        "search": {"floors": _floors(search), "trials": searched},
         "holdout": leaderboard_data(holdout, (items, "holdout")),
     }
 

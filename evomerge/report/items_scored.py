@@ -42,5 +42,5 @@ class ItemsScored:
 
 
 def _saved(trials: Sequence[Trial], by: str) -> tuple[int, int]:
-    stopped = [t for t in trials if t.state == "pruned" and t.pruned_by == by]
-    return len(stopped), sum(t.items - t.evaluated for t in stopped)
+    pruned = [t for t in trials if t.state == "pruned" and t.pruned_by == by]
+    return len(pruned), sum(t.items - t.evaluated for t in pruned)

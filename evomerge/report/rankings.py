@@ -48,7 +48,7 @@ def ranked_words(ranked: Ranked) -> str:
         names = ", ".join(t.name for t in ranked.unscored)
         lines.append(f"note: {names}: among the top of the search now, but without holdout scores")
     if ranked.pruned:
-        lines.append(f"note: {len(ranked.pruned)} stopped early, without a certain place{_ahead(ranked)}")
+        lines.append(f"note: {len(ranked.pruned)} pruned, without a certain rank{_ahead(ranked)}")
     return "\n".join(lines)
 
 

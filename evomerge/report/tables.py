@@ -79,9 +79,9 @@ def _cells(leaderboard: Leaderboard, trial: Trial) -> list[Text]:
 
 
 def mark(leaderboard: Leaderboard, trial: Trial) -> Text:
-    """Says whether a trial passes every floor; "stopped": its scores are predictions."""
+    """Says whether a trial passes every floor; "pruned": its scores are predictions."""
     if trial.state != "complete":
-        return Text("stopped", style="yellow") if trial.state == "pruned" else Text("failed", style="red")
+        return Text("pruned", style="yellow") if trial.state == "pruned" else Text("failed", style="red")
     if not leaderboard.settled:
         return Text("-")
     return Text("pass", style="green") if leaderboard.outcome(trial).feasible else Text("miss", style="red")

@@ -26,7 +26,7 @@ def export(
     chosen, leaderboard, split = _chosen(state, trial)
     missed = [v.slice for v in leaderboard.verdicts(chosen) if not v.passed]
     if chosen.state == "pruned" and not allow_infeasible:
-        problem = f"{chosen.name} was stopped after {chosen.evaluated} of {chosen.items} items"
+        problem = f"{chosen.name} was pruned after {chosen.evaluated} of {chosen.items} items"
         raise NothingFeasible(f"{problem}, whether it passes is open; --allow-infeasible exports it all the same")
     if missed and not allow_infeasible:
         problem = f"{chosen.name} misses the floor of {', '.join(missed)} on the {split} split"

@@ -71,7 +71,7 @@ def test_a_stopped_candidate_is_exported_only_on_demand(study: Study) -> None:
     result = evomerge.search(study())
     stopped = next(t for t in result.search.trials if t.state == "pruned")
     part = f"{stopped.evaluated} of {stopped.items} items"
-    with pytest.raises(NothingFeasible, match=f"{stopped.name} was stopped after {part}, whether it passes is open"):
+    with pytest.raises(NothingFeasible, match=f"{stopped.name} was pruned after {part}, whether it passes is open"):
         evomerge.export("space", trial=stopped.number)
     text = evomerge.export("space", trial=stopped.number, allow_infeasible=True)
     assert f"predicted from {part}" in text
