@@ -2,7 +2,8 @@
 
 EvomergeError
 ├── InputError        a file, flag or checkpoint is wrong: where, what, how to mend (exit code 2)
-│   └── BusyError     the run is held by another process (exit code 2)
+│   ├── BusyError     the run is held by another process (exit code 2)
+│   └── RemovedError  a file asks for what earlier versions could do (exit code 2)
 └── TrialError        one candidate could not be materialized or scored; the study goes on
 """
 
@@ -47,6 +48,10 @@ class InputError(EvomergeError):
         place = str(where) if where else ""
         text = f"{place}: {problem}" if place else problem
         super().__init__(" ".join(f"{text}; {mend}".split()) if mend else " ".join(text.split()))
+
+
+class RemovedError(InputError):
+    """A file asks for something that earlier versions could do."""
 
 
 class BusyError(InputError):

@@ -92,7 +92,7 @@ CASES: dict[str, tuple[str, str, Any, str, str]] = {
         "optimizer.name",
         "gp",
         "name: gp",
-        "optimizer.name: the optimizer gp was removed from evomerge; use surrogate",
+        "optimizer.name: the optimizer gp was removed; use surrogate",
     ),
     "removed optimizer for fronts": ("space", "optimizer", "nsga-iii", "optimizer: nsga", "use nsga-ii or tpe"),
     "removed option of a gene": (
@@ -100,7 +100,7 @@ CASES: dict[str, tuple[str, str, Any, str, str]] = {
         "genes.weight.smooth",
         2.0,
         "smooth: 2",
-        "genes.weight.smooth: `smooth` was removed from evomerge; leave it out, or use `interpolate: true`",
+        "genes.weight.smooth: `smooth` was removed; leave it out, or use `interpolate: true`",
     ),
     "unknown option": ("space", "optimizer.popsize", 4, "popsize", "cma-es takes no such option"),
     "illegal option": ("space", "optimizer.sigma", 3, "sigma", "3 is not legal for cma-es"),

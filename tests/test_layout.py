@@ -97,17 +97,30 @@ class Package:
             Import(module, of, where)
             for module, tree in self.trees.items()
             for node, where in _import_nodes(tree)
-            for of in self._imported(node)
+            for of in self._imported(module, node)
             if of != module
         ]
 
-    def _imported(self, node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    def _imported(self, module: str, node: ast.Import | ast.ImportFrom) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in self.files)
-        elif node.module in self.files:
+        else:
+            origin = self._origin(module, node)
             for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                yield full if full in self.files else str(node.module)
+                full = f"{origin}.{alias.name}"
+                if full in self.files or origin in self.files:
+                    yield full if full in self.files else origin
+
+    def _origin(self, module: str, node: ast.ImportFrom) -> str:
+        """The module that a relative or absolute `from ... import` names."""
+        if not node.level:
+            return node.module or ""
+        package = module if self._is_package(module) else module.rpartition(".")[0]
+        parts = package.split(".")[: len(package.split(".")) + 1 - node.level]
+        return ".".join([*parts, *([node.module] if node.module else [])])
+
+    def _is_package(self, module: str) -> bool:
+        return self.files[module].name == "__init__.py"
 
     @cached_property
     def heavy(self) -> set[str]:
@@ -131,11 +144,21 @@ class Package:
 
     def upward(self) -> list[str]:
         """Imports of a room that does not stand below; inside a room, of a sub-room that does not."""
-        return [
+        found = [
             f"{i.module} imports {i.of}, which is not below it"
             for i in self.imports
-            if _room(i.of) and not _is_below(i.of, i.module)
+            if _room(i.module) and not _is_below(i.of, i.module)
         ]
+        packages = {m for m in self.files if _room(m) and self._is_package(m)}
+        found += [f"{i.module} imports {i.of}, a package" for i in self.imports if i.of in packages]
+        found += [f"{i.module}, a package, imports {i.of}" for i in self.imports if i.module in packages]
+        # Paths as text: in code, not in docstrings, and but for the tables that are there to name what is above.
+        for module, tree in self.trees.items():
+            if module not in ("evomerge", "evomerge.registry"):
+                named = {path for text in _texts(tree, docstrings=False) for path, _ in _paths(text)}
+                above = [path for path in named if path in self.files and not _is_below(path, module)]
+                found += [f"{module} names {path}, which is not below it" for path in above]
+        return found
 
     def circles(self) -> list[str]:
         """The modules of each circle of imports."""
@@ -157,19 +180,39 @@ class Package:
         """Import paths written as text (`module:name`, `from module import`) that lead nowhere."""
         found = []
         for module, tree in self.trees.items():
-            texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-            for text in texts:
-                for path, name in re.findall(r"\b(evomerge(?:\.\w+)+)(?:(?::| import )(\w+))?", text):
-                    if "(" not in text and not self._exists(path, name):
+            for text in _texts(tree):
+                for path, name in _paths(text):
+                    if not self._exists(path, name):
                         found.append(f"{module} names {path}{':' + name if name else ''}")
+            for node, _ in _import_nodes(tree):
+                origin = self._origin(module, node) if isinstance(node, ast.ImportFrom) else ""
+                if origin.partition(".")[0] == "evomerge" and origin not in self.files:
+                    found.append(f"{module} imports {origin}")
         return found
 
     def _exists(self, module: str, name: str) -> bool:
         if module not in self.files:
             # a function of the package's own face, as `evomerge.search`
             return module.count(".") == 1 and f'"{module.partition(".")[2]}"' in self.files["evomerge"].read_text()
-        body = self.trees[module].body
-        return not name or any(getattr(node, "name", None) == name for node in body)
+        return not name or any(name in _defined(node) for node in self.trees[module].body)
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    """The names that a statement at the top of a module makes."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {getattr(node, "name", ""), *(target.id for target in targets if isinstance(target, ast.Name))}
+
+
+def _texts(tree: ast.Module, docstrings: bool = True) -> list[str]:
+    """The strings in a file."""
+    alone = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return [str(n.value) for n in texts if docstrings or id(n) not in alone]
+
+
+def _paths(text: str) -> list[tuple[str, str]]:
+    """The import paths in a text, each with the name that it takes from there, or none."""
+    return re.findall(r"\b(evomerge(?:\.\w+)+)(?:(?::| import )(\w+))?", text)
 
 
 def _import_nodes(tree: ast.Module) -> Iterator[tuple[ast.Import | ast.ImportFrom, str]]:
@@ -196,8 +239,8 @@ def _floor(floors: list[list[str]], name: str) -> int:
 
 def _is_below(other: str, module: str) -> bool:
     there, here = _room(other), _room(module)
-    if not here:
-        return True
+    if not here or other == "evomerge":  # the package's face names all rooms
+        return not here or module == "evomerge.cli"  # which prints the version
     if there != here:
         return _floor(FLOORS, there) > _floor(FLOORS, here)
     if here not in INSIDE or other.count(".") < 2 or module.count(".") < 2:
@@ -265,11 +308,24 @@ def test_folders_stay_small() -> None:
         ("space/vector.py", "if TYPE_CHECKING:\n    from evomerge.study.prepare import Plan", "upward"),
         ("space/vector.py", "def f() -> None:\n    from evomerge.optimize.base import Start", "upward"),
         ("study/run/trial.py", "from evomerge.study.racing.race import Race", "upward"),
+        ("space/vector.py", "from ..study.prepare import Plan", "upward"),
+        ("space/vector.py", "def f() -> None:\n    from ..study.search import search", "upward"),
+        ("space/vector.py", "from evomerge import search", "upward"),
+        ("space/vector.py", "import evomerge", "upward"),
+        ("space/vector.py", 'importlib.import_module("evomerge.study.search")', "upward"),
+        ("space/vector.py", 'X = "evomerge.study.search:search"', "upward"),
+        ("study/__init__.py", "from evomerge.study.search import search", "upward"),
+        ("study/run/store.py", "import evomerge.study", "upward"),
+        ("recipe/recipe.py", "from . import mergekit", "circles"),
+        ("recipe/recipe.py", "from .mergekit import read_recipe", "circles"),
         ("optimize/base.py", "from evomerge.optimize.planned import Planned", "circles"),
         ("optimize/base.py", "def f() -> None:\n    from evomerge.optimize.planned import Planned", "circles"),
         ("optimize/base.py", "if TYPE_CHECKING:\n    from evomerge.optimize.planned import Planned", "circles"),
         ("optimize/base.py", "def f() -> None:\n    from evomerge.space.reference_genomes import UNIFORM", "needless"),
         ("registry.py", 'X = "evomerge.optimize.absent:Absent"', "dangling"),
+        ("registry.py", 'X = "evomerge.optimize.planned:Absent"', "dangling"),
+        ("evaluator/pool.py", 'X = "from evomerge.nowhere import y; y()"', "dangling"),
+        ("space/vector.py", "from evomerge.nope import x", "dangling"),
     ],
 )
 def test_a_planted_fault_is_found(tmp_path: Path, where: str, line: str, check: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 
-from evomerge.errors import suggestion
+from evomerge.errors import RemovedError, suggestion
 from evomerge.files.nodes import Node, interval
 from evomerge.files.objects import AXES, Axis, GeneSpec
 from evomerge.registry import CHOICES, METHODS, Parameter
@@ -170,7 +170,7 @@ def _numeric(name: str, node: Node, takers: Takers) -> GeneSpec:
         )
     smooth = node.value.get("smooth")
     if smooth is not None and smooth.value not in (0, None):  # a run's own copy may hold a 0
-        smooth.fail("`smooth` was removed from evomerge", "leave it out, or use `interpolate: true`")
+        raise RemovedError("`smooth` was removed", "leave it out, or use `interpolate: true`", smooth.where)
     kept = {key: child for key, child in node.value.items() if key != "smooth"}
     parts = Node(kept, node.where).mapping(["low", "high"], ["init", "log", "per"])
     low, high = _range(parts, name, takers)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import Where
+from evomerge.errors import RemovedError, Where
 from evomerge.files.common import index, read_model, read_seconds, resolve
 from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
@@ -177,5 +177,5 @@ def _optimizer(node: Node | None) -> dict[str, Any]:
 def _optimizer_name(node: Node) -> str:
     name = node.text()
     if name in REMOVED_OPTIMIZERS:
-        node.fail(f"the optimizer {name} was removed from evomerge", f"use {REMOVED_OPTIMIZERS[name]}")
+        raise RemovedError(f"the optimizer {name} was removed", f"use {REMOVED_OPTIMIZERS[name]}", node.where)
     return node.one_of(OPTIMIZERS, "optimizer")

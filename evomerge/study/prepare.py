@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.errors import InputError, Where
+from evomerge.errors import InputError, RemovedError, Where
 from evomerge.evaluator.models import OpenModels, open_models
 from evomerge.files.objects import PRUNERS, FitnessSpec, GeneSpec, SpaceSpec
 from evomerge.files.pair import read_files
@@ -56,7 +56,12 @@ def launched_plan(launch: Launch) -> Plan:
 def resumed_plan(folder: RunFolder, environment: Environment) -> Plan:
     """The plan of a run's own copies of its files. InputError, naming the changes, where they, the originals (if both
     are still there) or the checkpoints are not what was launched."""
-    spec, fitness = read_files(folder.space, fitness=folder.fitness)
+    try:
+        spec, fitness = read_files(folder.space, fitness=folder.fitness)
+    except RemovedError as error:
+        problem = f"the run {folder.name!r} cannot be resumed: {error.problem}"
+        mend = "launch a new run; status, rank, compare and export still read this one"
+        raise InputError(problem, mend, error.where) from None
     environment.check_files(folder, spec, fitness)
     plan = make_plan(spec, fitness)
     if Path(environment.launch.space).is_file():

@@ -17,9 +17,17 @@ Study = Callable[..., Path]
 @pytest.mark.parametrize(
     ("now", "before", "said"),
     [
-        ("name: random", "name: gp", "optimizer.name: the optimizer gp was removed from evomerge; use surrogate"),
-        ("name: random", "name: nsga-iii", "the optimizer nsga-iii was removed from evomerge; use nsga-ii or tpe"),
-        ("    per:\n", "    smooth: 2.0\n    per:\n", "`smooth` was removed from evomerge; leave it out, or use"),
+        (
+            "name: random",
+            "name: gp",
+            "the run 'space' cannot be resumed: the optimizer gp was removed; launch a new",
+        ),
+        ("name: random", "name: nsga-iii", "cannot be resumed: the optimizer nsga-iii was removed; launch a new run"),
+        (
+            "    per:\n",
+            "    smooth: 2.0\n    per:\n",
+            "`smooth` was removed; launch a new run; status, rank",
+        ),
     ],
 )
 def test_a_run_that_used_it_says_so(
@@ -33,6 +41,8 @@ def test_a_run_that_used_it_says_so(
     assert main(["resume", "space", "--trials", "6"]) == 2
     assert said in capsys.readouterr().err
     assert main(["status", "space"]) == 0  # what is recorded is still shown
+    if "gp" in before:  # and can be begun with
+        assert evomerge.search(tiny_study(), run="next", trials=6, begin="space:4").search.trials[4].genome
 
 
 @pytest.mark.parametrize("neutral", ["0", "0.0", "false", "null"])

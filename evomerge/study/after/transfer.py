@@ -53,7 +53,8 @@ def starting_point(run: str, models: OpenModels) -> StartingPoint:
         raise InputError(f"{run!r} names no run", "give RUN or RUN:TRIAL", _FLAG)
     state = status(name)
     environment = Environment.read(state.folder)
-    old = read_space(state.folder.space, fitness=state.folder.fitness)
+    # Its optimizer does not matter: it may be one that was removed.
+    old = read_space(state.folder.space, optimizer="random", fitness=state.folder.fitness)
     _check_models(name, environment, models)
     trial = _trial(state, name, number)
     sources = {source: space.models.sources[source] for source in old.sources}
