@@ -56,6 +56,7 @@ class Racer:
 
     def race(self, trials: Sequence[Trial], since: int, parents: int) -> None:
         """Scores the running ones of `trials` against each other and the finished ones; `evaluate` gives their results.
+        A candidate that comes alone competes with the best tenth of the trials before it.
 
         A trial that a killed process left in flight goes on with the items that it was scored on.
 
@@ -64,7 +65,9 @@ class Racer:
             since: number of the generation's first trial; they compete with the trials before it.
             parents: how many of the generation make a difference to the optimizer.
         """
-        race, entries = self._lined_up(trials, since, parents)
+        entries = [self._entry(trial) for trial in trials]
+        rivals = [self._entry(trial) for trial in self._best_tenth(since)] if len(entries) == 1 else []
+        race = self._race(since, entries, rivals, len(rivals) if len(entries) == 1 else parents)
         race.run()
         self._results = {e.trial.number: self._result(race, e) for e in entries if not e.finished}
         self._forget()
@@ -89,15 +92,7 @@ class Racer:
         yield from self._score(entry, left)
         return self._measured(entry)
 
-    def _lined_up(self, trials: Sequence[Trial], since: int, parents: int) -> tuple[Race, list[Entry]]:
-        entries = [self._entry(trial) for trial in trials]
-        if len(entries) > 1:
-            return self._race(since, entries, [], parents), entries
-        best = self._best_tenth(since)
-        return self._race(since, entries, [self._entry(t) for t in best], len(best)), entries
-
     def _best_tenth(self, since: int) -> list[Trial]:
-        """The rivals of a candidate that comes alone."""
         ranked = [t for t in self._leaderboard.in_order(since) if t.kind == "search" and t.ranked]
         return ranked[: math.ceil(len(ranked) / 10)]
 
