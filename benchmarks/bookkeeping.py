@@ -7,8 +7,8 @@ What is left are proposals, the store, the items' files, the leaderboard and `be
 
 - `cma-es`: every candidate is scored on all items;
 - `cma-es, pruning`: candidates race, as by default;
-- `store`: the default optimizer's store part alone. Its proposals are drawn at random, as a Gaussian process grows with
-  what it knows; candidates are scored on all items.
+- `store`: the default optimizer's store part alone. Genomes are drawn at random in its place, as a Gaussian process
+  grows with what it knows; candidates are scored on all items.
 
 Each number of trials is a run in a process of its own. A trial's milliseconds are those of a run's last 100 trials (50
 of a run of 100): the time that passes, and the processor's. Other work on the machine changes the first, so the second
@@ -24,6 +24,7 @@ import argparse
 import json
 import math
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -45,7 +46,6 @@ GROWTH, MEMORY, STATUS = 1.2, 1.1, 2.0
 def write_files(folder: Path, kind: str) -> Path:
     """The search-space file of a kind of search, over small random checkpoints."""
     base, *sources = build(folder / "models", 1_000_000, 3)
-    name = "random" if kind == "store" else "cma-es"
     space = {
         "base": str(base),
         "sources": {f"source{i}": str(path) for i, path in enumerate(sources)},
@@ -54,7 +54,7 @@ def write_files(folder: Path, kind: str) -> Path:
             "method": "task_arithmetic",
             "weight": {"low": 0.0, "high": 1.0, "init": 0.4, "per": ["sources", "layers"]},
         },
-        "optimizer": {"name": name, "seed": 0, **({"population": 12} if name == "cma-es" else {})},
+        "optimizer": {"name": "cma-es", "seed": 0, "population": 12},
         "budget": {"trials": 100},
         "fitness": "fitness.yaml",
     }
@@ -106,6 +106,26 @@ class FreeScorer:
         return SliceScore(value, math.sqrt(value * (1 - value) / len(items)), items)
 
 
+class Drawn:
+    """Draws genomes at random, and learns nothing."""
+
+    exhausted = None
+
+    def __init__(self, dimensions: Any) -> None:
+        from evomerge.optimize.base import Generation
+
+        self.generation = Generation(1, 0, 1)
+        self._dimensions, self._generator = dimensions, random.Random(0)
+
+    def ask(self) -> Any:
+        from evomerge.optimize.base import Proposal
+
+        return Proposal({d.key: d.tidy(self._generator.uniform(d.low, d.high)) for d in self._dimensions})
+
+    def tell(self, genome: Any, outcome: Any) -> None:
+        pass
+
+
 def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
     """Runs one search in this process."""
     import psutil
@@ -147,6 +167,8 @@ def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
         session.begin = noted  # type: ignore[method-assign]
 
         def make(start: Any) -> Any:
+            if kind == "store":
+                return Drawn(plan.space.dimensions)
             name, seed = plan.spec.optimizer["name"], plan.spec.optimizer["seed"]
             return build_optimizer(name, plan.space.dimensions, seed, plan.spec.options, start)
 
@@ -172,6 +194,7 @@ def status_seconds(run: Path) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000, 3000])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="where runs go (default: a temporary folder)")
     parser.add_argument("--measure", nargs=2, metavar=("KIND", "TRIALS"), help=argparse.SUPPRESS)
@@ -181,13 +204,13 @@ def main() -> int:
         print(json.dumps(measure(options.out, kind, int(trials))))
         return 0
     with tempfile.TemporaryDirectory() as temporary:
-        return report(options.out or Path(temporary), options.trials, options.rounds)
+        return report(options.out or Path(temporary), options.kinds, options.trials, options.rounds)
 
 
-def report(out: Path, counts: list[int], rounds: int) -> int:
+def report(out: Path, kinds: list[str], counts: list[int], rounds: int) -> int:
     print(f"{'':<18}{'trials':>8}{'ms a trial':>12}{'of processor':>14}{'memory, MB':>12}{'status, s':>11}")
     held = True
-    for kind in KINDS:
+    for kind in kinds:
         measured: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
         for round_ in range(rounds):
             for count in counts:
