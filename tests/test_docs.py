@@ -156,8 +156,9 @@ def test_files_exist(page: str) -> None:
     assert absent_files(PAGES[page]) == []
 
 
-def test_names_of_the_code_exist() -> None:
-    assert absent_names(PAGES[ARCHITECTURE]) == []
+@pytest.mark.parametrize("page", [ARCHITECTURE, "docs/tensors.md", "docs/decisions.md"])
+def test_names_of_the_code_exist(page: str) -> None:
+    assert absent_names(PAGES[page]) == []
 
 
 def test_the_list_of_rooms_is_the_package() -> None:
