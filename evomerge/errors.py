@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from evomerge.escape import printable
+
 
 @dataclass(frozen=True)
 class Where:
@@ -41,13 +43,14 @@ class EvomergeError(Exception):
 
 
 class InputError(EvomergeError):
-    """Something that the user gave is wrong. Prints as one line: where: what; how to mend."""
+    """Something that the user gave is wrong. Prints as one line: where: what; how to mend. What does not print in it
+    is escaped."""
 
     def __init__(self, problem: str, mend: str = "", where: Where | None = None) -> None:
         self.problem, self.mend, self.where = problem, mend, where
         place = str(where) if where else ""
         text = f"{place}: {problem}" if place else problem
-        super().__init__(" ".join(f"{text}; {mend}".split()) if mend else " ".join(text.split()))
+        super().__init__(printable(" ".join(f"{text}; {mend}".split() if mend else text.split())))
 
 
 class RemovedError(InputError):

@@ -30,7 +30,9 @@ FLOORS = [
     ["space", "merging"],
     ["recipe"],
     ["files", "checkpoints"],
+    ["safety"],
     ["types", "errors", "interrupts", "registry"],
+    ["escape"],
 ]
 """The rooms, top floor first."""
 

@@ -1,0 +1,53 @@
+"""Texts from outside (names, paths, tensors, templates, errors of libraries) for terminal, log, HTML and Markdown.
+
+A control character can move the cursor, retitle a terminal or hide a line, and markup can be taken for our own. So
+every such text goes through one of these functions before it is shown.
+"""
+
+from __future__ import annotations
+
+import html as _html
+import re
+import unicodedata
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode categories that are escaped: control and format characters (also those that turn the direction of writing),
+lone surrogates, unassigned ones, separators of lines and paragraphs."""
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&-])")
+
+
+def printable(text: object) -> str:
+    """The text on one line, with what does not print written as Python writes it: ``\\x1b``, ``\\u202e``."""
+    return "".join(c if c.isprintable() or not _hidden(c) else _code(c) for c in str(text))
+
+
+def shortened(text: object, most: int = 200) -> str:
+    """The printable text, cut to `most` characters."""
+    shown = printable(str(text)[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def markup(text: object) -> str:
+    """The printable text where rich reads markup: ``[red]`` is shown, not obeyed."""
+    from rich.markup import escape
+
+    return escape(printable(text))
+
+
+def html(text: object) -> str:
+    """The printable text inside HTML, in an element or a quoted attribute."""
+    return _html.escape(printable(text), quote=True)
+
+
+def markdown(text: object) -> str:
+    """The printable text inside Markdown, in a line or in a cell of a table."""
+    return _MARKDOWN.sub(r"\\\1", printable(text))
+
+
+def _hidden(character: str) -> bool:
+    return unicodedata.category(character) in _HIDDEN
+
+
+def _code(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

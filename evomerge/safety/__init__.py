@@ -1,0 +1,1 @@
+"""What comes from outside stays harmless, and what is written stays whole."""

@@ -1,0 +1,46 @@
+"""Bounds on work that input decides: a template that loops, a pattern that backtracks, a layer count of a billion."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from types import TracebackType
+
+_raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
+
+
+class OutOfTime(Exception):
+    """The work inside a `TimeLimit` took too long."""
+
+
+class TimeLimit:
+    """A context in which Python code of this thread may run for `seconds`, then `OutOfTime` is raised in it.
+
+    The exception comes between two steps of Python code: one call of a C function (a regular expression, a product of a
+    text and a large number) is not ended by it. For regular expressions there is `regex` with its `timeout`.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._thread = seconds, 0
+        self._lock, self._done = threading.Lock(), False
+
+    def __enter__(self) -> TimeLimit:
+        self._thread = threading.get_ident()
+        self._timer = threading.Timer(self._seconds, self._expire)
+        self._timer.daemon = True
+        self._timer.start()
+        return self
+
+    def _expire(self) -> None:
+        with self._lock:
+            if not self._done:
+                _raise_in_thread(ctypes.c_ulong(self._thread), ctypes.py_object(OutOfTime))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._done = True
+            # One that was raised in the last moment, and has not arrived yet, is taken back.
+            _raise_in_thread(ctypes.c_ulong(self._thread), None)
+        self._timer.cancel()
