@@ -28,13 +28,6 @@ def shortened(text: object, most: int = 200) -> str:
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
-def markup(text: object) -> str:
-    """The printable text where rich reads markup: ``[red]`` is shown, not obeyed."""
-    from rich.markup import escape
-
-    return escape(printable(text))
-
-
 def html(text: object) -> str:
     """The printable text inside HTML, in an element or a quoted attribute."""
     return _html.escape(printable(text), quote=True)

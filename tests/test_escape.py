@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from evomerge.errors import InputError
-from evomerge.escape import html, markdown, markup, printable, shortened
+from evomerge.escape import html, markdown, printable, shortened
 
 
 @given(st.text())
@@ -29,13 +27,6 @@ def test_what_prints_stays(text: str) -> None:
 
 def test_control_characters_are_named() -> None:
     assert printable("a\x1b[31m\x07\n\u202e") == "a\\x1b[31m\\x07\\n\\u202e"
-
-
-@given(st.text(alphabet="[]/\\ab=#@ ", max_size=20))
-def test_markup_is_shown_not_obeyed(text: str) -> None:
-    stream = io.StringIO()
-    Console(file=stream, width=200, markup=True, highlight=False, emoji=False).print(f"{markup(text)}[b][/b]", end="")
-    assert stream.getvalue() == printable(text)
 
 
 @given(st.text(max_size=40))
