@@ -14,11 +14,12 @@ from evomerge.files.objects import FitnessSpec, FloorSpec, SliceSpec
 from evomerge.files.resolved import fitness_data
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.registry import OBJECTIVES, load
+from evomerge.safety.durable import write_whole
 from evomerge.scoring.gates import lower_bound, scales, settle
 from evomerge.scoring.preflight import check_floors, check_objective
 from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
 from evomerge.study.after.status import NothingFeasible, Status, status
-from evomerge.study.run.folder import RunFolder, write_atomic
+from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.recorded import recorded_scores
@@ -220,6 +221,6 @@ def _write(file: Path, ranked: Ranked, winner: Trial) -> None:
     header = f"evomerge run {ranked.folder.name}, {winner.name}, recipe {winner.recipe_id[:16]}"
     reason = f"the best on the {split} items under {ranked.fitness.name}"
     try:
-        write_atomic(file, write_recipe(winner.recipe, f"{header}\n{reason}"))
+        write_whole(file, write_recipe(winner.recipe, f"{header}\n{reason}"))
     except OSError as error:
         raise InputError(f"cannot write {file} ({error.strerror})", "give another file", Where("--output")) from None
