@@ -81,6 +81,10 @@ def suggestion(name: str, legal: Iterable[str], limit: int = 12) -> str:
     return f"use one of: {shown}" if names else "none is defined"
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The system's numbers for: the disk, or the user's part of it, is full."""
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether a disk, or the user's part of it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and error.errno in FULL
