@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from evomerge.examine.evaluate import evaluate
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.report.figures import FORMATS, draw_path
+from evomerge.safety.durable import write_whole
 from evomerge.study.dry_run import dry_run
 from evomerge.study.run.folder import is_name
 from evomerge.study.run.items import save_items
@@ -76,15 +78,17 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
 
 def run_rank(options: argparse.Namespace) -> int:
     from evomerge.report import data, rankings
-    from evomerge.study.after.rank import rank
+    from evomerge.study.after.rank import rank, write_winner
 
-    result = _call(rank, options)
+    output = _output(options.output, "--output", read=[options.fitness])
+    result = _call(rank, options, output=None)
+    unsaved = _save(output, lambda file: write_winner(result, file))
     if options.json:
         _print(options, data.ranked_data(result))
     else:
         _show(rankings.ranked_tables(result))
         print(rankings.ranked_words(result))
-    return DONE if result.winner else NO
+    return _end(DONE if result.winner else NO, unsaved)
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -122,6 +126,7 @@ def run_status(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     from evomerge.study.after.export import export
 
+    _output(options.output, "--output")
     text = _call(export, options)
     if options.json:
         return _print(options, {"recipe": text, "file": options.output})
@@ -148,23 +153,22 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from evomerge.report import tables
     from evomerge.report.data import evaluated_data
 
-    items = _output(options.items, "--items", (".jsonl", ".parquet"))
-    output = _output(options.output, "--output")
+    read = [options.model, options.fitness]
+    items = _output(options.items, "--items", (".jsonl", ".parquet"), read=read)
+    output = _output(options.output, "--output", read=[*read, options.items])
     references = _references(options.references)
     with _view() as observer:
         result = _call(evaluate, options, references=references, observer=observer)
     data = evaluated_data(result)
-    if output:
-        output.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    if items:
-        save_items(items, {name: score.items for name, score in result.scores.items()})
+    unsaved = _save(output, lambda file: write_whole(file, json.dumps(data, indent=2) + "\n"))
+    unsaved += _save(items, lambda file: save_items(file, {name: s.items for name, s in result.scores.items()}))
     if options.json:
         _print(options, data)
     else:
         _show(tables.evaluated_table(result))
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
         print(f"misses the floor of {missed}" if missed else "passes every floor")
-    return DONE if result.feasible else NO
+    return _end(DONE if result.feasible else NO, unsaved)
 
 
 def run_path(options: argparse.Namespace) -> int:
@@ -177,30 +181,59 @@ def run_path(options: argparse.Namespace) -> int:
             result = _call(path, options, references=references, observer=observer)
     except PathInterrupted as stop:
         result = stop.partial
-    if figure:
-        draw_path(result, figure)
+    unsaved = _save(figure, lambda file: draw_path(result, file))
     if options.json:
-        _print(options, {**path_data(result), "figure": options.output})
+        _print(options, {**path_data(result), "figure": None if unsaved else options.output})
     else:
         _show(path_table(result))
-        print(f"{path_summary(result)}\nwrote {options.output}")
+        print(path_summary(result) + ("" if unsaved else f"\nwrote {options.output}"))
+    code = _end(DONE if result.feasible else NO, unsaved)
     if not result.complete:
         return complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
-    return DONE if result.feasible else NO
+    return code
 
 
-def _output(name: str | None, option: str, endings: Sequence[str] = ()) -> Path | None:
-    """Returns a file to write. InputError, before an hour of scoring, where it cannot be written."""
+def _output(name: str | None, option: str, endings: Sequence[str] = (), read: Sequence[str | None] = ()) -> Path | None:
+    """Returns a file to write. InputError, before an hour of scoring, where it cannot be written, or is one of the
+    files that are `read`."""
     if name is None:
         return None
     file = Path(name)
     if endings and file.suffix.lower() not in endings:
         raise InputError(f"{name} is none of {', '.join(endings)}", f"write for example x{endings[0]}", Where(option))
-    if not file.parent.is_dir():
-        raise InputError(f"there is no folder {file.parent}", "create it", Where(option))
+    real = Path(os.path.realpath(file))  # a link stays one: what it leads to is written
     if file.is_dir():
         raise InputError(f"{name} is a folder", "name a file in it", Where(option))
+    if file.exists() and not file.is_file():
+        return file  # a device or a pipe
+    if not real.parent.is_dir():
+        raise InputError(
+            f"there is no folder {real.parent if file.is_symlink() else file.parent}", "create it", Where(option)
+        )
+    if not os.access(real.parent, os.W_OK | os.X_OK) or (file.exists() and not os.access(file, os.W_OK)):
+        raise InputError(f"you may not write {name}", "name another file", Where(option))
+    if any(os.path.realpath(other) == str(real) for other in read if other is not None):
+        raise InputError(f"{name} is read, and would be written over", "name another file", Where(option))
     return file
+
+
+def _save(file: Path | None, write: Callable[[Path], None]) -> list[str]:
+    """Writes a file of results. What kept it from being written, as a line: the results are printed all the same."""
+    if file is not None:
+        try:
+            write(file)
+        except OSError as error:
+            return [
+                f"{file} is not written ({error.strerror or error}); name another file, or make room, and run it again"
+            ]
+    return []
+
+
+def _end(code: int, unsaved: Sequence[str]) -> int:
+    """Returns the exit code of a command whose results are printed, and says which files they are not in."""
+    for line in unsaved:
+        code = complain(line, WRONG)
+    return code
 
 
 def _references(pairs: Sequence[str]) -> dict[str, str]:

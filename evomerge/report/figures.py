@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.examine.path import Barrier, Curve, ScoredPath, short_name
+from evomerge.safety.durable import write_whole
 from evomerge.scoring.gates import interval
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ def draw_path(result: ScoredPath, file: Path) -> None:
     for ax in axes:
         _dress(ax, result)
     axes[-1].set_xlabel(f"t      (0: {short_name(result.start)},  1: {short_name(result.end)})")
-    figure.savefig(file)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=file.suffix.lower().removeprefix("."))
+    write_whole(file, picture.getvalue())
 
 
 def _scores(ax: Axes, result: ScoredPath, metric: str) -> None:
