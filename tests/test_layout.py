@@ -39,7 +39,7 @@ FLOORS = [
 INSIDE = {
     "study": [
         ["search", "dry_run"],
-        ["loop", "holdout"],
+        ["loop", "holdout", "repair"],
         ["session"],
         ["prepare"],
         ["after"],

@@ -119,14 +119,24 @@ class Session:
 
     def _choose_means(self) -> None:
         """Pruning and gradients, as the files ask for them. Both go by the scored references."""
-        spec, fitness = self.plan.spec, self.plan.fitness
-        if pruning := applicable(spec, fitness):
-            self.racer = Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
+        spec = self.plan.spec
+        self.racer = self.make_racer()
+        if self.racer is not None:
             alone = "; asynchronous candidates do not race" if spec.asynchronous else ""
             self.observer.note(f"items: {self.racer.schedule}{alone}")
         if uses_gradient(spec.optimizer["name"], spec.options):
             self.gradients = TrialGradients(self.trials, self.trials.as_ended, self.executor, self.plan.space)
             self.gradients.score_references()
+
+    def make_racer(self) -> Racer | None:
+        """A racer that goes by the scored references; None where no candidate is pruned."""
+        spec = self.plan.spec
+        pruning = applicable(spec, self.plan.fitness)
+        return (
+            Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
+            if pruning
+            else None
+        )
 
     # Searched trials.
 
