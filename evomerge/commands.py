@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -265,5 +266,6 @@ def _print(options: argparse.Namespace, data: Any, text: Callable[[], str] | Non
 
 
 def complain(text: str, code: int, kind: str = "error") -> int:
-    print(f"{kind}: {text}", file=sys.stderr)
+    with suppress(OSError):  # the terminal may be closed
+        print(f"{kind}: {text}", file=sys.stderr)
     return code
