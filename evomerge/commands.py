@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -298,5 +299,6 @@ def _print(options: argparse.Namespace, data: Any, text: Callable[[], str] | Non
 
 
 def complain(text: str, code: int, kind: str = "error") -> int:
-    print(f"{kind}: {text}", file=sys.stderr)
+    with suppress(OSError):  # the terminal may be closed
+        print(f"{kind}: {text}", file=sys.stderr)
     return code

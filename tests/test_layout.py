@@ -31,7 +31,7 @@ FLOORS = [
     ["recipe"],
     ["files", "checkpoints"],
     ["safety"],
-    ["types", "errors", "interrupts", "registry"],
+    ["types", "errors", "interrupts", "streams", "registry"],
     ["escape"],
 ]
 """The rooms, top floor first."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
+from evomerge.checkpoints.identity import Identity, identities
 from evomerge.checkpoints.lora import CONFIG as ADAPTER_CONFIG
 from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_steps import Change
@@ -64,6 +65,7 @@ class Checkpoint:
         tensors: every tensor that a model of this kind reads, by name, in the order of the names. A stored head
             that the configuration ties to the embeddings, and buffers that the model computes itself, are left out.
         stack: the layer stack.
+        seen: the files of its folders as they were before the first of them was read (`identity.check_unchanged`).
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class Checkpoint:
         resolved: str | None = None,
         adapter: Adapter | None = None,
         changes: Mapping[str, Change] | None = None,
+        seen: Mapping[Path, Identity] | None = None,
     ) -> None:
         self.reference, self.path, self.config, self.where = reference, path, config, where
+        self.seen: Mapping[Path, Identity] = seen or {}
         self._resolved, self._adapter, self._changes = resolved or str(path), adapter, changes or {}
         self._open_files: dict[Path, Any] = {}
         has_tokenizer = adapter is not None and any((adapter.folder / name).is_file() for name in _TOKENIZERS)
@@ -109,15 +113,18 @@ class Checkpoint:
         """
         model, adapter = split_adapter(ref, where)
         if adapter is not None:
-            return cls.open(model, where).adapted(ref, read_adapter(*resolve(adapter, where), where))
+            folder, resolved = resolve(adapter, where)
+            seen = identities(folder)
+            return cls.open(model, where).adapted(ref, read_adapter(folder, resolved, where), seen)
         folder, resolved = resolve(ref, where)
+        seen = identities(folder)
         if (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
             adapter_alone = read_adapter(folder, resolved, where)
-            return cls._base_of(adapter_alone, base).adapted(ref, adapter_alone)
+            return cls._base_of(adapter_alone, base).adapted(ref, adapter_alone, seen)
         stored = _stored(folder, where)
         config = _config(folder, stored, where)
         _refuse_quantized(folder, config, stored, where)
-        return cls(ref, folder, config, stored, where, resolved)
+        return cls(ref, folder, config, stored, where, resolved, seen=seen)
 
     @classmethod
     def _base_of(cls, adapter: Adapter, base: Checkpoint | None) -> Checkpoint:
@@ -134,8 +141,9 @@ class Checkpoint:
             problem = f"its base {adapter.base} cannot be opened ({error.problem})"
             raise adapter.error(problem, "write model+adapter") from None
 
-    def adapted(self, reference: str, adapter: Adapter) -> Checkpoint:
-        """This checkpoint with a LoRA adapter merged into it, tensor by tensor as they are read.
+    def adapted(self, reference: str, adapter: Adapter, seen: Mapping[Path, Identity]) -> Checkpoint:
+        """This checkpoint with a LoRA adapter merged into it, tensor by tensor as they are read. `seen`: the adapter's
+        folder before it was read.
 
         Raises:
             InputError: the adapter does not fit.
@@ -154,6 +162,7 @@ class Checkpoint:
             resolved=f"{self.resolved()}+{adapter.resolved}",
             adapter=adapter,
             changes=fitted.changes,
+            seen={**self.seen, **seen},
         )
 
     @property

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
-from evomerge.errors import InputError, TrialError
+from evomerge.errors import InputError, StoppedError, TrialError
 from evomerge.evaluator.executor import Executor, run_all
 from evomerge.evaluator.jobs import EvalTask
+from evomerge.evaluator.watched import WatchedExecutor
 from evomerge.optimize.base import Generation, Proposal, Reason, Start
 from evomerge.optimize.declarations import uses_gradient
 from evomerge.optimize.replay import Asked
@@ -46,7 +47,9 @@ class Session:
         starting_point: StartingPoint | None = None,
     ) -> None:
         """`starting_point`: the genome of another run with which the search begins."""
-        self.folder, self.plan, self.executor, self.observer = folder, plan, executor, observer
+        self.folder, self.plan, self.observer = folder, plan, observer
+        mend = f"copy the file back with which the run was launched, then `evomerge resume {folder.handle}`"
+        self.executor: Executor = WatchedExecutor(executor, plan.checkpoints.values(), mend)
         self.starting_point = starting_point
         self.trials = Trials(
             folder,
@@ -190,6 +193,8 @@ class Session:
         assert self.racer is not None  # no trial is pruned without it
         try:
             [result] = run_all(self.executor, [self.racer.score_in_full(trial)])
+        except StoppedError:
+            raise
         except (TrialError, InputError) as error:
             self.observer.warn(f"{trial.name} cannot be scored in full: {error}")
             return

@@ -67,7 +67,9 @@ class CallablePass:
         name, count = self._score.ref.name, len(items)
         model = self._model.model if isinstance(self._model, BuiltModel) else self._model
         with untouched(self._model, name):
-            scores: list[float] = self._score(model, self._tokenizer, items, read=lambda a: numbers(a, count, name))
+            scores: list[float] = self._score(
+                model, self._tokenizer, items, read=lambda a: numbers(a, count, name), timeout=self.spec.timeout
+            )
         return scores
 
     def digest(self) -> str:

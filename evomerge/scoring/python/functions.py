@@ -16,6 +16,7 @@ from typing import Any
 
 from evomerge.errors import InputError, TrialError
 from evomerge.files.objects import FunctionRef
+from evomerge.safety.limits import OutOfTime, TimeLimit
 from evomerge.scoring.guard import undisturbed
 from evomerge.scoring.preflight import MODEL_TAKES, check_function
 
@@ -35,16 +36,21 @@ class UserFunction:
         self._function = _loaded(ref)
         _check_signature(self._function, ref, takes)
 
-    def __call__(self, *arguments: Any, read: Callable[[Any], Any] = lambda answer: answer) -> Any:
-        """Calls the function and returns `read` of its answer. TrialError where either raises; the traceback is
-        logged."""
+    def __call__(
+        self, *arguments: Any, read: Callable[[Any], Any] = lambda answer: answer, timeout: float | None = None
+    ) -> Any:
+        """Calls the function and returns `read` of its answer. TrialError where either raises, the traceback is logged;
+        and where its Python code has not ended after `timeout` seconds."""
         import torch
 
+        limit = contextlib.nullcontext() if timeout is None else TimeLimit(timeout)
         try:
-            with contextlib.redirect_stdout(sys.stderr), torch.no_grad():
+            with contextlib.redirect_stdout(sys.stderr), torch.no_grad(), limit:
                 return read(self._function(*arguments))
         except TrialError:
             raise
+        except OutOfTime:
+            raise TrialError(f"{self.ref.name} did not end within {timeout:g} s") from None
         except (Exception, SystemExit) as error:
             # Below a warning: the traceback goes to the run's log, not to the screen.
             log.info("%s raised", self.ref.name, exc_info=True)
