@@ -50,7 +50,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _fingerprints: dict[tuple[Any, ...], str] = {}
 
@@ -82,7 +82,7 @@ class Checkpoint:
         self.reference, self.path, self.config, self.where = reference, path, config, where
         self._resolved, self._adapter, self._changes = resolved or str(path), adapter, changes or {}
         self._open_files: dict[Path, Any] = {}
-        has_tokenizer = adapter is not None and any(is_there(adapter.folder / name, where) for name in _TOKENIZERS)
+        has_tokenizer = adapter is not None and any(is_there(adapter.folder / name, where) for name in VOCABULARY_FILES)
         self.tokenizer_path = adapter.folder if adapter is not None and has_tokenizer else path
         self._tokenizer_files = [f for n in TOKENIZER_FILES if is_there(f := self.tokenizer_path / n, where)]
         self.stored = dict(sorted(stored.items()))

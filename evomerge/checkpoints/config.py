@@ -64,8 +64,8 @@ def check_config(config: Mapping[str, Any], file: Path, stored: Mapping[str, Ten
         if not isinstance(part.get("tie_word_embeddings"), bool | None):
             raise wrong("tie_word_embeddings", part["tie_word_embeddings"], "not true or false")
         for key in (*LAYER_KEYS, *_LENGTHS, "vocab_size"):
-            if part.get(key) is not None and (type(part[key]) is not int or part[key] < 1):
-                raise wrong(key, part[key], "not a whole number above 0")
+            if part.get(key) is not None and (type(part[key]) is not int or not 0 < part[key] < 2**31):
+                raise wrong(key, part[key], "not a whole number from 1 to 2147483647")
     rows = [info.shape[:1] for name, info in stored.items() if is_embedding(name)]
     vocabulary = text_config(config).get("vocab_size", config.get("vocab_size"))
     if rows and vocabulary is not None and (vocabulary,) not in rows:

@@ -82,8 +82,11 @@ def merge(
     outputs = [_Output(folder, stage, write_recipe(stage)) for folder, stage in stages.items()]
     outputs.append(_Output(target, whole, text))
     plans = [plan(output.recipe, bank.open, truncate_embeddings) for output in outputs]
-    for output, planned in zip(outputs, plans, strict=True):
-        tokenizer = output_tokenizer(output.recipe.output, planned, where) if copy_tokenizer else None
+    tokenizers = [
+        output_tokenizer(output.recipe.output, planned, where) if copy_tokenizer else None
+        for output, planned in zip(outputs, plans, strict=True)
+    ]
+    for output, planned, tokenizer in zip(outputs, plans, tokenizers, strict=True):
         writer = CheckpointWriter(output.folder, _layout(planned), shard_bytes=shard_bytes, overwrite=overwrite)
         with writer:
             try:
