@@ -70,8 +70,9 @@ def dry_run(
 
 def _placement(plan: Plan, device: str, memory: str | None, workers: int) -> dict[str, str]:
     # Only with input that is known to be right: torch takes seconds to import.
-    from evomerge.evaluator.evaluator import place_candidates
+    from evomerge.evaluator.evaluator import check_candidates, place_candidates
 
+    check_candidates(plan.models, plan.fitness)
     if workers == 1:
         return place_candidates(plan.models, plan.fitness, device, memory).facts()
     shares = deal(listed(device), workers, spare=device == "auto")
