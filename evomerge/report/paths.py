@@ -7,7 +7,7 @@ from typing import Any
 from evomerge.examine.path import Barrier, Point, ScoredPath
 from evomerge.report.numbers import behind, number, shortest, telling
 from evomerge.report.shown import Cell, Column, Row, Sheet
-from evomerge.report.tables import judged, limit, slice_columns
+from evomerge.report.tables import INTERVALS, by_bounds, judged, limit, slice_columns
 from evomerge.scoring.gates import interval
 
 
@@ -28,9 +28,8 @@ def path_table(result: ScoredPath) -> Sheet:
         rows.append(Row([f"{point.t:g}"], [*cells, *losses, _mark(point)]))
     down = loss or any(gate.sign < 0 for gate in result.gates.values())
     legend = ["↓: lower is better"] if down else []
-    if result.confidence is not None:
-        legend.append(f"floors are held against {result.confidence:.0%} confidence bounds")
-    return Sheet(result.title, ["t"], columns, rows, legend)
+    legend += by_bounds(result.confidence)
+    return Sheet(result.title, ["t"], columns, rows, legend, more=INTERVALS)
 
 
 def path_summary(result: ScoredPath) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from evomerge.report.numbers import number
 from evomerge.report.results import both_splits, carried_over
 from evomerge.report.shown import Cell, Column, Row, Sheet
-from evomerge.report.tables import describe, directed, leaderboard_table
+from evomerge.report.tables import INTERVALS, describe, directed, leaderboard_table
 from evomerge.scoring.stats.paired import Comparison
 from evomerge.study.after.compare import Compared
 from evomerge.study.after.rank import Ranked
@@ -27,7 +27,7 @@ def ranked_tables(ranked: Ranked, top: int = 10) -> list[Sheet]:
     metrics = {name: str(info["metric"]) for name, info in ranked.slices.items()}
     tables = [leaderboard_table(f"Scores on the search split, ranked by {ranked.fitness.name}", search, rows, metrics)]
     if ranked.holdout:
-        title = "Those with holdout scores, with 95 % intervals"
+        title = "Those with holdout scores"
         tables.append(both_splits(title, ranked.folder.items, search, ranked.holdout, metrics))
     return tables
 
@@ -73,9 +73,8 @@ def compared_table(compared: Compared) -> Sheet:
         Row([name], _row(compared.comparisons[name], info, compared.totals[name]))
         for name, info in compared.slices.items()
     ]
-    legend = ["intervals: 95 %"]
-    legend += ["↓: lower is better"] if any(info["sign"] < 0 for info in compared.slices.values()) else []
-    return Sheet(f"{a} against {b} on the {compared.split} items", ["slice"], columns, rows, legend)
+    legend = ["↓: lower is better"] if any(info["sign"] < 0 for info in compared.slices.values()) else []
+    return Sheet(f"{a} against {b} on the {compared.split} items", ["slice"], columns, rows, legend, more=INTERVALS)
 
 
 def _short(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,8 @@ from evomerge.report.items_scored import ItemsScored
 from evomerge.report.numbers import behind, number, shortest, telling
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.report.tables import (
+    INTERVALS,
+    by_bounds,
     describe,
     directions,
     judged,
@@ -35,14 +37,18 @@ def result_table(result: Result) -> Sheet:
     """Builds a table of both splits: parents, uniform average, the other re-scored candidates, and the winner (without
     one, the closest)."""
     metrics = {name: info.metric for name, info in result.slices.items()}
-    title = "Scores with 95 % intervals; the search never saw the holdout items"
-    if result.confidence is not None:
-        title += f"; floors are held against {result.confidence:.0%} confidence bounds"
-    return both_splits(title, result.folder.items, result.search, result.holdout, metrics)
+    title = "Scores on both splits; the search never saw the holdout items"
+    legend = by_bounds(result.confidence)
+    return both_splits(title, result.folder.items, result.search, result.holdout, metrics, legend)
 
 
 def both_splits(
-    title: str, items: Path, search: Leaderboard, holdout: Leaderboard, metrics: Mapping[str, str]
+    title: str,
+    items: Path,
+    search: Leaderboard,
+    holdout: Leaderboard,
+    metrics: Mapping[str, str],
+    legend: Sequence[str] = (),
 ) -> Sheet:
     """Builds a table with two rows for each trial of `holdout`: its search and its holdout scores.
 
@@ -60,8 +66,8 @@ def both_splits(
         rows.append(_row(label, "search", search, found, items, decimals))
         rows.append(_row(label, "holdout", holdout, trial, items, decimals))
     columns = [*slice_columns(holdout.gates, metrics), Column("objective"), Column("floors", numbers=False)]
-    notes = [*directions(g.sign for g in holdout.gates.values()), *misses(sides), *origins(holdout, "holdout")]
-    return Sheet(title, ["model", "split"], columns, rows, notes)
+    notes = [*directions(g.sign for g in holdout.gates.values()), *misses(sides), *origins(holdout, "holdout"), *legend]
+    return Sheet(title, ["model", "split"], columns, rows, notes, more=INTERVALS)
 
 
 def _rows(leaderboard: Leaderboard) -> list[tuple[str, Trial]]:

@@ -81,7 +81,7 @@ def _run_cells(state: Status | Unreadable) -> list[Cell]:
         Cell(_state(state), style=style),
         Cell(_how_far(state)),
         Cell(f"{number(best.objective)} ({best.name})" if best else "none"),
-        Cell(state.winner.name if state.winner else ("none" if state.finished else "-")),
+        Cell(describe(state.winner) if state.winner else ("none" if state.finished else "-")),
     ]
 
 

@@ -28,7 +28,7 @@ _NAME, _HEADING = 12, 8
 """A column of names, or a heading, is not folded to fewer columns than that."""
 
 _NUMBER = re.compile(r"[-+≥≤~✗]?\d[\d.,:%]*")
-_BREAKS = " _-/.,:+@"
+_BREAKS = " _-/,+@"
 
 
 def console(stream: IO[str]) -> Console:
@@ -114,6 +114,7 @@ class Sheet:
         columns: Sequence[Column],
         rows: Sequence[Row],
         legend: Sequence[str] = (),
+        more: str = "",
     ) -> None:
         """Args:
         title: stands above; may be empty.
@@ -121,8 +122,10 @@ class Sheet:
         columns: the other ones.
         rows: in order.
         legend: lines that stand below.
+        more: what cells hold as `more`: the legend says where it is.
         """
         self.title, self.heads, self.columns, self.rows, self.legend = title, heads, columns, rows, legend
+        self.more = more
 
     @property
     def widest(self) -> int:
@@ -137,10 +140,12 @@ class Sheet:
         width = options.max_width
         if self.title:
             yield Text(_folded(printable(self.title), width), style="bold")
-        layouts = (layout(self, whole) for layout in (_lines, _turned) for whole in (True, False))
-        tables = (layout.drawn(width) for layout in layouts)
-        yield next((table for table in tables if table is not None), Text(_folded("\n".join(self._listed()), width)))
-        for line in self.legend:
+        layouts = ((layout(self, whole).drawn(width), whole) for layout in (_lines, _turned) for whole in (True, False))
+        listed = Text(_folded("\n".join(self._listed()), width)), False
+        drawn, whole = next(((table, whole) for table, whole in layouts if table is not None), listed)
+        yield drawn
+        where = f"in brackets: {self.more}" if whole else f"{self.more}: in a wider window, or with --json"
+        for line in (*([where] if self.more else []), *self.legend):
             yield Text(_folded(printable(line), width), style="dim italic")
 
     def _listed(self) -> Iterator[str]:

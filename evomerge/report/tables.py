@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from evomerge.examine.evaluate import Evaluated
 
 _NAMES = {UNIFORM: "uniform average"}
+INTERVALS = "95 % intervals"
 PREDICTED = "~: predicted from a part of the items; a pruned trial cannot win"
 
 
@@ -62,6 +63,11 @@ def misses(trials: Iterable[tuple[Leaderboard, Trial]]) -> list[str]:
     missing = [t for board, t in trials if any(not v.passed for v in board.verdicts(t))]
     by = "by its confidence bound" if any(t.bounds for t in missing) else ""
     return [f"✗: misses the floor {by}".rstrip()] if missing else []
+
+
+def by_bounds(confidence: float | None) -> list[str]:
+    """The line of a legend that says what is held to the floors, where that is not the score."""
+    return [] if confidence is None else [f"floors are held against {100 * confidence:g} % confidence bounds"]
 
 
 def mark(leaderboard: Leaderboard, trial: Trial) -> Cell:
@@ -151,6 +157,5 @@ def evaluated_table(result: Evaluated) -> Sheet:
         ]
         rows.append(Row([verdict.slice], cells))
     legend = ["↓: lower is better"] if any(s.sign < 0 for s in result.slices.values()) else []
-    if result.confidence is not None:
-        legend.append(f"floors are held against {result.confidence:.0%} confidence bounds")
+    legend += by_bounds(result.confidence)
     return Sheet(f"{result.model} on the {result.split} items", ["slice"], columns, rows, legend)
