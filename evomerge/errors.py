@@ -72,9 +72,15 @@ class TrialError(EvomergeError):
 
 
 def nearest(name: str, legal: Iterable[str]) -> str | None:
-    """The legal name that looks most like `name`, or None where none is close."""
-    found = difflib.get_close_matches(name, list(legal), n=1, cutoff=0.55)
-    return found[0] if found else None
+    """The legal name that looks most like `name`, or None where none is close. Capitals do not count, nor whether words
+    are joined by a dash, an underscore or a space."""
+    plain = {_plain(other): other for other in legal}
+    found = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.55)
+    return plain[found[0]] if found else None
+
+
+def _plain(name: str) -> str:
+    return name[:200].casefold().replace("_", "-").replace(" ", "-")
 
 
 def suggestion(name: str, legal: Iterable[str], limit: int = 12) -> str:
