@@ -4,7 +4,8 @@ EvomergeError
 ├── InputError        a file, flag or checkpoint is wrong: where, what, how to mend (exit code 2)
 │   ├── BusyError     the run is held by another process (exit code 2)
 │   └── RemovedError  a file asks for what earlier versions could do (exit code 2)
-└── TrialError        one candidate could not be materialized or scored; the study goes on
+├── TrialError        one candidate could not be materialized or scored; the study goes on
+└── LostModelError    the resident model cannot be put right; the study ends
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ class BusyError(InputError):
 
 class TrialError(EvomergeError):
     """One candidate failed; its reason is recorded and it ranks last."""
+
+
+class LostModelError(EvomergeError):
+    """Code of the user left the resident model so that nothing can be scored on it any more."""
 
 
 def nearest(name: str, legal: Iterable[str]) -> str | None:

@@ -38,6 +38,7 @@ from evomerge.evaluator.progress import Progress
 def main() -> None:
     """Loads what the first message says, in two steps (see `WorkerPool`), then runs jobs until the pipe is closed. The
     process's first argument is the number of its end of the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # so that a KeyboardInterrupt is known to be raised by code
     pipe = WorkerPipe(int(sys.argv[1]))
     try:
         _serve(pipe)
