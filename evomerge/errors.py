@@ -5,7 +5,8 @@ EvomergeError
 │   ├── BusyError     the run is held by another process (exit code 2)
 │   ├── StoppedError  what goes on around a candidate makes it senseless to go on (exit code 2)
 │   └── RemovedError  a file asks for what earlier versions could do (exit code 2)
-└── TrialError        one candidate could not be materialized or scored; the study goes on
+├── TrialError        one candidate could not be materialized or scored; the study goes on
+└── LostModelError    the resident model cannot be put right; the study ends
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ class StoppedError(InputError):
 
 class TrialError(EvomergeError):
     """One candidate failed; its reason is recorded and it ranks last."""
+
+
+class LostModelError(EvomergeError):
+    """Code of the user left the resident model so that nothing can be scored on it any more."""
 
 
 def nearest(name: str, legal: Iterable[str]) -> str | None:

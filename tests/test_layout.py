@@ -60,6 +60,7 @@ INSIDE = {
         ["stats"],
         ["engine"],
         ["splits", "objectives", "guard"],
+        ["settings"],
     ],
     "merging": [["disk"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }
