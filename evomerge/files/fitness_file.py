@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from evomerge.errors import InputError, Where
-from evomerge.files.common import index, resolve
+from evomerge.files.common import index, read_seconds, resolve
 from evomerge.files.nodes import Node, as_number
 from evomerge.files.objects import OLD_KEYS, PRUNERS, FitnessSpec, FloorSpec, FunctionRef, Pruner, SliceSpec
 from evomerge.files.settings import override
@@ -27,7 +27,19 @@ _OPTIONS: dict[str, Callable[[Node], Any]] = {
 """What is handed to lm-eval, with its readers."""
 
 _KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "pruning")
-_SLICE_KEYS = ("task", "python", "data", "metric", "direction", "floor", "weight", "items", "cluster", "range")
+_SLICE_KEYS = (
+    "task",
+    "python",
+    "data",
+    "metric",
+    "direction",
+    "floor",
+    "weight",
+    "items",
+    "cluster",
+    "range",
+    "timeout",
+)
 
 
 def read_fitness(
@@ -165,6 +177,7 @@ def _slice(name: str, node: Node) -> SliceSpec:
         items=parts["items"].integer(1) if "items" in parts else None,
         cluster=parts["cluster"].text() if "cluster" in parts else None,
         range=_range(parts["range"]) if "range" in parts else None,
+        timeout=read_seconds(parts["timeout"]) if "timeout" in parts else None,
         options=options,
         where=node.where,
         lines={k: n.where for k, n in parts.items()},

@@ -235,7 +235,7 @@ class _Trees:
         return name  # type: ignore[no-any-return]  # lm-eval's tasks may have numbers as keys
 
     def _merged(self, node: Node, key: str | None) -> dict[str, Node]:
-        """The keys that ``<<`` merges in: of a mapping, or of several, where the first that has a key gives it."""
+        """The keys that ``<<`` merges in: of a mapping, or of several in a list, of which the first one wins."""
         mappings = node.value if isinstance(node.value, list) else [node]
         merged: dict[str, Node] = {}
         for mapping in reversed(mappings):

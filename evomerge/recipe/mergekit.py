@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from evomerge.errors import InputError, Where, suggestion
+from evomerge.escape import printable
 from evomerge.files.nodes import MOST_LAYERS, Node, from_data
 from evomerge.files.scalars import Schema
 from evomerge.files.trees import load_documents, parse_documents
@@ -50,8 +51,8 @@ def recipe_from_data(data: list[dict[str, Any]]) -> Recipe:
 
 def write_recipe(recipe: Recipe, header: str = "") -> str:
     """The recipe as YAML for mergekit-yaml (one document) or mergekit-multi (several). Numbers keep all their digits;
-    the lines of `header` become comments."""
-    comments = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
+    the lines of `header` become comments, made printable."""
+    comments = "".join(f"# {printable(line)}".rstrip() + "\n" for line in header.splitlines())
     return comments + yaml.dump_all(to_data(recipe), Dumper=_Dumper, sort_keys=False, width=110)
 
 

@@ -1,4 +1,4 @@
-"""Mutations of YAML text. Each is a function of the text and two numbers, so that a failure can be repeated and shrunk."""
+"""Mutations of YAML text: functions of the text and two numbers, so that a failure can be repeated and shrunk."""
 
 from __future__ import annotations
 
