@@ -9,11 +9,10 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from evomerge.errors import EvomergeError
@@ -112,13 +111,13 @@ def _few_built_in_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 def survives(read: Callable[[], object]) -> None:
     """Asserts that something is read, or refused in one line, in time."""
     start = time.process_time()
-    message = "read"
+    message = "it was read"
     try:
         with TimeLimit(10 * MOST_SECONDS):
             read()
     except EvomergeError as error:
         message = str(error)
-    assert 0 < len(message) < 4_000
+    assert 0 < len(message) < 3_100
     assert len(message.splitlines()) == 1
     assert time.process_time() - start < MOST_SECONDS
 
@@ -130,6 +129,7 @@ def fuzz(request: pytest.FixtureRequest, share: float) -> Callable[[Callable[...
     return settings(
         max_examples=max(1, int(count * share)),
         derandomize=short,
+        phases=[Phase.generate] if short else [Phase.generate, Phase.shrink],  # to shrink takes minutes
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -211,9 +211,7 @@ def test_task_files(request: pytest.FixtureRequest, sandbox: Path) -> None:
     def read() -> None:
         local = task_files.scan([folder])
         for name in {*local.names, *local.broken}:
-            with suppress(EvomergeError):
-                check_task(SliceSpec("s", task=name, metric="acc"), local)
-        check_task(SliceSpec("s", task=max({*local.names, *local.broken}), metric="acc"), local)
+            survives(lambda name=name: check_task(SliceSpec("s", task=name, metric="acc"), local))
 
     @fuzz(request, 0.15)
     @given(original=st.sampled_from(TASKS), edits=EDITS)
@@ -222,7 +220,7 @@ def test_task_files(request: pytest.FixtureRequest, sandbox: Path) -> None:
             if file.is_file() and file.suffix in ("", ".yaml") and file != original:
                 shutil.copy(file, folder / f"{file.stem}{file.suffix}")
         write(folder / original.name, mutated(original.read_text(), edits))
-        survives(read)
+        read()
         shutil.rmtree(folder)
         folder.mkdir()
 
