@@ -84,7 +84,8 @@ def test_a_recipe_says_what_mergekit_would_read() -> None:
 @pytest.mark.parametrize(
     "written",
     ["!!bool maybe", "!!int ''", "!!int x", "!!float x", "!!timestamp x", "!!binary aa", "!!set {x}",
-     "!!python/name:os.system", "!other x", "0x" + "1" * 6000, "1" * 5000, "!!timestamp 2024-13-45", "!!map x", "!!seq x"],
+     "!!python/name:os.system", "!other x", "0x" + "1" * 6000, "1" * 5000, "!!timestamp 2024-13-45", "!!map x",
+     "!!seq x"],
 )  # fmt: skip
 def test_what_a_scalar_cannot_be(written: str, schema: Schema) -> None:
     assert complaint(f"x: 0\na: {written}\n", schema).startswith("f.yaml:2: a: ")
