@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,8 @@ class Checkpoint:
         if adapter.base is None:
             raise adapter.error("it does not name its base", "write model+adapter")
         try:
-            return cls.open(adapter.base, adapter.where)
+            # Its configuration is no file of the user's: a path in it does not start where the user's paths do.
+            return cls.open(adapter.base, replace(adapter.where, folder=None) if adapter.where else None)
         except InputError as error:
             if base is not None:
                 return base

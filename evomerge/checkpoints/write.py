@@ -196,7 +196,9 @@ def check_target(target: Path, overwrite: bool = False, where: Where | None = No
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file", "name a folder", where)
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise InputError(f"{target} exists and is not empty", "name another folder, or remove it first", where)
+        raise InputError(
+            f"{target} exists and is not empty", "name another folder, or replace it by --overwrite", where
+        )
 
 
 def parse_size(text: str, where: Where | None = None) -> int:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import InputError, TrialError, Where
-from evomerge.examine.references import needed_references, parents_of, source_names
+from evomerge.examine.references import check_places, needed_references, parents_of, source_names
 from evomerge.files.fitness_file import read_fitness
 from evomerge.interrupts import answered, listening, recognized
 from evomerge.recipe.mergekit import recipe_of
 from evomerge.recipe.recipe import base_of
 from evomerge.registry import OBJECTIVES, load
+from evomerge.safety.paths import absolute
 from evomerge.scoring.gates import Gate, Verdict, judge, scales, settle
 from evomerge.scoring.preflight import check_fitness
 from evomerge.study.observer import Observer
@@ -144,6 +145,9 @@ def path(
     spec = read_fitness(Path(fitness))
     start, end = _ends(start, end)
     recipe = recipe_of(end)
+    for model, merge in ((start, recipe_of(start)), (end, recipe)):
+        check_places(merge, [] if merge else [model])
+    check_places(None, (references or {}).values())
     models = {**(parents_of(recipe) if recipe else {}), **(references or {})}
     check_fitness(spec, source_names(models))
     needed = needed_references(spec, models)
@@ -254,7 +258,7 @@ def _spaced(points: int, first: float, last: float) -> list[float]:
 def _ends(start: str | Path, end: str | Path | None) -> tuple[str | Path, str | Path]:
     """Returns both ends; of a recipe alone, its base and itself."""
     if end is not None:
-        if Path(start).expanduser().resolve() == Path(end).expanduser().resolve():
+        if absolute(start) == absolute(end):
             raise InputError(f"both ends are {start}", "give two models")
         return start, end
     recipe = recipe_of(start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from evomerge.checkpoints.references import check_reference
 from evomerge.errors import InputError
 from evomerge.files.objects import FitnessSpec
 from evomerge.recipe.recipe import Recipe, base_of
@@ -20,6 +21,14 @@ def parents_of(recipe: Recipe) -> dict[str, str]:
             name = Path(model.partition("@")[0]).name
             parents[model if name in parents else name] = model
     return parents
+
+
+def check_places(recipe: Recipe | None, models: Iterable[str | Path]) -> None:
+    """InputError where a model, or one of a recipe's, is neither a folder nor a possible hub id."""
+    if recipe is not None:
+        recipe.check_places()
+    for model in models:
+        check_reference(str(model))
 
 
 def needed_references(fitness: FitnessSpec, models: Mapping[str, str]) -> dict[str, str]:

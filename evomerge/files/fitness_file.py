@@ -8,7 +8,8 @@ from typing import Any, Literal, cast
 
 from evomerge.errors import InputError
 from evomerge.files.common import index, resolve
-from evomerge.files.nodes import Node, as_number, load, override
+from evomerge.files.kinds import load_fitness
+from evomerge.files.nodes import Node, as_number, override
 from evomerge.files.objects import OLD_KEYS, PRUNERS, FitnessSpec, FloorSpec, FunctionRef, Pruner, SliceSpec
 from evomerge.registry import OBJECTIVES, PARETO
 
@@ -30,7 +31,7 @@ _SLICE_KEYS = ("task", "python", "data", "metric", "direction", "floor", "weight
 def read_fitness(file: Path, settings: Sequence[str] = (), folder: Path | None = None) -> FitnessSpec:
     """Reads and validates a fitness file. `settings` are ``key=value`` overrides, with paths relative to `folder`
     (default: the current one). Old names of keys are read as the new ones. Raises InputError."""
-    root = load(file)
+    root = load_fitness(file)
     _rename_old_keys(root)
     for setting in settings:
         key = setting.strip().partition("=")[0].partition(".")[0].strip()

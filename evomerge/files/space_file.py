@@ -10,7 +10,8 @@ from evomerge.errors import RemovedError, Where
 from evomerge.files.common import index, read_model, read_seconds, resolve
 from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
-from evomerge.files.nodes import Node, load, override
+from evomerge.files.kinds import load_space
+from evomerge.files.nodes import Node, override
 from evomerge.files.objects import ModelRef, SpaceSpec
 from evomerge.registry import OPTIMIZER_KEYS, OPTIMIZERS, REMOVED_OPTIMIZERS
 
@@ -40,7 +41,7 @@ def read_space(
     """Reads and validates a search-space file. `settings` are ``key=value`` overrides, with paths relative to `folder`
     (default: the current one); `optimizer` and `fitness` replace what the file names. Raises InputError with file,
     line and key."""
-    root = load(file)
+    root = load_space(file)
     for setting in settings:
         override(root, setting, folder)
     parts = root.mapping()

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.files.nodes import Node, from_data, load_documents, parse_documents
+from evomerge.files.kinds import load_recipe
+from evomerge.files.nodes import Node, from_data, parse_documents
 from evomerge.recipe.recipe import Document, Input, Module, Recipe, Slice, to_data
 from evomerge.recipe.token_rules import tokenizer_policy
 from evomerge.recipe.values import dtype, is_set, parameters, reference, text
@@ -24,7 +25,7 @@ _KNOWN = {"merge_method", "models", "slices", "base_model", "parameters", "dtype
 
 def read_recipe(file: Path) -> Recipe:
     """Read a recipe file. Raises InputError with file, line and key."""
-    return _recipe(load_documents(file), Where(file))
+    return _recipe(load_recipe(file), Where(file))
 
 
 def recipe_of(model: str | Path) -> Recipe | None:

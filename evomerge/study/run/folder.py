@@ -18,8 +18,10 @@ from filelock import FileLock, Timeout
 
 from evomerge.errors import BusyError, InputError, Where, suggestion
 from evomerge.interrupts import deferred
+from evomerge.safety.names import check_name
+from evomerge.safety.paths import absolute
 
-_NAME = re.compile(r"^[\w][\w.-]*$")
+_UNUSUAL = re.compile(r"[^\w.-]")
 _OWN = ("items", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
 """What a launch makes; hidden ones are being written. A whole `environment.json` makes the folder a run."""
 
@@ -45,23 +47,52 @@ class RunFolder:
 
     @classmethod
     def named(cls, run: str | Path, root: Path = Path("runs")) -> RunFolder:
-        """A run by name (in `root`), or by path where the text is more than a name."""
-        return cls(root / run if is_name(run) else Path(run))
+        """A run by name (in `root`), or by path where the text is more than a name. InputError if it can be neither."""
+        return cls(absolute(root / run if is_name(run) else run))
+
+    @classmethod
+    def launched(cls, run: str | Path | None, space: str | Path) -> RunFolder:
+        """The folder of a run to launch: by name or path, or named like its space file. InputError if it has no legal
+        name, is there already, or cannot be made."""
+        if run is None:
+            _check_name(Path(space).stem, "the space file gives the run its name: give another one by --run NAME")
+        elif is_name(run):
+            _check_name(str(run))
+        folder = cls.named(Path(space).stem if run is None else run)
+        _check_name(folder.name)
+        folder.check_free()
+        return folder
 
     @classmethod
     def existing(cls, run: str | Path) -> RunFolder:
         """The run, or InputError with the nearest name."""
         folder = cls.named(run)
         if not folder.environment.is_file():
-            names = [f.name for f in list_runs(folder.path.parent)]
-            problem = f"no run {folder.name!r} in {folder.path.parent}"
-            raise InputError(problem, suggestion(folder.name, names) if names else "launch one with `evomerge search`")
+            raise folder._missing(str(run))
         return folder
 
+    def _missing(self, given: str) -> InputError:
+        """What to say where there is no such run."""
+        if (self.path.parent / "environment.json").is_file():
+            whole = RunFolder(self.path.parent).handle
+            return InputError(f"{given} is a part of a run, not a run", f"give its folder: {whole}")
+        runs = list_runs(self.path.parent)
+        file = next((path for path in (Path(given), Path(self.name), self.path) if path.is_file()), None)
+        if file is not None:
+            named = next((run for run in runs if run.name == file.stem), None)
+            mend = f"did you mean the run {named.handle!r}?" if named else f"`evomerge search {file}` launches one"
+            if file.suffix not in (".yaml", ".yml"):
+                mend = "`evomerge status` lists the runs"
+            return InputError(f"{file} is a file, not a run", mend)
+        if below := list_runs(self.path):
+            return InputError(f"{given} is a folder of runs, not a run", suggestion("", [run.handle for run in below]))
+        if self.path.is_dir():
+            return InputError(f"{given} is a folder, but no run", "`evomerge status` lists the runs")
+        mend = suggestion(self.name, [run.name for run in runs]) if runs else "launch one with `evomerge search`"
+        return InputError(f"no run {self.name!r} in {self.path.parent}", mend)
+
     def check_free(self) -> None:
-        """InputError if the name is not one, a run of that name is there, or it cannot be written."""
-        if not _NAME.match(self.name):
-            raise InputError(f"{self.name!r} cannot name a run", "use letters, digits, ., - and _", Where("--run"))
+        """InputError if a run of that name is there, or it cannot be written."""
         if self.environment.exists():
             problem = f"the run {self.name!r} is there already ({self.path})"
             raise InputError(problem, f"`evomerge resume {self.handle}`, delete it, or choose another --run NAME")
@@ -69,7 +100,7 @@ class RunFolder:
             raise InputError(f"{self.path} holds files that are no run's", "choose another --run NAME")
         standing = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not standing.is_dir() or not os.access(standing, os.W_OK):
-            raise InputError(f"{standing} is no folder that can be written", "choose another --run")
+            raise InputError(f"{standing} is no folder that can be written", "name a place by --run")
 
     @contextmanager
     def claim(self) -> Iterator[None]:
@@ -117,6 +148,14 @@ def _describe(holder: Path) -> str:
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
     except (OSError, ValueError, KeyError):
         return "another process"
+
+
+def _check_name(name: str, mend: str = "") -> None:
+    """InputError if a new run cannot have this name. Stricter than other names (`check_name`): it is also a word of
+    commands, a study in a storage, a title."""
+    where = Where("--run")
+    if _UNUSUAL.search(check_name(name, "run", where)):
+        raise InputError(f"{name!r} cannot name a run", mend or "use letters, digits, ., - and _", where)
 
 
 def is_name(run: str | Path) -> bool:
