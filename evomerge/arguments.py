@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from evomerge.errors import InputError, Where, nearest, suggestion
@@ -27,16 +27,18 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parses words. InputError also for an option that is not known and for a word too many."""
         given = list(sys.argv[1:] if args is None else args)
-        self._check_options(_before_command(given) if self.below else given)
+        command = next((i for i, word in enumerate(given) if not word.startswith("-")), len(given))
+        self._check_options(given[:command] if self.below else given, given[command:])
         if self.below and not given:
             raise InputError("a command is missing", f"use one of: {', '.join(self.below)}; see `{self.prog} --help`")
         options, extra = super().parse_known_args(given, namespace)
         if extra:
-            self.error(f"{shortened(extra[0])!r} is one word too many")
+            self.error(f"{extra[0][:200]!r} is one word too many")
         return options, []
 
-    def _check_options(self, words: Iterable[str]) -> None:
-        """Checks what looks like an option. argparse tells unknown ones last, behind what they made it miss."""
+    def _check_options(self, words: Sequence[str], command: Sequence[str]) -> None:
+        """Checks what looks like an option among `words`. argparse tells unknown ones last, behind what they made it
+        miss. `command` is what follows where the program's own options end."""
         known = self._option_string_actions
         for word in words:
             if word == "--":
@@ -45,13 +47,13 @@ class Parser(argparse.ArgumentParser):
             if not word.startswith("-") or word == "-" or " " in word or _NUMBER.match(word) or flag in known:
                 continue
             if word[1] == "-" or word[:2] not in known:  # a short option may have its value right behind it: -j4
-                self._refuse(flag)
+                self._refuse(flag, command[0] if self.below and command else "COMMAND")
 
-    def _refuse(self, flag: str) -> NoReturn:
+    def _refuse(self, flag: str, command: str) -> NoReturn:
         """InputError for an unknown option, with the nearest one."""
-        of = next((name for name, parser in self.below.items() if flag in parser._option_string_actions), None)
-        if of is not None:
-            raise InputError(f"{flag} stands before the command", f"write for example `{self.prog} {of} ... {flag}`")
+        if any(flag in parser._option_string_actions for parser in self.below.values()):
+            mend = f"write it behind: `{self.prog} {command} ... {flag}`"
+            raise InputError(f"{flag} stands before the command", mend)
         names = [name for name in self._option_string_actions if name.startswith("--")]
         close = next((name for name in names if name.startswith(flag)), None) or nearest(flag, names)
         mend = f"did you mean {close}?" if close else f"see `{self.prog} --help`"
@@ -62,8 +64,8 @@ class Parser(argparse.ArgumentParser):
             return
         choices = [str(choice) for choice in action.choices]
         if self.below:
-            raise InputError(f"there is no command {shortened(value)!r}", suggestion(value, choices))
-        problem = f"{shortened(value)!r} is none of {', '.join(choices)}"
+            raise InputError(f"there is no command {value[:200]!r}", suggestion(value, choices))
+        problem = f"{value[:200]!r} is none of {', '.join(choices)}"
         close = nearest(value, choices)
         raise InputError(problem, f"did you mean {close!r}?" if close else "use one of them", _where(action))
 
@@ -89,14 +91,8 @@ def _read(read: Callable[[str], T], text: str, what: str) -> T:
     try:
         return read(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{shortened(text, 60)!r} is not {what}") from None
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not {what}") from None
 
 
 def _where(action: argparse.Action) -> Where | None:
     return Where("/".join(action.option_strings)) if action.option_strings else None
-
-
-def _before_command(words: Sequence[str]) -> list[str]:
-    """The words before the command, which are the program's own options."""
-    end = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
-    return list(words[:end])

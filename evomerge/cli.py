@@ -181,7 +181,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     # a merge, by mergekit-yaml's names
     "overwrite": (("--overwrite",), {**_FLAG, "help": "replace what is there"}),
     "cuda": (("--cuda",), {**_FLAG, "help": "the same as --device cuda"}),
-    "threads": (("-j", "--num-threads"), {"type": whole_number, "metavar": "N", "help": "processor threads to compute with"}),
+    "threads": (
+        ("-j", "--num-threads"),
+        {"type": whole_number, "metavar": "N", "help": "processor threads to compute with"},
+    ),
     "random_seed": (
         ("--random-seed",),
         {"dest": "seed", "type": whole_number, "metavar": "N", "help": "of random masks, in place of the recipe's"},

@@ -21,6 +21,7 @@ from evomerge.examine.evaluate import evaluate
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.report.figures import FORMATS, draw_path
+from evomerge.safety.paths import absolute
 from evomerge.study.dry_run import dry_run
 from evomerge.study.run.folder import RunFolder, is_name
 from evomerge.study.run.items import save_items
@@ -141,7 +142,7 @@ def run_export(options: argparse.Namespace) -> int:
 def run_merge(options: argparse.Namespace) -> int:
     # What can be told now is told before torch is imported.
     read_recipe(Path(options.recipe)).check_places()
-    check_target(Path(options.out), options.overwrite)
+    check_target(absolute(options.out), options.overwrite)
     from evomerge.merging.disk.stream import merge
 
     device = choose_device("cuda" if options.cuda else options.device)

@@ -104,11 +104,12 @@ _MENDS = {
 
 def system_error(error: OSError, where: Where | None = None) -> InputError:
     """An error of the system as one line: the file that it is about, what is wrong, and how to mend it."""
-    file = error.filename2 or error.filename
+    file = error.filename2 or error.filename or "stdout or an open file"
     reason = error.strerror or str(error) or type(error).__name__
-    reason = reason[0].lower() + reason[1:]
-    problem = f"a file cannot be read or written ({reason})" if file is None else f"{shortened(file)}: {reason}"
-    return InputError(problem, _MENDS.get(error.errno or 0, "check the path and its disk"), where)
+    reason = reason[0].lower() + reason[1:] if reason[1:2].islower() else reason
+    return InputError(
+        f"{shortened(file)}: {reason}", _MENDS.get(error.errno or 0, "check the path and its disk"), where
+    )
 
 
 DEBUG = "EVOMERGE_DEBUG"

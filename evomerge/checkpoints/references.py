@@ -95,8 +95,10 @@ def locate(ref: str, where: Where | None = None) -> Path | None:
 
 
 def _close(ref: str, where: Where | None) -> Path | None:
-    """The folder whose path is most like that of a missing one, if there is any."""
-    return next((path for path in map(nearest_folder, _places(ref, where)) if path is not None), None)
+    """The folder whose path is most like that of a missing one, as one would write it; None if there is none."""
+    found = next((path for path in map(nearest_folder, _places(ref, where)) if path is not None), None)
+    start = where.folder if where is not None else None
+    return found.relative_to(start) if found and start and found.is_relative_to(start) else found
 
 
 def _there(ref: str, where: Where | None) -> Path | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evomerge.checkpoints.references import check_reference
 from evomerge.errors import InputError
+from evomerge.files.kinds import folder_kind
 from evomerge.files.objects import FitnessSpec
 from evomerge.recipe.recipe import Recipe, base_of
 
@@ -24,11 +25,14 @@ def parents_of(recipe: Recipe) -> dict[str, str]:
 
 
 def check_places(recipe: Recipe | None, models: Iterable[str | Path]) -> None:
-    """InputError where a model, or one of a recipe's, is neither a folder nor a possible hub id."""
+    """InputError where a model, or one of a recipe's, is neither a model's folder nor a possible hub id."""
     if recipe is not None:
         recipe.check_places()
     for model in models:
         check_reference(str(model))
+        about = folder_kind(Path(model).expanduser())
+        if about is not None and not about.is_model:
+            raise InputError(f"{model} is {about.name}, not a model", about.use.format(file=model))
 
 
 def needed_references(fitness: FitnessSpec, models: Mapping[str, str]) -> dict[str, str]:

@@ -3,7 +3,8 @@ it is, with the command that takes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,45 +12,65 @@ from evomerge.errors import InputError, Where
 from evomerge.files.nodes import Node, load, load_documents
 
 SPACE, FITNESS, RECIPE = "a search space", "a fitness file", "a mergekit recipe"
-_TASK, _RUN, _MODEL, _ADAPTER = "an lm-eval task", "a run", "a model", "a LoRA adapter"
 
 
 @dataclass(frozen=True)
-class _Kind:
+class FileKind:
     """A kind of YAML file.
 
     holds: whether a file with these keys is of the kind.
     use: what takes such a file.
     """
 
-    holds: Callable[[dict[str, Node]], bool]
+    holds: Callable[[Mapping[str, Node]], bool]
     use: str
 
 
-_KINDS = {
-    SPACE: _Kind(lambda keys: not {"genes", "sources"}.isdisjoint(keys), "`evomerge search {file}` searches it"),
-    RECIPE: _Kind(
+@dataclass(frozen=True)
+class FolderKind:
+    """A kind of folder: its name, whether it is a model, and what takes such a folder."""
+
+    name: str
+    is_model: bool
+    use: str
+
+
+def _is_task(keys: Mapping[str, Node]) -> bool:
+    return not keys.keys().isdisjoint({"task", "group"}) and not keys.keys().isdisjoint(
+        {"dataset_path", "output_type", "doc_to_text", "group", "include"}
+    )
+
+
+_FILES = {
+    SPACE: FileKind(
+        lambda keys: not keys.keys().isdisjoint({"genes", "sources"}), "`evomerge search {file}` searches it"
+    ),
+    RECIPE: FileKind(
         lambda keys: "merge_method" in keys,
         "`evomerge merge {file} OUT_DIR` writes its checkpoint, `evomerge evaluate {file} --fitness FILE` scores it",
     ),
-    FITNESS: _Kind(
+    FITNESS: FileKind(
         lambda keys: "slices" in keys and isinstance(keys["slices"].value, dict),
         "name it in a search space (`fitness: {file}`), or give it as --fitness",
     ),
-    _TASK: _Kind(
-        lambda keys: (
-            not {"task", "group"}.isdisjoint(keys)
-            and not {"dataset_path", "output_type", "doc_to_text", "group", "include"}.isdisjoint(keys)
-        ),
-        "name its folder under `include` of a fitness file, and the task in a slice",
+    "an lm-eval task": FileKind(
+        _is_task, "name its folder under `include` of a fitness file, and the task in a slice of it"
     ),
 }
 _FOLDERS = {
-    # a file in the folder -> the kind, and what takes it
-    "environment.json": (_RUN, "`evomerge resume {file}` goes on with it, `evomerge export {file} -o RECIPE.yaml` writes its recipe"),
-    "config.json": (_MODEL, "`evomerge evaluate {file} --fitness FILE` scores it; a space or a recipe may name it"),
-    "adapter_config.json": (_ADAPTER, "`evomerge evaluate BASE+{file} --fitness FILE` scores it; a space or a recipe may name it"),
-}  # fmt: skip
+    "environment.json": FolderKind(
+        "a run",
+        False,
+        "`evomerge resume {file}` goes on with it, `evomerge export {file} -o RECIPE.yaml` writes its recipe",
+    ),
+    "config.json": FolderKind(
+        "a model", True, "`evomerge evaluate {file} --fitness FILE` scores it; a space or a recipe can name it"
+    ),
+    "adapter_config.json": FolderKind(
+        "a LoRA adapter", True, "`evomerge evaluate {file} --fitness FILE` scores it; a space or a recipe can name it"
+    ),
+}
+"""A file in a folder -> what the folder is."""
 
 
 def load_space(file: Path) -> Node:
@@ -72,9 +93,9 @@ def load_recipe(file: Path) -> list[Node]:
     return documents
 
 
-def folder_kind(folder: Path) -> tuple[str, str] | None:
-    """What a folder is ("a run"), and what to do with it; None where it is neither a run nor a model."""
-    return next((about for name, about in _FOLDERS.items() if (folder / name).is_file()), None)
+def folder_kind(folder: Path) -> FolderKind | None:
+    """What a folder is; None where it is neither a run nor a model."""
+    return next((kind for name, kind in _FOLDERS.items() if os.path.isfile(folder / name)), None)
 
 
 def _load(file: Path, wanted: str) -> Node:
@@ -85,15 +106,15 @@ def _load(file: Path, wanted: str) -> Node:
 
 
 def _refuse_folder(file: Path, wanted: str) -> None:
-    if file.is_dir() and (about := folder_kind(file)):
-        raise InputError(f"is {about[0]}, not {wanted}", about[1].format(file=file), Where(file))
+    if (kind := folder_kind(file)) is not None:
+        raise InputError(f"is {kind.name}, not {wanted}", kind.use.format(file=file), Where(file))
 
 
 def _refuse_other(root: Node, file: Path, wanted: str) -> None:
     """InputError if a file has keys of another kind, and none of the wanted one."""
     keys = root.value
-    if not isinstance(keys, dict) or _KINDS[wanted].holds(keys):
+    if not isinstance(keys, dict) or _FILES[wanted].holds(keys):
         return
-    other = next((name for name, kind in _KINDS.items() if kind.holds(keys)), None)
+    other = next((name for name, kind in _FILES.items() if kind.holds(keys)), None)
     if other is not None:
-        raise InputError(f"is {other}, not {wanted}", _KINDS[other].use.format(file=file), Where(file))
+        raise InputError(f"is {other}, not {wanted}", _FILES[other].use.format(file=file), Where(file))

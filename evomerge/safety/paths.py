@@ -20,7 +20,7 @@ def expanded(text: str | Path, where: Where | None = None) -> Path:
     if not str(text):
         raise InputError("an empty text is no path", "name a file or a folder", where)
     if "\0" in str(text):
-        raise InputError(f"{shortened(text)!r} holds characters that no path can have", "check the path", where)
+        raise InputError(f"{str(text)[:200]!r} holds characters that no path can have", "check the path", where)
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -15,6 +15,7 @@ from evomerge.registry import CHOICES
 from evomerge.space.genes import value_at
 from evomerge.space.space import Space
 from evomerge.study.after.status import Status, status
+from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.trial import Trial
 from evomerge.types import Dimension, Genome, Value
@@ -64,7 +65,7 @@ def starting_trial(run: str, spec: SpaceSpec) -> tuple[str, Status, Trial]:
     name, _, number = run.rpartition(":") if run.rpartition(":")[2].isdecimal() else (run, "", "")
     if not name:
         raise InputError(f"{run!r} names no run", "give RUN or RUN:TRIAL", _FLAG)
-    state = status(name)
+    state = status(RunFolder.existing(name, _FLAG).path)
     return name, state, _trial(state, name, number)
 
 

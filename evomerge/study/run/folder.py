@@ -18,10 +18,10 @@ from filelock import FileLock, Timeout
 
 from evomerge.errors import BusyError, InputError, Where, suggestion
 from evomerge.interrupts import deferred
-from evomerge.safety.names import check_name
-from evomerge.safety.paths import absolute
+from evomerge.safety.names import name_fault
+from evomerge.safety.paths import absolute, status
 
-_UNUSUAL = re.compile(r"[^\w.-]")
+_FLAG, _UNUSUAL = Where("--run"), re.compile(r"[^\w.-]")
 _OWN = ("items", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
 """What a launch makes; hidden ones are being written. A whole `environment.json` makes the folder a run."""
 
@@ -46,50 +46,51 @@ class RunFolder:
         return self.name if self.path.parent == Path("runs").resolve() else shlex.quote(str(self.path))
 
     @classmethod
-    def named(cls, run: str | Path, root: Path = Path("runs")) -> RunFolder:
+    def named(cls, run: str | Path, root: Path = Path("runs"), where: Where | None = None) -> RunFolder:
         """A run by name (in `root`), or by path where the text is more than a name. InputError if it can be neither."""
-        return cls(absolute(root / run if is_name(run) else run))
+        return cls(absolute(root / run if is_name(run) else run, where=where))
 
     @classmethod
     def launched(cls, run: str | Path | None, space: str | Path) -> RunFolder:
         """The folder of a run to launch: by name or path, or named like its space file. InputError if it has no legal
         name, is there already, or cannot be made."""
         if run is None:
-            _check_name(Path(space).stem, "the space file gives the run its name: give another one by --run NAME")
-        elif is_name(run):
-            _check_name(str(run))
-        folder = cls.named(Path(space).stem if run is None else run)
-        _check_name(folder.name)
+            status(Path(space))  # a file's name that cannot be is no fault of the run's
+            run, mend = Path(space).stem, "give it a name by --run NAME: by default it has the space file's"
+        else:
+            mend = "use letters, digits, ., - and _"
+        if is_name(run):
+            _check_name(str(run), mend)
+        folder = cls.named(run, where=_FLAG)
+        _check_name(folder.name, mend)
         folder.check_free()
         return folder
 
     @classmethod
-    def existing(cls, run: str | Path) -> RunFolder:
-        """The run, or InputError with the nearest name."""
-        folder = cls.named(run)
+    def existing(cls, run: str | Path, where: Where | None = None) -> RunFolder:
+        """The run. InputError, at `where`, with the nearest name or what was given instead."""
+        folder = cls.named(run, where=where)
         if not folder.environment.is_file():
-            raise folder._missing(str(run))
+            problem, mend = folder._missing(str(run))
+            raise InputError(problem, mend, where)
         return folder
 
-    def _missing(self, given: str) -> InputError:
-        """What to say where there is no such run."""
-        if (self.path.parent / "environment.json").is_file():
-            whole = RunFolder(self.path.parent).handle
-            return InputError(f"{given} is a part of a run, not a run", f"give its folder: {whole}")
-        runs = list_runs(self.path.parent)
+    def _missing(self, given: str) -> tuple[str, str]:
+        """What is wrong where there is no such run, and how to mend it."""
+        runs, whole = list_runs(self.path.parent), RunFolder(self.path.parent)
+        if whole.environment.is_file():
+            return f"{given} is a part of a run, not a run", f"give its folder: {whole.handle}"
         file = next((path for path in (Path(given), Path(self.name), self.path) if path.is_file()), None)
-        if file is not None:
-            named = next((run for run in runs if run.name == file.stem), None)
-            mend = f"did you mean the run {named.handle!r}?" if named else f"`evomerge search {file}` launches one"
-            if file.suffix not in (".yaml", ".yml"):
-                mend = "`evomerge status` lists the runs"
-            return InputError(f"{file} is a file, not a run", mend)
-        if below := list_runs(self.path):
-            return InputError(f"{given} is a folder of runs, not a run", suggestion("", [run.handle for run in below]))
-        if self.path.is_dir():
-            return InputError(f"{given} is a folder, but no run", "`evomerge status` lists the runs")
+        if file is not None and file.suffix in (".yaml", ".yml"):
+            close = next((run for run in runs if run.name == file.stem), None)
+            mend = f"did you mean the run {close.name!r}?" if close else f"`evomerge search {file}` launches one"
+            return f"{file} is a file, not a run", mend
+        if several := list_runs(self.path) or list_runs(Path(given)):
+            return f"{given} is a folder of runs, not a run", suggestion("", [run.handle for run in several])
+        if file is not None or self.path.is_dir():
+            return f"{file or given} is no run", "`evomerge status` lists the runs"
         mend = suggestion(self.name, [run.name for run in runs]) if runs else "launch one with `evomerge search`"
-        return InputError(f"no run {self.name!r} in {self.path.parent}", mend)
+        return f"no run {self.name!r} in {self.path.parent}", mend
 
     def check_free(self) -> None:
         """InputError if a run of that name is there, or it cannot be written."""
@@ -150,12 +151,12 @@ def _describe(holder: Path) -> str:
         return "another process"
 
 
-def _check_name(name: str, mend: str = "") -> None:
-    """InputError if a new run cannot have this name. Stricter than other names (`check_name`): it is also a word of
-    commands, a study in a storage, a title."""
-    where = Where("--run")
-    if _UNUSUAL.search(check_name(name, "run", where)):
-        raise InputError(f"{name!r} cannot name a run", mend or "use letters, digits, ., - and _", where)
+def _check_name(name: str, mend: str) -> None:
+    """InputError if a new run cannot have this name. The rule is stricter than that of other names: a run's name is
+    also a word of commands, a study in a storage, a title."""
+    fault = name_fault(name) or (_UNUSUAL.search(name) and "has other characters than letters, digits, ., - and _")
+    if fault:
+        raise InputError(f"{name[:60]!r} {fault}, so it cannot name a run", mend, _FLAG)
 
 
 def is_name(run: str | Path) -> bool:
