@@ -32,6 +32,8 @@ class Parser(argparse.ArgumentParser):
         if self.below and not given:
             raise InputError("a command is missing", f"use one of: {', '.join(self.below)}; see `{self.prog} --help`")
         options, extra = super().parse_known_args(given, namespace)
+        if "" in given:  # often a variable of the shell that is not set
+            self.error("a word is empty")
         if extra:
             self.error(f"{extra[0][:200]!r} is one word too many")
         return options, []

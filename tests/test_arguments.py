@@ -25,6 +25,8 @@ WRONG = {
         "--json stands before the command; write it behind: `evomerge status",
     ),
     "missing word": ("merge r.yaml", "evomerge merge: needs OUT_DIR; see `evomerge merge --help`"),
+    "an empty word": ("merge  out", "evomerge merge: a word is empty; see `evomerge merge --help`"),
+    "an empty value": ("search s.yaml --run ", "evomerge search: a word is empty"),
     "a word too many": ("search s.yaml t.yaml", "evomerge search: 't.yaml' is one word too many"),
     "no whole number": ("search s.yaml --trials 1.5", "--trials: '1.5' is not a whole number"),
     "thousands of digits": (f"search s.yaml --trials {'9' * 6000}", "is not a whole number"),

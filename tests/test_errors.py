@@ -34,9 +34,7 @@ def test_an_error_of_a_renaming_names_the_target() -> None:
 
 
 def test_an_error_without_a_file_says_so() -> None:
-    assert str(system_error(OSError(errno.EIO, "Input/output error"))).startswith(
-        "a file cannot be read or written (inp"
-    )
+    assert str(system_error(OSError(errno.EIO, "Input/output error"))).startswith("stdout or an open file: input")
     assert str(system_error(OSError("odd"))).startswith("stdout or an open file: odd; ")
     assert str(system_error(OSError())).startswith("stdout or an open file: OSError; ")
 

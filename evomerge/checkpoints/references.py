@@ -9,6 +9,8 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.escape import shortened
 from evomerge.safety.paths import absolute, expanded, folders_in, is_folder, nearest_folder, status
 
+_CONFIGS = ("config.json", "adapter_config.json")
+
 
 def split_adapter(ref: str, where: Where | None = None) -> tuple[str, str | None]:
     """``model+adapter`` -> (model, adapter), each with its revision; (ref, None) without an adapter.
@@ -40,8 +42,20 @@ def check_reference(ref: str, where: Where | None = None) -> None:
         InputError: it is neither a folder nor a possible hub id.
     """
     for part in split_adapter(ref, where):
-        if part is not None and locate(part, where) is None:
+        folder = locate(part, where) if part is not None else None
+        if folder is not None:
+            _check_model(ref, folder, where)
+        elif part is not None:
             _check_hub_id(part, where)
+
+
+def _check_model(ref: str, folder: Path, where: Where | None) -> None:
+    """InputError for a folder that holds models, and is none."""
+    if any((folder / name).is_file() for name in _CONFIGS):
+        return
+    names = [name for name in folders_in(folder) if (folder / name / _CONFIGS[0]).is_file()]
+    if names:
+        raise InputError(f"{ref} holds models, and is none", f"use one of: {', '.join(names[:12])}", where)
 
 
 def _check_hub_id(ref: str, where: Where | None) -> None:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from evomerge.scoring.slices import SliceInfo
 
 
+_MOST_POINTS = 10_000
+"""Each is a merge and an evaluation; a picture has some thousand columns."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One point of the line. `t` is 0 at the start and 1 at the end; `reason` is that of a failure."""
@@ -248,6 +252,8 @@ def barrier(curve: Curve) -> Barrier | None:
 def _spaced(points: int, first: float, last: float) -> list[float]:
     if points < 2:
         raise InputError(f"{points} points make no line", "give at least 2", Where("--points"))
+    if points > _MOST_POINTS:
+        raise InputError(f"{points} points are more than {_MOST_POINTS}", "give fewer", Where("--points"))
     if not (math.isfinite(first) and math.isfinite(last) and first < last):
         problem = f"the line from {first:g} to {last:g} has no length"
         raise InputError(problem, "let --from be less than --to", Where("--from"))

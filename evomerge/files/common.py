@@ -53,7 +53,7 @@ def resolve(node: Node, text: str | None = None) -> Path:
     node's file."""
     named = node.text() if text is None else text
     if any(not c.isprintable() for c in named):
-        node.fail(f"{named!r} holds characters that no path can have", "check the path")
+        node.fail(f"{named!r} holds characters that no path has", "check the path")
     return absolute(named, _start(node), node.where)
 
 

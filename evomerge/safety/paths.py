@@ -19,8 +19,6 @@ def expanded(text: str | Path, where: Where | None = None) -> Path:
     """The path that a text names, with ``~`` and ``~user`` as home folders. InputError if it names none."""
     if not str(text):
         raise InputError("an empty text is no path", "name a file or a folder", where)
-    if "\0" in str(text):
-        raise InputError(f"{str(text)[:200]!r} holds characters that no path can have", "check the path", where)
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -44,6 +42,8 @@ def status(path: Path, where: Where | None = None) -> os.stat_result | None:
         return None
     except OSError as error:
         raise system_error(error, where) from None
+    except ValueError:  # a zero character, or half of a character
+        raise InputError(f"{str(path)[:200]!r} holds characters that no path has", "check the path", where) from None
 
 
 def is_folder(path: Path, where: Where | None = None) -> bool:

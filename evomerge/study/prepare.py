@@ -29,6 +29,9 @@ from evomerge.space.space import Space
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.manifest import Environment, Launch
 
+_LONGEST = 1e9
+"""Seconds of a budget: thirty years."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -254,5 +257,5 @@ def launch_settings(trials: int | None, time: float | None, seed: int | None, as
 def check_budget(trials: int | None, time: float | None) -> None:
     if trials is not None and trials < 1:
         raise InputError(f"{trials} trials are no budget", "give at least 1", Where("--trials"))
-    if time is not None and time <= 0:
+    if time is not None and not 0 < time <= _LONGEST:
         raise InputError(f"{time:g} seconds are no budget", "give a span such as 20m", Where("--time"))

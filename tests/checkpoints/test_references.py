@@ -16,6 +16,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("models/base", "models/one", "empty", "spaces"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "models/file").write_text("")
+    (tmp_path / "models/one/config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -33,6 +34,7 @@ MISSPELT = {
     "mdels": "there is no folder mdels; did you mean models?",
     "models/file": "models/file is a file, not a model folder",
     "../nowhere/at/all": "there is no folder ../nowhere/at/all; give a model folder or a hub id",
+    "models": "models holds models, and is none; use one of: one",
     "~nosuchuser/x": "there is no user of that name",
     "": "an empty text",
 }

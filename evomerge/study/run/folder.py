@@ -54,11 +54,11 @@ class RunFolder:
     def launched(cls, run: str | Path | None, space: str | Path) -> RunFolder:
         """The folder of a run to launch: by name or path, or named like its space file. InputError if it has no legal
         name, is there already, or cannot be made."""
+        mend = "use letters, digits, ., - and _"
         if run is None:
-            status(Path(space))  # a file's name that cannot be is no fault of the run's
-            run, mend = Path(space).stem, "give it a name by --run NAME: by default it has the space file's"
-        else:
-            mend = "use letters, digits, ., - and _"
+            run, mend = Path(os.path.abspath(space)).stem, "give it a name by --run NAME: by default it has the file's"
+            if status(Path(space)) is None:
+                return cls.named(run)  # that there is no such file is told by its reader
         if is_name(run):
             _check_name(str(run), mend)
         folder = cls.named(run, where=_FLAG)

@@ -96,7 +96,10 @@ def test_a_new_run_by_name_by_path_and_by_its_file(folder: Path, monkeypatch: py
 
 
 def test_a_file_whose_name_is_none_for_a_run_says_how_to_name_it() -> None:
+    Path("my space.yaml").write_text("")
     with pytest.raises(InputError, match=r"'my space' has other .*; give it a name by --run NAME"):
         RunFolder.launched(None, "my space.yaml")
     with pytest.raises(InputError, match="the run 'space' is there already"):
         RunFolder.launched(None, "space.yaml")
+    for absent in ("space.yml", "nowhere/space.yaml", "my  space"):
+        RunFolder.launched(None, absent)  # no such file, which its reader tells
