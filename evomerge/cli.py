@@ -13,9 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from evomerge import __version__, commands
@@ -25,7 +23,7 @@ from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.errors import DEBUG, EvomergeError, InputError, Where, describe_unexpected
 from evomerge.files.common import parse_seconds
 from evomerge.interrupts import ignore, listening
-from evomerge.safety.durable import named
+from evomerge.streams import results_only
 from evomerge.study.run.folder import RunFolder
 
 
@@ -33,11 +31,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. Every error is one line on stderr."""
     options = argparse.Namespace()
     try:
-        with listening(signal.SIGTERM):
+        with results_only(), listening(signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             parser().parse_args(words, options)
-            code = int(options.handler(options))
-            _print_out()
-            return code
+            return int(options.handler(options))
     except InputError as error:
         return complain(str(error), WRONG)
     except EvomergeError as error:
@@ -45,27 +41,14 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         ignore()
         return complain(_how_to_go_on(options), INTERRUPTED, "interrupted")
-    except BrokenPipeError:  # the reader of our output left: no message can reach it
-        _drop_output()
+    except BrokenPipeError:
+        # The reader of our output left: no message can reach it, and nothing is left to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as error:
-        _drop_output()
         if os.environ.get(DEBUG):
             traceback.print_exception(error)
         return complain(describe_unexpected(error), WRONG)
-
-
-def _print_out() -> None:
-    """Writes what was printed, so that a full disk or a closed pipe behind stdout is an error of this command."""
-    if sys.stdout is not None:
-        with named(Path("stdout")):
-            sys.stdout.flush()
-
-
-def _drop_output() -> None:
-    """What is still to be printed goes nowhere: Python would try it again at exit, and complain in its own way."""
-    with suppress(OSError, ValueError, AttributeError):  # there is no such file, or it is closed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:

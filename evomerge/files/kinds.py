@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.errors import InputError, Where
-from evomerge.files.nodes import Node, load, load_documents
+from evomerge.files.nodes import Node
+from evomerge.files.scalars import Schema
+from evomerge.files.trees import load, load_documents
 
 SPACE, FITNESS, RECIPE = "a search space", "a fitness file", "a mergekit recipe"
 
@@ -74,20 +76,21 @@ _FOLDERS = {
 
 
 def load_space(file: Path) -> Node:
-    """Reads a search-space file. InputError as for `nodes.load`, or if it is a file or folder of another kind."""
+    """Reads a search-space file. InputError as for `trees.load`, or if it is a file or folder of another kind."""
     return _load(file, SPACE)
 
 
-def load_fitness(file: Path) -> Node:
-    """Reads a fitness file. InputError as for `nodes.load`, or if it is a file or folder of another kind."""
-    return _load(file, FITNESS)
+def load_fitness(file: Path, named: Where | None = None) -> Node:
+    """Reads a fitness file, which another file names at `named`. InputError as for `trees.load`, or if it is a file or
+    folder of another kind."""
+    return _load(file, FITNESS, named)
 
 
 def load_recipe(file: Path) -> list[Node]:
-    """Reads the documents of a recipe. InputError as for `nodes.load_documents`, or if it is a file or folder of
+    """Reads the documents of a recipe. InputError as for `trees.load_documents`, or if it is a file or folder of
     another kind."""
     _refuse_folder(file, RECIPE)
-    documents = load_documents(file)
+    documents = load_documents(file, Schema.RECIPE)
     for document in documents:
         _refuse_other(document, file, RECIPE)
     return documents
@@ -98,9 +101,9 @@ def folder_kind(folder: Path) -> FolderKind | None:
     return next((kind for name, kind in _FOLDERS.items() if os.path.isfile(folder / name)), None)
 
 
-def _load(file: Path, wanted: str) -> Node:
+def _load(file: Path, wanted: str, named: Where | None = None) -> Node:
     _refuse_folder(file, wanted)
-    root = load(file)
+    root = load(file, named=named)
     _refuse_other(root, file, wanted)
     return root
 
