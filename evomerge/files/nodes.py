@@ -100,10 +100,14 @@ class Node:
         """Reads one of the legal names. `what` says what they name ("optimizer")."""
         legal = list(names)
         if not isinstance(self.value, str):
-            self.fail(f"is {self.shown()}, not the name of a {what}", suggestion("", legal, limit=30))
+            self.fail(f"is {self.shown()}, not the name of {_article(what)}", suggestion("", legal, limit=30))
         if self.value not in legal:
             self.fail(f"unknown {what} {self.shown()}", suggestion(self.value, legal, limit=30))
         return self.value
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def as_number(value: Any) -> float | None:
