@@ -50,8 +50,10 @@ def _vocabulary(folder: Path, stamp: Hashable, where: Where | None) -> dict[str,
         return _fast_vocabulary(folder / "tokenizer.json", where)
     if is_there(folder / "vocab.json", where):
         files = [folder / "vocab.json", folder / "added_tokens.json"]
-        tokens = [_ids(read_object(file, where), file, where) for file in files if is_there(file, where)]
-        return {token: i for part in tokens for token, i in part.items()}
+        stored = {file: read_object(file, where) for file in files if is_there(file, where)}
+        if all(isinstance(tokens, dict) for tokens in stored[files[0]].values()):
+            return None  # a vocabulary for each of several languages
+        return {token: i for file, tokens in stored.items() for token, i in _ids(tokens, file, where).items()}
     return None
 
 
@@ -102,6 +104,7 @@ def read_files(folder: Path, names: Iterable[str], where: Where | None = None) -
 
 def load_tokenizer(folder: Path, where: Where | None = None) -> PreTrainedTokenizerBase:
     """A folder's tokenizer, without running code from there. InputError if transformers cannot load it."""
+    stored_vocabulary(folder, where)  # says more exactly what is wrong, and refuses ids that would fill the memory
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -115,7 +118,7 @@ def load_tokenizer(folder: Path, where: Where | None = None) -> PreTrainedTokeni
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the tokenizers library raises bare Exception; where it panics, a BaseException
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = shortened(" ".join(str(error).split()) or type(error).__name__)
         mend = "add tokenizer.json and tokenizer_config.json"
         raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason})", mend, where) from error
     finally:
