@@ -34,7 +34,7 @@ CASES = [
     *(("adapter", name) for name in {**mutations.adapters(), **mutations.folders()}),
 ]
 DRY_RUN, MERGE = ["search", "space.yaml", "--dry-run"], ["merge", "recipe.yaml", "out"]
-SHOWN = 23
+SHOWN = 29
 """By default one case in so many is tried, with `--long` every one."""
 MOST_SECONDS = 5.0
 ONLY_WEIGHTS_TELL = "ties its head to its embeddings, but stores"
