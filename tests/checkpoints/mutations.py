@@ -387,7 +387,8 @@ def adapters() -> dict[str, Mutation]:
     for key in ("rank_pattern", "alpha_pattern"):
         patterns = {
             "backtracking": {r"((\w|\.)+)+!": 4},
-            "more backtracking": {r"((\w|\.)+)+[!?]": 4},
+            # regex knows how to end the first one early
+            "more backtracking": {r"(?:(\w|\.)+\3*)+[!?]": 4},
             "unclosed": {"(": 4},
             "no group": {"\\9": 4},
             "repeats": {"(?:(?:a{9999}){9999}){9999}": 4},

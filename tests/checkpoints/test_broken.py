@@ -20,9 +20,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, InputError
 from evomerge.examine.evaluate import evaluate
 from evomerge.merging.disk.stream import merge
+from evomerge.safety import templates
 from evomerge.study.dry_run import dry_run
 from tests.conftest import save_tiny, write_task
 
@@ -195,3 +196,35 @@ def test_no_code_of_a_checkpoint_runs(kind: str, whole: Path, tmp_path: Path, mo
     with refused:
         evaluate("base", "fitness.yaml", device="cpu", split="all")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("chat_template.jinja", "{{ raise_exception('\x1b[31mno') }}", r"cannot be rendered \(\\x1b\[31mno\)"),
+        ("chat_template.jinja", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+         r"takes more than 0.2 s"),
+        ("tokenizer.json", {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+         "fails on a text .*retry-limit-in-match"),
+    ],
+)  # fmt: skip
+def test_what_fails_on_the_prompts(
+    file: str, content: Any, said: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template and a tokenizer that are well formed, and fail or never end where they are used."""
+    folder = tmp_path / "x"
+    shutil.copytree(whole, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(templates, "SECONDS", 0.2 if "0.2" in said else 60.0)
+    if file == "tokenizer.json":
+        mutations.edit(file, "pre_tokenizer", content)(folder / "base")
+        (folder / "base" / "chat_template.jinja").write_text("{{ 'a' * 40 }}b")
+    else:
+        (folder / "base" / file).write_text(content)
+    mutations.edit("fitness.json", "slices", {"a": {"task": "tiny", "metric": "acc", "apply_chat_template": True}})(
+        folder
+    )
+    mutations.edit("fitness.json", "include", ["."])(folder)
+    with pytest.raises(InputError, match=said) as error:
+        evaluate("base", "fitness.json", device="cpu", split="all")
+    assert "x/base" in str(error.value)
