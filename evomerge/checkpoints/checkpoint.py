@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.config import CONFIG, check_config, read_settings
 from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
+from evomerge.checkpoints.identity import Identity, identities
 from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_config import CONFIG as ADAPTER_CONFIG
 from evomerge.checkpoints.lora_steps import Change
@@ -66,6 +68,7 @@ class Checkpoint:
         tensors: every tensor that a model of this kind reads, by name, in the order of the names. A stored head
             that the configuration ties to the embeddings, and buffers that the model computes itself, are left out.
         stack: the layer stack.
+        seen: the files of its folders as they were before the first of them was read (`identity.check_unchanged`).
     """
 
     def __init__(
@@ -78,8 +81,10 @@ class Checkpoint:
         resolved: str | None = None,
         adapter: Adapter | None = None,
         changes: Mapping[str, Change] | None = None,
+        seen: Mapping[Path, Identity] | None = None,
     ) -> None:
         self.reference, self.path, self.config, self.where = reference, path, config, where
+        self.seen: Mapping[Path, Identity] = seen or {}
         self._resolved, self._adapter, self._changes = resolved or str(path), adapter, changes or {}
         self._open_files: dict[Path, Any] = {}
         has_tokenizer = adapter is not None and any(is_there(adapter.folder / name, where) for name in VOCABULARY_FILES)
@@ -118,17 +123,20 @@ class Checkpoint:
         model, adapter = split_adapter(ref, where)
         if adapter is not None:
             on = cls._open(model, where, None, above)
-            return on.adapted(ref, read_adapter(*resolve(adapter, where), where))
+            folder, resolved = resolve(adapter, where)
+            seen = identities(folder)
+            return on.adapted(ref, read_adapter(folder, resolved, where), seen)
         folder, resolved = resolve(ref, where)
+        seen = identities(folder)
         if is_there(folder / ADAPTER_CONFIG, where) and not any(is_there(folder / n, where) for n in (WEIGHTS, INDEX)):
             alone = read_adapter(folder, resolved, where)
             if folder in above:
                 raise alone.error("it is a base of its own base", "write model+adapter")
-            return cls._base_of(alone, base, (*above, folder)).adapted(ref, alone)
+            return cls._base_of(alone, base, (*above, folder)).adapted(ref, alone, seen)
         stored = _stored(folder, where)
         config = _config(folder, stored, where)
         _refuse_quantized(folder, config, stored, where)
-        return cls(ref, folder, config, stored, where, resolved)
+        return cls(ref, folder, config, stored, where, resolved, seen=seen)
 
     @classmethod
     def _base_of(cls, adapter: Adapter, base: Checkpoint | None, above: tuple[Path, ...]) -> Checkpoint:
@@ -138,15 +146,18 @@ class Checkpoint:
         if adapter.base is None:
             raise adapter.error("it does not name its base", "write model+adapter")
         try:
-            return cls._open(adapter.base, adapter.where, None, above)
+            # Its configuration is no file of the user's: a path in it does not start where the user's paths do.
+            where = replace(adapter.where, folder=None) if adapter.where else None
+            return cls._open(adapter.base, where, None, above)
         except InputError as error:
             if base is not None:
                 return base
             problem = f"its base {adapter.base} cannot be opened ({error.problem})"
             raise adapter.error(problem, "write model+adapter") from None
 
-    def adapted(self, reference: str, adapter: Adapter) -> Checkpoint:
-        """This checkpoint with a LoRA adapter merged into it, tensor by tensor as they are read.
+    def adapted(self, reference: str, adapter: Adapter, seen: Mapping[Path, Identity]) -> Checkpoint:
+        """This checkpoint with a LoRA adapter merged into it, tensor by tensor as they are read. `seen`: the adapter's
+        folder before it was read.
 
         Raises:
             InputError: the adapter does not fit.
@@ -165,6 +176,7 @@ class Checkpoint:
             resolved=f"{self.resolved()}+{adapter.resolved}",
             adapter=adapter,
             changes=fitted.changes,
+            seen={**self.seen, **seen},
         )
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.identity import check_unchanged
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError
 from evomerge.evaluator.device import place_models
@@ -57,6 +58,11 @@ class Target:
         shape = bank.open(base_of(merge) or merge.models()[0])
         dtype = merge.output.out_dtype or merge.output.dtype or shape.dtype
         return cls(str(model), merge, True, shape, planned, dtype, bank)
+
+    def check_unchanged(self) -> None:
+        """StoppedError where a file of a model that was opened has changed since: what was scored may be of two
+        models."""
+        check_unchanged(self.headers.checkpoints, "while it was scored", "run the same command again")
 
     def beside(self, reference: str) -> Recipe:
         """Returns the recipe of another model, to be compared with this one. Where this one is a merge with another

@@ -33,7 +33,7 @@ class TimeLimit:
 
     def __enter__(self) -> TimeLimit:
         self._thread = threading.get_ident()
-        self._timer = threading.Timer(self._seconds, self._expire)
+        self._timer = threading.Timer(min(self._seconds, threading.TIMEOUT_MAX), self._expire)
         self._timer.daemon = True
         self._timer.start()
         return self
