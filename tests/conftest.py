@@ -19,6 +19,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import yaml
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", nargs="?", const=100_000, type=int, help="as many cases as this in tests that try many")
+
+
 SHARED = Path(__file__).parents[1].parent / "shared"
 LETTERS = "abcdefghij "
 
