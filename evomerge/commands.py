@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from evomerge.errors import InputError, Where
-from evomerge.escape import printable
+from evomerge.escape import LogFormatter, printable
 from evomerge.evaluator.device import choose_device
 from evomerge.examine.evaluate import evaluate
 from evomerge.examine.path import PathInterrupted, path
@@ -227,6 +228,8 @@ def run_quickstart(options: argparse.Namespace) -> int:
 def _view() -> Any:
     from evomerge.report.live import view
 
+    if logging.lastResort is not None:  # what is logged outside of a run
+        logging.lastResort.setFormatter(LogFormatter("%(message)s"))
     return view()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -97,8 +98,8 @@ class LineView(Observer):
             return
         try:
             self.console.print(text(line), soft_wrap=True)
-        except BrokenPipeError:
-            # The reader of stderr has left; the study goes on.
+        except OSError:
+            # The reader of stderr has left, or the terminal was closed; the study goes on.
             self._closed = True
 
     def phase(self, message: str) -> None:
@@ -169,20 +170,21 @@ class LiveView(LineView):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._live.stop()
+        with suppress(OSError):
+            self._live.stop()
 
     def phase(self, message: str) -> None:
         self._begin(message)
 
     def progress(self, message: str, done: float) -> None:
         self._now = f"{message} ({done:.0%})"
-        self._live.refresh()
+        self._redraw()
 
     def launched(
         self, run: str, trials: int | None, seconds: float | None, signs: Mapping[str, int], spent: float = 0.0
     ) -> None:
         self._clock, self._signs, self._run = Clock(trials, seconds, spent), signs, run
-        self._live.refresh()
+        self._redraw()
 
     def stage(self, name: StageName, done: int, total: int | None, last: str = "") -> None:
         if name == "search" and not last:
@@ -192,7 +194,7 @@ class LiveView(LineView):
             self._begin(self._what)
         self._stages = {**self._stages, name: (done, total)}
         self._stage = name
-        self._live.refresh()
+        self._redraw()
 
     def trial_started(self, trial: Trial) -> None:
         self._what = f"scoring {describe(trial)}"
@@ -210,12 +212,16 @@ class LiveView(LineView):
         if leaderboard.settled:
             rows = [(describe(t), t) for t in (*leaderboard.merges(3), leaderboard.base) if t is not None]
             self._table = leaderboard_table("best so far (search split)", leaderboard, rows, {})
-        self._live.refresh()
+        self._redraw()
 
     def _begin(self, what: str) -> None:
         """Something else is being done from now on."""
         self._now, self._since = what, time.monotonic()
-        self._live.refresh()
+        self._redraw()
+
+    def _redraw(self) -> None:
+        with suppress(OSError):  # the terminal was closed
+            self._live.refresh()
 
     def _panel(self) -> Group:
         parts: list[RenderableType] = []

@@ -193,6 +193,29 @@ def test_without_a_terminal_each_event_is_a_plain_line(monkeypatch: pytest.Monke
     assert stream.getvalue() == "x ...\n"
 
 
+class Gone(Screen):
+    """A terminal or a pipe that was closed."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "closed") if not self.terminal else OSError(5, "closed")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_closed_terminal_or_pipe_ends_nothing(terminal: bool) -> None:
+    shown = view(console(Gone(terminal)))
+    assert isinstance(shown, LiveView) == terminal
+    shown.launched("space", 60, None, SIGNS)
+    shown.warn("x")
+    shown.stage("holdout", 1, 2, "base")
+
+
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     assert type(view(Console(file=Screen(), force_terminal=True))) is LineView
