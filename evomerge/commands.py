@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ from evomerge.examine.evaluate import evaluate
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.report.figures import FORMATS, draw_path
+from evomerge.safety.durable import write_whole
 from evomerge.study.dry_run import dry_run
 from evomerge.study.run.folder import is_name
 from evomerge.study.run.items import save_items
@@ -75,14 +78,16 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
 
 def run_rank(options: argparse.Namespace) -> int:
     from evomerge.report import data, rankings
-    from evomerge.study.after.rank import rank
+    from evomerge.study.after.rank import rank, write_winner
 
-    result = _call(rank, options)
+    output = _output(options.output, "--output", read=[options.fitness])
+    result = _call(rank, options, output=None)
+    unsaved = _save(output, lambda file: write_winner(result, file))
     if options.json:
         _print(options, data.ranked_data(result))
     else:
         _show(*rankings.ranked_tables(result), *rankings.ranked_words(result))
-    return DONE if result.winner else NO
+    return _end(DONE if result.winner else NO, unsaved)
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -114,6 +119,7 @@ def run_status(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     from evomerge.study.after.export import export
 
+    _output(options.output, "--output")
     text = _call(export, options)
     if options.json:
         return _print(options, {"recipe": text, "file": options.output})
@@ -140,22 +146,21 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from evomerge.report import tables
     from evomerge.report.data import as_json, evaluated_data
 
-    items = _output(options.items, "--items", (".jsonl", ".parquet"))
-    output = _output(options.output, "--output")
+    read = [options.model, options.fitness]
+    items = _output(options.items, "--items", (".jsonl", ".parquet"), read=read)
+    output = _output(options.output, "--output", read=[*read, options.items])
     references = _references(options.references)
     with _view() as observer:
         result = _call(evaluate, options, references=references, observer=observer)
     data = evaluated_data(result)
-    if output:
-        output.write_text(as_json(data) + "\n", encoding="utf-8")
-    if items:
-        save_items(items, {name: score.items for name, score in result.scores.items()})
+    unsaved = _save(output, lambda file: write_whole(file, as_json(data) + "\n"))
+    unsaved += _save(items, lambda file: save_items(file, {name: s.items for name, s in result.scores.items()}))
     if options.json:
         _print(options, data)
     else:
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
         _show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
-    return DONE if result.feasible else NO
+    return _end(DONE if result.feasible else NO, unsaved)
 
 
 def run_path(options: argparse.Namespace) -> int:
@@ -168,29 +173,58 @@ def run_path(options: argparse.Namespace) -> int:
             result = _call(path, options, references=references, observer=observer)
     except PathInterrupted as stop:
         result = stop.partial
-    if figure:
-        draw_path(result, figure)
+    unsaved = _save(figure, lambda file: draw_path(result, file))
     if options.json:
-        _print(options, {**path_data(result), "figure": options.output})
+        _print(options, {**path_data(result), "figure": None if unsaved else options.output})
     else:
-        _show(path_table(result), *path_summary(result), f"wrote {options.output}")
+        _show(path_table(result), *path_summary(result), *([] if unsaved else [f"wrote {options.output}"]))
+    code = _end(DONE if result.feasible else NO, unsaved)
     if not result.complete:
         return complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
-    return DONE if result.feasible else NO
+    return code
 
 
-def _output(name: str | None, option: str, endings: Sequence[str] = ()) -> Path | None:
-    """Returns a file to write. InputError, before an hour of scoring, where it cannot be written."""
+def _output(name: str | None, option: str, endings: Sequence[str] = (), read: Sequence[str | None] = ()) -> Path | None:
+    """Returns a file to write. InputError, before an hour of scoring, where it cannot be written, or is one of the
+    files that are `read`."""
     if name is None:
         return None
     file = Path(name)
     if endings and file.suffix.lower() not in endings:
         raise InputError(f"{name} is none of {', '.join(endings)}", f"write for example x{endings[0]}", Where(option))
-    if not file.parent.is_dir():
-        raise InputError(f"there is no folder {file.parent}", "create it", Where(option))
+    real = Path(os.path.realpath(file))  # a link stays one: what it leads to is written
     if file.is_dir():
         raise InputError(f"{name} is a folder", "name a file in it", Where(option))
+    if file.exists() and not file.is_file():
+        return file  # a device or a pipe
+    if not real.parent.is_dir():
+        raise InputError(
+            f"there is no folder {real.parent if file.is_symlink() else file.parent}", "create it", Where(option)
+        )
+    if not os.access(real.parent, os.W_OK | os.X_OK) or (file.exists() and not os.access(file, os.W_OK)):
+        raise InputError(f"you may not write {name}", "name another file", Where(option))
+    if any(os.path.realpath(other) == str(real) for other in read if other is not None):
+        raise InputError(f"{name} is read, and would be written over", "name another file", Where(option))
     return file
+
+
+def _save(file: Path | None, write: Callable[[Path], None]) -> list[str]:
+    """Writes a file of results. What kept it from being written, as a line: the results are printed all the same."""
+    if file is not None:
+        try:
+            write(file)
+        except OSError as error:
+            return [
+                f"{file} is not written ({error.strerror or error}); name another file, or make room, and run it again"
+            ]
+    return []
+
+
+def _end(code: int, unsaved: Sequence[str]) -> int:
+    """Returns the exit code of a command whose results are printed, and says which files they are not in."""
+    for line in unsaved:
+        code = complain(line, WRONG)
+    return code
 
 
 def _references(pairs: Sequence[str]) -> dict[str, str]:
@@ -252,5 +286,6 @@ def _print(options: argparse.Namespace, data: Any, lines: Callable[[], Sequence[
 
 
 def complain(text: str, code: int, kind: str = "error") -> int:
-    print(printable(f"{kind}: {text}"), file=sys.stderr)
+    with suppress(OSError):  # the terminal may be closed
+        print(printable(f"{kind}: {text}"), file=sys.stderr)
     return code

@@ -31,7 +31,7 @@ FLOORS = [
     ["recipe"],
     ["files", "checkpoints"],
     ["safety"],
-    ["types", "errors", "interrupts", "registry"],
+    ["types", "errors", "interrupts", "streams", "registry"],
     ["escape"],
 ]
 """The rooms, top floor first."""
@@ -39,7 +39,7 @@ FLOORS = [
 INSIDE = {
     "study": [
         ["search", "dry_run"],
-        ["loop", "holdout"],
+        ["loop", "holdout", "repair"],
         ["session"],
         ["prepare"],
         ["after"],
@@ -60,6 +60,7 @@ INSIDE = {
         ["stats"],
         ["engine"],
         ["splits", "objectives", "guard"],
+        ["settings"],
     ],
     "merging": [["disk"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }

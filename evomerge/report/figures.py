@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 import warnings
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.escape import printable
 from evomerge.examine.path import Barrier, Curve, ScoredPath, short_name
+from evomerge.safety.durable import write_whole
 from evomerge.scoring.gates import interval
 
 if TYPE_CHECKING:
@@ -38,7 +40,9 @@ def draw_path(result: ScoredPath, file: Path) -> None:
     # Names are no formulas: by default a text with two dollar signs is. One without a glyph shows as a box.
     with rc_context({"text.usetex": False, "text.parse_math": False}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _drawn(result).savefig(file)
+        picture = io.BytesIO()
+        _drawn(result).savefig(picture, format=file.suffix.lower().removeprefix("."))
+    write_whole(file, picture.getvalue())
 
 
 def _drawn(result: ScoredPath) -> Figure:

@@ -1,4 +1,4 @@
-"""A run's folder: its files, its lock, atomic writes."""
+"""A run's folder: its files, its lock."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from evomerge.errors import BusyError, InputError, Where, suggestion
-from evomerge.interrupts import deferred
+from evomerge.safety.durable import sync_folder, write_whole
+from evomerge.safety.read import read_object
 
 _NAME = re.compile(r"^[\w][\w.-]*$")
 _OWN = ("items", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
@@ -88,6 +88,8 @@ class RunFolder:
                 elif not leftover.name.startswith("run.lock"):
                     leftover.unlink()
             self.items.mkdir()
+            sync_folder(self.path)
+            sync_folder(self.path.parent)
             yield
 
     @contextmanager
@@ -105,7 +107,7 @@ class RunFolder:
             ) from None
         try:
             owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            write_atomic(holder, json.dumps(owner))
+            write_whole(holder, json.dumps(owner))
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -114,9 +116,9 @@ class RunFolder:
 
 def _describe(holder: Path) -> str:
     try:
-        owner = json.loads(holder.read_text())
+        owner = read_object(holder)
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-    except (OSError, ValueError, KeyError):
+    except (InputError, KeyError):
         return "another process"
 
 
@@ -131,21 +133,3 @@ def list_runs(root: Path) -> list[RunFolder]:
         return []
     runs = [RunFolder(p) for p in root.iterdir() if (p / "environment.json").is_file()]
     return sorted(runs, key=lambda f: (f.environment.stat().st_mtime, f.name))
-
-
-@deferred()
-def write_atomic(file: Path, text: str) -> None:
-    """Replace a file whole: a reader sees the old text or the new, never a part."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(file: Path, data: Any) -> None:
-    write_atomic(file, json.dumps(data, indent=2, sort_keys=True) + "\n")
