@@ -93,7 +93,7 @@ class Made:
             seconds={"total": 12.5},
             reason="no more memory" if state == "failed" else None,
             pruned_by="racing" if state == "pruned" else None,
-            evaluated=10,
+            evaluated=10 if state == "pruned" else 0,
             items=100,
         )
 
