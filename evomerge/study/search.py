@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import InputError, is_disk_full
+from evomerge.errors import EvomergeError, InputError, is_disk_full
 from evomerge.escape import LogFormatter
 from evomerge.evaluator.device import listed, parse_memory
 from evomerge.evaluator.executor import Executor, InProcess
@@ -24,7 +24,7 @@ from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
 from evomerge.study.gradients.contributions import contributions
 from evomerge.study.observer import Observer
-from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, resumed_plan
+from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, new_run, resumed_plan
 from evomerge.study.repair import restore_items
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
@@ -36,7 +36,7 @@ from evomerge.study.run.release import (
     recorded_contributions,
     released,
 )
-from evomerge.study.run.store import Store, absolute_url, open_storage
+from evomerge.study.run.store import Store, open_storage
 from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
 
@@ -111,6 +111,8 @@ def search(
     """
     observer = observer or Observer()
     check_workers(workers)
+    parse_memory(memory)
+    folder, url = new_run(space, run, storage)
     launch = Launch(
         space=str(Path(space).absolute()),
         settings=(*settings, *launch_settings(trials, time, seed, asynchronous)),
@@ -120,11 +122,6 @@ def search(
     )
     plan = launched_plan(launch)
     first = starting_point(begin, plan.models) if begin is not None else None
-    folder = RunFolder.named(run or Path(space).stem)
-    folder.check_free()
-    url = absolute_url(storage)
-    if url is not None and Store.open(open_storage(folder.journal, url), folder.name) is not None:
-        raise InputError(f"the storage has a study {folder.name!r} already", "choose another --run NAME")
     with _executor(plan, device, memory, workers, observer) as executor, folder.claim(), _diagnosed(folder):
         facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
         facts |= {"begin": asdict(first)} if first else {}
@@ -304,6 +301,11 @@ def _diagnosed(folder: RunFolder) -> Iterator[None]:
             raise InputError(f"the disk that holds {folder.path} is full", "free some space and launch again") from None
         problem = f"the disk that holds {folder.path} is full; every finished trial is kept"
         raise InputError(problem, f"free some space, then `evomerge resume {folder.handle}`") from None
+    except Exception as error:
+        if not isinstance(error, EvomergeError):
+            logger.exception("a fault of evomerge's own")
+            error.add_note(f"{folder.log} shows more")
+        raise
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
