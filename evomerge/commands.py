@@ -130,9 +130,8 @@ def run_export(options: argparse.Namespace) -> int:
     if options.output is None:
         print(text, end="")
     else:
-        print(
-            f"wrote {options.output}; `evomerge merge {options.output} OUT_DIR` makes the checkpoint", file=sys.stderr
-        )
+        line = f"wrote {options.output}; `evomerge merge {options.output} OUT_DIR` makes the checkpoint"
+        print(printable(line), file=sys.stderr)
     return DONE
 
 

@@ -42,11 +42,16 @@ class Clock:
         self.trials, self.seconds, self.spent = trials, seconds, spent
         self._started = self._first = self._last = time.monotonic()
         self._finished = 0
+        self._ended: float | None = None
 
     def begin_search(self) -> None:
         """The references are scored: from now on trials are timed."""
         self._first = self._last = time.monotonic()
         self._finished = 0
+
+    def end_search(self) -> None:
+        """What follows counts against no budget."""
+        self._ended = self._ended or time.monotonic()
 
     def tick(self) -> None:
         """A trial ended."""
@@ -73,8 +78,8 @@ class Clock:
         """How much of the budget of time is used: ``0:03:10 of 2:00:00``; empty without one."""
         if self.seconds is None:
             return ""
-        total = self.spent + self.seconds
-        return f"{clock(min(total, self.spent + self.elapsed))} of {clock(total)}"
+        total, used = self.spent + self.seconds, (self._ended or time.monotonic()) - self._started
+        return f"{clock(min(total, self.spent + used))} of {clock(total)}"
 
 
 class LineView(Observer):
@@ -126,10 +131,15 @@ class LineView(Observer):
         self.say(f"run {run}: {trials or 'any number of'} trials on {', '.join(signs)}{within}")
 
     def stage(self, name: StageName, done: int, total: int | None, last: str = "") -> None:
-        if name == "search" and not last:
-            self._clock.begin_search()
+        self._time(name)
         if last:
             self.say(f"{name} [{done}/{total}] {last}")
+
+    def _time(self, stage: StageName) -> None:
+        if stage == "search":
+            self._clock.begin_search()
+        elif stage != "references":
+            self._clock.end_search()
 
     def trial_finished(self, trial: Trial, leaderboard: Leaderboard) -> None:
         self._clock.tick()
@@ -187,8 +197,7 @@ class LiveView(LineView):
         self._redraw()
 
     def stage(self, name: StageName, done: int, total: int | None, last: str = "") -> None:
-        if name == "search" and not last:
-            self._clock.begin_search()
+        self._time(name)
         if name in ("best in full", "holdout"):
             self._what = "scoring on the holdout items" if name == "holdout" else "scoring in full"
             self._begin(self._what)

@@ -128,6 +128,10 @@ def test_a_budget_of_time_shows_time_over_all_sessions(monkeypatch: pytest.Monke
         now.now += 60
         shown.trial_finished(Made().trial(7, "search", ""), Made().both[0])
         assert re.match(r"search +\d+ +0:31:00 of 1:30:00, about 0:59:00 left", last(screen, "search"))
+        shown.stage("holdout", 0, 9)
+        now.now += 500
+        shown.stage("holdout", 1, 9, "base")
+        assert re.match(r"search +\d+ +0:31:00 of 1:30:00$", last(screen, "search"))
 
 
 class Stages(Observer):
