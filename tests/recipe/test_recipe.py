@@ -66,6 +66,15 @@ def test_yaml_and_data_round_trips_keep_the_identity(recipe: Recipe) -> None:
     assert recipe_from_data(to_data(recipe)).id == recipe.id
 
 
+@pytest.mark.parametrize(
+    "name", ["a\n- x: 1", "a\r- x: 1", "a\x85b: 1", "a\u2028b: 1", "\x1b[31m\x07", "\ud800", "\ufeff"]
+)
+def test_a_name_in_the_header_ends_no_comment(name: str) -> None:
+    """Nor does it bring a control character, which YAML refuses."""
+    recipe = Recipe((Document("linear", (Slice((Input("/m/base"), Input("/m/a"))),)),))
+    assert parse_recipe(write_recipe(recipe, f"trial 7 ({name})\nmore")).id == recipe.id
+
+
 @given(recipes(), recipes())
 def test_identity_is_content(one: Recipe, other: Recipe) -> None:
     assert (one.id == other.id) == (to_data(one) == to_data(other))
