@@ -10,6 +10,7 @@ import builtins
 import errno
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,9 +133,12 @@ def failing(folder: Path, fail_at: int | None = None, **how: Any) -> Iterator[Di
         yield disk
 
 
-def places(count: int, most: int | None, every: int | None) -> list[int]:
-    """The numbers of steps to try: all up to `every` of them where that is given, else about `most`, spread evenly."""
-    if every is not None:
-        most = every
-    assert most is not None
-    return list(range(count)) if count <= most else sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
+def chosen(disk: Disk, most: int, request: pytest.FixtureRequest, shift: int = 0) -> list[int]:
+    """The numbers of the steps to let fail: with --long every one, else about `most`, spread over the kinds of steps;
+    another `shift` gives others."""
+    if request.config.getoption("--long") > 2_000:
+        return list(range(len(disk.steps)))
+    kinds: dict[tuple[str, str], int] = {}
+    for number, (kind, path) in enumerate(disk.steps):
+        kinds.setdefault((kind, re.sub(r"\d+|lock\S+", "", Path(path).name)), number)
+    return sorted(kinds.values())[shift % max(1, len(kinds) // most) :: max(1, len(kinds) // most)]
