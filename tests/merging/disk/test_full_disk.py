@@ -1,4 +1,4 @@
-"""Every step of a merge that writes fails in turn: one line names the target, nothing is left, the old folder stays."""
+"""Every step of a merge that writes fails in turn: one line names it, nothing is left, an old checkpoint stays."""
 
 from __future__ import annotations
 
