@@ -21,6 +21,7 @@ from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.errors import EvomergeError, InputError, Where
 from evomerge.files.common import parse_seconds
 from evomerge.interrupts import ignore, listening
+from evomerge.streams import results_only
 from evomerge.study.run.folder import RunFolder
 
 
@@ -28,7 +29,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     options = argparse.Namespace()
     try:
-        with listening(signal.SIGTERM):
+        with results_only(), listening(signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             parser().parse_args(words, options)
             return int(options.handler(options))
     except InputError as error:

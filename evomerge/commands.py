@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from evomerge.errors import InputError, Where
+from evomerge.escape import printable
 from evomerge.evaluator.device import choose_device
 from evomerge.examine.evaluate import evaluate
 from evomerge.examine.path import PathInterrupted, path
@@ -50,7 +51,7 @@ def run_search(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     facts = _call(dry_run, options)
-    return _print(options, facts, lambda: "\n".join(f"{key}: {value}" for key, value in facts.items()))
+    return _print(options, facts, lambda: [f"{key}: {value}" for key, value in facts.items()])
 
 
 def run_resume(options: argparse.Namespace) -> int:
@@ -69,10 +70,8 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
     if options.json:
         _print(options, {**data.result_data(result), **(files or {})})
     else:
-        _show(results.result_table(result))
-        if result.gained is not None:
-            _show(gains.gained_table(result.gained))
-        print(results.verdict(result))
+        gained = [gains.gained_table(result.gained)] if result.gained is not None else []
+        _show(results.result_table(result), *gained, *results.verdict(result))
     return DONE if result.winner else NO
 
 
@@ -86,8 +85,7 @@ def run_rank(options: argparse.Namespace) -> int:
     if options.json:
         _print(options, data.ranked_data(result))
     else:
-        _show(rankings.ranked_tables(result))
-        print(rankings.ranked_words(result))
+        _show(*rankings.ranked_tables(result), *rankings.ranked_words(result))
     return _end(DONE if result.winner else NO, unsaved)
 
 
@@ -98,29 +96,23 @@ def run_compare(options: argparse.Namespace) -> int:
     result = _call(compare, options)
     if options.json:
         return _print(options, data.compared_data(result))
-    _show(rankings.compared_table(result))
-    return _say(rankings.compared_words(result))
+    return _show(rankings.compared_table(result), rankings.compared_words(result))
 
 
 def run_status(options: argparse.Namespace) -> int:
-    from evomerge.report import data, gains, tables
-    from evomerge.study.after.status import runs, status
+    from evomerge.report import data, gains, runs
+    from evomerge.study.after import status as after
 
     if options.run is None:
-        states = runs(options.runs)
+        states = after.runs(options.runs)
         if options.json:
             return _print(options, [data.run_data(s) for s in states])
-        return _show(tables.runs_table(states)) if states else _say(f"no runs in {options.runs}")
-    state = status(Path(options.runs) / options.run if is_name(options.run) else options.run)
+        return _show(runs.runs_table(states) if states else f"no runs in {options.runs}")
+    state = after.status(Path(options.runs) / options.run if is_name(options.run) else options.run)
     if options.json:
         return _print(options, data.status_data(state))
-    failed = sum(t.state == "failed" for t in state.search.trials)
-    winner = f"winner {state.winner.name}" if state.winner else ("no winner" if state.finished else "not finished")
-    print(
-        f"run {state.folder.name}: {state.done}/{state.budget.get('trials') or '-'} trials, {failed} failed, {winner}"
-    )
-    _show(tables.status_table(state))
-    return _show(gains.gained_table(state.gained)) if state.gained else DONE
+    gained = [gains.gained_table(state.gained)] if state.gained else []
+    return _show(runs.status_words(state), *runs.status_tables(state), *gained)
 
 
 def run_export(options: argparse.Namespace) -> int:
@@ -146,12 +138,12 @@ def run_merge(options: argparse.Namespace) -> int:
     device = choose_device("cuda" if options.cuda else options.device)
     with _view() as observer:
         folder = _call(merge, options, device=device, progress=observer.progress)
-    return _print(options, {"checkpoint": str(folder)}, lambda: f"wrote {folder}")
+    return _print(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
     from evomerge.report import tables
-    from evomerge.report.data import evaluated_data
+    from evomerge.report.data import as_json, evaluated_data
 
     read = [options.model, options.fitness]
     items = _output(options.items, "--items", (".jsonl", ".parquet"), read=read)
@@ -160,14 +152,13 @@ def run_evaluate(options: argparse.Namespace) -> int:
     with _view() as observer:
         result = _call(evaluate, options, references=references, observer=observer)
     data = evaluated_data(result)
-    unsaved = _save(output, lambda file: write_whole(file, json.dumps(data, indent=2) + "\n"))
+    unsaved = _save(output, lambda file: write_whole(file, as_json(data) + "\n"))
     unsaved += _save(items, lambda file: save_items(file, {name: s.items for name, s in result.scores.items()}))
     if options.json:
         _print(options, data)
     else:
-        _show(tables.evaluated_table(result))
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
-        print(f"misses the floor of {missed}" if missed else "passes every floor")
+        _show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
     return _end(DONE if result.feasible else NO, unsaved)
 
 
@@ -185,8 +176,7 @@ def run_path(options: argparse.Namespace) -> int:
     if options.json:
         _print(options, {**path_data(result), "figure": None if unsaved else options.output})
     else:
-        _show(path_table(result))
-        print(path_summary(result) + ("" if unsaved else f"\nwrote {options.output}"))
+        _show(path_table(result), *path_summary(result), *([] if unsaved else [f"wrote {options.output}"]))
     code = _end(DONE if result.feasible else NO, unsaved)
     if not result.complete:
         return complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
@@ -261,7 +251,7 @@ def run_quickstart(options: argparse.Namespace) -> int:
     files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}
     code = _finish(options, result.search, files)
     if not options.json:
-        print("\n".join(f"{what:11} {file}" for what, file in files.items()))
+        _show(*(f"{what:11} {file}" for what, file in files.items()))
     return code
 
 
@@ -269,34 +259,30 @@ def run_quickstart(options: argparse.Namespace) -> int:
 
 
 def _view() -> Any:
-    from rich.console import Console
-
     from evomerge.report.live import view
 
-    return view(Console(stderr=True))
+    return view()
 
 
-def _show(table: Any) -> int:
-    from rich.console import Console
+def _show(*things: Any) -> int:
+    """Prints tables and lines of text."""
+    from evomerge.report.shown import show
 
-    console = Console()
-    if not sys.stdout.isatty():
-        # A pipe has no width: wide enough that nothing is cut.
-        console = Console(width=max(100, Console(width=10_000).measure(table).maximum))
-    console.print(table)
+    show(*things)
     return DONE
 
 
-def _say(text: str) -> int:
-    print(text)
-    return DONE
+def _print(options: argparse.Namespace, data: Any, lines: Callable[[], Sequence[str]] | None = None) -> int:
+    """Prints JSON, or the lines in its place."""
+    if lines is not None and not options.json:
+        return _show(*lines())
+    from evomerge.report.data import as_json
 
-
-def _print(options: argparse.Namespace, data: Any, text: Callable[[], str] | None = None) -> int:
-    print(json.dumps(data, indent=2) if options.json or text is None else text())
+    print(as_json(data))
     return DONE
 
 
 def complain(text: str, code: int, kind: str = "error") -> int:
-    print(f"{kind}: {text}", file=sys.stderr)
+    with suppress(OSError):  # the terminal may be closed
+        print(printable(f"{kind}: {text}"), file=sys.stderr)
     return code

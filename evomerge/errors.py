@@ -3,8 +3,10 @@
 EvomergeError
 ├── InputError        a file, flag or checkpoint is wrong: where, what, how to mend (exit code 2)
 │   ├── BusyError     the run is held by another process (exit code 2)
+│   ├── StoppedError  what goes on around a candidate makes it senseless to go on (exit code 2)
 │   └── RemovedError  a file asks for what earlier versions could do (exit code 2)
-└── TrialError        one candidate could not be materialized or scored; the study goes on
+├── TrialError        one candidate could not be materialized or scored; the study goes on
+└── LostModelError    the resident model cannot be put right; the study ends
 """
 
 from __future__ import annotations
@@ -61,14 +63,29 @@ class BusyError(InputError):
     """The run is driven by another process."""
 
 
+class StoppedError(InputError):
+    """A search, a merge or a measurement cannot go on, and no candidate is to blame: a source file changed, or no
+    worker is left. What was finished before is kept."""
+
+
 class TrialError(EvomergeError):
     """One candidate failed; its reason is recorded and it ranks last."""
 
 
+class LostModelError(EvomergeError):
+    """Code of the user left the resident model so that nothing can be scored on it any more."""
+
+
 def nearest(name: str, legal: Iterable[str]) -> str | None:
-    """The legal name that looks most like `name`, or None where none is close."""
-    found = difflib.get_close_matches(name, list(legal), n=1, cutoff=0.55)
-    return found[0] if found else None
+    """The legal name that looks most like `name`, or None where none is close. Capitals do not count, nor whether words
+    are joined by a dash, an underscore or a space."""
+    plain = {_plain(other): other for other in legal}
+    found = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.55)
+    return plain[found[0]] if found else None
+
+
+def _plain(name: str) -> str:
+    return name[:200].casefold().replace("_", "-").replace(" ", "-")
 
 
 def suggestion(name: str, legal: Iterable[str], limit: int = 12) -> str:

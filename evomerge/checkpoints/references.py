@@ -6,6 +6,7 @@ from pathlib import Path
 
 from evomerge.checkpoints import hub
 from evomerge.errors import InputError, Where, nearest
+from evomerge.escape import shortened
 
 
 def split_adapter(ref: str, where: Where | None = None) -> tuple[str, str | None]:
@@ -58,14 +59,26 @@ def locate(ref: str, where: Where | None = None) -> Path | None:
     name, meant = hub.split_revision(ref)[0], _meant(ref, where)
     if not hub.looks_like_hub_id(name) or ("/" not in name and meant):
         mend = f"did you mean {meant}?" if meant else "give a model folder or a hub id"
-        raise InputError(f"there is no folder {ref}", mend, where)
+        raise InputError(f"there is no folder {shortened(ref)}", mend, where)
     return None
 
 
 def _folder(ref: str, where: Where | None) -> Path | None:
-    """The path of a reference, if there is a file or folder."""
-    written = Path(ref).expanduser()
-    return next((p for p in (written, _home(where) / written) if ref and p.exists()), None)
+    """The path of a reference, if there is a file or folder. InputError if that cannot be told."""
+    written = _written(ref)
+    try:
+        return next((p for p in (written, _home(where) / written) if ref and p.exists()), None)
+    except OSError as error:
+        problem = f"{shortened(ref)} cannot be opened ({error.strerror or error})"
+        raise InputError(problem, "check the path and its permissions", where) from None
+
+
+def _written(ref: str) -> Path:
+    """The reference as a path. A tilde is the home folder only where there is such a user."""
+    try:
+        return Path(ref).expanduser()
+    except RuntimeError:
+        return Path(ref)
 
 
 def _home(where: Where | None) -> Path:
@@ -75,9 +88,12 @@ def _home(where: Where | None) -> Path:
 
 def _meant(ref: str, where: Where | None) -> str:
     """The folder beside the missing one with the nearest name, or an empty text."""
-    written = Path(ref).expanduser()
+    written = _written(ref)
     for folder in ((_home(where) / written).parent, written.parent):
-        names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+        try:
+            names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+        except OSError:
+            continue  # only a suggestion
         close = nearest(written.name, names)
         if close:
             return str(written.with_name(close))

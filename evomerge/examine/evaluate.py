@@ -75,6 +75,7 @@ def evaluate(
     reference_scores = score_references(evaluator, reference_recipes, split, observer)
     observer.phase("scoring the model")
     evaluation = evaluator.evaluate(target.recipe, split, observer.slice_started)
+    target.check_unchanged()
     suite = evaluator.suite.info
     gates = settle(suite.slices, reference_scores)
     values = {name: score.value for name, score in evaluation.scores.items()}

@@ -165,6 +165,7 @@ def path(
     def score(t: float) -> Point:
         try:
             evaluation = evaluator.evaluate(line.at(t), split, observer.slice_started)
+            target.check_unchanged()
             value = objective({name: score.value for name, score in evaluation.scores.items()}, suite.weights)
         except TrialError as error:
             return Point(t, reason=str(error))

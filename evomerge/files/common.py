@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
-from evomerge.errors import Where
+from evomerge.errors import InputError, Where
+from evomerge.escape import shortened
 from evomerge.files.nodes import Node
 from evomerge.files.objects import ModelRef
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-_SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$")
+_SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e[-+]?\d+)?)\s*([smhd])\s*$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SPAN_MEND = "write for example 90s, 20m or 4h"
+_LONGEST_SPAN = 1e10
+"""Seconds: three centuries."""
+
+_LONGEST_PATH, _LONGEST_PART = 4096, 255
+"""Of a path and of a name in it, as Linux takes them."""
 
 
 def read_model(node: Node) -> ModelRef:
@@ -45,23 +53,44 @@ def resolve(node: Node, text: str | None = None) -> Path:
     """Returns the absolute path that a node (or `text` in its place) names. A relative path starts at the folder of the
     node's file."""
     named = node.text() if text is None else text
+    shown = shortened(repr(named), 80)
     if any(not c.isprintable() for c in named):
-        node.fail(f"{named!r} holds characters that no path can have", "check the path")
+        node.fail(f"{shown} holds characters that no path can have", "check the path")
+    if not is_path(named):
+        node.fail(f"{shown} is no path here: it is too long, or there is no such user", "check the path")
     file = node.where.file
     start = node.where.folder or (file.absolute().parent if isinstance(file, Path) else Path.cwd())
-    return (start / Path(named).expanduser()).resolve()
+    try:
+        return (start / Path(named).expanduser()).resolve()
+    except (RuntimeError, OSError):
+        node.fail(f"{shown} leads through links in a circle", "check the path")
+
+
+def is_path(text: str) -> bool:
+    """Whether the system takes a text as a path: of no more characters, without NUL, below the folder of a user that
+    exists."""
+    if not text or "\0" in text or len(text) > _LONGEST_PATH:
+        return False
+    try:
+        parts = Path(text).expanduser().parts
+        return all(len(os.fsencode(part)) <= _LONGEST_PART for part in parts)
+    except (RuntimeError, ValueError):  # ~ of an unknown user, lone surrogates
+        return False
 
 
 def read_seconds(node: Node) -> float:
     """Reads a span of time such as ``90s``, ``20m``, ``4h``, ``2d``, or a number of seconds."""
+    if isinstance(node.value, bool) or not isinstance(node.value, str | int | float):
+        node.fail(f"is {node.shown()}, not a span of time", _SPAN_MEND)
     return parse_seconds(str(node.value), node.where)
 
 
 def parse_seconds(text: str, where: Where) -> float:
     match = _SPAN.match(text) or _SPAN.match(f"{text}s")
-    if not match or float(match.group(1)) <= 0:
-        Node(text, where).fail(f"{text!r} is not a span of time", "write for example 90s, 20m or 4h")
-    return float(match.group(1)) * _SECONDS[match.group(2)]
+    seconds = float(match.group(1)) * _SECONDS[match.group(2)] if match else 0.0
+    if not 0 < seconds <= _LONGEST_SPAN:
+        raise InputError(f"{shortened(repr(text), 80)} is not a span of time", _SPAN_MEND, where)
+    return seconds
 
 
 def index(node: Node) -> dict[str, Where]:

@@ -49,6 +49,7 @@ def dry_run(
     plan = None if remote else make_plan(spec, scores)
     searched = plan.space if plan else _unopened(spec)
     tokens = [*plan.models.tokens.dropped, *plan.models.tokens.filled] if plan else []
+    timeouts = ", ".join(f"{n} {spec.timeout:g} s" for n, spec in scores.slices.items() if spec.timeout is not None)
     return {
         "space": str(space),
         "fitness": str(spec.fitness),
@@ -62,14 +63,16 @@ def dry_run(
         **(_placement(plan, device, memory, workers) if plan else {}),
         "budget": f"{spec.trials or 'any number of'} trials" + (f", {spec.seconds:.0f} s" if spec.seconds else ""),
         "slices": ", ".join(scores.slices),
+        **({"timeouts": timeouts} if timeouts else {}),
         "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",
     }
 
 
 def _placement(plan: Plan, device: str, memory: str | None, workers: int) -> dict[str, str]:
     # Only with input that is known to be right: torch takes seconds to import.
-    from evomerge.evaluator.evaluator import place_candidates
+    from evomerge.evaluator.evaluator import check_candidates, place_candidates
 
+    check_candidates(plan.models, plan.fitness)
     if workers == 1:
         return place_candidates(plan.models, plan.fitness, device, memory).facts()
     shares = deal(listed(device), workers, spare=device == "auto")

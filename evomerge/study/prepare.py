@@ -199,7 +199,7 @@ def _has_slope(spec: SpaceSpec, gene: GeneSpec) -> bool:
 def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:
     """Checks the slices that count. The request type of a task of lm-eval's own is only known when it is built (see
     `TrialGradients`)."""
-    local = scan(fitness.include)
+    local = scan(fitness.include, fitness.at("include"))
     counting = [spec for spec in fitness.slices.values() if spec.weight > 0]
     reasons = {}
     for spec in counting:

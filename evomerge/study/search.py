@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import InputError, is_disk_full
+from evomerge.escape import LogFormatter
 from evomerge.evaluator.device import listed, parse_memory
 from evomerge.evaluator.executor import Executor, InProcess
 from evomerge.evaluator.pool import WorkerPool
@@ -213,8 +214,10 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     session.store.record("budget", limits)
     facts = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
     session.store.record("slices", facts)
-    left = None if budget.seconds is None else budget.seconds - session.trials.spent()[1]
-    session.observer.launched(session.folder.name, budget.trials, left, {name: s.sign for name, s in slices.items()})
+    spent = session.trials.spent()[1]
+    left = None if budget.seconds is None else budget.seconds - spent
+    signs = {name: s.sign for name, s in slices.items()}
+    session.observer.launched(session.folder.name, budget.trials, left, signs, spent)
 
     # What is proposed depends on how many workers the run was launched with, however many resume it.
     num_workers = session.store.facts.get("hands", session.executor.num_workers)
@@ -288,7 +291,7 @@ class _RunLog(logging.FileHandler):
 def _diagnosed(folder: RunFolder) -> Iterator[None]:
     """Keep the run's log, and say plainly that a full disk stopped it: what finished is in the journal."""
     logger, handler = logging.getLogger("evomerge"), _RunLog(folder.log, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.identity import check_unchanged
 from evomerge.checkpoints.write import (
     SHARD_BYTES,
     CheckpointWriter,
@@ -122,6 +123,8 @@ def merge(
             if model_card:
                 writer.text("README.md", card(output.folder.name, output.recipe, output.text, planned, weights))
             writer.config(planned.config)
+            # Last: an error here leaves nothing, and from now on nothing is read.
+            check_unchanged(planned.checkpoints, "while it was merged", "merge again")
             writer.seal()
     return target
 

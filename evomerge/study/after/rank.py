@@ -27,7 +27,7 @@ from evomerge.study.run.release import TOP
 from evomerge.study.run.trial import Trial
 from evomerge.types import SliceScore, SplitName
 
-_FREE = ("floor", "weight", "cluster", "range", "direction")
+_FREE = ("floor", "weight", "cluster", "range", "timeout", "direction")
 """The keys of a slice that do not change how its items are scored. A direction may be left out; see `_check_slice`."""
 _MEND = "a ranking evaluates nothing: give it as the run has it, leave the slice out, or launch another search"
 

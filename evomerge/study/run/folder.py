@@ -96,7 +96,8 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the run: one process drives it. BusyError names the holder. The system lets go of the lock when its
         process dies, however it dies."""
-        lock = FileLock(str(self.path / "run.lock"), timeout=0)
+        # A moment of patience: `driver` may look at the lock just now.
+        lock = FileLock(str(self.path / "run.lock"), timeout=0.5)
         holder = self.path / "run.lock.json"
         try:
             lock.acquire()
