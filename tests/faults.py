@@ -45,6 +45,7 @@ class Disk:
         steps: the kind and the path of each.
         fail_at: the number of the first step that fails; None: none does.
         error: with this error of the system.
+        only: steps fail whose path has this part.
         forever: whether further steps fail, too. On a full disk (ENOSPC) these are the ones that need room.
         failed: the steps that did.
     """
@@ -53,6 +54,7 @@ class Disk:
     fail_at: int | None = None
     error: int = errno.ENOSPC
     forever: bool = True
+    only: str = ""
     steps: list[tuple[str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
 
@@ -65,7 +67,7 @@ class Disk:
         self.steps.append((kind, path))
         if self.fail_at is None or number < self.fail_at or (self.failed and not self.forever):
             return
-        if self.error == errno.ENOSPC and kind not in GROWING:
+        if self.only not in path or (self.error == errno.ENOSPC and kind not in GROWING):
             return
         self.failed.append((kind, path))
         # The system's calls on handles know no name.

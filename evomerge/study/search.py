@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,12 @@ def search(
     url = absolute_url(storage)
     if url is not None and Store.open(open_storage(folder.journal, url), folder.name) is not None:
         raise InputError(f"the storage has a study {folder.name!r} already", "choose another --run NAME")
-    with _executor(plan, device, memory, workers, observer) as executor, folder.claim(), _diagnosed(folder):
+    with (
+        _executor(plan, device, memory, workers, observer) as executor,
+        _diagnosed(folder),
+        folder.claim(),
+        _logged(folder),
+    ):
         facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
         facts |= {"begin": asdict(first)} if first else {}
         write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
@@ -157,7 +162,7 @@ def resume(
     check_budget(trials, time)
     check_workers(workers)
     folder = RunFolder.existing(run)
-    with folder.lock(), _diagnosed(folder):
+    with _diagnosed(folder), folder.lock(), _logged(folder):
         environment = Environment.read(folder)
         plan = resumed_plan(folder, environment)
         store = _reopen(folder, environment, plan, observer)
@@ -281,15 +286,23 @@ def _extended(session: Session, trials: int | None, time: float | None) -> loop.
 
 
 class _RunLog(logging.FileHandler):
-    """A log that a full disk or a lost folder does not turn into tracebacks on the terminal."""
+    """A log that costs no search, and no word on the terminal, where it cannot be written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
+    def close(self) -> None:
+        with suppress(OSError):  # what a full disk did not take is written again here
+            super().close()
+
 
 @contextmanager
-def _diagnosed(folder: RunFolder) -> Iterator[None]:
-    """Keep the run's log, and say plainly that a full disk stopped it: what finished is in the journal."""
+def _logged(folder: RunFolder) -> Iterator[None]:
+    """Keeps the run's log."""
     logger, handler = logging.getLogger("evomerge"), _RunLog(folder.log, encoding="utf-8", delay=True)
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = logger.level
@@ -297,14 +310,33 @@ def _diagnosed(folder: RunFolder) -> Iterator[None]:
     logger.setLevel(logging.INFO)
     try:
         yield
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        if not folder.environment.exists():
-            raise InputError(f"the disk that holds {folder.path} is full", "free some space and launch again") from None
-        problem = f"the disk that holds {folder.path} is full; every finished trial is kept"
-        raise InputError(problem, f"free some space, then `evomerge resume {folder.handle}`") from None
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def _diagnosed(folder: RunFolder) -> Iterator[None]:
+    """Says which file of the run could not be written, and how to go on: what finished is in the journal."""
+    try:
+        yield
+    except OSError as error:
+        file = error.filename2 or error.filename
+        of_run = isinstance(file, str) and folder.path in (Path(file), *Path(file).parents)
+        if not of_run and not is_disk_full(error):
+            raise
+        reason = "the disk is full" if is_disk_full(error) else error.strerror
+        mend = "free some space" if is_disk_full(error) else "make it possible"
+        raise _ended(folder, f"{file if of_run else folder.path} cannot be written ({reason})", mend) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("optuna", "sqlalchemy"):
+            raise
+        cause = str(error.__cause__ or error).partition("\n")[0]
+        raise _ended(folder, f"the storage of the run {folder.name!r} failed ({cause})", "mend it") from error
+
+
+def _ended(folder: RunFolder, problem: str, mend: str) -> InputError:
+    if not folder.environment.exists():
+        return InputError(problem, f"{mend} and launch again, or choose another --run")
+    return InputError(f"{problem}; every finished trial is kept", f"{mend}, then `evomerge resume {folder.handle}`")

@@ -4,8 +4,9 @@ happened."""
 from __future__ import annotations
 
 import errno
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from evomerge.evaluator.executor import InProcess
 from evomerge.study import search as module
 from evomerge.study.after.status import status
 from evomerge.study.run.items import load_items
+from evomerge.study.run.trial import Trial
+from evomerge.study.trials import Trials
 from evomerge.types import SplitName
 from tests.faults import chosen, failing
 
@@ -108,3 +111,64 @@ def test_every_write_of_a_search_fails_in_turn(
     for fault in faults:
         print(fault)
     assert not faults
+
+
+def test_a_log_that_cannot_be_written_costs_nothing(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with failing(Path.cwd(), 0, only="search.log") as disk:
+        assert main(["search", str(study), "--run", "silent", "--trials", "6"]) == 0
+    assert {kind for kind, _ in disk.failed} == {"open"}
+    with failing(Path.cwd(), 8, only="search.log") as disk:  # once it is open
+        assert main(["resume", "silent", "--trials", "8"]) == 0
+    assert disk.failed
+    assert "search.log" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+@pytest.mark.parametrize("storage", ["journal", "sqlite"])
+def test_a_disk_that_is_really_full(
+    storage: str,
+    study: Path,
+    small_disk: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system itself fails, and so do the libraries that write by other ways than Python's. Where the storage is a
+    database on that disk, the run's folder stands on another one."""
+    run = small_disk / "run" if storage == "journal" else Path("runs/run")
+    url = [] if storage == "journal" else ["--storage", f"sqlite:///{small_disk}/study.db"]
+    launch = ["search", str(study), "--trials", "6", "--run"]
+    assert main([*launch, "healthy"]) == 0
+    capsys.readouterr()
+    end, other = Trials.end, small_disk / "another program's"
+
+    def then_fill(trials: Trials, trial: Trial, result: Any) -> Trial:
+        done = end(trials, trial, result)
+        if done.number == 4:
+            with suppress(OSError), other.open("wb", buffering=0) as stream:
+                while stream.write(b"x" * 4096):
+                    pass
+        return done
+
+    monkeypatch.setattr(Trials, "end", then_fill)
+    assert main([*launch, str(run), *url]) == 2
+    said = capsys.readouterr().err
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+    assert "full" in line
+    assert f"evomerge resume {run if storage == 'journal' else 'run'}" in line
+    assert "Traceback" not in said
+    assert status(run).done >= 5
+    other.unlink()
+    assert main(["resume", str(run)]) == 0
+    found, wanted = ended(str(run)), ended("healthy")
+    assert found[:3] + found[4:] == wanted[:3] + wanted[4:]  # best.yaml names the run by its path
