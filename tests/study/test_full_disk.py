@@ -4,6 +4,7 @@ happened."""
 from __future__ import annotations
 
 import errno
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -56,56 +57,62 @@ def ended(run: str) -> Any:
         (t.number, t.kind, t.state, t.label, t.genome, t.recipe_id, t.scores, t.digest) for t in state.search.trials
     ]
     assert state.winner is not None
-    best = state.folder.best.read_text().replace(run, "RUN")
+    best = state.folder.best.read_text().replace(state.folder.name, "RUN")
     items = [load_items(state.folder.items, t.number, s) for t in state.search.trials for s in _SPLITS]
     return trials, state.winner.number, state.finished, best, items
 
 
+@pytest.mark.parametrize("command", ["search", "resume"])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_write_of_a_search_fails_in_turn(
-    way: str, study: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+def test_every_write_fails_in_turn(
+    command: str, way: str, study: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    def run(name: str, *words: str) -> tuple[Any, str, str]:
+    def run(words: list[str], trials: int = 6) -> tuple[Any, str]:
         try:
-            code: Any = main([*words, "--trials", "6"])
+            code: Any = main([*words, "--trials", str(trials)])
         except BaseException as error:  # never: each is one line
             code = repr(error)
-        return code, *capsys.readouterr()
+        return code, capsys.readouterr().err
+
+    def begun(name: str) -> list[str]:
+        """The command, and what it needs: nothing, or a run that has stopped."""
+        launch = ["search", str(study), "--run", name]
+        if command == "resume":
+            if not stopped.is_dir():
+                assert run([*launch[:-1], "stopped"], trials=5)[0] == 0
+            shutil.copytree(stopped, root / name)
+        return launch if command == "search" else ["resume", name]
 
     root = Path.cwd() / "runs"
-    launch = ["search", str(study), "--run"]
-    assert run("healthy", *launch, "healthy")[0] == 0
+    stopped = root / "stopped"
+    words = begun("healthy")
     with failing(root) as disk:
-        assert run("counted", *launch, "counted")[0] == 0
-    healthy = ended("counted")
-    assert healthy == ended("healthy")
-    faults = []
-    for at in chosen(disk, 5, request, list(WAYS).index(way)):
+        assert run(words)[0] == 0
+    healthy, faults = ended("healthy"), []
+    for at in chosen(disk, 4 if command == "search" else 2, request, list(WAYS).index(way)):
         name = f"fault-{at}"
+        words = begun(name)
         with failing(root, at, **WAYS[way]) as failed:
-            code, _, said = run(name, *launch, name)
+            code, said = run(words)
         errors = [line for line in said.splitlines() if line.startswith(("error:", "interrupted:"))]
         problems = []
-        if failed.failed and code != 0:
-            if code != 2 or len(errors) != 1 or "Traceback" in said or str(root) not in errors[0]:
-                problems.append(f"code {code}, {errors}")
-        elif errors or "Traceback" in said:
+        wrong = failed.failed and code != 0
+        if wrong and (code != 2 or len(errors) != 1 or "Traceback" in said or str(root) not in errors[0]):
+            problems.append(f"code {code}, {errors}")
+        if not wrong and (code or errors or "Traceback" in said):
             problems.append(f"code {code}, {errors}")
         if (root / name / "environment.json").is_file():
-            shown = sum(line.startswith("[") for line in said.splitlines())
+            shown = [int(line[1:].partition("/")[0]) for line in said.splitlines() if line.startswith("[")]
             kept = sum(t.state not in ("running", "failed") for t in status(name).search.trials)
-            if kept < shown:
-                problems.append(f"{kept} of {shown} trials are kept")
+            if shown and kept < shown[-1]:
+                problems.append(f"{kept} of {shown[-1]} trials are kept")
             words = ["resume", name]
-        else:
-            words = [*launch, name]
-        code, _, said = run(name, *words)
+        code, said = run(words)
         if code != 0:
             problems.append(f"{words[0]} after it: code {code}, {said[-300:]}")
         elif (found := ended(name)) != healthy:
-            problems.append(
-                f"{words[0]} after it differs: {[p for p in zip(found, healthy, strict=True) if p[0] != p[1]]}"
-            )
+            differs = [pair for pair in zip(found, healthy, strict=True) if pair[0] != pair[1]]
+            problems.append(f"{words[0]} after it differs: {differs}")
         if problems:
             faults.append((at, failed.failed[:1], problems))
     for fault in faults:
