@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError, Where
 from evomerge.escape import printable
 from evomerge.evaluator.device import choose_device
@@ -22,8 +23,9 @@ from evomerge.examine.path import PathInterrupted, path
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.report.figures import FORMATS, draw_path
 from evomerge.safety.durable import write_whole
+from evomerge.safety.paths import absolute
 from evomerge.study.dry_run import dry_run
-from evomerge.study.run.folder import is_name
+from evomerge.study.run.folder import RunFolder, is_name
 from evomerge.study.run.items import save_items
 
 DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
@@ -41,10 +43,10 @@ def run_search(options: argparse.Namespace) -> int:
         options.settings = [*options.settings, "fitness.pruning=false"]
     if options.dry_run:
         return _dry_run(options)
+    options.run_in_progress = RunFolder.launched(options.run, options.space).path
     from evomerge.study.search import search
 
     with _view() as observer:
-        options.run_in_progress = options.run or Path(options.space).stem
         result = _call(search, options, observer=observer)
     return _finish(options, result)
 
@@ -104,6 +106,8 @@ def run_status(options: argparse.Namespace) -> int:
     from evomerge.study.after import status as after
 
     if options.run is None:
+        if options.runs != "runs" and not Path(options.runs).is_dir():
+            raise InputError(f"there is no folder {options.runs}", "name the folder that holds runs", Where("--runs"))
         states = after.runs(options.runs)
         if options.json:
             return _print(options, [data.run_data(s) for s in states])
@@ -132,7 +136,9 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_merge(options: argparse.Namespace) -> int:
-    read_recipe(Path(options.recipe))  # an error in it is reported before torch is imported
+    # What can be told now is told before torch is imported.
+    read_recipe(Path(options.recipe)).check_places()
+    check_target(absolute(options.out), options.overwrite)
     from evomerge.merging.disk.stream import merge
 
     device = choose_device("cuda" if options.cuda else options.device)

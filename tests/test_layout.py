@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["__main__"],
     ["cli"],
-    ["commands"],
+    ["commands", "arguments"],
     ["report", "demo"],
     ["examine"],
     ["study"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,9 @@ class Checkpoint:
         if adapter.base is None:
             raise adapter.error("it does not name its base", "write model+adapter")
         try:
-            return cls._open(adapter.base, adapter.where, None, above)
+            # Its configuration is no file of the user's: a path in it does not start where the user's paths do.
+            where = replace(adapter.where, folder=None) if adapter.where else None
+            return cls._open(adapter.base, where, None, above)
         except InputError as error:
             if base is not None:
                 return base

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from evomerge.errors import InputError, Where
 from evomerge.escape import shortened
 from evomerge.files.nodes import Node
 from evomerge.files.objects import ModelRef
+from evomerge.safety.paths import absolute, is_folder
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e[-+]?\d+)?)\s*([smhd])\s*$")
@@ -32,21 +34,26 @@ def read_model(node: Node) -> ModelRef:
             return model
         if model.local:
             parts["revision"].fail("a folder has no revision", "remove it, or give a hub id as the path")
-        return ModelRef(model.path, parts["revision"].text(), node.where)
+        return ModelRef(model.path, parts["revision"].text(), _placed(node))
     text = node.text()
-    if "+" not in text or resolve(node).is_dir():
+    if "+" not in text or is_folder(resolve(node), node.where):
         return _model(node, text)
     whole, _, adapter = text.partition("+")
-    return ModelRef(f"{_model(node, whole)}+{_model(node, adapter)}", None, node.where)
+    return ModelRef(f"{_model(node, whole)}+{_model(node, adapter)}", None, _placed(node))
 
 
 def _model(node: Node, text: str) -> ModelRef:
     name, _, revision = text.partition("@")
     folder = resolve(node, text)
     # An existing folder wins over a hub id of the same spelling, as in transformers; folders may have an @.
-    if not folder.is_dir() and _HUB_ID.match(name):
-        return ModelRef(name, revision or None, node.where)
-    return ModelRef(str(folder), None, node.where)
+    if _HUB_ID.match(name) and not is_folder(folder, node.where):
+        return ModelRef(name, revision or None, _placed(node))
+    return ModelRef(str(folder), None, _placed(node))
+
+
+def _placed(node: Node) -> Where:
+    """Where a model is named, with the folder at which its path starts."""
+    return replace(node.where, folder=_start(node))
 
 
 def resolve(node: Node, text: str | None = None) -> Path:
@@ -55,15 +62,15 @@ def resolve(node: Node, text: str | None = None) -> Path:
     named = node.text() if text is None else text
     shown = shortened(repr(named), 80)
     if any(not c.isprintable() for c in named):
-        node.fail(f"{shown} holds characters that no path can have", "check the path")
+        node.fail(f"{shown} holds characters that no path has", "check the path")
     if not is_path(named):
         node.fail(f"{shown} is no path here: it is too long, or there is no such user", "check the path")
+    return absolute(named, _start(node), node.where)
+
+
+def _start(node: Node) -> Path:
     file = node.where.file
-    start = node.where.folder or (file.absolute().parent if isinstance(file, Path) else Path.cwd())
-    try:
-        return (start / Path(named).expanduser()).resolve()
-    except (RuntimeError, OSError):
-        node.fail(f"{shown} leads through links in a circle", "check the path")
+    return node.where.folder or (file.absolute().parent if isinstance(file, Path) else Path.cwd())
 
 
 def is_path(text: str) -> bool:

@@ -8,10 +8,10 @@ from typing import Any, Literal, cast
 
 from evomerge.errors import InputError, Where
 from evomerge.files.common import index, read_seconds, resolve
+from evomerge.files.kinds import load_fitness
 from evomerge.files.nodes import Node, as_number
 from evomerge.files.objects import OLD_KEYS, PRUNERS, FitnessSpec, FloorSpec, FunctionRef, Pruner, SliceSpec
 from evomerge.files.settings import override
-from evomerge.files.trees import load
 from evomerge.registry import OBJECTIVES, PARETO
 from evomerge.safety.names import check_name
 
@@ -48,7 +48,7 @@ def read_fitness(
     """Reads and validates a fitness file. `settings` are ``key=value`` overrides, with paths relative to `folder`
     (default: the current one); `named` is where a search space names the file. Old names of keys are read as the new
     ones. Raises InputError."""
-    root = load(file, named=named)
+    root = load_fitness(file, named)
     _rename_old_keys(root)
     for setting in settings:
         key = setting.strip().partition("=")[0].partition(".")[0].strip()

@@ -10,10 +10,10 @@ from evomerge.errors import RemovedError, Where
 from evomerge.files.common import index, read_model, read_seconds, resolve
 from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
+from evomerge.files.kinds import load_space
 from evomerge.files.nodes import MOST_LAYERS, Node
 from evomerge.files.objects import ModelRef, SpaceSpec
 from evomerge.files.settings import override
-from evomerge.files.trees import load
 from evomerge.registry import OPTIMIZER_KEYS, OPTIMIZERS, REMOVED_OPTIMIZERS
 from evomerge.safety.names import check_name
 
@@ -46,7 +46,7 @@ def read_space(
     """Reads and validates a search-space file. `settings` are ``key=value`` overrides, with paths relative to `folder`
     (default: the current one); `optimizer` and `fitness` replace what the file names. Raises InputError with file,
     line and key."""
-    root = load(file)
+    root = load_space(file)
     for setting in settings:
         override(root, setting, folder)
     parts = root.mapping()

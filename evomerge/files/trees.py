@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from evomerge.errors import InputError, Where, suggestion
+from evomerge.errors import InputError, Where, nearest, suggestion
 from evomerge.escape import shortened
 from evomerge.files.nodes import Node, join
 from evomerge.files.scalars import Schema, plain, shown_tag, tagged
@@ -86,7 +86,9 @@ def _sibling(file: Path) -> str:
         names = [p.name for p in file.parent.iterdir() if p.suffix in {".yaml", ".yml"}]
     except OSError:
         return f"the folder {file.parent} does not exist either"
-    return suggestion(file.name, names) if names else "check the path"
+    close = nearest(file.stem, [Path(name).stem for name in names])
+    meant = next((name for name in names if Path(name).stem == close), file.name)
+    return suggestion(meant, names) if names else "check the path"
 
 
 def parse_documents(text: str, file: Path | str, schema: Schema = Schema.OWN) -> list[Node]:

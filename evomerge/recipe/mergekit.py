@@ -14,9 +14,10 @@ import yaml
 
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.escape import printable
+from evomerge.files.kinds import load_recipe
 from evomerge.files.nodes import MOST_LAYERS, Node, from_data
 from evomerge.files.scalars import Schema
-from evomerge.files.trees import load_documents, parse_documents
+from evomerge.files.trees import parse_documents
 from evomerge.recipe.recipe import Document, Input, Module, Recipe, Slice, to_data
 from evomerge.recipe.token_rules import tokenizer_policy
 from evomerge.recipe.values import dtype, is_set, parameters, reference, text
@@ -29,7 +30,7 @@ _KNOWN = {"merge_method", "models", "slices", "base_model", "parameters", "dtype
 
 def read_recipe(file: Path) -> Recipe:
     """Read a recipe file. Raises InputError with file, line and key."""
-    return _named_recipe(load_documents(file, Schema.RECIPE), Where(file))
+    return _named_recipe(load_recipe(file), Where(file))
 
 
 def recipe_of(model: str | Path) -> Recipe | None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import InputError, is_disk_full
+from evomerge.errors import EvomergeError, InputError, is_disk_full
 from evomerge.escape import LogFormatter
 from evomerge.evaluator.device import listed, parse_memory
 from evomerge.evaluator.executor import Executor, InProcess
@@ -24,7 +24,7 @@ from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
 from evomerge.study.gradients.contributions import contributions
 from evomerge.study.observer import Observer
-from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, resumed_plan
+from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, new_run, resumed_plan
 from evomerge.study.repair import restore_items
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
@@ -36,7 +36,7 @@ from evomerge.study.run.release import (
     recorded_contributions,
     released,
 )
-from evomerge.study.run.store import Store, absolute_url, open_storage
+from evomerge.study.run.store import Store, open_storage
 from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
 
@@ -111,6 +111,8 @@ def search(
     """
     observer = observer or Observer()
     check_workers(workers)
+    parse_memory(memory)
+    folder, url = new_run(space, run, storage)
     launch = Launch(
         space=str(Path(space).absolute()),
         settings=(*settings, *launch_settings(trials, time, seed, asynchronous)),
@@ -120,11 +122,6 @@ def search(
     )
     plan = launched_plan(launch)
     first = starting_point(begin, plan.models) if begin is not None else None
-    folder = RunFolder.named(run or Path(space).stem)
-    folder.check_free()
-    url = absolute_url(storage)
-    if url is not None and Store.open(open_storage(folder.journal, url), folder.name) is not None:
-        raise InputError(f"the storage has a study {folder.name!r} already", "choose another --run NAME")
     with (
         _executor(plan, device, memory, workers, observer) as executor,
         _diagnosed(folder),
@@ -310,6 +307,11 @@ def _logged(folder: RunFolder) -> Iterator[None]:
     logger.setLevel(logging.INFO)
     try:
         yield
+    except Exception as error:
+        if not (isinstance(error, (EvomergeError, OSError)) or _of_storage(error)):
+            logger.exception("a fault of evomerge's own")
+            error.add_note(f"{folder.log} shows more")
+        raise
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
@@ -323,17 +325,22 @@ def _diagnosed(folder: RunFolder) -> Iterator[None]:
         yield
     except OSError as error:
         file = error.filename2 or error.filename
-        of_run = isinstance(file, str) and folder.path in (Path(file), *Path(file).parents)
+        of_run = isinstance(file, (str, Path)) and folder.path in (Path(file), *Path(file).parents)
         if not of_run and not is_disk_full(error):
             raise
         reason = "the disk is full" if is_disk_full(error) else error.strerror
         mend = "free some space" if is_disk_full(error) else "make it possible"
         raise _ended(folder, f"{file if of_run else folder.path} cannot be written ({reason})", mend) from None
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("optuna", "sqlalchemy"):
+        if not _of_storage(error):
             raise
         cause = str(error.__cause__ or error).partition("\n")[0]
         raise _ended(folder, f"the storage of the run {folder.name!r} failed ({cause})", "mend it") from error
+
+
+def _of_storage(error: Exception) -> bool:
+    """Whether a database in place of the journal failed."""
+    return type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy")
 
 
 def _ended(folder: RunFolder, problem: str, mend: str) -> InputError:

@@ -85,7 +85,10 @@ def merge(
         torch.set_num_threads(threads)
     file = None if isinstance(recipe, Recipe) else Path(recipe)
     whole = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
+    whole.check_places()
     if seed is not None:
+        if not 0 <= seed < 2**63:
+            raise InputError(f"{seed} is no seed", "give a whole number from 0 to 2^63 - 1", Where("--random-seed"))
         whole = Recipe(tuple(replace(document, seed=seed) for document in whole.documents))
     text = file.read_text(encoding="utf-8") if file and seed is None else write_recipe(whole)
     where, target, bank = Where(file) if file else None, Path(out).absolute(), StreamingBank()
