@@ -21,7 +21,8 @@ import yaml
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", nargs="?", const=100_000, type=int, help="as many cases as this in tests that try many")
+    text = "as many cases as this, by default 100000, in tests that try many (mutants, broken checkpoints, failing writes)"
+    parser.addoption("--long", nargs="?", type=int, const=100_000, help=text)
 
 
 SHARED = Path(__file__).parents[1].parent / "shared"

@@ -124,7 +124,7 @@ def survives(read: Callable[[], object]) -> None:
 
 def fuzz(request: pytest.FixtureRequest, share: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The settings of a fuzz test that reads a share of all mutants."""
-    count: int = request.config.getoption("--long")
+    count: int = request.config.getoption("--long") or 2_000
     short = count <= 2_000
     return settings(
         max_examples=max(1, int(count * share)),
