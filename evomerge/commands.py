@@ -237,20 +237,19 @@ def run_quickstart(options: argparse.Namespace) -> int:
 
 
 def _view() -> Any:
-    from rich.console import Console
-
+    from evomerge.report.console import PipeConsole
     from evomerge.report.live import view
 
-    return view(Console(stderr=True))
+    return view(PipeConsole(stderr=True))
 
 
 def _show(table: Any) -> int:
-    from rich.console import Console
+    from evomerge.report.console import PipeConsole
 
-    console = Console()
+    console = PipeConsole()
     if not sys.stdout.isatty():
         # A pipe has no width: wide enough that nothing is cut.
-        console = Console(width=max(100, Console(width=10_000).measure(table).maximum))
+        console = PipeConsole(width=max(100, PipeConsole(width=10_000).measure(table).maximum))
     console.print(table)
     return DONE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,6 +87,20 @@ def test_a_stream_that_is_not_the_process_stdout_stays(capsys: pytest.CaptureFix
         assert sys.stdout is before
         print("result")
     assert capsys.readouterr().out == "result\n"
+
+
+def test_a_reader_of_the_progress_that_has_left_costs_nothing(tiny_study: Study) -> None:
+    tiny_study()
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [*INTERRUPTIBLE, "search", "space.yaml", "--trials", "6", "--json"], stdout=subprocess.PIPE, stderr=writer
+    )
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode in (0, 1)
+    assert json.loads(output)["run"]
 
 
 SCORER = """

@@ -61,8 +61,8 @@ class LineView(Observer):
             return
         try:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        except BrokenPipeError:
-            # The reader of stderr has left; the study goes on.
+        except OSError:
+            # The reader of stderr has left, or its terminal was closed; the study goes on.
             self._closed = True
 
     def phase(self, message: str) -> None:
