@@ -152,5 +152,8 @@ def test_the_dry_run_and_the_run_name_the_time_limits(tiny_study: Study, capsys:
     assert "timeouts: a 120 s" in capsys.readouterr().out
     assert main(["search", str(space), "--trials", "5"]) == 0
     assert yaml.safe_load(Path("runs/space/fitness.yaml").read_text())["slices"]["a"]["timeout"] == 120
+    copy = Path("runs/space/fitness.yaml")
+    copy.write_text(copy.read_text().replace("timeout: 120.0", "timeout: 5m"))  # one that had hung goes on
+    assert main(["resume", "space", "--trials", "6"]) == 0
     assert main(["search", str(space), "--set", "fitness.slices.a.timeout=soon", "--dry-run"]) == 2
     assert "timeout: 'soon' is not a span of time" in capsys.readouterr().err
