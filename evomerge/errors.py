@@ -3,7 +3,7 @@
 EvomergeError
 ├── InputError        a file, flag or checkpoint is wrong: where, what, how to mend (exit code 2)
 │   ├── BusyError     the run is held by another process (exit code 2)
-│   ├── StoppedError  what goes on around a candidate makes it senseless to go on (exit code 2)
+│   ├── StoppedError  a search, merge or measurement cannot go on, and no candidate is to blame (exit code 2)
 │   └── RemovedError  a file asks for what earlier versions could do (exit code 2)
 ├── TrialError        one candidate could not be materialized or scored; the study goes on
 └── LostModelError    the resident model cannot be put right; the study ends
@@ -69,8 +69,8 @@ class BusyError(InputError):
 
 
 class StoppedError(InputError):
-    """A search, a merge or a measurement cannot go on, and no candidate is to blame: a source file changed, or no
-    worker is left. What was finished before is kept."""
+    """A search, merge or measurement cannot go on, and no candidate is to blame: a source file changed, or no worker is
+    left. What was finished before is kept."""
 
 
 class TrialError(EvomergeError):
