@@ -55,7 +55,8 @@ def test_missing_file(tiny_study: Study, complaint: Check) -> None:
 def test_invalid_yaml(tiny_study: Study, complaint: Check) -> None:
     space = tiny_study()
     space.write_text("base: models/base\nsources: [one, two\ngenes: {}\n")
-    assert "space.yaml:3: is not valid YAML" in complaint("search", "space.yaml")
+    line = complaint("search", "space.yaml")
+    assert "space.yaml:2: sources: is not valid YAML: the [ that is opened in this line is not closed by line 3" in line
 
 
 def edited(section: str, key: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:

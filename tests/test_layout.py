@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["__main__"],
     ["cli"],
-    ["commands"],
+    ["commands", "arguments"],
     ["report", "demo"],
     ["examine"],
     ["study"],
@@ -31,7 +31,7 @@ FLOORS = [
     ["recipe"],
     ["files", "checkpoints"],
     ["safety"],
-    ["types", "errors", "interrupts", "registry"],
+    ["types", "errors", "interrupts", "streams", "registry"],
     ["escape"],
 ]
 """The rooms, top floor first."""
@@ -60,6 +60,7 @@ INSIDE = {
         ["stats"],
         ["engine"],
         ["splits", "objectives", "guard"],
+        ["settings"],
     ],
     "merging": [["disk"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }

@@ -4,6 +4,7 @@ generation arguments are common ones."""
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
     check_weights(fitness)
     if fitness.model is not None:
         check_function(fitness.model, MODEL_TAKES)
-    local = scan(fitness.include)
+    local = scan(fitness.include, fitness.at("include"))
     for spec in fitness.slices.values():
         if spec.python is not None:
             check_items(fitness, spec, check_callable(spec))
@@ -170,7 +171,7 @@ def check_task(spec: SliceSpec, local: LocalTasks) -> None:
         check_name(spec, other, local)
     for leaf in leaves:
         for path in missing_data(leaf):
-            lack = "is empty:" if path.exists() else "is missing: no"
+            lack = "is empty:" if os.path.exists(path) else "is missing: no"
             problem = f"the data of task {leaf.config['task']!r} {lack} {path}"
             raise InputError(problem, f"mend {leaf.path} (paths there are relative to its folder)", spec.at("task"))
         _check_splits(spec, leaf)
@@ -187,9 +188,9 @@ def check_name(spec: SliceSpec, name: str, local: LocalTasks) -> None:
     """InputError, with the nearest name, where neither the include folders nor lm-eval define a task."""
     if name in local.names or is_built_in(name):
         return
-    for path, reason in local.broken.items():
-        if name in {path.stem, path.stem.lstrip("_")}:
-            raise InputError(f"the task file {path} cannot be read ({reason})", "mend it", spec.at("task"))
+    broken = local.broken.get(name)
+    if broken is not None:
+        raise InputError(broken, "mend it", spec.at("task"))
     legal = local.names if nearest(name, local.names) else local.names | built_in_names()
     raise InputError(f"unknown task {name!r}", _mend_name(name, legal), spec.at("task"))
 
@@ -250,10 +251,12 @@ def known_metrics(config: Any) -> list[str] | None:
     """The metrics that a local task reports, by its YAML alone; None where its code decides."""
     if config.get("process_results") or config.get("class"):
         return None
-    kind = config.get("output_type", "generate_until")
+    kind = str(config.get("output_type", "generate_until"))
     entries = config.get("metric_list")
     if entries is None:
         return list(_DEFAULT_METRICS.get(kind, ())) or None
+    if not isinstance(entries, list):
+        return None
     names = [entry.get("metric") for entry in entries if isinstance(entry, dict)]
     if any(not isinstance(name, str) or name.startswith("!function") for name in names):
         return None

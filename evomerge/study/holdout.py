@@ -37,9 +37,10 @@ def release(session: Session, budget: Mapping[str, Any]) -> Leaderboard:
     wanted = [*references, *candidates(leaderboard)]
     _name_points_left_out(session, leaderboard, wanted)
     rescored: dict[int, Trial] = {}
+    session.observer.stage("holdout", 0, len(wanted))
     for trial in run_all(session.executor, (_rescored(session, trial) for trial in wanted)):
         rescored[trial.number] = trial
-        session.observer.holdout_scored(trial.name, len(rescored), len(wanted))
+        session.observer.stage("holdout", len(rescored), len(wanted), trial.name)
     trials = [rescored[trial.number] for trial in wanted]
     parents = {t.label: t.slice_scores for t in trials if t.is_parent and t.state == "complete"}
     gates = settle(session.executor.info.slices, parents)
@@ -74,13 +75,16 @@ def _with_top_in_full(session: Session) -> Leaderboard:
     while len(tried) < 2 * TOP:
         ranked = [t for t in leaderboard.ranked() if t.kind == "search" and t.ranked and t.digest not in parents]
         top = [t for t in ranked[:TOP] if t.state == "pruned" and t.pruned_by != "early_stop"]
-        trial = next((t for t in top if t.number not in tried), None)
-        if trial is None:
+        left = [t for t in top if t.number not in tried]
+        if not left:
             break
+        trial, total = left[0], len(tried) + len(left)  # more may follow: scores fall
+        session.observer.stage("best in full", len(tried), total)
         tried.add(trial.number)
         if store.promoted(trial) is trial:
             session.score_in_full(trial)
         leaderboard.put(store.promoted(trial))
+        session.observer.stage("best in full", len(tried), total, trial.name)
     return leaderboard
 
 

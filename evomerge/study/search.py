@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import InputError, is_disk_full
+from evomerge.errors import EvomergeError, InputError, is_disk_full
+from evomerge.escape import LogFormatter
 from evomerge.evaluator.device import listed, parse_memory
 from evomerge.evaluator.executor import Executor, InProcess
 from evomerge.evaluator.pool import WorkerPool
@@ -23,7 +24,7 @@ from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
 from evomerge.study.gradients.contributions import contributions
 from evomerge.study.observer import Observer
-from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, resumed_plan
+from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, new_run, resumed_plan
 from evomerge.study.repair import restore_items
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
@@ -35,7 +36,7 @@ from evomerge.study.run.release import (
     recorded_contributions,
     released,
 )
-from evomerge.study.run.store import Store, absolute_url, open_storage
+from evomerge.study.run.store import Store, open_storage
 from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
 
@@ -110,6 +111,8 @@ def search(
     """
     observer = observer or Observer()
     check_workers(workers)
+    parse_memory(memory)
+    folder, url = new_run(space, run, storage)
     launch = Launch(
         space=str(Path(space).absolute()),
         settings=(*settings, *launch_settings(trials, time, seed, asynchronous)),
@@ -119,12 +122,12 @@ def search(
     )
     plan = launched_plan(launch)
     first = starting_point(begin, plan.models) if begin is not None else None
-    folder = RunFolder.named(run or Path(space).stem)
-    folder.check_free()
-    url = absolute_url(storage)
-    if url is not None and Store.open(open_storage(folder.journal, url), folder.name) is not None:
-        raise InputError(f"the storage has a study {folder.name!r} already", "choose another --run NAME")
-    with _executor(plan, device, memory, workers, observer) as executor, folder.claim(), _diagnosed(folder):
+    with (
+        _executor(plan, device, memory, workers, observer) as executor,
+        _diagnosed(folder),
+        folder.claim(),
+        _logged(folder),
+    ):
         facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
         facts |= {"begin": asdict(first)} if first else {}
         write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
@@ -156,7 +159,7 @@ def resume(
     check_budget(trials, time)
     check_workers(workers)
     folder = RunFolder.existing(run)
-    with folder.lock(), _diagnosed(folder):
+    with _diagnosed(folder), folder.lock(), _logged(folder):
         environment = Environment.read(folder)
         plan = resumed_plan(folder, environment)
         store = _reopen(folder, environment, plan, observer)
@@ -213,8 +216,10 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     session.store.record("budget", limits)
     facts = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
     session.store.record("slices", facts)
-    left = None if budget.seconds is None else budget.seconds - session.trials.spent()[1]
-    session.observer.launched(session.folder.name, budget.trials, left, {name: s.sign for name, s in slices.items()})
+    spent = session.trials.spent()[1]
+    left = None if budget.seconds is None else budget.seconds - spent
+    signs = {name: s.sign for name, s in slices.items()}
+    session.observer.launched(session.folder.name, budget.trials, left, signs, spent)
 
     # What is proposed depends on how many workers the run was launched with, however many resume it.
     num_workers = session.store.facts.get("hands", session.executor.num_workers)
@@ -278,30 +283,67 @@ def _extended(session: Session, trials: int | None, time: float | None) -> loop.
 
 
 class _RunLog(logging.FileHandler):
-    """A log that a full disk or a lost folder does not turn into tracebacks on the terminal."""
+    """A log that costs no search, and no word on the terminal, where it cannot be written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
+    def close(self) -> None:
+        with suppress(OSError):  # what a full disk did not take is written again here
+            super().close()
+
 
 @contextmanager
-def _diagnosed(folder: RunFolder) -> Iterator[None]:
-    """Keep the run's log, and say plainly that a full disk stopped it: what finished is in the journal."""
+def _logged(folder: RunFolder) -> Iterator[None]:
+    """Keeps the run's log."""
     logger, handler = logging.getLogger("evomerge"), _RunLog(folder.log, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        if not folder.environment.exists():
-            raise InputError(f"the disk that holds {folder.path} is full", "free some space and launch again") from None
-        problem = f"the disk that holds {folder.path} is full; every finished trial is kept"
-        raise InputError(problem, f"free some space, then `evomerge resume {folder.handle}`") from None
+    except Exception as error:
+        if not (isinstance(error, (EvomergeError, OSError)) or _of_storage(error)):
+            logger.exception("a fault of evomerge's own")
+            error.add_note(f"{folder.log} shows more")
+        raise
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def _diagnosed(folder: RunFolder) -> Iterator[None]:
+    """Says which file of the run could not be written, and how to go on: what finished is in the journal."""
+    try:
+        yield
+    except OSError as error:
+        file = error.filename2 or error.filename
+        of_run = isinstance(file, (str, Path)) and folder.path in (Path(file), *Path(file).parents)
+        if not of_run and not is_disk_full(error):
+            raise
+        reason = "the disk is full" if is_disk_full(error) else error.strerror
+        mend = "free some space" if is_disk_full(error) else "make it possible"
+        raise _ended(folder, f"{file if of_run else folder.path} cannot be written ({reason})", mend) from None
+    except Exception as error:
+        if not _of_storage(error):
+            raise
+        cause = str(error.__cause__ or error).partition("\n")[0]
+        raise _ended(folder, f"the storage of the run {folder.name!r} failed ({cause})", "mend it") from error
+
+
+def _of_storage(error: Exception) -> bool:
+    """Whether a database in place of the journal failed."""
+    return type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy")
+
+
+def _ended(folder: RunFolder, problem: str, mend: str) -> InputError:
+    if not folder.environment.exists():
+        return InputError(problem, f"{mend} and launch again, or choose another --run")
+    return InputError(f"{problem}; every finished trial is kept", f"{mend}, then `evomerge resume {folder.handle}`")

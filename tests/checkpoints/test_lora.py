@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from evomerge.checkpoints import lora_config
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError, Where
 
@@ -142,7 +143,13 @@ def test_square_conv1d_weights_are_transposed(tmp_path):
     size, layer = 8, "h.0.attn"
     stored = {"wte.weight": noise(12, size), f"{layer}.c_proj.weight": noise(size, size),
               f"{layer}.c_attn.weight": noise(size, 3 * size), "ln_f.weight": noise(size)}  # fmt: skip
-    settings = {"model_type": "gpt2", "n_layer": 1, "num_hidden_layers": None, "tie_word_embeddings": True}
+    settings = {
+        "model_type": "gpt2",
+        "n_layer": 1,
+        "vocab_size": 12,
+        "num_hidden_layers": None,
+        "tie_word_embeddings": True,
+    }
     tiny_models.write(tmp_path / "base", stored, **settings)
     tensors = {}
     for part, outputs in (("c_proj", size), ("c_attn", 3 * size)):
@@ -324,7 +331,7 @@ class TestBad:
             ({"layer_replication": [[0, 2]]}, "layer_replication in its"),
             ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens in its"),
             ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
-            ({"r": "four"}, "r in its adapter_config.json is 'four', not a number"),
+            ({"r": "four"}, "r in its adapter_config.json is 'four', not a whole number above 0"),
             ({"rank_pattern": [1]}, "rank_pattern in its adapter_config.json is not a mapping"),
             ({"r": 8}, f"{Q} has rank 4, by its adapter_config.json 8"),
         ],
@@ -372,3 +379,47 @@ class TestBad:
     def test_a_model_is_no_adapter(self, models):
         with pytest.raises(InputError, match=r"is no adapter: it has no adapter_config\.json"):
             Checkpoint.open(f"{models['base']}+{models['a']}")
+
+    @pytest.mark.parametrize(
+        ("config", "said"),
+        [
+            ({"r": 0}, "r in its adapter_config.json is 0, not a whole number above 0"),
+            ({"lora_alpha": None}, "lora_alpha in its adapter_config.json is None, not a number"),
+            ({"lora_alpha": float("inf")}, "lora_alpha in its adapter_config.json is inf, not a number"),
+            ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern.q_proj in its adapter_config.json is '4', not a whole"),
+            ({"rank_pattern": {"(": 4}}, "'(' is no regular expression (missing ) at"),
+            ({"alpha_pattern": {"a" * 2000: 4}}, "has 2000 characters"),
+            ({"trainable_token_indices": [-1]}, "trainable_token_indices in its adapter_config.json is [-1], not a"),
+            ({"base_model_name_or_path": 5}, "base_model_name_or_path in its adapter_config.json is 5, not a text"),
+            ({"revision": []}, "revision in its adapter_config.json is [], not a text"),
+        ],
+    )  # fmt: skip
+    def test_settings(self, make, base, config, said):
+        assert said in self.problem(make, pair(Q, base), **config)
+
+    @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+    def test_a_pattern_that_backtracks(self, make, base, key, monkeypatch):
+        monkeypatch.setattr(lora_config, "SECONDS", 0.2)
+        said = self.problem(make, pair(Q, base), **{key: {r"(?:(\w|\.)+\3*)+[!?]": 4}})
+        assert "takes more than 0.2 s" in said
+
+    def test_an_adapter_that_is_its_own_base(self, tmp_path, base):
+        for name, other in (("a", "b"), ("b", "a")):
+            config = {"base_model_name_or_path": str(tmp_path / other)}
+            write_adapter(tmp_path / name, pair(Q, base), **config)
+        with pytest.raises(InputError, match="it is a base of its own base"):
+            Checkpoint.open(str(tmp_path / "a"))
+
+    def test_parts_of_other_lengths(self, make, base):
+        size = len(base[f"{Q}.weight"])
+        for part in ("lora_magnitude_vector", "lora_B.bias"):
+            said = self.problem(
+                make, pair(Q, base) | {f"{Q}.{part}": noise(size + 1)}, stored=base | {f"{Q}.bias": noise(size)}
+            )
+            assert f"has {size + 1} elements, not {size}" in said
+
+    def test_an_adapter_of_whole_numbers(self, make, base):
+        tensors = pair(Q, base)
+        first = next(iter(tensors))
+        said = self.problem(make, {**tensors, first: tensors[first].to(torch.int8)})
+        assert f"{first} is int8, and only adapters of floats can be merged" in said

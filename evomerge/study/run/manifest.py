@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.identity import check_unchanged
 from evomerge.errors import InputError
 from evomerge.files.objects import FitnessSpec, SpaceSpec
 from evomerge.files.pair import read_files
@@ -57,10 +58,10 @@ def write_launch(
         items: slice -> digest of its items.
         facts: further fields of `Environment`.
     """
+    identity = {**_of_files(spec, fitness), **_of_checkpoints(checkpoints), "items": dict(items)}
     header = f"as launched by `evomerge search`, every default filled in (run {folder.name})"
     write_whole(folder.space, to_yaml(space_data(replace(spec, fitness=folder.fitness)), header))
     write_whole(folder.fitness, to_yaml(fitness_data(fitness), header))
-    identity = {**_of_files(spec, fitness), **_of_checkpoints(checkpoints), "items": dict(items)}
     environment = {"launch": asdict(launch), "study": folder.name, "identity": identity, "versions": versions()}
     text = json.dumps({**environment, **facts}, indent=2, sort_keys=True)
     write_whole(folder.environment, f"{text}\n")
@@ -138,15 +139,19 @@ def versions() -> dict[str, str]:
 
 
 def _of_files(spec: SpaceSpec, fitness: FitnessSpec) -> dict[str, Any]:
-    """The content of both files, without what may change between sessions: the budget, and where the fitness file
-    lies."""
+    """The content of both files, without what may change between sessions: the budget, the slices' time limits, and
+    where the fitness file lies."""
     space = {k: v for k, v in space_data(spec).items() if k not in ("budget", "fitness")}
-    identity: dict[str, Any] = json.loads(json.dumps({"space file": space, "fitness file": fitness_data(fitness)}))
+    untimed = replace(fitness, slices={name: replace(s, timeout=None) for name, s in fitness.slices.items()})
+    identity: dict[str, Any] = json.loads(json.dumps({"space file": space, "fitness file": fitness_data(untimed)}))
     return identity
 
 
 def _of_checkpoints(checkpoints: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    return {"checkpoints": {name: c.fingerprint() for name, c in checkpoints.items()}}
+    """The content of all checkpoints, which is that of the files as they were opened."""
+    fingerprints = {name: c.fingerprint() for name, c in checkpoints.items()}
+    check_unchanged(checkpoints.values(), "since it was opened", "run the same command again")
+    return {"checkpoints": fingerprints}
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +23,14 @@ from evomerge.errors import InputError, Where
 from evomerge.interrupts import deferred
 from evomerge.optimize.optuna_samplers import distribution
 from evomerge.recipe.recipe import Recipe, to_data
+from evomerge.safety.paths import absolute
 from evomerge.study.run.checks import attribute_fault, content_fault, fact_fault, is_own
 from evomerge.study.run.evaluation import TrialResult
 from evomerge.study.run.journal import DamagedJournal, Journal, cut
 from evomerge.study.run.trial import Kind, State, Trial
 from evomerge.types import Dimension, Genome
 
+_FLAG, _SQLITE = Where("--storage"), "sqlite:///"
 _STATES: Mapping[TrialState, State] = {
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "complete",
@@ -276,10 +279,25 @@ def _promotion_key(number: int) -> str:
 
 def absolute_url(url: str | None) -> str | None:
     """An SQLite URL with a path relative to the current folder, as one that means the same everywhere."""
-    start = "sqlite:///"
-    if url is None or not url.startswith(start) or url.startswith(start + "/"):
+    if url is None or not url.startswith(_SQLITE) or url.startswith(_SQLITE + "/"):
         return url
-    return start + str(Path(url.removeprefix(start)).absolute())
+    return _SQLITE + str(Path(url.removeprefix(_SQLITE)).absolute())
+
+
+def check_storage(url: str | None) -> bool:
+    """Whether there is a storage to look into: an SQLite file that is not there yet is not made for that.
+
+    Raises:
+        InputError: there is no folder for that file, or it is no file at all.
+    """
+    if url == "sqlite://":
+        raise InputError("it keeps the study in memory only", "name a file: sqlite:///study.db", _FLAG)
+    if url is None or not url.startswith(_SQLITE):
+        return url is not None
+    file = absolute(url.removeprefix(_SQLITE).partition("?")[0], where=_FLAG)
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise InputError(f"there is no folder {file.parent} that can be written", "create it", _FLAG)
+    return file.exists()
 
 
 def open_storage(journal: Path, url: str | None, warn: Callable[[str], None] | None = None) -> BaseStorage:
@@ -301,7 +319,7 @@ def open_storage(journal: Path, url: str | None, warn: Callable[[str], None] | N
             return optuna.storages.get_storage(url)
         except Exception as error:
             problem = f"cannot open {url!r} ({error})"
-            raise InputError(problem, "give an Optuna storage URL", Where("--storage")) from None
+            raise InputError(problem, "give an Optuna storage URL", _FLAG) from None
     if warn is None:
         return _replayed(journal)
     journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.errors import InputError
+from evomerge.errors import InputError, StoppedError
 from evomerge.merging.disk.stream import checkpoint_digest, merge
 from evomerge.recipe.mergekit import parse_recipe, read_recipe
 
@@ -96,6 +97,22 @@ def test_kill_leaves_nothing_like_a_checkpoint(recipe, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["out", "recipe.yaml"]
 
 
+def test_a_source_that_changes_meanwhile_leaves_nothing(recipe, models, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(models["a"], copy)
+    text = recipe.read_text().replace(str(models["a"]), str(copy))
+
+    def change(name, share):
+        if 0.4 < share < 0.6:
+            with (copy / "model.safetensors").open("r+b") as stream:
+                stream.seek(-4, os.SEEK_END)
+                stream.write(bytes(4))
+
+    with pytest.raises(StoppedError, match=r"copy/model.safetensors has changed while it was merged; merge again"):
+        merge(parse_recipe(text), tmp_path / "out", progress=change)
+    assert sorted(os.listdir(tmp_path)) == ["copy", "recipe.yaml"]
+
+
 def test_existing_targets(recipe, tmp_path):
     folder = merge(recipe, tmp_path / "out")
     with pytest.raises(InputError, match="exists and is not empty"):
@@ -150,3 +167,17 @@ class TestTokenizer:
         assert self.template(pair, tmp_path / "4", "chat_template: auto")[0] == "B"
         with pytest.raises(InputError, match="chat_template 'chatmi' is not known"):
             merge(self.recipe(pair, "chat_template: chatmi"), tmp_path / "5")
+
+
+def test_a_card_takes_no_markup_from_names(models, tmp_path):
+    """A folder and a model with names that are Markdown and HTML; a comment of the recipe that ends a code block."""
+    hostile = tmp_path / "a`b [x](y) <img src=x> |"
+    hostile.symlink_to(models["a"])
+    file = tmp_path / "recipe.yaml"
+    text = f"# ```\n# <script>\nmerge_method: linear\nmodels:\n- {{model: '{hostile}', parameters: {{weight: 1.0}}}}\n"
+    file.write_text(text)
+    folder = merge(file, tmp_path / "# out <b>|`x`")
+    card = (folder / "README.md").read_text()
+    assert "\n# \\# out \\<b\\>\\|\\`x\\`\n" in card
+    assert f"\n- ``{hostile}``\n" in card
+    assert f"\n````yaml\n{text}````\n" in card
