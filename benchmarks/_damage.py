@@ -63,12 +63,14 @@ class FreeExecutor:
 
     def result(self) -> tuple[Any, Any]:
         from evomerge.evaluator.evaluation import Evaluation
+        from evomerge.recipe.recipe import canonical, to_data
 
         job = self._queue.popleft()
+        # Not by its id: that depends on where the models are.
+        folder = str(Path(job.recipe.models()[0]).parent)
+        text = canonical(to_data(job.recipe)).replace(folder, "")
         wanted = {name: None if job.items is None else job.items.get(name, ()) for name in SLICES}
-        scores = {
-            n: self._score(job.recipe.id, n, job.split, names) for n, names in wanted.items() if names is None or names
-        }
+        scores = {n: self._score(text, n, job.split, names) for n, names in wanted.items() if names is None or names}
         return job, Evaluation(scores, job.recipe.id, {"materialize": 0.0, "score": 0.0})
 
     def _score(self, recipe: str, name: str, split: str, names: Any) -> Any:

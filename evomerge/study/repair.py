@@ -21,7 +21,10 @@ Lost = tuple[Trial, SplitName]
 def restore_items(session: Session) -> None:
     """Scores the items of finished trials again that are damaged or missing, on the weights of their digest. A trial in
     flight loses damaged items, and is then scored as if it had none."""
-    session.folder.items.mkdir(exist_ok=True)
+    folder = session.folder.items
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is no folder", "remove it, and resume: its items are scored again")
+    folder.mkdir(exist_ok=True)
     lost = list(_lost(session))
     if not lost:
         return

@@ -78,7 +78,7 @@ class Trials:
             slices = self.criteria.info.slices.keys()
             if not (scored.scores.keys() == slices or (scored.state == "pruned" and scored.scores.keys() <= slices)):
                 fault = f"it has scores of {', '.join(scored.scores)}"
-            elif not math.isclose(scored.objective or 0.0, self.criteria.objective(scored.scores), rel_tol=1e-9):
+            elif not self._is_objective(scored):
                 fault = "its objective is not that of its scores"
         if fault:
             raise InputError(f"{trial.name} of the run {self.folder.name!r} is damaged: {fault}", "restore a copy")
@@ -98,6 +98,14 @@ class Trials:
         if trial.state == "complete":
             first = self._scored_recipes.get(trial.recipe_id, trial.number)
             self._scored_recipes[trial.recipe_id] = min(first, trial.number)
+
+    def _is_objective(self, trial: Trial) -> bool:
+        try:
+            return math.isclose(
+                trial.objective or 0.0, self.criteria.objective(trial.scores), rel_tol=1e-9, abs_tol=1e-12
+            )
+        except TrialError:
+            return False
 
     def settle(self, floors: Floors) -> None:
         """Ranks all trials under the floors that the references have settled."""

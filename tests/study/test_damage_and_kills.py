@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from _damage import free_executor, write_free_study  # noqa: E402
 
+WHOLE = ["optimizer.warm_start=false"]
+"""Budgets of 4 + 8n trials then end between two generations. What is left of a divided one races by itself."""
+
 Study = Callable[..., Path]
 
 
@@ -40,7 +43,7 @@ def finished(request: pytest.FixtureRequest, tiny_study: Study, monkeypatch: pyt
     tiny_study()
     write_free_study(Path(), Path("models").absolute(), str(request.param))
     monkeypatch.setattr("evomerge.study.search._executor", free_executor)
-    return evomerge.search("space.yaml", run="study").folder.path
+    return evomerge.search("space.yaml", run="study", settings=WHOLE).folder.path
 
 
 def content(run: Path) -> dict[str, bytes]:
@@ -69,7 +72,7 @@ def test_a_finished_run_stays_as_it_is(finished: Path, capsys: pytest.CaptureFix
 
 def test_more_trials_are_those_of_one_search(finished: Path) -> None:
     """Promotions of the smaller budget change neither what is proposed, nor who is in the release."""
-    whole = evomerge.search("space.yaml", run="whole", trials=36)
+    whole = evomerge.search("space.yaml", run="whole", trials=36, settings=WHOLE)
     more = evomerge.resume("study", trials=36)
     ended = [list(r.search.trials) for r in (whole, more)]
     assert [t.genome for t in ended[0]] == [t.genome for t in ended[1]]
