@@ -330,7 +330,7 @@ def _diagnosed(folder: RunFolder) -> Iterator[None]:
             raise
         reason = "the disk is full" if is_disk_full(error) else error.strerror
         mend = "free some space" if is_disk_full(error) else "make it possible"
-        raise _ended(folder, f"{file if of_run else folder.path} cannot be written ({reason})", mend) from None
+        raise _ended(folder, f"{file if of_run else folder.path} cannot be written: {reason}", mend) from None
     except Exception as error:
         if not _of_storage(error):
             raise
