@@ -21,8 +21,8 @@ import yaml
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "mutants that the fuzz tests read: 2000, with --long 100000, with --long=N so many"
-    parser.addoption("--long", nargs="?", type=int, const=100_000, default=2_000, help=text)
+    text = "as many cases as this (100000) in tests that try many: mutants, broken checkpoints, failing writes"
+    parser.addoption("--long", nargs="?", type=int, const=100_000, help=text)
 
 
 SHARED = Path(__file__).parents[1].parent / "shared"

@@ -138,7 +138,7 @@ def failing(folder: Path, fail_at: int | None = None, **how: Any) -> Iterator[Di
 def chosen(disk: Disk, most: int, request: pytest.FixtureRequest, shift: int = 0) -> list[int]:
     """The numbers of the steps to let fail: with --long every one, else about `most`, spread over the kinds of steps;
     another `shift` gives others."""
-    if request.config.getoption("--long") > 2_000:
+    if request.config.getoption("--long"):
         return list(range(len(disk.steps)))
     kinds: dict[tuple[str, str], int] = {}
     for number, (kind, path) in enumerate(disk.steps):
