@@ -19,7 +19,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.escape import printable, shortened
+from evomerge.escape import shortened
+
+_LONGEST_PART = 1_000
+"""Characters of the place, the problem and the mend in a message: a value in it may be a text of a million."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class InputError(EvomergeError):
 
     def __init__(self, problem: str, mend: str = "", where: Where | None = None) -> None:
         self.problem, self.mend, self.where = problem, mend, where
-        place = str(where) if where else ""
-        text = f"{place}: {problem}" if place else problem
-        super().__init__(printable(" ".join(f"{text}; {mend}".split() if mend else text.split())))
+        place = shortened(where, _LONGEST_PART) if where else ""
+        said = "; ".join(shortened(" ".join(part.split()), _LONGEST_PART) for part in (problem, mend) if part)
+        super().__init__(f"{place}: {said}" if place else said)
 
 
 class RemovedError(InputError):

@@ -19,8 +19,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import yaml
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", nargs="?", const=100_000, type=int, help="as many cases as this in tests that try many")
+
+
 SHARED = Path(__file__).parents[1].parent / "shared"
 LETTERS = "abcdefghij "
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "mutants that the fuzz tests read: 2000, with --long 100000, with --long=N so many"
+    parser.addoption("--long", nargs="?", type=int, const=100_000, default=2_000, help=text)
 
 
 @pytest.fixture(scope="session", autouse=True)
