@@ -49,8 +49,9 @@ class Changes(Observer):
     def trial_finished(self, trial: Trial, leaderboard: Any) -> None:
         self._count("finished")
 
-    def holdout_scored(self, label: str, done: int, count: int) -> None:
-        self._count("finalists")
+    def stage(self, name: str, done: int, total: int | None, last: str = "") -> None:
+        if name == "holdout" and last:
+            self._count("finalists")
 
 
 def kept(run: str) -> dict[int, Any]:
