@@ -64,7 +64,7 @@ def warm_up() -> None:
     """Imports what the sessions use, so that they need not."""
     for module in ("cma", "lm_eval", "optuna", "pandas", "pyarrow.parquet", "rich.live", "scipy.stats", "transformers"):
         importlib.import_module(module)
-    for module in ("evaluator.evaluator", "merging.disk.stream", "report.data", "report.live", "report.results"):
+    for module in ("cli", "evaluator.evaluator", "merging.disk.stream", "report.data", "report.live", "report.results"):
         importlib.import_module(f"evomerge.{module}")
     for optimizer in ("bayesian", "cma_es", "gradient", "genetic", "optuna_samplers"):
         importlib.import_module(f"evomerge.optimize.{optimizer}")
