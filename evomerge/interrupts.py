@@ -89,6 +89,11 @@ def deferred() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
+def raised_by_code() -> bool:
+    """Whether a KeyboardInterrupt that is being handled was raised by code, as we listen and heard no signal."""
+    return signal.getsignal(signal.SIGINT) in (_ear.hear, signal.SIG_IGN, signal.SIG_DFL) and not _ear.heard
+
+
 def answered() -> None:
     """The interruption that was heard has had its effect: what goes wrong from now on has other causes."""
     _ear.heard = False

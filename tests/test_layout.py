@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["__main__"],
     ["cli"],
-    ["commands"],
+    ["commands", "arguments"],
     ["report", "demo"],
     ["examine"],
     ["study"],
@@ -39,7 +39,7 @@ FLOORS = [
 INSIDE = {
     "study": [
         ["search", "dry_run"],
-        ["loop", "holdout"],
+        ["loop", "holdout", "repair"],
         ["session"],
         ["prepare"],
         ["after"],
@@ -60,6 +60,7 @@ INSIDE = {
         ["stats"],
         ["engine"],
         ["splits", "objectives", "guard"],
+        ["settings"],
     ],
     "merging": [["disk"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from evomerge.errors import InputError, TrialError, is_disk_full
+from evomerge.errors import InputError, LostModelError, TrialError, is_disk_full
 from evomerge.evaluator.jobs import EvalTask, Job
 from evomerge.evaluator.progress import Progress
 from evomerge.interrupts import recognized
@@ -77,11 +77,12 @@ class InProcess:
 
 
 def run_job(job: Job, evaluator: Evaluator, on_slice: Callable[[str], None]) -> Any:
-    """The result of a job, or its exception: any error is the candidate's failure, but for a full disk."""
+    """The result of a job, or its exception: any error is the candidate's failure, but for a full disk and a lost
+    model."""
     try:
         with recognized():
             return job.run(evaluator, on_slice)
-    except (TrialError, InputError) as error:
+    except (TrialError, InputError, LostModelError) as error:
         return error
     except Exception as error:
         if is_disk_full(error):

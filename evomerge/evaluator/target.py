@@ -11,7 +11,7 @@ from evomerge.checkpoints.identity import check_unchanged
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError
 from evomerge.evaluator.device import place_models
-from evomerge.evaluator.evaluator import Evaluator, resident_model
+from evomerge.evaluator.evaluator import Evaluator, check_loadable, resident_model
 from evomerge.evaluator.progress import Progress
 from evomerge.files.objects import FitnessSpec
 from evomerge.merging.plan.jobs import MergePlan
@@ -103,6 +103,7 @@ def load_evaluator(
     for name, fact in placement.facts().items():
         progress.note(f"{name}: {fact}")
     tokenizer = output_tokenizer(target.recipe.output, target.planned)
+    check_loadable(spec, target.shape, target.planned, tokenizer)
     progress.phase("loading the model")
     bank = SourceBank(placement=placement)
     for checkpoint in (*planned.checkpoints, *map(target.headers.open, references)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.examine.references import needed_references, parents_of, source_names
+from evomerge.examine.references import check_places, needed_references, parents_of, source_names
 from evomerge.files.fitness_file import read_fitness
 from evomerge.recipe.mergekit import recipe_of
 from evomerge.registry import OBJECTIVES, load
@@ -63,6 +63,7 @@ def evaluate(
     observer = observer or Observer()
     spec = read_fitness(Path(fitness))
     recipe = recipe_of(model)
+    check_places(recipe, [*([] if recipe else [model]), *(references or {}).values()])
     models = {**(parents_of(recipe) if recipe else {}), **(references or {})}
     check_fitness(spec, source_names(models))
     needed = needed_references(spec, models)

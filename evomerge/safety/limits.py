@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from contextlib import suppress
 from types import TracebackType
 
 _raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -44,3 +45,36 @@ class TimeLimit:
             # One that was raised in the last moment, and has not arrived yet, is taken back.
             _raise_in_thread(ctypes.c_ulong(self._thread), None)
         self._timer.cancel()
+
+
+class MemoryLimit:
+    """A context in which this process may take `count` bytes more than it has, then Python code meets a MemoryError.
+
+    It bounds one call of a C function, such as a product of a text and a large number, which `TimeLimit` cannot. Other
+    threads meet it as well, so it is for work that takes moments. Where the system keeps no such limit (it is Linux
+    that does), nothing is bounded.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._before: tuple[int, int] | None = None
+
+    def __enter__(self) -> MemoryLimit:
+        with suppress(ImportError, OSError, ValueError):
+            import resource
+
+            soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+            with open("/proc/self/statm", encoding="ascii") as stream:
+                most = int(stream.read().split()[0]) * resource.getpagesize() + self._count
+            if soft == resource.RLIM_INFINITY or most < soft:
+                resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+                self._before = soft, hard
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_AS, self._before)

@@ -76,7 +76,10 @@ class Session:
     def score_references(self) -> None:
         """Scores every reference that has no trial yet, and every parent whose trial failed in an earlier session.
         InputError where a parent cannot be scored."""
+        labels = [*self._references()]
+        self.observer.stage("references", *self._references_done(labels))
         for trial in run_all(self.executor, map(self._reference_scored, self._references_to_score())):
+            self.observer.stage("references", *self._references_done(labels))
             if trial.state == "failed" and trial.is_parent:
                 problem = f"{trial.label} could not be scored ({trial.reason})"
                 mend = "resume if the cause was outside the run's files, else launch a new run"
@@ -85,6 +88,11 @@ class Session:
 
     def _reference_scored(self, trial: Trial) -> EvalTask[Trial]:
         return self.trials.end(trial, (yield from self.trials.evaluate(trial)))
+
+    def _references_done(self, labels: Sequence[str]) -> tuple[int, int]:
+        """How many references have ended, and how many there are."""
+        ended = {t.label for t in self.store.trials() if t.kind == "reference" and t.state != "running"}
+        return sum(label in ended for label in labels), len(labels)
 
     def _references_to_score(self) -> Iterator[Trial]:
         for label, recipe in self._references().items():
@@ -122,14 +130,24 @@ class Session:
 
     def _choose_means(self) -> None:
         """Pruning and gradients, as the files ask for them. Both go by the scored references."""
-        spec, fitness = self.plan.spec, self.plan.fitness
-        if pruning := applicable(spec, fitness):
-            self.racer = Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
+        spec = self.plan.spec
+        self.racer = self.make_racer()
+        if self.racer is not None:
             alone = "; asynchronous candidates do not race" if spec.asynchronous else ""
             self.observer.note(f"items: {self.racer.schedule}{alone}")
         if uses_gradient(spec.optimizer["name"], spec.options):
             self.gradients = TrialGradients(self.trials, self.trials.as_ended, self.executor, self.plan.space)
             self.gradients.score_references()
+
+    def make_racer(self) -> Racer | None:
+        """A racer that goes by the scored references; None where no candidate is pruned."""
+        spec = self.plan.spec
+        pruning = applicable(spec, self.plan.fitness)
+        return (
+            Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
+            if pruning
+            else None
+        )
 
     # Searched trials.
 

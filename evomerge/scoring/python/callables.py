@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import math
 from typing import Any
 
 from evomerge.errors import TrialError
+from evomerge.escape import shortened
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.merging.resident.built import BuiltModel
 from evomerge.scoring.item_files import cluster_names, deal_items
 from evomerge.scoring.preflight import SCORER_TAKES, check_callable
 from evomerge.scoring.python.functions import UserFunction, script_digest
-from evomerge.scoring.python.untouched import untouched
+from evomerge.scoring.python.untouched import FreshTokenizer, untouched
 from evomerge.scoring.splits import SIDES, Deal, item_key, labels
 from evomerge.scoring.stats.aggregation import ItemMean, MeanKind
 from evomerge.types import ItemScore, SliceScore, SplitName
@@ -31,7 +33,7 @@ class CallablePass:
         assert spec.python is not None  # check_callable checked both
         assert spec.data is not None
         self.spec, self._model, self._builder = spec, model, fitness.model
-        self._tokenizer = copy.deepcopy(tokenizer)  # a scorer's changes must not reach the next slice
+        self._tokenizer = FreshTokenizer(tokenizer)  # a scorer's changes must not reach the next slice
         self._score = UserFunction(spec.python, SCORER_TAKES)
         self._labels = labels([item_key(item) for item in self._items])
         named = [] if spec.cluster is None else zip(self._labels, cluster_names(spec, self._items), strict=True)
@@ -56,7 +58,7 @@ class CallablePass:
 
     def run(self, split: SplitName, names: frozenset[str] | None = None) -> SliceScore:
         """Calls the scorer on a split's items (only those in `names`) with the current weights. TrialError where it
-        fails, its answer is unusable, or it changed the weights."""
+        fails, its answer is unusable, or it changed what other slices depend on."""
         indices = [i for i in self.deal.indices(split, self._task) if names is None or self._labels[i] in names]
         scores = self._call([copy.deepcopy(self._items[i]) for i in indices])
         names_and_scores = zip((self._labels[i] for i in indices), scores, strict=True)
@@ -68,7 +70,7 @@ class CallablePass:
         model = self._model.model if isinstance(self._model, BuiltModel) else self._model
         with untouched(self._model, name):
             scores: list[float] = self._score(
-                model, self._tokenizer, items, read=lambda a: numbers(a, count, name), timeout=self.spec.timeout
+                model, self._tokenizer.get(), items, read=lambda a: numbers(a, count, name), timeout=self.spec.timeout
             )
         return scores
 
@@ -85,16 +87,17 @@ def numbers(answer: Any, n: int, name: str) -> list[float]:
         answer = answer.tolist()
     if isinstance(answer, str | bytes | dict | set) or not hasattr(answer, "__iter__"):
         raise TrialError(f"{name} returned {type(answer).__name__}, expected one number per item")
-    values = list(answer)
+    values = list(itertools.islice(answer, n + 1))  # an answer may be endless
     if len(values) != n:
-        raise TrialError(f"{name} returned {len(values)} scores for {n} items")
+        count = len(answer) if hasattr(answer, "__len__") else "more" if len(values) > n else len(values)
+        raise TrialError(f"{name} returned {count} scores for {n} items")
     scores = []
     for index, value in enumerate(values):
         try:
             number = math.nan if isinstance(value, str | bytes) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise TrialError(f"{name} returned {value!r} for item {index}, not a finite number")
+            raise TrialError(f"{name} returned {shortened(repr(value), 80)} for item {index}, not a finite number")
         scores.append(number)
     return scores

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError, TrialError
+from evomerge.escape import shortened
 from evomerge.files.objects import FunctionRef
+from evomerge.interrupts import raised_by_code
 from evomerge.safety.limits import OutOfTime, TimeLimit
 from evomerge.scoring.guard import undisturbed
 from evomerge.scoring.preflight import MODEL_TAKES, check_function
@@ -51,7 +53,9 @@ class UserFunction:
             raise
         except OutOfTime:
             raise TrialError(f"{self.ref.name} did not end within {timeout:g} s") from None
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and not raised_by_code():
+                raise
             # Below a warning: the traceback goes to the run's log, not to the screen.
             log.info("%s raised", self.ref.name, exc_info=True)
             raise TrialError(f"{self.ref.name} raised {_line(error, self.ref.script)}") from error
@@ -89,7 +93,9 @@ def _loaded(ref: FunctionRef) -> Callable[..., Any]:
         with contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
         function: Callable[..., Any] = getattr(module, ref.function)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not raised_by_code():
+            raise
         problem = f"{ref.name} cannot be loaded ({_line(error, ref.script)})"
         raise InputError(problem, f"mend {ref.script}", ref.where) from error
     finally:
@@ -112,7 +118,10 @@ def _check_signature(function: Callable[..., Any], ref: FunctionRef, takes: Sequ
 
 def _line(error: BaseException, script: Path) -> str:
     """An error in one line, with the last place in the user's files that it passed."""
-    text = " ".join(str(error).split())[:_LONGEST]
+    try:
+        text = shortened(" ".join(str(error).split()), _LONGEST)
+    except Exception:  # its own __str__ fails
+        text = ""
     frames = traceback.extract_tb(error.__traceback__)
     local = [f for f in frames if f.lineno and Path(f.filename).is_relative_to(script.parent)]
     place = f" ({Path(local[-1].filename).name}:{local[-1].lineno})" if local else ""

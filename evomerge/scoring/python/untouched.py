@@ -1,99 +1,178 @@
-"""Restores a model after a user's function has run, and notices changed weights."""
+"""Puts the model right after a user's function has run, and tells what the function had changed.
+
+A scorer is a user's own code in this process, and gets the model itself. What it switches for its own run (training
+mode, gradients, hooks) is switched back without a word. Anything else that it changes would change the scores of other
+slices and candidates: it is put back, too, and fails the trial, so that it is not mistaken for something that lasts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
-from evomerge.errors import TrialError
+from evomerge.errors import LostModelError, TrialError
+from evomerge.escape import shortened
 from evomerge.merging.resident.built import BuiltModel
+from evomerge.scoring.python.attributes import Attributes
+from evomerge.scoring.settings import settings_kept, surroundings_kept
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
-"""Where a module keeps its hooks."""
+_MEMBERS = ("_parameters", "_buffers", "_modules")
+"""Where a module keeps its tensors and modules."""
+
+_HOOKS = tuple(name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks"))
+"""Where torch keeps the hooks of all modules."""
 
 
 @contextmanager
 def untouched(model: Any, name: str) -> Iterator[None]:
-    """Restores modes, gradients, hooks, modules and parameters at the end.
+    """Puts back at the end what code may have changed: tensors, modules, attributes and methods of the model, its
+    configurations, torch's settings, the working folder, environment variables.
 
     Args:
-        model: a module or a `BuiltModel`; anything else is ignored.
+        model: a module or a `BuiltModel`; of anything else only the surroundings are put back.
         name: the function's name.
 
     Raises:
-        TrialError: the weights changed; it names a tensor.
+        TrialError: something changed that no scorer switches for its own run; it says what, before -> after.
+        LostModelError: the model cannot be put right.
     """
-    parts: list[_Weights | _Structure] = [_Weights(key, tensor) for key, tensor in _tensors(model).items()]
-    parts += map(_Structure, _modules(model))
+    modules = _modules(model)
+    parts: list[_Weights | _Object | _Class] = [_Weights(key, tensor) for key, tensor in _tensors(model).items()]
+    parts += map(_Object, [*modules, *_configs(modules)])
+    parts += map(_Class, {kind for module in modules for kind in type(module).__mro__ if issubclass(kind, nn.Module)})
+    caches = [(buffer, buffer.clone()) for buffer in _caches(modules)]
+    hooks = {hook: dict(getattr(torch_module, hook)) for hook in _HOOKS}
+    changed: list[str] = []
     try:
-        yield
+        with surroundings_kept(), settings_kept() as settings:
+            yield
     finally:
-        changed = [part.name for part in parts if not part.put_back()]
-    if changed:
-        raise TrialError(f"{name} changed the model's weights ({changed[0]})")
+        try:
+            changed += [line for part in parts for line in part.put_back()]
+            for buffer, then in caches:
+                buffer.data.copy_(then)
+            for hook, registered in hooks.items():
+                getattr(torch_module, hook).clear()
+                getattr(torch_module, hook).update(registered)
+        except Exception as error:
+            reason = shortened(f"{type(error).__name__}: {error}")
+            raise LostModelError(f"{name} left the model so that it cannot be put right ({reason}); mend it") from error
+    if changed or settings:
+        raise TrialError(f"{name} changed {[*changed, *settings][0]}")
+
+
+class FreshTokenizer:
+    """A tokenizer that each call gets as it was at first, whatever the last one did to it. It is copied anew only
+    where it was changed, as a large vocabulary takes a moment."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._original = copy.deepcopy(tokenizer)
+        self._renew()
+
+    def get(self) -> Any:
+        if self._copy is not None and (self._attributes.changed() or self._backend_state() != self._state):
+            self._renew()
+        return self._copy
+
+    def _renew(self) -> None:
+        self._copy = copy.deepcopy(self._original)
+        if self._copy is not None:
+            self._attributes, self._state = Attributes(self._copy), self._backend_state()
+
+    def _backend_state(self) -> tuple[Any, ...]:
+        backend = getattr(self._copy, "backend_tokenizer", None)
+        settings = (backend.truncation, backend.padding) if backend is not None else ()
+        return len(self._copy), *settings
 
 
 class _Weights:
     """One tensor as it is now."""
 
     def __init__(self, name: str, tensor: Tensor) -> None:
-        self.name, self._tensor, self._data = name, tensor, tensor.data
+        self._name, self._tensor, self._data = name, tensor, tensor.data
+        self._bytes = tensor.untyped_storage().nbytes()
         self._grad = tensor.requires_grad
         self._state = self._look()
 
-    def put_back(self) -> bool:
-        """Gives the tensor its memory back. Returns whether its elements are the same."""
+    def put_back(self) -> list[str]:
+        """Gives the tensor its memory back. Returns a line where its elements are not the same; the next candidate is
+        written over them."""
         tensor = self._tensor
-        if _memory(tensor) != _memory(self._data):
+        moved = _memory(tensor) != _memory(self._data)
+        if moved:
             tensor.data = self._data
-            return False
+        if tensor.untyped_storage().nbytes() != self._bytes:
+            raise RuntimeError(f"the memory of {self._name} was freed")
         if tensor.requires_grad != self._grad:
             tensor.requires_grad_(self._grad)
         tensor.grad = None
-        return self._look() == self._state
+        return [f"the model's weights ({self._name})"] if moved or self._look() != self._state else []
 
     def _look(self) -> tuple[int, int]:
         version = 0 if self._tensor.is_inference() else self._tensor._version
         return version, _sum_of_bits(self._tensor.detach())
 
 
-class _Structure:
-    """One module's mode, hooks, parameters and modules as they are now."""
+class _Object:
+    """The attributes of a module or a configuration as they are now."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._training = module, module.training
-        self._members: list[dict[str, Any]] = [module._parameters, module._modules]
-        self._copies = [dict(members) for members in self._members]
-        self._hooks = {name: dict(getattr(module, name)) for name in _HOOKS}
+    def __init__(self, owner: Any) -> None:
+        self._owner, self._attributes = owner, Attributes(owner)
 
-    @property
-    def name(self) -> str:
-        return type(self._module).__name__
+    def put_back(self) -> list[str]:
+        """Gives the object back what it had. Returns a line for each change that no scorer makes for its own run."""
+        lines = []
+        for key in self._attributes.changed():
+            if not self._is_switch(key):
+                lines.append(self._line(key))
+            self._attributes.put_back(key)
+        return lines
 
-    def put_back(self) -> bool:
-        """Gives the module back what it had. Returns whether it still had the same parameters and modules."""
-        self._module.training = self._training
-        for name, then in self._hooks.items():
-            now = getattr(self._module, name)
-            now.clear()
-            now.update(then)
-        same = True
-        for now, then in zip(self._members, self._copies, strict=True):
-            if now.keys() != then.keys() or any(now[key] is not then[key] for key in then):
-                now.clear()
-                now.update(then)
-                same = False
-        return same
+    def _is_switch(self, key: str) -> bool:
+        """Whether a scorer may change the attribute for its own run, or the model changes it as it runs."""
+        owner = self._owner
+        if not isinstance(owner, nn.Module):
+            return False
+        if "inv_freq" in owner._buffers:
+            return True  # a rotary embedding, which computes itself anew for longer texts
+        if key in _MEMBERS:
+            return False
+        if key == "training" or "_hook" in key:
+            return True
+        # What is left are notes: those that a library adds, and those that a model of the user's own takes.
+        library = type(owner).__module__.partition(".")[0] in ("torch", "transformers")
+        noted = (key.startswith("_") and self._attributes.is_new(key)) if library else True
+        return noted and not any(map(callable, self._attributes.values(key)))
+
+    def _line(self, key: str) -> str:
+        kind = type(self._owner).__name__
+        if key in _MEMBERS:
+            return f"the model's weights ({kind})"
+        if not isinstance(self._owner, nn.Module):
+            kind = "model.generation_config" if kind == "GenerationConfig" else "model.config"
+        return f"{kind}.{key} ({self._attributes.difference(key)})"
+
+
+class _Class:
+    """The methods of a class as they are now."""
+
+    def __init__(self, owner: type) -> None:
+        self._owner = owner
+        self._methods = {name: value for name, value in vars(owner).items() if callable(value)}
+
+    def put_back(self) -> list[str]:
+        """Gives the class its methods back. Returns a line for each that was another."""
+        now = vars(self._owner)
+        changed = [name for name, method in self._methods.items() if now.get(name) is not method]
+        for name in changed:
+            setattr(self._owner, name, self._methods[name])
+        return [f"{self._owner.__name__}.{name}, a method" for name in changed]
 
 
 def _sum_of_bits(tensor: Tensor) -> int:
@@ -116,7 +195,30 @@ def _modules(model: Any) -> list[nn.Module]:
 
 
 def _tensors(model: Any) -> dict[str, Tensor]:
-    """The tensors that a checkpoint would store. Other buffers may change as the model runs."""
+    """The tensors that a checkpoint would store."""
     if isinstance(model, BuiltModel):
         return {**model.state, **_tensors(model.model)}
     return dict(model.state_dict(keep_vars=True)) if isinstance(model, nn.Module) else {}
+
+
+def _configs(modules: Sequence[nn.Module]) -> list[Any]:
+    """The configurations that the modules go by, with those inside of them."""
+    found = {
+        id(c): c for module in modules for key, c in vars(module).items() if key in ("config", "generation_config")
+    }
+    queue = list(found.values())
+    while queue:
+        inner = [value for value in vars(queue.pop()).values() if hasattr(value, "to_diff_dict")]
+        queue += [value for value in inner if id(value) not in found]
+        found.update((id(value), value) for value in inner)
+    return [config for config in found.values() if hasattr(config, "__dict__")]
+
+
+def _caches(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """The buffers that no checkpoint stores. The model itself may change them as it runs."""
+    return [
+        buffer
+        for module in modules
+        for name in module._non_persistent_buffers_set
+        if (buffer := module._buffers.get(name)) is not None
+    ]

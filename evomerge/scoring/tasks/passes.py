@@ -116,6 +116,8 @@ class TaskPass:
         forbidden = set() if split == "all" else self.deal.keys("holdout", leaf)
         try:
             instances = library.prepare(task, documents, indices, forbidden, self.spec, self.lm)
+        except InputError:
+            raise
         except Exception as error:
             if "larger than population" in str(error):
                 problem = f"task {leaf!r} has not as many few-shot examples as it is to show"

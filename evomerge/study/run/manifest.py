@@ -17,7 +17,8 @@ from evomerge.errors import InputError
 from evomerge.files.objects import FitnessSpec, SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.files.resolved import current_keys, fitness_data, space_data, to_yaml
-from evomerge.study.run.folder import RunFolder, write_atomic, write_json
+from evomerge.safety.durable import write_whole
+from evomerge.study.run.folder import RunFolder
 
 _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "optuna", "cma", "numpy", "safetensors")
 
@@ -59,10 +60,11 @@ def write_launch(
     """
     identity = {**_of_files(spec, fitness), **_of_checkpoints(checkpoints), "items": dict(items)}
     header = f"as launched by `evomerge search`, every default filled in (run {folder.name})"
-    write_atomic(folder.space, to_yaml(space_data(replace(spec, fitness=folder.fitness)), header))
-    write_atomic(folder.fitness, to_yaml(fitness_data(fitness), header))
+    write_whole(folder.space, to_yaml(space_data(replace(spec, fitness=folder.fitness)), header))
+    write_whole(folder.fitness, to_yaml(fitness_data(fitness), header))
     environment = {"launch": asdict(launch), "study": folder.name, "identity": identity, "versions": versions()}
-    write_json(folder.environment, {**environment, **facts})
+    text = json.dumps({**environment, **facts}, indent=2, sort_keys=True)
+    write_whole(folder.environment, f"{text}\n")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 
 import evomerge
 from evomerge.cli import main
-from evomerge.errors import InputError, TrialError
+from evomerge.errors import InputError, LostModelError, TrialError
 from evomerge.evaluator.evaluator import Evaluator, place_candidates
+from evomerge.interrupts import listening
 from evomerge.scoring.suite import Suite
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import launched_plan
@@ -117,6 +119,15 @@ def test_slices_over_one_file_share_its_deal(own: Bench, model: Any, tokenizer: 
         ("raise ValueError('two\\nlines')", r"broken:score raised ValueError: two lines \(broken.py:2\)"),
         ("return (1 / 0 for _ in items)  # raise", "broken:score raised ZeroDivisionError"),
         ("raise SystemExit(3)", r"broken:score raised SystemExit: 3 \(broken.py:2\)"),
+        ("raise KeyboardInterrupt", r"broken:score raised KeyboardInterrupt \(broken.py:2\)"),
+        ("raise GeneratorExit('x')", r"broken:score raised GeneratorExit: x \(broken.py:2\)"),
+        ("raise type('Rude', (BaseException,), {})()", r"broken:score raised Rude \(broken.py:2\)"),
+        ("raise type('Mute', (Exception,), {'__str__': None})()", r"broken:score raised Mute \(broken.py:2\)"),
+        ("raise ValueError('\\x1b[2J')", r"broken:score raised ValueError: \\x1b\[2J \(broken.py:2\)"),
+        ("import itertools; return itertools.count()", r"broken:score returned more scores for \d+ items"),
+        ("return [10 ** 400] * len(items)", "broken:score returned 10000.*... for item 0, not a finite number"),
+        ("return [1j] * len(items)", "broken:score returned 1j for item 0, not a finite number"),
+        ("return [type('Odd', (), {'__float__': 1 .real})()] * len(items)", "broken:score returned <.* for item 0"),
     ],
 )
 def test_an_unusable_answer_fails_the_trial(
@@ -124,7 +135,8 @@ def test_an_unusable_answer_fails_the_trial(
 ) -> None:
     (own.folder / "broken.py").write_text(f"def score(model, tokenizer, items):\n    {body}\n")
     suite = build(own, model, tokenizer, "broken:score")
-    with caplog.at_level(logging.INFO), pytest.raises(TrialError, match=f"slice s: {message}"):
+    # A command listens for Ctrl-C, and so can tell it from an interruption that code raises.
+    with listening(), caplog.at_level(logging.INFO), pytest.raises(TrialError, match=f"slice s: {message}"):
         suite.score()
     if "raise" in body:
         assert "Traceback" in caplog.text
@@ -183,7 +195,9 @@ def second(model, tokenizer, items):
     assert not model.training and not torch.is_grad_enabled()
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
     logits = model(input_ids=torch.tensor([[1, 2, 3]])).logits
-    return [float(len(tokenizer) + model.lm_head.weight.double().sum() + logits.double().sum())] * len(items)
+    size = len(tokenizer(["a b c"]).input_ids[0]) + len(tokenizer)
+    size += (tokenizer.padding_side == "left") + bool(tokenizer.pad_token)
+    return [float(size + model.lm_head.weight.double().sum() + logits.double().sum())] * len(items)
 """
 
 
@@ -204,12 +218,20 @@ def pair(bench: Bench, model: Any, tokenizer: Any, body: str) -> Suite:
         "tokenizer.add_tokens(['<new>'])",
         "model.lm_head.register_forward_hook(lambda module, given, out: out * 0)",
         "model.register_forward_pre_hook(lambda module, given, named: 1 / 0, with_kwargs=True)",
+        "torch.nn.modules.module.register_module_forward_hook(lambda module, given, out: out * 0)",
+        "model.model.rotary_emb.inv_freq.mul_(2)",
+        "tokenizer.pad_token = tokenizer.eos_token; tokenizer.padding_side = 'left'",
+        "tokenizer.pad_token = '</s>'; tokenizer(['a b', 'c'], truncation=True, max_length=2, padding=True)",
+        "import os; os.chdir('/')",
+        "import os; os.environ['HOME'] = 'x'; os.environ['NEW_ONE'] = 'x'",
     ],
 )
 def test_what_it_switches_is_switched_back(body: str, own: Bench, model: Any, tokenizer: Any) -> None:
     expected = pair(own, model, tokenizer, "pass").score()["second"]
+    outside = os.getcwd(), dict(os.environ)
     assert pair(own, model, tokenizer, body).score()["second"] == expected
     assert torch.is_grad_enabled()
+    assert (os.getcwd(), dict(os.environ)) == outside
 
 
 @pytest.mark.parametrize(
@@ -246,6 +268,77 @@ def _state(model: Any) -> dict[str, Any]:
 def test_asking_the_model_changes_nothing(own: Bench, model: Any, tokenizer: Any) -> None:
     body = "model.generate(torch.ones(1, 2, dtype=torch.long), max_new_tokens=2, do_sample=False)"
     pair(own, model, tokenizer, body).score()
+
+
+CHANGES = {
+    "model.config.num_hidden_layers = 1": r"model.config.num_hidden_layers \(2 -> 1\)",
+    "model.config.rope_parameters['rope_theta'] = 5.0": r"model.config.rope_parameters \(\{.*: 10000.0, .* -> .*",
+    "del model.config.rms_norm_eps": r"model.config.rms_norm_eps \(1e-06 -> nothing\)",
+    "model.config = type(model.config)()": r"LlamaForCausalLM.config \(LlamaConfig .*",
+    "model.generation_config.max_new_tokens = 3": r"model.generation_config.max_new_tokens \(None -> 3\)",
+    "model.forward = lambda *a, **k: None": r"LlamaForCausalLM.forward \(nothing -> <function .*\)",
+    "model.model.layers[0].self_attn.scaling = 0.0": r"LlamaAttention.scaling \(0.35.* -> 0.0\)",
+    "model.model.layers[1].mlp.act_fn = torch.nn.Identity()": r"the model's weights \(LlamaMLP\)",
+    "type(model.model.layers[1].mlp).forward = lambda self, x: x": "LlamaMLP.forward, a method",
+    "torch.set_default_dtype(torch.float64)": r"torch's default dtype \(torch.float32 -> torch.float64\)",
+    "torch.set_default_device('meta')": r"torch's default device \(None -> meta\)",
+    "torch.set_float32_matmul_precision('medium')": r"torch's float32 matmul precision \(highest -> medium\)",
+    "torch.set_num_threads(torch.get_num_threads() + 1)": r"torch's number of threads \(\d+ -> \d+\)",
+    "torch.use_deterministic_algorithms(True)": r"torch's deterministic algorithms \(.*\)",
+    "torch.autocast('cpu').__enter__()": r"torch's autocast \(.*\)",
+}
+"""What a scorer changes, and how the message names it."""
+
+
+@pytest.mark.parametrize("body", CHANGES)
+def test_what_other_slices_depend_on_fails_the_trial_and_is_put_back(
+    body: str, own: Bench, model: Any, tokenizer: Any
+) -> None:
+    expected = pair(own, model, tokenizer, "pass").score()["second"]
+    suite = pair(own, model, tokenizer, body)
+    for _ in range(2):  # the second time it is as the first time
+        with pytest.raises(TrialError, match=f"^slice first: two:first changed {CHANGES[body]}$"):
+            suite.score()
+    first = {"first": frozenset[str](), "second": frozenset(suite.info.slices["second"].items)}
+    assert suite.score(items=first)["second"] == expected
+
+
+def test_a_model_that_cannot_be_put_right_ends_the_study(own: Bench, tokenizer: Any) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=258, **sizes)).eval()
+    body = "model.lm_head.weight.untyped_storage().resize_(0)"
+    with pytest.raises(LostModelError, match=r"^two:first left the model so that it cannot be put right .*lm_head"):
+        pair(own, model, tokenizer, body).score()
+
+
+NOTES = """
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls, self.seen = 0, {}
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen[self.calls] = self.last = x
+        return x
+
+def score(model, tokenizer, items):
+    model(torch.ones(1))
+    return [1.0] * len(items)
+"""
+
+
+def test_a_users_model_may_take_notes(own: Bench) -> None:
+    (own.folder / "notes.py").write_text(NOTES)
+    namespace: dict[str, Any] = {}
+    exec(NOTES, namespace)
+    model = namespace["Model"]()
+    build(own, model, None, "notes:score").score()
+    assert (model.calls, model.seen, hasattr(model, "last")) == (0, {}, False)
 
 
 # In a search
