@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
+
+try:
+    import resource
+except ImportError:  # not a POSIX system
+    resource = None  # type: ignore[assignment]
 
 _raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
@@ -44,3 +51,25 @@ class TimeLimit:
             # One that was raised in the last moment, and has not arrived yet, is taken back.
             _raise_in_thread(ctypes.c_ulong(self._thread), None)
         self._timer.cancel()
+
+
+@contextmanager
+def memory_limit(extra: int) -> Iterator[None]:
+    """A context in which this process can take `extra` bytes more than it has; then Python raises MemoryError. It is
+    for moments, as it holds for all threads. Where the system has no such limit, there is none."""
+    lowered = False
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            taken = int(file.read().split()[0]) * resource.getpagesize()
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        bound = taken + extra
+        lowered = soft == resource.RLIM_INFINITY or bound < soft
+        if lowered:
+            resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    except (OSError, ValueError, AttributeError):
+        pass
+    try:
+        yield
+    finally:
+        if lowered:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

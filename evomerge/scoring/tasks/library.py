@@ -5,7 +5,9 @@ Imports lm-eval: import it where it is used.
 
 from __future__ import annotations
 
+import copy
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +20,16 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.utils import simple_parse_args_string
 
 from evomerge.errors import InputError, suggestion
+from evomerge.escape import shortened
 from evomerge.files.objects import SliceSpec
 from evomerge.scoring.splits import item_key
 from evomerge.scoring.tasks.task_files import SPLITS, LocalTasks, anchor, scan
+from evomerge.scoring.templates import TemplateLimit
 
 log = logging.getLogger(__name__)
+
+FIELDS = ("doc_to_text", "doc_to_target", "doc_to_choice")
+"""The fields of a task's YAML that make a prompt of a document."""
 
 FEWSHOT_SEED = 1234
 """`simple_evaluate`'s default, so that prompts are equal to its prompts."""
@@ -102,13 +109,38 @@ class TaskLibrary:
             split = next((leaf.config[k] for k in SPLITS if k in leaf.config and error.args == (leaf.config[k],)), None)
             if isinstance(error, KeyError) and split is not None:
                 return f"its data has no split {split!r}"
+            field = next((f for f in FIELDS if _comes_from(leaf.config.get(f), error)), None)
+            if field is not None:
+                return f"{field}: {reason(error)}"
         return reason(error)
+
+
+def _comes_from(template: Any, error: Exception) -> bool:
+    """Whether rendering a template may have raised the error."""
+    if isinstance(error, TemplateLimit):
+        return bool(template == error.source)
+    name = re.match(r"'(\w+)' is undefined", str(error))
+    return name is not None and isinstance(template, str) and re.search(rf"\b{name[1]}\b", template) is not None
 
 
 def reason(error: Exception) -> str:
     """A task's error in one line. The text of a LookupError is only a key, so its type is added."""
-    text, kind = " ".join(str(error).split())[:400], type(error).__name__
+    text, kind = shortened(" ".join(str(error).split()), 400), type(error).__name__
     return f"{kind}: {text}" if text and isinstance(error, LookupError) else text or kind
+
+
+def failing_field(task: Any, documents: Iterable[Any], kind: type[Exception]) -> tuple[str, int] | None:
+    """The field of a task's YAML that raises an error of this kind for one of the documents, and that one's place."""
+    for place, document in enumerate(documents):
+        for field in FIELDS:
+            try:
+                if task.get_config(field) is not None:
+                    getattr(task, field)(copy.deepcopy(document))
+            except kind:
+                return field, place
+            except Exception:
+                continue
+    return None
 
 
 def _check_parts(name: str, task: Any, spec: SliceSpec) -> None:

@@ -116,11 +116,15 @@ class TaskPass:
         forbidden = set() if split == "all" else self.deal.keys("holdout", leaf)
         try:
             instances = library.prepare(task, documents, indices, forbidden, self.spec, self.lm)
+        except InputError:
+            raise
         except Exception as error:
             if "larger than population" in str(error):
                 problem = f"task {leaf!r} has not as many few-shot examples as it is to show"
                 raise InputError(problem, "lower `num_fewshot`", self.spec.at("num_fewshot")) from error
-            problem = f"the prompts of task {leaf!r} cannot be built: {library.reason(error)}"
+            found = library.failing_field(task, (documents[index] for index in indices), type(error))
+            of = f" ({found[0]} of item {indices[found[1]] + 1} of {len(documents)})" if found else ""
+            problem = f"the prompts of task {leaf!r} cannot be built{of}: {library.reason(error)}"
             raise InputError(problem, "mend the task, its data or its options", self.spec.at("task")) from error
         by_document: dict[int, list[Any]] = {}
         for instance in instances:
