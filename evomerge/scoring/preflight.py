@@ -22,6 +22,7 @@ from evomerge.scoring.tasks.task_files import (
     missing_data,
     scan,
 )
+from evomerge.scoring.tasks.trust import check_trust
 
 _DEFAULT_METRICS = {
     "loglikelihood": ("perplexity", "acc"),
@@ -56,6 +57,7 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
         if spec.python is not None:
             check_items(fitness, spec, check_callable(spec))
         else:
+            check_trust(fitness, spec.task or "", local, spec.at("task"))
             check_task(spec, local)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from evomerge.evaluator.device import listed, parse_memory
 from evomerge.evaluator.shares import check_workers, deal, describe
 from evomerge.files.objects import SpaceSpec
 from evomerge.files.pair import read_files
+from evomerge.scoring.tasks.trust import code_listed
 from evomerge.space.space import Models, Space
 from evomerge.study.prepare import Plan, check_files, check_start, launch_settings, make_plan
 from evomerge.study.run.folder import RunFolder
@@ -29,6 +31,7 @@ def dry_run(
     settings: Sequence[str] = (),
     workers: int = 1,
     asynchronous: bool = False,
+    trust_tasks: bool = False,
 ) -> dict[str, Any]:
     """Describes what a search would do, as facts to print. Takes the arguments of `search`.
 
@@ -39,6 +42,7 @@ def dry_run(
     """
     settings = [*settings, *launch_settings(trials, time, seed, asynchronous)]
     spec, scores = read_files(Path(space), settings, optimizer, Path(fitness) if fitness else None)
+    scores = replace(scores, trust_tasks=trust_tasks)
     check_files(spec, scores)
     parse_memory(memory)
     check_workers(workers)
@@ -62,6 +66,7 @@ def dry_run(
         **(_placement(plan, device, memory, workers) if plan else {}),
         "budget": f"{spec.trials or 'any number of'} trials" + (f", {spec.seconds:.0f} s" if spec.seconds else ""),
         "slices": ", ".join(scores.slices),
+        **({"code that is run": "; ".join(code)} if (code := code_listed(scores)) else {}),
         "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",
     }
 

@@ -66,7 +66,12 @@ class LocalTasks:
 
     def closure(self, name: str) -> tuple[list[TaskFile], set[str]]:
         """Finds the local leaf tasks below `name`, and the names below it that are not local."""
-        leaves: dict[str, TaskFile] = {}
+        files, foreign = self.below(name)
+        return [file for file in files if "group" not in file.config], foreign
+
+    def below(self, name: str) -> tuple[list[TaskFile], set[str]]:
+        """Finds the local tasks and groups below `name`, itself included, and the names that are not local."""
+        files: dict[str, TaskFile] = {}
         foreign: set[str] = set()
         queue: list[str] = [name]
         seen: set[str] = set()
@@ -79,11 +84,10 @@ class LocalTasks:
             file = self.files.get(current)
             if file is None:
                 foreign |= set() if current in self.tags else {current}
-            elif "group" in file.config:
-                queue += _member_names(file.members)
             else:
-                leaves[current] = file
-        return list(leaves.values()), foreign
+                files[current] = file
+                queue += _member_names(file.members)
+        return list(files.values()), foreign
 
 
 def scan(folders: Iterable[Path]) -> LocalTasks:
