@@ -98,6 +98,7 @@ class _Builder:
             items=source.names("search"),
             aggregation=metric.aggregation,
             no_proxy_loss=no_proxy_loss(source, metric, self.split),
+            doubts=tuple(f"{spec.at('task')}: {line}" for line in source.doubts()),
         )
         return ScoredSlice(info, source, read, None if info.no_proxy_loss else ProxyLoss(source, metric))
 

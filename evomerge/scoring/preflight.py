@@ -11,6 +11,7 @@ from evomerge.errors import InputError, nearest, suggestion
 from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
 from evomerge.scoring.item_files import cluster_names, deal_items, read_items
 from evomerge.scoring.splits import SIDES
+from evomerge.scoring.tasks.constants import constant_fields
 from evomerge.scoring.tasks.generation_arguments import check_arguments
 from evomerge.scoring.tasks.task_files import (
     SPLITS,
@@ -59,6 +60,18 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
         else:
             check_trust(fitness, spec.task or "", local, spec.at("task"))
             check_task(spec, local)
+
+
+def doubts(fitness: FitnessSpec) -> list[str]:
+    """What local tasks probably do otherwise than their authors meant, as far as their YAML and the first row of their
+    data show it; a line each, with its place."""
+    local = scan(fitness.include)
+    lines = []
+    for spec in fitness.slices.values():
+        for leaf in local.closure(spec.task)[0] if spec.task is not None else ():
+            constant = constant_fields(leaf)
+            lines += [f"{spec.at('task')}: task {leaf.config['task']!r}: {constant}"] if constant else []
+    return lines
 
 
 def check_floors(fitness: FitnessSpec, sources: Iterable[str]) -> None:

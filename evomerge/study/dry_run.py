@@ -11,6 +11,7 @@ from evomerge.evaluator.device import listed, parse_memory
 from evomerge.evaluator.shares import check_workers, deal, describe
 from evomerge.files.objects import SpaceSpec
 from evomerge.files.pair import read_files
+from evomerge.scoring.preflight import doubts
 from evomerge.scoring.tasks.trust import code_listed
 from evomerge.space.space import Models, Space
 from evomerge.study.prepare import Plan, check_files, check_start, launch_settings, make_plan
@@ -66,6 +67,7 @@ def dry_run(
         **(_placement(plan, device, memory, workers) if plan else {}),
         "budget": f"{spec.trials or 'any number of'} trials" + (f", {spec.seconds:.0f} s" if spec.seconds else ""),
         "slices": ", ".join(scores.slices),
+        **({"warnings": "; ".join(lines)} if (lines := doubts(scores)) else {}),
         **({"code that is run": "; ".join(code)} if (code := code_listed(scores)) else {}),
         "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",
     }

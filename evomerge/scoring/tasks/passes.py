@@ -15,6 +15,7 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.scoring.splits import SIDES, Deal, deal_all, item_key, labels
 from evomerge.scoring.tasks import library
+from evomerge.scoring.tasks.constants import constant_items
 from evomerge.scoring.tasks.instances import Doc, PreparedRequests, TaskRequests
 from evomerge.scoring.tasks.metrics import Rows
 from evomerge.types import SplitName
@@ -134,6 +135,15 @@ class TaskPass:
             for k, index in enumerate(indices)
         ]
         return TaskRequests(leaf, task, docs)
+
+    def doubts(self) -> list[str]:
+        """What the prepared items have in common and should not, a line for each leaf task."""
+        lines = []
+        for leaf, task in self.tasks.leaves.items():
+            parts = [part for built in self._built.values() for part in built if part.leaf == leaf]
+            constant = constant_items(task, [doc for part in parts for doc in part.docs])
+            lines += [f"task {leaf!r}: {constant}"] if constant else []
+        return lines
 
     def reported(self, leaf: str, metric: str, split: SplitName) -> set[str] | None:
         """The metrics that the leaf's code returns, tried on made-up responses; None where that cannot be tried.
