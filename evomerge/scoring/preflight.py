@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import InputError, nearest, suggestion
+from evomerge.escape import shortened
 from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
+from evomerge.safety.read import read_text
 from evomerge.scoring.item_files import cluster_names, deal_items, read_items
 from evomerge.scoring.splits import SIDES
 from evomerge.scoring.tasks.constants import constant_fields
@@ -23,6 +25,7 @@ from evomerge.scoring.tasks.task_files import (
     missing_data,
     scan,
 )
+from evomerge.scoring.tasks.task_keys import check_keys
 from evomerge.scoring.tasks.trust import check_trust
 
 _DEFAULT_METRICS = {
@@ -136,8 +139,8 @@ def check_function(ref: FunctionRef, takes: Sequence[str]) -> None:
         close = nearest(file.stem, near)
         raise InputError(f"no file {file}", f"did you mean {close!r}?" if close else "create it", where)
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError) as error:
+        tree = ast.parse(read_text(file, where))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"{file} is not valid Python ({error})", "mend it", where) from None
     defined = _defined(tree)
     if ref.function not in defined:
@@ -184,12 +187,12 @@ def check_task(spec: SliceSpec, local: LocalTasks) -> None:
     for other in foreign - {name}:
         check_name(spec, other, local)
     for leaf in leaves:
+        check_keys(leaf, spec.at("task"))
         for path in missing_data(leaf):
-            lack = "is empty:" if path.exists() else "is missing: no"
-            problem = f"the data of task {leaf.config['task']!r} {lack} {path}"
+            lack = "is missing: no" if not path.exists() else "is empty:" if path.is_file() else "is no regular file:"
+            problem = f"the data of task {leaf.config['task']!r} {lack} {shortened(path)}"
             raise InputError(problem, f"mend {leaf.path} (paths there are relative to its folder)", spec.at("task"))
         _check_splits(spec, leaf)
-        _check_repeats(spec, leaf)
         _check_metric(spec, leaf)
         _check_generation(spec, leaf)
     if "gen_kwargs" in spec.options:
@@ -239,15 +242,8 @@ def _check_splits(spec: SliceSpec, leaf: TaskFile) -> None:
     for key in SPLITS if legal else ():
         split = config.get(key)
         if isinstance(split, str) and split not in legal:
-            problem = f"the data of task {config['task']!r} has no split {split!r} ({key})"
+            problem = f"the data of task {config['task']!r} has no split {shortened(repr(split), 60)} ({key})"
             raise InputError(problem, f"{mend}: {suggestion(split, legal)}", where)
-
-
-def _check_repeats(spec: SliceSpec, leaf: TaskFile) -> None:
-    repeats = leaf.config.get("repeats", 1)
-    if type(repeats) is not int or repeats < 1:
-        problem = f"repeats of task {leaf.config['task']!r} is {repeats!r}, not a whole number above 0"
-        raise InputError(problem, f"mend {leaf.path}", spec.at("task"))
 
 
 def _check_generation(spec: SliceSpec, leaf: TaskFile) -> None:

@@ -94,7 +94,7 @@ def data_fields(file: TaskFile) -> list[str]:
     kwargs, split = config.get("dataset_kwargs"), config.get("test_split") or config.get("validation_split")
     files = kwargs.get("data_files") if config.get("dataset_path") == "json" and isinstance(kwargs, Mapping) else None
     if isinstance(files, Mapping):
-        files = files.get(split)
+        files = files.get(split) if isinstance(split, str) else None
     first = files[0] if isinstance(files, list) and files else files
     if not isinstance(first, str) or not Path(first).is_file():
         return []

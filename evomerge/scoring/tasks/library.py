@@ -22,8 +22,9 @@ from lm_eval.utils import simple_parse_args_string
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.escape import shortened
 from evomerge.files.objects import FitnessSpec, SliceSpec
+from evomerge.scoring.item_files import read_items
 from evomerge.scoring.splits import item_key
-from evomerge.scoring.tasks.task_files import SPLITS, LocalTasks, anchor, scan
+from evomerge.scoring.tasks.task_files import SPLITS, LocalTasks, anchor, json_lines, scan
 from evomerge.scoring.tasks.trust import TrustedFolders, check_trust, functions
 from evomerge.scoring.templates import TemplateLimit
 
@@ -132,6 +133,11 @@ class TaskLibrary:
             split = next((leaf.config[k] for k in SPLITS if k in leaf.config and error.args == (leaf.config[k],)), None)
             if isinstance(error, KeyError) and split is not None:
                 return f"its data has no split {split!r}"
+            for path in json_lines(leaf):
+                try:
+                    read_items(path)
+                except InputError as fault:
+                    return str(fault)
             field = next((f for f in FIELDS if _comes_from(leaf.config.get(f), error)), None)
             if field is not None:
                 return f"{field}: {reason(error)}"

@@ -181,6 +181,16 @@ def missing_data(file: TaskFile) -> list[Path]:
     return [Path(p) for p in paths if "://" not in p and (not _exists(Path(p)) or _is_empty(Path(p)))]
 
 
+def json_lines(file: TaskFile) -> list[Path]:
+    """The data files of a task that hold one JSON object a line."""
+    config = dict(file.config)
+    anchor(config, file.folders)
+    kwargs = config.get("dataset_kwargs")
+    if config.get("dataset_path") != "json" or not isinstance(kwargs, dict) or "field" in kwargs:
+        return []
+    return [path for text in _leaves(kwargs.get("data_files")) if (path := Path(text)).suffix == ".jsonl"]
+
+
 def data_splits(config: Mapping[str, Any]) -> list[str]:
     """The splits of a task's data, where its YAML lists the files of each; else nothing. Files without the name of a
     split are the split "train" (datasets' rule)."""
@@ -222,7 +232,8 @@ def _exists(path: Path) -> bool:
 
 
 def _is_empty(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size == 0
+    """Whether there is nothing to read: an empty file, or a device or a pipe, at which a reader might wait for ever."""
+    return path.stat().st_size == 0 if path.is_file() else not path.is_dir() and path.exists()
 
 
 def _is_folder(text: str, places: list[Path]) -> bool:
