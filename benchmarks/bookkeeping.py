@@ -156,7 +156,7 @@ def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
     with run.claim():
         facts = {"device": "none", "storage": None}
         write_launch(run, Launch("space.yaml"), plan.spec, plan.fitness, plan.checkpoints, scorer.digests, facts)
-        store = Store.create(open_storage(run.journal, None, writing=True), run.name, plan.space.dimensions)
+        store = Store.create(open_storage(run.journal, None, print), run.name, plan.space.dimensions)
         session = Session(run, store, plan, scorer, Watch())
         begin = session.begin
 

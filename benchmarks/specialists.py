@@ -74,7 +74,7 @@ def search(space: Path) -> int:
     import evomerge
     from evomerge.evaluator.evaluator import Evaluator, place_candidates
     from evomerge.report.live import view
-    from evomerge.report.tables import describe, standing_table
+    from evomerge.report.tables import describe, leaderboard_table
     from evomerge.study.observer import Observer
     from evomerge.study.prepare import launched_plan
     from evomerge.study.run.manifest import Launch
@@ -99,7 +99,7 @@ def search(space: Path) -> int:
     last = [result.winner] if result.winner else leaderboard.merges()[:1]
     rows = [(t.label or describe(t), t) for t in (*references, *ladder, *last)]
     metrics = {name: piece.metric for name, piece in result.slices.items()}
-    Console(width=140).print(standing_table("Holdout split", leaderboard, rows, metrics))
+    Console(width=140).print(leaderboard_table("Holdout split", leaderboard, rows, metrics))
     count = len(result.search.trials)
     print(f"{count} trials in {seconds:.0f} s; materializing took {share(result.search.trials):.1%} of an evaluation")
     average = next(t for t in references if t.label == "uniform")

@@ -11,24 +11,27 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from evomerge import __version__, commands
+from evomerge.arguments import Parser, number, whole_number
 from evomerge.checkpoints.write import parse_size
 from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
-from evomerge.errors import EvomergeError, InputError, Where
+from evomerge.errors import DEBUG, EvomergeError, InputError, Where, describe_unexpected
 from evomerge.files.common import parse_seconds
 from evomerge.interrupts import ignore, listening
+from evomerge.streams import results_only
 from evomerge.study.run.folder import RunFolder
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Runs one command and returns its exit code. Every error is one line on stderr."""
     options = argparse.Namespace()
     try:
-        with listening(signal.SIGTERM):
+        with results_only(), listening(signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             parser().parse_args(words, options)
             return int(options.handler(options))
     except InputError as error:
@@ -42,8 +45,10 @@ def main(words: Sequence[str] | None = None) -> int:
         # The reader of our output left: no message can reach it, and nothing is left to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except OSError as error:
-        return complain(f"{error.filename or 'the system'}: {error.strerror or error}", WRONG)
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            traceback.print_exception(error)
+        return complain(describe_unexpected(error), WRONG)
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
@@ -71,13 +76,13 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "json": (("--json",), {**_FLAG, "help": "print one JSON document on stdout"}),
     # the study
     "run": (("--run",), {"metavar": "NAME", "help": "the run's name in ./runs (default: the file's name)"}),
-    "trials": (("--trials",), {"type": int, "metavar": "N", "help": "budget of trials, references included"}),
+    "trials": (("--trials",), {"type": whole_number, "metavar": "N", "help": "budget of trials, references included"}),
     "time": (
         ("--time",),
         {"type": _seconds, "metavar": "2h", "help": "budget of evaluation time: 90s, 20m, 4h, 2d"},
     ),
     "optimizer": (("--optimizer",), {"metavar": "NAME", "help": "in place of the file's"}),
-    "seed": (("--seed",), {"type": int, "metavar": "N", "help": "of the optimizer and the random masks"}),
+    "seed": (("--seed",), {"type": whole_number, "metavar": "N", "help": "of the optimizer and the random masks"}),
     "asynchronous": (
         ("--asynchronous",),
         {**_FLAG, "help": "ask for the next candidate as soon as a worker is free, not a generation at a time"},
@@ -119,11 +124,11 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "files",
         },
     ),
-    "workers": (("--workers",), {"type": int, "default": 1, "metavar": "N", "help": _WORKERS}),
+    "workers": (("--workers",), {"type": whole_number, "default": 1, "metavar": "N", "help": _WORKERS}),
     "folder": (("--dir",), {"default": ".", "help": "where models, runs and files go (default: here)"}),
     "runs": (("--runs",), {"default": "runs", "metavar": "DIR", "help": "where the runs are (default: runs)"}),
     # a run's trials
-    "trial": (("--trial",), {"type": int, "metavar": "N", "help": "another trial than the winner"}),
+    "trial": (("--trial",), {"type": whole_number, "metavar": "N", "help": "another trial than the winner"}),
     "allow_infeasible": (
         ("--allow-infeasible",),
         {**_FLAG, "help": "even if it misses a floor, or was stopped early"},
@@ -148,13 +153,13 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     # a line between two models
     "points": (
         ("--points",),
-        {"type": int, "default": 11, "metavar": "N", "help": "how many, ends included (default: 11)"},
+        {"type": whole_number, "default": 11, "metavar": "N", "help": "how many, ends included (default: 11)"},
     ),
-    "first": (("--from",), {"type": float, "default": 0.0, "metavar": "T", "help": "default: 0, which is A"}),
+    "first": (("--from",), {"type": number, "default": 0.0, "metavar": "T", "help": "default: 0, which is A"}),
     "last": (
         ("--to",),
         {
-            "type": float,
+            "type": number,
             "default": 1.0,
             "metavar": "T",
             "help": "default: 1, which is B; 1.5 goes beyond it by half of the way",
@@ -163,10 +168,13 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     # a merge, by mergekit-yaml's names
     "overwrite": (("--overwrite",), {**_FLAG, "help": "replace what is there"}),
     "cuda": (("--cuda",), {**_FLAG, "help": "the same as --device cuda"}),
-    "threads": (("-j", "--num-threads"), {"type": int, "metavar": "N", "help": "processor threads to compute with"}),
+    "threads": (
+        ("-j", "--num-threads"),
+        {"type": whole_number, "metavar": "N", "help": "processor threads to compute with"},
+    ),
     "random_seed": (
         ("--random-seed",),
-        {"dest": "seed", "type": int, "metavar": "N", "help": "of random masks, in place of the recipe's"},
+        {"dest": "seed", "type": whole_number, "metavar": "N", "help": "of random masks, in place of the recipe's"},
     ),
     "shard_bytes": (
         ("--out-shard-size",),
@@ -318,9 +326,9 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Builds the parser of all commands with their options; the documentation test reads it, too."""
-    root = argparse.ArgumentParser(prog="evomerge")
+    root = Parser(prog="evomerge")
     root.description = "Search for the best way to merge fine-tuned language models."
     root.add_argument("--version", action="version", version=f"evomerge {__version__}")
     subparsers = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -328,6 +336,7 @@ def parser() -> argparse.ArgumentParser:
         description = f"{command.help[0].upper()}{command.help[1:]}."
         subparser = subparsers.add_parser(name, help=command.help, description=description)
         subparser.set_defaults(handler=command.run)
+        root.below[name] = subparser
         for positional, settings in command.positionals.items():
             subparser.add_argument(positional, **settings)
         for option in ("json", *command.options):

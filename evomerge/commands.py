@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError, Where
+from evomerge.escape import printable
 from evomerge.evaluator.device import choose_device
 from evomerge.examine.evaluate import evaluate
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.report.figures import FORMATS, draw_path
+from evomerge.safety.durable import write_whole
+from evomerge.safety.paths import absolute
 from evomerge.study.dry_run import dry_run
-from evomerge.study.run.folder import is_name
+from evomerge.study.run.folder import RunFolder, is_name
 from evomerge.study.run.items import save_items
 
 DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
@@ -38,17 +43,17 @@ def run_search(options: argparse.Namespace) -> int:
         options.settings = [*options.settings, "fitness.pruning=false"]
     if options.dry_run:
         return _dry_run(options)
+    options.run_in_progress = RunFolder.launched(options.run, options.space).path
     from evomerge.study.search import search
 
     with _view() as observer:
-        options.run_in_progress = options.run or Path(options.space).stem
         result = _call(search, options, observer=observer)
     return _finish(options, result)
 
 
 def _dry_run(options: argparse.Namespace) -> int:
     facts = _call(dry_run, options)
-    return _print(options, facts, lambda: "\n".join(f"{key}: {value}" for key, value in facts.items()))
+    return _print(options, facts, lambda: [f"{key}: {value}" for key, value in facts.items()])
 
 
 def run_resume(options: argparse.Namespace) -> int:
@@ -67,24 +72,23 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
     if options.json:
         _print(options, {**data.result_data(result), **(files or {})})
     else:
-        _show(results.result_table(result))
-        if result.gained is not None:
-            _show(gains.gained_table(result.gained))
-        print(results.verdict(result))
+        gained = [gains.gained_table(result.gained)] if result.gained is not None else []
+        _show(results.result_table(result), *gained, *results.verdict(result))
     return DONE if result.winner else NO
 
 
 def run_rank(options: argparse.Namespace) -> int:
     from evomerge.report import data, rankings
-    from evomerge.study.after.rank import rank
+    from evomerge.study.after.rank import rank, write_winner
 
-    result = _call(rank, options)
+    output = _output(options.output, "--output", read=[options.fitness])
+    result = _call(rank, options, output=None)
+    unsaved = _save(output, lambda file: write_winner(result, file))
     if options.json:
         _print(options, data.ranked_data(result))
     else:
-        _show(rankings.ranked_tables(result))
-        print(rankings.ranked_words(result))
-    return DONE if result.winner else NO
+        _show(*rankings.ranked_tables(result), *rankings.ranked_words(result))
+    return _end(DONE if result.winner else NO, unsaved)
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -94,34 +98,31 @@ def run_compare(options: argparse.Namespace) -> int:
     result = _call(compare, options)
     if options.json:
         return _print(options, data.compared_data(result))
-    _show(rankings.compared_table(result))
-    return _say(rankings.compared_words(result))
+    return _show(rankings.compared_table(result), rankings.compared_words(result))
 
 
 def run_status(options: argparse.Namespace) -> int:
-    from evomerge.report import data, gains, tables
-    from evomerge.study.after.status import runs, status
+    from evomerge.report import data, gains, runs
+    from evomerge.study.after import status as after
 
     if options.run is None:
-        states = runs(options.runs)
+        if options.runs != "runs" and not Path(options.runs).is_dir():
+            raise InputError(f"there is no folder {options.runs}", "name the folder that holds runs", Where("--runs"))
+        states = after.runs(options.runs)
         if options.json:
             return _print(options, [data.run_data(s) for s in states])
-        return _show(tables.runs_table(states)) if states else _say(f"no runs in {options.runs}")
-    state = status(Path(options.runs) / options.run if is_name(options.run) else options.run)
+        return _show(runs.runs_table(states) if states else f"no runs in {options.runs}")
+    state = after.status(Path(options.runs) / options.run if is_name(options.run) else options.run)
     if options.json:
         return _print(options, data.status_data(state))
-    failed = sum(t.state == "failed" for t in state.search.trials)
-    winner = f"winner {state.winner.name}" if state.winner else ("no winner" if state.finished else "not finished")
-    print(
-        f"run {state.folder.name}: {state.done}/{state.budget.get('trials') or '-'} trials, {failed} failed, {winner}"
-    )
-    _show(tables.status_table(state))
-    return _show(gains.gained_table(state.gained)) if state.gained else DONE
+    gained = [gains.gained_table(state.gained)] if state.gained else []
+    return _show(runs.status_words(state), *runs.status_tables(state), *gained)
 
 
 def run_export(options: argparse.Namespace) -> int:
     from evomerge.study.after.export import export
 
+    _output(options.output, "--output")
     text = _call(export, options)
     if options.json:
         return _print(options, {"recipe": text, "file": options.output})
@@ -135,36 +136,36 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_merge(options: argparse.Namespace) -> int:
-    read_recipe(Path(options.recipe))  # an error in it is reported before torch is imported
+    # What can be told now is told before torch is imported.
+    read_recipe(Path(options.recipe)).check_places()
+    check_target(absolute(options.out), options.overwrite)
     from evomerge.merging.disk.stream import merge
 
     device = choose_device("cuda" if options.cuda else options.device)
     with _view() as observer:
         folder = _call(merge, options, device=device, progress=observer.progress)
-    return _print(options, {"checkpoint": str(folder)}, lambda: f"wrote {folder}")
+    return _print(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
     from evomerge.report import tables
-    from evomerge.report.data import evaluated_data
+    from evomerge.report.data import as_json, evaluated_data
 
-    items = _output(options.items, "--items", (".jsonl", ".parquet"))
-    output = _output(options.output, "--output")
+    read = [options.model, options.fitness]
+    items = _output(options.items, "--items", (".jsonl", ".parquet"), read=read)
+    output = _output(options.output, "--output", read=[*read, options.items])
     references = _references(options.references)
     with _view() as observer:
         result = _call(evaluate, options, references=references, observer=observer)
     data = evaluated_data(result)
-    if output:
-        output.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    if items:
-        save_items(items, {name: score.items for name, score in result.scores.items()})
+    unsaved = _save(output, lambda file: write_whole(file, as_json(data) + "\n"))
+    unsaved += _save(items, lambda file: save_items(file, {name: s.items for name, s in result.scores.items()}))
     if options.json:
         _print(options, data)
     else:
-        _show(tables.evaluated_table(result))
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
-        print(f"misses the floor of {missed}" if missed else "passes every floor")
-    return DONE if result.feasible else NO
+        _show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
+    return _end(DONE if result.feasible else NO, unsaved)
 
 
 def run_path(options: argparse.Namespace) -> int:
@@ -177,30 +178,58 @@ def run_path(options: argparse.Namespace) -> int:
             result = _call(path, options, references=references, observer=observer)
     except PathInterrupted as stop:
         result = stop.partial
-    if figure:
-        draw_path(result, figure)
+    unsaved = _save(figure, lambda file: draw_path(result, file))
     if options.json:
-        _print(options, {**path_data(result), "figure": options.output})
+        _print(options, {**path_data(result), "figure": None if unsaved else options.output})
     else:
-        _show(path_table(result))
-        print(f"{path_summary(result)}\nwrote {options.output}")
+        _show(path_table(result), *path_summary(result), *([] if unsaved else [f"wrote {options.output}"]))
+    code = _end(DONE if result.feasible else NO, unsaved)
     if not result.complete:
         return complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
-    return DONE if result.feasible else NO
+    return code
 
 
-def _output(name: str | None, option: str, endings: Sequence[str] = ()) -> Path | None:
-    """Returns a file to write. InputError, before an hour of scoring, where it cannot be written."""
+def _output(name: str | None, option: str, endings: Sequence[str] = (), read: Sequence[str | None] = ()) -> Path | None:
+    """Returns a file to write. InputError, before an hour of scoring, where it cannot be written, or is one of the
+    files that are `read`."""
     if name is None:
         return None
     file = Path(name)
     if endings and file.suffix.lower() not in endings:
         raise InputError(f"{name} is none of {', '.join(endings)}", f"write for example x{endings[0]}", Where(option))
-    if not file.parent.is_dir():
-        raise InputError(f"there is no folder {file.parent}", "create it", Where(option))
+    real = Path(os.path.realpath(file))  # a link stays one: what it leads to is written
     if file.is_dir():
         raise InputError(f"{name} is a folder", "name a file in it", Where(option))
+    if file.exists() and not file.is_file():
+        return file  # a device or a pipe
+    if not real.parent.is_dir():
+        raise InputError(
+            f"there is no folder {real.parent if file.is_symlink() else file.parent}", "create it", Where(option)
+        )
+    if not os.access(real.parent, os.W_OK | os.X_OK) or (file.exists() and not os.access(file, os.W_OK)):
+        raise InputError(f"you may not write {name}", "name another file", Where(option))
+    if any(os.path.realpath(other) == str(real) for other in read if other is not None):
+        raise InputError(f"{name} is read, and would be written over", "name another file", Where(option))
     return file
+
+
+def _save(file: Path | None, write: Callable[[Path], None]) -> list[str]:
+    """Writes a file of results. What kept it from being written, as a line: the results are printed all the same."""
+    if file is not None:
+        try:
+            write(file)
+        except OSError as error:
+            return [
+                f"{file} is not written ({error.strerror or error}); name another file, or make room, and run it again"
+            ]
+    return []
+
+
+def _end(code: int, unsaved: Sequence[str]) -> int:
+    """Returns the exit code of a command whose results are printed, and says which files they are not in."""
+    for line in unsaved:
+        code = complain(line, WRONG)
+    return code
 
 
 def _references(pairs: Sequence[str]) -> dict[str, str]:
@@ -228,7 +257,7 @@ def run_quickstart(options: argparse.Namespace) -> int:
     files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}
     code = _finish(options, result.search, files)
     if not options.json:
-        print("\n".join(f"{what:11} {file}" for what, file in files.items()))
+        _show(*(f"{what:11} {file}" for what, file in files.items()))
     return code
 
 
@@ -236,34 +265,30 @@ def run_quickstart(options: argparse.Namespace) -> int:
 
 
 def _view() -> Any:
-    from rich.console import Console
-
     from evomerge.report.live import view
 
-    return view(Console(stderr=True))
+    return view()
 
 
-def _show(table: Any) -> int:
-    from rich.console import Console
+def _show(*things: Any) -> int:
+    """Prints tables and lines of text."""
+    from evomerge.report.shown import show
 
-    console = Console()
-    if not sys.stdout.isatty():
-        # A pipe has no width: wide enough that nothing is cut.
-        console = Console(width=max(100, Console(width=10_000).measure(table).maximum))
-    console.print(table)
+    show(*things)
     return DONE
 
 
-def _say(text: str) -> int:
-    print(text)
-    return DONE
+def _print(options: argparse.Namespace, data: Any, lines: Callable[[], Sequence[str]] | None = None) -> int:
+    """Prints JSON, or the lines in its place."""
+    if lines is not None and not options.json:
+        return _show(*lines())
+    from evomerge.report.data import as_json
 
-
-def _print(options: argparse.Namespace, data: Any, text: Callable[[], str] | None = None) -> int:
-    print(json.dumps(data, indent=2) if options.json or text is None else text())
+    print(as_json(data))
     return DONE
 
 
 def complain(text: str, code: int, kind: str = "error") -> int:
-    print(f"{kind}: {text}", file=sys.stderr)
+    with suppress(OSError):  # the terminal may be closed
+        print(printable(f"{kind}: {text}"), file=sys.stderr)
     return code

@@ -3,6 +3,7 @@
 EvomergeError
 ├── InputError        a file, flag or checkpoint is wrong: where, what, how to mend (exit code 2)
 │   ├── BusyError     the run is held by another process (exit code 2)
+│   ├── StoppedError  what goes on around a candidate makes it senseless to go on (exit code 2)
 │   └── RemovedError  a file asks for what earlier versions could do (exit code 2)
 ├── TrialError        one candidate could not be materialized or scored; the study goes on
 └── LostModelError    the resident model cannot be put right; the study ends
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.escape import printable
+from evomerge.escape import printable, shortened
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class BusyError(InputError):
     """The run is driven by another process."""
 
 
+class StoppedError(InputError):
+    """A search, a merge or a measurement cannot go on, and no candidate is to blame: a source file changed, or no
+    worker is left. What was finished before is kept."""
+
+
 class TrialError(EvomergeError):
     """One candidate failed; its reason is recorded and it ranks last."""
 
@@ -71,9 +79,15 @@ class LostModelError(EvomergeError):
 
 
 def nearest(name: str, legal: Iterable[str]) -> str | None:
-    """The legal name that looks most like `name`, or None where none is close."""
-    found = difflib.get_close_matches(name, list(legal), n=1, cutoff=0.55)
-    return found[0] if found else None
+    """The legal name that looks most like `name`, or None where none is close. Capitals do not count, nor whether words
+    are joined by a dash, an underscore or a space."""
+    plain = {_plain(other): other for other in legal}
+    found = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.55)
+    return plain[found[0]] if found else None
+
+
+def _plain(name: str) -> str:
+    return name[:200].casefold().replace("_", "-").replace(" ", "-")
 
 
 def suggestion(name: str, legal: Iterable[str], limit: int = 12) -> str:
@@ -86,6 +100,60 @@ def suggestion(name: str, legal: Iterable[str], limit: int = 12) -> str:
     return f"use one of: {shown}" if names else "none is defined"
 
 
+_MENDS = {
+    errno.ENOSPC: "free some space on its disk",
+    errno.EDQUOT: "delete some of your files: your part of its disk is full",
+    errno.EROFS: "name a place that can be written",
+    errno.EACCES: "check its permissions and those of its folders",
+    errno.EPERM: "check its permissions and those of its folders",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "a link leads to itself: replace it",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of the path is a file: check the path",
+    errno.EISDIR: "name a file in it",
+    errno.EIO: "check its disk",
+    errno.ESTALE: "check its disk or network drive",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENOMEM: "free some memory",
+}
+"""What to do about an error of the system, by its number."""
+
+
+def system_error(error: OSError, where: Where | None = None) -> InputError:
+    """An error of the system as one line: the file that it is about, what is wrong, and how to mend it."""
+    file = error.filename2 or error.filename or "stdout or an open file"
+    reason = error.strerror or str(error) or type(error).__name__
+    reason = reason[0].lower() + reason[1:] if reason[1:2].islower() else reason
+    return InputError(
+        f"{shortened(file)}: {reason}", _MENDS.get(error.errno or 0, "check the path and its disk"), where
+    )
+
+
+DEBUG = "EVOMERGE_DEBUG"
+"""The environment variable with which the command line prints the traceback of an error that nobody expected."""
+
+
+def describe_unexpected(error: Exception) -> str:
+    """Describes, in one line, an error that is not raised on purpose: one of the system, or a fault of evomerge."""
+    if isinstance(error, OSError):
+        return str(system_error(error))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+        return "there is not enough memory; lower --memory, --workers or the fitness file's `batch_size`"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" in {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    what = shortened(f"{type(error).__name__}{place}: {error}", 300)
+    details = "; ".join(getattr(error, "__notes__", [])) or f"{DEBUG}=1 shows more"
+    if isinstance(error, RecursionError):
+        return f"something that was given is nested too deep ({what}); write it flatter ({details})"
+    if isinstance(error, UnicodeError):
+        return f"a text cannot be read or written ({what}); write it in UTF-8 ({details})"
+    return f"this is a fault of evomerge ({what}); please report it ({details})"
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The system's numbers for: the disk, or the user's part of it, is full."""
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether a disk, or the user's part of it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, OSError) and error.errno in FULL

@@ -7,6 +7,7 @@ every such text goes through one of these functions before it is shown.
 from __future__ import annotations
 
 import html as _html
+import logging
 import re
 import unicodedata
 
@@ -36,6 +37,33 @@ def html(text: object) -> str:
 def markdown(text: object) -> str:
     """The printable text inside Markdown, in a line or in a cell of a table."""
     return _MARKDOWN.sub(r"\\\1", printable(text))
+
+
+def code(text: object) -> str:
+    """The printable text as a code span of Markdown: between more backticks than it has in a row."""
+    shown = printable(text)
+    fence = "`" * (_longest_fence(shown) + 1)
+    space = " " if shown[:1] in ("`", " ", "") or shown[-1:] in ("`", " ") else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+def code_block(text: str, language: str = "") -> str:
+    """The lines of a text as a code block of Markdown, each one printable but for its tabs."""
+    lines = ["\t".join(map(printable, line.split("\t"))) for line in text.rstrip().split("\n")]
+    fence = "`" * max(3, _longest_fence(text) + 1)
+    return "\n".join([f"{fence}{language}", *lines, fence])
+
+
+def _longest_fence(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+class LogFormatter(logging.Formatter):
+    """Writes a record's first line as it is, printable, and indents the others: no text can look like another record,
+    and a traceback stays readable."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n    ".join(map(printable, super().format(record).split("\n")))
 
 
 def _hidden(character: str) -> bool:

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: obeyed at once, but not in the middle of a write, and never lost or mistaken for an error.
+"""Ctrl-C, SIGTERM, a closed terminal: obeyed at once, but not in the middle of a write, and never lost or mistaken for
+an error.
 
 Python raises KeyboardInterrupt at whatever line is running. Inside a library that is the wrong place now and then: a
 lock file is renamed and then not found, a file is closed before its writer, a destructor or a callback swallows the
@@ -36,13 +37,14 @@ _ear = _Ear()
 @contextmanager
 def listening(*others: signal.Signals) -> Iterator[None]:
     """Until the end, Ctrl-C and the `others` are KeyboardInterrupt, and so is an error that came of one. A handler for
-    Ctrl-C that is not Python's own stays, and so do all of them in another thread than the main one. Also a
-    decorator."""
+    Ctrl-C that is not Python's own stays, one of the `others` that is ignored (nohup) stays ignored, and all of them
+    stay in another thread than the main one. Also a decorator."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     ours = [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
-    before = {number: signal.signal(number, _ear.hear) for number in (*ours, *others)}
+    ours += [number for number in others if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _ear.hear) for number in ours}
     try:
         with _seen_through():
             yield
@@ -89,7 +91,7 @@ def deferred() -> Iterator[None]:
 
 def raised_by_code() -> bool:
     """Whether a KeyboardInterrupt that is being handled was raised by code, as we listen and heard no signal."""
-    return signal.getsignal(signal.SIGINT) in (_ear.hear, signal.SIG_IGN) and not _ear.heard
+    return signal.getsignal(signal.SIGINT) in (_ear.hear, signal.SIG_IGN, signal.SIG_DFL) and not _ear.heard
 
 
 def answered() -> None:
@@ -98,8 +100,8 @@ def answered() -> None:
 
 
 def ignore() -> None:
-    """Ctrl-C and SIGTERM do nothing from now on: the process is ending anyway."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """No signal that can be ignored does anything from now on: the process is ending anyway."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     # After an interruption of text that is executed (a dataclass is) `python -m` ends by SIGINT, not with the code that
     # we exit with, unless more text is executed.

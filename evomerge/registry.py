@@ -118,7 +118,7 @@ _NUSLERP = (WEIGHT, flag("nuslerp_flatten", True), flag("nuslerp_row_wise", Fals
 _EPS = Parameter("eps", "tensor", low=0.0, default=1e-8, init=1e-8, log=True)
 _MULTISLERP = (WEIGHT, flag("normalize_weights", True), _EPS)
 _KARCHER = (
-    Parameter("max_iter", "tensor", low=0, default=10, kind=int),
+    Parameter("max_iter", "tensor", low=0, high=10_000, default=10, kind=int),
     Parameter("tol", "tensor", low=0.0, default=1e-5, init=1e-5, log=True),
 )
 _TOPK = Parameter("select_topk", "tensor", low=0.0, high=1.0, default=1.0, init=0.8)

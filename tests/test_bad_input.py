@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.storages.journal import JournalFileBackend
 
 import evomerge
 from evomerge.cli import main
 from evomerge.study.run.folder import RunFolder
+from evomerge.study.run.journal import Journal
 
 from .conftest import save_tiny
 
@@ -55,7 +55,8 @@ def test_missing_file(tiny_study: Study, complaint: Check) -> None:
 def test_invalid_yaml(tiny_study: Study, complaint: Check) -> None:
     space = tiny_study()
     space.write_text("base: models/base\nsources: [one, two\ngenes: {}\n")
-    assert "space.yaml:3: is not valid YAML" in complaint("search", "space.yaml")
+    line = complaint("search", "space.yaml")
+    assert "space.yaml:2: sources: is not valid YAML: the [ that is opened in this line is not closed by line 3" in line
 
 
 def edited(section: str, key: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
@@ -291,22 +292,22 @@ def test_full_disk_leaves_the_study_intact(
 ) -> None:
     space = tiny_study()
     evomerge.search(space, run="whole", trials=9)
-    append = JournalFileBackend.append_logs
+    append = Journal.append_logs
     calls = []
 
-    def full(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+    def full(self: Journal, logs: list[dict[str, Any]]) -> None:
         calls.append(1)
         if len(calls) == 40:
-            with open(self._file_path, "ab") as stream:
+            with open(self.file, "ab") as stream:
                 stream.write(json.dumps(logs[0]).encode()[:15])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(self, logs)
 
-    monkeypatch.setattr(JournalFileBackend, "append_logs", full)
+    monkeypatch.setattr(Journal, "append_logs", full)
     said = complaint("search", "space.yaml", "--run", "cut", "--trials", 9, wrote_nothing=False)
     assert "is full; every finished trial is kept" in said
     assert "evomerge resume cut" in said
-    monkeypatch.setattr(JournalFileBackend, "append_logs", append)
+    monkeypatch.setattr(Journal, "append_logs", append)
     evomerge.resume("cut")
     whole, cut = (evomerge.status(run).search.trials for run in ("whole", "cut"))
     assert [(t.genome, t.scores, t.digest) for t in cut] == [(t.genome, t.scores, t.digest) for t in whole]

@@ -247,3 +247,134 @@ def test_status_of_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.chdir(tmp_path)
     assert main(["status"]) == 0
     assert "no runs" in capsys.readouterr().out
+
+
+REFUSED: dict[str, list[str]] = {
+    # command -> a line that it must refuse
+    "quickstart": ["--trials", "0"],
+    "search": ["nothing.yaml"],
+    "resume": ["nothing"],
+    "status": ["nothing"],
+    "export": ["nothing"],
+    "rank": ["nothing", "--fitness", "nothing.yaml"],
+    "compare": ["nothing", "1"],
+    "merge": ["nothing.yaml", "out"],
+    "evaluate": ["~nosuchuser/x", "--fitness", "fitness.yaml"],
+    "path": ["loop", "other", "--fitness", "fitness.yaml"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_is_wrong_is_one_line_and_no_json(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "fitness.yaml").write_text("slices: {a: {python: 'x:y'}}\n")
+    before = sorted(tmp_path.iterdir())
+    assert main([name, *REFUSED[name], "--json"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", printed.err)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_there_already_is_told_before_the_imports(tmp_path: Path) -> None:
+    for run in ("taken", "space"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "environment.json").write_text("{}")
+    (tmp_path / "models/base").mkdir(parents=True)
+    (tmp_path / "models/base/config.json").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text("merge_method: linear\nmodels: [{model: models/base}]\n")
+    more = {*HEAVY, "numpy", "optuna", "rich"}
+    for line in (
+        ["search", "space.yaml"],
+        ["search", "x.yaml", "--run", "taken"],
+        ["search", "x.yaml", "--run", "a b"],
+        ["search", "x.yaml", "--run", "taken", "--dry-run"],
+        ["merge", "recipe.yaml", "models"],
+        ["merge", "models/base", "out"],
+        ["evaluate", "models/bsae", "--fitness", "x.yaml"],
+    ):
+        assert imported_by(*line, cwd=tmp_path, among=more if line[0] != "evaluate" else HEAVY) == set(), line
+
+
+def test_a_target_that_is_there_names_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/base").mkdir(parents=True)
+    (tmp_path / "recipe.yaml").write_text("merge_method: linear\nmodels: [{model: models/base}]\n")
+    assert main(["merge", "recipe.yaml", "models"]) == 2
+    assert (
+        "models exists and is not empty; name another folder, or replace it by --overwrite" in capsys.readouterr().err
+    )
+
+
+UNEXPECTED: dict[str, tuple[Exception, str]] = {
+    "disk": (
+        OSError(28, "No space left on device", "x.json"),
+        "error: x.json: no space left on device; free some space",
+    ),
+    "memory": (MemoryError(), "error: there is not enough memory; lower --memory, --workers or"),
+    "depth": (RecursionError("maximum recursion depth exceeded"), "error: something that was given is nested too deep"),
+    "text": (
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        "error: a text cannot be read or written",
+    ),
+    "fault": (KeyError("a\nb\x1b[31m"), "error: this is a fault of evomerge (KeyError in test_cli.py:"),
+}
+
+
+@pytest.mark.parametrize("name", UNEXPECTED)
+def test_an_error_that_nobody_expected_is_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error, said = UNEXPECTED[name]
+
+    def failing(*arguments: Any, **others: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("evomerge.study.after.status.runs", failing)
+    assert main(["status", "--json"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(said)
+    assert printed.err[:-1].isprintable()
+    monkeypatch.setenv("EVOMERGE_DEBUG", "1")
+    assert main(["status", "--json"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith(printed.err)
+
+
+def test_a_fault_in_a_search_is_in_its_log(
+    tiny_study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*arguments: Any, **others: Any) -> None:
+        raise KeyError("odd")
+
+    tiny_study()
+    monkeypatch.setattr("evomerge.study.loop.run", failing)
+    assert main(["search", "space.yaml"]) == 2
+    log = Path("runs/space/search.log").resolve()
+    assert f"please report it ({log} shows more)" in capsys.readouterr().err
+    assert "KeyError: 'odd'" in log.read_text()
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_a_full_disk_behind_stdout_is_one_line(option: list[str], tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "evomerge", "status", *option]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert re.fullmatch(r"error: stdout.*: no space left on device; free some space on its disk\n", done.stderr)
+    assert done.returncode == 2
+
+
+def test_errors_do_not_go_to_stdout_where_stderr_is_closed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "evomerge", "status", "nothing", "--json"]
+    line = f"{' '.join(command)} 2>&-"
+    done = subprocess.run(line, shell=True, stdout=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.cli import main, parser
+from evomerge.errors import InputError
 from evomerge.files import fitness_file, space_file
 from evomerge.files.nodes import interval
 from evomerge.files.pair import read_files
@@ -67,7 +68,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 def accepted(words: list[str]) -> bool:
     try:
         parser().parse_args(words)
-    except SystemExit:
+    except InputError:
         return False
     return True
 

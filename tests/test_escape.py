@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import InputError
-from evomerge.escape import html, markdown, printable, shortened
+from evomerge.escape import LogFormatter, code, code_block, html, markdown, printable, shortened
 
 
 @given(st.text())
@@ -55,3 +57,39 @@ def test_shortened() -> None:
 
 def test_an_error_is_one_line_that_only_prints() -> None:
     assert str(InputError("a\x1b[31m\nb", "c\x07")) == "a\\x1b[31m b; c\\x07"
+
+
+@given(st.text(st.sampled_from("`a \n|")))
+def test_a_code_span_is_closed_by_its_own_fence_only(text: str) -> None:
+    shown = code(text)
+    fence = re.match("`+", shown)
+    assert fence is not None
+    inside = shown[fence.end() : -fence.end()]
+    assert shown.endswith(fence[0])
+    assert fence[0] not in re.findall("`+", inside)
+    assert inside.strip() == printable(text).strip()
+    assert not inside.startswith("`")
+    assert not inside.endswith("`")
+
+
+def test_a_code_block_ends_where_it_ends() -> None:
+    block = code_block("a: 1\n```\n<script>\x1b\n\tb\n", "yaml").split("\n")
+    assert block == ["````yaml", "a: 1", "```", "<script>\\x1b", "\tb", "````"]
+
+
+def record(message: str, *arguments: object, error: bool = False) -> str:
+    try:
+        raise ValueError("bad\x1b[31m\n2026-01-01 00:00:00,000 INFO evomerge: forged")
+    except ValueError as caught:
+        info = (ValueError, caught, caught.__traceback__) if error else None
+    entry = logging.LogRecord("evomerge", logging.INFO, "", 0, message, arguments, info)
+    return LogFormatter("%(levelname)s %(message)s").format(entry)
+
+
+def test_no_text_makes_a_line_of_a_log() -> None:
+    assert record("tensor %s", "a\x1b]0;t\x07\nINFO forged") == "INFO tensor a\\x1b]0;t\\x07\n    INFO forged"
+    lines = record("failed", error=True).split("\n")
+    assert lines[0] == "INFO failed"
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert "    Traceback (most recent call last):" in lines
+    assert "\x1b" not in "".join(lines)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["__main__"],
     ["cli"],
-    ["commands"],
+    ["commands", "arguments"],
     ["report", "demo"],
     ["examine"],
     ["study"],
@@ -31,7 +31,7 @@ FLOORS = [
     ["recipe"],
     ["files", "checkpoints"],
     ["safety"],
-    ["types", "errors", "interrupts", "registry"],
+    ["types", "errors", "interrupts", "streams", "registry"],
     ["escape"],
 ]
 """The rooms, top floor first."""
@@ -39,7 +39,7 @@ FLOORS = [
 INSIDE = {
     "study": [
         ["search", "dry_run"],
-        ["loop", "holdout"],
+        ["loop", "holdout", "repair"],
         ["session"],
         ["prepare"],
         ["after"],

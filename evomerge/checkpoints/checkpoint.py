@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evomerge.checkpoints.config import CONFIG, check_config, read_settings
 from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
-from evomerge.checkpoints.lora import CONFIG as ADAPTER_CONFIG
+from evomerge.checkpoints.identity import Identity, identities
 from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
+from evomerge.checkpoints.lora_config import CONFIG as ADAPTER_CONFIG
 from evomerge.checkpoints.lora_steps import Change
 from evomerge.checkpoints.read import read_tensor
 from evomerge.checkpoints.references import resolve, split_adapter
@@ -27,6 +29,8 @@ from evomerge.checkpoints.structure import (
     with_text_config,
 )
 from evomerge.errors import InputError, Where
+from evomerge.safety.names import check_name
+from evomerge.safety.read import is_there, read_object
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +52,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _fingerprints: dict[tuple[Any, ...], str] = {}
 
@@ -64,6 +68,7 @@ class Checkpoint:
         tensors: every tensor that a model of this kind reads, by name, in the order of the names. A stored head
             that the configuration ties to the embeddings, and buffers that the model computes itself, are left out.
         stack: the layer stack.
+        seen: the files of its folders as they were before the first of them was read (`identity.check_unchanged`).
     """
 
     def __init__(
@@ -76,12 +81,15 @@ class Checkpoint:
         resolved: str | None = None,
         adapter: Adapter | None = None,
         changes: Mapping[str, Change] | None = None,
+        seen: Mapping[Path, Identity] | None = None,
     ) -> None:
         self.reference, self.path, self.config, self.where = reference, path, config, where
+        self.seen: Mapping[Path, Identity] = seen or {}
         self._resolved, self._adapter, self._changes = resolved or str(path), adapter, changes or {}
         self._open_files: dict[Path, Any] = {}
-        has_tokenizer = adapter is not None and any((adapter.folder / name).is_file() for name in _TOKENIZERS)
+        has_tokenizer = adapter is not None and any(is_there(adapter.folder / name, where) for name in VOCABULARY_FILES)
         self.tokenizer_path = adapter.folder if adapter is not None and has_tokenizer else path
+        self._tokenizer_files = [f for n in TOKENIZER_FILES if is_there(f := self.tokenizer_path / n, where)]
         self.stored = dict(sorted(stored.items()))
         self.tensors = {
             name: info
@@ -107,35 +115,49 @@ class Checkpoint:
         Raises:
             InputError: there is no such checkpoint, or it cannot be merged; the message says why.
         """
+        return cls._open(ref, where, base, ())
+
+    @classmethod
+    def _open(cls, ref: str, where: Where | None, base: Checkpoint | None, above: tuple[Path, ...]) -> Checkpoint:
+        """`open`. `above`: the adapters that name each other as their bases, down to this checkpoint."""
         model, adapter = split_adapter(ref, where)
         if adapter is not None:
-            return cls.open(model, where).adapted(ref, read_adapter(*resolve(adapter, where), where))
+            on = cls._open(model, where, None, above)
+            folder, resolved = resolve(adapter, where)
+            seen = identities(folder)
+            return on.adapted(ref, read_adapter(folder, resolved, where), seen)
         folder, resolved = resolve(ref, where)
-        if (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
-            adapter_alone = read_adapter(folder, resolved, where)
-            return cls._base_of(adapter_alone, base).adapted(ref, adapter_alone)
+        seen = identities(folder)
+        if is_there(folder / ADAPTER_CONFIG, where) and not any(is_there(folder / n, where) for n in (WEIGHTS, INDEX)):
+            alone = read_adapter(folder, resolved, where)
+            if folder in above:
+                raise alone.error("it is a base of its own base", "write model+adapter")
+            return cls._base_of(alone, base, (*above, folder)).adapted(ref, alone, seen)
         stored = _stored(folder, where)
         config = _config(folder, stored, where)
         _refuse_quantized(folder, config, stored, where)
-        return cls(ref, folder, config, stored, where, resolved)
+        return cls(ref, folder, config, stored, where, resolved, seen=seen)
 
     @classmethod
-    def _base_of(cls, adapter: Adapter, base: Checkpoint | None) -> Checkpoint:
+    def _base_of(cls, adapter: Adapter, base: Checkpoint | None, above: tuple[Path, ...]) -> Checkpoint:
         """The model that an adapter names, or `base` if that cannot be opened."""
         if base is not None and adapter.base in (None, base.reference, base.resolved()):
             return base
         if adapter.base is None:
             raise adapter.error("it does not name its base", "write model+adapter")
         try:
-            return cls.open(adapter.base, adapter.where)
+            # Its configuration is no file of the user's: a path in it does not start where the user's paths do.
+            where = replace(adapter.where, folder=None) if adapter.where else None
+            return cls._open(adapter.base, where, None, above)
         except InputError as error:
             if base is not None:
                 return base
             problem = f"its base {adapter.base} cannot be opened ({error.problem})"
             raise adapter.error(problem, "write model+adapter") from None
 
-    def adapted(self, reference: str, adapter: Adapter) -> Checkpoint:
-        """This checkpoint with a LoRA adapter merged into it, tensor by tensor as they are read.
+    def adapted(self, reference: str, adapter: Adapter, seen: Mapping[Path, Identity]) -> Checkpoint:
+        """This checkpoint with a LoRA adapter merged into it, tensor by tensor as they are read. `seen`: the adapter's
+        folder before it was read.
 
         Raises:
             InputError: the adapter does not fit.
@@ -154,6 +176,7 @@ class Checkpoint:
             resolved=f"{self.resolved()}+{adapter.resolved}",
             adapter=adapter,
             changes=fitted.changes,
+            seen={**self.seen, **seen},
         )
 
     @property
@@ -210,9 +233,9 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """All files of the checkpoint: weights, configuration, tokenizer, adapter."""
         weights = {info.file for info in self.stored.values()}
-        others = [self.path / "config.json", *(self.tokenizer_path / name for name in TOKENIZER_FILES)]
+        config = [self.path / CONFIG] if self.config else []
         adapter = [] if self._adapter is None else self._adapter.files()
-        return [*sorted(weights), *(file for file in others if file.is_file()), *adapter]
+        return [*sorted(weights), *config, *self._tokenizer_files, *adapter]
 
     def fingerprint(self) -> str:
         """sha256 (hex) over the names and contents of `files()`, remembered until they change."""
@@ -233,51 +256,55 @@ class Checkpoint:
 
 
 def _stored(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
-    """The tensors that a model folder stores."""
+    """The tensors that a model folder stores, at least one."""
     single, index = folder / WEIGHTS, folder / INDEX
-    if single.is_file():
-        return read_header(single, where)
-    if index.is_file():
-        return _sharded(index, where)
-    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+    if is_there(single, where):
+        stored = read_header(single, where)
+    elif is_there(index, where):
+        stored = _sharded(index, where)
+    elif any(next(folder.glob(pattern), None) for pattern in _PICKLES):
         mend = "convert it with from_pretrained(...).save_pretrained(...), which writes safetensors"
         raise InputError(f"{folder} holds pickled weights, which can run code when read", mend, where)
-    raise InputError(f"{folder} has no {WEIGHTS} and no {INDEX}", "give a model folder", where)
+    else:
+        raise InputError(f"{folder} has no {WEIGHTS} and no {INDEX}", "give a model folder", where)
+    if not stored:
+        raise InputError(f"{folder} holds no tensors", "give a model folder", where)
+    flat = next((n for n, i in stored.items() if (is_embedding(n) or is_head(n)) and len(i.shape) != 2), None)
+    if flat is not None:
+        problem = f"{folder}: {flat} has the shape {list(stored[flat].shape)}, and is no matrix"
+        raise InputError(problem, "copy or download it again", where)
+    return stored
 
 
 def _sharded(index: Path, where: Where | None) -> dict[str, TensorInfo]:
-    shards = _read_json(index, where).get("weight_map")
+    shards = read_object(index, where).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(f, str) for f in shards.values()):
-        raise InputError(f"{index} has no weight_map", "copy or download it again", where)
+        raise InputError(f"{index} has no weight_map of tensors to files", "copy or download it again", where)
     names = sorted(set(shards.values()))
-    missing = [f for f in names if Path(f).name != f or not (index.parent / f).is_file()]
+    for name in names:
+        check_name(name, f"shard of {index}", where)
+    missing = [f for f in names if not is_there(index.parent / f, where)]
     if missing:
         problem = f"{index.parent} lacks {len(missing)} of its {len(names)} shards, first {missing[0]}"
         raise InputError(problem, "copy or download them again", where)
-    infos = {name: info for f in names for name, info in read_header(index.parent / f, where).items()}
-    lost = sorted(set(shards) - set(infos))
-    if lost:
-        problem = f"{index} lists {lost[0]}, which its shard {shards[lost[0]]} does not hold"
+    headers = {f: read_header(index.parent / f, where) for f in names}
+    lost = next((name for name in shards if name not in headers[shards[name]]), None)
+    if lost is not None:
+        problem = f"{index} lists {lost}, which its shard {shards[lost]} does not hold"
         raise InputError(problem, "copy or download the checkpoint again", where)
-    return {name: infos[name] for name in shards}
+    return {name: headers[shard][name] for name, shard in shards.items()}
 
 
 def _config(folder: Path, stored: Mapping[str, TensorInfo], where: Where | None) -> dict[str, Any]:
     """config.json. Models of the user's own may have none; a model with token embeddings must have it."""
-    file = folder / "config.json"
-    return _read_json(file, where) if file.is_file() or any(map(is_embedding, stored)) else {}
-
-
-def _read_json(file: Path, where: Where | None) -> dict[str, Any]:
-    if not file.is_file():
-        raise InputError(f"{file.parent} has no {file.name}", "give a whole model folder", where)
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON ({error})", "copy or download it again", where) from None
-    if not isinstance(data, dict):
-        raise InputError(f"{file} is not a JSON object", "copy or download it again", where)
-    return data
+    file = folder / CONFIG
+    if not is_there(file, where):
+        if any(map(is_embedding, stored)):
+            raise InputError(f"{folder} has no {CONFIG}", "give a whole model folder", where)
+        return {}
+    config = read_settings(file, where)
+    check_config(config, file, stored, where)
+    return config
 
 
 def _refuse_quantized(folder: Path, config: dict[str, Any], stored: dict[str, TensorInfo], where: Where | None) -> None:

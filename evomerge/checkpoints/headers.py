@@ -1,6 +1,8 @@
 """Reads the headers of safetensors files, without their weights and without torch.
 
-Format: https://github.com/huggingface/safetensors#format (8 bytes of little-endian length, JSON, then the bytes).
+Format: https://github.com/huggingface/safetensors#format (8 bytes of little-endian length, JSON, then the bytes). What
+safetensors refuses is refused here, and a few things more that it lets pass and that nothing writes: names that do not
+print, and a tensor that is listed twice.
 """
 
 from __future__ import annotations
@@ -8,13 +10,20 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError, Where
+from evomerge.escape import shortened
+from evomerge.safety.read import opened
 
 _LONGEST_HEADER = 100_000_000
+_LONGEST_NAME = 1_000
+_MOST_DIMENSIONS = 64
+"""The most that NumPy takes, through which the bytes go."""
+_MOST_ELEMENTS = 2**63 - 1
 
 # safetensors' name -> (torch's name, bytes an element)
 DTYPES: dict[str, tuple[str, int]] = {
@@ -58,14 +67,17 @@ class TensorInfo:
         return self.elements * SIZES[self.dtype]
 
 
+class _Invalid(ValueError):
+    """A header is not as the format wants it; the message says what is wrong."""
+
+
 def read_header(file: Path, where: Where | None = None) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file, by name.
+    """The tensors of a safetensors file, by name, in the order of the header.
 
     Raises:
-        InputError: the file is truncated, or is no safetensors file.
+        InputError: the file cannot be read, is truncated, or is no safetensors file.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    with opened(file, where) as (stream, size):
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else _LONGEST_HEADER + 1
         if length > _LONGEST_HEADER:
@@ -74,23 +86,87 @@ def read_header(file: Path, where: Where | None = None) -> dict[str, TensorInfo]
     if len(text) < length:
         raise _corrupt(file, f"it is cut off inside its header ({size} bytes)", where)
     try:
-        header = json.loads(text)
-        tensors = {k: _info(file, v, 8 + length) for k, v in header.items() if k != "__metadata__"}
-        end = max((int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise _corrupt(file, "its header is not valid", where) from None
-    if size != 8 + length + end:
-        raise _corrupt(file, f"it should have {8 + length + end} bytes but has {size}", where)
+        tensors = _tensors(file, _parsed(text), 8 + length)
+    except _Invalid as error:
+        raise _corrupt(file, f"its header is not valid ({error})", where) from None
+    end = 8 + length + sum(info.bytes for info in tensors.values())
+    if size != end:
+        raise _corrupt(file, f"it should have {end} bytes but has {size}", where)
     return tensors
 
 
-def _info(file: Path, entry: dict[str, Any], data: int) -> TensorInfo:
-    """A tensor from its entry in the header. `data`: the position at which the tensors start."""
-    begin, end = (int(offset) for offset in entry["data_offsets"])
-    info = TensorInfo(tuple(int(n) for n in entry["shape"]), DTYPES[entry["dtype"]][0], file, data + begin)
-    if begin < 0 or end - begin != info.bytes:
-        raise ValueError("offsets do not fit the shape")
+def _parsed(text: bytes) -> dict[str, Any]:
+    """The header as an object. Raises _Invalid."""
+    try:
+        # The format wants UTF-8; json would guess UTF-16 and UTF-32 as well.
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_number)
+    except RecursionError:
+        raise _Invalid("nested too deep") from None
+    except _Invalid:
+        raise
+    except ValueError as error:
+        raise _Invalid(f"no JSON in UTF-8: {error}") from None
+    if not isinstance(header, dict):
+        raise _Invalid("no JSON object")
+    return header
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _Invalid(f"{shortened(twice)!r} is listed twice")
+    return result
+
+
+def _no_number(word: str) -> Any:
+    raise _Invalid(f"{word} is no number of JSON")
+
+
+def _tensors(file: Path, header: Mapping[str, Any], data: int) -> dict[str, TensorInfo]:
+    """The tensors of a header. `data`: the position at which the tensors start. Raises _Invalid."""
+    metadata = header.get("__metadata__")
+    if metadata is not None and not _is_text_map(metadata):
+        raise _Invalid("__metadata__ is no mapping of texts")
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    tensors = {name: _info(file, name, entry, data) for name, entry in entries.items()}
+    # Without holes: each tensor begins where the last one ended
+    end = data
+    for name in sorted(tensors, key=lambda n: (tensors[n].start, tensors[n].bytes)):
+        if tensors[name].start != end:
+            what = "overlaps another tensor" if tensors[name].start < end else "comes after a hole"
+            raise _Invalid(f"{name} {what} at byte {tensors[name].start - data}")
+        end += tensors[name].bytes
+    return tensors
+
+
+def _is_text_map(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _info(file: Path, name: str, entry: Any, data: int) -> TensorInfo:
+    """A tensor from its entry in the header. Raises _Invalid."""
+    if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise _Invalid(f"{shortened(name)!r} is no name of a tensor")
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
+        raise _Invalid(f"{name} has no dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise _Invalid(f"{name} has the unknown dtype {shortened(dtype, 40)}")
+    if not _are_counts(shape) or len(shape) > _MOST_DIMENSIONS or math.prod(n or 1 for n in shape) > _MOST_ELEMENTS:
+        raise _Invalid(f"{name} has the shape {shortened(shape, 80)}")
+    if not _are_counts(offsets) or len(offsets) != 2:
+        raise _Invalid(f"{name} has the data_offsets {shortened(offsets, 80)}")
+    info = TensorInfo(tuple(shape), DTYPES[dtype][0], file, data + offsets[0])
+    if offsets[1] - offsets[0] != info.bytes:
+        raise _Invalid(f"{name} has {offsets[1] - offsets[0]} bytes for the shape {shape} of {dtype}")
     return info
+
+
+def _are_counts(values: Any) -> bool:
+    """Whether it is a list of whole numbers from 0; JSON's true is none."""
+    return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
 
 
 def _corrupt(file: Path, why: str, where: Where | None) -> InputError:

@@ -23,9 +23,8 @@ def split_revision(reference: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def fetch(name: str, revision: str | None, where: Where | None = None, meant: str = "") -> tuple[Path, str]:
-    """Download (or find in the hub's cache) the safetensors, configuration and tokenizer files. `meant`: a folder that
-    the name may be a misspelling of, for messages.
+def fetch(name: str, revision: str | None, where: Where | None = None) -> tuple[Path, str]:
+    """Download (or find in the hub's cache) the safetensors, configuration and tokenizer files.
 
     Returns:
         The local folder, and the commit hash that it holds.
@@ -36,7 +35,6 @@ def fetch(name: str, revision: str | None, where: Where | None = None, meant: st
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    guess = f"did you mean the folder {meant}?" if meant else ""
     shown = f"{name}@{revision}" if revision else name
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
@@ -44,9 +42,9 @@ def fetch(name: str, revision: str | None, where: Where | None = None, meant: st
         raise InputError(f"{name} has no revision {revision!r} on the hub", "correct it", where) from None
     except RepositoryNotFoundError:
         problem = f"there is no folder and no hub repository {shown}"
-        raise InputError(problem, guess or "correct the name, or log in if it is private", where) from None
+        raise InputError(problem, "correct the name, or log in if it is private", where) from None
     except Exception as error:  # the network can fail with anything; the user needs one line
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         problem = f"there is no folder {shown}, and the hub cannot be reached ({reason})"
-        raise InputError(problem, guess or "correct the path, or download the model while online", where) from None
+        raise InputError(problem, "correct the path, or download the model while online", where) from None
     return folder, folder.name

@@ -6,21 +6,22 @@ PEFT trains an adapter on one of the two, and merges it into both. Here the resu
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from evomerge.checkpoints.headers import TensorInfo, read_header
+from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
+from evomerge.checkpoints.lora_config import CONFIG, LoraConfig, read_config
 from evomerge.checkpoints.lora_steps import Change, LowRank, ReplaceRows, Shift
 from evomerge.checkpoints.read import same_bytes
 from evomerge.checkpoints.structure import is_embedding, is_head
 from evomerge.errors import InputError, Where
+from evomerge.safety.read import is_there
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
@@ -30,13 +31,10 @@ _LOW_RANK = re.compile(
 _TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.default)?")
 _WRAPPERS = re.compile(r"\.(modules_to_save(\.default)?|base_layer|token_adapter)(?=\.)")
 _HEAD = "lm_head.weight"
+_UNQUANTIZED = "give the adapter as it was trained"
+_GIVE_ITS_BASE = "give the model that it was trained on: model+adapter"
 # Models whose layers store their matrices as [inputs, outputs] (transformers' Conv1D)
 _CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-# Settings with which B A is not what an adapter adds to a stored matrix
-_REFUSED = ("target_parameters", "layer_replication", "alora_invocation_tokens", "arrow_config", "use_qalora",
-            "use_bdlora", "kasa_config", "monteclora_config")  # fmt: skip
-_ALTERED_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
-_UNLOAD = "merge it into its base with peft (merge_and_unload, save_pretrained)"
 
 
 @dataclass(frozen=True)
@@ -45,22 +43,26 @@ class Adapter:
 
     folder: Path
     resolved: str
-    config: Mapping[str, Any]
+    config: LoraConfig
     tensors: Mapping[str, TensorInfo]
     where: Where | None = None
 
     @property
     def base(self) -> str | None:
         """The reference of the base that it was trained on, from its configuration."""
-        name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
+        name, revision = self.config.base, self.config.revision
         return f"{name}@{revision}" if name and revision else name
 
     def files(self) -> list[Path]:
         """Its configuration and its weights."""
         return [self.folder / CONFIG, self.folder / WEIGHTS]
 
-    def error(self, problem: str, mend: str = "give the model that it was trained on: model+adapter") -> InputError:
-        return InputError(f"adapter {self.folder}: {problem}", mend, self.where)
+    def error(self, problem: str, mend: str = _GIVE_ITS_BASE) -> InputError:
+        return _error(self.folder, self.where, problem, mend)
+
+
+def _error(folder: Path, where: Where | None, problem: str, mend: str) -> InputError:
+    return InputError(f"adapter {folder}: {problem}", mend, where)
 
 
 def read_adapter(folder: Path, resolved: str, where: Where | None = None) -> Adapter:
@@ -69,41 +71,17 @@ def read_adapter(folder: Path, resolved: str, where: Where | None = None) -> Ada
     Raises:
         InputError: it is no LoRA adapter, is damaged or pickled, or cannot be merged into weights.
     """
-    file = folder / CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder} is no adapter: it has no {CONFIG}", "give a LoRA adapter's folder", where) from None
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON ({error})", "copy or download it again", where) from None
-    if not isinstance(config, dict):
-        raise InputError(f"{file} is not a JSON object", "copy or download it again", where)
-    adapter = Adapter(folder, resolved, config, {}, where)
-    _check_config(adapter)
-    if not (folder / WEIGHTS).is_file():
+    error = partial(_error, folder, where)
+    config = read_config(folder, error, where)
+    if not is_there(folder / WEIGHTS, where):
         pickled = any(folder.glob("adapter_model.*"))
         problem = "its weights are pickled, which can run code when read" if pickled else f"it has no {WEIGHTS}"
-        raise adapter.error(problem, f"save it again with peft's save_pretrained, which writes {WEIGHTS}")
-    return replace(adapter, tensors=read_header(folder / WEIGHTS, where))
-
-
-def _check_config(adapter: Adapter) -> None:
-    config, kind = adapter.config, adapter.config.get("peft_type")
-    if kind != "LORA":
-        raise adapter.error(f"it is of type {kind}, not LORA", _UNLOAD)
-    used = next((key for key in _REFUSED if config.get(key)), None)
-    if used:
-        raise adapter.error(f"{used} in its {CONFIG} is not supported", _UNLOAD)
-    start = str(config.get("init_lora_weights")).lower()
-    if start.startswith(_ALTERED_BASE):
-        problem = f"it belongs to a base whose weights its start ({start}) has altered"
-        raise adapter.error(problem, "save it with peft's path_initial_model_for_weight_conversion")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), int | float):
-            raise adapter.error(f"{key} in its {CONFIG} is {config.get(key)!r}, not a number", "mend it")
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(key) or {}, dict):
-            raise adapter.error(f"{key} in its {CONFIG} is not a mapping", "mend it")
+        raise error(problem, f"save it again with peft's save_pretrained, which writes {WEIGHTS}")
+    tensors = read_header(folder / WEIGHTS, where)
+    other = next((name for name, info in tensors.items() if info.dtype not in FLOATS), None)
+    if other is not None:
+        raise error(f"{other} is {tensors[other].dtype}, and only adapters of floats can be merged", _UNQUANTIZED)
+    return Adapter(folder, resolved, config, tensors, where)
 
 
 class Base(Protocol):
@@ -140,7 +118,10 @@ class FittedAdapter:
         for key, info in adapter.tensors.items():
             name = key.removeprefix(_PREFIX)
             if match := _LOW_RANK.fullmatch(name):
-                modules.setdefault(match["module"], {})["bias" if match["bias"] else match["part"]] = info
+                parts, part = modules.setdefault(match["module"], {}), "bias" if match["bias"] else match["part"]
+                if part in parts:
+                    raise adapter.error(f"it has two of {name}", "copy or download it again")
+                parts[part] = info
             elif match := _TOKENS.fullmatch(name):
                 tokens[match["module"]] = info
             else:
@@ -151,7 +132,7 @@ class FittedAdapter:
             self._replace_rows(module, info)
         if not self.changes:
             raise adapter.error("it holds no weights", "give a LoRA adapter")
-        self.unties = base.tied and self._untie()
+        self.unties = base.tied and base.embedding is not None and self._untie()
 
     def _change(self, name: str) -> tuple[str, Change]:
         """The base's name of the tensor that the adapter calls `name`, and its change so far."""
@@ -170,7 +151,7 @@ class FittedAdapter:
         stored, change = self._change(name)
         old, new = change.info.shape, info.shape
         resized = (is_embedding(stored) or is_head(stored)) and old[1:] == new[1:]
-        if old != new and not resized:
+        if old != new and (not resized or not new[0]):
             raise self._adapter.error(f"{name} is {list(new)}, in {self._base.path} {list(old)}")
         if old != new:
             self.vocabulary = new[0]
@@ -189,6 +170,7 @@ class FittedAdapter:
         shape = change.info.shape
         if shape not in (plain, transposed):
             raise self._adapter.error(f"{module} is for {list(plain)}, in {self._base.path} it is {list(shape)}")
+        self._check_length(f"lora_magnitude_vector of {module}", parts.get("magnitude_vector"), b[0])
         scale = self._scale(module, a[0])
         step = LowRank(
             a=parts["A"],
@@ -200,7 +182,12 @@ class FittedAdapter:
         self.changes[stored] = change.then(step)
         if "bias" in parts:
             bias, change = self._change(f"{module}.bias")
+            self._check_length(f"the bias of {module}", parts["bias"], change.info.elements)
             self.changes[bias] = change.then(Shift(parts["bias"], scale))
+
+    def _check_length(self, what: str, info: TensorInfo | None, length: int) -> None:
+        if info is not None and info.elements != length:
+            raise self._adapter.error(f"{what} has {info.elements} elements, not {length}")
 
     def _stores_inputs_first(self, name: str) -> bool:
         """Whether the rows of a square matrix are the inputs, by the class of its layer (as PEFT decides)."""
@@ -210,20 +197,19 @@ class FittedAdapter:
     def _scale(self, module: str, rank: int) -> float:
         """The factor of B A: alpha / r, or alpha / sqrt(r) for rank-stabilized LoRA."""
         config = self._adapter.config
-        configured = _pattern(config.get("rank_pattern"), module, config["r"])
-        if configured != rank:
-            problem = f"{module} has rank {rank}, by its {CONFIG} {configured}"
+        if config.rank(module) != rank:
+            problem = f"{module} has rank {rank}, by its {CONFIG} {config.rank(module)}"
             raise self._adapter.error(problem, "copy or download it again")
-        alpha = float(_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
-        return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+        return config.alpha(module) / (math.sqrt(rank) if config.rank_stabilized else rank)
 
     def _replace_rows(self, module: str, info: TensorInfo) -> None:
         """Replace the rows of PEFT's trainable tokens in a weight."""
-        indices = self._adapter.config.get("trainable_token_indices") or []
-        rows = indices if isinstance(indices, list) else _pattern(indices, module, [])
+        rows = self._adapter.config.token_rows(module)
         stored, change = self._change(f"{module}.weight")
+        if len(change.info.shape) != 2:
+            raise self._adapter.error(f"{module} has no rows: it is {list(change.info.shape)}")
         height, width = change.info.shape
-        if info.shape != (len(rows), width) or any(not 0 <= row < height for row in rows):
+        if info.shape != (len(rows), width) or any(row >= height for row in rows):
             problem = f"its trained tokens are {list(info.shape)} for {len(rows)} of {height} rows of {width}"
             raise self._adapter.error(problem)
         self.changes[stored] = change.then(ReplaceRows(tuple(rows), info))
@@ -231,7 +217,7 @@ class FittedAdapter:
     def _untie(self) -> bool:
         """Whether a tied base becomes untied. If not, the change of the embeddings is the head's, too."""
         name = self._base.embedding
-        assert name is not None, "a model that ties its head has embeddings"
+        assert name is not None
         head = next((n for n in self.changes if is_head(n)), None)
         head_change, change = self.changes.get(head or ""), self.changes.get(name)
         if head_change is None and change is not None and not self._shared(change):
@@ -246,7 +232,7 @@ class FittedAdapter:
             and not (head_change.steps or change.steps)
             and same_bytes(head_change.source, change.source)
         )
-        if not equal and not self._adapter.config.get("ensure_weight_tying"):
+        if not equal and not self._adapter.config.ties_weights:
             return True
         self.changes = {n: c for n, c in self.changes.items() if not is_head(n)}
         return False
@@ -255,7 +241,7 @@ class FittedAdapter:
         """Whether a change of the embeddings alone was a change of the head, too, in training."""
         grown = change.info.shape != self._base.stored[self._base.embedding or ""].shape
         tokens = bool(change.steps) and all(isinstance(step, ReplaceRows) for step in change.steps)
-        return grown or tokens or bool(self._adapter.config.get("ensure_weight_tying"))
+        return grown or tokens or self._adapter.config.ties_weights
 
 
 def _find(name: str, stored: Mapping[str, TensorInfo]) -> str | None:
@@ -265,11 +251,3 @@ def _find(name: str, stored: Mapping[str, TensorInfo]) -> str | None:
         return name
     close = [s for s in stored if name.endswith(f".{s}") or s.endswith(f".{name}")]
     return close[0] if len(close) == 1 else None
-
-
-def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 Place = Literal["before", "after"] | int
 
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EMBEDDING = re.compile(r"(^|[._])(embed|emb|embd|wte|wpe)|project_in|embeddings?([._]|$)")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.")
 _NO_NUMBER = (-1,)
@@ -78,13 +78,13 @@ def with_text_config(config: Mapping[str, Any], settings: Mapping[str, Any]) -> 
 def configured_layers(config: Mapping[str, Any]) -> int | None:
     """The number of layers in a configuration, under any of its usual keys."""
     text = text_config(config)
-    layers = next((text[k] for k in _LAYER_KEYS if isinstance(text.get(k), int)), None)
+    layers = next((text[k] for k in LAYER_KEYS if isinstance(text.get(k), int)), None)
     return layers if layers is None else int(layers)
 
 
 def layers_key(config: Mapping[str, Any]) -> str:
     """The key of the number of layers in a configuration."""
-    return next((k for k in _LAYER_KEYS if k in text_config(config)), _LAYER_KEYS[0])
+    return next((k for k in LAYER_KEYS if k in text_config(config)), LAYER_KEYS[0])
 
 
 def find_stack(names: Iterable[str], layers: int | None) -> Stack | None:
@@ -102,7 +102,7 @@ def find_stack(names: Iterable[str], layers: int | None) -> Stack | None:
                 break  # numbers inside a layer (experts) are not the stack's
     if layers is None:
         return _commonest(numbers)
-    fitting = [p for p, of_prefix in numbers.items() if of_prefix.issuperset(range(layers))]
+    fitting = [p for p, found in numbers.items() if len(found) >= layers and found.issuperset(range(layers))]
     # Besides the text stack a multimodal checkpoint may have others with as many layers: an exact fit wins.
     fitting.sort(key=lambda p: (len(numbers[p]) != layers, "vision" in p, len(p), p))
     return Stack(fitting[0], layers) if fitting else None

@@ -1,19 +1,41 @@
-"""Reads a checkpoint's tokenizer files without loading a tokenizer."""
+"""Reads a checkpoint's tokenizer files: their contents, checked, without loading a tokenizer, or a tokenizer loaded by
+transformers."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
+from evomerge.checkpoints.config import read_settings
+from evomerge.errors import InputError, Where
+from evomerge.escape import shortened
+from evomerge.safety.read import is_there, parse_json, read_bytes, read_object, read_text
+from evomerge.safety.templates import check_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MOST_IDS = 10_000_000
+"""A matrix has a row for every id up to the largest. The largest published vocabularies have some 300,000."""
+_MEND = "copy or download it again"
 
 
 def vocabulary(checkpoint: Checkpoint) -> dict[str, int] | None:
-    """Token -> id, added tokens included; None if the checkpoint has no tokenizer that can be read."""
-    return _vocabulary(checkpoint.tokenizer_path, stamp(checkpoint.tokenizer_path))
+    """Token -> id, added tokens included; None if the checkpoint has no tokenizer. InputError if it has one that
+    cannot be read."""
+    folder, where = checkpoint.tokenizer_path, checkpoint.where
+    stored = stored_vocabulary(folder, where)
+    if stored is None and is_there(folder / "tokenizer.model", where):
+        return dict(load_tokenizer(folder, where).get_vocab())
+    return stored
+
+
+def stored_vocabulary(folder: Path, where: Where | None = None) -> dict[str, int] | None:
+    """As `vocabulary`, of a folder; None if it has no JSON that tells the tokens."""
+    return _vocabulary(folder, stamp(folder), where)
 
 
 def stamp(folder: Path) -> Hashable:
@@ -23,42 +45,105 @@ def stamp(folder: Path) -> Hashable:
 
 
 @lru_cache(maxsize=64)
-def _vocabulary(folder: Path, stamp: Hashable) -> dict[str, int] | None:
-    if (folder / "tokenizer.json").is_file():
-        return _fast_vocabulary(_json(folder / "tokenizer.json"))
-    if (folder / "vocab.json").is_file():
-        added = _json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
-        return {**_json(folder / "vocab.json"), **added}
-    if (folder / "tokenizer.model").is_file():
-        return _slow_vocabulary(folder)
+def _vocabulary(folder: Path, stamp: Hashable, where: Where | None) -> dict[str, int] | None:
+    if is_there(folder / "tokenizer.json", where):
+        return _fast_vocabulary(folder / "tokenizer.json", where)
+    if is_there(folder / "vocab.json", where):
+        files = [folder / "vocab.json", folder / "added_tokens.json"]
+        tokens = [_ids(read_object(file, where), file, where) for file in files if is_there(file, where)]
+        return {token: i for part in tokens for token, i in part.items()}
     return None
 
 
-def _fast_vocabulary(data: dict[str, Any]) -> dict[str, int]:
-    stored = data.get("model", {}).get("vocab", {})
-    # Unigram models list [token, score] in the order of the ids
-    vocab = dict(stored) if isinstance(stored, dict) else {entry[0]: i for i, entry in enumerate(stored)}
-    return {**vocab, **{t["content"]: t["id"] for t in data.get("added_tokens", [])}}
+def _fast_vocabulary(file: Path, where: Where | None) -> dict[str, int]:
+    """The tokens of a tokenizer.json. InputError if it is not laid out as one."""
+
+    def wrong(what: str) -> InputError:
+        return InputError(f"{file} is no tokenizer: {what}", _MEND, where)
+
+    data = read_object(file, where)
+    model, added = data.get("model"), data.get("added_tokens") or []
+    if not isinstance(model, dict):
+        raise wrong("its model is no mapping")
+    stored = model.get("vocab", {})
+    if isinstance(stored, list):  # Unigram models list [token, score] in the order of the ids
+        if not all(isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in stored):
+            raise wrong("its vocab has an entry without a token")
+        stored = {entry[0]: i for i, entry in enumerate(stored)}
+    if not isinstance(stored, dict):
+        raise wrong("its vocab is neither a mapping nor a list")
+    if not isinstance(added, list) or not all(isinstance(t, dict) and {"content", "id"} <= set(t) for t in added):
+        raise wrong("added_tokens is no list of tokens with content and id")
+    if not all(isinstance(token["content"], str) for token in added):
+        raise wrong("the content of an added token is no text")
+    return _ids({**stored, **{token["content"]: token["id"] for token in added}}, file, where)
 
 
-def _slow_vocabulary(folder: Path) -> dict[str, int]:
+def _ids(tokens: Mapping[str, Any], file: Path, where: Where | None) -> dict[str, int]:
+    """Tokens with their ids. InputError if one is no id."""
+    bad = next((t for t, i in tokens.items() if type(i) is not int or not 0 <= i < _MOST_IDS), None)
+    if bad is not None:
+        problem = f"{file}: the id of {shortened(bad, 40)!r} is {shortened(repr(tokens[bad]), 40)}"
+        raise InputError(problem, f"ids are whole numbers from 0 to {_MOST_IDS - 1}", where)
+    return dict(tokens)
+
+
+def read_files(folder: Path, names: Iterable[str], where: Where | None = None) -> dict[str, bytes]:
+    """The contents of the files of these names that a folder has. InputError if one is not what its ending says: JSON
+    files hold an object, the others but .model a UTF-8 text."""
+    contents = {name: read_bytes(folder / name, where) for name in names if is_there(folder / name, where)}
+    for name, content in contents.items():
+        if name.endswith(".json") and not isinstance(parse_json(content, folder / name, where), dict):
+            raise InputError(f"{folder / name} is not a JSON object", _MEND, where)
+        if not name.endswith((".json", ".model")):
+            read_text(folder / name, where)
+    return contents
+
+
+def load_tokenizer(folder: Path, where: Where | None = None) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer, without running code from there. InputError if transformers cannot load it."""
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return dict(tokenizer.get_vocab())
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        return tokenizer
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the tokenizers library raises bare Exception; where it panics, a BaseException
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        mend = "add tokenizer.json and tokenizer_config.json"
+        raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason})", mend, where) from error
+    finally:
+        logging.set_verbosity(level)
 
 
 def chat_template(checkpoint: Checkpoint) -> str | None:
-    """The checkpoint's default chat template (Jinja), or None."""
-    file = checkpoint.tokenizer_path / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    config = checkpoint.tokenizer_path / "tokenizer_config.json"
-    template = _json(config).get("chat_template") if config.is_file() else None
+    """The checkpoint's default chat template (Jinja), or None. InputError if it cannot be read, or is no Jinja."""
+    return chat_template_of(checkpoint.tokenizer_path, checkpoint.where)
+
+
+def chat_template_of(folder: Path, where: Where | None = None) -> str | None:
+    """As `chat_template`, of a folder."""
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if is_there(file, where):
+        template: Any = read_text(file, where)
+    else:
+        template = read_settings(config, where).get("chat_template") if is_there(config, where) else None
+        file = config
     if isinstance(template, list):  # named templates
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
+        if not all(isinstance(named, dict) for named in template):
+            raise InputError(
+                f"{config}: chat_template lists what is no mapping", "give each a name and template", where
+            )
+        template = next((named.get("template") for named in template if named.get("name") == "default"), None)
+    if template is None:
+        return None
+    if not isinstance(template, str):
+        raise InputError(f"{config}: chat_template is {shortened(repr(template), 40)}, not a text", "correct it", where)
+    check_template(template, str(file), where)
+    return template

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from evomerge.checkpoints.tokenizer import stamp
-from evomerge.errors import InputError, Where
+from evomerge.checkpoints.checkpoint import VOCABULARY_FILES
+from evomerge.checkpoints.tokenizer import load_tokenizer, stamp
+from evomerge.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,10 +76,12 @@ class Vocabulary:
 
     @property
     def readable(self) -> bool:
-        """Whether there is a tokenizer that can be loaded."""
+        """Whether the folder has a tokenizer. InputError if it has the files of one that cannot be loaded."""
         try:
             return bool(_facts(self))
         except InputError:
+            if any((self.folder / name).is_file() for name in VOCABULARY_FILES):
+                raise
             return False
 
     def load(self) -> PreTrainedTokenizerBase:
@@ -91,26 +94,6 @@ class Vocabulary:
 
             tokenizer.add_tokens([AddedToken(**vars(token)) for token in self.added])
         return tokenizer
-
-
-def load_tokenizer(folder: Path, where: Where | None = None) -> PreTrainedTokenizerBase:
-    """A folder's tokenizer. Raises InputError if transformers cannot load it."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-        return tokenizer
-    except Exception as error:  # the tokenizers library raises bare Exception
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        mend = "add tokenizer.json and tokenizer_config.json"
-        raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason})", mend, where) from error
-    finally:
-        logging.set_verbosity(level)
 
 
 @lru_cache(maxsize=64)

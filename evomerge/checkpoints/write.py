@@ -1,10 +1,9 @@
 """Writes a checkpoint so that it is either whole or not there. The steps:
 
-1. Write everything into a hidden folder beside the target, under names that no reader takes for weights.
+1. Write everything into a hidden folder beside the target (`PartialFolder`), under names that no reader takes for
+   weights.
 2. Give the shards their names; write the index, then config.json; sync all files and the folder.
-3. Rename the folder to the target. An existing target moves away first, and is deleted after that.
-
-A lock file marks a folder that is being written: the next writer of the target deletes the folders of killed ones.
+3. Rename the folder to the target, or exchange it with the target, and delete what was there.
 """
 
 from __future__ import annotations
@@ -15,25 +14,23 @@ import os
 import re
 import shutil
 import struct
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from evomerge.checkpoints.checkpoint import INDEX, WEIGHTS
 from evomerge.checkpoints.headers import SIZES, WORDS
-from evomerge.errors import InputError, Where
+from evomerge.checkpoints.partial import PartialFolder
+from evomerge.errors import FULL, InputError, Where
 
 if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 5_000_000_000
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,12 @@ class TensorLayout:
 
 
 class CheckpointWriter:
-    """Writes one checkpoint inside a context: `add` every tensor in the order of `layout`, then `text`, `copy` and
-    `config`. At the end the folder takes its place; after an error it is deleted.
+    """Writes one checkpoint inside a context: `add` every tensor in the order of `layout`, then `text` and `config`. At
+    the end the folder takes its place; after an error it is deleted. `seal` may do all but the taking of the place
+    before: of several checkpoints, none is there before all are whole.
 
     Raises:
-        InputError: the target exists and is not empty (unless `overwrite`), or the disk is full.
+        InputError: the target cannot be written (`check_target`), or the disk is full.
     """
 
     def __init__(
@@ -68,25 +66,30 @@ class CheckpointWriter:
         overwrite: bool = False,
         where: Where | None = None,
     ) -> None:
-        self.target, self.layout, self.where = Path(target).absolute(), dict(layout), where
+        self.target, self.layout, self.where = real_folder(target, where), dict(layout), where
         self._overwrite, self._shards = overwrite, _shards(self.layout, shard_bytes)
         self._expected = [name for shard in self._shards for name in shard]
         self._files = [f"weights-{i:05d}.part" for i in range(len(self._shards))]
         self._stream: IO[bytes] | None = None
         self._config: dict[str, Any] = {}
-        self._written = 0
+        self._written, self._sealed = 0, False
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are written."""
+        return self._partial.path
 
     def __enter__(self) -> CheckpointWriter:
         check_target(self.target, self._overwrite, self.where)
+        with self._explained():
+            self._partial = PartialFolder(self.target)
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(self.target)
-            self._check_space()
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.partial-", dir=self.target.parent))
-            self._lock = FileLock(_lock_file(self.folder))
-            self._lock.acquire(timeout=0)
-        except OSError as error:
-            raise self._explained(error) from error
+            check_target(self.target, self._overwrite, self.where)  # after a killed writer's old folder was put back
+            with self._explained():
+                check_space([self])
+        except BaseException:
+            self._partial.drop()
+            raise
         return self
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
@@ -94,22 +97,19 @@ class CheckpointWriter:
         expected, layout = self._expected[self._written], self.layout[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
         assert (name, tuple(tensor.shape), dtype) == (expected, layout.shape, layout.dtype), (name, expected)
-        # A tensor that is the first of its shard opens the next file
-        shard = next(s for s in self._shards if name in s)
-        if name == next(iter(shard)):
-            self._open(self._shards.index(shard))
-        assert self._stream is not None
-        self._stream.write(_bytes(tensor))
+        with self._explained():
+            # A tensor that is the first of its shard opens the next file
+            shard = next(s for s in self._shards if name in s)
+            if name == next(iter(shard)):
+                self._open(self._shards.index(shard))
+            assert self._stream is not None
+            self._stream.write(_bytes(tensor))
         self._written += 1
 
     def text(self, name: str, content: str) -> None:
         """Write a small file."""
-        with (self.folder / name).open("w", encoding="utf-8") as stream:
+        with self._explained(), (self.folder / name).open("w", encoding="utf-8") as stream:
             stream.write(content)
-
-    def copy(self, file: Path) -> None:
-        """Copy a small file under its own name."""
-        shutil.copyfile(file, self.folder / file.name)
 
     def config(self, config: Mapping[str, Any]) -> None:
         """Set config.json; it is written last, or not at all if it is empty."""
@@ -120,46 +120,31 @@ class CheckpointWriter:
     ) -> None:
         try:
             if error is None:
-                self._finish()
-        except OSError as failed:
-            raise self._explained(failed) from failed
+                self.seal()
+                check_target(self.target, self._overwrite, self.where)  # it may have appeared meanwhile
+                with self._explained():
+                    self._partial.put()
         finally:
-            self._close()
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self._lock.release()
-            _lock_file(self.folder).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise self._explained(error) from error
+            self._drop()
 
-    def _finish(self) -> None:
+    def seal(self) -> None:
+        """Complete the hidden folder: names, index, config.json, all on the disk."""
+        if self._sealed:
+            return
         assert self._written == len(self._expected), "every tensor of the layout must be added"
-        self._close()
         names = _final_names(len(self._shards))
-        for part, name in zip(self._files, names, strict=True):
-            (self.folder / part).rename(self.folder / name)
-        if len(names) > 1:
-            self.text(INDEX, json.dumps(self._index(names), indent=2) + "\n")
-        if self._config:
-            self.text("config.json", json.dumps(self._config, indent=2, ensure_ascii=False) + "\n")
-        for file in self.folder.iterdir():
-            _sync(file)
-        _sync(self.folder)
-        os.chmod(self.folder, 0o777 & ~_umask())  # mkdtemp made it private
-        self._put()
-        _sync(self.target.parent)
-
-    def _put(self) -> None:
-        """Rename the folder to the target, in place of an existing one."""
-        check_target(self.target, self._overwrite, self.where)  # it may have appeared meanwhile
-        if self.target.is_dir() and any(self.target.iterdir()):
-            old = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.partial-", dir=self.target.parent))
-            self.target.rename(old / "replaced")
-            self.folder.rename(self.target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            if self.target.is_dir():
-                self.target.rmdir()
-            self.folder.rename(self.target)
+        with self._explained():
+            self._close()
+            for part, name in zip(self._files, names, strict=True):
+                (self.folder / part).rename(self.folder / name)
+            if len(names) > 1:
+                self.text(INDEX, json.dumps(self._index(names), indent=2) + "\n")
+            if self._config:
+                self.text("config.json", json.dumps(self._config, indent=2, ensure_ascii=False) + "\n")
+            for file in self.folder.iterdir():
+                _sync(file)
+            _sync(self.folder)
+        self._sealed = True
 
     def _open(self, number: int) -> None:
         self._close()
@@ -172,31 +157,148 @@ class CheckpointWriter:
             stream.close()
 
     def _index(self, names: list[str]) -> dict[str, Any]:
-        size = sum(layout.bytes for layout in self.layout.values())
+        size = self.bytes
         weight_map = {t: name for name, shard in zip(names, self._shards, strict=True) for t in shard}
         return {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
 
-    def _check_space(self) -> None:
-        need = sum(layout.bytes for layout in self.layout.values())
-        free = shutil.disk_usage(self.target.parent).free
-        if need > free:
-            problem = f"{self.target} needs {need / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
-            raise InputError(problem, "free some space, or write elsewhere", self.where)
+    def _drop(self) -> None:
+        with suppress(OSError):  # on a full disk closing fails, too
+            self._close()
+        self._partial.drop()
 
-    def _explained(self, error: OSError) -> InputError:
-        if error.errno in _FULL:
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(layout.bytes for layout in self.layout.values())
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """InputError, naming the target, where a library cannot write into `folder`. An error of a file that stands
+        elsewhere, and is read meanwhile, stays."""
+        try:
+            yield
+        except Exception as error:
+            file = error.filename if isinstance(error, OSError) else None
+            if _error_number(error) is None or (file and not _is_inside(file, self.folder)):
+                raise
+            raise self._explanation(error) from error
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._explanation(error) from error
+
+    def _explanation(self, error: Exception) -> InputError:
+        number = _error_number(error)
+        if number in FULL:
             problem = f"the disk is full: {self.target} could not be written, and nothing of it is left behind"
             return InputError(problem, "free some space, or write elsewhere", self.where)
-        problem = f"{self.target} cannot be written ({error.strerror or error})"
-        return InputError(problem, "write elsewhere", self.where)
+        if number in (errno.ENOTEMPTY, errno.EEXIST):
+            return InputError(f"{self.target} exists and is not empty", _ELSEWHERE, self.where)
+        reason = os.strerror(number) if number is not None else str(error)
+        return InputError(f"{self.target} cannot be written ({reason})", "write elsewhere", self.where)
 
 
-def check_target(target: Path, overwrite: bool = False, where: Where | None = None) -> None:
-    """InputError if a checkpoint may not be written to `target`."""
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file", "name a folder", where)
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise InputError(f"{target} exists and is not empty", "name another folder, or remove it first", where)
+def _error_number(error: Exception) -> int | None:
+    """The system's number of an error; libraries in Rust have it in their text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
+
+
+def check_space(writers: Iterable[CheckpointWriter]) -> None:
+    """InputError if the disks have no room for all checkpoints together."""
+    needed: dict[int, tuple[int, CheckpointWriter]] = {}
+    for writer in writers:
+        device = writer.target.parent.stat().st_dev
+        needed[device] = (needed.get(device, (0,))[0] + writer.bytes, writer)
+    for need, writer in needed.values():
+        free = shutil.disk_usage(writer.target.parent).free
+        if need > free:
+            problem = f"{writer.target} needs {need / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+            raise InputError(problem, "free some space, or write elsewhere", writer.where)
+
+
+_ELSEWHERE = "name another folder, or remove it first"
+
+
+def real_folder(target: Path | str, where: Where | None = None) -> Path:
+    """The absolute path of a target: where a symbolic link leads to. InputError for a link that leads to itself."""
+    try:
+        return Path(target).resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise InputError(f"{target} is no path that can be written", "name a folder", where) from None
+
+
+def check_target(
+    target: Path, overwrite: bool = False, where: Where | None = None, inputs: Iterable[Path] = ()
+) -> None:
+    """InputError if a checkpoint may not be written to `target`.
+
+    Args:
+        target: the folder to write.
+        overwrite: replace a checkpoint that is there: a folder with config.json or weights, and without folders in it,
+            which no checkpoint needs (a clone's history, the checkpoints of a training). No other folder is replaced.
+        where: for the error.
+        inputs: files and folders that are read; nothing is written over them.
+    """
+    target = real_folder(target, where)
+    try:
+        names = sorted(os.listdir(target)) if target.is_dir() else []
+        if target.exists() and not target.is_dir():
+            raise InputError(f"{target} is a file", "name a folder", where)
+        if target.is_dir():
+            _check_place(target, where)
+        if names:
+            _check_replaced(target, names, overwrite, where)
+        standing = next(p for p in (target.parent, *target.parents) if p.exists())
+    except OSError as error:
+        problem = f"{target} cannot be written ({error.strerror or error})"
+        raise InputError(problem, "write elsewhere", where) from None
+    if not standing.is_dir():
+        raise InputError(f"{target} cannot be written: {standing} is a file", "write elsewhere", where)
+    if not os.access(standing, os.W_OK | os.X_OK):
+        problem = f"{target} cannot be written: {standing} is a folder that you may not write to"
+        raise InputError(problem, "write elsewhere", where)
+    for read in inputs:
+        if _is_inside(read.resolve(), target):
+            problem = f"{target} is to be written, and {read} in it is read" if read.resolve() != target else ""
+            raise InputError(problem or f"{target} is read and to be written", "name another folder", where)
+
+
+def _check_place(target: Path, where: Where | None) -> None:
+    """InputError for a folder that cannot be renamed, or that others stand in."""
+    if os.path.ismount(target):
+        raise InputError(f"{target} is a mount point, which cannot be replaced", "name a folder in it", where)
+    for place, what in ((Path.cwd(), "the current folder"), (Path.home(), "your home folder")):
+        if _is_inside(place.resolve(), target):
+            raise InputError(f"{target} is or holds {what}, so it cannot be replaced", "name a folder in it", where)
+
+
+def _check_replaced(target: Path, names: list[str], overwrite: bool, where: Where | None) -> None:
+    """InputError if a folder with content may not be replaced."""
+    folder = next((n for n in names if (target / n).is_dir() and not (target / n).is_symlink()), None)
+    checkpoint = any(n == "config.json" or n.endswith(".safetensors") for n in names)
+    if checkpoint and folder is None:
+        if not overwrite:
+            mend = "name another folder, or replace it with --overwrite"
+            raise InputError(f"{target} exists and is not empty", mend, where)
+    elif not overwrite:
+        raise InputError(f"{target} exists and is not empty", _ELSEWHERE, where)
+    elif not checkpoint:
+        problem = f"{target} holds no checkpoint (no config.json, no weights), so --overwrite does not replace it"
+        raise InputError(problem, _ELSEWHERE, where)
+    else:
+        problem = f"{target} holds the folder {folder}, and --overwrite replaces a checkpoint's files only"
+        raise InputError(problem, _ELSEWHERE, where)
+
+
+def _is_inside(path: Path | str | None, folder: Path) -> bool:
+    """Whether a path is the folder, or lies in it."""
+    return path is not None and folder in (Path(path), *Path(path).parents)
 
 
 def parse_size(text: str, where: Where | None = None) -> int:
@@ -253,25 +355,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _lock_file(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".lock")
-
-
-def _sweep(target: Path) -> None:
-    """Delete the folders that killed writers of this target left: partial folders whose lock is free."""
-    for folder in target.parent.glob(f".{target.name}.partial-*"):
-        if folder.is_dir():
-            try:
-                with FileLock(_lock_file(folder), timeout=0):
-                    shutil.rmtree(folder, ignore_errors=True)
-            except Timeout:
-                continue
-            _lock_file(folder).unlink(missing_ok=True)

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.demo.train import prepare
-from evomerge.errors import InputError, Where
+from evomerge.errors import Where, system_error
+from evomerge.evaluator.device import choose_devices
+from evomerge.files.pair import read_files
 from evomerge.merging.disk.stream import merge
 from evomerge.study.after.export import export
 from evomerge.study.after.status import status
 from evomerge.study.observer import Observer
+from evomerge.study.prepare import check_budget, check_files, launch_settings
 from evomerge.study.search import Result, resume, search
 
 SPACE = Path("search_spaces/quickstart.yaml")
@@ -44,13 +47,17 @@ def quickstart(
     """
     observer = observer or Observer()
     root = Path(folder)
+    check_budget(trials, None)
+    run, started = next_run(root)
     try:
         copy_starter_files(root)
+        choose_devices(device)
+        if not started:
+            check_files(*read_files(root / SPACE, launch_settings(trials, None, None)))
         with _few_threads():
             prepare(root, observer.progress)
     except OSError as error:
-        raise InputError(f"cannot write there ({error})", "choose another --dir", Where(root)) from None
-    run, started = next_run(root)
+        raise system_error(error, Where("--dir")) from None
     if started:
         result = resume(run, trials=trials, observer=observer)
     else:

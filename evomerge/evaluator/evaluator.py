@@ -20,7 +20,7 @@ from evomerge.merging.plan.plan import plan as plan_merge
 from evomerge.merging.plan.tokenizers import OutputTokenizer, output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.built import BuiltResident
-from evomerge.merging.resident.materialize import Resident
+from evomerge.merging.resident.materialize import Resident, check_buildable
 from evomerge.merging.resident.placement import Placement, size
 from evomerge.merging.resident.slopes import ParameterSlopes, Pulls
 from evomerge.recipe.recipe import Recipe
@@ -48,11 +48,13 @@ class Evaluator:
             progress.phase(line)
         for topic, line in placement.facts().items():
             progress.note(f"{topic}: {line}")
-        progress.phase("loading the base and its sources")
-        bank = _filled(SourceBank(placement=placement), models, progress)
+        bank = _opened(models, placement)
         average = models.space.uniform()
         merge = plan_merge(average, bank.open)
         tokenizer = output_tokenizer(average.output, merge)
+        check_loadable(fitness, models.base, merge, tokenizer)
+        progress.phase("loading the base and its sources")
+        _fill(bank, models, progress)
         dtype = models.space.models.dtype
         resident = resident_model(fitness, models.base, bank, dtype, placement.room, merge, tokenizer)
         progress.phase("building the tasks")
@@ -135,6 +137,23 @@ class Evaluator:
         return self._holds[1]
 
 
+def check_candidates(models: OpenModels, fitness: FitnessSpec) -> None:
+    """Checks the tokenizer and the model that a search would load, from files and headers. Raises InputError."""
+    average = models.space.uniform()
+    merge = plan_merge(average, _opened(models).open)
+    check_loadable(fitness, models.base, merge, output_tokenizer(average.output, merge))
+
+
+def check_loadable(fitness: FitnessSpec, base: Checkpoint, planned: MergePlan, tokenizer: OutputTokenizer) -> None:
+    """Checks, before a weight is read, that transformers can load the tokenizer and build the model. Raises
+    InputError."""
+    if fitness.model is None:
+        check_configured(base)
+        check_buildable(base, planned)
+    if fitness.model is None or not tokenizer.vocabulary.missing:
+        tokenizer.load()
+
+
 def resident_model(
     fitness: FitnessSpec,
     base: Checkpoint,
@@ -171,16 +190,21 @@ def place_candidates(
     Raises:
         InputError: the model fits nowhere, or device or memory are none.
     """
-    bank = SourceBank()
-    for checkpoint in models.checkpoints.values():
-        bank.add(checkpoint)
-    merge = plan_merge(models.space.uniform(), bank.open)
+    merge = plan_merge(models.space.uniform(), _opened(models).open)
     step = planned_step(models, fitness.batch_size, merge)
     return place_models(merge, models.space.models.dtype, models.checkpoints, device, memory, share, step)
 
 
-def _filled(bank: SourceBank, models: OpenModels, progress: Progress) -> SourceBank:
-    """The bank with all checkpoints loaded."""
+def _opened(models: OpenModels, placement: Placement | None = None) -> SourceBank:
+    """A bank of all checkpoints, none of them loaded."""
+    bank = SourceBank(placement=placement)
+    for checkpoint in models.checkpoints.values():
+        bank.add(checkpoint)
+    return bank
+
+
+def _fill(bank: SourceBank, models: OpenModels, progress: Progress) -> None:
+    """Load all checkpoints."""
     total = sum(info.bytes for c in models.checkpoints.values() for info in c.tensors.values())
     done = 0
 
@@ -190,5 +214,4 @@ def _filled(bank: SourceBank, models: OpenModels, progress: Progress) -> SourceB
         progress.progress(f"loaded {size(done)} of {size(total)}", done / max(1, total))
 
     for checkpoint in models.checkpoints.values():
-        bank.load(bank.add(checkpoint).reference, progress=advance)
-    return bank
+        bank.load(checkpoint.reference, progress=advance)

@@ -38,7 +38,8 @@ class Executor(Protocol):
         devices: where its models are.
     """
 
-    num_workers: int
+    @property
+    def num_workers(self) -> int: ...
 
     @property
     def info(self) -> SuiteInfo: ...

@@ -16,12 +16,14 @@ from evomerge.scoring.slices import SuiteInfo
 
 @dataclass(frozen=True)
 class Setup:
-    """Says what a worker evaluates, on which share of the machine."""
+    """Says what a worker evaluates, on which share of the machine, and how often it says that it is `Alive`, in
+    seconds."""
 
     spec: SpaceSpec
     fitness: FitnessSpec
     share: Share
     memory: str | None
+    beat: float
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Load:
 
 
 # From a worker.
+
+
+@dataclass(frozen=True)
+class Alive:
+    """The worker's process runs, whatever its job does."""
 
 
 @dataclass(frozen=True)
@@ -98,5 +105,4 @@ class SliceStarted:
 Reported = PhaseStarted | Noted | Warned | Progressed | SliceStarted
 """Calls of the worker's `Progress`."""
 
-
-FromWorker = Placed | Ready | Failed | Finished | Logged | Reported
+FromWorker = Alive | Placed | Ready | Failed | Finished | Logged | Reported

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.identity import check_unchanged
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError
 from evomerge.evaluator.device import place_models
-from evomerge.evaluator.evaluator import Evaluator, resident_model
+from evomerge.evaluator.evaluator import Evaluator, check_loadable, resident_model
 from evomerge.evaluator.progress import Progress
 from evomerge.files.objects import FitnessSpec
 from evomerge.merging.plan.jobs import MergePlan
@@ -58,6 +59,11 @@ class Target:
         dtype = merge.output.out_dtype or merge.output.dtype or shape.dtype
         return cls(str(model), merge, True, shape, planned, dtype, bank)
 
+    def check_unchanged(self) -> None:
+        """StoppedError where a file of a model that was opened has changed since: what was scored may be of two
+        models."""
+        check_unchanged(self.headers.checkpoints, "while it was scored", "run the same command again")
+
     def beside(self, reference: str) -> Recipe:
         """Returns the recipe of another model, to be compared with this one. Where this one is a merge with another
         vocabulary, the other is brought to it. InputError where there is no such model, or it has other tokens."""
@@ -97,6 +103,7 @@ def load_evaluator(
     for name, fact in placement.facts().items():
         progress.note(f"{name}: {fact}")
     tokenizer = output_tokenizer(target.recipe.output, target.planned)
+    check_loadable(spec, target.shape, target.planned, tokenizer)
     progress.phase("loading the model")
     bank = SourceBank(placement=placement)
     for checkpoint in (*planned.checkpoints, *map(target.headers.open, references)):

@@ -1,7 +1,7 @@
 """A worker: a process that holds an evaluator, receives jobs through a pipe and sends back their results.
 
 It ends when the other end of its pipe is closed: the system closes it when the process that drives the study dies. It
-hears no Ctrl-C, as it is in a process group of its own.
+hears no Ctrl-C, as it is in a process group of its own, and sends a sign of life every few seconds.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import queue
 import signal
 import sys
 import threading
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.evaluator.executor import run_job
 from evomerge.evaluator.messages import (
+    Alive,
     Failed,
     Finished,
     FromWorker,
@@ -38,7 +40,7 @@ from evomerge.evaluator.progress import Progress
 def main() -> None:
     """Loads what the first message says, in two steps (see `WorkerPool`), then runs jobs until the pipe is closed. The
     process's first argument is the number of its end of the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # so that a KeyboardInterrupt is known to be raised by code
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # one that is sent to it alone ends it, without a traceback
     pipe = WorkerPipe(int(sys.argv[1]))
     try:
         _serve(pipe)
@@ -51,6 +53,7 @@ def main() -> None:
 
 def _serve(pipe: WorkerPipe) -> None:
     setup: Setup = pipe.receive()
+    pipe.show_life(setup.beat)
     logger = logging.getLogger("evomerge")
     logger.addHandler(_LogRelay(pipe))
     logger.setLevel(logging.INFO)
@@ -97,6 +100,15 @@ class WorkerPipe:
                 self._connection.send(message)
         except ConnectionError:
             _end()
+
+    def show_life(self, beat: float) -> None:
+        """Sends `Alive` every `beat` seconds, from a thread that waits for nobody but Python's lock."""
+        threading.Thread(target=self._show_life, args=(beat,), daemon=True).start()
+
+    def _show_life(self, beat: float) -> None:
+        while True:
+            self.send(Alive())
+            time.sleep(beat)
 
     def _read(self) -> None:
         while True:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evomerge.examine.references import needed_references, parents_of, source_names
+from evomerge.examine.references import check_places, needed_references, parents_of, source_names
 from evomerge.files.fitness_file import read_fitness
 from evomerge.recipe.mergekit import recipe_of
 from evomerge.registry import OBJECTIVES, load
@@ -64,6 +64,7 @@ def evaluate(
     observer = observer or Observer()
     spec = replace(read_fitness(Path(fitness)), trust_tasks=trust_tasks)
     recipe = recipe_of(model)
+    check_places(recipe, [*([] if recipe else [model]), *(references or {}).values()])
     models = {**(parents_of(recipe) if recipe else {}), **(references or {})}
     check_fitness(spec, source_names(models))
     needed = needed_references(spec, models)
@@ -76,6 +77,7 @@ def evaluate(
     reference_scores = score_references(evaluator, reference_recipes, split, observer)
     observer.phase("scoring the model")
     evaluation = evaluator.evaluate(target.recipe, split, observer.slice_started)
+    target.check_unchanged()
     suite = evaluator.suite.info
     gates = settle(suite.slices, reference_scores)
     values = {name: score.value for name, score in evaluation.scores.items()}

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.errors import InputError, TrialError, Where
-from evomerge.examine.references import needed_references, parents_of, source_names
+from evomerge.examine.references import check_places, needed_references, parents_of, source_names
 from evomerge.files.fitness_file import read_fitness
 from evomerge.interrupts import answered, listening, recognized
 from evomerge.recipe.mergekit import recipe_of
 from evomerge.recipe.recipe import base_of
 from evomerge.registry import OBJECTIVES, load
+from evomerge.safety.paths import absolute
 from evomerge.scoring.gates import Gate, Verdict, judge, scales, settle
 from evomerge.scoring.preflight import check_fitness
 from evomerge.study.observer import Observer
@@ -22,6 +23,10 @@ from evomerge.types import Scores, SplitName
 
 if TYPE_CHECKING:
     from evomerge.scoring.slices import SliceInfo
+
+
+_MOST_POINTS = 10_000
+"""Each is a merge and an evaluation; a picture has some thousand columns."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,9 @@ def path(
     spec = replace(read_fitness(Path(fitness)), trust_tasks=trust_tasks)
     start, end = _ends(start, end)
     recipe = recipe_of(end)
+    for model, merge in ((start, recipe_of(start)), (end, recipe)):
+        check_places(merge, [] if merge else [model])
+    check_places(None, (references or {}).values())
     models = {**(parents_of(recipe) if recipe else {}), **(references or {})}
     check_fitness(spec, source_names(models))
     needed = needed_references(spec, models)
@@ -167,6 +175,7 @@ def path(
     def score(t: float) -> Point:
         try:
             evaluation = evaluator.evaluate(line.at(t), split, observer.slice_started)
+            target.check_unchanged()
             value = objective({name: score.value for name, score in evaluation.scores.items()}, suite.weights)
         except TrialError as error:
             return Point(t, reason=str(error))
@@ -246,6 +255,8 @@ def barrier(curve: Curve) -> Barrier | None:
 def _spaced(points: int, first: float, last: float) -> list[float]:
     if points < 2:
         raise InputError(f"{points} points make no line", "give at least 2", Where("--points"))
+    if points > _MOST_POINTS:
+        raise InputError(f"{points} points are more than {_MOST_POINTS}", "give fewer", Where("--points"))
     if not (math.isfinite(first) and math.isfinite(last) and first < last):
         problem = f"the line from {first:g} to {last:g} has no length"
         raise InputError(problem, "let --from be less than --to", Where("--from"))
@@ -256,7 +267,7 @@ def _spaced(points: int, first: float, last: float) -> list[float]:
 def _ends(start: str | Path, end: str | Path | None) -> tuple[str | Path, str | Path]:
     """Returns both ends; of a recipe alone, its base and itself."""
     if end is not None:
-        if Path(start).expanduser().resolve() == Path(end).expanduser().resolve():
+        if absolute(start) == absolute(end):
             raise InputError(f"both ends are {start}", "give two models")
         return start, end
     recipe = recipe_of(start)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from evomerge.checkpoints.references import check_reference
 from evomerge.errors import InputError
+from evomerge.files.kinds import folder_kind
 from evomerge.files.objects import FitnessSpec
 from evomerge.recipe.recipe import Recipe, base_of
 
@@ -20,6 +22,17 @@ def parents_of(recipe: Recipe) -> dict[str, str]:
             name = Path(model.partition("@")[0]).name
             parents[model if name in parents else name] = model
     return parents
+
+
+def check_places(recipe: Recipe | None, models: Iterable[str | Path]) -> None:
+    """InputError where a model, or one of a recipe's, is neither a model's folder nor a possible hub id."""
+    if recipe is not None:
+        recipe.check_places()
+    for model in models:
+        check_reference(str(model))
+        about = folder_kind(Path(model).expanduser())
+        if about is not None and not about.is_model:
+            raise InputError(f"{model} is {about.name}, not a model", about.use.format(file=model))
 
 
 def needed_references(fitness: FitnessSpec, models: Mapping[str, str]) -> dict[str, str]:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from evomerge.errors import Where
+from evomerge.errors import InputError, Where
+from evomerge.escape import shortened
 from evomerge.files.nodes import Node
 from evomerge.files.objects import ModelRef
+from evomerge.safety.paths import absolute, is_folder
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-_SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$")
+_SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e[-+]?\d+)?)\s*([smhd])\s*$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SPAN_MEND = "write for example 90s, 20m or 4h"
+_LONGEST_SPAN = 1e10
+"""Seconds: three centuries."""
+
+_LONGEST_PATH, _LONGEST_PART = 4096, 255
+"""Of a path and of a name in it, as Linux takes them."""
 
 
 def read_model(node: Node) -> ModelRef:
@@ -24,44 +34,70 @@ def read_model(node: Node) -> ModelRef:
             return model
         if model.local:
             parts["revision"].fail("a folder has no revision", "remove it, or give a hub id as the path")
-        return ModelRef(model.path, parts["revision"].text(), node.where)
+        return ModelRef(model.path, parts["revision"].text(), _placed(node))
     text = node.text()
-    if "+" not in text or resolve(node).is_dir():
+    if "+" not in text or is_folder(resolve(node), node.where):
         return _model(node, text)
     whole, _, adapter = text.partition("+")
-    return ModelRef(f"{_model(node, whole)}+{_model(node, adapter)}", None, node.where)
+    return ModelRef(f"{_model(node, whole)}+{_model(node, adapter)}", None, _placed(node))
 
 
 def _model(node: Node, text: str) -> ModelRef:
     name, _, revision = text.partition("@")
     folder = resolve(node, text)
     # An existing folder wins over a hub id of the same spelling, as in transformers; folders may have an @.
-    if not folder.is_dir() and _HUB_ID.match(name):
-        return ModelRef(name, revision or None, node.where)
-    return ModelRef(str(folder), None, node.where)
+    if _HUB_ID.match(name) and not is_folder(folder, node.where):
+        return ModelRef(name, revision or None, _placed(node))
+    return ModelRef(str(folder), None, _placed(node))
+
+
+def _placed(node: Node) -> Where:
+    """Where a model is named, with the folder at which its path starts."""
+    return replace(node.where, folder=_start(node))
 
 
 def resolve(node: Node, text: str | None = None) -> Path:
     """Returns the absolute path that a node (or `text` in its place) names. A relative path starts at the folder of the
     node's file."""
     named = node.text() if text is None else text
+    shown = shortened(repr(named), 80)
     if any(not c.isprintable() for c in named):
-        node.fail(f"{named!r} holds characters that no path can have", "check the path")
+        node.fail(f"{shown} holds characters that no path has", "check the path")
+    if not is_path(named):
+        node.fail(f"{shown} is no path here: it is too long, or there is no such user", "check the path")
+    return absolute(named, _start(node), node.where)
+
+
+def _start(node: Node) -> Path:
     file = node.where.file
-    start = node.where.folder or (file.absolute().parent if isinstance(file, Path) else Path.cwd())
-    return (start / Path(named).expanduser()).resolve()
+    return node.where.folder or (file.absolute().parent if isinstance(file, Path) else Path.cwd())
+
+
+def is_path(text: str) -> bool:
+    """Whether the system takes a text as a path: of no more characters, without NUL, below the folder of a user that
+    exists."""
+    if not text or "\0" in text or len(text) > _LONGEST_PATH:
+        return False
+    try:
+        parts = Path(text).expanduser().parts
+        return all(len(os.fsencode(part)) <= _LONGEST_PART for part in parts)
+    except (RuntimeError, ValueError):  # ~ of an unknown user, lone surrogates
+        return False
 
 
 def read_seconds(node: Node) -> float:
     """Reads a span of time such as ``90s``, ``20m``, ``4h``, ``2d``, or a number of seconds."""
+    if isinstance(node.value, bool) or not isinstance(node.value, str | int | float):
+        node.fail(f"is {node.shown()}, not a span of time", _SPAN_MEND)
     return parse_seconds(str(node.value), node.where)
 
 
 def parse_seconds(text: str, where: Where) -> float:
     match = _SPAN.match(text) or _SPAN.match(f"{text}s")
-    if not match or float(match.group(1)) <= 0:
-        Node(text, where).fail(f"{text!r} is not a span of time", "write for example 90s, 20m or 4h")
-    return float(match.group(1)) * _SECONDS[match.group(2)]
+    seconds = float(match.group(1)) * _SECONDS[match.group(2)] if match else 0.0
+    if not 0 < seconds <= _LONGEST_SPAN:
+        raise InputError(f"{shortened(repr(text), 80)} is not a span of time", _SPAN_MEND, where)
+    return seconds
 
 
 def index(node: Node) -> dict[str, Where]:

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from evomerge.errors import InputError
-from evomerge.files.common import index, resolve
-from evomerge.files.nodes import Node, as_number, load, override
+from evomerge.errors import InputError, Where
+from evomerge.files.common import index, read_seconds, resolve
+from evomerge.files.kinds import load_fitness
+from evomerge.files.nodes import Node, as_number
 from evomerge.files.objects import OLD_KEYS, PRUNERS, FitnessSpec, FloorSpec, FunctionRef, Pruner, SliceSpec
+from evomerge.files.settings import override
 from evomerge.registry import OBJECTIVES, PARETO
+from evomerge.safety.names import check_name
 
 _OPTIONS: dict[str, Callable[[Node], Any]] = {
     "num_fewshot": lambda node: node.integer(0),
@@ -24,13 +27,28 @@ _OPTIONS: dict[str, Callable[[Node], Any]] = {
 """What is handed to lm-eval, with its readers."""
 
 _KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "pruning")
-_SLICE_KEYS = ("task", "python", "data", "metric", "direction", "floor", "weight", "items", "cluster", "range")
+_SLICE_KEYS = (
+    "task",
+    "python",
+    "data",
+    "metric",
+    "direction",
+    "floor",
+    "weight",
+    "items",
+    "cluster",
+    "range",
+    "timeout",
+)
 
 
-def read_fitness(file: Path, settings: Sequence[str] = (), folder: Path | None = None) -> FitnessSpec:
+def read_fitness(
+    file: Path, settings: Sequence[str] = (), folder: Path | None = None, named: Where | None = None
+) -> FitnessSpec:
     """Reads and validates a fitness file. `settings` are ``key=value`` overrides, with paths relative to `folder`
-    (default: the current one). Old names of keys are read as the new ones. Raises InputError."""
-    root = load(file)
+    (default: the current one); `named` is where a search space names the file. Old names of keys are read as the new
+    ones. Raises InputError."""
+    root = load_fitness(file, named)
     _rename_old_keys(root)
     for setting in settings:
         key = setting.strip().partition("=")[0].partition(".")[0].strip()
@@ -49,7 +67,10 @@ def _rename_old_keys(root: Node) -> None:
 
 
 def fitness_from(root: Node, file: Path) -> FitnessSpec:
-    parts = root.mapping(["slices"], _KEYS)
+    parts = root.mapping(["slices"], _KEYS, "slices: {code: {task: humaneval, metric: pass@1}}")
+    if not isinstance(parts["slices"].value, dict):
+        problem = f"is {parts['slices'].shown()}, and each slice needs a name"
+        parts["slices"].fail(problem, "write for example slices: {english: {task: wikitext, metric: bits_per_byte}}")
     slices = {name: _slice(name, node) for name, node in parts["slices"].mapping().items()}
     if not slices:
         parts["slices"].fail("names no slice", "add at least one task")
@@ -57,7 +78,6 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
         _check_no_tasks(slices)
     search, seed = _split(parts.get("split"))
     objective = parts["objective"].one_of(OBJECTIVES, "objective") if "objective" in parts else "mean"
-    confidence = parts.get("confidence")
     where = index(root)
     where.update({new: where[old] for old, new in OLD_KEYS.items() if old in where})
     return FitnessSpec(
@@ -68,7 +88,7 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
         objective=objective,
         search=search,
         split_seed=seed,
-        confidence=confidence.number(0.5, 0.9999) if confidence and confidence.value is not None else None,
+        confidence=_confidence(parts.get("confidence")),
         batch_size=parts["batch_size"].integer(1) if "batch_size" in parts else 16,
         pruning=_pruning(parts.get("pruning"), objective),
         where=where,
@@ -104,10 +124,26 @@ def _include(node: Node | None) -> tuple[Path, ...]:
     return tuple(folders)
 
 
+def _confidence(node: Node | None) -> float | None:
+    if node is None or node.value is None:
+        return None
+    _check_no_percentage(node, 1, 100)
+    return node.number(0.5, 0.9999)
+
+
+def _check_no_percentage(node: Node, low: float, high: float) -> None:
+    """InputError where a share is written in per cent: as a number above `low`, up to `high`."""
+    number = as_number(node.value)
+    if number is not None and low < number <= high:
+        node.fail(f"{node.shown()} is a percentage, and a share is meant", f"write {number / 100:g} for {number:g} %")
+
+
 def _split(node: Node | None) -> tuple[float, int]:
     if node is None:
         return 0.5, 0
-    parts = node.mapping((), ("search", "seed"))
+    parts = node.mapping((), ("search", "seed"), "{search: 0.5, seed: 0}")
+    if "search" in parts:
+        _check_no_percentage(parts["search"], 1, 100)
     share = parts["search"].number(0.0, 1.0) if "search" in parts else 0.5
     if share in (0.0, 1.0):
         parts["search"].fail(f"{share:g} leaves one split without items", "give a share between 0 and 1, such as 0.5")
@@ -115,7 +151,8 @@ def _split(node: Node | None) -> tuple[float, int]:
 
 
 def _slice(name: str, node: Node) -> SliceSpec:
-    parts = node.mapping((), (*_SLICE_KEYS, *_OPTIONS))
+    check_name(name, "slice", node.where)
+    parts = node.mapping((), (*_SLICE_KEYS, *_OPTIONS), "{task: wikitext, metric: bits_per_byte}")
     if ("task" in parts) == ("python" in parts):
         node.fail("needs either `task` (an lm-eval task) or `python` (module:function)", "give one of them")
     if "python" in parts:
@@ -140,6 +177,7 @@ def _slice(name: str, node: Node) -> SliceSpec:
         items=parts["items"].integer(1) if "items" in parts else None,
         cluster=parts["cluster"].text() if "cluster" in parts else None,
         range=_range(parts["range"]) if "range" in parts else None,
+        timeout=read_seconds(parts["timeout"]) if "timeout" in parts else None,
         options=options,
         where=node.where,
         lines={k: n.where for k, n in parts.items()},
@@ -186,6 +224,11 @@ def _generation(node: Node) -> Any:
     return node.data
 
 
+def _keep(node: Node) -> float:
+    _check_no_percentage(node, 10, 1000)
+    return node.number(0.0, 10.0)
+
+
 _SHARES = ("acc", "acc_norm", "exact_match")
 
 
@@ -205,7 +248,7 @@ def _floor(node: Node, metric: str | None) -> FloorSpec | None:
         node.fail("needs either `keep` (a ratio) or `margin` (a distance)", "give one of them")
     return FloorSpec(
         of=parts["of"].text(),
-        keep=parts["keep"].number(0.0, 10.0) if "keep" in parts else None,
+        keep=_keep(parts["keep"]) if "keep" in parts else None,
         margin=parts["margin"].number() if "margin" in parts else None,
         where=parts["of"].where,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from evomerge.files.nodes import Node
+from evomerge.files.nodes import MOST_LAYERS, Node
 from evomerge.files.objects import Freeze, GeneSpec
 from evomerge.registry import CHOICES, METHODS
 
@@ -15,7 +15,7 @@ def read_freeze(
     """Reads `freeze`. Raises InputError where a layer or a source cannot be frozen in this space."""
     if node is None or node.value is None:
         return Freeze()
-    parts = node.mapping((), ("layers", "sources"))
+    parts = node.mapping((), ("layers", "sources"), "{layers: [[0, 4]], sources: [code]}")
     layers = _layers(parts["layers"]) if "layers" in parts else ()
     for method in methods if layers else ():
         if not leaves_base(method):
@@ -36,18 +36,18 @@ def _layers(node: Node) -> tuple[tuple[int, int], ...]:
     spans = []
     for child in node.sequence():
         if not isinstance(child.value, list):
-            start = child.integer(0)
+            start = child.integer(0, MOST_LAYERS)
             spans.append((start, start + 1))
             continue
         pair = child.sequence()
-        if len(pair) != 2 or pair[0].integer(0) >= pair[1].integer(1):
+        if len(pair) != 2 or pair[0].integer(0, MOST_LAYERS) >= pair[1].integer(1, MOST_LAYERS):
             child.fail(f"{child.shown()} is no range of layers", "write [start, end), for example [0, 4], or a number")
         spans.append((pair[0].integer(0), pair[1].integer(1)))
     return tuple(sorted(spans))
 
 
 def _sources(node: Node, genes: Sequence[GeneSpec], sources: Collection[str]) -> dict[str, float | None]:
-    entries = node.mapping() if isinstance(node.value, dict) else {str(c.value): c for c in node.sequence()}
+    entries = node.mapping() if isinstance(node.value, dict) else {c.text(): c for c in node.sequence()}
     weight = next((gene for gene in genes if gene.name == "weight"), None)
     frozen: dict[str, float | None] = {}
     for name, child in entries.items():

@@ -134,6 +134,7 @@ class SliceSpec:
     `items` caps the number of items of each split. `options` is handed to lm-eval as it is: num_fewshot, filter,
     apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs, add_bos_token. `cluster` names the
     document's field that items with a common origin share; `range` holds the worst and the best that an item can score.
+    `timeout` is the most seconds that it may take for a candidate.
     """
 
     name: str
@@ -147,6 +148,7 @@ class SliceSpec:
     items: int | None = None
     cluster: str | None = None
     range: tuple[float, float] | None = None
+    timeout: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     where: Where = field(default=Where(), compare=False)
     lines: dict[str, Where] = field(default_factory=dict, compare=False)

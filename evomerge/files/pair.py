@@ -33,4 +33,4 @@ def read_files(
     inner = [s.strip().removeprefix(_FITNESS) for s in settings if s.strip().startswith(_FITNESS)]
     outer = [s for s in settings if not s.strip().startswith(_FITNESS)]
     spec = read_space(file, outer, optimizer, fitness, folder)
-    return spec, read_fitness(spec.fitness, inner, folder)
+    return spec, read_fitness(spec.fitness, inner, folder, spec.at("fitness"))

@@ -83,6 +83,7 @@ def _slice(spec: SliceSpec) -> dict[str, Any]:
         "items": spec.items,
         "cluster": spec.cluster,
         "range": list(spec.range) if spec.range else None,
+        "timeout": spec.timeout,
         **spec.options,
     }
     return {key: value for key, value in data.items() if value is not None}

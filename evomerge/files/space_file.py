@@ -10,9 +10,12 @@ from evomerge.errors import RemovedError, Where
 from evomerge.files.common import index, read_model, read_seconds, resolve
 from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
-from evomerge.files.nodes import Node, load, override
+from evomerge.files.kinds import load_space
+from evomerge.files.nodes import MOST_LAYERS, Node
 from evomerge.files.objects import ModelRef, SpaceSpec
+from evomerge.files.settings import override
 from evomerge.registry import OPTIMIZER_KEYS, OPTIMIZERS, REMOVED_OPTIMIZERS
+from evomerge.safety.names import check_name
 
 _DEFAULT_OPTIMIZER = "surrogate"
 _KEYS = (
@@ -27,6 +30,9 @@ _KEYS = (
     "optimizer",
     "budget",
 )
+_MOST_TRIALS = 10_000_000
+"""With a free scorer they would take a week: the bookkeeping of a trial costs some 50 ms."""
+
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -40,7 +46,7 @@ def read_space(
     """Reads and validates a search-space file. `settings` are ``key=value`` overrides, with paths relative to `folder`
     (default: the current one); `optimizer` and `fitness` replace what the file names. Raises InputError with file,
     line and key."""
-    root = load(file)
+    root = load_space(file)
     for setting in settings:
         override(root, setting, folder)
     parts = root.mapping()
@@ -60,7 +66,7 @@ def _other_optimizer(node: Node | None, name: str) -> Node:
 
 
 def space_from(root: Node, file: Path) -> SpaceSpec:
-    parts = root.mapping(["base", "sources", "genes", "fitness"], _KEYS)
+    parts = root.mapping(["base", "sources", "genes", "fitness"], _KEYS, "base: path/of/the/base")
     sources = _sources(parts["sources"])
     modules = _modules(parts.get("modules"))
     genes, methods = read_genes(parts["genes"], len(sources))
@@ -93,8 +99,11 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
 
 
 def _sources(node: Node) -> dict[str, ModelRef]:
+    if not isinstance(node.value, dict):
+        node.fail(f"is {node.shown()}, and each source needs a name", "write for example sources: {code: path/of/it}")
     sources = {}
     for name, child in node.mapping().items():
+        check_name(name, "source", child.where)
         if name in ("base", "best_source", "uniform") or not name.replace("-", "_").replace(".", "_").isidentifier():
             child.fail(f"{name!r} cannot name a source", "use letters, digits, - and _; base is taken")
         sources[name] = read_model(child)
@@ -122,14 +131,14 @@ def _layers(node: Node) -> int | str | tuple[tuple[int, int], ...]:
     if not isinstance(node.value, list):
         if not isinstance(node.value, int) or isinstance(node.value, bool):
             node.fail(f"is {node.shown()}", "give a number of groups, each, or ranges such as [[0, 8], [8, 16]]")
-        return node.integer(1)
+        return node.integer(1, MOST_LAYERS)
     ranges = []
     end = 0
     for child in node.sequence():
         pair = child.sequence()
         if len(pair) != 2:
             child.fail(f"is {child.shown()}, not [start, end]", "write for example [0, 8]")
-        start, stop = pair[0].integer(0), pair[1].integer(1)
+        start, stop = pair[0].integer(0, MOST_LAYERS), pair[1].integer(1, MOST_LAYERS)
         if start != end or stop <= start:
             child.fail(
                 f"{child.shown()} does not follow on layer {end}", "give ranges [start, end) without gaps, from 0"
@@ -144,7 +153,10 @@ def _layers(node: Node) -> int | str | tuple[tuple[int, int], ...]:
 def _modules(node: Node | None) -> dict[str, str]:
     if node is None:
         return {}
-    modules = {name: child.text() for name, child in node.mapping().items()}
+    modules = {
+        check_name(name, "module", child.where): child.text()
+        for name, child in node.mapping(example="{attention: self_attn}").items()
+    }
     if "other" in modules:
         node.value["other"].fail("`other` is the name of all remaining tensors", "choose another name")
     return modules
@@ -152,10 +164,10 @@ def _modules(node: Node | None) -> dict[str, str]:
 
 def _budget(node: Node | None) -> tuple[int | None, float | None]:
     """Returns trials and seconds; None is no limit, and at least one of them is a limit."""
-    parts = node.mapping((), ("trials", "time")) if node is not None else {}
+    parts = node.mapping((), ("trials", "time"), "{trials: 200, time: 4h}") if node is not None else {}
     limits = {key: child for key, child in parts.items() if child.value is not None}
     seconds = read_seconds(limits["time"]) if "time" in limits else None
-    trials = limits["trials"].integer(1) if "trials" in limits else None
+    trials = limits["trials"].integer(1, _MOST_TRIALS) if "trials" in limits else None
     return (100 if trials is None and seconds is None else trials), seconds
 
 
@@ -164,9 +176,9 @@ def _optimizer(node: Node | None) -> dict[str, Any]:
     options (`optimize/declarations.py`)."""
     if node is None:
         return {"name": _DEFAULT_OPTIMIZER, "seed": 0}
-    if not isinstance(node.value, dict):
+    if isinstance(node.value, str):
         return {"name": _optimizer_name(node), "seed": 0}
-    parts = node.mapping()
+    parts = node.mapping(example="{name: cma-es, seed: 0}")
     name = _optimizer_name(parts["name"]) if "name" in parts else _DEFAULT_OPTIMIZER
     seed = parts["seed"].integer(0, 2**31 - 1) if "seed" in parts else 0
     options = {k: n.data for k, n in parts.items() if k != "asynchronous"}

@@ -6,17 +6,23 @@ here too, except `random_seed`, which selects the random masks.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.files.nodes import Node, from_data, load_documents, parse_documents
+from evomerge.escape import printable
+from evomerge.files.kinds import load_recipe
+from evomerge.files.nodes import MOST_LAYERS, Node, from_data
+from evomerge.files.scalars import Schema
+from evomerge.files.trees import parse_documents
 from evomerge.recipe.recipe import Document, Input, Module, Recipe, Slice, to_data
 from evomerge.recipe.token_rules import tokenizer_policy
 from evomerge.recipe.values import dtype, is_set, parameters, reference, text
 from evomerge.registry import METHODS
+from evomerge.safety.names import check_name
 
 _KNOWN = {"merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "name",
           "tokenizer_source", "tokenizer", "chat_template", "random_seed", "modules"}  # fmt: skip
@@ -24,7 +30,7 @@ _KNOWN = {"merge_method", "models", "slices", "base_model", "parameters", "dtype
 
 def read_recipe(file: Path) -> Recipe:
     """Read a recipe file. Raises InputError with file, line and key."""
-    return _recipe(load_documents(file), Where(file))
+    return _named_recipe(load_recipe(file), Where(file))
 
 
 def recipe_of(model: str | Path) -> Recipe | None:
@@ -35,7 +41,7 @@ def recipe_of(model: str | Path) -> Recipe | None:
 
 def parse_recipe(content: str, file: Path | str = "recipe") -> Recipe:
     """Read a recipe from text. `file` is named in errors."""
-    return _recipe(parse_documents(content, file), Where(file))
+    return _named_recipe(parse_documents(content, file, Schema.RECIPE), Where(file))
 
 
 def recipe_from_data(data: list[dict[str, Any]]) -> Recipe:
@@ -46,8 +52,8 @@ def recipe_from_data(data: list[dict[str, Any]]) -> Recipe:
 
 def write_recipe(recipe: Recipe, header: str = "") -> str:
     """The recipe as YAML for mergekit-yaml (one document) or mergekit-multi (several). Numbers keep all their digits;
-    the lines of `header` become comments."""
-    comments = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
+    the lines of `header` become comments, made printable."""
+    comments = "".join(f"# {printable(line)}".rstrip() + "\n" for line in header.splitlines())
     return comments + yaml.dump_all(to_data(recipe), Dumper=_Dumper, sort_keys=False, width=110)
 
 
@@ -67,31 +73,42 @@ _Dumper.add_representer(list, _list)
 _Dumper.add_representer(tuple, _list)
 
 
+def _named_recipe(nodes: list[Node], where: Where) -> Recipe:
+    """The recipe of a file that is not ours: the name of a document becomes the name of a folder."""
+    for node in nodes:
+        name = node.mapping().get("name")
+        if name is not None and name.value is not None:
+            check_name(name.text(), "document", name.where)
+    return _recipe(nodes, where)
+
+
 def _recipe(nodes: list[Node], where: Where) -> Recipe:
     if not nodes:
         raise InputError("is empty", "write a mergekit recipe", where)
-    documents: list[Document] = []
+    documents: dict[str | None, Document] = {}
     for node in nodes:
         document = _document(node)
-        if not document.name and any(not d.name for d in documents):
+        if document.name is None and None in documents:
             node.fail("has no 'name', and another document has none either", "name all but the one that is the output")
-        if document.name and document.name in {d.name for d in documents}:
+        if document.name in documents:
             node.fail(f"the name {document.name!r} stands twice", "give each document its own", "name")
-        documents.append(document)
-    return Recipe(tuple(_ordered(documents)))
+        documents[document.name] = document
+    return Recipe(tuple(_ordered(list(documents.values()))))
 
 
 def _ordered(documents: list[Document]) -> list[Document]:
     """The documents, each after all that it uses, otherwise as written; the unnamed one, which is the output, last."""
     rest, ordered = sorted(documents, key=lambda d: d.name is None), list[Document]()
     names = {d.name for d in documents if d.name}
+    needs = {d.name: names & _references(d) for d in documents}
+    done: set[str | None] = set()
     while rest:
-        done = {d.name for d in ordered}
-        ready = next((d for d in rest if not (names & _references(d)) - done), None)
+        ready = next((d for d in rest if needs[d.name] <= done), None)
         if ready is None:
             raise InputError("the documents use each other in a circle", "let one of them start", rest[0].where)
         rest.remove(ready)
         ordered.append(ready)
+        done.add(ready.name)
     return ordered
 
 
@@ -157,7 +174,7 @@ def _models(node: Node, base: str | None) -> tuple[Slice, ...]:
 
 
 def _slices(node: Node) -> tuple[Slice, ...]:
-    slices = []
+    slices, layers = [], 0
     for child in node.sequence():
         parts = child.mapping(["sources"])
         inputs = [_input(source, layered=True) for source in parts["sources"].sequence()]
@@ -167,6 +184,9 @@ def _slices(node: Node) -> tuple[Slice, ...]:
         lengths = {i.layers[1] - i.layers[0] for i in inputs if i.layers}
         if len(lengths) != 1:
             child.fail("its layer ranges differ in length", "give every source of a slice equally many layers")
+        layers += lengths.pop()
+        if layers > MOST_LAYERS:
+            child.fail(f"the slices up to this one have {layers:,} layers, more than {MOST_LAYERS:,}", "give fewer")
         slices.append(Slice(tuple(inputs), parameters(parts.get("parameters")), child.where, _base(parts)))
     if not slices:
         node.fail("names no slice", "list at least one")
@@ -174,10 +194,9 @@ def _slices(node: Node) -> tuple[Slice, ...]:
 
 
 def _check_twice(node: Node, inputs: list[Input]) -> None:
-    names = [i.model for i in inputs]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice:
-        node.fail(f"the model {twice!r} is listed twice", "list each model once")
+    for twice, count in Counter(i.model for i in inputs).items():
+        if count > 1:
+            node.fail(f"the model {twice!r} is listed twice", "list each model once")
 
 
 def _input(node: Node, layered: bool) -> Input:
@@ -190,7 +209,7 @@ def _layers(node: Node) -> tuple[int, int]:
     pair = node.sequence()
     if len(pair) != 2:
         node.fail(f"is {node.shown()}, not [start, end]", "write for example [0, 8]")
-    start, end = pair[0].integer(0), pair[1].integer(1)
+    start, end = pair[0].integer(0, MOST_LAYERS), pair[1].integer(1, MOST_LAYERS)
     if end <= start:
         node.fail(f"[{start}, {end}] is empty", "the end comes after the start")
     return start, end

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from evomerge.checkpoints.references import check_reference
 from evomerge.errors import Where
 
 Parameters = Mapping[str, Any]
@@ -139,16 +140,28 @@ class Recipe:
 
     def models(self) -> list[str]:
         """The references of all checkpoints that the recipe reads, in the order in which they first stand."""
-        stages = {d.name for d in self.documents if d.name}
-        references = (reference for document in self.documents for reference in _references(document))
-        return list(dict.fromkeys(reference for reference in references if reference not in stages))
+        return list(self.places())
+
+    def places(self) -> dict[str, Where]:
+        """The same, each with the place where it first stands."""
+        stages, places = {d.name for d in self.documents if d.name}, dict[str, Where]()
+        for document in self.documents:
+            for reference, where in _references(document):
+                if reference not in stages:
+                    places.setdefault(reference, where)
+        return places
+
+    def check_places(self) -> None:
+        """InputError where a checkpoint is neither a folder nor a possible hub id. Nothing is opened or fetched."""
+        for reference, where in self.places().items():
+            check_reference(reference, where)
 
 
-def _references(document: Document) -> list[str]:
-    """The references of all models that a document names, checkpoints and earlier documents."""
-    bases = [document.base, *(slice_.base for slice_ in document.all_slices)]
-    listed = [i.model for slice_ in document.all_slices for i in slice_.inputs]
-    return [*(base for base in bases if base), *listed]
+def _references(document: Document) -> list[tuple[str, Where]]:
+    """The references of all models that a document names, checkpoints and earlier documents, each with its place."""
+    bases = [(document.base, document.where), *((slice_.base, slice_.where) for slice_ in document.all_slices)]
+    listed = [(i.model, i.where) for slice_ in document.all_slices for i in slice_.inputs]
+    return [*((base, where) for base, where in bases if base), *listed]
 
 
 def base_of(recipe: Recipe) -> str | None:

@@ -6,6 +6,9 @@ from evomerge.files.nodes import Node
 from evomerge.recipe.recipe import TokenizerPolicy, TokenRule
 from evomerge.recipe.values import is_set, reference
 
+_MOST_PADDING = 65_536
+"""Rows. Kernels want multiples of 8 to 512."""
+
 _KEYS = ("source", "tokens", "pad_to_multiple_of")
 
 
@@ -23,9 +26,18 @@ def tokenizer_policy(parts: dict[str, Node]) -> TokenizerPolicy | None:
     return TokenizerPolicy(
         source=reference(inner["source"]) if is_set(inner.get("source")) else "union",
         tokens=tuple(_rule(token, node) for token, node in tokens.items()),
-        pad_to_multiple_of=inner["pad_to_multiple_of"].integer(1) if is_set(inner.get("pad_to_multiple_of")) else None,
+        pad_to_multiple_of=_multiple(inner.get("pad_to_multiple_of")),
         where=block.where,
     )
+
+
+def _multiple(node: Node | None) -> int | None:
+    if node is None or node.value is None:
+        return None
+    multiple = node.integer(1)
+    if multiple > _MOST_PADDING:
+        node.fail(f"{multiple:,} adds up to as many rows to the vocabulary", f"give at most {_MOST_PADDING:,}")
+    return multiple
 
 
 def _rule(token: str, node: Node) -> TokenRule:

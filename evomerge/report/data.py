@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,20 @@ _STEEPEST = 5
 """Genes whose slopes are shown of a trial; the run's journal has all."""
 
 
+def as_json(data: Any) -> str:
+    """The data as a JSON text of letters that print. JSON has no infinity (the loss of an answer of probability 0) and
+    no NaN: they become null."""
+    return json.dumps(_finite(data), indent=2, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def trial_data(leaderboard: Leaderboard, trial: Trial, kept: tuple[Path, SplitName] | None = None) -> dict[str, Any]:
     """Returns one trial. With `kept` (the folder of per-item scores, and the split of the trial's scores) its 95 %
     intervals are included."""
@@ -37,6 +53,7 @@ def trial_data(leaderboard: Leaderboard, trial: Trial, kept: tuple[Path, SplitNa
         "trial": trial.number,
         "label": trial.name,
         "state": trial.state,
+        "predicted": trial.state == "pruned",
         "scores": {name: signs.get(name, 1) * value for name, value in trial.scores.items()},
         "stderr": dict(trial.stderr),
         **spans,
@@ -157,7 +174,7 @@ def status_data(state: Status | Unreadable) -> dict[str, Any]:
         return {"run": str(state.folder.path), "problem": state.problem}
     return {
         "run": str(state.folder.path),
-        "finished": state.finished,
+        **_state_data(state),
         "budget": dict(state.budget),
         "winner": state.winner.number if state.winner else None,
         "front": front_data(state.search, state.release.leaderboard if state.release else None),
@@ -167,6 +184,12 @@ def status_data(state: Status | Unreadable) -> dict[str, Any]:
     }
 
 
+def _state_data(state: Status) -> dict[str, Any]:
+    """Returns "running", "stopped" or "finished", and the process that drives the run."""
+    process = asdict(state.driver) if state.driver else None
+    return {"state": state.state, "driver": process, "finished": state.finished}
+
+
 def run_data(state: Status | Unreadable) -> dict[str, Any]:
     """Returns one run of the list of runs."""
     if not isinstance(state, Status):
@@ -174,18 +197,13 @@ def run_data(state: Status | Unreadable) -> dict[str, Any]:
     best = state.search.best()
     return {
         "run": str(state.folder.path),
-        "finished": state.finished,
+        **_state_data(state),
         "trials": state.done,
         "budget": dict(state.budget),
         "best": best.number if best else None,
         "best_objective": best.objective if best else None,
         "winner": state.winner.number if state.winner else None,
     }
-
-
-def finite(loss: float | None) -> float | None:
-    """Returns None for an infinite loss (an answer of probability 0): JSON has no infinity."""
-    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def evaluated_data(result: Evaluated) -> dict[str, Any]:
@@ -198,7 +216,7 @@ def evaluated_data(result: Evaluated) -> dict[str, Any]:
             "stderr": score.stderr,
             "interval": interval(score, slice_.sign),
             "items": len(score.items),
-            "loss": finite(score.loss),
+            "loss": score.loss,
             "floor": None if verdict.floor is None else slice_.show(verdict.floor),
             "bound": slice_.show(verdict.bound),
             "passed": verdict.passed,
@@ -251,9 +269,9 @@ def compared_data(compared: Compared) -> dict[str, Any]:
         return {
             "metric": info["metric"],
             "higher_is_better": info["sign"] > 0,
-            "first": finite(comparison.first),
-            "second": finite(comparison.second),
-            "difference": finite(comparison.difference),
+            "first": comparison.first,
+            "second": comparison.second,
+            "difference": comparison.difference,
             "interval": comparison.interval,
             "p": comparison.p,
             "test": comparison.test,

@@ -4,42 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
+from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.study.run.release import Contributions
 
 _BAR = 10
 """Blocks of the longest bar."""
 
 
-def gained_table(gained: Contributions) -> Table:
+def gained_table(gained: Contributions) -> Sheet:
     """Builds a table: a row for each place (layers, in their order), a column for each gene and source, and bars for
     the sums of the rows."""
-    columns = list(dict.fromkeys((gene, source) for gene, source, _ in gained.parts))
-    rows = list(dict.fromkeys(place for _, _, place in gained.parts))
-    sums = {row: sum(part for (_, _, place), part in gained.parts.items() if place == row) for row in rows}
+    groups = list(dict.fromkeys((gene, source) for gene, source, _ in gained.parts))
+    places = list(dict.fromkeys(place for _, _, place in gained.parts))
+    sums = {place: sum(part for (_, _, where), part in gained.parts.items() if where == place) for place in places}
     before, after = gained.objective
     title = (
         f"What the gradient gained: objective {before:.4f} (trial {gained.first}) to {after:.4f} (trial {gained.last})"
     )
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    table.caption = "by slopes along the way: they add up to the gain as the proxy losses see it"
-    table.caption_justify = "left"
-    table.add_column("")
-    for gene, source in columns:
-        table.add_column(f"{gene}\n{source}" if source else gene, justify="right")
-    table.add_column("all", justify="right")
-    table.add_column("")
+    legend = ["by slopes along the way: they add up to the gain as the proxy losses see it"]
+    columns = [*(Column(gene, source) for gene, source in groups), Column("all", "")]
     longest = max((abs(total) for total in sums.values()), default=0.0) or 1.0
-    for row in rows:
-        parts = (gained.parts.get((*column, row)) for column in columns)
-        bar = Text("█" * round(_BAR * abs(sums[row]) / longest), style="green" if sums[row] > 0 else "red")
-        table.add_row(row or "everywhere", *(_number(part) for part in parts), _number(sums[row]), bar)
-    totals = [sum(part for (g, s, _), part in gained.parts.items() if (g, s) == column) for column in columns]
-    table.add_section()
-    table.add_row("all", *map(_number, totals), _number(sum(totals)), "")
-    return table
+    rows = []
+    for place in places:
+        parts = (gained.parts.get((*group, place)) for group in groups)
+        bar = f" {'█' * round(_BAR * abs(sums[place]) / longest):{_BAR}}"
+        style = "green" if sums[place] > 0 else "red"
+        cells = [*(Cell(_number(part)) for part in parts), Cell(_number(sums[place]), bar, style)]
+        rows.append(Row([place or "everywhere"], cells, ends=place == places[-1]))
+    totals = [sum(part for (g, s, _), part in gained.parts.items() if (g, s) == group) for group in groups]
+    rows.append(Row(["all"], [*(Cell(_number(t)) for t in totals), Cell(_number(sum(totals)), " " * (_BAR + 1))]))
+    return Sheet(title, ["where"], columns, rows, legend)
 
 
 def gained_data(gained: Contributions | None) -> dict[str, Any] | None:

@@ -1,47 +1,83 @@
-"""Shows a running study on stderr: a live panel on a terminal, one line a trial elsewhere."""
+"""Shows a running study on stderr: a live panel on a terminal, one plain line an event elsewhere."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
+from rich.table import Table
 from rich.text import Text
 
-from evomerge.report.tables import describe, leaderboard_table, number
-from evomerge.study.observer import Observer
+from evomerge.escape import printable
+from evomerge.report.numbers import clock, number
+from evomerge.report.shown import console as plain_console
+from evomerge.report.shown import text
+from evomerge.report.tables import describe, leaderboard_table
+from evomerge.study.observer import Observer, StageName
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import Trial
 
+_STAGES: tuple[StageName, ...] = ("references", "search", "holdout")
+"""The stages that every study has."""
+_BAR = 30  # columns
+
 
 class Clock:
-    """Estimates the remaining time, by the mean of the trials of this session and by the budget of time."""
+    """Measures this session, and estimates what is left of the search by its mean time a trial and by the budget."""
 
-    def __init__(self, trials: int | None, seconds: float | None) -> None:
-        self.trials, self.seconds = trials, seconds
-        self._started = time.monotonic()
+    def __init__(self, trials: int | None, seconds: float | None, spent: float = 0.0) -> None:
+        """Args:
+        trials: the budget's total; None: no limit.
+        seconds: the time that is left; None: no limit.
+        spent: the seconds that earlier sessions spent.
+        """
+        self.trials, self.seconds, self.spent = trials, seconds, spent
+        self._started = self._first = self._last = time.monotonic()
+        self._finished = 0
+
+    def begin_search(self) -> None:
+        """The references are scored: from now on trials are timed."""
+        self._first = self._last = time.monotonic()
         self._finished = 0
 
     def tick(self) -> None:
+        """A trial ended."""
         self._finished += 1
+        self._last = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self._started
 
     def left(self, done: int) -> str:
-        if not self._finished:
-            return "?"
-        elapsed = time.monotonic() - self._started
-        limits = [] if self.trials is None else [elapsed / self._finished * max(0, self.trials - done)]
-        limits += [] if self.seconds is None else [max(0.0, self.seconds - elapsed)]
-        left = min(limits, default=0.0)
-        return f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"
+        """The time that is left when so many trials are done; "?" where that is unknown."""
+        now, limits = time.monotonic(), []
+        if self.trials is not None and self._finished:
+            mean = (self._last - self._first) / self._finished
+            limits.append(mean * max(0, self.trials - done) - (now - self._last))
+        if self.seconds is not None:
+            limits.append(self.seconds - self.elapsed)
+        left = min(limits, default=-1.0)
+        over = self.trials is not None and done >= self.trials
+        return clock(max(0.0, left)) if left >= 0 or over else "?"
+
+    def budget(self) -> str:
+        """How much of the budget of time is used: ``0:03:10 of 2:00:00``; empty without one."""
+        if self.seconds is None:
+            return ""
+        total = self.spent + self.seconds
+        return f"{clock(min(total, self.spent + self.elapsed))} of {clock(total)}"
 
 
 class LineView(Observer):
-    """Prints one line for each event; for logs and pipes."""
+    """Prints one line for each event, without control characters; for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -56,11 +92,11 @@ class LineView(Observer):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         pass
 
-    def say(self, text: str) -> None:
+    def say(self, line: str) -> None:
         if self._closed:
             return
         try:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(text(line), soft_wrap=True)
         except BrokenPipeError:
             # The reader of stderr has left; the study goes on.
             self._closed = True
@@ -80,9 +116,19 @@ class LineView(Observer):
     def warn(self, message: str) -> None:
         self.say(f"warning: {message}")
 
-    def launched(self, run: str, trials: int | None, seconds: float | None, signs: Mapping[str, int]) -> None:
-        self._clock, self._signs = Clock(trials, seconds), signs
-        self.say(f"run {run}: {trials or 'any number of'} trials on {', '.join(signs)}")
+    def launched(
+        self, run: str, trials: int | None, seconds: float | None, signs: Mapping[str, int], spent: float = 0.0
+    ) -> None:
+        self._clock, self._signs = Clock(trials, seconds, spent), signs
+        time_budget = self._clock.budget()
+        within = f", {time_budget} of evaluation are used" if time_budget else ""
+        self.say(f"run {run}: {trials or 'any number of'} trials on {', '.join(signs)}{within}")
+
+    def stage(self, name: StageName, done: int, total: int | None, last: str = "") -> None:
+        if name == "search" and not last:
+            self._clock.begin_search()
+        if last:
+            self.say(f"{name} [{done}/{total}] {last}")
 
     def trial_finished(self, trial: Trial, leaderboard: Leaderboard) -> None:
         self._clock.tick()
@@ -94,31 +140,29 @@ class LineView(Observer):
         count = f"[{done}/{self._clock.trials or '-'}]"
         self.say(f"{count} {self._line(trial, leaderboard)} | {top} | left {self._clock.left(done)}")
 
-    def holdout_scored(self, name: str, done: int, total: int) -> None:
-        self.say(f"holdout [{done}/{total}] {name}")
-
     def _line(self, trial: Trial, leaderboard: Leaderboard) -> str:
         if trial.state == "failed":
             return f"{describe(trial)} failed: {trial.reason}"
-        scores = " ".join(f"{name} {self._signs.get(name, 1) * value:.4f}" for name, value in trial.scores.items())
+        scores = " ".join(f"{name} {number(self._signs.get(name, 1) * v)}" for name, v in trial.scores.items())
         missed = [v.slice for v in leaderboard.verdicts(trial) if not v.passed]
         floors = f"misses {', '.join(missed)}" if missed else ("passes" if leaderboard.settled else "")
-        predicted = f" by {trial.evaluated} of {trial.items} items" if trial.state == "pruned" else ""
+        predicted = f" as predicted by {trial.evaluated} of {trial.items} items" if trial.state == "pruned" else ""
         return f"{describe(trial)}: {scores} {floors}".rstrip() + predicted
 
 
 class LiveView(LineView):
-    """Redraws a panel in place: progress, the current trial, the best merges against the floors."""
+    """Redraws a panel in place: the stages with their counts, what is being done and for how long, the best merges
+    against the floors. A thread redraws it, so that the clock goes on while a candidate is being scored."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        count, note = TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[note]}")
-        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), note)
-        self._task = self._bar.add_task("search", total=1, visible=False, note="")
-        self._now = Spinner("dots", Text(""))
-        self._live = Live(console=console, refresh_per_second=8, transient=True)
-        self._table: Group | None = None
-        self._what = "scoring"
+        self._run = ""
+        self._stages: dict[str, tuple[int, int | None]] = {}
+        self._stage = ""
+        self._table: RenderableType | None = None
+        self._what, self._now, self._since = "scoring", "", time.monotonic()
+        self._spinner = Spinner("dots")
+        self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -127,46 +171,83 @@ class LiveView(LineView):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._live.stop()
 
-    def _draw(self, message: str | None = None) -> None:
-        if message is not None:
-            self._now = Spinner("dots", Text(f" {message}"))
-        self._live.update(Group(self._bar, *([self._table] if self._table else []), self._now))
-
     def phase(self, message: str) -> None:
-        self._draw(message)
-
-    def launched(self, run: str, trials: int | None, seconds: float | None, signs: Mapping[str, int]) -> None:
-        self._clock, self._signs = Clock(trials, seconds), signs
-        self._bar.update(self._task, description=f"run {run}", total=trials, visible=True)
-        self._draw()
+        self._begin(message)
 
     def progress(self, message: str, done: float) -> None:
-        self._bar.update(self._task, description="", total=100, completed=100 * done, visible=done < 1)
-        self._draw(message)
+        self._now = f"{message} ({done:.0%})"
+        self._live.refresh()
+
+    def launched(
+        self, run: str, trials: int | None, seconds: float | None, signs: Mapping[str, int], spent: float = 0.0
+    ) -> None:
+        self._clock, self._signs, self._run = Clock(trials, seconds, spent), signs, run
+        self._live.refresh()
+
+    def stage(self, name: StageName, done: int, total: int | None, last: str = "") -> None:
+        if name == "search" and not last:
+            self._clock.begin_search()
+        if name in ("best in full", "holdout"):
+            self._what = "scoring on the holdout items" if name == "holdout" else "scoring in full"
+            self._begin(self._what)
+        self._stages = {**self._stages, name: (done, total)}
+        self._stage = name
+        self._live.refresh()
 
     def trial_started(self, trial: Trial) -> None:
         self._what = f"scoring {describe(trial)}"
-        self._draw(self._what)
+        self._begin(self._what)
 
     def slice_started(self, name: str) -> None:
-        self._draw(f"{self._what}: {name}")
+        self._now = f"{self._what}: {name}"
 
     def trial_finished(self, trial: Trial, leaderboard: Leaderboard) -> None:
         self._clock.tick()
-        done = leaderboard.n_finished
-        self._bar.update(self._task, completed=done, note=f"left {self._clock.left(done)}")
+        if trial.kind == "search":
+            self._stages = {**self._stages, "search": (leaderboard.n_finished, self._clock.trials)}
         if trial.state == "failed":
             self.warn(f"{describe(trial)} failed: {trial.reason}")
         if leaderboard.settled:
-            rows = [(describe(t), t) for t in (leaderboard.base, *leaderboard.merges(3)) if t is not None]
-            self._table = Group(leaderboard_table("best so far (search split)", leaderboard, rows, {}))
-        self._draw()
+            rows = [(describe(t), t) for t in (*leaderboard.merges(3), leaderboard.base) if t is not None]
+            self._table = leaderboard_table("best so far (search split)", leaderboard, rows, {})
+        self._live.refresh()
 
-    def holdout_scored(self, name: str, done: int, total: int) -> None:
-        self._what = "holdout split"
-        self._draw(f"holdout split: {name} ({done}/{total})")
+    def _begin(self, what: str) -> None:
+        """Something else is being done from now on."""
+        self._now, self._since = what, time.monotonic()
+        self._live.refresh()
+
+    def _panel(self) -> Group:
+        parts: list[RenderableType] = []
+        if self._run:
+            parts += [text(f"run {self._run}  {clock(self._clock.elapsed)}", "bold"), self._bars()]
+        if self._now:
+            self._spinner.update(text=Text(printable(f" {self._now}  {clock(time.monotonic() - self._since)}")))
+            parts.append(self._spinner)
+        return Group(*parts, *([self._table] if self._table else []))
+
+    def _bars(self) -> Table:
+        bars = Table.grid(padding=(0, 1))
+        stages = self._stages
+        names = [name for name in ("references", "search", "best in full", "holdout") if name in (*_STAGES, *stages)]
+        for name in names:
+            if name not in stages:
+                bars.add_row(Text(name, "dim"), Text(""), Text("-", "dim"), Text(""))
+                continue
+            done, total = stages[name]
+            at_work = name == self._stage
+            bar = ProgressBar(total=total, completed=min(done, total or done), width=_BAR)
+            note = ""
+            if name == "search":
+                left = f"about {self._clock.left(done)} left" if at_work and self._clock.left(done) != "?" else ""
+                note = ", ".join(filter(None, (self._clock.budget(), left)))
+            count = f"{done}/{total}" if total else str(done)
+            bars.add_row(Text(name), bar if total else Text(""), Text(count), Text(note))
+        return bars
 
 
-def view(console: Console) -> LineView:
-    """Returns the live panel on a terminal, else the view with one line an event."""
-    return LiveView(console) if console.is_terminal else LineView(console)
+def view(console: Console | None = None) -> LineView:
+    """Returns the live panel on a terminal that can move its cursor, else the view with one line an event; on stderr,
+    unless a console is given."""
+    console = console or plain_console(sys.stderr)
+    return LiveView(console) if console.is_terminal and not console.is_dumb_terminal else LineView(console)

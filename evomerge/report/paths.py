@@ -4,38 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from evomerge.examine.path import Barrier, Point, ScoredPath
-from evomerge.report.data import finite
-from evomerge.report.results import score
-from evomerge.report.tables import number
+from evomerge.report.numbers import behind, number, shortest, telling
+from evomerge.report.shown import Cell, Column, Row, Sheet
+from evomerge.report.tables import INTERVALS, by_bounds, judged, limit, slice_columns
 from evomerge.scoring.gates import interval
 
 
-def path_table(result: ScoredPath) -> Table:
+def path_table(result: ScoredPath) -> Sheet:
     """Builds a table: one row a point; one column a slice, with 95 % intervals and the floor on top; the mean loss; the
     verdict."""
-    table = Table(title=result.title, title_justify="left", title_style="bold", header_style="bold")
-    table.add_column("t", justify="right")
-    for name, slice_ in result.slices.items():
-        table.add_column(f"{name}\n{slice_.metric}", justify="right")
+    columns = slice_columns(result.gates, {name: slice_.metric for name, slice_ in result.slices.items()})
     loss = dict(result.mean_loss)
-    if loss:
-        table.add_column("loss\nnats/token", justify="right")
-    table.add_column("floors", justify="center")
-    table.add_row("floor", *(_floor(result, name) for name in result.slices), style="dim", end_section=True)
+    columns += [Column("loss", "nats/token ↓")] if loss else []
+    columns.append(Column("floors", numbers=False))
+    decimals = {name: _decimals(result, name) for name in result.slices}
+    gates = (result.gates[name] for name in result.slices)
+    floors = [Cell(limit(gate.floor, gate.sign, decimals[gate.slice])) for gate in gates]
+    rows = [Row(["floor"], [*floors, *([Cell("")] if loss else []), Cell("")], "dim", ends=True)]
     for point in result.points:
-        cells = [_score(result, point, name) for name in result.slices]
-        losses = [number(loss.get(point.t))] if loss else []
-        table.add_row(f"{point.t:g}", *cells, *losses, _mark(point))
-    return table
+        cells = [_score(result, point, name, decimals[name]) for name in result.slices]
+        losses = [Cell(number(loss.get(point.t)))] if loss else []
+        rows.append(Row([f"{point.t:g}"], [*cells, *losses, _mark(point)]))
+    down = loss or any(gate.sign < 0 for gate in result.gates.values())
+    legend = ["↓: lower is better"] if down else []
+    legend += by_bounds(result.confidence)
+    return Sheet(result.title, ["t"], columns, rows, legend, more=INTERVALS)
 
 
-def path_summary(result: ScoredPath) -> str:
-    """Says which points pass every floor, and the barriers, one line each."""
-    return "\n".join([_passing(result), *_barriers(result)])
+def path_summary(result: ScoredPath) -> list[str]:
+    """Says which points pass every floor, and the barriers, a line each."""
+    return [_passing(result), *_barriers(result)]
 
 
 def path_data(result: ScoredPath) -> dict[str, Any]:
@@ -71,14 +70,14 @@ def _point_data(result: ScoredPath, point: Point) -> dict[str, Any]:
         "digest": point.digest or None,
         "objective": point.objective,
         "feasible": point.feasible,
-        "loss": finite(dict(result.mean_loss).get(point.t)),
+        "loss": dict(result.mean_loss).get(point.t),
         "reason": point.reason,
         "slices": {
             name: {
                 "score": result.slices[name].show(slice_score.value),
                 "stderr": slice_score.stderr,
                 "interval": interval(slice_score, result.slices[name].sign),
-                "loss": finite(slice_score.loss),
+                "loss": slice_score.loss,
                 "passed": passed[name],
             }
             for name, slice_score in point.scores.items()
@@ -90,28 +89,29 @@ def _barrier_data(barrier: Barrier | None) -> dict[str, float] | None:
     return None if barrier is None else {"height": barrier.height, "t": barrier.t}
 
 
-def _floor(result: ScoredPath, name: str) -> str:
-    gate = result.gates[name]
-    if gate.floor is None:
-        return "none"
-    return f"{'≥' if gate.sign > 0 else '≤'} {gate.sign * gate.floor:.4f}"
+def _decimals(result: ScoredPath, name: str) -> int:
+    gate, verdicts = result.gates[name], [v for p in result.points for v in p.verdicts if v.slice == name]
+    floor = None if gate.floor is None else gate.sign * gate.floor
+    least = shortest(result.slices[name].show(p.scores[name].value) for p in result.points if name in p.scores)
+    return telling(floor, judged(verdicts, gate.sign), gate.sign, least)
 
 
-def _score(result: ScoredPath, point: Point, name: str) -> Text:
+def _score(result: ScoredPath, point: Point, name: str, decimals: int) -> Cell:
     if name not in point.scores:
-        return Text("-")
+        return Cell("-")
     slice_, slice_score = result.slices[name], point.scores[name]
-    text = score(slice_.show(slice_score.value), interval(slice_score, slice_.sign))
+    value = slice_.show(slice_score.value)
     missed = any(v.slice == name and not v.passed for v in point.verdicts)
-    return Text(f"✗ {text}", style="red") if missed else Text(text)
+    after = behind(value, interval(slice_score, slice_.sign), decimals)
+    return Cell(f"{'✗ ' if missed else ''}{number(value, decimals)}", after, "red" if missed else "")
 
 
-def _mark(point: Point) -> Text:
+def _mark(point: Point) -> Cell:
     if point.reason is not None:
-        return Text("failed", style="red")
+        return Cell("failed", style="red")
     if all(v.floor is None for v in point.verdicts):
-        return Text("-")
-    return Text("pass", style="green") if point.feasible else Text("miss", style="red")
+        return Cell("-")
+    return Cell("pass", style="green") if point.feasible else Cell("miss", style="red")
 
 
 def _passing(result: ScoredPath) -> str:

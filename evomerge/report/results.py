@@ -2,64 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
 from evomerge.report.items_scored import ItemsScored
-from evomerge.report.tables import describe, mark, number, span
-from evomerge.scoring.gates import Gate, Verdict
+from evomerge.report.numbers import behind, number, shortest, telling
+from evomerge.report.shown import Cell, Column, Row, Sheet
+from evomerge.report.tables import (
+    INTERVALS,
+    by_bounds,
+    describe,
+    directions,
+    judged,
+    limit,
+    mark,
+    misses,
+    origins,
+    scored,
+    slice_columns,
+)
+from evomerge.scoring.gates import Verdict
 from evomerge.study.run.leaderboard import Leaderboard
-from evomerge.study.run.recorded import Interval, intervals
+from evomerge.study.run.recorded import intervals
 from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
 
 if TYPE_CHECKING:
     from evomerge.study.search import Result
 
-_SPLITS = "search\nholdout"
 
-
-def result_table(result: Result) -> Table:
+def result_table(result: Result) -> Sheet:
     """Builds a table of both splits: parents, uniform average, the other re-scored candidates, and the winner (without
     one, the closest)."""
     metrics = {name: info.metric for name, info in result.slices.items()}
-    title = "Scores with 95 % intervals; the search never saw the holdout items"
-    if result.confidence is not None:
-        title += f"\nfloors are held against {result.confidence:.0%} lower bounds"
-    return both_splits(title, result.folder.items, result.search, result.holdout, metrics)
+    title = "Scores on both splits; the search never saw the holdout items"
+    legend = by_bounds(result.confidence)
+    return both_splits(title, result.folder.items, result.search, result.holdout, metrics, legend)
 
 
 def both_splits(
-    title: str, items: Path, search: Leaderboard, holdout: Leaderboard, metrics: Mapping[str, str]
-) -> Table:
-    """Builds a table with one row a trial of `holdout`, two lines a row: its search and its holdout scores.
+    title: str,
+    items: Path,
+    search: Leaderboard,
+    holdout: Leaderboard,
+    metrics: Mapping[str, str],
+    legend: Sequence[str] = (),
+) -> Sheet:
+    """Builds a table with two rows for each trial of `holdout`: its search and its holdout scores.
 
     items: the folder of per-item scores.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    table.caption, table.caption_justify = _relative_floors(holdout), "left"
-    table.add_column("model")
-    table.add_column("split", style="dim")
-    for name in holdout.gates:
-        table.add_column(f"{name}\n{metrics.get(name, '')}", justify="right")
-    table.add_column("objective", justify="right")
-    table.add_column("floors", justify="center")
-    floors = (_both(_floor(search.gates[name]), _floor(holdout.gates[name])) for name in holdout.gates)
-    table.add_row("floor", _SPLITS, *floors, "", "", style="dim", end_section=True)
     known = {trial.number: trial for trial in search.trials}
-    for label, trial in _rows(holdout):
-        pair = [(search, known[trial.number]), (holdout, trial)]
-        sides = [_cells(items, *pair[0], "search"), _cells(items, *pair[1], "holdout")]
-        scores = (_both(*cells) for cells in zip(*sides, strict=True))
-        marks = _both(*(mark(leaderboard, side) for leaderboard, side in pair))
-        objectives = _both(*(Text(number(side.objective)) for _, side in pair))
-        table.add_row(label, _SPLITS, *scores, objectives, marks)
-    return table
+    labelled = [(label, known[trial.number], trial) for label, trial in _rows(holdout)]
+    sides = [(search, t) for _, t, _ in labelled] + [(holdout, t) for *_, t in labelled]
+    decimals = {name: _decimals(name, sides) for name in holdout.gates}
+    rows = [
+        Row(["floor", split], [*_floors(board, decimals), Cell(""), Cell("")], "dim", ends=split == "holdout")
+        for split, board in (("search", search), ("holdout", holdout))
+    ]
+    for label, found, trial in labelled:
+        rows.append(_row(label, "search", search, found, items, decimals))
+        rows.append(_row(label, "holdout", holdout, trial, items, decimals))
+    columns = [*slice_columns(holdout.gates, metrics), Column("objective"), Column("floors", numbers=False)]
+    notes = [*directions(g.sign for g in holdout.gates.values()), *misses(sides), *origins(holdout, "holdout"), *legend]
+    return Sheet(title, ["model", "split"], columns, rows, notes, more=INTERVALS)
 
 
 def _rows(leaderboard: Leaderboard) -> list[tuple[str, Trial]]:
@@ -67,51 +75,43 @@ def _rows(leaderboard: Leaderboard) -> list[tuple[str, Trial]]:
     best, near = leaderboard.best(), closest(leaderboard)
     last = best or near
     rows = [(describe(t), t) for t in leaderboard.trials if last is None or t.number != last.number]
-    return rows if last is None else [*rows, (f"{'winner' if best else 'closest'}:\n{describe(last)}", last)]
+    return rows if last is None else [*rows, (f"{'winner' if best else 'closest'}: {describe(last)}", last)]
 
 
-def _both(search: Text, holdout: Text) -> Text:
-    return Text("\n").join([search, holdout])
+def _decimals(name: str, sides: list[tuple[Leaderboard, Trial]]) -> int:
+    """The decimals of a slice's column, with which each score is on the right side of its split's floor."""
+    signs = [(board.gates[name].sign, trial) for board, trial in sides]
+    decimals = shortest(sign * trial.scores[name] for sign, trial in signs if name in trial.scores)
+    for board, trial in sides * 2:  # more decimals for one score can make another one's too few
+        gate = board.gates[name]
+        floor = None if gate.floor is None else gate.sign * gate.floor
+        verdicts = [v for v in board.verdicts(trial) if v.slice == name]
+        decimals = telling(floor, judged(verdicts, gate.sign), gate.sign, decimals)
+    return decimals
 
 
-def _floor(gate: Gate) -> Text:
-    if gate.floor is None:
-        return Text("none")
-    return Text(f"{'≥' if gate.sign > 0 else '≤'} {gate.sign * gate.floor:.{_decimals(gate.floor)}f}")
+def _floors(leaderboard: Leaderboard, decimals: Mapping[str, int]) -> list[Cell]:
+    return [
+        Cell(limit(leaderboard.gates[name].floor, leaderboard.gates[name].sign, decimals[name])) for name in decimals
+    ]
 
 
-def _relative_floors(leaderboard: Leaderboard) -> str | None:
-    floors = [f"{n} {'≥' if g.sign > 0 else '≤'} {g.text}" for n, g in leaderboard.gates.items() if " " in g.text]
-    return f"floors on the holdout: {', '.join(floors)}" if floors else None
-
-
-def _cells(items: Path, leaderboard: Leaderboard, trial: Trial, split: SplitName) -> list[Text]:
+def _row(
+    label: str, split: SplitName, leaderboard: Leaderboard, trial: Trial, items: Path, decimals: Mapping[str, int]
+) -> Row:
     signs = {name: gate.sign for name, gate in leaderboard.gates.items()}
     missed = {v.slice for v in leaderboard.verdicts(trial) if not v.passed}
     spans = intervals(items, trial, split, signs)
     cells = []
     for name, sign in signs.items():
         if name not in trial.scores:
-            cells.append(Text("-"))
+            cells.append(Cell("-"))
             continue
-        text = score(sign * trial.scores[name], spans.get(name))
-        cells.append(Text(f"✗ {text}", style="red") if name in missed else Text(text))
-    return cells
-
-
-def score(value: float, interval: Interval) -> str:
-    """Writes a score with its interval, short: ``0.984 (0.94–1.00)``."""
-    decimals = _decimals(value)
-    if interval is None:
-        return f"{value:.{decimals}f}"
-    fewer = max(0, decimals - 1)
-    narrow = f"{interval[0]:.{fewer}f}" == f"{interval[1]:.{fewer}f}"
-    return f"{value:.{decimals}f} ({span(interval, decimals if narrow else fewer)})"
-
-
-def _decimals(value: float) -> int:
-    """Returns the number of decimals with which about four digits are shown."""
-    return max(0, 4 - len(f"{abs(value):.0f}"))
+        value = sign * trial.scores[name]
+        after = behind(value, spans.get(name), decimals[name])
+        cells.append(scored(number(value, decimals[name]), after, trial, name in missed))
+    objective = scored(number(trial.objective), "", trial, missed=False)
+    return Row([label, split], [*cells, objective, mark(leaderboard, trial)], ends=split == "holdout")
 
 
 # What the table says
@@ -170,11 +170,11 @@ def _objective(leaderboard: Leaderboard, number: int | None) -> float | None:
     return next((t.objective for t in leaderboard.trials if t.number == number), None)
 
 
-def verdict(result: Result) -> str:
+def verdict(result: Result) -> list[str]:
     """Says how a search ended, how many items it scored, and what to do next."""
     items = ItemsScored.of(result.search.trials)
-    scored = [str(items)] if items.in_full else []
-    return "\n".join([*scored, _outcome(result), *front_words(result)])
+    counts = [str(items)] if items.in_full else []
+    return [*counts, *_outcome(result), *front_words(result)]
 
 
 def front_words(result: Result) -> list[str]:
@@ -182,33 +182,33 @@ def front_words(result: Result) -> list[str]:
     points = result.search.front()
     if not points:
         return []
-    scored, still = {t.number for t in result.holdout.trials}, {t.number for t in result.holdout.front()}
+    known, still = {t.number for t in result.holdout.trials}, {t.number for t in result.holdout.front()}
     able = {t.number for t in result.holdout.trials if result.holdout.outcome(t).feasible}
     count = f"{len(points)} trade-off{'s' if len(points) > 1 else ''}"
-    lines = [f"front: {count} by the search items; `evomerge export {result.folder.handle} --trial N` takes any"]
+    words = [f"front: {count} by the search items; `evomerge export {result.folder.handle} --trial N` takes any"]
     for trial in points:
         holdout = "not scored on the holdout items"
-        if trial.number in scored:
+        if trial.number in known:
             passes = "another is as good" if trial.number in able else "misses a floor"
             holdout = f"holdout: {'on the front' if trial.number in still else passes}"
-        lines.append(f"  {result.search.floors.describe(trial)} ({holdout})")
-    return lines
+        words.append(f"  {result.search.floors.describe(trial)} ({holdout})")
+    return words
 
 
-def _outcome(result: Result) -> str:
+def _outcome(result: Result) -> list[str]:
     name = result.folder.handle
     if result.winner is not None:
         parent, gain = better_parent(result), carried_over(result.search, result.holdout, result.winner)
-        lines = [f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`"]
-        lines += [str(gain)] if gain else []
+        words = [f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`"]
+        words += [str(gain)] if gain else []
         if parent is not None:
-            lines.append(f"note: {parent.label} itself passes every floor and scores better; no merge beat it")
-        return "\n".join(lines)
+            words.append(f"note: {parent.label} itself passes every floor and scores better; no merge beat it")
+        return words
     last = closest(result.holdout)
     if last is None:
-        return "no winner: no merge could be scored"
+        return ["no winner: no merge could be scored"]
     missed = missed_floors(result.holdout, last)
-    return f"no winner: no candidate passes every floor on the holdout split; closest is {describe(last)}: {missed}"
+    return [f"no winner: no candidate passes every floor on the holdout split; closest is {describe(last)}: {missed}"]
 
 
 def better_parent(result: Result) -> Trial | None:
@@ -232,6 +232,7 @@ def missed_floors(leaderboard: Leaderboard, trial: Trial) -> str:
 
 def _missed(leaderboard: Leaderboard, trial: Trial, verdict: Verdict) -> str:
     sign, name = leaderboard.gates[verdict.slice].sign, verdict.slice
-    floor = sign * verdict.floor if verdict.floor is not None else float("nan")
-    bound = f" (confidence bound {sign * trial.bounds[name]:.4f})" if name in trial.bounds else ""
-    return f"{name} {sign * trial.scores[name]:.4f}{bound}, floor {floor:.4f}"
+    floor = None if verdict.floor is None else sign * verdict.floor
+    decimals = telling(floor, [(sign * verdict.bound, False)], sign, 4)
+    bound = f" (confidence bound {number(sign * trial.bounds[name], decimals)})" if name in trial.bounds else ""
+    return f"{name} {number(sign * trial.scores[name], decimals)}{bound}, floor {number(floor, decimals)}"

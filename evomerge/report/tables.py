@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
-from evomerge.scoring.gates import interval
-from evomerge.study.after.status import Status, Unreadable
+from evomerge.report.numbers import number, span, telling
+from evomerge.report.shown import Cell, Column, Row, Sheet
+from evomerge.scoring.gates import Gate, Verdict, interval
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import UNIFORM, Trial
 
@@ -17,6 +15,8 @@ if TYPE_CHECKING:
     from evomerge.examine.evaluate import Evaluated
 
 _NAMES = {UNIFORM: "uniform average"}
+INTERVALS = "95 % intervals"
+PREDICTED = "~: predicted from a part of the items; a pruned trial cannot win"
 
 
 def describe(trial: Trial) -> str:
@@ -25,112 +25,137 @@ def describe(trial: Trial) -> str:
     return _NAMES.get(trial.label, trial.label)
 
 
-def number(value: float | None, stderr: float | None = None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f} ± {stderr:.4f}" if stderr is not None else f"{value:.4f}"
+# Parts that several tables have.
 
 
-def span(interval: tuple[float, float] | None, decimals: int = 4) -> str:
-    """Writes an interval of a score: ``0.944–0.996``."""
-    if interval is None:
-        return "-"
-    low, high = (f"{end:.{decimals}f}" for end in interval)
-    return f"{low} to {high}" if low.startswith("-") else f"{low}–{high}"
+def directed(metric: str, sign: int) -> str:
+    """The metric with an arrow in its good direction."""
+    return f"{metric} {'↑' if sign > 0 else '↓'}".strip()
+
+
+def limit(floor: float | None, sign: int, decimals: int = 4) -> str:
+    """Writes an oriented floor in the metric's direction: ``≥ 0.9000``."""
+    return "none" if floor is None else f"{'≥' if sign > 0 else '≤'} {number(sign * floor, decimals)}"
+
+
+def judged(verdicts: Iterable[Verdict], sign: int) -> list[tuple[float, bool]]:
+    """The scores that were held to a floor by themselves, not by a confidence bound, each with its verdict."""
+    return [(sign * v.score, v.passed) for v in verdicts if v.bound == v.score]
+
+
+def slice_columns(gates: Mapping[str, Gate], metrics: Mapping[str, str]) -> list[Column]:
+    return [Column(name, directed(metrics.get(name, ""), gate.sign)) for name, gate in gates.items()]
+
+
+def directions(signs: Iterable[int]) -> list[str]:
+    """The line of a legend that says which way is good, where that is not always up."""
+    return ["↓: lower is better, and counts negatively in the objective"] if any(sign < 0 for sign in signs) else []
+
+
+def origins(leaderboard: Leaderboard, split: str = "") -> list[str]:
+    """The line of a legend that says what relative floors are made of."""
+    floors = [f"{n} {'≥' if g.sign > 0 else '≤'} {g.text}" for n, g in leaderboard.gates.items() if " " in g.text]
+    return [f"floors{f' on the {split}' if split else ''}: {', '.join(floors)}"] if floors else []
+
+
+def misses(trials: Iterable[tuple[Leaderboard, Trial]]) -> list[str]:
+    """The line of a legend that explains ✗, where some trial misses a floor."""
+    missing = [t for board, t in trials if any(not v.passed for v in board.verdicts(t))]
+    by = "by its confidence bound" if any(t.bounds for t in missing) else ""
+    return [f"✗: misses the floor {by}".rstrip()] if missing else []
+
+
+def by_bounds(confidence: float | None) -> list[str]:
+    """The line of a legend that says what is held to the floors, where that is not the score."""
+    return [] if confidence is None else [f"floors are held against {100 * confidence:g} % confidence bounds"]
+
+
+def mark(leaderboard: Leaderboard, trial: Trial) -> Cell:
+    """Says whether a trial passes every floor; "pruned": its scores are predictions."""
+    if trial.state != "complete":
+        return Cell("pruned", style="yellow") if trial.state == "pruned" else Cell("failed", style="red")
+    if not leaderboard.settled:
+        return Cell("-")
+    return Cell("pass", style="green") if leaderboard.outcome(trial).feasible else Cell("miss", style="red")
+
+
+def scored(text: str, more: str, trial: Trial, missed: bool) -> Cell:
+    """A score: marked where it is predicted, and where it misses its floor."""
+    text = f"~ {text}" if trial.state == "pruned" else text
+    return Cell(f"✗ {text}", more, "red") if missed else Cell(text, more)
+
+
+# Tables.
 
 
 def leaderboard_table(
-    title: str, leaderboard: Leaderboard, rows: Sequence[tuple[str, Trial]], metrics: Mapping[str, str]
-) -> Table:
-    """Builds a table: one row a trial, one column a slice, the floors on top. ✗ marks a score below its floor."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    table.add_column("model")
-    for name in leaderboard.gates:
-        table.add_column(f"{name}\n{metrics.get(name, '')}", justify="right")
-    table.add_column("objective", justify="right")
-    table.add_column("floors", justify="center")
-    table.add_row(
-        "floor", *(_floor(leaderboard, name) for name in leaderboard.gates), "", "", style="dim", end_section=True
-    )
+    title: str,
+    leaderboard: Leaderboard,
+    rows: Sequence[tuple[str, Trial]],
+    metrics: Mapping[str, str],
+    legend: Sequence[str] = (),
+) -> Sheet:
+    """Builds a table: one row a trial, one column a slice, the floors on top. ✗ marks a score below its floor, ~ one
+    that is predicted."""
+    gates = leaderboard.gates
+    columns = [*slice_columns(gates, metrics), Column("objective"), Column("floors", numbers=False)]
+    decimals = {name: _decimals(leaderboard, name, [trial for _, trial in rows]) for name in gates}
+    floors = [Cell(limit(gate.floor, gate.sign, decimals[name])) for name, gate in gates.items()]
+    lines = [Row(["floor"], [*floors, Cell(""), Cell("")], "dim", ends=True)]
     for label, trial in rows:
-        table.add_row(label, *_cells(leaderboard, trial), number(trial.objective), mark(leaderboard, trial))
-    return table
+        objective = scored(number(trial.objective), "", trial, missed=False)
+        lines.append(Row([label], [*_cells(leaderboard, trial, decimals), objective, mark(leaderboard, trial)]))
+    shown = [trial for _, trial in rows]
+    predicted = [PREDICTED] if any(t.state == "pruned" for t in shown) else []
+    marks = misses((leaderboard, t) for t in shown)
+    notes = [*directions(g.sign for g in gates.values()), *marks, *predicted, *origins(leaderboard), *legend]
+    return Sheet(title, ["model"], columns, lines, notes)
 
 
-def _floor(leaderboard: Leaderboard, name: str) -> str:
+def _decimals(leaderboard: Leaderboard, name: str, trials: Sequence[Trial]) -> int:
     gate = leaderboard.gates[name]
-    if gate.floor is None:
-        return "none"
-    sign = "≥" if gate.sign > 0 else "≤"
-    value = f"{sign} {gate.sign * gate.floor:.4f}"
-    return f"{value}\n({gate.text})" if " " in gate.text else value
+    verdicts = [v for trial in trials for v in leaderboard.verdicts(trial) if v.slice == name]
+    floor = None if gate.floor is None else gate.sign * gate.floor
+    return telling(floor, judged(verdicts, gate.sign), gate.sign, 4)
 
 
-def _cells(leaderboard: Leaderboard, trial: Trial) -> list[Text]:
+def _cells(leaderboard: Leaderboard, trial: Trial, decimals: Mapping[str, int]) -> list[Cell]:
     missed = {v.slice for v in leaderboard.verdicts(trial) if not v.passed}
-    cells = []
-    for name, gate in leaderboard.gates.items():
-        if name not in trial.scores:
-            cells.append(Text("-"))
-            continue
-        text = number(gate.sign * trial.scores[name])
-        cells.append(Text(f"✗ {text}", style="red") if name in missed else Text(text))
-    return cells
+    return [
+        scored(number(gate.sign * trial.scores[name], decimals[name]), "", trial, name in missed)
+        if name in trial.scores
+        else Cell("-")
+        for name, gate in leaderboard.gates.items()
+    ]
 
 
-def mark(leaderboard: Leaderboard, trial: Trial) -> Text:
-    """Says whether a trial passes every floor; "pruned": its scores are predictions."""
-    if trial.state != "complete":
-        return Text("pruned", style="yellow") if trial.state == "pruned" else Text("failed", style="red")
-    if not leaderboard.settled:
-        return Text("-")
-    return Text("pass", style="green") if leaderboard.outcome(trial).feasible else Text("miss", style="red")
-
-
-def status_table(state: Status, top: int = 10) -> Table:
-    """Builds a table of a run's references and its best trials by search scores, or of its front."""
-    leaderboard, front = state.search, state.search.front()
-    rows = [(describe(t), t) for t in leaderboard.trials if t.kind == "reference" and t.state != "running"]
-    best = front or [t for t in leaderboard.ranked() if t.kind == "search"][:top]
-    rows += [(describe(t), t) for t in best if t.kind == "search"]
-    metrics = {name: info["metric"] for name, info in state.slices.items()}
-    title = "Scores on the search split" + (f"; the front has {len(front)} of them" if front else "")
-    return leaderboard_table(title, leaderboard, rows, metrics)
-
-
-def runs_table(states: Sequence[Status | Unreadable]) -> Table:
-    table = Table(header_style="bold")
-    for column in ("run", "state", "trials", "best feasible", "winner"):
-        table.add_column(column)
-    for state in states:
-        table.add_row(state.folder.name, *_run_cells(state))
-    return table
-
-
-def _run_cells(state: Status | Unreadable) -> tuple[str, str, str, str]:
-    if not isinstance(state, Status):
-        return f"unreadable: {state.problem}", "", "", ""
-    best = state.search.best()
-    return (
-        "finished" if state.finished else "unfinished",
-        f"{state.done}/{state.budget.get('trials') or '-'}",
-        f"{number(best.objective)} ({best.name})" if best else "none",
-        state.winner.name if state.winner else ("none" if state.finished else "-"),
-    )
-
-
-def evaluated_table(result: Evaluated) -> Table:
-    title = f"{result.model} on the {result.split} items"
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for column in ("slice", "metric", "items", "score", "95 % interval", "floor", "gate"):
-        table.add_column(column, justify="left" if column in ("slice", "metric", "gate") else "right")
+def evaluated_table(result: Evaluated) -> Sheet:
+    """Builds a table with one row a slice: the model's score, its interval, its floor."""
+    columns = [
+        Column("metric", numbers=False),
+        Column("items"),
+        Column("score"),
+        Column("95 % interval"),
+        Column("floor", numbers=False),
+        Column("gate", numbers=False),
+    ]
+    rows = []
     for verdict in result.verdicts:
-        slice_, score = result.slices[verdict.slice], result.scores[verdict.slice]
+        slice_, score, gate = result.slices[verdict.slice], result.scores[verdict.slice], result.gates[verdict.slice]
         sign = slice_.sign
-        floor_text = result.gates[verdict.slice].text
-        floor = "none" if verdict.floor is None else f"{sign * verdict.floor:.4f}"
-        floor += f" ({floor_text})" if " " in floor_text else ""
-        gate = Text("pass", style="green") if verdict.passed else Text("miss", style="red")
-        cells = (slice_.metric, str(len(score.items)), number(sign * score.value), span(interval(score, sign)), floor)
-        table.add_row(verdict.slice, *cells, gate if verdict.floor is not None else Text("-"))
-    return table
+        floor = None if verdict.floor is None else sign * verdict.floor
+        decimals = telling(floor, judged([verdict], sign), sign, 4)
+        origin = f" ({gate.text})" if " " in gate.text else ""
+        passed = Cell("pass", style="green") if verdict.passed else Cell("miss", style="red")
+        cells = [
+            Cell(directed(slice_.metric, sign)),
+            Cell(str(len(score.items))),
+            Cell(number(sign * score.value, decimals)),
+            Cell(span(interval(score, sign), decimals)),
+            Cell(limit(verdict.floor, sign, decimals) + origin),
+            passed if verdict.floor is not None else Cell("-"),
+        ]
+        rows.append(Row([verdict.slice], cells))
+    legend = ["↓: lower is better"] if any(s.sign < 0 for s in result.slices.values()) else []
+    legend += by_bounds(result.confidence)
+    return Sheet(f"{result.model} on the {result.split} items", ["slice"], columns, rows, legend)

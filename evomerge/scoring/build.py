@@ -26,7 +26,7 @@ from evomerge.types import SliceScore, SplitName
 def build_slices(fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitName) -> dict[str, ScoredSlice]:
     """Builds every slice, with the requests of `split` prepared. Raises InputError; see `Suite.build`."""
     specs = fitness.slices.values()
-    local = scan(fitness.include)
+    local = scan(fitness.include, fitness.at("include"))
     for spec in specs:
         if spec.task is not None:
             check_name(spec, spec.task, local)

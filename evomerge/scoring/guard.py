@@ -1,16 +1,17 @@
-"""Keeps lm-eval's random seeds, log lines, prints and progress bars from the rest of the program, and its templates in
-a sandbox."""
+"""Keeps what tasks and scorers do from the rest of the program: random seeds, log lines, prints, progress bars, and the
+end of the process. Renders templates in a sandbox."""
 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 _LOUD = ("lm_eval", "datasets", "transformers", "huggingface_hub", "httpx", "fsspec", "filelock", "evaluate", "absl")
 _BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")
@@ -34,7 +35,37 @@ def undisturbed() -> Iterator[None]:
         stack.enter_context(redirect_stdout(sys.stderr))  # stdout is the command's own
         stack.enter_context(_generators())
         stack.enter_context(_silence())
+        stack.enter_context(_no_exit())
         yield
+
+
+class ExitCalled(Exception):
+    """The code of a task or scorer would have ended the program."""
+
+
+@contextmanager
+def _no_exit() -> Iterator[None]:
+    """What would end the process is an error of the code that calls it: `sys.exit` and its like, and `os._exit`, after
+    which nothing would be printed and a script would see success. A process that the code has forked may end."""
+    process = os.getpid()
+    ends = {name: getattr(os, name) for name in ("_exit", "abort")}
+
+    def instead(name: str, *arguments: Any, **named: Any) -> NoReturn:
+        if os.getpid() != process:
+            ends[name](*arguments, **named)
+        raise SystemExit(f"os.{name} was called")
+
+    for name in ends:
+        setattr(os, name, partial(instead, name))
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ExitCalled(f"its code raised {type(error).__name__}: {error}") from error
+    finally:
+        for name, end in ends.items():
+            setattr(os, name, end)
 
 
 @contextmanager

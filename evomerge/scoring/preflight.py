@@ -56,7 +56,7 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
     check_weights(fitness)
     if fitness.model is not None:
         check_function(fitness.model, MODEL_TAKES)
-    local = scan(fitness.include)
+    local = scan(fitness.include, fitness.at("include"))
     for spec in fitness.slices.values():
         if spec.python is not None:
             check_items(fitness, spec, check_callable(spec))
@@ -205,9 +205,9 @@ def check_name(spec: SliceSpec, name: str, local: LocalTasks) -> None:
     """InputError, with the nearest name, where neither the include folders nor lm-eval define a task."""
     if name in local.names or is_built_in(name):
         return
-    for path, reason in local.broken.items():
-        if name in {path.stem, path.stem.lstrip("_")}:
-            raise InputError(f"the task file {path} cannot be read ({reason})", "mend it", spec.at("task"))
+    broken = local.broken.get(name)
+    if broken is not None:
+        raise InputError(broken, "mend it", spec.at("task"))
     legal = local.names if nearest(name, local.names) else local.names | built_in_names()
     raise InputError(f"unknown task {name!r}", _mend_name(name, legal), spec.at("task"))
 

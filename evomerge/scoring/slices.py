@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,3 +96,7 @@ class SuiteInfo:
     def weights(self) -> dict[str, float]:
         """Slice name -> weight, as the objectives take them."""
         return {name: info.weight for name, info in self.slices.items()}
+
+    def count(self, items: Mapping[str, Sized]) -> int:
+        """How many items these are, by slice; those that several slices share count once."""
+        return sum(len(items.get(pool[0], ())) for pool in self.pools)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from evomerge.errors import EvomergeError, TrialError
+from evomerge.errors import EvomergeError, InputError, TrialError, Where
 from evomerge.files.objects import FitnessSpec
-from evomerge.scoring.guard import undisturbed
+from evomerge.scoring.guard import ExitCalled, undisturbed
 from evomerge.scoring.slices import ScoredSlice, SuiteInfo
 from evomerge.types import SliceScore, SplitName
 
@@ -47,8 +47,11 @@ class Suite:
         importlib.import_module("lm_eval.models.huggingface")
         from evomerge.scoring.build import build_slices
 
-        with undisturbed():
-            return cls(fitness, build_slices(fitness, model, tokenizer, split), model)
+        try:
+            with undisturbed():
+                return cls(fitness, build_slices(fitness, model, tokenizer, split), model)
+        except ExitCalled as error:
+            raise InputError(f"a task cannot be built: {error}", "mend its code", Where(fitness.file)) from error
 
     def score(
         self,

@@ -1,29 +1,24 @@
-"""Renders the Jinja templates of tasks and checkpoints in a sandbox, within bounds of time and memory.
+"""Renders the Jinja templates of tasks in a sandbox, within bounds of time and memory.
 
-lm-eval renders a task's templates without a sandbox: a line of YAML could start a program
+lm-eval renders them without a sandbox: a line of YAML could start a program
 (``{{ cycler.__init__.__globals__.os.popen(...) }}``). Here a template sees its document and Jinja's filters, nothing
-else. Chat templates come from checkpoints; transformers renders them in a sandbox, but without bounds.
+else. Chat templates are bounded in `safety.templates`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import regex
 from jinja2 import BaseLoader, StrictUndefined, Template
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
+from jinja2.sandbox import SandboxedEnvironment
 
 from evomerge.escape import shortened
-from evomerge.safety.limits import OutOfTime, TimeLimit, memory_limit
-
-SECONDS = 10.0
-"""For a template and one document. The longest templates of lm-eval's tasks take a hundredth of a second."""
-
-MEMORY = 1 << 30
-"""Bytes that rendering a template may take."""
+from evomerge.safety.limits import MemoryLimit, OutOfTime, TimeLimit
+from evomerge.safety.templates import MEMORY, SECONDS
 
 _LONGEST = 10_000_000
 """Characters, elements or bits of what an operator makes: some books."""
@@ -46,34 +41,24 @@ class TemplateLimit(Exception):
 
 @contextmanager
 def sandboxed() -> Iterator[None]:
-    """Until the end, lm-eval and transformers render templates in the sandbox, within bounds."""
-    with ExitStack() as stack:
-        utils = sys.modules.get("lm_eval.utils")
-        if utils is not None:
-            stack.enter_context(_replaced(utils, "env", _environment))
-        chats: Any = sys.modules.get("transformers.utils.chat_template_utils")
-        if hasattr(chats, "ImmutableSandboxedEnvironment") and hasattr(chats, "_compile_jinja_template"):
-            stack.enter_context(_replaced(chats, "ImmutableSandboxedEnvironment", _ChatEnvironment))
-            chats._compile_jinja_template.cache_clear()
-            stack.callback(chats._compile_jinja_template.cache_clear)
+    """Until the end, lm-eval renders templates in the sandbox, within bounds."""
+    utils: Any = sys.modules.get("lm_eval.utils")
+    if utils is None:
         yield
-
-
-@contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
+        return
+    before = utils.env
+    utils.env = _environment
     try:
         yield
     finally:
-        setattr(module, name, before)
+        utils.env = before
 
 
 @contextmanager
 def _bounded(source: str) -> Iterator[None]:
     """Bounds the compilation or rendering of a template. TemplateLimit, with its text."""
     try:
-        with TimeLimit(SECONDS), memory_limit(MEMORY):
+        with TimeLimit(SECONDS), MemoryLimit(MEMORY):
             yield
     except (OutOfTime, TimeoutError):
         raise TemplateLimit(f"the template takes more than {SECONDS:g} s", source) from None
@@ -90,9 +75,9 @@ class _BoundedTemplate(Template):
             return super().render(*args, **kwargs)
 
 
-class _Bounded(SandboxedEnvironment):
-    """Mixed into an environment: operators that make something huge of two small operands are refused, and compiled
-    templates are kept (lm-eval compiles them again for every document)."""
+class _Environment(SandboxedEnvironment):
+    """Refuses operators that make something huge of two small operands, and keeps compiled templates: lm-eval compiles
+    them again for every document."""
 
     intercepted_binops = frozenset(("*", "**", "%"))
     template_class = _BoundedTemplate
@@ -119,10 +104,6 @@ class _Bounded(SandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-class _ChatEnvironment(_Bounded, ImmutableSandboxedEnvironment):
-    """transformers' environment for chat templates, within bounds."""
-
-
 def _length(operator: str, left: Any, right: Any) -> float:
     """The length of a product or a power: in characters or elements, of whole numbers in bits."""
     if isinstance(left, int) and isinstance(right, int):
@@ -137,6 +118,6 @@ def _regex_replace(string: str, pattern: str, repl: str, count: int = 0) -> str:
     return str(regex.sub(pattern, repl, string, count=count, timeout=SECONDS))
 
 
-_environment: Any = _Bounded(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
+_environment: Any = _Environment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
 _environment.filters["regex_replace"] = _regex_replace
 """As lm-eval's own (lm_eval.utils.env), in the sandbox."""

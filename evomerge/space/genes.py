@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
+from evomerge.errors import InputError
 from evomerge.files.objects import Axis, GeneSpec
 from evomerge.types import Dimension, Genome, Value
+
+MOST_DIMENSIONS = 100_000
+"""Searched values. A weight and a density of each tensor of 80 layers and 10 sources are 14,000."""
 
 OTHER = "other"
 """The module of all tensors that no named filter matches."""
@@ -54,9 +59,14 @@ def dimension_key(gene: str, places: Sequence[str]) -> str:
 
 
 def dimensions(genes: Sequence[GeneSpec], axes: Axes) -> tuple[Dimension, ...]:
-    """One dimension for each gene and each combination of the values of its axes, in the file's order."""
-    spread = []
+    """One dimension for each gene and each combination of the values of its axes, in the file's order. InputError where
+    there are more than `MOST_DIMENSIONS`."""
+    spread: list[Dimension] = []
     for gene in genes:
+        count = len(spread) + math.prod(len(axes.names(axis)) for axis in gene.per)
+        if count > MOST_DIMENSIONS:
+            problem = f"{gene.name} brings the number of searched values to {count:,}, more than {MOST_DIMENSIONS:,}"
+            raise InputError(problem, "give it fewer axes (`per`), or the space fewer layer groups", gene.where)
         for places in product(*(axes.names(axis) for axis in gene.per)):
             key = dimension_key(gene.name, places)
             place: dict[str, str] = dict(zip(gene.per, places, strict=True))

@@ -7,15 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.evaluator.device import listed, parse_memory
+from evomerge.evaluator.device import choose_devices, listed, parse_memory
 from evomerge.evaluator.shares import check_workers, deal, describe
 from evomerge.files.objects import SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.scoring.preflight import doubts
 from evomerge.scoring.tasks.trust import code_listed
 from evomerge.space.space import Models, Space
-from evomerge.study.prepare import Plan, check_files, check_start, launch_settings, make_plan
-from evomerge.study.run.folder import RunFolder
+from evomerge.study.prepare import (
+    Plan,
+    check_files,
+    check_places,
+    check_start,
+    launch_settings,
+    make_plan,
+    new_run,
+)
 
 
 def dry_run(
@@ -33,6 +40,8 @@ def dry_run(
     workers: int = 1,
     asynchronous: bool = False,
     trust_tasks: bool = False,
+    storage: str | None = None,
+    begin: str | None = None,
 ) -> dict[str, Any]:
     """Describes what a search would do, as facts to print. Takes the arguments of `search`.
 
@@ -41,19 +50,21 @@ def dry_run(
     Raises:
         InputError: something that was given is wrong.
     """
+    check_workers(workers)
+    parse_memory(memory)
+    new_run(space, run, storage)
     settings = [*settings, *launch_settings(trials, time, seed, asynchronous)]
     spec, scores = read_files(Path(space), settings, optimizer, Path(fitness) if fitness else None)
+    check_places(spec)
     scores = replace(scores, trust_tasks=trust_tasks)
     check_files(spec, scores)
-    parse_memory(memory)
-    check_workers(workers)
-    if run is not None:
-        RunFolder.named(run).check_free()
     models = {"base": spec.base, **spec.sources}
     remote = [str(ref) for ref in models.values() if not ref.local]
     plan = None if remote else make_plan(spec, scores)
+    first = None if begin is None else _start(begin, spec, plan)
     searched = plan.space if plan else _unopened(spec)
     tokens = [*plan.models.tokens.dropped, *plan.models.tokens.filled] if plan else []
+    timeouts = ", ".join(f"{n} {spec.timeout:g} s" for n, spec in scores.slices.items() if spec.timeout is not None)
     return {
         "space": str(space),
         "fitness": str(spec.fitness),
@@ -64,19 +75,42 @@ def dry_run(
         else "their number depends on the layers of the base",
         "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
         **({"tokens": "; ".join(tokens)} if tokens else {}),
-        **(_placement(plan, device, memory, workers) if plan else {}),
+        **({"starts from": first} if first else {}),
+        **(_placement(plan, device, memory, workers) if plan else _devices(device, workers)),
         "budget": f"{spec.trials or 'any number of'} trials" + (f", {spec.seconds:.0f} s" if spec.seconds else ""),
         "slices": ", ".join(scores.slices),
+        **({"timeouts": timeouts} if timeouts else {}),
         **({"warnings": "; ".join(lines)} if (lines := doubts(scores)) else {}),
         **({"code that is run": "; ".join(code)} if (code := code_listed(scores)) else {}),
         "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",
     }
 
 
+def _start(begin: str, spec: SpaceSpec, plan: Plan | None) -> str:
+    """Names the trial that a search would begin with. Whether its genome fits is only known of opened models."""
+    # optuna takes a second to import.
+    from evomerge.study.after.transfer import starting_point, starting_trial
+
+    if plan is not None:
+        return str(starting_point(begin, plan.models))
+    name, _, trial = starting_trial(begin, spec)
+    return f"trial {trial.number} of {name}"
+
+
+def _devices(device: str, workers: int) -> dict[str, str]:
+    """Checks devices that no model can be placed on yet. Nothing to say about them."""
+    names = listed(device) if workers > 1 else [device]
+    if set(names) - {"auto", "cpu"}:
+        for name in names:
+            choose_devices(name)
+    return {}
+
+
 def _placement(plan: Plan, device: str, memory: str | None, workers: int) -> dict[str, str]:
     # Only with input that is known to be right: torch takes seconds to import.
-    from evomerge.evaluator.evaluator import place_candidates
+    from evomerge.evaluator.evaluator import check_candidates, place_candidates
 
+    check_candidates(plan.models, plan.fitness)
     if workers == 1:
         return place_candidates(plan.models, plan.fitness, device, memory).facts()
     shares = deal(listed(device), workers, spare=device == "auto")

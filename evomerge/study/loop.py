@@ -36,6 +36,7 @@ def run(session: Session, make: Callable[[Start], Optimizer], budget: Budget) ->
     optimizer = make(session.start())
     history = session.history()
     replay_interleaved(optimizer, history)
+    session.observer.stage("search", session.trials.spent()[0], budget.trials)
     if session.plan.spec.asynchronous:
         _asynchronously(session, optimizer, budget)
     else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.references import check_reference
 from evomerge.errors import InputError, RemovedError, Where
 from evomerge.evaluator.models import OpenModels, open_models
 from evomerge.files.objects import PRUNERS, FitnessSpec, GeneSpec, SpaceSpec
@@ -28,6 +29,9 @@ from evomerge.space.space import Space
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.manifest import Environment, Launch
 
+_LONGEST = 1e9
+"""Seconds of a budget: thirty years."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -46,9 +50,34 @@ class Plan:
         return self.models.checkpoints
 
 
+def new_run(space: str | Path, run: str | Path | None, storage: str | None) -> tuple[RunFolder, str | None]:
+    """The folder of a run to launch, and the URL of its storage, absolute. Writes nothing.
+
+    Raises:
+        InputError: there is such a run already, in the folder or in the storage, or one of them cannot be made.
+    """
+    folder = RunFolder.launched(run, space)
+    if storage is None:
+        return folder, None
+    # optuna takes a second to import.
+    from evomerge.study.run.store import Store, absolute_url, check_storage, open_storage
+
+    url = absolute_url(storage)
+    if check_storage(url) and Store.open(open_storage(folder.journal, url), folder.name) is not None:
+        raise InputError(f"the storage has a study {folder.name!r} already", "choose another --run NAME")
+    return folder, url
+
+
+def check_places(spec: SpaceSpec) -> None:
+    """InputError where a model is neither a folder nor a possible hub id. Nothing is opened or fetched."""
+    for ref in (spec.base, *spec.sources.values()):
+        check_reference(str(ref), ref.where)
+
+
 def launched_plan(launch: Launch) -> Plan:
     """The plan of a new run. Raises InputError."""
     spec, fitness = launch.read()
+    check_places(spec)
     check_files(spec, fitness)
     return make_plan(spec, fitness)
 
@@ -200,7 +229,7 @@ def _has_slope(spec: SpaceSpec, gene: GeneSpec) -> bool:
 def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:
     """Checks the slices that count. The request type of a task of lm-eval's own is only known when it is built (see
     `TrialGradients`)."""
-    local = scan(fitness.include)
+    local = scan(fitness.include, fitness.at("include"))
     counting = [spec for spec in fitness.slices.values() if spec.weight > 0]
     reasons = {}
     for spec in counting:
@@ -229,5 +258,5 @@ def launch_settings(trials: int | None, time: float | None, seed: int | None, as
 def check_budget(trials: int | None, time: float | None) -> None:
     if trials is not None and trials < 1:
         raise InputError(f"{trials} trials are no budget", "give at least 1", Where("--trials"))
-    if time is not None and time <= 0:
+    if time is not None and not 0 < time <= _LONGEST:
         raise InputError(f"{time:g} seconds are no budget", "give a span such as 20m", Where("--time"))

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import InputError, is_disk_full
+from evomerge.errors import EvomergeError, InputError, is_disk_full
+from evomerge.escape import LogFormatter
 from evomerge.evaluator.device import listed, parse_memory
 from evomerge.evaluator.executor import Executor, InProcess
 from evomerge.evaluator.pool import WorkerPool
@@ -23,12 +24,19 @@ from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
 from evomerge.study.gradients.contributions import contributions
 from evomerge.study.observer import Observer
-from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, resumed_plan
+from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, new_run, resumed_plan
+from evomerge.study.repair import restore_items
 from evomerge.study.run.folder import RunFolder
-from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.manifest import Environment, Launch, write_launch
-from evomerge.study.run.release import Contributions, record_contributions
-from evomerge.study.run.store import Store, absolute_url, open_storage
+from evomerge.study.run.release import (
+    Contributions,
+    Release,
+    record_contributions,
+    recorded_contributions,
+    released,
+)
+from evomerge.study.run.store import Store, open_storage
 from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
 
@@ -106,6 +114,8 @@ def search(
     """
     observer = observer or Observer()
     check_workers(workers)
+    parse_memory(memory)
+    folder, url = new_run(space, run, storage)
     launch = Launch(
         space=str(Path(space).absolute()),
         settings=(*settings, *launch_settings(trials, time, seed, asynchronous)),
@@ -116,16 +126,12 @@ def search(
     )
     plan = launched_plan(launch)
     first = starting_point(begin, plan.models) if begin is not None else None
-    folder = RunFolder.named(run or Path(space).stem)
-    folder.check_free()
-    url = absolute_url(storage)
-    if url is not None and Store.open(open_storage(folder.journal, url), folder.name) is not None:
-        raise InputError(f"the storage has a study {folder.name!r} already", "choose another --run NAME")
     with _executor(plan, device, memory, workers, observer) as executor, folder.claim(), _diagnosed(folder):
         facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
         facts |= {"begin": asdict(first)} if first else {}
         write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
-        store = Store.create(open_storage(folder.journal, url, writing=True), folder.name, plan.space.dimensions)
+        opened = open_storage(folder.journal, url, observer.warn)
+        store = Store.create(opened, folder.name, plan.space.dimensions)
         session = Session(folder, store, plan, executor, observer, first)
         return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds))
 
@@ -155,7 +161,7 @@ def resume(
     with folder.lock(), _diagnosed(folder):
         environment = Environment.read(folder)
         plan = resumed_plan(folder, environment)
-        store = _reopen(folder, environment, plan)
+        store = _reopen(folder, environment, plan, observer)
         if device is None and memory is None:
             memory = environment.memory
         count = workers or environment.workers
@@ -188,9 +194,9 @@ def _executor(plan: Plan, device: str, memory: str | None, workers: int, observe
         pool.close()
 
 
-def _reopen(folder: RunFolder, environment: Environment, plan: Plan) -> Store:
+def _reopen(folder: RunFolder, environment: Environment, plan: Plan, observer: Observer) -> Store:
     """The run's study; a run that died before its study was made gets it now."""
-    storage = open_storage(folder.journal, environment.storage, writing=True)
+    storage = open_storage(folder.journal, environment.storage, observer.warn)
     store = Store.open(storage, environment.study, plan.space.dimensions)
     if store is None:
         if lost := environment.study_missing(folder):
@@ -201,11 +207,18 @@ def _reopen(folder: RunFolder, environment: Environment, plan: Plan) -> Store:
 
 def _run(session: Session, budget: loop.Budget) -> Result:
     spec, slices = session.plan.spec, session.executor.info.slices
-    session.store.record("budget", {"trials": budget.trials, "seconds": budget.seconds})
+    limits = {"trials": budget.trials, "seconds": budget.seconds}
+    restore_items(session)
+    last = released(session.store)
+    if last is not None and _is_last(last, session, budget):
+        return _as_released(session, last)
+    session.store.record("budget", limits)
     facts = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
     session.store.record("slices", facts)
-    left = None if budget.seconds is None else budget.seconds - session.trials.spent()[1]
-    session.observer.launched(session.folder.name, budget.trials, left, {name: s.sign for name, s in slices.items()})
+    spent = session.trials.spent()[1]
+    left = None if budget.seconds is None else budget.seconds - spent
+    signs = {name: s.sign for name, s in slices.items()}
+    session.observer.launched(session.folder.name, budget.trials, left, signs, spent)
 
     # What is proposed depends on how many workers the run was launched with, however many resume it.
     num_workers = session.store.facts.get("hands", session.executor.num_workers)
@@ -223,13 +236,33 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     loop.run(session, make, budget)
     gained = None
     if session.gradients is not None:
-        gained = contributions(session.leaderboard, session.outcome, session.plan.space.dimensions)
+        gained = contributions(session.trials.as_ended, session.outcome, session.plan.space.dimensions)
     if gained is not None:
         record_contributions(session.store, gained)
     session.observer.phase("scoring the best candidates on the holdout split")
-    released = holdout.release(session)
+    ranked = holdout.release(session, limits)
+    return _result(session, ranked, ranked.best(), gained)
+
+
+def _is_last(release: Release, session: Session, budget: loop.Budget) -> bool:
+    """Whether no trial was begun after this release, and the budget leaves none to begin: the run is finished."""
+    same = release.budget == {"trials": budget.trials, "seconds": budget.seconds}
+    return release.after == len(session.store.as_ended()) and (same or not budget.left(session, 1))
+
+
+def _as_released(session: Session, release: Release) -> Result:
+    """The result of a finished run, which stays as it is."""
+    session.observer.note("the run is finished: nothing to do; --trials N, a larger total, goes on with it")
+    session.trials.settle(Floors.from_data(session.store.facts["gates"]))
+    if release.winner is not None:
+        holdout.publish(session, release.winner)
+    return _result(session, release.leaderboard, release.winner, recorded_contributions(session.store))
+
+
+def _result(session: Session, ranked: Leaderboard, winner: Trial | None, gained: Contributions | None) -> Result:
     confidence = session.plan.fitness.confidence
-    return Result(session.folder, session.leaderboard, released, released.best(), slices, confidence, gained)
+    slices = session.executor.info.slices
+    return Result(session.folder, session.leaderboard, ranked, winner, slices, confidence, gained)
 
 
 def _extended(session: Session, trials: int | None, time: float | None) -> loop.Budget:
@@ -259,7 +292,7 @@ class _RunLog(logging.FileHandler):
 def _diagnosed(folder: RunFolder) -> Iterator[None]:
     """Keep the run's log, and say plainly that a full disk stopped it: what finished is in the journal."""
     logger, handler = logging.getLogger("evomerge"), _RunLog(folder.log, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -272,6 +305,11 @@ def _diagnosed(folder: RunFolder) -> Iterator[None]:
             raise InputError(f"the disk that holds {folder.path} is full", "free some space and launch again") from None
         problem = f"the disk that holds {folder.path} is full; every finished trial is kept"
         raise InputError(problem, f"free some space, then `evomerge resume {folder.handle}`") from None
+    except Exception as error:
+        if not isinstance(error, EvomergeError):
+            logger.exception("a fault of evomerge's own")
+            error.add_note(f"{folder.log} shows more")
+        raise
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)

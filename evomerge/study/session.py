@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
-from evomerge.errors import InputError, TrialError
+from evomerge.errors import InputError, StoppedError, TrialError
 from evomerge.evaluator.executor import Executor, run_all
 from evomerge.evaluator.jobs import EvalTask
+from evomerge.evaluator.watched import WatchedExecutor
 from evomerge.optimize.base import Generation, Proposal, Reason, Start
 from evomerge.optimize.declarations import uses_gradient
 from evomerge.optimize.replay import Asked
@@ -46,7 +47,9 @@ class Session:
         starting_point: StartingPoint | None = None,
     ) -> None:
         """`starting_point`: the genome of another run with which the search begins."""
-        self.folder, self.plan, self.executor, self.observer = folder, plan, executor, observer
+        self.folder, self.plan, self.observer = folder, plan, observer
+        mend = f"copy the file back with which the run was launched, then `evomerge resume {folder.handle}`"
+        self.executor: Executor = WatchedExecutor(executor, plan.checkpoints.values(), mend)
         self.starting_point = starting_point
         self.trials = Trials(
             folder,
@@ -73,7 +76,10 @@ class Session:
     def score_references(self) -> None:
         """Scores every reference that has no trial yet, and every parent whose trial failed in an earlier session.
         InputError where a parent cannot be scored."""
+        labels = [*self._references()]
+        self.observer.stage("references", *self._references_done(labels))
         for trial in run_all(self.executor, map(self._reference_scored, self._references_to_score())):
+            self.observer.stage("references", *self._references_done(labels))
             if trial.state == "failed" and trial.is_parent:
                 problem = f"{trial.label} could not be scored ({trial.reason})"
                 mend = "resume if the cause was outside the run's files, else launch a new run"
@@ -82,6 +88,11 @@ class Session:
 
     def _reference_scored(self, trial: Trial) -> EvalTask[Trial]:
         return self.trials.end(trial, (yield from self.trials.evaluate(trial)))
+
+    def _references_done(self, labels: Sequence[str]) -> tuple[int, int]:
+        """How many references have ended, and how many there are."""
+        ended = {t.label for t in self.store.trials() if t.kind == "reference" and t.state != "running"}
+        return sum(label in ended for label in labels), len(labels)
 
     def _references_to_score(self) -> Iterator[Trial]:
         for label, recipe in self._references().items():
@@ -119,14 +130,24 @@ class Session:
 
     def _choose_means(self) -> None:
         """Pruning and gradients, as the files ask for them. Both go by the scored references."""
-        spec, fitness = self.plan.spec, self.plan.fitness
-        if pruning := applicable(spec, fitness):
-            self.racer = Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
+        spec = self.plan.spec
+        self.racer = self.make_racer()
+        if self.racer is not None:
             alone = "; asynchronous candidates do not race" if spec.asynchronous else ""
             self.observer.note(f"items: {self.racer.schedule}{alone}")
         if uses_gradient(spec.optimizer["name"], spec.options):
             self.gradients = TrialGradients(self.trials, self.trials.as_ended, self.executor, self.plan.space)
             self.gradients.score_references()
+
+    def make_racer(self) -> Racer | None:
+        """A racer that goes by the scored references; None where no candidate is pruned."""
+        spec = self.plan.spec
+        pruning = applicable(spec, self.plan.fitness)
+        return (
+            Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
+            if pruning
+            else None
+        )
 
     # Searched trials.
 
@@ -180,6 +201,8 @@ class Session:
         assert self.racer is not None  # no trial is pruned without it
         try:
             [result] = run_all(self.executor, [self.racer.score_in_full(trial)])
+        except StoppedError:
+            raise
         except (TrialError, InputError) as error:
             self.observer.warn(f"{trial.name} cannot be scored in full: {error}")
             return

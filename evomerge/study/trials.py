@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from evomerge.errors import InputError, TrialError
@@ -12,11 +12,13 @@ from evomerge.evaluator.evaluation import Evaluation, add_seconds
 from evomerge.evaluator.jobs import EvalTask, ScoreJob
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
+from evomerge.safety.durable import write_whole
+from evomerge.safety.read import read_text
 from evomerge.scoring.gates import judge
 from evomerge.study.observer import Observer
 from evomerge.study.run.evaluation import Criteria, TrialResult
-from evomerge.study.run.folder import RunFolder, write_atomic
-from evomerge.study.run.items import append_items, load_items, write_items
+from evomerge.study.run.folder import RunFolder
+from evomerge.study.run.items import Items, append_items, load_items, write_items
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.store import Store
 from evomerge.study.run.trial import Kind, Trial
@@ -170,7 +172,7 @@ class Trials:
         """The result of a duplicate: the scores and items of its original."""
         assert trial.duplicate_of is not None
         original = self.store.trial(trial.duplicate_of)
-        items = load_items(self.folder.items, original.number, "search")
+        items = self.items(original)
         self.keep_items(trial, "search", {name: scores.values() for name, scores in items.items()})
         yield from ()  # nothing has to be scored
         return TrialResult(
@@ -202,7 +204,7 @@ class Trials:
         """Scores a trial's recipe on all items of a split, and keeps them. Raises TrialError."""
         evaluation = yield from self.score(trial, split, digest=trial.digest)
         self.keep_items(trial, split, {name: score.items for name, score in evaluation.scores.items()})
-        count = sum(len(evaluation.scores[pool[0]].items) for pool in self.criteria.info.pools)
+        count = self.criteria.info.count({name: score.items for name, score in evaluation.scores.items()})
         return self.criteria.result(evaluation, count, count)
 
     def score(
@@ -229,6 +231,10 @@ class Trials:
             raise TrialError(f"its recipe does not rebuild the scored weights ({evaluation.digest[:16]})")
         return evaluation
 
+    def items(self, trial: Trial, enough: Callable[[Items], bool] | None = None) -> Items:
+        """A trial's items of the search split (`load_items`)."""
+        return load_items(self.folder.items, trial.number, "search", enough=enough)
+
     def keep_items(self, trial: Trial, split: SplitName, items: Mapping[str, Iterable[ItemScore]]) -> None:
         write_items(self.folder.items, trial.number, split, items)
 
@@ -254,4 +260,12 @@ class Trials:
         if points:
             take = f"`evomerge export {self.folder.handle} --trial N` takes any point"
             header = "\n".join([header, f"the front by the search items ({take}):", *points])
-        write_atomic(self.folder.best, write_recipe(trial.recipe, header))
+        text = write_recipe(trial.recipe, header)
+        if not self._stands(text):
+            write_whole(self.folder.best, text)
+
+    def _stands(self, text: str) -> bool:
+        try:
+            return read_text(self.folder.best) == text
+        except InputError:
+            return False

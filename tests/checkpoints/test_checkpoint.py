@@ -188,5 +188,5 @@ def test_the_index_is_not_followed_out_of_the_folder(tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / "outside.safetensors")
     index = folder / module.INDEX
     index.write_text('{"weight_map": {"x": "../outside.safetensors"}}')
-    with pytest.raises(InputError, match="lacks 1 of its 1 shards"):
+    with pytest.raises(InputError, match="is a path, so it cannot name a shard"):
         Checkpoint.open(str(folder))

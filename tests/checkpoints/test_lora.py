@@ -142,7 +142,13 @@ def test_square_conv1d_weights_are_transposed(tmp_path):
     size, layer = 8, "h.0.attn"
     stored = {"wte.weight": noise(12, size), f"{layer}.c_proj.weight": noise(size, size),
               f"{layer}.c_attn.weight": noise(size, 3 * size), "ln_f.weight": noise(size)}  # fmt: skip
-    settings = {"model_type": "gpt2", "n_layer": 1, "num_hidden_layers": None, "tie_word_embeddings": True}
+    settings = {
+        "model_type": "gpt2",
+        "n_layer": 1,
+        "vocab_size": 12,
+        "num_hidden_layers": None,
+        "tie_word_embeddings": True,
+    }
     tiny_models.write(tmp_path / "base", stored, **settings)
     tensors = {}
     for part, outputs in (("c_proj", size), ("c_attn", 3 * size)):
@@ -324,7 +330,7 @@ class TestBad:
             ({"layer_replication": [[0, 2]]}, "layer_replication in its"),
             ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens in its"),
             ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
-            ({"r": "four"}, "r in its adapter_config.json is 'four', not a number"),
+            ({"r": "four"}, "r in its adapter_config.json is 'four', not a whole number above 0"),
             ({"rank_pattern": [1]}, "rank_pattern in its adapter_config.json is not a mapping"),
             ({"r": 8}, f"{Q} has rank 4, by its adapter_config.json 8"),
         ],

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -8,7 +11,7 @@ import torch
 
 from evomerge.checkpoints import write
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.write import CheckpointWriter, TensorLayout
+from evomerge.checkpoints.write import CheckpointWriter, TensorLayout, check_space, check_target
 from evomerge.errors import InputError
 
 
@@ -114,3 +117,120 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path, tensors):
         slow.__exit__(None, None, None)
     assert torch.equal(tiny_models.read(tmp_path / "out")["lm_head.weight"], tensors["lm_head.weight"])
     assert remains(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (["notes.txt"], "holds no checkpoint"),
+        (["config.json", "checkpoint-500/model.safetensors"], "holds the folder checkpoint-500"),
+        (["model.safetensors", ".git/HEAD"], "holds the folder .git"),
+    ],
+)
+def test_overwriting_replaces_checkpoints_only(tmp_path, tensors, made, said):
+    target = tmp_path / "out"
+    for name in made:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text("precious")
+    with pytest.raises(InputError, match=said):
+        put(target, tensors, overwrite=True)
+    with pytest.raises(InputError, match="exists and is not empty; name another folder, or remove it first"):
+        put(target, tensors)
+    assert all((target / name).read_text() == "precious" for name in made)
+    assert remains(tmp_path) == ["out"]
+
+
+def test_the_way_to_replace_a_checkpoint_is_named(tmp_path, tensors):
+    put(tmp_path / "out", tensors)
+    with pytest.raises(InputError, match="replace it with --overwrite"):
+        check_target(tmp_path / "out")
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path, tensors):
+    put(tmp_path / "disk" / "real", tensors)
+    (tmp_path / "out").symlink_to("disk/real")
+    (tmp_path / "new").symlink_to("disk/other")
+    changed = {n: t + 1 for n, t in tensors.items()}
+    put(tmp_path / "out", changed, overwrite=True)
+    put(tmp_path / "new", tensors)
+    assert (tmp_path / "out").is_symlink()
+    assert torch.equal(tiny_models.read(tmp_path / "disk" / "real")["lm_head.weight"], changed["lm_head.weight"])
+    assert remains(tmp_path / "disk") == ["other", "real"]
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="loop"):
+        put(tmp_path / "loop", tensors)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("/", "mount point"), ("~", "your home folder"), (".", "the current folder"), ("..", "the current folder")],
+)
+def test_folders_that_are_never_replaced(tmp_path, monkeypatch, target, said, overwrite):
+    inner = tmp_path / "home" / "inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "config.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(inner.parent))
+    monkeypatch.chdir(tmp_path if target == "~" else inner)
+    with pytest.raises(InputError, match=said):
+        check_target(Path(target).expanduser(), overwrite)
+
+
+def test_a_mounted_folder_is_never_replaced(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        with pytest.raises(InputError, match=r"mount point.*name a folder in it"):
+            check_target(place)
+    finally:
+        subprocess.run(["umount", "-l", place], check=False)
+
+
+def test_what_is_read_is_not_written_over(tmp_path, tensors):
+    put(tmp_path / "model", tensors)
+    (tmp_path / "link").symlink_to("model")
+    for read in ("model", "model/model.safetensors", "link", "link/config.json"):
+        with pytest.raises(InputError, match="is read"):
+            check_target(tmp_path / "link", True, inputs=[tmp_path / read])
+    check_target(tmp_path / "model", True, inputs=[tmp_path / "other"])
+    check_target(tmp_path / "model" / "merged", inputs=[tmp_path / "model"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_told_before_anything_is_computed(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with pytest.raises(InputError, match="may not write"):
+        check_target(tmp_path / "closed" / "out")
+
+
+def test_a_file_in_the_way_is_told(tmp_path, tensors):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is a file"):
+        put(tmp_path / "file" / "out", tensors)
+
+
+def test_the_space_for_several_checkpoints_is_added_up(tmp_path, tensors, monkeypatch):
+    sizes = sum(entry.bytes for entry in layout(tensors).values())
+    usage = type("Usage", (), {"free": sizes + 1})
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda place: usage)
+    with (
+        pytest.raises(InputError, match=r"needs .* GB"),
+        CheckpointWriter(tmp_path / "a", layout(tensors)) as a,
+        CheckpointWriter(tmp_path / "b", layout(tensors)) as b,
+    ):
+        check_space([a, b])
+    assert remains(tmp_path) == []
+
+
+def test_an_error_of_a_library_is_explained_and_one_of_a_source_is_not(tmp_path, tensors):
+    with pytest.raises(InputError, match="the disk is full"), CheckpointWriter(tmp_path / "a", {}) as writer:  # noqa: SIM117
+        with writer.explained():
+            raise Exception("No space left on device (os error 28)")  # as tokenizers words it
+    with (
+        pytest.raises(PermissionError, match="source"),
+        CheckpointWriter(tmp_path / "a", {}) as writer,
+        writer.explained(),
+    ):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "source"))

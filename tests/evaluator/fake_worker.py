@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +22,35 @@ from evomerge.scoring.slices import SuiteInfo
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from tests.evaluator.fake_worker import main; main()"
 
 
+def _loop() -> None:
+    while True:
+        pass
+
+
+def _hold_the_lock() -> None:
+    """C code that does not let other threads of Python run, for a day."""
+    ctypes.PyDLL(None).sleep(86400)
+
+
+HOW: dict[str, Callable[[], Any]] = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "abort": os.abort,
+    "exit": lambda: os._exit(0),
+    "loop": _loop,
+    "child": lambda: subprocess.run(["sleep", "600"], check=False),
+    "lock": _hold_the_lock,
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Saying:
-    """Gives what it says, or dies: each time, or unless `marker`, which it makes, is there."""
+    """Gives what it says, or dies (`how`): each time, or unless `marker`, which it makes, is there."""
 
     word: str
     dies: bool = False
     marker: str | None = None
+    how: str = "kill"
     recipe: Any = field(default_factory=lambda: SimpleNamespace(id="none"))
 
     def run(self, bench: Any, on_slice: Any) -> Any:
@@ -31,7 +58,9 @@ class Saying:
         if self.dies or (self.marker and not os.path.exists(self.marker)):
             if self.marker:
                 open(self.marker, "w").close()
-            os.kill(os.getpid(), 9)
+            HOW[self.how]()
+        if self.how == "work":
+            time.sleep(1.5)
         if self.word == "no":
             raise TrialError("no")
         return self.word, os.getpid(), int(os.environ["OMP_NUM_THREADS"])
@@ -40,6 +69,7 @@ class Saying:
 def main() -> None:
     pipe = WorkerPipe(int(sys.argv[1]))
     setup = pipe.receive()
+    pipe.show_life(setup.beat)
     if setup.share.device == "nowhere":
         pipe.send(Failed(InputError("no device 'nowhere' here", "use cpu")))
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +16,11 @@ import psutil
 import pytest
 
 import evomerge
-from evomerge.errors import InputError, TrialError
+from evomerge.errors import InputError, StoppedError, TrialError
 from evomerge.evaluator import pool
 from evomerge.evaluator.pool import WorkerPool
 from evomerge.evaluator.shares import Share
+from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.study.observer import Observer
 from evomerge.study.run.trial import Trial
 from tests.conftest import INTERRUPTIBLE
@@ -50,8 +53,9 @@ def hire(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     @contextmanager
     def make(*devices: str, observer: Observer | None = None) -> Iterator[WorkerPool]:
         none = cast(Any, None)
+        slices = {name: SliceSpec(name, timeout=1.0) for name in ("short", "slow")}
         shares = [Share(device, 1, len(devices)) for device in devices]
-        made = WorkerPool(none, none, shares, None, observer or Observer())
+        made = WorkerPool(none, FitnessSpec(Path("x"), slices), shares, None, observer or Observer())
         try:
             yield made
         finally:
@@ -91,6 +95,93 @@ def test_who_dies_is_replaced_and_its_job_done_again_once(hire: Callable[..., An
         assert len(heard.warnings) == 2
         assert len(made.processes) == 2
         assert not first & set(made.processes)
+
+
+@pytest.mark.parametrize("how", ["stop", "lock"])
+def test_a_slice_beyond_its_time_is_scored_again_once(hire: Callable[..., Any], tmp_path: Path, how: str) -> None:
+    heard = Heard()
+    with hire("cpu", "cpu", observer=heard) as made:
+        jobs = Saying("slow", dies=True, how=how), Saying("short", marker=str(tmp_path / "x"), how=how), Saying("a")
+        found = answers(made, *jobs)
+        assert [found[word][0] for word in ("a", "short")] == ["a", "short"]
+        assert isinstance(found["slow"], TrialError)
+        assert str(found["slow"]) == "slice slow did not end within 1 s, twice"
+        assert "slice short did not end within 1 s; its candidate is scored again by another" in heard.warnings
+        assert len(heard.warnings) == 2
+
+
+def test_one_without_a_sign_of_life_is_replaced(hire: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_BEAT", 0.2)
+    monkeypatch.setattr(pool, "_SILENCE", 1.5)
+    heard = Heard()
+    with hire("cpu", "cpu", observer=heard) as made:
+        os.kill(made.processes[0], signal.SIGSTOP)  # while it is idle
+        found = answers(made, Saying("a"), Saying("lock", dies=True, how="lock"))
+        assert found["a"][0] == "a"
+        assert str(found["lock"]) == "a worker gave no sign of life for 1.5 s, twice"
+        assert (
+            heard.warnings == ["a worker gave no sign of life for 1.5 s; its candidate is scored again by another"] * 2
+        )
+
+
+def test_one_that_works_for_long_is_left_alone(hire: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_BEAT", 0.1)
+    monkeypatch.setattr(pool, "_SILENCE", 1.0)
+    heard = Heard()
+    with hire("cpu", observer=heard) as made:
+        assert answers(made, Saying("long", how="work"))["long"][0] == "long"
+        time.sleep(1.5)  # this process does something else
+        assert answers(made, Saying("a"))["a"][0] == "a"
+    assert heard.warnings == []
+
+
+def test_workers_that_only_die_end_the_search(hire: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_DEATHS", 5)
+    with hire("cpu", "cpu") as made:
+        for _ in range(8):
+            made.submit(Saying("bad", dies=True, how="abort"))
+        with pytest.raises(StoppedError, match=r"5 workers had to be replaced in a row.*a worker died \(SIGABRT\)"):
+            [made.result() for _ in range(8)]
+
+
+@pytest.mark.parametrize("state", [signal.SIGSTOP, None])
+def test_none_is_left_behind_by_a_killed_process(tmp_path: Path, state: signal.Signals | None) -> None:
+    """Neither a stopped worker, nor one whose scorer does not end, nor what a worker started."""
+    program = """
+import sys
+from pathlib import Path
+from evomerge.evaluator import pool
+from evomerge.evaluator.shares import Share
+from evomerge.files.objects import FitnessSpec
+from evomerge.study.observer import Observer
+from tests.evaluator import fake_worker
+pool._START = fake_worker.START
+made = pool.WorkerPool(None, FitnessSpec(Path("x"), {}), [Share("cpu", 1, 2)] * 2, None, Observer())
+for how in ("loop", "child"):
+    made.submit(fake_worker.Saying("x", dies=True, how=how))
+print(*made.processes, flush=True)
+made.result()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    left = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+    child = wait_for(lambda: [c for p in left for c in p.children()])
+    if state:
+        for worker in left:
+            worker.send_signal(state)
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs([*left, *child], timeout=30)[1]
+
+
+def wait_for(look: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+    for _ in range(300):
+        if found := look():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not come")
 
 
 def test_one_that_dies_while_idle_is_replaced(hire: Callable[..., Any]) -> None:

@@ -221,6 +221,7 @@ def test_json_is_one_document_and_the_exit_code_says_whether_a_point_passes(tiny
     [
         (["models/one", "models/two", "--points", "1"], "--points: 1 points make no line"),
         (["models/one", "models/two", "--from", "1"], "the line from 1 to 1 has no length"),
+        (["models/one", "models/two", "--points", "99999999999"], "--points: 99999999999 points are more than 10000"),
         (["models/one", "models/two", "-o", "x.txt"], "--output: x.txt is none of .png"),
         (["models/one", "./models/one"], "both ends are models/one; give two models"),
         (["models/one"], "models/one is one model; give a second one, or a recipe"),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import InputError
-from evomerge.files.nodes import load, override, parse_documents
+from evomerge.files.settings import override
+from evomerge.files.trees import load, parse_documents
 
 
 def node(text: str):
@@ -29,7 +30,7 @@ def test_plain_data_comes_back() -> None:
     [
         ("a: 1\na: 2\n", "f.yaml:2: a: stands twice; keep one of them"),
         ("no: 1\n", "f.yaml:1: the key 'no' reads as False; put it in quotes"),
-        ("a: [1\n", "f.yaml:2: is not valid YAML"),
+        ("a: [1\n", "f.yaml:1: a: is not valid YAML: the [ that is opened in this line is not closed by line 2"),
         ("a: !!python/object/apply:os.system [ls]\n", "is not valid YAML"),
         ("a: *nothing\n", "is not valid YAML"),
     ],

@@ -13,7 +13,8 @@ from rich.console import Console
 
 import evomerge
 from evomerge.cli import main
-from evomerge.report.results import CarriedOver, carried_over, result_table, score
+from evomerge.report.numbers import behind, number, short
+from evomerge.report.results import CarriedOver, carried_over, result_table
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.trial import Trial
 
@@ -37,6 +38,7 @@ def test_three_slices_fit_a_screen(tiny_study: Study) -> None:
         line = next(i for i, text in enumerate(drawn) if text.split()[1:2] == ["base"])
         if trial.label == "base":
             assert f"{result.search.trials[0].scores['a']:.3f} (" in drawn[line]
+            assert "search" in drawn[line]
             assert f"{trial.scores['a']:.3f} (" in drawn[line + 1]
             assert "holdout" in drawn[line + 1]
 
@@ -53,7 +55,7 @@ def test_three_slices_fit_a_screen(tiny_study: Study) -> None:
     ],
 )
 def test_a_score_is_short(value: float, interval: tuple[float, float] | None, text: str) -> None:
-    assert score(value, interval) == text
+    assert number(value, short(value)) + behind(value, interval) == text
 
 
 @pytest.mark.parametrize(

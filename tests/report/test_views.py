@@ -12,7 +12,7 @@ from rich.console import Console
 import evomerge
 from evomerge.report.live import LineView, LiveView, view
 from evomerge.report.results import result_table
-from evomerge.report.tables import status_table
+from evomerge.report.runs import status_tables
 
 Study = Callable[..., Path]
 
@@ -55,7 +55,7 @@ def test_panel_for_terminals(tiny_study: Study) -> None:
     with observer:
         evomerge.search(tiny_study(), trials=7, observer=observer)
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
-    for part in ("run space", "7/7", "best so far", "floor", "holdout split"):
+    for part in ("run space", "4/4", "7/7", "best so far", "floor", "scoring on the holdout items"):
         assert part in drawn
 
 
@@ -66,7 +66,7 @@ def test_tables_show_floors_in_the_direction_of_the_metric(tiny_study: Study) ->
     assert "≥ 0.000" in drawn
     assert "+ 5" in drawn
     assert "uniform average" in drawn
-    assert "Scores on the search split" in rendered(status_table(evomerge.status("space")))
+    assert "Scores on the search split" in rendered(status_tables(evomerge.status("space"))[0])
 
 
 def test_other_tools_can_read_the_study(tiny_study: Study) -> None:

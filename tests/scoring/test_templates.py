@@ -1,4 +1,4 @@
-"""Templates of tasks and checkpoints are rendered in a sandbox, within bounds."""
+"""Templates of tasks are rendered in a sandbox, within bounds."""
 
 from __future__ import annotations
 
@@ -113,23 +113,3 @@ def test_the_message_names_slice_task_field_and_item(template: str, bench: Bench
     with pytest.raises(InputError, match=rf"fitness.yaml:\d+: slices.s.task: .*{LINES[template]}") as found:
         Suite.build(fitness, model, tokenizer)
     assert "\n" not in str(found.value)
-
-
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize(
-    ("template", "line"),
-    [
-        ("{{ 'x' * 10**10 }}", "the template makes too much"),
-        ("{% for i in range(10**5) %}{% for j in range(10**5) %}{% endfor %}{% endfor %}", "takes more than 0.5 s"),
-        ("{{ messages.__class__.__mro__ }}", "unsafe"),
-    ],
-)
-def test_a_chat_template_is_bounded(template: str, line: str, bench: Bench, model: Any, tokenizer: Any) -> None:
-    import copy
-
-    bench.choice()
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = template
-    fitness = bench.fitness({"s": {"task": "choice", "metric": "acc", "apply_chat_template": True}})
-    with pytest.raises(InputError, match=f"slices.s.task: the prompts of task 'choice' cannot be built: .*{line}"):
-        Suite.build(fitness, model, tokenizer)

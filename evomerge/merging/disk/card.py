@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 
+from evomerge.escape import code, code_block, markdown
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.recipe.recipe import Recipe
 
 
 def card(name: str, recipe: Recipe, text: str, plan: MergePlan, digest: str) -> str:
     """README.md of the checkpoint `name`: its sources, recipe and digest. `text` is the recipe's YAML."""
-    sources = "\n".join(f"- `{c.reference}`" + _commit(c.reference, c.resolved()) for c in plan.checkpoints)
+    sources = "\n".join(f"- {code(c.reference)}" + _commit(c.reference, c.resolved()) for c in plan.checkpoints)
     kind = "language models" if plan.embedding else "models"
-    methods = ", ".join(dict.fromkeys(f"`{document.method}`" for document in recipe.documents))
+    methods = ", ".join(dict.fromkeys(code(document.method) for document in recipe.documents))
     return f"""---
 library_name: transformers
 tags:
 - merge
 - evomerge
 ---
-# {name}
+# {markdown(name)}
 
 A merge of {kind}, made with evomerge.
 Method: {methods}. Size: {plan.elements:,} parameters in {plan.stack.layers} layers.
@@ -30,12 +31,10 @@ Method: {methods}. Size: {plan.elements:,} parameters in {plan.stack.layers} lay
 
 ## Recipe
 
-```yaml
-{text.rstrip()}
-```
+{code_block(text, "yaml")}
 
-Recipe id: `{recipe.id}`
-Digest of the weights: `{digest}`
+Recipe id: {code(recipe.id)}
+Digest of the weights: {code(digest)}
 """
 
 

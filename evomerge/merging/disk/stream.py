@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +13,15 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.write import SHARD_BYTES, CheckpointWriter, TensorLayout, check_target
+from evomerge.checkpoints.identity import check_unchanged
+from evomerge.checkpoints.write import (
+    SHARD_BYTES,
+    CheckpointWriter,
+    TensorLayout,
+    check_space,
+    check_target,
+    real_folder,
+)
 from evomerge.errors import InputError, TrialError, Where
 from evomerge.merging.disk.card import card
 from evomerge.merging.disk.pipeline import StreamingBank, run_in_order
@@ -23,6 +33,7 @@ from evomerge.merging.resident.bank import torch_dtype
 from evomerge.merging.resident.execute import not_finite, write
 from evomerge.recipe.mergekit import read_recipe, write_recipe
 from evomerge.recipe.recipe import Recipe
+from evomerge.safety.names import check_name
 
 RECIPE_FILE = "mergekit_config.yml"
 _FEEDING = 2  # threads that read for a GPU
@@ -52,11 +63,12 @@ def merge(
         device: where the arithmetic is done: "cpu", "cuda", "cuda:1".
         threads: how many processor threads compute; default: as torch is set.
         seed: the seed of random masks, in place of the recipe's.
-        intermediate: a folder for the outputs of the named documents, which are written there under their names.
+        intermediate: a folder for the outputs of the named documents, which are written there under their names, and
+            nowhere else. They and `out` appear when all are whole.
         truncate_embeddings: merge embeddings of different size over the rows that all have (see `plan`).
         copy_tokenizer: write the tokenizer's files.
         model_card: write README.md.
-        overwrite: replace folders that exist.
+        overwrite: replace checkpoints that exist (see `check_target`).
         shard_bytes: the most bytes of a weights file.
         progress: called with a text (tensor, rate, remaining time) and the share that is done (0 to 1).
 
@@ -64,7 +76,8 @@ def merge(
         The absolute folder.
 
     Raises:
-        InputError: the recipe or a checkpoint is wrong, a target exists, or the disk is full.
+        InputError: the recipe or a checkpoint is wrong, a target cannot be written, or the disk is full. Nothing was
+            written then.
     """
     if threads is not None:
         if threads < 1:
@@ -72,30 +85,50 @@ def merge(
         torch.set_num_threads(threads)
     file = None if isinstance(recipe, Recipe) else Path(recipe)
     whole = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
+    whole.check_places()
     if seed is not None:
+        if not 0 <= seed < 2**63:
+            raise InputError(f"{seed} is no seed", "give a whole number from 0 to 2^63 - 1", Where("--random-seed"))
         whole = Recipe(tuple(replace(document, seed=seed) for document in whole.documents))
     text = file.read_text(encoding="utf-8") if file and seed is None else write_recipe(whole)
     where, target, bank = Where(file) if file else None, Path(out).absolute(), StreamingBank()
     stages = {} if intermediate is None else _stages(whole, Path(intermediate).absolute())
-    for folder in (*stages, target):
-        check_target(folder, overwrite)
     outputs = [_Output(folder, stage, write_recipe(stage)) for folder, stage in stages.items()]
     outputs.append(_Output(target, whole, text))
+    _check_apart(outputs)
+    for output in outputs:
+        check_target(output.folder, overwrite)
     plans = [plan(output.recipe, bank.open, truncate_embeddings) for output in outputs]
-    for output, planned in zip(outputs, plans, strict=True):
-        tokenizer = output_tokenizer(output.recipe.output, planned, where) if copy_tokenizer else None
-        writer = CheckpointWriter(output.folder, _layout(planned), shard_bytes=shard_bytes, overwrite=overwrite)
-        with writer:
+    read = [c for planned in plans for c in planned.checkpoints]
+    inputs = [*(c.path for c in read), *(f for c in read for f in c.files()), *([file] if file else [])]
+    for output in outputs:
+        check_target(output.folder, overwrite, inputs=inputs)
+    tokenizers = [
+        output_tokenizer(output.recipe.output, planned, where) if copy_tokenizer else None
+        for output, planned in zip(outputs, plans, strict=True)
+    ]
+    with ExitStack() as stack:
+        # The last one that is entered is the first one to take its place: the output comes after the stages.
+        writers = [
+            stack.enter_context(CheckpointWriter(o.folder, _layout(p), shard_bytes=shard_bytes, overwrite=overwrite))
+            for o, p in reversed(list(zip(outputs, plans, strict=True)))
+        ][::-1]
+        check_space(writers)
+        for output, planned, tokenizer, writer in zip(outputs, plans, tokenizers, writers, strict=True):
             try:
                 weights = _write_tensors(planned, bank, writer, torch.device(device), progress)
             except TrialError as error:
                 raise InputError(str(error), "change the recipe's parameters", where) from None
             if tokenizer:
-                tokenizer.write(writer.folder)
+                with writer.explained():
+                    tokenizer.write(writer.folder)
             writer.text(RECIPE_FILE, output.text)
             if model_card:
                 writer.text("README.md", card(output.folder.name, output.recipe, output.text, planned, weights))
             writer.config(planned.config)
+            # Last: an error here leaves nothing, and from now on nothing is read.
+            check_unchanged(planned.checkpoints, "while it was merged", "merge again")
+            writer.seal()
     return target
 
 
@@ -109,13 +142,34 @@ class _Output:
 
 
 def _stages(recipe: Recipe, parent: Path) -> dict[Path, Recipe]:
-    """The recipes of all named documents, by the folder of each."""
-    stages = {}
+    """The recipes of all named documents, by the folder of each: `parent`/name.
+
+    InputError for a name that leads out of `parent`, or, also where capitals do not count, to another one's folder.
+    """
+    stages: dict[Path, Recipe] = {}
+    names: dict[str, str] = {}
     for count, document in enumerate(recipe.documents[:-1], start=1):
-        if document.name:
-            last = replace(document, name=None)
-            stages[parent / document.name] = Recipe((*recipe.documents[: count - 1], last))
+        if document.name is None:
+            continue
+        name = check_name(document.name, "document", document.where)
+        other = names.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if (folder := parent / name) in stages or other != name:
+            problem = f"the documents {other!r} and {name!r} would be written to one folder"
+            raise InputError(problem, "give each another name", document.where)
+        if folder.is_symlink():
+            raise InputError(f"{folder} is a link, and may lead anywhere", "remove it first", document.where)
+        stages[folder] = Recipe((*recipe.documents[: count - 1], replace(document, name=None)))
     return stages
+
+
+def _check_apart(outputs: list[_Output]) -> None:
+    """InputError if one folder to write is, or lies in, another one."""
+    folders = [real_folder(output.folder) for output in outputs]
+    for folder, output in zip(folders, outputs, strict=True):
+        around = next((other for other in folders if other in folder.parents), None)
+        if around is not None or folders.count(folder) > 1:
+            problem = f"{output.folder} would be written, and {'in it' if around is None else around} another output"
+            raise InputError(problem, "name folders that stand apart", Where("--intermediate-dir"))
 
 
 def _layout(planned: MergePlan) -> dict[str, TensorLayout]:

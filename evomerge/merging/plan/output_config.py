@@ -9,6 +9,7 @@ from typing import Any
 
 from evomerge.checkpoints.structure import configured_layers, layers_key, text_config
 from evomerge.checkpoints.vocabulary import Vocabulary
+from evomerge.errors import InputError
 
 LayerRun = tuple[Mapping[str, Any], int, int]
 """Layers in a row: the configuration of their model, the first layer, the number of layers."""
@@ -38,8 +39,17 @@ def _set_layers(text: dict[str, Any], donor: Mapping[str, Any], runs: Sequence[L
     layers = configured_layers(donor)
     for key, value in list(text.items()):
         if isinstance(value, list) and "layer" in key and len(value) == layers:
-            text[key] = [text_config(c).get(key, value)[start + i] for c, start, n in runs for i in range(n)]
+            text[key] = [entry for run in runs for entry in _entries(key, value, *run)]
     text[layers_key(donor)] = sum(n for _, _, n in runs)
+
+
+def _entries(key: str, default: list[Any], config: Mapping[str, Any], start: int, count: int) -> list[Any]:
+    """A model's entries for `count` layers; those of `default` if it lists none. InputError if it lists too few."""
+    entries = text_config(config).get(key, default)
+    if not isinstance(entries, list) or len(entries) < start + count:
+        problem = f"{key} in the config.json of a merged model does not list its {start + count} layers"
+        raise InputError(problem, "mend the configuration, or merge fewer layers")
+    return entries[start : start + count]
 
 
 def set_rows(config: dict[str, Any], rows: int) -> None:
@@ -57,7 +67,7 @@ def follow_tokens(settings: Mapping[str, Any], old: Vocabulary, new: Vocabulary)
     def renumber(value: Any) -> Any:
         if isinstance(value, list):
             return [i for i in map(renumber, value) if i is not None]
-        return changed.get(value, value)
+        return changed.get(value, value) if type(value) is int else value
 
     def follow(part: Mapping[str, Any]) -> dict[str, Any]:
         result = dict(part)

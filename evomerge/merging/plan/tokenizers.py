@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,12 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.chat_templates import CHAT_TEMPLATES
 from evomerge.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
-from evomerge.checkpoints.tokenizer import chat_template
-from evomerge.checkpoints.vocabulary import Vocabulary, load_tokenizer
+from evomerge.checkpoints.config import read_settings
+from evomerge.checkpoints.tokenizer import (
+    chat_template,
+    chat_template_of,
+    load_tokenizer,
+    read_files,
+    stored_vocabulary,
+)
+from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.output_config import follow_tokens
 from evomerge.recipe.recipe import Document
+from evomerge.safety.read import is_there
+from evomerge.safety.templates import check_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,12 +43,12 @@ class OutputTokenizer:
     Attributes:
         vocabulary: its tokens.
         template: the chat template that replaces the tokenizer's own, or None.
-        donor: the checkpoint that gives generation settings and processors.
+        files: the contents of the files that are copied or settled already, by name.
     """
 
     vocabulary: Vocabulary
     template: str | None
-    donor: Checkpoint
+    files: Mapping[str, bytes]
 
     def load(self) -> PreTrainedTokenizerBase:
         """The tokenizer. Raises InputError where transformers cannot load it."""
@@ -50,44 +58,49 @@ class OutputTokenizer:
         return tokenizer
 
     def write(self, folder: Path) -> None:
-        """Write everything into an existing folder. Files are copied if nothing in them changes."""
-        if self.vocabulary.as_stored:
-            names = [n for n in TOKENIZER_FILES if n != _TEMPLATE_FILE or self.template is None]
-            _copy(self.vocabulary.folder, folder, names)
-            if self.template is not None:
-                (folder / _TEMPLATE_FILE).write_text(self.template, encoding="utf-8")
-        else:
+        """Write everything into an existing folder."""
+        if not self.vocabulary.as_stored:
             self.load().save_pretrained(folder)
-        _copy(self.donor.path, folder, _PROCESSOR_FILES)
-        settings = self._generation()
-        if settings is not None:
-            text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-            (folder / _GENERATION_FILE).write_text(text, encoding="utf-8")
-
-    def _generation(self) -> dict[str, Any] | None:
-        """The donor's generation settings with the output's token ids."""
-        file = self.donor.path / _GENERATION_FILE
-        if not file.is_file():
-            return None
-        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        old = Vocabulary.of(self.donor.tokenizer_path)
-        return settings if old == self.vocabulary else follow_tokens(settings, old, self.vocabulary)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
 
 
 def output_tokenizer(document: Document, planned: MergePlan, where: Where | None = None) -> OutputTokenizer:
-    """The tokenizer of the output of `document`, the last one of a planned recipe.
+    """The tokenizer of the output of `document`, the last one of a planned recipe. All files that it takes are read
+    here, so that what is wrong with them is known before a tensor is merged.
 
-    Without a tokenizer setting it is the base's files, unchecked, as in mergekit.
+    Without a tokenizer setting it is the base's files, as in mergekit.
 
     Raises:
-        InputError: the chat template is not known, or the tokenizer would not be the same when read back.
+        InputError: a file is damaged, the chat template is not known, or the tokenizer would not be the same when read
+            back.
     """
-    models = {c.reference: c for c in planned.checkpoints}
-    template = template_of(document.chat_template, models, where or document.where)
-    tokenizer = OutputTokenizer(planned.vocabulary, template, planned.donor)
-    if not planned.vocabulary.as_stored:
-        _check_round_trip(tokenizer, where or document.where)
+    place, vocabulary = where or document.where, planned.vocabulary
+    template = template_of(document.chat_template, {c.reference: c for c in planned.checkpoints}, place)
+    files = read_files(planned.donor.path, _PROCESSOR_FILES, place)
+    if vocabulary.as_stored:
+        stored_vocabulary(vocabulary.folder, place)
+        files |= read_files(vocabulary.folder, TOKENIZER_FILES, place)
+        if template is None:
+            chat_template_of(vocabulary.folder, place)
+        else:
+            files[_TEMPLATE_FILE] = template.encode()
+    generation = _generation(planned, place)
+    if generation is not None:
+        files[_GENERATION_FILE] = (json.dumps(generation, indent=2, ensure_ascii=False) + "\n").encode()
+    tokenizer = OutputTokenizer(vocabulary, template, files)
+    if not vocabulary.as_stored:
+        _check_round_trip(tokenizer, place)
     return tokenizer
+
+
+def _generation(planned: MergePlan, where: Where) -> dict[str, Any] | None:
+    """The donor's generation settings with the output's token ids."""
+    file = planned.donor.path / _GENERATION_FILE
+    if not is_there(file, where):
+        return None
+    settings, old = read_settings(file, where), Vocabulary.of(planned.donor.tokenizer_path)
+    return settings if old == planned.vocabulary else follow_tokens(settings, old, planned.vocabulary)
 
 
 def template_of(setting: str | None, models: Mapping[str, Checkpoint], where: Where | None = None) -> str | None:
@@ -104,15 +117,10 @@ def template_of(setting: str | None, models: Mapping[str, Checkpoint], where: Wh
     if setting in models:
         return chat_template(models[setting])
     if "{" in setting:
+        check_template(setting, "the recipe", where)
         return setting
     mend = f"{suggestion(setting, ['auto', *CHAT_TEMPLATES])} Or give one of the recipe's models, or a Jinja text"
     raise InputError(f"chat_template {setting!r} is not known", mend, where)
-
-
-def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
 
 
 def _check_round_trip(tokenizer: OutputTokenizer, where: Where) -> None:

@@ -45,6 +45,11 @@ class SourceBank:
             self._checkpoints[ref] = self.add(Checkpoint.open(ref, where))
         return self._checkpoints[ref]
 
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Every checkpoint that was opened."""
+        return list({id(checkpoint): checkpoint for checkpoint in self._checkpoints.values()}.values())
+
     def load(self, ref: str, where: Where | None = None, progress: Callable[[int], None] | None = None) -> None:
         """Read all of a checkpoint's tensors now, so that damaged weights are found before a search starts.
 

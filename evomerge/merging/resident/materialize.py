@@ -15,6 +15,7 @@ from torch import Tensor
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import SIZES
 from evomerge.checkpoints.structure import Stack, is_head
+from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
 from evomerge.merging.kernels.compiled import Compiled
 from evomerge.merging.kernels.digest import NotFinite, combined, tensor_record
@@ -24,14 +25,19 @@ from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.execute import not_finite, write
 from evomerge.merging.resident.placement import CPU
-from evomerge.merging.resident.sharding import Sharding, build, load
+from evomerge.merging.resident.sharding import Sharding, build, load, skeleton
 from evomerge.merging.resident.slopes import Pulls
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
+from evomerge.safety.limits import TimeLimit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SHOWN = 4
+_GENERATION_FILE = "generation_config.json"
+_NO_MODEL = "check its config.json; for other models, let `model` of the fitness file build it"
+_SKELETON_SECONDS = 120.0
+"""A model of 100,000 modules takes some 20 s. A configuration can ask for a million."""
 # Settings that change neither the parameters nor a forward pass
 _INERT = ("dtype", "torch_dtype", "_name_or_path", "transformers_version", "architectures", "use_cache",
           "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
@@ -80,7 +86,7 @@ class Resident:
         self.compiled = Compiled()
         self._runner = Runner(self.compiled)
         _refuse_code(base)
-        self.tokenizer = _load_tokenizer(base) if tokenizer is None else tokenizer
+        self.tokenizer = load_tokenizer(base.path) if tokenizer is None else tokenizer
         if planned is None or _structure(planned.config) == _structure(base.config):
             sharding = self._sharding({n: i.elements for n, i in base.tensors.items()}, base.stack)
             self.model = _load_model(base, dtype, sharding)
@@ -173,14 +179,7 @@ class Resident:
         self.model.eval().requires_grad_(False)
         self._config, self._jobs = config, {}
         state = dict(self.model.state_dict(keep_vars=True))
-        prefix = f"{self.model.base_model_prefix}."
-        slots: dict[str, Tensor] = {}
-        for name in names:
-            key = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in state), None)
-            if key is not None:
-                slots[name] = state[key]
-            elif is_head(name) and self.model.get_output_embeddings() is not None:
-                slots[name] = self.model.get_output_embeddings().weight  # GPT-NeoX stores it as embed_out
+        slots = _slots(self.model, state, names)
         _check_names(self.base.path, slots, names)
         used = {tensor.data_ptr() for tensor in slots.values()}
         idle = [n for n, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in used]
@@ -188,6 +187,41 @@ class Resident:
             problem = f"{self.base.path} stores no {_listed(idle)}, which the model has"
             raise InputError(problem, "save the checkpoint again with this version of transformers")
         self._slots = slots
+
+
+def _slots(model: PreTrainedModel, state: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The entry of a model's state for each checkpoint tensor that has one."""
+    prefix, slots = f"{model.base_model_prefix}.", dict[str, Tensor]()
+    for name in names:
+        key = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in state), None)
+        if key is not None:
+            slots[name] = state[key]
+        elif is_head(name) and model.get_output_embeddings() is not None:
+            slots[name] = model.get_output_embeddings().weight  # GPT-NeoX stores it as embed_out
+    return slots
+
+
+def check_buildable(base: Checkpoint, planned: MergePlan) -> None:
+    """Checks, before a weight is read, that transformers can build the merged model and load the base. Takes no memory
+    for parameters.
+
+    Raises:
+        InputError: it cannot, or the model's parameters have other names or shapes than the checkpoints' tensors.
+    """
+    from transformers import GenerationConfig
+
+    _refuse_code(base)
+    if (base.path / _GENERATION_FILE).is_file():
+        with _quiet(f"{base.path / _GENERATION_FILE} is not valid", "correct it, or remove it"):
+            GenerationConfig.from_pretrained(base.path, local_files_only=True)
+    with _quiet(f"{base.path} cannot be loaded as a causal language model", _NO_MODEL), TimeLimit(_SKELETON_SECONDS):
+        model = skeleton(planned.config)
+        slots = _slots(model, model.state_dict(keep_vars=True), list(planned.jobs))
+    _check_names(base.path, slots, list(planned.jobs))
+    for name, job in planned.jobs.items():
+        if tuple(slots[name].shape) != job.shape:
+            problem = f"{base.path}: {name} is {list(job.shape)}, and {list(slots[name].shape)} by its config.json"
+            raise InputError(problem, "correct config.json, or download the checkpoint again")
 
 
 @torch.no_grad()
@@ -238,13 +272,6 @@ def _structure(config: dict[str, Any]) -> dict[str, Any]:
         return pruned(AutoConfig.for_model(**config).to_dict())
 
 
-def _load_tokenizer(base: Checkpoint) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    with _quiet(f"{base.path}: its tokenizer cannot be loaded", "add tokenizer.json and tokenizer_config.json"):
-        return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False, local_files_only=True)
-
-
 def _refuse_code(base: Checkpoint) -> None:
     from transformers import CONFIG_MAPPING
 
@@ -254,8 +281,7 @@ def _refuse_code(base: Checkpoint) -> None:
 
 
 def _load_model(base: Checkpoint, dtype: str, sharding: Sharding) -> PreTrainedModel:
-    mend = "check its config.json; for other models, let `model` of the fitness file build it"
-    with _quiet(f"{base.path} cannot be loaded as a causal language model", mend):
+    with _quiet(f"{base.path} cannot be loaded as a causal language model", _NO_MODEL):
         return load(base.path, torch_dtype(dtype), sharding)
 
 
@@ -275,7 +301,7 @@ def _quiet(problem: str, mend: str) -> Iterator[None]:
         raise InputError(
             f"{problem}: {_first_line(error)}", "use a smaller dtype or more GPUs", Where("--device")
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+    except Exception as error:  # a configuration can make transformers fail with anything
         raise InputError(f"{problem} ({_first_line(error)})", mend) from error
     finally:
         hf_logging.set_verbosity(level)

@@ -64,14 +64,25 @@ def build(config: Mapping[str, Any], dtype: torch.dtype, sharding: Sharding) -> 
     from accelerate import dispatch_model  # type: ignore[import-untyped]
     from transformers import AutoConfig
 
-    settings = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-    model = _skeleton(AutoConfig.for_model(**settings), dtype)
+    model = _skeleton(AutoConfig.for_model(**_settings(config)), dtype)
     if sharding.single is not None:
         _allocate(model, {"": sharding.single})
         return model.to(sharding.single)
     devices = device_map(model, sharding)
     _allocate(model, devices)
     return dispatch_model(model, device_map=devices)
+
+
+def skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
+    """The causal language model of a configuration, without memory for its parameters and buffers."""
+    from transformers import AutoConfig
+
+    with torch.device("meta"):
+        return _skeleton(AutoConfig.for_model(**_settings(config)), torch.float32)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
 
 
 def device_map(model: PreTrainedModel, sharding: Sharding) -> dict[str, str]:

@@ -70,7 +70,7 @@ class CallablePass:
         model = self._model.model if isinstance(self._model, BuiltModel) else self._model
         with untouched(self._model, name):
             scores: list[float] = self._score(
-                model, self._tokenizer.get(), items, read=lambda answer: numbers(answer, count, name)
+                model, self._tokenizer.get(), items, read=lambda a: numbers(a, count, name), timeout=self.spec.timeout
             )
         return scores
 

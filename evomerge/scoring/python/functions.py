@@ -18,6 +18,7 @@ from evomerge.errors import InputError, TrialError
 from evomerge.escape import shortened
 from evomerge.files.objects import FunctionRef
 from evomerge.interrupts import raised_by_code
+from evomerge.safety.limits import OutOfTime, TimeLimit
 from evomerge.scoring.guard import undisturbed
 from evomerge.scoring.preflight import MODEL_TAKES, check_function
 
@@ -37,16 +38,21 @@ class UserFunction:
         self._function = _loaded(ref)
         _check_signature(self._function, ref, takes)
 
-    def __call__(self, *arguments: Any, read: Callable[[Any], Any] = lambda answer: answer) -> Any:
-        """Calls the function and returns `read` of its answer. TrialError where either raises; the traceback is
-        logged."""
+    def __call__(
+        self, *arguments: Any, read: Callable[[Any], Any] = lambda answer: answer, timeout: float | None = None
+    ) -> Any:
+        """Calls the function and returns `read` of its answer. TrialError where either raises, the traceback is logged;
+        and where its Python code has not ended after `timeout` seconds."""
         import torch
 
+        limit = contextlib.nullcontext() if timeout is None else TimeLimit(timeout)
         try:
-            with contextlib.redirect_stdout(sys.stderr), torch.no_grad():
+            with contextlib.redirect_stdout(sys.stderr), torch.no_grad(), limit:
                 return read(self._function(*arguments))
         except TrialError:
             raise
+        except OutOfTime:
+            raise TrialError(f"{self.ref.name} did not end within {timeout:g} s") from None
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and not raised_by_code():
                 raise

@@ -9,7 +9,7 @@ import copy
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from lm_eval.api.registry import AGGREGATION_REGISTRY, METRIC_REGISTRY
 from lm_eval.tasks import TaskManager, _yaml_loader
 from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import TaskIndex
 from lm_eval.utils import simple_parse_args_string
 
 from evomerge.errors import InputError, Where, suggestion
@@ -69,6 +70,15 @@ class TaskSet:
         return metric not in self.unweighted
 
 
+def _index(local: LocalTasks) -> dict[str, Any]:
+    """lm-eval's index of the local tasks, groups and tags, which override its own."""
+    index: dict[str, Any] = {}
+    for file in local.files.values():
+        with suppress(KeyError):  # a class without the name of its task
+            TaskIndex.process_cfg(dict(file.config), file.path, index)
+    return index
+
+
 class TaskLibrary:
     """Finds and builds tasks. lm-eval's own index is read only if a task is not local (it takes some 10 s)."""
 
@@ -79,8 +89,9 @@ class TaskLibrary:
         foreign: set[str] = set()
         for name in names:
             foreign |= self.local.closure(name)[1]
-        # lm-eval looks at its own folder first and lets the folders that follow override it.
-        self._manager = TaskManager(include_path=folders or None, include_defaults=bool(foreign))
+        # lm-eval would walk the folders and read what is in them without any bound. It gets what `scan` has read.
+        self._manager = TaskManager(include_defaults=bool(foreign))
+        self._manager._index.update(_index(self.local))
         self._manager._factory = _AnchoredFactory(self.local)
 
     def build(self, spec: SliceSpec) -> TaskSet:

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from evomerge.errors import InputError, Where
+from evomerge.escape import shortened
+from evomerge.files.common import is_path
+from evomerge.files.nodes import Node
+from evomerge.files.scalars import Schema
+from evomerge.files.trees import LARGEST, load
+from evomerge.safety.limits import OutOfTime, TimeLimit
+from evomerge.safety.read import read_bytes
+
+_MOST_VISITED = 100_000
+"""Files and folders below the included ones. lm-eval's own 14,000 tasks are 18,000."""
+
+_MOST_BYTES, _MOST_INCLUDES = 32 << 20, 100
+"""Bytes of all task files (lm-eval's own have 7 MB; 32 MB are read in 15 s), and files that one task consists of."""
 
 _BUILDERS = {"json", "csv", "parquet", "text", "arrow", "xml"}
 """Values of `dataset_path` that name a file format: `data_files` are then the user's files."""
@@ -53,12 +68,12 @@ class LocalTasks:
     Attributes:
         files: task or group name -> file.
         tags: tag -> its tasks.
-        broken: the YAML that could not be read -> the reason.
+        broken: the name of a task whose YAML could not be read -> what is wrong with that.
     """
 
     files: dict[str, TaskFile] = field(default_factory=dict)
     tags: dict[str, list[str]] = field(default_factory=dict)
-    broken: dict[Path, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> set[str]:
@@ -90,18 +105,61 @@ class LocalTasks:
         return list(files.values()), foreign
 
 
-def scan(folders: Iterable[Path]) -> LocalTasks:
-    """Reads every ``*.yaml`` below the folders. Later folders override earlier ones, as in lm-eval."""
-    tasks = LocalTasks()
-    for folder in folders:
-        for path in sorted(folder.glob("**/*.yaml")):
-            try:
-                config, origins = read(path)
-            except (OSError, ValueError, yaml.YAMLError) as error:
-                tasks.broken[path] = " ".join(str(error).split())
-                continue
-            _register(tasks, TaskFile(path, config, tuple(origins)))
+def scan(folders: Iterable[Path], where: Where | None = None) -> LocalTasks:
+    """Reads every ``*.yaml`` below the folders. Later folders override earlier ones, as in lm-eval. A file that cannot
+    be read is only noted, as a search may not need it.
+
+    Args:
+        folders: the folders. Links to folders in them are not followed.
+        where: the place that names them.
+
+    Raises:
+        InputError: there are far more files than tasks have.
+    """
+    tasks, reader = LocalTasks(), _Reader()
+    for path in _yaml_files(folders, where):
+        reader.size += path.stat().st_size if path.is_file() else 0
+        if reader.size > _MOST_BYTES:
+            problem = f"the YAML files up to {path} have more than {_MOST_BYTES / 1e6:.0f} MB"
+            raise InputError(problem, "include only the folder of your tasks", where)
+        try:
+            config, origins = reader.read(path)
+        except InputError as error:
+            fault = f"the task file {_fault(error)}"
+            tasks.broken.update(dict.fromkeys(_likely_names(path), fault))
+            continue
+        _register(tasks, TaskFile(path, config, tuple(origins)))
     return tasks
+
+
+def _yaml_files(folders: Iterable[Path], where: Where | None) -> Iterator[Path]:
+    """The YAML files below each folder, in order."""
+    visited = 0
+    for folder in folders:
+        files: list[Path] = []
+        for root, inner, names in os.walk(folder):
+            visited += len(inner) + len(names)
+            if visited > _MOST_VISITED:
+                problem = f"{folder} holds more than {_MOST_VISITED:,} files and folders"
+                raise InputError(problem, "include only the folder of your tasks", where)
+            files += [Path(root, name) for name in names if name.endswith(".yaml")]
+        yield from sorted(files)
+
+
+def _fault(error: InputError) -> str:
+    """What is wrong with a file, and in which one: a task includes others."""
+    where = error.where or Where()
+    line = f"line {where.line}: " if where.line else ""
+    key = f"{where.key}: " if where.key else ""
+    return f"{where.file} cannot be read ({line}{key}{error.problem})"
+
+
+def _likely_names(path: Path) -> set[str]:
+    """The names that the task of a broken file may have: what its text says, and the file's name."""
+    names = {path.stem, path.stem.lstrip("_")}
+    with suppress(InputError):
+        names |= {name.decode("utf-8", "replace") for name in _NAME.findall(read_bytes(path, largest=LARGEST))}
+    return names
 
 
 def _register(tasks: LocalTasks, file: TaskFile) -> None:
@@ -109,39 +167,56 @@ def _register(tasks: LocalTasks, file: TaskFile) -> None:
     if not isinstance(name, str):
         return  # a fragment that others include
     tasks.files[name] = file
-    tags = file.config.get("tag") or []
-    for tag in [tags] if isinstance(tags, str) else tags:
+    tags = file.config.get("tag")
+    for tag in tags if isinstance(tags, list) else [tags]:
+        if not isinstance(tag, str):
+            continue
         members = tasks.tags.setdefault(tag, [])
         if "group" not in file.config and name not in members:
             members.append(name)
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Reads a task YAML, merges its includes as lm-eval does (local keys win), and returns the folders of all files."""
-    return _read(path.resolve(), frozenset())
+class _Reader:
+    """Reads task YAML. A file that several include is parsed once.
 
+    Attributes:
+        size: the bytes of the files so far.
+    """
 
-def _read(path: Path, above: frozenset[Path]) -> tuple[dict[str, Any], list[Path]]:
-    if path in above:
-        raise ValueError(f"{path} includes itself")
-    config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a mapping")
-    merged: dict[str, Any] = {}
-    folders = [path.parent]
-    includes = config.pop("include", None) or []
-    for include in includes if isinstance(includes, list) else [includes]:
-        inner, inner_folders = _read((path.parent / include).resolve(), above | {path})
-        merged.update(inner)
-        folders += inner_folders
-    return {**merged, **config}, folders
+    def __init__(self) -> None:
+        self.size = 0
+        self._parsed: dict[Path, Node] = {}
 
+    def read(self, path: Path) -> tuple[dict[str, Any], list[Path]]:
+        """Reads a task YAML, merges its includes as lm-eval does (local keys win), and returns the folders of all
+        files. Raises InputError."""
+        return self._read(path.resolve(), set())
 
-class _Loader(yaml.SafeLoader):
-    """Reads YAML's plain types, and the tag `!function` as text."""
+    def _read(self, path: Path, seen: set[Path]) -> tuple[dict[str, Any], list[Path]]:
+        """`seen`: the files that were met on the way to this one; lm-eval refuses to read one of them again."""
+        if path in seen or len(seen) >= _MOST_INCLUDES:
+            fault = "is included twice" if path in seen else f"is the file number {_MOST_INCLUDES + 1} of a task"
+            raise InputError(fault, "include each file once", Where(path))
+        seen.add(path)
+        config = self._tree(path).data
+        includes = config.pop("include", None) or []
+        merged: dict[str, Any] = {}
+        folders = [path.parent]
+        for include in includes if isinstance(includes, list) else [includes]:
+            if not isinstance(include, str) or not is_path(include):
+                problem = f"{shortened(repr(include), 60)} is no path"
+                raise InputError(problem, "name a file", Where(path, None, "include"))
+            inner, inner_folders = self._read((path.parent / include).resolve(), seen)
+            merged.update(inner)
+            folders += inner_folders
+        return {**merged, **config}, folders
 
-
-_Loader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
+    def _tree(self, path: Path) -> Node:
+        if path not in self._parsed:
+            tree = load(path, Schema.TASK, Where(path))
+            tree.mapping()
+            self._parsed[path] = tree
+        return self._parsed[path]
 
 
 # Data files
@@ -155,7 +230,7 @@ def anchor(config: dict[str, Any], folders: Iterable[Path]) -> None:
     if isinstance(path, str) and _is_folder(path, places):
         config["dataset_path"] = str(_place(path, places))
     kwargs = config.get("dataset_kwargs")
-    if isinstance(kwargs, dict) and path in _BUILDERS:
+    if isinstance(kwargs, dict) and _is_builder(path):
         kwargs = dict(kwargs)
         for key in ("data_files", "data_dir"):
             if key in kwargs:
@@ -173,7 +248,7 @@ def missing_data(file: TaskFile) -> list[Path]:
     anchor(config, file.folders)
     paths = []
     kwargs = config.get("dataset_kwargs")
-    if isinstance(kwargs, dict) and config.get("dataset_path") in _BUILDERS:
+    if isinstance(kwargs, dict) and _is_builder(config.get("dataset_path")):
         paths = [*_leaves(kwargs.get("data_files")), *_leaves(kwargs.get("data_dir"))]
     path = config.get("dataset_path")
     if isinstance(path, str) and path.startswith((".", "/", "~")):
@@ -195,7 +270,7 @@ def data_splits(config: Mapping[str, Any]) -> list[str]:
     """The splits of a task's data, where its YAML lists the files of each; else nothing. Files without the name of a
     split are the split "train" (datasets' rule)."""
     kwargs = config.get("dataset_kwargs")
-    if config.get("dataset_path") not in _BUILDERS or config.get("custom_dataset") or not isinstance(kwargs, dict):
+    if not _is_builder(config.get("dataset_path")) or config.get("custom_dataset") or not isinstance(kwargs, dict):
         return []
     files = kwargs.get("data_files")
     if "split" in kwargs or "data_dir" in kwargs or not files:
@@ -211,6 +286,10 @@ def _map_paths(value: Any, places: list[Path]) -> Any:
     return str(_place(value, places)) if isinstance(value, str) and "://" not in value else value
 
 
+def _is_builder(path: Any) -> bool:
+    return isinstance(path, str) and path in _BUILDERS
+
+
 def _leaves(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -220,26 +299,40 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def _place(text: str, places: list[Path]) -> Path:
+    if not is_path(text):
+        return Path(text)
     candidates = [(place / Path(text).expanduser()).resolve() for place in places]
     return next((p for p in candidates if _exists(p)), candidates[0])
 
 
 def _exists(path: Path) -> bool:
+    """Whether a path, or a pattern, names something. A pattern that takes long is left to `datasets`."""
+    if not is_path(str(path)):
+        return False
     if path.exists():
         return True
     pattern = str(path.relative_to(path.anchor))
-    return any(c in pattern for c in "*?[") and any(True for _ in Path(path.anchor).glob(pattern))
+    if not any(c in pattern for c in "*?["):
+        return False
+    try:
+        with TimeLimit(2):
+            return any(True for _ in Path(path.anchor).glob(pattern))
+    except OutOfTime:
+        return True
+    except (OSError, ValueError):  # `a**` is no pattern
+        return False
 
 
 def _is_empty(path: Path) -> bool:
     """Whether there is nothing to read: an empty file, or a device or a pipe, at which a reader might wait for ever."""
-    return path.stat().st_size == 0 if path.is_file() else not path.is_dir() and path.exists()
+    if not is_path(str(path)) or path.is_dir():
+        return False
+    return path.stat().st_size == 0 if path.is_file() else path.exists()
 
 
 def _is_folder(text: str, places: list[Path]) -> bool:
-    return text not in _BUILDERS and (
-        text.startswith((".", "/", "~")) or any((place / text).exists() for place in places)
-    )
+    known = text in _BUILDERS or not is_path(text)
+    return not known and (text.startswith((".", "/", "~")) or any((place / text).exists() for place in places))
 
 
 def _member_names(members: Iterable[Any]) -> list[str]:

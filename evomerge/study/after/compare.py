@@ -111,7 +111,7 @@ def _number(state: Status, name: str | int) -> int:
 def _scored(state: Status, number: int, side: Side) -> Trial | None:
     trials = state.rescored if side == "holdout" else state.search.trials
     trial = next((t for t in trials if t.number == number and t.scores), None)
-    return trial if trial and items_file(state.folder.items, number, side).is_file() else None
+    return trial if trial and (trial.evaluated or items_file(state.folder.items, number, side).is_file()) else None
 
 
 def _trial(state: Status, number: int, side: Side) -> Trial:

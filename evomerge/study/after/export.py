@@ -6,8 +6,8 @@ from pathlib import Path
 
 from evomerge.errors import InputError, Where
 from evomerge.recipe.mergekit import write_recipe
+from evomerge.safety.durable import write_whole
 from evomerge.study.after.status import NothingFeasible, Status, status
-from evomerge.study.run.folder import write_atomic
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import Trial
 
@@ -34,7 +34,7 @@ def export(
     text = write_recipe(chosen.recipe, _header(state, chosen, split, missed))
     if output is not None:
         try:
-            write_atomic(Path(output), text)
+            write_whole(Path(output), text)
         except OSError as error:
             raise InputError(
                 f"cannot write {output} ({error.strerror})", "give another file", Where("--output")

@@ -14,11 +14,12 @@ from evomerge.files.objects import FitnessSpec, FloorSpec, SliceSpec
 from evomerge.files.resolved import fitness_data
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.registry import OBJECTIVES, load
+from evomerge.safety.durable import write_whole
 from evomerge.scoring.gates import lower_bound, scales, settle
 from evomerge.scoring.preflight import check_floors, check_objective
 from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
 from evomerge.study.after.status import NothingFeasible, Status, status
-from evomerge.study.run.folder import RunFolder, write_atomic
+from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.recorded import recorded_scores
@@ -26,7 +27,7 @@ from evomerge.study.run.release import TOP
 from evomerge.study.run.trial import Trial
 from evomerge.types import SliceScore, SplitName
 
-_FREE = ("floor", "weight", "cluster", "range", "direction")
+_FREE = ("floor", "weight", "cluster", "range", "timeout", "direction")
 """The keys of a slice that do not change how its items are scored. A direction may be left out; see `_check_slice`."""
 _MEND = "a ranking evaluates nothing: give it as the run has it, leave the slice out, or launch another search"
 
@@ -108,8 +109,12 @@ def rank(run: str | Path, fitness: str | Path, output: str | Path | None = None)
         winner=winner,
         unscored=tuple(t for t in top[:most] if t.number not in rescored) if holdout else (),
     )
-    if output is not None and winner is not None:
-        _write(Path(output), ranked, winner)
+    if output is not None:
+        try:
+            write_winner(ranked, Path(output))
+        except OSError as error:
+            problem = f"cannot write {output} ({error.strerror})"
+            raise InputError(problem, "give another file", Where("--output")) from None
     return ranked
 
 
@@ -215,11 +220,12 @@ def _check_cluster(slice_spec: SliceSpec, launched: str | None, confidence: floa
         )
 
 
-def _write(file: Path, ranked: Ranked, winner: Trial) -> None:
+def write_winner(ranked: Ranked, file: Path) -> None:
+    """Writes the new winner's recipe, if there is a winner. Raises OSError."""
+    winner = ranked.winner
+    if winner is None:
+        return
     split = "holdout" if ranked.holdout else "search"
     header = f"evomerge run {ranked.folder.name}, {winner.name}, recipe {winner.recipe_id[:16]}"
     reason = f"the best on the {split} items under {ranked.fitness.name}"
-    try:
-        write_atomic(file, write_recipe(winner.recipe, f"{header}\n{reason}"))
-    except OSError as error:
-        raise InputError(f"cannot write {file} ({error.strerror})", "give another file", Where("--output")) from None
+    write_whole(file, write_recipe(winner.recipe, f"{header}\n{reason}"))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.errors import EvomergeError
 from evomerge.study.after.dataframe import trials_dataframe
+from evomerge.study.run.driver import Driver, driver
 from evomerge.study.run.folder import RunFolder, list_runs
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.manifest import Environment
@@ -35,6 +36,7 @@ class Status:
         release: the last one; None before a search has ended. The run is `finished` when no trial was started after it.
         rescored: all trials that have holdout scores, with these.
         gained: what gradient steps gained.
+        driver: the process that drives it now.
     """
 
     folder: RunFolder
@@ -44,6 +46,20 @@ class Status:
     release: Release | None
     rescored: Sequence[Trial] = ()
     gained: Contributions | None = None
+    driver: Driver | None = None
+
+    @property
+    def state(self) -> Literal["running", "stopped", "finished"]:
+        """A run that no process drives and that has not ended is stopped: `evomerge.resume` goes on."""
+        if self.driver is not None:
+            return "running"
+        return "finished" if self.finished else "stopped"
+
+    @property
+    def seconds(self) -> float:
+        """What the finished trials count against the budget of time, in seconds."""
+        ended = (t.seconds for t in self.search.trials if t.state != "running")
+        return sum(seconds.get("elapsed", seconds.get("total", 0.0)) for seconds in ended)
 
     @property
     def done(self) -> int:
@@ -73,17 +89,17 @@ class Unreadable:
 def status(run: str | Path) -> Status:
     """One run's progress, references and best trials. InputError where there is no such run, or it is damaged."""
     folder = RunFolder.existing(run)
-    environment = Environment.read(folder)
+    environment, process = Environment.read(folder), driver(folder)
     missing = environment.storage is None and not folder.journal.exists()
     store = None if missing else Store.open(open_storage(folder.journal, environment.storage), environment.study)
     if store is None:
         if lost := environment.study_missing(folder):
             raise lost
-        return Status(folder, {}, {}, Leaderboard(Floors.unsettled()), None)
+        return Status(folder, {}, {}, Leaderboard(Floors.unsettled()), None, driver=process)
     budget, slices = store.facts.get("budget", {}), store.facts.get("slices", {})
     leaderboard = Leaderboard(_floors(store.facts, slices), store.trials())
     gained = recorded_contributions(store)
-    return Status(folder, budget, slices, leaderboard, released(store), rescored(store), gained)
+    return Status(folder, budget, slices, leaderboard, released(store), rescored(store), gained, process)
 
 
 def _floors(facts: Mapping[str, Any], slices: Mapping[str, Mapping[str, Any]]) -> Floors:

@@ -8,12 +8,14 @@ from typing import Any, NoReturn
 
 from evomerge.errors import InputError, Where
 from evomerge.evaluator.models import OpenModels
+from evomerge.files.objects import SpaceSpec
 from evomerge.files.space_file import read_space
 from evomerge.optimize.declarations import declaration
 from evomerge.registry import CHOICES
 from evomerge.space.genes import value_at
 from evomerge.space.space import Space
 from evomerge.study.after.status import Status, status
+from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.trial import Trial
 from evomerge.types import Dimension, Genome, Value
@@ -45,22 +47,26 @@ def starting_point(run: str, models: OpenModels) -> StartingPoint:
         InputError: there is no such trial, or it is not exactly a genome of the space.
     """
     space = models.space
-    optimizer = space.spec.optimizer["name"]
-    if not declaration(optimizer).takes_start:
-        raise InputError(f"{optimizer} goes by known models only", "use another optimizer", _FLAG)
-    name, _, number = run.rpartition(":") if run.rpartition(":")[2].isdigit() else (run, "", "")
-    if not name:
-        raise InputError(f"{run!r} names no run", "give RUN or RUN:TRIAL", _FLAG)
-    state = status(name)
-    environment = Environment.read(state.folder)
+    name, state, trial = starting_trial(run, space.spec)
     # Its optimizer does not matter: it may be one that was removed.
     old = read_space(state.folder.space, optimizer="random", fitness=state.folder.fitness)
-    _check_models(name, environment, models)
-    trial = _trial(state, name, number)
+    _check_models(name, Environment.read(state.folder), models)
     sources = {source: space.models.sources[source] for source in old.sources}
     before = Space(old, replace(space.models, sources=sources))
     genome = _Transfer(before, space, trial.genome).genome()
     return StartingPoint(name, trial.number, genome, trial.digest)
+
+
+def starting_trial(run: str, spec: SpaceSpec) -> tuple[str, Status, Trial]:
+    """The run that `starting_point` begins from, by name and state, and its trial. InputError where there is none."""
+    optimizer = spec.optimizer["name"]
+    if not declaration(optimizer).takes_start:
+        raise InputError(f"{optimizer} goes by known models only", "use another optimizer", _FLAG)
+    name, _, number = run.rpartition(":") if run.rpartition(":")[2].isdecimal() else (run, "", "")
+    if not name:
+        raise InputError(f"{run!r} names no run", "give RUN or RUN:TRIAL", _FLAG)
+    state = status(RunFolder.existing(name, _FLAG).path)
+    return name, state, _trial(state, name, number)
 
 
 def _check_models(name: str, environment: Environment, models: OpenModels) -> None:

@@ -19,7 +19,7 @@ from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.racing.race import Control, Entry, Race
 from evomerge.study.racing.rungs import ItemNames, ItemSchedule
 from evomerge.study.run.evaluation import TrialResult
-from evomerge.study.run.items import Items, load_items
+from evomerge.study.run.items import Items
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import Trial
 from evomerge.study.trials import Trials
@@ -84,7 +84,9 @@ class Racer:
 
     def score_in_full(self, trial: Trial) -> EvalTask[TrialResult]:
         """The result of a pruned trial on all items, at the cost of those that it was not scored on. TrialError."""
+        self._items_of[trial.number] = self._trials.items(trial)
         entry = self._entry(trial)
+        del self._items_of[trial.number]
         for name in entry.items.keys() - self.schedule.item_weights.keys():
             del entry.items[name]  # scored again: only the value of its score was kept
             entry.totals.pop(name, None)
@@ -137,9 +139,14 @@ class Racer:
         return Entry(trial, kept, totals, trial.digest, dict(trial.seconds), finished)
 
     def _items(self, trial: Trial) -> Items:
+        """Its items; of a finished one those that it was scored on then, without what a promotion added."""
         if trial.number not in self._items_of:
-            self._items_of[trial.number] = load_items(self._trials.folder.items, trial.number, "search")
+            enough = None if trial.state == "running" else partial(self._has_items, trial.evaluated)
+            self._items_of[trial.number] = self._trials.items(trial, enough)
         return self._items_of[trial.number]
+
+    def _has_items(self, count: int, items: Items) -> bool:
+        return bool(items) and self._trials.criteria.info.count(items) >= count
 
     def _forget(self) -> None:
         for number in sorted(self._items_of)[:-_CACHED]:
@@ -168,7 +175,8 @@ class Racer:
             trials.keep_items(entry.trial, "search", new)
         else:
             trials.add_items(entry.trial, new)
-        self._items_of[entry.trial.number] = entry.items
+        if not entry.finished:
+            self._items_of[entry.trial.number] = entry.items
 
     # Its result.
 

@@ -1,4 +1,4 @@
-"""A run's folder: its files, its lock, atomic writes."""
+"""A run's folder: its files, its lock."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from evomerge.errors import BusyError, InputError, Where, suggestion
-from evomerge.interrupts import deferred
+from evomerge.safety.durable import sync_folder, write_whole
+from evomerge.safety.names import name_fault
+from evomerge.safety.paths import absolute, status
+from evomerge.safety.read import read_object
 
-_NAME = re.compile(r"^[\w][\w.-]*$")
+_FLAG, _UNUSUAL = Where("--run"), re.compile(r"[^\w.-]")
 _OWN = ("items", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
 """What a launch makes; hidden ones are being written. A whole `environment.json` makes the folder a run."""
 
@@ -44,24 +46,54 @@ class RunFolder:
         return self.name if self.path.parent == Path("runs").resolve() else shlex.quote(str(self.path))
 
     @classmethod
-    def named(cls, run: str | Path, root: Path = Path("runs")) -> RunFolder:
-        """A run by name (in `root`), or by path where the text is more than a name."""
-        return cls(root / run if is_name(run) else Path(run))
+    def named(cls, run: str | Path, root: Path = Path("runs"), where: Where | None = None) -> RunFolder:
+        """A run by name (in `root`), or by path where the text is more than a name. InputError if it can be neither."""
+        return cls(absolute(root / run if is_name(run) else run, where=where))
 
     @classmethod
-    def existing(cls, run: str | Path) -> RunFolder:
-        """The run, or InputError with the nearest name."""
-        folder = cls.named(run)
-        if not folder.environment.is_file():
-            names = [f.name for f in list_runs(folder.path.parent)]
-            problem = f"no run {folder.name!r} in {folder.path.parent}"
-            raise InputError(problem, suggestion(folder.name, names) if names else "launch one with `evomerge search`")
+    def launched(cls, run: str | Path | None, space: str | Path) -> RunFolder:
+        """The folder of a run to launch: by name or path, or named like its space file. InputError if it has no legal
+        name, is there already, or cannot be made."""
+        mend = "use letters, digits, ., - and _"
+        if run is None:
+            run, mend = Path(os.path.abspath(space)).stem, "give it a name by --run NAME: by default it has the file's"
+            if status(Path(space)) is None:
+                return cls.named(run)  # that there is no such file is told by its reader
+        if is_name(run):
+            _check_name(str(run), mend)
+        folder = cls.named(run, where=_FLAG)
+        _check_name(folder.name, mend)
+        folder.check_free()
         return folder
 
+    @classmethod
+    def existing(cls, run: str | Path, where: Where | None = None) -> RunFolder:
+        """The run. InputError, at `where`, with the nearest name or what was given instead."""
+        folder = cls.named(run, where=where)
+        if not folder.environment.is_file():
+            problem, mend = folder._missing(str(run))
+            raise InputError(problem, mend, where)
+        return folder
+
+    def _missing(self, given: str) -> tuple[str, str]:
+        """What is wrong where there is no such run, and how to mend it."""
+        runs, whole = list_runs(self.path.parent), RunFolder(self.path.parent)
+        if whole.environment.is_file():
+            return f"{given} is a part of a run, not a run", f"give its folder: {whole.handle}"
+        file = next((path for path in (Path(given), Path(self.name), self.path) if path.is_file()), None)
+        if file is not None and file.suffix in (".yaml", ".yml"):
+            close = next((run for run in runs if run.name == file.stem), None)
+            mend = f"did you mean the run {close.name!r}?" if close else f"`evomerge search {file}` launches one"
+            return f"{file} is a file, not a run", mend
+        if several := list_runs(self.path) or list_runs(Path(given)):
+            return f"{given} is a folder of runs, not a run", suggestion("", [run.handle for run in several])
+        if file is not None or self.path.is_dir():
+            return f"{file or given} is no run", "`evomerge status` lists the runs"
+        mend = suggestion(self.name, [run.name for run in runs]) if runs else "launch one with `evomerge search`"
+        return f"no run {self.name!r} in {self.path.parent}", mend
+
     def check_free(self) -> None:
-        """InputError if the name is not one, a run of that name is there, or it cannot be written."""
-        if not _NAME.match(self.name):
-            raise InputError(f"{self.name!r} cannot name a run", "use letters, digits, ., - and _", Where("--run"))
+        """InputError if a run of that name is there, or it cannot be written."""
         if self.environment.exists():
             problem = f"the run {self.name!r} is there already ({self.path})"
             raise InputError(problem, f"`evomerge resume {self.handle}`, delete it, or choose another --run NAME")
@@ -69,7 +101,7 @@ class RunFolder:
             raise InputError(f"{self.path} holds files that are no run's", "choose another --run NAME")
         standing = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not standing.is_dir() or not os.access(standing, os.W_OK):
-            raise InputError(f"{standing} is no folder that can be written", "choose another --run")
+            raise InputError(f"{standing} is no folder that can be written", "name a place by --run")
 
     @contextmanager
     def claim(self) -> Iterator[None]:
@@ -88,13 +120,16 @@ class RunFolder:
                 elif not leftover.name.startswith("run.lock"):
                     leftover.unlink()
             self.items.mkdir()
+            sync_folder(self.path)
+            sync_folder(self.path.parent)
             yield
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run: one process drives it. BusyError names the holder. The system lets go of the lock when its
         process dies, however it dies."""
-        lock = FileLock(str(self.path / "run.lock"), timeout=0)
+        # A moment of patience: `driver` may look at the lock just now.
+        lock = FileLock(str(self.path / "run.lock"), timeout=0.5)
         holder = self.path / "run.lock.json"
         try:
             lock.acquire()
@@ -104,7 +139,7 @@ class RunFolder:
             ) from None
         try:
             owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            write_atomic(holder, json.dumps(owner))
+            write_whole(holder, json.dumps(owner))
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -113,10 +148,18 @@ class RunFolder:
 
 def _describe(holder: Path) -> str:
     try:
-        owner = json.loads(holder.read_text())
+        owner = read_object(holder)
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-    except (OSError, ValueError, KeyError):
+    except (InputError, KeyError):
         return "another process"
+
+
+def _check_name(name: str, mend: str) -> None:
+    """InputError if a new run cannot have this name. The rule is stricter than that of other names: a run's name is
+    also a word of commands, a study in a storage, a title."""
+    fault = name_fault(name) or (_UNUSUAL.search(name) and "has other characters than letters, digits, ., - and _")
+    if fault:
+        raise InputError(f"{name[:60]!r} {fault}, so it cannot name a run", mend, _FLAG)
 
 
 def is_name(run: str | Path) -> bool:
@@ -130,21 +173,3 @@ def list_runs(root: Path) -> list[RunFolder]:
         return []
     runs = [RunFolder(p) for p in root.iterdir() if (p / "environment.json").is_file()]
     return sorted(runs, key=lambda f: (f.environment.stat().st_mtime, f.name))
-
-
-@deferred()
-def write_atomic(file: Path, text: str) -> None:
-    """Replace a file whole: a reader sees the old text or the new, never a part."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(file: Path, data: Any) -> None:
-    write_atomic(file, json.dumps(data, indent=2, sort_keys=True) + "\n")

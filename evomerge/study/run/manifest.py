@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.identity import check_unchanged
 from evomerge.errors import InputError
 from evomerge.files.objects import FitnessSpec, SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.files.resolved import current_keys, fitness_data, space_data, to_yaml
-from evomerge.study.run.folder import RunFolder, write_atomic, write_json
+from evomerge.safety.durable import write_whole
+from evomerge.study.run.folder import RunFolder
 
 _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "optuna", "cma", "numpy", "safetensors")
 
@@ -59,12 +61,13 @@ def write_launch(
         items: slice -> digest of its items.
         facts: further fields of `Environment`.
     """
-    header = f"as launched by `evomerge search`, every default filled in (run {folder.name})"
-    write_atomic(folder.space, to_yaml(space_data(replace(spec, fitness=folder.fitness)), header))
-    write_atomic(folder.fitness, to_yaml(fitness_data(fitness), header))
     identity = {**_of_files(spec, fitness), **_of_checkpoints(checkpoints), "items": dict(items)}
+    header = f"as launched by `evomerge search`, every default filled in (run {folder.name})"
+    write_whole(folder.space, to_yaml(space_data(replace(spec, fitness=folder.fitness)), header))
+    write_whole(folder.fitness, to_yaml(fitness_data(fitness), header))
     environment = {"launch": asdict(launch), "study": folder.name, "identity": identity, "versions": versions()}
-    write_json(folder.environment, {**environment, **facts})
+    text = json.dumps({**environment, **facts}, indent=2, sort_keys=True)
+    write_whole(folder.environment, f"{text}\n")
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,10 @@ def _of_files(spec: SpaceSpec, fitness: FitnessSpec) -> dict[str, Any]:
 
 
 def _of_checkpoints(checkpoints: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    return {"checkpoints": {name: c.fingerprint() for name, c in checkpoints.items()}}
+    """The content of all checkpoints, which is that of the files as they were opened."""
+    fingerprints = {name: c.fingerprint() for name, c in checkpoints.items()}
+    check_unchanged(checkpoints.values(), "since it was opened", "run the same command again")
+    return {"checkpoints": fingerprints}
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

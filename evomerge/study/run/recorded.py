@@ -8,7 +8,7 @@ from pathlib import Path
 from evomerge.errors import InputError, Where
 from evomerge.scoring.gates import interval
 from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
-from evomerge.study.run.items import items_file, recorded_items
+from evomerge.study.run.items import RESTORE, items_file, recorded_items
 from evomerge.study.run.trial import Trial
 from evomerge.types import SliceScore, SplitName
 
@@ -20,12 +20,12 @@ _CLOSE = 1e-6
 
 def recorded_scores(items: Path, trial: Trial, split: SplitName) -> dict[str, SliceScore]:
     """A trial's scores, which must be those of `split`, with the items of the folder `items`; a slice whose items were
-    not kept has none. InputError where their file is damaged."""
-    try:
-        kept = recorded_items(items, trial.number, split)
-    except (OSError, ValueError) as error:
-        problem = f"cannot be read ({' '.join(str(error).split())[:200]})"
-        raise InputError(problem, "restore the file", Where(items_file(items, trial.number, split))) from None
+    not kept has none. InputError where their file is damaged or missing."""
+    kept = recorded_items(items, trial.number, split)
+    count = sum(map(len, kept.values()))
+    if count < trial.evaluated and (trial.state == "complete" or not count):
+        problem = f"holds {count} items of {trial.name}, which has scores of {trial.evaluated}"
+        raise InputError(problem, RESTORE, Where(items_file(items, trial.number, split)))
     return {n: SliceScore(v, trial.stderr.get(n), kept.get(n, ())) for n, v in trial.scores.items()}
 
 

@@ -21,20 +21,26 @@ _RELEASE, _CONTRIBUTIONS = "release", "gradient"
 
 @dataclass(frozen=True)
 class Release:
-    """The last release: the leaderboard of the holdout split, the winner, and after how many trials it was."""
+    """The last release: the leaderboard of the holdout split, the winner, after how many trials it was, and of what
+    budget (None in older runs)."""
 
     leaderboard: Leaderboard
     winner: Trial | None
     after: int
+    budget: Mapping[str, Any] | None = None
 
 
-def record_release(store: Store, leaderboard: Leaderboard, winner: Trial | None, after: int) -> None:
-    """Writes a release down, whose trials have holdout scores (`record_holdout`)."""
+def record_release(
+    store: Store, leaderboard: Leaderboard, winner: Trial | None, after: int, budget: Mapping[str, Any]
+) -> None:
+    """Writes a release down, whose trials have holdout scores (`record_holdout`), or failed there."""
     release = {
         "gates": leaderboard.floors.to_data(),
         "trials": [trial.number for trial in leaderboard.trials],
         "winner": winner.number if winner else None,
         "after": after,
+        "budget": dict(budget),
+        "failed": {str(t.number): t.reason for t in leaderboard.trials if t.state == "failed"},
     }
     store.record(_RELEASE, release)
 
@@ -45,9 +51,11 @@ def released(store: Store) -> Release | None:
         return None
     release = store.facts[_RELEASE]
     known = {trial.number: trial for trial in rescored(store)}
+    for number, reason in release.get("failed", {}).items():
+        known[int(number)] = failed_on_holdout(store.promoted(store.trial(int(number))), reason)
     trials = [known[number] for number in release["trials"] if number in known]
     leaderboard = Leaderboard(Floors.from_data(release["gates"]), trials)
-    return Release(leaderboard, known.get(release["winner"]), release["after"])
+    return Release(leaderboard, known.get(release["winner"]), release["after"], release.get("budget"))
 
 
 def record_holdout(store: Store, trial: Trial, result: TrialResult) -> None:
@@ -59,6 +67,11 @@ def with_holdout_scores(store: Store, trial: Trial) -> Trial | None:
     """The trial with its holdout scores in place of its search scores; None where it has none."""
     scores = store.facts.get(_holdout_key(trial.number))
     return None if scores is None else replace(trial, **scores)
+
+
+def failed_on_holdout(trial: Trial, reason: str) -> Trial:
+    """The trial as one that could not be scored on the holdout split."""
+    return replace(trial, state="failed", reason=reason, scores={}, bounds={}, objective=None)
 
 
 def rescored(store: Store) -> list[Trial]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -23,10 +23,13 @@ from evomerge.errors import InputError, Where
 from evomerge.interrupts import deferred
 from evomerge.optimize.optuna_samplers import distribution
 from evomerge.recipe.recipe import Recipe, to_data
+from evomerge.safety.paths import absolute
 from evomerge.study.run.evaluation import TrialResult
+from evomerge.study.run.journal import DamagedJournal, Journal, cut
 from evomerge.study.run.trial import Kind, State, Trial
 from evomerge.types import Dimension, Genome
 
+_FLAG, _SQLITE = Where("--storage"), "sqlite:///"
 _STATES: Mapping[TrialState, State] = {
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "complete",
@@ -76,8 +79,11 @@ class Store:
 
     @deferred()
     def record(self, key: str, value: Any) -> None:
-        self._storage.set_study_user_attr(self._study, key, value)
-        self._facts[key] = json.loads(json.dumps(value))  # as a later session reads it
+        """Writes a fact down, unless it stands there already."""
+        as_read = json.loads(json.dumps(value))
+        if key not in self._facts or self._facts[key] != as_read:
+            self._storage.set_study_user_attr(self._study, key, value)
+            self._facts[key] = as_read
 
     # Trials.
 
@@ -171,8 +177,8 @@ class Store:
 
     @deferred()
     def note(self, trial: Trial, digest: str, seconds: Mapping[str, float]) -> None:
-        """Writes down how far a trial in flight has come."""
-        self._update(trial, {"digest": digest, "seconds": dict(seconds)})
+        """Writes down how far a trial in flight has come. The digest comes last: with it, the trial's items count."""
+        self._update(trial, {"seconds": dict(seconds), "digest": digest})
 
     @deferred()
     def note_slopes(self, trial: Trial, slopes: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float]) -> Trial:
@@ -259,15 +265,39 @@ def _promotion_key(number: int) -> str:
 
 def absolute_url(url: str | None) -> str | None:
     """An SQLite URL with a path relative to the current folder, as one that means the same everywhere."""
-    start = "sqlite:///"
-    if url is None or not url.startswith(start) or url.startswith(start + "/"):
+    if url is None or not url.startswith(_SQLITE) or url.startswith(_SQLITE + "/"):
         return url
-    return start + str(Path(url.removeprefix(start)).absolute())
+    return _SQLITE + str(Path(url.removeprefix(_SQLITE)).absolute())
 
 
-def open_storage(journal: Path, url: str | None, writing: bool = False) -> BaseStorage:
-    """Opens the run's own journal, or any Optuna storage by URL. A writer, which holds the run's lock, first mends what
-    a killed process left: a half-written last line, a lock file of the journal."""
+def check_storage(url: str | None) -> bool:
+    """Whether there is a storage to look into: an SQLite file that is not there yet is not made for that.
+
+    Raises:
+        InputError: there is no folder for that file, or it is no file at all.
+    """
+    if url == "sqlite://":
+        raise InputError("it keeps the study in memory only", "name a file: sqlite:///study.db", _FLAG)
+    if url is None or not url.startswith(_SQLITE):
+        return url is not None
+    file = absolute(url.removeprefix(_SQLITE).partition("?")[0], where=_FLAG)
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise InputError(f"there is no folder {file.parent} that can be written", "create it", _FLAG)
+    return file.exists()
+
+
+def open_storage(journal: Path, url: str | None, warn: Callable[[str], None] | None = None) -> BaseStorage:
+    """Opens the run's own journal, or any Optuna storage by URL.
+
+    Args:
+        journal: the file.
+        url: of the storage in its place.
+        warn: given by a writer, which holds the run's lock. It first mends what a dead process left: the lock of the
+            journal, and damaged lines at its end, as far as they hold no more than the last trial. `warn` is told.
+
+    Raises:
+        InputError: the storage cannot be opened, or is damaged.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna").setLevel(logging.ERROR)
     if url is not None:
@@ -275,23 +305,25 @@ def open_storage(journal: Path, url: str | None, writing: bool = False) -> BaseS
             return optuna.storages.get_storage(url)
         except Exception as error:
             problem = f"cannot open {url!r} ({error})"
-            raise InputError(problem, "give an Optuna storage URL", Where("--storage")) from None
-    if writing:
-        journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
-        _mend(journal)
+            raise InputError(problem, "give an Optuna storage URL", _FLAG) from None
+    if warn is None:
+        return _replayed(journal)
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
     try:
-        return JournalStorage(JournalFileBackend(str(journal)))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"{journal} is damaged ({type(error).__name__}: {error})"
-        raise InputError(problem, "restore it from a copy, or launch another run") from None
+        return _replayed(journal)
+    except DamagedJournal as damage:
+        if not damage.intact or damage.lost > 1:
+            raise
+        copy = cut(damage, journal)
+        warn(f"{damage.problem}: what stood behind line {damage.intact} is evaluated again ({copy.name} keeps it)")
+    return _replayed(journal)
 
 
-def _mend(journal: Path) -> None:
-    """Cuts a last line that was not written whole: the next append would otherwise make it unreadable."""
-    if not journal.is_file():
-        return
-    with journal.open("rb+") as stream:
-        text = stream.read()
-        whole = text.rfind(b"\n") + 1
-        if whole != len(text):
-            stream.truncate(whole)
+def _replayed(file: Path) -> JournalStorage:
+    journal = Journal(file)
+    try:
+        return JournalStorage(journal)
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        raise journal.damage(f"cannot be applied ({type(error).__name__})") from None

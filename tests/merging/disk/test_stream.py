@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.errors import InputError
+from evomerge.errors import InputError, StoppedError
 from evomerge.merging.disk.stream import checkpoint_digest, merge
 from evomerge.recipe.mergekit import parse_recipe, read_recipe
 
@@ -94,6 +95,22 @@ def test_kill_leaves_nothing_like_a_checkpoint(recipe, tmp_path):
         Checkpoint.open(str(left[0]))
     merge(recipe, out)  # sweeps
     assert sorted(os.listdir(tmp_path)) == ["out", "recipe.yaml"]
+
+
+def test_a_source_that_changes_meanwhile_leaves_nothing(recipe, models, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(models["a"], copy)
+    text = recipe.read_text().replace(str(models["a"]), str(copy))
+
+    def change(name, share):
+        if 0.4 < share < 0.6:
+            with (copy / "model.safetensors").open("r+b") as stream:
+                stream.seek(-4, os.SEEK_END)
+                stream.write(bytes(4))
+
+    with pytest.raises(StoppedError, match=r"copy/model.safetensors has changed while it was merged; merge again"):
+        merge(parse_recipe(text), tmp_path / "out", progress=change)
+    assert sorted(os.listdir(tmp_path)) == ["copy", "recipe.yaml"]
 
 
 def test_existing_targets(recipe, tmp_path):

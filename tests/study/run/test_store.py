@@ -22,7 +22,7 @@ SCORES = {"a": SliceScore(0.5, 0.1), "b": SliceScore(-2.0, None)}
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Opens the same storage again and again."""
     url = None if request.param == "journal" else f"sqlite:///{tmp_path / 'study.db'}"
-    return lambda: open_storage(tmp_path / "study.journal", url, writing=True)
+    return lambda: open_storage(tmp_path / "study.journal", url, warn=pytest.fail)
 
 
 def test_what_it_writes_is_what_others_read(opened: Any) -> None:

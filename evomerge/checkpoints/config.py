@@ -1,0 +1,86 @@
+"""Reads the JSON settings of a checkpoint, and checks those that decide how large a model transformers would build.
+
+Whatever else a configuration holds is copied into the merged checkpoint as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.checkpoints.headers import TensorInfo
+from evomerge.checkpoints.structure import LAYER_KEYS, is_embedding, text_config
+from evomerge.errors import InputError, Where
+from evomerge.escape import shortened
+from evomerge.safety.read import read_object
+
+CONFIG = "config.json"
+_LARGEST = 64 << 20
+"""Bytes of a file of settings. A configuration that lists a thousand classes has some 100 KB."""
+_DEEPEST = 64
+"""Settings are copied and compared by recursion, which ends at some hundred levels. Published ones have five."""
+_COUNT = re.compile(r"(^|_)(layers?|experts?|heads?|labels?|blocks?|stages?|depth)(_|$)")
+_MOST = 10_000
+"""Layers, experts, heads or labels that are plausible whatever the tensors are: each can be an object in memory."""
+_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+_PARTS = ("text_config", "vision_config", "audio_config", "id2label", "label2id")
+
+
+def read_settings(file: Path, where: Where | None = None) -> dict[str, Any]:
+    """The JSON object in a file of settings. InputError as for `read_object`, or if it is nested too deep."""
+    data = read_object(file, where, largest=_LARGEST)
+    level, left = 0, [data]
+    while left:
+        level, left = level + 1, [inner for value in left for inner in _inside(value)]
+        if level > _DEEPEST:
+            problem = f"{file} is nested more than {_DEEPEST} levels deep"
+            raise InputError(problem, "copy or download it again", where)
+    return data
+
+
+def _inside(value: Any) -> list[Any]:
+    """The lists and mappings in a list or mapping."""
+    values = value.values() if isinstance(value, dict) else value
+    return [inner for inner in values if isinstance(inner, dict | list)]
+
+
+def check_config(config: Mapping[str, Any], file: Path, stored: Mapping[str, TensorInfo], where: Where | None) -> None:
+    """InputError if a configuration of transformers (one with a `model_type`) has settings of a wrong type, or counts
+    that do not agree with the stored tensors. `file`: for messages."""
+    if "model_type" not in config:
+        return
+
+    def wrong(key: str, value: Any, what: str) -> InputError:
+        return InputError(f"{file}: {key} is {shortened(repr(value), 60)}, {what}", "correct it", where)
+
+    if not isinstance(config["model_type"], str):
+        raise wrong("model_type", config["model_type"], "not a text")
+    for key in _PARTS:
+        if config.get(key) is not None and not isinstance(config[key], dict):
+            raise wrong(key, config[key], "not a mapping")
+    for part in (config, text_config(config)):
+        if not isinstance(part.get("tie_word_embeddings"), bool | None):
+            raise wrong("tie_word_embeddings", part["tie_word_embeddings"], "not true or false")
+        for key in (*LAYER_KEYS, *_LENGTHS, "vocab_size"):
+            if part.get(key) is not None and (type(part[key]) is not int or not 0 < part[key] < 2**31):
+                raise wrong(key, part[key], "not a whole number from 1 to 2147483647")
+    rows = [info.shape[:1] for name, info in stored.items() if is_embedding(name)]
+    vocabulary = text_config(config).get("vocab_size", config.get("vocab_size"))
+    if rows and vocabulary is not None and (vocabulary,) not in rows:
+        found = f"but its token embeddings have {rows[0][0] if rows[0] else 'no'} rows"
+        raise wrong("vocab_size", vocabulary, found)
+    most = max(_MOST, len(stored), *(n for info in stored.values() for n in info.shape))
+    for key, value in _numbers(config):
+        if value > most and _COUNT.search(key):
+            raise wrong(key, value, f"more than any of its tensors has ({most})")
+
+
+def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """All numbers of a configuration, with their keys."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int | float):
+            yield key, value
