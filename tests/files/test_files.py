@@ -178,7 +178,7 @@ def test_another_optimizer_keeps_the_seed_and_drops_the_options(files: tuple[Pat
         ("sources", {"one": "a" * 300}, "sources.one: "),
         ("modules", {"a/b": "mlp"}, "modules.a/b: 'a/b' is a path, so it cannot name a module"),
         ("budget", 200, "is 200, not a mapping; write it as `key: value` lines, for example {trials: 200, time: 4h}"),
-        ("budget", {"trials": "010x"}, "budget.trials: is '010x', not a whole number; give a whole number, such as 4"),
+        ("budget", {"trials": "010x"}, "budget.trials: is '010x', not a number; give a whole number, such as 4"),
         ("budget", {"trials": 10**15}, "budget.trials: 1000000000000000 is outside [1, 10000000]"),
         ("budget", {"time": "9e9d"}, "budget.time: '9e9d' is not a span of time; write for example 90s"),
         ("budget", {"time": [1]}, "budget.time: is [1], not a span of time"),
