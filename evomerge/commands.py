@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError, Where
-from evomerge.escape import printable
+from evomerge.escape import LogFormatter, printable
 from evomerge.evaluator.device import choose_device
 from evomerge.examine.evaluate import evaluate
 from evomerge.examine.path import PathInterrupted, path
@@ -129,9 +130,8 @@ def run_export(options: argparse.Namespace) -> int:
     if options.output is None:
         print(text, end="")
     else:
-        print(
-            f"wrote {options.output}; `evomerge merge {options.output} OUT_DIR` makes the checkpoint", file=sys.stderr
-        )
+        line = f"wrote {options.output}; `evomerge merge {options.output} OUT_DIR` makes the checkpoint"
+        print(printable(line), file=sys.stderr)
     return DONE
 
 
@@ -267,6 +267,8 @@ def run_quickstart(options: argparse.Namespace) -> int:
 def _view() -> Any:
     from evomerge.report.live import view
 
+    if logging.lastResort is not None:  # what is logged outside of a run
+        logging.lastResort.setFormatter(LogFormatter("%(message)s"))
     return view()
 
 

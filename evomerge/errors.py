@@ -3,7 +3,7 @@
 EvomergeError
 ├── InputError        a file, flag or checkpoint is wrong: where, what, how to mend (exit code 2)
 │   ├── BusyError     the run is held by another process (exit code 2)
-│   ├── StoppedError  what goes on around a candidate makes it senseless to go on (exit code 2)
+│   ├── StoppedError  a search, merge or measurement cannot go on, and no candidate is to blame (exit code 2)
 │   └── RemovedError  a file asks for what earlier versions could do (exit code 2)
 ├── TrialError        one candidate could not be materialized or scored; the study goes on
 └── LostModelError    the resident model cannot be put right; the study ends
@@ -19,7 +19,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.escape import printable, shortened
+from evomerge.escape import shortened
+
+_LONGEST_PART = 1_000
+"""Characters of the place, the problem and the mend in a message: a value in it may be a text of a million."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class InputError(EvomergeError):
 
     def __init__(self, problem: str, mend: str = "", where: Where | None = None) -> None:
         self.problem, self.mend, self.where = problem, mend, where
-        place = str(where) if where else ""
-        text = f"{place}: {problem}" if place else problem
-        super().__init__(printable(" ".join(f"{text}; {mend}".split() if mend else text.split())))
+        place = shortened(where, _LONGEST_PART) if where else ""
+        said = "; ".join(shortened(" ".join(part.split()), _LONGEST_PART) for part in (problem, mend) if part)
+        super().__init__(f"{place}: {said}" if place else said)
 
 
 class RemovedError(InputError):
@@ -66,8 +69,8 @@ class BusyError(InputError):
 
 
 class StoppedError(InputError):
-    """A search, a merge or a measurement cannot go on, and no candidate is to blame: a source file changed, or no
-    worker is left. What was finished before is kept."""
+    """A search, merge or measurement cannot go on, and no candidate is to blame: a source file changed, or no worker is
+    left. What was finished before is kept."""
 
 
 class TrialError(EvomergeError):

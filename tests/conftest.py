@@ -19,6 +19,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import yaml
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "as many cases as this (100000) in tests that try many: mutants, broken checkpoints, failing writes"
+    parser.addoption("--long", nargs="?", type=int, const=100_000, help=text)
+
+
 SHARED = Path(__file__).parents[1].parent / "shared"
 LETTERS = "abcdefghij "
 

@@ -10,6 +10,7 @@ import builtins
 import errno
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class Disk:
         steps: the kind and the path of each.
         fail_at: the number of the first step that fails; None: none does.
         error: with this error of the system.
+        only: steps fail whose path has this part.
         forever: whether further steps fail, too. On a full disk (ENOSPC) these are the ones that need room.
         failed: the steps that did.
     """
@@ -52,6 +54,7 @@ class Disk:
     fail_at: int | None = None
     error: int = errno.ENOSPC
     forever: bool = True
+    only: str = ""
     steps: list[tuple[str, str]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
 
@@ -64,7 +67,7 @@ class Disk:
         self.steps.append((kind, path))
         if self.fail_at is None or number < self.fail_at or (self.failed and not self.forever):
             return
-        if self.error == errno.ENOSPC and kind not in GROWING:
+        if self.only not in path or (self.error == errno.ENOSPC and kind not in GROWING):
             return
         self.failed.append((kind, path))
         # The system's calls on handles know no name.
@@ -132,9 +135,12 @@ def failing(folder: Path, fail_at: int | None = None, **how: Any) -> Iterator[Di
         yield disk
 
 
-def places(count: int, most: int | None, every: int | None) -> list[int]:
-    """The numbers of steps to try: all up to `every` of them where that is given, else about `most`, spread evenly."""
-    if every is not None:
-        most = every
-    assert most is not None
-    return list(range(count)) if count <= most else sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
+def chosen(disk: Disk, most: int, request: pytest.FixtureRequest, shift: int = 0) -> list[int]:
+    """The numbers of the steps to let fail: with --long every one, else about `most`, spread over the kinds of steps;
+    another `shift` gives others."""
+    if request.config.getoption("--long"):
+        return list(range(len(disk.steps)))
+    kinds: dict[tuple[str, str], int] = {}
+    for number, (kind, path) in enumerate(disk.steps):
+        kinds.setdefault((kind, re.sub(r"\d+|lock\S+", "", Path(path).name)), number)
+    return sorted(kinds.values())[shift % max(1, len(kinds) // most) :: max(1, len(kinds) // most)]

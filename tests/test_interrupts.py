@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+import evomerge
 from evomerge.errors import TrialError
 from evomerge.evaluator.executor import run_job
 from evomerge.interrupts import answered, deferred, listening, recognized
+from evomerge.study.observer import Observer
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +40,11 @@ class Swallows:
         interrupt()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_is_obeyed_at_once(number: signal.Signals) -> None:
     reached = False
 
-    @listening(signal.SIGTERM)
+    @listening(signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     def work() -> None:
         nonlocal reached
         interrupt(number)
@@ -222,6 +226,75 @@ def test_a_users_own_handler_stays() -> None:
     with listening():
         interrupt()
     assert heard == [signal.SIGINT]
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening(signal.SIGHUP):
+            interrupt(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Signals(Observer):
+    """Sends itself a signal when the second finalist has been scored."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def holdout_scored(self, label: str, done: int, count: int) -> None:
+        if done == 2:
+            interrupt(self.number)
+
+
+def test_one_among_the_finalists_loses_nothing(tiny_study: Callable[..., Path]) -> None:
+    whole = evomerge.search(tiny_study(), run="whole")
+    with pytest.raises(KeyboardInterrupt), listening(signal.SIGHUP):
+        evomerge.search("space.yaml", observer=Signals(signal.SIGHUP))
+    resumed = evomerge.resume("space")
+    scores = [[(t.number, t.digest, t.scores) for t in result.holdout.trials] for result in (whole, resumed)]
+    assert scores[0] == scores[1]
+
+
+def test_one_in_a_merge_leaves_nothing(tiny_models: Path, tmp_path: Path) -> None:
+    recipe = f"merge_method: linear\nmodels: [{{model: {tiny_models / 'base'}, parameters: {{weight: 1}}}}]\n"
+    (tmp_path / "recipe.yaml").write_text(recipe)
+
+    def progress(text: str, done: float) -> None:
+        if done > 0.5:
+            interrupt(signal.SIGQUIT)
+
+    with pytest.raises(KeyboardInterrupt), listening(signal.SIGQUIT):
+        evomerge.merge(tmp_path / "recipe.yaml", tmp_path / "out", progress=progress)
+    assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
+def test_a_closed_terminal_ends_the_search_and_its_workers(tiny_study: Callable[..., Path]) -> None:
+    """A real one: the process leads its session, and its output is there."""
+    tiny_study()
+    terminal, its_end = pty.openpty()
+    command = [sys.executable, "-c", TERMINAL, "search", "space.yaml", "--trials", "2000", "--workers", "2"]
+    process = subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True)
+    os.close(its_end)
+    shown = b""
+    while b"best so far" not in shown:
+        shown = shown[-100:] + os.read(terminal, 1000)
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) >= 2
+    os.close(terminal)
+    assert process.wait(60) == 130
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    done = [t for t in evomerge.status("space").search.trials if t.state in ("complete", "pruned")]
+    assert len(done) >= 4
+
+
+TERMINAL = """
+import fcntl, sys, termios
+from evomerge.cli import main
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.exit(main())
+"""
 
 
 def test_another_thread_can_run_a_search() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,20 @@ def test_a_stream_that_is_not_the_process_stdout_stays(capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "result\n"
 
 
+def test_a_reader_of_the_progress_that_has_left_costs_nothing(tiny_study: Study) -> None:
+    tiny_study()
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [*INTERRUPTIBLE, "search", "space.yaml", "--trials", "6", "--json"], stdout=subprocess.PIPE, stderr=writer
+    )
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode in (0, 1)
+    assert json.loads(output)["run"]
+
+
 SCORER = """
 import os, subprocess
 calls = 0
@@ -137,5 +152,8 @@ def test_the_dry_run_and_the_run_name_the_time_limits(tiny_study: Study, capsys:
     assert "timeouts: a 120 s" in capsys.readouterr().out
     assert main(["search", str(space), "--trials", "5"]) == 0
     assert yaml.safe_load(Path("runs/space/fitness.yaml").read_text())["slices"]["a"]["timeout"] == 120
+    copy = Path("runs/space/fitness.yaml")
+    copy.write_text(copy.read_text().replace("timeout: 120.0", "timeout: 5m"))  # one that had hung goes on
+    assert main(["resume", "space", "--trials", "6"]) == 0
     assert main(["search", str(space), "--set", "fitness.slices.a.timeout=soon", "--dry-run"]) == 2
     assert "timeout: 'soon' is not a span of time" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from evomerge.safety.read import is_there
 
 CONFIG = "adapter_config.json"
 SECONDS = 5.0
-"""For all patterns of an adapter over all of its modules: a pattern that backtracks can take years."""
+"""Of the processor, for all patterns of an adapter over all of its modules: one that backtracks can take years."""
 _LONGEST_PATTERN = 1_000
 # Settings with which B A is not what an adapter adds to a stored matrix
 _REFUSED = ("target_parameters", "layer_replication", "alora_invocation_tokens", "arrow_config", "use_qalora",
@@ -89,7 +89,7 @@ class LoraConfig:
         import regex
 
         for pattern, value in patterns.items():
-            shown, started = shortened(repr(pattern), 80), time.monotonic()
+            shown, started = shortened(repr(pattern), 80), time.process_time()
             if len(pattern) > _LONGEST_PATTERN:
                 raise self._error(f"the pattern {shown} has {len(pattern)} characters", "mend it")
             try:
@@ -98,7 +98,7 @@ class LoraConfig:
                 raise self._error(f"the pattern {shown} takes more than {SECONDS:g} s", "write it simpler") from None
             except (regex.error, RecursionError, MemoryError, OverflowError) as error:
                 raise self._error(f"{shown} is no regular expression ({error})", "mend it") from None
-            self._left -= time.monotonic() - started
+            self._left -= time.process_time() - started
             if matches:
                 return value
         return default

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from evomerge.interrupts import deferred
 from evomerge.safety.durable import exchange, sync_folder
 
 _LOCK, _REPLACED = ".lock", ".replaced"
@@ -58,6 +59,7 @@ class PartialFolder:
             if held is not None:
                 os.close(held)
 
+    @deferred()
     def put(self) -> None:
         """Renames the folder to the target, in place of the folder that is there. Raises OSError; an old folder is
         where it was then."""

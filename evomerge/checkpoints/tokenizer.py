@@ -3,7 +3,8 @@ transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,10 @@ def _vocabulary(folder: Path, stamp: Hashable, where: Where | None) -> dict[str,
         return _fast_vocabulary(folder / "tokenizer.json", where)
     if is_there(folder / "vocab.json", where):
         files = [folder / "vocab.json", folder / "added_tokens.json"]
-        tokens = [_ids(read_object(file, where), file, where) for file in files if is_there(file, where)]
-        return {token: i for part in tokens for token, i in part.items()}
+        stored = {file: read_object(file, where) for file in files if is_there(file, where)}
+        if all(isinstance(tokens, dict) for tokens in stored[files[0]].values()):
+            return None  # a vocabulary for each of several languages
+        return {token: i for file, tokens in stored.items() for token, i in _ids(tokens, file, where).items()}
     return None
 
 
@@ -102,24 +105,38 @@ def read_files(folder: Path, names: Iterable[str], where: Where | None = None) -
 
 def load_tokenizer(folder: Path, where: Where | None = None) -> PreTrainedTokenizerBase:
     """A folder's tokenizer, without running code from there. InputError if transformers cannot load it."""
+    stored_vocabulary(folder, where)  # says more exactly what is wrong, and refuses ids that would fill the memory
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+        with _explained(f"{folder}: its tokenizer cannot be loaded", "mend or replace tokenizer.json", where):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
         return tokenizer
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the tokenizers library raises bare Exception; where it panics, a BaseException
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        mend = "add tokenizer.json and tokenizer_config.json"
-        raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason})", mend, where) from error
     finally:
         logging.set_verbosity(level)
+
+
+def tokenizing(owner: str) -> AbstractContextManager[None]:
+    """A context in which a tokenizer may fail on a text, by a pattern that backtracks, for one: that is an InputError.
+    `owner`: the checkpoint, for messages."""
+    return _explained(f"the tokenizer of {owner} fails on a text", "mend or replace tokenizer.json", None)
+
+
+@contextmanager
+def _explained(problem: str, mend: str, where: Where | None) -> Iterator[None]:
+    """Turns whatever the tokenizers library raises into an InputError."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # bare Exceptions, and where the library panics, a BaseException
+        reason = shortened(" ".join(str(error).split()) or type(error).__name__)
+        raise InputError(f"{problem} ({reason})", mend, where) from error
 
 
 def chat_template(checkpoint: Checkpoint) -> str | None:

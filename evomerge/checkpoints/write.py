@@ -273,7 +273,7 @@ def _check_place(target: Path, where: Where | None) -> None:
     """InputError for a folder that cannot be renamed, or that others stand in."""
     if os.path.ismount(target):
         raise InputError(f"{target} is a mount point, which cannot be replaced", "name a folder in it", where)
-    for place, what in ((Path.cwd(), "the current folder"), (Path.home(), "your home folder")):
+    for place, what in ((Path.cwd(), "the current folder"), (Path(os.path.expanduser("~")), "your home folder")):
         if _is_inside(place.resolve(), target):
             raise InputError(f"{target} is or holds {what}, so it cannot be replaced", "name a folder in it", where)
 

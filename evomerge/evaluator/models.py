@@ -13,6 +13,7 @@ from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.objects import FitnessSpec, ModelRef, SpaceSpec
 from evomerge.recipe.recipe import TokenizerPolicy
+from evomerge.safety.templates import check_template
 from evomerge.space.space import Models, Space
 
 
@@ -102,6 +103,8 @@ def _layer_of_each_tensor(base: Checkpoint) -> dict[str, int]:
 def _chat_template(spec: SpaceSpec, models: Mapping[str, Checkpoint]) -> str:
     """Returns "auto" or the text of the template, as mergekit knows no model's name there."""
     if spec.chat_template not in models:
+        if spec.chat_template != "auto":
+            check_template(spec.chat_template, str(spec.file), spec.at("chat_template"))
         return spec.chat_template
     template = chat_template(models[spec.chat_template])
     if template is None:

@@ -104,18 +104,26 @@ class Worker:
         with suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
+    def _wait(self) -> int | None:
+        """The exit code; None where the process does not end in time, as the system does not let go of it."""
+        try:
+            return self.process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            return None
+
     def end(self) -> str:
         """Makes sure that the process has ended; returns how it did, in words."""
         self.pipe.close()
-        try:
-            code = self.process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            code = self.process.wait()
-        self.kill()  # the processes that it started
+        code = self._wait()
+        self.kill()  # a process that did not end, and those that it started
+        code = self._wait() if code is None else code
+        if code is None:
+            return "it does not end"
         if code >= 0:
             return f"exit code {code}"
-        return f"{signal.Signals(-code).name}{', out of memory?' if -code == signal.SIGKILL else ''}"
+        if code == -signal.SIGKILL:
+            return "SIGKILL, out of memory?"
+        return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
 
 
 class WorkerPool:

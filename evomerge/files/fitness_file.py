@@ -16,7 +16,7 @@ from evomerge.registry import OBJECTIVES, PARETO
 from evomerge.safety.names import check_name
 
 _OPTIONS: dict[str, Callable[[Node], Any]] = {
-    "num_fewshot": lambda node: node.integer(0),
+    "num_fewshot": lambda node: node.integer(0, 10_000),
     "filter": Node.text,
     "apply_chat_template": Node.boolean,
     "fewshot_as_multiturn": Node.boolean,

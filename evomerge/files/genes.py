@@ -24,7 +24,7 @@ _INSIDE = 1e-6
 
 def read_genes(node: Node, sources: int) -> tuple[tuple[GeneSpec, ...], tuple[str, ...]]:
     """The genes and the names of all methods that can be chosen, for that many sources. Raises InputError."""
-    parts = node.mapping()
+    parts = node.mapping(example="{method: ties, weight: {low: 0, high: 1}}")
     if "method" not in parts:
         node.fail("has no 'method'", "add for example `method: ties`, or a gene `method: {choices: [...]}`")
     method_gene, methods = _method(parts["method"])
@@ -47,7 +47,7 @@ def read_fixed(node: Node | None, methods: Sequence[str], genes: Collection[str]
         return {}
     declared = _declared(methods)
     fixed: dict[str, float | bool] = {}
-    for name, child in node.mapping().items():
+    for name, child in node.mapping(example="{normalize: false}").items():
         if name not in declared:
             child.fail(f"no chosen method has a parameter {name!r}", suggestion(name, declared))
         if name in genes:
@@ -72,6 +72,8 @@ def check_genes(
 
 
 def _method(node: Node) -> tuple[GeneSpec | None, tuple[str, ...]]:
+    if isinstance(node.value, list):
+        node.fail("is a list", f"write {{choices: {node.shown()}}}" if node.value else "name a merge method")
     if not isinstance(node.value, dict):
         return None, (node.one_of(CHOICES, "merge method"),)
     parts = node.mapping(["choices"], ["per", "init"])

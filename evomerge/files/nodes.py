@@ -35,6 +35,8 @@ class Node:
 
     def shown(self) -> str:
         """The value for a message: what it is, where it is long."""
+        if self.value is None:
+            return "empty"
         whole = repr(self.data)
         kind = "a list" if isinstance(self.value, list) else "a mapping" if isinstance(self.value, dict) else "a text"
         return whole if len(whole) <= 100 else f"{kind} ({shortened(whole, 60)})"
@@ -85,6 +87,8 @@ class Node:
 
     def integer(self, low: float = -math.inf, high: float = math.inf) -> int:
         """Reads a whole number in [low, high] of 64 bits at most; it may be written as 4.0 or 1e6."""
+        if as_number(self.value) is None:
+            self.fail(f"is {self.shown()}, not a whole number", "give a whole number, such as 4")
         number = self.number(low, high)
         if abs(number) > _LARGEST_INTEGER:
             self.fail(f"{self.shown()} is larger than any number that is meant", "give a smaller one")
@@ -93,11 +97,17 @@ class Node:
         return self.value if isinstance(self.value, int) else int(number)
 
     def one_of(self, names: Iterable[str], what: str) -> str:
-        name = self.text()
+        """Reads one of the legal names. `what` says what they name ("optimizer")."""
         legal = list(names)
-        if name not in legal:
-            self.fail(f"unknown {what} {self.shown()}", suggestion(name, legal, limit=30))
-        return name
+        if not isinstance(self.value, str):
+            self.fail(f"is {self.shown()}, not the name of {_article(what)}", suggestion("", legal, limit=30))
+        if self.value not in legal:
+            self.fail(f"unknown {what} {self.shown()}", suggestion(self.value, legal, limit=30))
+        return self.value
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def as_number(value: Any) -> float | None:
@@ -110,9 +120,13 @@ def as_number(value: Any) -> float | None:
 
 
 def interval(low: float, high: float) -> str:
-    left = "(-inf" if low == -math.inf else f"[{low:g}"
-    right = "inf)" if high == math.inf else f"{high:g}]"
+    left = "(-inf" if low == -math.inf else f"[{_shown(low)}"
+    right = "inf)" if high == math.inf else f"{_shown(high)}]"
     return f"{left}, {right}"
+
+
+def _shown(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def join(prefix: str | None, key: object) -> str:

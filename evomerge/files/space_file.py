@@ -187,7 +187,7 @@ def _optimizer(node: Node | None) -> dict[str, Any]:
 
 
 def _optimizer_name(node: Node) -> str:
-    name = node.text()
-    if name in REMOVED_OPTIMIZERS:
+    name = node.value
+    if isinstance(name, str) and name in REMOVED_OPTIMIZERS:
         raise RemovedError(f"the optimizer {name} was removed", f"use {REMOVED_OPTIMIZERS[name]}", node.where)
     return node.one_of(OPTIMIZERS, "optimizer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -41,11 +42,16 @@ class Clock:
         self.trials, self.seconds, self.spent = trials, seconds, spent
         self._started = self._first = self._last = time.monotonic()
         self._finished = 0
+        self._ended: float | None = None
 
     def begin_search(self) -> None:
         """The references are scored: from now on trials are timed."""
         self._first = self._last = time.monotonic()
         self._finished = 0
+
+    def end_search(self) -> None:
+        """What follows counts against no budget."""
+        self._ended = self._ended or time.monotonic()
 
     def tick(self) -> None:
         """A trial ended."""
@@ -72,8 +78,8 @@ class Clock:
         """How much of the budget of time is used: ``0:03:10 of 2:00:00``; empty without one."""
         if self.seconds is None:
             return ""
-        total = self.spent + self.seconds
-        return f"{clock(min(total, self.spent + self.elapsed))} of {clock(total)}"
+        total, used = self.spent + self.seconds, (self._ended or time.monotonic()) - self._started
+        return f"{clock(min(total, self.spent + used))} of {clock(total)}"
 
 
 class LineView(Observer):
@@ -97,8 +103,8 @@ class LineView(Observer):
             return
         try:
             self.console.print(text(line), soft_wrap=True)
-        except BrokenPipeError:
-            # The reader of stderr has left; the study goes on.
+        except OSError:
+            # The reader of stderr has left, or the terminal was closed; the study goes on.
             self._closed = True
 
     def phase(self, message: str) -> None:
@@ -125,10 +131,15 @@ class LineView(Observer):
         self.say(f"run {run}: {trials or 'any number of'} trials on {', '.join(signs)}{within}")
 
     def stage(self, name: StageName, done: int, total: int | None, last: str = "") -> None:
-        if name == "search" and not last:
-            self._clock.begin_search()
+        self._time(name)
         if last:
             self.say(f"{name} [{done}/{total}] {last}")
+
+    def _time(self, stage: StageName) -> None:
+        if stage == "search":
+            self._clock.begin_search()
+        elif stage != "references":
+            self._clock.end_search()
 
     def trial_finished(self, trial: Trial, leaderboard: Leaderboard) -> None:
         self._clock.tick()
@@ -169,30 +180,30 @@ class LiveView(LineView):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._live.stop()
+        with suppress(OSError):
+            self._live.stop()
 
     def phase(self, message: str) -> None:
         self._begin(message)
 
     def progress(self, message: str, done: float) -> None:
         self._now = f"{message} ({done:.0%})"
-        self._live.refresh()
+        self._redraw()
 
     def launched(
         self, run: str, trials: int | None, seconds: float | None, signs: Mapping[str, int], spent: float = 0.0
     ) -> None:
         self._clock, self._signs, self._run = Clock(trials, seconds, spent), signs, run
-        self._live.refresh()
+        self._redraw()
 
     def stage(self, name: StageName, done: int, total: int | None, last: str = "") -> None:
-        if name == "search" and not last:
-            self._clock.begin_search()
+        self._time(name)
         if name in ("best in full", "holdout"):
             self._what = "scoring on the holdout items" if name == "holdout" else "scoring in full"
             self._begin(self._what)
         self._stages = {**self._stages, name: (done, total)}
         self._stage = name
-        self._live.refresh()
+        self._redraw()
 
     def trial_started(self, trial: Trial) -> None:
         self._what = f"scoring {describe(trial)}"
@@ -210,12 +221,16 @@ class LiveView(LineView):
         if leaderboard.settled:
             rows = [(describe(t), t) for t in (*leaderboard.merges(3), leaderboard.base) if t is not None]
             self._table = leaderboard_table("best so far (search split)", leaderboard, rows, {})
-        self._live.refresh()
+        self._redraw()
 
     def _begin(self, what: str) -> None:
         """Something else is being done from now on."""
         self._now, self._since = what, time.monotonic()
-        self._live.refresh()
+        self._redraw()
+
+    def _redraw(self) -> None:
+        with suppress(OSError):  # the terminal was closed
+            self._live.refresh()
 
     def _panel(self) -> Group:
         parts: list[RenderableType] = []

@@ -25,7 +25,7 @@ from evomerge.report.tables import (
 )
 from evomerge.scoring.gates import Verdict
 from evomerge.study.run.leaderboard import Leaderboard
-from evomerge.study.run.recorded import intervals
+from evomerge.study.run.recorded import Interval, intervals
 from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
 
@@ -59,14 +59,20 @@ def both_splits(
     sides = [(search, t) for _, t, _ in labelled] + [(holdout, t) for *_, t in labelled]
     decimals = {name: _decimals(name, sides) for name in holdout.gates}
     rows = [
-        Row(["floor", split], [*_floors(board, decimals), Cell(""), Cell("")], "dim", ends=split == "holdout")
-        for split, board in (("search", search), ("holdout", holdout))
+        Row(["floor", name], [*_floors(board, decimals), Cell(""), Cell("")], "dim", ends=name == "holdout")
+        for name, board in (("search", search), ("holdout", holdout))
     ]
+    unknown = []
     for label, found, trial in labelled:
-        rows.append(_row(label, "search", search, found, items, decimals))
-        rows.append(_row(label, "holdout", holdout, trial, items, decimals))
+        places: list[tuple[SplitName, Leaderboard, Trial]]
+        places = [("search", search, found), ("holdout", holdout, trial)]
+        for split, board, side in places:
+            spans = intervals(items, side, split, {name: gate.sign for name, gate in board.gates.items()})
+            unknown += [f"{side.name} ({split})"] if side.scores and not spans else []
+            rows.append(_row(label, split, board, side, spans, decimals))
     columns = [*slice_columns(holdout.gates, metrics), Column("objective"), Column("floors", numbers=False)]
     notes = [*directions(g.sign for g in holdout.gates.values()), *misses(sides), *origins(holdout, "holdout"), *legend]
+    notes += [f"no intervals, as items are damaged or missing: {', '.join(unknown)}"] if unknown else []
     return Sheet(title, ["model", "split"], columns, rows, notes, more=INTERVALS)
 
 
@@ -97,17 +103,20 @@ def _floors(leaderboard: Leaderboard, decimals: Mapping[str, int]) -> list[Cell]
 
 
 def _row(
-    label: str, split: SplitName, leaderboard: Leaderboard, trial: Trial, items: Path, decimals: Mapping[str, int]
+    label: str,
+    split: SplitName,
+    leaderboard: Leaderboard,
+    trial: Trial,
+    spans: Mapping[str, Interval],
+    decimals: Mapping[str, int],
 ) -> Row:
-    signs = {name: gate.sign for name, gate in leaderboard.gates.items()}
     missed = {v.slice for v in leaderboard.verdicts(trial) if not v.passed}
-    spans = intervals(items, trial, split, signs)
     cells = []
-    for name, sign in signs.items():
+    for name, gate in leaderboard.gates.items():
         if name not in trial.scores:
             cells.append(Cell("-"))
             continue
-        value = sign * trial.scores[name]
+        value = gate.sign * trial.scores[name]
         after = behind(value, spans.get(name), decimals[name])
         cells.append(scored(number(value, decimals[name]), after, trial, name in missed))
     objective = scored(number(trial.objective), "", trial, missed=False)

@@ -36,7 +36,12 @@ def console(stream: IO[str]) -> Console:
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")  # a terminal that has no such letter shows its number
     terminal = stream.isatty()
-    return Console(file=stream, force_terminal=terminal, markup=False, highlight=False, emoji=False)
+    return _Console(file=stream, force_terminal=terminal, markup=False, highlight=False, emoji=False)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError; rich would send stdout to nowhere and end the process
 
 
 def show(*things: Sheet | str) -> None:

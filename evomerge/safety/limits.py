@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
+
+try:
+    import resource
+except ImportError:  # not a POSIX system
+    resource = None  # type: ignore[assignment]
 
 _raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
@@ -47,34 +53,23 @@ class TimeLimit:
         self._timer.cancel()
 
 
-class MemoryLimit:
-    """A context in which this process may take `count` bytes more than it has, then Python code meets a MemoryError.
-
-    It bounds one call of a C function, such as a product of a text and a large number, which `TimeLimit` cannot. Other
-    threads meet it as well, so it is for work that takes moments. Where the system keeps no such limit (it is Linux
-    that does), nothing is bounded.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._before: tuple[int, int] | None = None
-
-    def __enter__(self) -> MemoryLimit:
-        with suppress(ImportError, OSError, ValueError):
-            import resource
-
-            soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-            with open("/proc/self/statm", encoding="ascii") as stream:
-                most = int(stream.read().split()[0]) * resource.getpagesize() + self._count
-            if soft == resource.RLIM_INFINITY or most < soft:
-                resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-                self._before = soft, hard
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._before is not None:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_AS, self._before)
+@contextmanager
+def memory_limit(extra: int) -> Iterator[None]:
+    """A context in which this process can take `extra` bytes more than it has; then Python raises MemoryError. It is
+    for moments, as it holds for all threads. Where the system has no such limit, there is none."""
+    lowered = False
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            taken = int(file.read().split()[0]) * resource.getpagesize()
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        bound = taken + extra
+        lowered = soft == resource.RLIM_INFINITY or bound < soft
+        if lowered:
+            resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    except (OSError, ValueError, AttributeError):
+        pass
+    try:
+        yield
+    finally:
+        if lowered:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import EvomergeError, InputError, Where
 from evomerge.escape import shortened
-from evomerge.safety.limits import MemoryLimit, OutOfTime, TimeLimit
+from evomerge.safety.limits import OutOfTime, TimeLimit, memory_limit
 
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -47,7 +47,7 @@ def rendering(owner: str, where: Where | None = None) -> Iterator[None]:
     _bound_operators()
     problem = ""
     try:
-        with TimeLimit(SECONDS), MemoryLimit(MEMORY):
+        with TimeLimit(SECONDS), memory_limit(MEMORY):
             yield
     except EvomergeError:
         raise
@@ -76,7 +76,7 @@ def _fault(text: str) -> str | None:
         return f"has {len(text)} characters"
     _bound_operators()
     try:
-        with TimeLimit(SECONDS), MemoryLimit(MEMORY):
+        with TimeLimit(SECONDS), memory_limit(MEMORY):
             _environment().from_string(text)
     except TemplateSyntaxError as error:
         return f"is not valid Jinja (line {error.lineno}: {shortened(error.message)})"

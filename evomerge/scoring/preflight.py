@@ -4,6 +4,7 @@ generation arguments are common ones."""
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -170,7 +171,7 @@ def check_task(spec: SliceSpec, local: LocalTasks) -> None:
         check_name(spec, other, local)
     for leaf in leaves:
         for path in missing_data(leaf):
-            lack = "is empty:" if path.exists() else "is missing: no"
+            lack = "is empty:" if os.path.exists(path) else "is missing: no"
             problem = f"the data of task {leaf.config['task']!r} {lack} {path}"
             raise InputError(problem, f"mend {leaf.path} (paths there are relative to its folder)", spec.at("task"))
         _check_splits(spec, leaf)
@@ -250,10 +251,12 @@ def known_metrics(config: Any) -> list[str] | None:
     """The metrics that a local task reports, by its YAML alone; None where its code decides."""
     if config.get("process_results") or config.get("class"):
         return None
-    kind = config.get("output_type", "generate_until")
+    kind = str(config.get("output_type", "generate_until"))
     entries = config.get("metric_list")
     if entries is None:
         return list(_DEFAULT_METRICS.get(kind, ())) or None
+    if not isinstance(entries, list):
+        return None
     names = [entry.get("metric") for entry in entries if isinstance(entry, dict)]
     if any(not isinstance(name, str) or name.startswith("!function") for name in names):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +122,12 @@ def search(
     )
     plan = launched_plan(launch)
     first = starting_point(begin, plan.models) if begin is not None else None
-    with _executor(plan, device, memory, workers, observer) as executor, folder.claim(), _diagnosed(folder):
+    with (
+        _executor(plan, device, memory, workers, observer) as executor,
+        _diagnosed(folder),
+        folder.claim(),
+        _logged(folder),
+    ):
         facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
         facts |= {"begin": asdict(first)} if first else {}
         write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
@@ -154,7 +159,7 @@ def resume(
     check_budget(trials, time)
     check_workers(workers)
     folder = RunFolder.existing(run)
-    with folder.lock(), _diagnosed(folder):
+    with _diagnosed(folder), folder.lock(), _logged(folder):
         environment = Environment.read(folder)
         plan = resumed_plan(folder, environment)
         store = _reopen(folder, environment, plan, observer)
@@ -278,15 +283,23 @@ def _extended(session: Session, trials: int | None, time: float | None) -> loop.
 
 
 class _RunLog(logging.FileHandler):
-    """A log that a full disk or a lost folder does not turn into tracebacks on the terminal."""
+    """A log that costs no search, and no word on the terminal, where it cannot be written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
+    def close(self) -> None:
+        with suppress(OSError):  # what a full disk did not take is written again here
+            super().close()
+
 
 @contextmanager
-def _diagnosed(folder: RunFolder) -> Iterator[None]:
-    """Keep the run's log, and say plainly that a full disk stopped it: what finished is in the journal."""
+def _logged(folder: RunFolder) -> Iterator[None]:
+    """Keeps the run's log."""
     logger, handler = logging.getLogger("evomerge"), _RunLog(folder.log, encoding="utf-8", delay=True)
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = logger.level
@@ -294,15 +307,8 @@ def _diagnosed(folder: RunFolder) -> Iterator[None]:
     logger.setLevel(logging.INFO)
     try:
         yield
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        if not folder.environment.exists():
-            raise InputError(f"the disk that holds {folder.path} is full", "free some space and launch again") from None
-        problem = f"the disk that holds {folder.path} is full; every finished trial is kept"
-        raise InputError(problem, f"free some space, then `evomerge resume {folder.handle}`") from None
     except Exception as error:
-        if not isinstance(error, EvomergeError):
+        if not (isinstance(error, (EvomergeError, OSError)) or _of_storage(error)):
             logger.exception("a fault of evomerge's own")
             error.add_note(f"{folder.log} shows more")
         raise
@@ -310,3 +316,34 @@ def _diagnosed(folder: RunFolder) -> Iterator[None]:
         logger.setLevel(level)
         logger.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def _diagnosed(folder: RunFolder) -> Iterator[None]:
+    """Says which file of the run could not be written, and how to go on: what finished is in the journal."""
+    try:
+        yield
+    except OSError as error:
+        file = error.filename2 or error.filename
+        of_run = isinstance(file, (str, Path)) and folder.path in (Path(file), *Path(file).parents)
+        if not of_run and not is_disk_full(error):
+            raise
+        reason = "the disk is full" if is_disk_full(error) else error.strerror
+        mend = "free some space" if is_disk_full(error) else "make it possible"
+        raise _ended(folder, f"{file if of_run else folder.path} cannot be written ({reason})", mend) from None
+    except Exception as error:
+        if not _of_storage(error):
+            raise
+        cause = str(error.__cause__ or error).partition("\n")[0]
+        raise _ended(folder, f"the storage of the run {folder.name!r} failed ({cause})", "mend it") from error
+
+
+def _of_storage(error: Exception) -> bool:
+    """Whether a database in place of the journal failed."""
+    return type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy")
+
+
+def _ended(folder: RunFolder, problem: str, mend: str) -> InputError:
+    if not folder.environment.exists():
+        return InputError(problem, f"{mend} and launch again, or choose another --run")
+    return InputError(f"{problem}; every finished trial is kept", f"{mend}, then `evomerge resume {folder.handle}`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -67,7 +68,20 @@ class Trials:
         self._published: list[int] = []
         self._lap = time.perf_counter()
         for trial in store.as_ended():
+            self._check(trial)
             self._take_in(trial)
+
+    def _check(self, trial: Trial) -> None:
+        """InputError where a recorded trial cannot be one of this search."""
+        fault = "" if trial.seed == self._seed else f"its seed is {trial.seed}, that of the search {self._seed}"
+        for scored in {id(t): t for t in (trial, self.store.promoted(trial)) if t.ranked}.values():
+            slices = self.criteria.info.slices.keys()
+            if not (scored.scores.keys() == slices or (scored.state == "pruned" and scored.scores.keys() <= slices)):
+                fault = f"it has scores of {', '.join(scored.scores)}"
+            elif not math.isclose(scored.objective or 0.0, self.criteria.objective(scored.scores), rel_tol=1e-9):
+                fault = "its objective is not that of its scores"
+        if fault:
+            raise InputError(f"{trial.name} of the run {self.folder.name!r} is damaged: {fault}", "restore a copy")
 
     def _take_in(self, trial: Trial) -> None:
         """Notes a trial that was begun or ended."""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from evomerge.checkpoints import lora_config
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError, Where
 
@@ -378,3 +379,47 @@ class TestBad:
     def test_a_model_is_no_adapter(self, models):
         with pytest.raises(InputError, match=r"is no adapter: it has no adapter_config\.json"):
             Checkpoint.open(f"{models['base']}+{models['a']}")
+
+    @pytest.mark.parametrize(
+        ("config", "said"),
+        [
+            ({"r": 0}, "r in its adapter_config.json is 0, not a whole number above 0"),
+            ({"lora_alpha": None}, "lora_alpha in its adapter_config.json is None, not a number"),
+            ({"lora_alpha": float("inf")}, "lora_alpha in its adapter_config.json is inf, not a number"),
+            ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern.q_proj in its adapter_config.json is '4', not a whole"),
+            ({"rank_pattern": {"(": 4}}, "'(' is no regular expression (missing ) at"),
+            ({"alpha_pattern": {"a" * 2000: 4}}, "has 2000 characters"),
+            ({"trainable_token_indices": [-1]}, "trainable_token_indices in its adapter_config.json is [-1], not a"),
+            ({"base_model_name_or_path": 5}, "base_model_name_or_path in its adapter_config.json is 5, not a text"),
+            ({"revision": []}, "revision in its adapter_config.json is [], not a text"),
+        ],
+    )  # fmt: skip
+    def test_settings(self, make, base, config, said):
+        assert said in self.problem(make, pair(Q, base), **config)
+
+    @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+    def test_a_pattern_that_backtracks(self, make, base, key, monkeypatch):
+        monkeypatch.setattr(lora_config, "SECONDS", 0.2)
+        said = self.problem(make, pair(Q, base), **{key: {r"(?:(\w|\.)+\3*)+[!?]": 4}})
+        assert "takes more than 0.2 s" in said
+
+    def test_an_adapter_that_is_its_own_base(self, tmp_path, base):
+        for name, other in (("a", "b"), ("b", "a")):
+            config = {"base_model_name_or_path": str(tmp_path / other)}
+            write_adapter(tmp_path / name, pair(Q, base), **config)
+        with pytest.raises(InputError, match="it is a base of its own base"):
+            Checkpoint.open(str(tmp_path / "a"))
+
+    def test_parts_of_other_lengths(self, make, base):
+        size = len(base[f"{Q}.weight"])
+        for part in ("lora_magnitude_vector", "lora_B.bias"):
+            said = self.problem(
+                make, pair(Q, base) | {f"{Q}.{part}": noise(size + 1)}, stored=base | {f"{Q}.bias": noise(size)}
+            )
+            assert f"has {size + 1} elements, not {size}" in said
+
+    def test_an_adapter_of_whole_numbers(self, make, base):
+        tensors = pair(Q, base)
+        first = next(iter(tensors))
+        said = self.problem(make, {**tensors, first: tensors[first].to(torch.int8)})
+        assert f"{first} is int8, and only adapters of floats can be merged" in said

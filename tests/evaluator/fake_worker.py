@@ -60,7 +60,7 @@ class Saying:
                 open(self.marker, "w").close()
             HOW[self.how]()
         if self.how == "work":
-            time.sleep(1.5)
+            time.sleep(3)
         if self.word == "no":
             raise TrialError("no")
         return self.word, os.getpid(), int(os.environ["OMP_NUM_THREADS"])

@@ -21,6 +21,7 @@ from evomerge.evaluator import pool
 from evomerge.evaluator.pool import WorkerPool
 from evomerge.evaluator.shares import Share
 from evomerge.files.objects import FitnessSpec, SliceSpec
+from evomerge.interrupts import listening
 from evomerge.study.observer import Observer
 from evomerge.study.run.trial import Trial
 from tests.conftest import INTERRUPTIBLE
@@ -126,11 +127,14 @@ def test_one_without_a_sign_of_life_is_replaced(hire: Callable[..., Any], monkey
 
 def test_one_that_works_for_long_is_left_alone(hire: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_BEAT", 0.1)
-    monkeypatch.setattr(pool, "_SILENCE", 1.0)
+    monkeypatch.setattr(pool, "_SILENCE", 2.5)
     heard = Heard()
     with hire("cpu", observer=heard) as made:
         assert answers(made, Saying("long", how="work"))["long"][0] == "long"
-        time.sleep(1.5)  # this process does something else
+        pid = made.processes[0]
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(3)  # both stand still, as on a machine that is suspended
+        os.kill(pid, signal.SIGCONT)
         assert answers(made, Saying("a"))["a"][0] == "a"
     assert heard.warnings == []
 
@@ -196,6 +200,21 @@ def test_what_cannot_load_ends_the_start(hire: Callable[..., Any]) -> None:
         pass
     died = r"a worker died while it loaded \(SIGKILL.*use fewer --workers"
     with pytest.raises(InputError, match=died), hire("cpu", "deadly"):
+        pass
+    assert not workers()
+
+
+def test_an_interruption_of_the_start_leaves_no_worker(
+    hire: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = pool.WorkerPool._start
+
+    def interrupted(self: WorkerPool, setup: Any) -> None:
+        started(self, setup)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(pool.WorkerPool, "_start", interrupted)
+    with pytest.raises(KeyboardInterrupt), listening(signal.SIGTERM), hire("cpu", "cpu"):
         pass
     assert not workers()
 

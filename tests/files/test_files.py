@@ -11,6 +11,7 @@ import yaml
 from evomerge.errors import InputError
 from evomerge.files.fitness_file import read_fitness
 from evomerge.files.objects import ModelRef
+from evomerge.files.pair import read_files
 from evomerge.files.resolved import current_keys, fitness_data, space_data, to_yaml
 from evomerge.files.space_file import read_space
 
@@ -164,6 +165,28 @@ def test_another_optimizer_keeps_the_seed_and_drops_the_options(files: tuple[Pat
         ("genes", {"method": "ties", "normalize": {"low": 0, "high": 1}}, "is a flag, not a gene"),
         ("genes", {"method": {"choices": ["ties", "ties"]}}, "name each method once"),
         ("genes", {"method": {"choices": ["ties"], "per": ["modules"]}}, "can differ by layer group only"),
+        ("genes", {"method": "TIES"}, "unknown merge method 'TIES'; did you mean 'ties'?"),
+        ("genes", {"method": "Dare-TIES"}, "did you mean 'dare_ties'?"),
+        ("genes", {"method": ["ties", "linear"]}, "is a list; write {choices: ['ties', 'linear']}"),
+        ("genes", ["ties"], "for example {method: ties, weight: {low: 0, high: 1}}"),
+        ("optimizer", "CMA_ES", "unknown optimizer 'CMA_ES'; did you mean 'cma-es'?"),
+        ("optimizer", {"name": 5}, "is 5, not the name of an optimizer; use one of: "),
+        ("sources", ["../a", "../b"], "each source needs a name; write for example sources: {code: path/of/it}"),
+        ("sources", {"a/b": "x"}, "sources.a/b: 'a/b' is a path, so it cannot name a source"),
+        ("sources", {"a" * 200: "x"}, "has 200 characters, so it cannot name a source"),
+        ("sources", {"one": "~nosuchuser/x"}, "sources.one: ~nosuchuser/x"),
+        ("sources", {"one": "a" * 300}, "sources.one: "),
+        ("modules", {"a/b": "mlp"}, "modules.a/b: 'a/b' is a path, so it cannot name a module"),
+        ("budget", 200, "is 200, not a mapping; write it as `key: value` lines, for example {trials: 200, time: 4h}"),
+        ("budget", {"trials": "010x"}, "budget.trials: is '010x', not a whole number; give a whole number, such as 4"),
+        ("budget", {"trials": 10**15}, "budget.trials: 1000000000000000 is outside [1, 10000000]"),
+        ("budget", {"time": "9e9d"}, "budget.time: '9e9d' is not a span of time; write for example 90s"),
+        ("budget", {"time": [1]}, "budget.time: is [1], not a span of time"),
+        ("layers", 10**9, "layers: 1000000000 is outside [1, 10000]"),
+        ("layers", [[0, 10**9]], "layers.0.1: 1000000000 is outside [1, 10000]"),
+        ("freeze", {"layers": [[0, 10**9]]}, "freeze.layers.0.1: 1000000000 is outside [1, 10000]"),
+        ("freeze", {"sources": [["one"]]}, "freeze.sources.0: is ['one'], not a text"),
+        ("dtype", None, "dtype: is empty, not the name of a dtype; use one of: bfloat16, float16, float32"),
     ],
 )
 def test_what_a_space_cannot_say(files: tuple[Path, Path], key: str, value: Any, message: str) -> None:
@@ -187,11 +210,51 @@ def test_what_a_space_cannot_say(files: tuple[Path, Path], key: str, value: Any,
         ({"task": "t", "metric": "acc", "weight": -1}, "outside [0, inf)"),
         ({"task": "t", "metric": "acc", "items": 0}, "outside [1, inf)"),
         ({"task": "t", "metric": "acc", "direction": "up"}, "unknown direction 'up'"),
+        ({"task": "t", "metric": "acc", "floor": {"of": "base", "keep": 97}}, "write 0.97 for 97 %"),
+        ({"task": "t", "metric": "acc", "items": 10**30}, "is larger than any number that is meant"),
+        ({"task": "t", "metric": "acc", "num_fewshot": 10**9}, "num_fewshot: 1000000000 is outside [0, 10000]"),
+        ({"task": ["t"], "metric": "acc"}, "is ['t'], not a text"),
+        ("t", "is 't', not a mapping; write it as `key: value` lines, for example {task: wikitext"),
     ],
 )
-def test_what_a_slice_cannot_say(files: tuple[Path, Path], piece: dict[str, Any], message: str) -> None:
+def test_what_a_slice_cannot_say(files: tuple[Path, Path], piece: Any, message: str) -> None:
     files[1].write_text(yaml.safe_dump({"slices": {"s": piece}}))
     with pytest.raises(InputError) as caught:
         read_fitness(files[1])
     assert message in str(caught.value)
     assert "slices.s" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slices": ["a"]}, "slices: is ['a'], and each slice needs a name; write for example slices: {english: "),
+        ({"slices": {"../a": {}}}, "slices.../a: '../a' is a path, so it cannot name a slice"),
+        ({"slices": {"a\x1b[31m": {}}}, r"'a\x1b[31m' has characters that do not print, so it cannot name a slice"),
+        ({"slices": {"-a": {}}}, "'-a' begins with '-', so it cannot name a slice"),
+        ({"confidence": 95}, "confidence: 95 is a percentage, and a share is meant; write 0.95 for 95 %"),
+        ({"split": {"search": 50}}, "split.search: 50 is a percentage, and a share is meant; write 0.5 for 50 %"),
+        ({"split": 0.5}, "split: is 0.5, not a mapping; write it as `key: value` lines, for example {search: "),
+        ({"objective": ["mean"]}, "objective: is ['mean'], not the name of an objective; use one of: "),
+        ({"objective": "Weighted Mean"}, "did you mean 'weighted_mean'?"),
+    ],
+)  # fmt: skip
+def test_what_a_fitness_file_cannot_say(files: tuple[Path, Path], change: dict[str, Any], message: str) -> None:
+    files[1].write_text(yaml.safe_dump({**FITNESS, **change}, sort_keys=False))
+    with pytest.raises(InputError) as caught:
+        read_fitness(files[1])
+    assert message in str(caught.value)
+    assert f"fitness.yaml:{caught.value.where.line}: " in str(caught.value)
+
+
+def test_a_fitness_file_that_is_none_is_named_where_it_stands(files: tuple[Path, Path]) -> None:
+    files[0].write_text(yaml.safe_dump({**SPACE, "fitness": "/dev/zero"}, sort_keys=False))
+    with pytest.raises(InputError, match=r"space.yaml:\d+: fitness: /dev/zero is a device or a pipe, not a file"):
+        read_files(files[0])
+
+
+def test_numbers_are_read_as_they_are_written(files: tuple[Path, Path]) -> None:
+    text = yaml.safe_dump({key: value for key, value in SPACE.items() if key != "budget"})
+    for trials, number in (("010", 10), ("0o10", 8), ("1_000", 1000), ("1e3", 1000)):
+        files[0].write_text(f"{text}budget: {{trials: {trials}, time: 1e3}}\n")
+        assert (read_space(files[0]).trials, read_space(files[0]).seconds) == (number, 1000.0)

@@ -66,6 +66,15 @@ def test_yaml_and_data_round_trips_keep_the_identity(recipe: Recipe) -> None:
     assert recipe_from_data(to_data(recipe)).id == recipe.id
 
 
+@pytest.mark.parametrize(
+    "name", ["a\n- x: 1", "a\r- x: 1", "a\x85b: 1", "a\u2028b: 1", "\x1b[31m\x07", "\ud800", "\ufeff"]
+)
+def test_a_name_in_the_header_ends_no_comment(name: str) -> None:
+    """Nor does it bring a control character, which YAML refuses."""
+    recipe = Recipe((Document("linear", (Slice((Input("/m/base"), Input("/m/a"))),)),))
+    assert parse_recipe(write_recipe(recipe, f"trial 7 ({name})\nmore")).id == recipe.id
+
+
 @given(recipes(), recipes())
 def test_identity_is_content(one: Recipe, other: Recipe) -> None:
     assert (one.id == other.id) == (to_data(one) == to_data(other))
@@ -229,6 +238,23 @@ def test_flags_do_not_blend() -> None:
             "needs exactly one of token and token_id",
         ),
         ("merge_method: linear\nmodules: {}\n", "names no module"),
+        ("name: ../victim\n" + HEAD, "r:1: name: '../victim' is a path, so it cannot name a document"),
+        ("name: /tmp/victim\n" + HEAD, "r:1: name: '/tmp/victim' is a path, so it cannot name a document"),
+        ("name: ..\n" + HEAD, "r:1: name: '..' begins with '.', so it cannot name a document"),
+        ("merge_method: TIES\nmodels: [{model: a}]\n", "unknown merge method 'TIES'; did you mean 'ties'?"),
+        ("merge_method: [ties]\nmodels: [{model: a}]\n", "is ['ties'], not the name of a merge method; use one of: "),
+        (HEAD + "random_seed: 010\n", "random_seed: 010 is 8 to mergekit (YAML 1.1) and 10 in YAML 1.2; write 8"),
+        (HEAD + "chat_template: 1:30\n", "chat_template: 1:30 is 90 to mergekit (YAML 1.1) and a text in YAML 1.2"),
+        (HEAD + "tokenizer: {pad_to_multiple_of: 1000000000}\n", "give at most 65,536"),
+        (HEAD + "parameters: {weight: 0x" + "1" * 6000 + "}\n", "r:3: parameters.weight: 0x1111"),
+        (
+            "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 1000000000]}]}]\n",
+            "r:2: slices.0.sources.0.layer_range.1: 1000000000 is outside [1, 10000]",
+        ),
+        (
+            "merge_method: passthrough\nslices:\n" + "- sources: [{model: a, layer_range: [0, 100]}]\n" * 101,
+            "r:103: slices.100: the slices up to this one have 10,100 layers, more than 10,000; give fewer",
+        ),
         ("merge_method: linear\nmodules: {default: {}}\n", "modules.default: needs exactly one of models and slices"),
     ],
 )
@@ -236,3 +262,30 @@ def test_what_a_recipe_cannot_say(text: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_recipe(text, "r")
     assert message in str(caught.value)
+
+
+def test_words_and_numbers_that_mergekit_reads() -> None:
+    text = "int8_mask: yes, normalize: on, rescale: No, weight: 1_0, density: 1e-1, lambda: 0x1, epsilon: .5"
+    recipe = parse_recipe(f"{HEAD}parameters: {{{text}}}\n")
+    assert dict(recipe.output.parameters) == {
+        "int8_mask": True, "normalize": True, "rescale": False, "weight": 10, "density": 0.1, "lambda": 1,
+        "epsilon": 0.5,
+    }  # fmt: skip
+
+
+def test_a_seed_keeps_all_its_digits() -> None:
+    assert parse_recipe(f"{HEAD}random_seed: 9007199254740993\n").output.seed == 9007199254740993
+
+
+def test_a_merged_mapping_of_parameters() -> None:
+    text = "merge_method: linear\nmodels:\n- {model: a, parameters: &p {weight: 1, density: 0.5}}\n"
+    recipe = parse_recipe(text + "- {model: b, parameters: {<<: *p, weight: 2}}\n")
+    assert dict(recipe.output.slices[0].inputs[1].parameters) == {"weight": 2, "density": 0.5}
+
+
+def test_many_documents_and_models_are_read_in_seconds() -> None:
+    document = "name: d{0}\nmerge_method: linear\nmodels: [{{model: d{1}}}]\n---\n"
+    chain = "".join(document.format(i, i + 1) for i in range(300))
+    assert len(parse_recipe(chain + HEAD).documents) == 301
+    models = "".join(f"- model: m{i}\n" for i in range(5_000))
+    assert len(parse_recipe(f"merge_method: linear\nmodels:\n{models}").models()) == 5_000

@@ -93,7 +93,7 @@ class Made:
             seconds={"total": 12.5},
             reason="no more memory" if state == "failed" else None,
             pruned_by="racing" if state == "pruned" else None,
-            evaluated=10,
+            evaluated=10 if state == "pruned" else 0,
             items=100,
         )
 
@@ -125,9 +125,9 @@ class Made:
         search, holdout = self.both
         return Result(RunFolder(self.folder), search, holdout, holdout.best(), self.infos, 0.95, self.gained)
 
-    def status(self, driver: Driver | None = None, after: int = 4) -> Status:
-        search, holdout = self.both
-        release = Release(holdout, holdout.best() or holdout.trials[-1], after)
+    def status(self, driver: Driver | None = None, finished: bool = False) -> Status:
+        search, holdout = self.board("ccpcpf" if finished else "ccpcpfr"), self.board("cc")
+        release = Release(holdout, holdout.best() or holdout.trials[-1], search.n_finished if finished else 4)
         budget = {"trials": 60, "seconds": 7200.0}
         return Status(RunFolder(self.folder), budget, self.facts, search, release, (), self.gained, driver)
 
@@ -170,12 +170,23 @@ class Made:
             scores = self.slice_scores(t)
             points.append(Point(t, "d", 0.5, scores, judge(scores, gates, {})))
         infos: Any = {n: SimpleNamespace(**vars(info), counts={}) for n, info in self.infos.items()}
-        return ScoredPath(self.model, self.sources[0], "holdout", infos, gates, points, wanted, {}, 0.95)
+        return ScoredPath(
+            self.model,
+            self.sources[0],
+            "holdout",
+            infos,
+            gates,
+            points,
+            wanted,
+            {},
+            0.95,
+            dict.fromkeys(self.slices, 50),
+        )
 
     @property
     def sheets(self) -> dict[str, Sheet]:
         driver = Driver(1234567, "gpu-node-17.cluster.example.org", "2024-05-06 07:08:09")
-        states = [self.status(), self.status(driver), self.status(after=12), self.unreadable]
+        states = [self.status(), self.status(driver), self.status(finished=True), self.unreadable]
         return {
             "result": result_table(self.result),
             "status, search": status_tables(self.status())[0],

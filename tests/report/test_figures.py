@@ -12,6 +12,7 @@ from evomerge.examine.path import Point, ScoredPath
 from evomerge.report.figures import draw_path
 from evomerge.scoring.gates import Gate, judge
 from evomerge.types import ItemScore, SliceScore
+from tests.report.examples import Made
 
 WANTED = [i / 10 for i in range(11)]
 METRICS = {"shipping": ("acc", 1), "refunds": ("acc", 1), "english": ("bits_per_byte", -1)}
@@ -80,3 +81,16 @@ def test_drawing_leaves_no_global_state(tmp_path: Path) -> None:
     draw_path(made({}), tmp_path / "x.png")
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == []
+
+
+def test_names_are_no_formulas(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Dollar signs, which start a formula; a beginning that hides a label; letters that the font lacks; long names."""
+    names = ("$\\frac{1$", "$x$", "_hidden", "a\x1b[31m\nb", "重み🙂", "<b>&--!>", "x" * 128, "%s {0}", "\\n", "")
+    made = Made(names, ("$\\frac{$", "b"), metric="$\\frac{$")
+    made.model = "models/$\\frac{$"
+    for ending in ("png", "pdf"):
+        draw_path(made.path, tmp_path / f"x.{ending}")
+    words = text(made.path, tmp_path / "x.svg")
+    for word in ("$\\frac{1$", "$x$", " _hidden", "a\\x1b[31m\\nb", "%s {0}"):
+        assert f"<!-- {word} -->" in words, word
+    assert capfd.readouterr().err == ""

@@ -128,6 +128,10 @@ def test_a_budget_of_time_shows_time_over_all_sessions(monkeypatch: pytest.Monke
         now.now += 60
         shown.trial_finished(Made().trial(7, "search", ""), Made().both[0])
         assert re.match(r"search +\d+ +0:31:00 of 1:30:00, about 0:59:00 left", last(screen, "search"))
+        shown.stage("holdout", 0, 9)
+        now.now += 500
+        shown.stage("holdout", 1, 9, "base")
+        assert re.match(r"search +\d+ +0:31:00 of 1:30:00$", last(screen, "search"))
 
 
 class Stages(Observer):
@@ -191,6 +195,29 @@ def test_without_a_terminal_each_event_is_a_plain_line(monkeypatch: pytest.Monke
     assert type(shown) is LineView
     shown.phase("x")
     assert stream.getvalue() == "x ...\n"
+
+
+class Gone(Screen):
+    """A terminal or a pipe that was closed."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "closed") if not self.terminal else OSError(5, "closed")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_closed_terminal_or_pipe_ends_nothing(terminal: bool) -> None:
+    shown = view(console(Gone(terminal)))
+    assert isinstance(shown, LiveView) == terminal
+    shown.launched("space", 60, None, SIGNS)
+    shown.warn("x")
+    shown.stage("holdout", 1, 2, "base")
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:

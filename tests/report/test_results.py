@@ -21,8 +21,8 @@ from evomerge.study.run.trial import Trial
 Study = Callable[..., Path]
 
 
-def rendered(thing: Any) -> str:
-    console = Console(file=io.StringIO(), width=200)
+def rendered(thing: Any, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(thing)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -32,7 +32,7 @@ def test_three_slices_fit_a_screen(tiny_study: Study) -> None:
         fitness["slices"]["c"] = {**fitness["slices"]["b"], "floor": 1.0}
 
     result = evomerge.search(tiny_study(three), trials=9)
-    drawn = rendered(result_table(result)).splitlines()
+    drawn = rendered(result_table(result), 120).splitlines()
     assert max(map(len, drawn)) <= 120
     for trial in result.holdout.trials:
         line = next(i for i, text in enumerate(drawn) if text.split()[1:2] == ["base"])
@@ -113,6 +113,16 @@ def test_gains_are_taken_from_either_split() -> None:
     assert found.lost == pytest.approx(0.05)
     assert carried_over(search, holdout, None) is None
     assert carried_over(search, Leaderboard(Floors(), [trial(2, 0.85)]), trial(2, 0.85)) is None
+
+
+def test_damaged_items_cost_the_intervals_only(tiny_study: Study) -> None:
+    result = evomerge.search(tiny_study(), trials=8)
+    for file in Path("runs/space/items").glob("trial-00000*"):
+        file.write_bytes(b"")
+    drawn = rendered(result_table(result))
+    assert "no intervals, as items are damaged or missing: base (search), base (holdout)" in drawn
+    base, other = (next(line for line in drawn.splitlines() if f" {name} " in line) for name in ("base", "one"))
+    assert ("(" in base, "(" in other) == (False, True)
 
 
 def test_json_holds_both_splits(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:

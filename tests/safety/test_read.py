@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import InputError
-from evomerge.safety.read import read_bytes, read_json, read_object, read_text
+from evomerge.safety.read import is_there, opened, read_bytes, read_json, read_object, read_text
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
@@ -53,3 +53,34 @@ def test_the_size_is_bounded(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a", largest=5) == 12345
     with pytest.raises(InputError, match="more than"):
         read_bytes(tmp_path / "a", largest=4)
+
+
+def test_whether_a_file_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "link").symlink_to("a")
+    assert is_there(tmp_path / "a")
+    assert is_there(tmp_path / "link")
+    assert not is_there(tmp_path / "none")
+    assert not is_there(tmp_path / "a" / "below")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name, problem in [
+        ("pipe", "a device or a pipe"),
+        ("loop", "cannot be read"),
+        ("dangling", "is a link to nothing"),
+        ("", "is a folder"),
+        ("x" * 5000, "cannot be read"),
+        ("a\0b", "cannot be read"),
+    ]:
+        with pytest.raises(InputError, match=problem):
+            is_there(tmp_path / name)
+
+
+def test_a_stream_ends_with_its_context(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    with opened(tmp_path / "a") as (stream, size):
+        assert (stream.read(2), size) == (b"12", 5)
+    assert stream.closed
+    with pytest.raises(InputError, match=r"cannot be read \(gone\)"), opened(tmp_path / "a"):
+        raise OSError(5, "gone")

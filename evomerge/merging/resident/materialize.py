@@ -17,6 +17,7 @@ from evomerge.checkpoints.headers import SIZES
 from evomerge.checkpoints.structure import Stack, is_head
 from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
+from evomerge.escape import shortened
 from evomerge.merging.kernels.compiled import Compiled
 from evomerge.merging.kernels.digest import NotFinite, combined, tensor_record
 from evomerge.merging.kernels.runner import Runner
@@ -299,16 +300,16 @@ def _quiet(problem: str, mend: str) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"{problem}: {_first_line(error)}", "use a smaller dtype or more GPUs", Where("--device")
+            f"{problem}: {_reason(error)}", "use a smaller dtype or more GPUs", Where("--device")
         ) from error
     except Exception as error:  # a configuration can make transformers fail with anything
-        raise InputError(f"{problem} ({_first_line(error)})", mend) from error
+        raise InputError(f"{problem} ({_reason(error)})", mend) from error
     finally:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def _reason(error: Exception) -> str:
+    """An error of a library on one line: some have the reason in the second one."""
+    return shortened(" ".join(str(error).split()) or type(error).__name__)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
+from evomerge.checkpoints.tokenizer import tokenizing
 from evomerge.safety.templates import check_rendered, rendering
 from evomerge.scoring.engine.plan import Plan
 from evomerge.scoring.engine.shortcuts import Shortcuts
@@ -40,9 +41,11 @@ class ResidentLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         left_truncate_len: int | None = None,
         **kwargs: Any,
     ) -> list[int]:
+        """The tokens of a text. InputError where the tokenizer fails on it."""
         key = (string, add_special_tokens, left_truncate_len)
         if key not in self._encoded:
-            self._encoded[key] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+            with tokenizing(str(self.tokenizer.name_or_path)):
+                self._encoded[key] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
         return list(self._encoded[key])
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

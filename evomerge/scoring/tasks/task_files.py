@@ -14,11 +14,11 @@ from typing import Any
 
 from evomerge.errors import InputError, Where
 from evomerge.escape import shortened
-from evomerge.files.common import is_path
 from evomerge.files.nodes import Node
 from evomerge.files.scalars import Schema
 from evomerge.files.trees import LARGEST, load
 from evomerge.safety.limits import OutOfTime, TimeLimit
+from evomerge.safety.paths import absolute
 from evomerge.safety.read import read_bytes
 
 _MOST_VISITED = 100_000
@@ -114,7 +114,7 @@ def scan(folders: Iterable[Path], where: Where | None = None) -> LocalTasks:
     """
     tasks, reader = LocalTasks(), _Reader()
     for path in _yaml_files(folders, where):
-        reader.size += path.stat().st_size if path.is_file() else 0
+        reader.size += os.path.getsize(path) if os.path.isfile(path) else 0
         if reader.size > _MOST_BYTES:
             problem = f"the YAML files up to {path} have more than {_MOST_BYTES / 1e6:.0f} MB"
             raise InputError(problem, "include only the folder of your tasks", where)
@@ -199,10 +199,10 @@ class _Reader:
         merged: dict[str, Any] = {}
         folders = [path.parent]
         for include in includes if isinstance(includes, list) else [includes]:
-            if not isinstance(include, str) or not is_path(include):
-                problem = f"{shortened(repr(include), 60)} is no path"
-                raise InputError(problem, "name a file", Where(path, None, "include"))
-            inner, inner_folders = self._read((path.parent / include).resolve(), seen)
+            where = Where(path, None, "include")
+            if not isinstance(include, str):
+                raise InputError(f"{shortened(repr(include), 60)} is no path", "name a file", where)
+            inner, inner_folders = self._read(absolute(include, path.parent, where), seen)
             merged.update(inner)
             folders += inner_folders
         return {**merged, **config}, folders
@@ -285,20 +285,19 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def _place(text: str, places: list[Path]) -> Path:
-    if not is_path(text):
+    try:
+        candidates = [absolute(text, place) for place in places]
+    except InputError:  # it names nothing, wherever it starts
         return Path(text)
-    candidates = [(place / Path(text).expanduser()).resolve() for place in places]
     return next((p for p in candidates if _exists(p)), candidates[0])
 
 
 def _exists(path: Path) -> bool:
     """Whether a path, or a pattern, names something. A pattern that takes long is left to `datasets`."""
-    if not is_path(str(path)):
-        return False
-    if path.exists():
+    if os.path.exists(path):
         return True
     pattern = str(path.relative_to(path.anchor))
-    if not any(c in pattern for c in "*?["):
+    if not pattern or not any(c in pattern for c in "*?["):
         return False
     try:
         with TimeLimit(2):
@@ -310,12 +309,13 @@ def _exists(path: Path) -> bool:
 
 
 def _is_empty(path: Path) -> bool:
-    return is_path(str(path)) and path.is_file() and path.stat().st_size == 0
+    return os.path.isfile(path) and os.path.getsize(path) == 0
 
 
 def _is_folder(text: str, places: list[Path]) -> bool:
-    known = text in _BUILDERS or not is_path(text)
-    return not known and (text.startswith((".", "/", "~")) or any((place / text).exists() for place in places))
+    return text not in _BUILDERS and (
+        text.startswith((".", "/", "~")) or any(os.path.exists(place / text) for place in places)
+    )
 
 
 def _member_names(members: Iterable[Any]) -> list[str]:

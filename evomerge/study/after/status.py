@@ -33,7 +33,7 @@ class Status:
         budget: the last one: "trials" and "seconds".
         slices: by name: "metric", "sign" and "weight".
         search: all trials, by their search scores.
-        release: the last one; None before a search has ended. The run is `finished` when no trial was started after it.
+        release: the last one; None before a search has ended. The run is `finished` when no trial is to come after it.
         rescored: all trials that have holdout scores, with these.
         gained: what gradient steps gained.
         driver: the process that drives it now.
@@ -67,7 +67,15 @@ class Status:
 
     @property
     def finished(self) -> bool:
-        return self.release is not None and self.release.after == len(self.search.trials)
+        if self.release is None or self.release.after != self.done:
+            return False
+        # A trial that a killed process left in flight stays so where the budget ended before its turn.
+        return self.done == len(self.search.trials) or self._budget_is_spent
+
+    @property
+    def _budget_is_spent(self) -> bool:
+        trials, seconds = self.budget.get("trials"), self.budget.get("seconds")
+        return (trials is not None and self.done >= trials) or (seconds is not None and self.seconds >= seconds)
 
     @property
     def winner(self) -> Trial | None:

@@ -65,6 +65,12 @@ class Entry:
         """Its scores on the named items: a race that is run again must not know more than it did."""
         return {n: {i: s for i, s in items.items() if i in names.get(n, ())} for n, items in self.items.items()}
 
+    def prune(self, by: PrunedBy, reason: str, names: ItemNames) -> None:
+        """It goes no further than these items. A killed process, or a promotion that a journal lost, may have left more
+        of them: a race that is run again decides and predicts by those that it had."""
+        self.pruned, self.pruned_by = reason, by
+        self.items = {name: dict(items) for name, items in self.scored(names).items()}
+
 
 @dataclass(frozen=True)
 class Control:
@@ -163,8 +169,9 @@ class Race:
         # Exact early stop: a floor is missed even if all items to go are answered perfectly.
         left = self._schedule.count(entry.items) < self._schedule.total
         if left and "early_stop" in self._schedule.fitness.pruning:
-            entry.pruned = self.bounds.missed_floor(entry.scored(judged_by), entry.totals)
-            entry.pruned_by = "early_stop" if entry.pruned else None
+            missed = self.bounds.missed_floor(entry.scored(judged_by), entry.totals)
+            if missed:
+                entry.prune("early_stop", missed, judged_by)
 
     def _headroom(self, entry: Entry, slices: tuple[str, ...]) -> float:
         """How far above its floor a pool's worst slice is predicted; below everything where nothing is known yet."""
@@ -216,10 +223,10 @@ class Race:
         doubtful.sort(key=lambda entry: chances[entry], reverse=True)
         for entry in running:
             if entry not in doubtful:
-                entry.pruned_by = "racing"
-                entry.pruned = f"{'' if chances[entry][1] > 0.5 else 'not '}among the best {self._parents}"
+                among = "among" if chances[entry][1] > 0.5 else "not among"
+                entry.prune("racing", f"{among} the best {self._parents}", rung)
             elif entry not in doubtful[:most]:
-                entry.pruned_by, entry.pruned = "racing", "others were more promising"
+                entry.prune("racing", "others were more promising", rung)
 
     def _chances(self, entries: Sequence[Entry], rung: ItemNames) -> tuple[Vector, Vector]:
         """[entries], the probabilities of being better than the best so far, and of being a parent."""

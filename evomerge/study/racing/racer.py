@@ -91,7 +91,8 @@ class Racer:
             del entry.items[name]  # scored again: only the value of its score was kept
             entry.totals.pop(name, None)
         left = {n: names.difference(entry.items.get(n, ())) for n, names in self.schedule.rung(1.0).items()}
-        yield from self._score(entry, left)
+        if any(left.values()):
+            yield from self._score(entry, left)
         return self._measured(entry)
 
     def _best_tenth(self, since: int) -> list[Trial]:

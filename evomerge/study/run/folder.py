@@ -10,7 +10,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -142,7 +142,8 @@ class RunFolder:
             write_whole(holder, json.dumps(owner))
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            with suppress(OSError):  # on a disk that fails the lock is let go all the same
+                holder.unlink(missing_ok=True)
             lock.release()
 
 

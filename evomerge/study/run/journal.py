@@ -7,10 +7,12 @@ older versions and of other tools, are taken as they are, and the next digest co
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -101,22 +103,32 @@ class Journal(BaseJournalBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Writes entries down, durably."""
+        with named(self.file), self._locked(), self._open("r+b") as stream:
+            self._catch_up(stream)
+            stream.truncate(self._written.offset)
+            stream.seek(self._written.offset)
+            place = self._written.copy()
+            for log in logs:
+                line = self._with_digest(log, place)
+                stream.write(line)
+                place.add(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+            self._written = place
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Holds the lock that Optuna's tools know. That it is gone at the end, as it was held for long, is no fault: no
+        other process writes to a run that is held."""
         self._lock.acquire()
         try:
-            with named(self.file), self._open("r+b") as stream:
-                self._catch_up(stream)
-                stream.truncate(self._written.offset)
-                stream.seek(self._written.offset)
-                place = self._written.copy()
-                for log in logs:
-                    line = self._with_digest(log, place)
-                    stream.write(line)
-                    place.add(line)
-                stream.flush()
-                os.fsync(stream.fileno())
-                self._written = place
+            yield
         finally:
-            self._lock.release()
+            try:
+                self._lock.release()
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError) and error.__context__.errno != errno.ENOENT:
+                    raise error.__context__ from None
 
     def _open(self, mode: str) -> IO[bytes]:
         if not self.file.is_file():

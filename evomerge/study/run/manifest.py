@@ -139,10 +139,11 @@ def versions() -> dict[str, str]:
 
 
 def _of_files(spec: SpaceSpec, fitness: FitnessSpec) -> dict[str, Any]:
-    """The content of both files, without what may change between sessions: the budget, and where the fitness file
-    lies."""
+    """The content of both files, without what may change between sessions: the budget, the slices' time limits, and
+    where the fitness file lies."""
     space = {k: v for k, v in space_data(spec).items() if k not in ("budget", "fitness")}
-    identity: dict[str, Any] = json.loads(json.dumps({"space file": space, "fitness file": fitness_data(fitness)}))
+    untimed = replace(fitness, slices={name: replace(s, timeout=None) for name, s in fitness.slices.items()})
+    identity: dict[str, Any] = json.loads(json.dumps({"space file": space, "fitness file": fitness_data(untimed)}))
     return identity
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
 from evomerge.study.run.items import RESTORE, items_file, recorded_items
 from evomerge.study.run.trial import Trial
 from evomerge.types import SliceScore, SplitName
+
+logger = logging.getLogger(__name__)
 
 Interval = tuple[float, float] | None
 
@@ -32,8 +35,13 @@ def recorded_scores(items: Path, trial: Trial, split: SplitName) -> dict[str, Sl
 def intervals(
     items: Path, trial: Trial, split: SplitName, signs: Mapping[str, int], confidence: float = 0.95
 ) -> dict[str, Interval]:
-    """The two-sided interval of each of a trial's scores, in the metric's own direction (`scoring.gates.interval`)."""
-    scores = recorded_scores(items, trial, split)
+    """The two-sided interval of each of a trial's scores, in the metric's own direction (`scoring.gates.interval`);
+    empty where its items are damaged or missing."""
+    try:
+        scores = recorded_scores(items, trial, split)
+    except InputError as error:
+        logger.warning("no intervals: %s", error)
+        return {}
     return {name: interval(score, signs[name], confidence) for name, score in scores.items() if name in signs}
 
 

@@ -24,6 +24,7 @@ from evomerge.interrupts import deferred
 from evomerge.optimize.optuna_samplers import distribution
 from evomerge.recipe.recipe import Recipe, to_data
 from evomerge.safety.paths import absolute
+from evomerge.study.run.checks import attribute_fault, content_fault, fact_fault, is_own
 from evomerge.study.run.evaluation import TrialResult
 from evomerge.study.run.journal import DamagedJournal, Journal, cut
 from evomerge.study.run.trial import Kind, State, Trial
@@ -39,7 +40,8 @@ _STATES: Mapping[TrialState, State] = {
 
 
 class Store:
-    """One study in one storage, read once when it is opened.
+    """One study in one storage, read once when it is opened. InputError if it is damaged; with its dimensions, also the
+    content of its trials is checked.
 
     Only the process that holds the run's lock may write. It keeps the trials that it writes in memory, so that no step
     reads the others again. Interruptions wait for writes.
@@ -52,9 +54,20 @@ class Store:
         self._ids: dict[int, int] = {}
         self._trials: dict[int, Trial] = {}
         frozen = storage.get_all_trials(study_id, deepcopy=False)
-        for trial in sorted((f for f in frozen if "recipe_id" in f.user_attrs), key=lambda f: f.number):
-            self._keep(trial)
+        for trial in sorted(filter(is_own, frozen), key=lambda f: f.number):
+            fault = attribute_fault(trial)
+            kept = None if fault else self._keep(trial)
+            if kept is not None and dimensions:
+                fault = content_fault(kept, dimensions)
+            if fault:
+                raise self._damage(f"trial {trial.number}: {fault}")
+        if fault := fact_fault(self._facts):
+            raise self._damage(fault)
         self._find_duplicates_by_label()
+
+    def _damage(self, fault: str) -> InputError:
+        name = self._storage.get_study_name_from_id(self._study)
+        return InputError(f"the study {name!r} is damaged: {fault}", "restore its storage from a copy")
 
     @classmethod
     @deferred()
@@ -222,6 +235,7 @@ class Store:
 def _read(frozen: FrozenTrial) -> Trial:
     """A trial out of the storage. Some attributes are stored under names that older runs have."""
     attributes, recipe = frozen.user_attrs, frozen.user_attrs["recipe"]
+    state = _STATES.get(frozen.state, "failed")
     value = frozen.value if frozen.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
     return Trial(
         number=frozen.number,
@@ -231,15 +245,15 @@ def _read(frozen: FrozenTrial) -> Trial:
         recipe_text=recipe if isinstance(recipe, str) else json.dumps(recipe),
         recipe_id=attributes["recipe_id"],
         seed=attributes["seed"],
-        state=_STATES.get(frozen.state, "failed"),
+        state=state,
         scores=attributes.get("scores", {}),
         stderr=attributes.get("stderr", {}),
         bounds=attributes.get("bounds", {}),
         objective=value,
         digest=attributes.get("digest"),
         seconds=attributes.get("seconds", {}),
-        reason=attributes.get("reason"),
-        pruned_by=attributes.get("by"),
+        reason=attributes.get("reason") if state != "complete" else None,
+        pruned_by=attributes.get("by") if state != "complete" else None,
         evaluated=attributes.get("evaluated", 0),
         items=attributes.get("items", 0),
         n_told=attributes.get("told"),

@@ -167,3 +167,17 @@ class TestTokenizer:
         assert self.template(pair, tmp_path / "4", "chat_template: auto")[0] == "B"
         with pytest.raises(InputError, match="chat_template 'chatmi' is not known"):
             merge(self.recipe(pair, "chat_template: chatmi"), tmp_path / "5")
+
+
+def test_a_card_takes_no_markup_from_names(models, tmp_path):
+    """A folder and a model with names that are Markdown and HTML; a comment of the recipe that ends a code block."""
+    hostile = tmp_path / "a`b [x](y) <img src=x> |"
+    hostile.symlink_to(models["a"])
+    file = tmp_path / "recipe.yaml"
+    text = f"# ```\n# <script>\nmerge_method: linear\nmodels:\n- {{model: '{hostile}', parameters: {{weight: 1.0}}}}\n"
+    file.write_text(text)
+    folder = merge(file, tmp_path / "# out <b>|`x`")
+    card = (folder / "README.md").read_text()
+    assert "\n# \\# out \\<b\\>\\|\\`x\\`\n" in card
+    assert f"\n- ``{hostile}``\n" in card
+    assert f"\n````yaml\n{text}````\n" in card

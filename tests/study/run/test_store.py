@@ -31,8 +31,8 @@ def test_what_it_writes_is_what_others_read(opened: Any) -> None:
     store.end(reference, TrialResult({"total": 1.0}, SCORES, "x", 0.1, {"a": 0.4}, 10, 10))
     pruned = store.start("search", "", GENOME, RECIPE, 7, n_told=0, needs_gradient=True)
     store.note(pruned, "y", {"total": 0.5})
-    noted = store.note_slopes(pruned, {"a": {"loss": 1.0, "slopes": (1.0, 2.0)}}, {"slopes": 0.25})
-    assert noted.slopes == {"a": {"loss": 1.0, "slopes": [1.0, 2.0]}}  # as it is read later
+    noted = store.note_slopes(pruned, {"a": {"loss": 1.0, "checked": 1.0, "slopes": (1.0, 2.0)}}, {"slopes": 0.25})
+    assert noted.slopes == {"a": {"loss": 1.0, "checked": 1.0, "slopes": [1.0, 2.0]}}  # as it is read later
     result = TrialResult(
         {"total": 2.0}, SCORES, "y", -1.0, {}, 3, 10, reason="not among the best 2", pruned_by="racing"
     )
