@@ -165,6 +165,7 @@ def test_another_optimizer_keeps_the_seed_and_drops_the_options(files: tuple[Pat
         ("genes", {"method": "ties", "normalize": {"low": 0, "high": 1}}, "is a flag, not a gene"),
         ("genes", {"method": {"choices": ["ties", "ties"]}}, "name each method once"),
         ("genes", {"method": {"choices": ["ties"], "per": ["modules"]}}, "can differ by layer group only"),
+        ("genes", {"method": "linear", "weight": {"low": -1e308, "high": 1e308}}, "is wider than any number"),
         ("genes", {"method": "TIES"}, "unknown merge method 'TIES'; did you mean 'ties'?"),
         ("genes", {"method": "Dare-TIES"}, "did you mean 'dare_ties'?"),
         ("genes", {"method": ["ties", "linear"]}, "is a list; write {choices: ['ties', 'linear']}"),
