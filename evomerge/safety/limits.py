@@ -17,8 +17,8 @@ _raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
 
 class OutOfTime(BaseException):
-    """The work inside a `TimeLimit` took too long. It is no Exception, as KeyboardInterrupt is none: code that catches all
-    of those would go on otherwise."""
+    """The work inside a `TimeLimit` took too long. No Exception, as KeyboardInterrupt is none: code that catches all of
+    those would go on otherwise."""
 
 
 class TimeLimit:
