@@ -101,6 +101,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--from",),
         {"metavar": "RUN[:TRIAL]", "help": "begin with another run's winner, carried over into this space"},
     ),
+    "trust_tasks": (
+        ("--trust-tasks",),
+        {**_FLAG, "help": "run the code of tasks, too, that is not in the folders under `include`"},
+    ),
     "full": (("--full",), {**_FLAG, "help": "score every candidate on all items (pruning: false)"}),
     "dry_run": (("--dry-run",), {**_FLAG, "help": "check everything that needs no weights, then stop"}),
     # where it runs
@@ -230,7 +234,7 @@ COMMANDS = {
         {"space": {"metavar": "SPACE.yaml"}},
         (
             "run", "trials", "time", "optimizer", "seed", "device", "memory", "workers", "asynchronous", "fitness",
-            "storage", "settings", "begin", "full", "dry_run",
+            "storage", "settings", "begin", "full", "trust_tasks", "dry_run",
         ),
         {"fitness": {"help": "in place of the file's"}},
     ),
@@ -303,7 +307,7 @@ COMMANDS = {
         commands.run_evaluate,
         "score a checkpoint or a recipe and hold it to its floors",
         {"model": {"metavar": "MODEL_OR_RECIPE"}},
-        ("fitness", "split", "references", "output", "items", "device", "memory"),
+        ("fitness", "split", "references", "output", "items", "device", "memory", "trust_tasks"),
         {"fitness": {"required": True}, "output": {"help": "write what --json prints to a file, too"}},
     ),
     "path": Command(
@@ -313,7 +317,7 @@ COMMANDS = {
             "start": {"metavar": "A", "help": "a model or a recipe; a recipe alone starts at its base"},
             "end": {"metavar": "B", "nargs": "?", "help": "a model or a recipe"},
         },
-        ("fitness", "split", "references", "points", "first", "last", "output", "device", "memory"),
+        ("fitness", "split", "references", "points", "first", "last", "output", "device", "memory", "trust_tasks"),
         {
             "fitness": {"required": True},
             "output": {"default": "path.png", "help": "the picture: .png, .svg or .pdf (default: path.png)"},

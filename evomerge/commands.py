@@ -123,7 +123,6 @@ def run_status(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     from evomerge.study.after.export import export
 
-    _output(options.output, "--output")
     text = _call(export, options)
     if options.json:
         return _print(options, {"recipe": text, "file": options.output})

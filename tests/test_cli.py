@@ -285,6 +285,7 @@ def test_what_is_there_already_is_told_before_the_imports(tmp_path: Path) -> Non
         (tmp_path / "runs" / run / "environment.json").write_text("{}")
     (tmp_path / "models/base").mkdir(parents=True)
     (tmp_path / "models/base/config.json").write_text("{}")
+    (tmp_path / "space.yaml").write_text("")
     (tmp_path / "recipe.yaml").write_text("merge_method: linear\nmodels: [{model: models/base}]\n")
     more = {*HEAVY, "numpy", "optuna", "rich"}
     for line in (
@@ -303,12 +304,13 @@ def test_a_target_that_is_there_names_the_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "models/base").mkdir(parents=True)
+    for name in ("base", "taken"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.json").write_text("{}")
     (tmp_path / "recipe.yaml").write_text("merge_method: linear\nmodels: [{model: models/base}]\n")
-    assert main(["merge", "recipe.yaml", "models"]) == 2
-    assert (
-        "models exists and is not empty; name another folder, or replace it by --overwrite" in capsys.readouterr().err
-    )
+    assert main(["merge", "recipe.yaml", "models/taken"]) == 2
+    said = capsys.readouterr().err
+    assert "models/taken exists and is not empty; name another folder, or replace it with --overwrite" in said
 
 
 UNEXPECTED: dict[str, tuple[Exception, str]] = {

@@ -18,7 +18,7 @@ import evomerge
 from evomerge.errors import TrialError
 from evomerge.evaluator.executor import run_job
 from evomerge.interrupts import answered, deferred, listening, recognized
-from evomerge.study.observer import Observer
+from evomerge.study.observer import Observer, StageName
 
 
 @pytest.fixture(autouse=True)
@@ -243,8 +243,8 @@ class Signals(Observer):
     def __init__(self, number: signal.Signals) -> None:
         self.number = number
 
-    def holdout_scored(self, label: str, done: int, count: int) -> None:
-        if done == 2:
+    def stage(self, name: StageName, done: int, total: int | None, last: str = "") -> None:
+        if (name, done) == ("holdout", 2):
             interrupt(self.number)
 
 

@@ -60,7 +60,7 @@ INSIDE = {
         ["stats"],
         ["engine"],
         ["splits", "objectives", "guard"],
-        ["settings"],
+        ["settings", "templates"],
     ],
     "merging": [["disk"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }

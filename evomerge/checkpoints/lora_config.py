@@ -14,7 +14,7 @@ from evomerge.escape import shortened
 from evomerge.safety.read import is_there
 
 CONFIG = "adapter_config.json"
-SECONDS = 5.0
+SECONDS = 2.0
 """Of the processor, for all patterns of an adapter over all of its modules: one that backtracks can take years."""
 _LONGEST_PATTERN = 1_000
 # Settings with which B A is not what an adapter adds to a stored matrix

@@ -59,6 +59,8 @@ class Evaluator:
         resident = resident_model(fitness, models.base, bank, dtype, placement.room, merge, tokenizer)
         progress.phase("building the tasks")
         suite = Suite.build(fitness, resident.model, resident.tokenizer)
+        for line in suite.doubts():
+            progress.warn(line)
         return cls(resident, suite, StepMemory.of(models, merge, min(placement.reserves.values())))
 
     def evaluate(

@@ -110,7 +110,10 @@ def load_evaluator(
         bank.add(checkpoint)
     resident = resident_model(spec, target.shape, bank, target.dtype, placement.room, target.planned, tokenizer)
     progress.phase("building the tasks")
-    return Evaluator(resident, Suite.build(spec, resident.model, resident.tokenizer, split))
+    suite = Suite.build(spec, resident.model, resident.tokenizer, split)
+    for line in suite.doubts():
+        progress.warn(line)
+    return Evaluator(resident, suite)
 
 
 def score_references(

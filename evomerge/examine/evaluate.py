@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,20 +48,21 @@ def evaluate(
     references: Mapping[str, str] | None = None,
     device: str = "auto",
     memory: str | None = None,
+    trust_tasks: bool = False,
     observer: Observer | None = None,
 ) -> Evaluated:
     """Scores a checkpoint (folder, hub id, adapter) or a recipe (merged in memory) and holds it to its floors.
 
     Relative floors need the scores of their references. A recipe brings its base and sources; a source has the name of
     its folder. For a checkpoint, or under other names, `references` maps a name ("base", a source's) to a model.
-    `device` and `memory` are as in `search`.
+    `device`, `memory` and `trust_tasks` are as in `search`.
 
     Raises:
         InputError: an argument or a file is wrong.
         TrialError: the model could not be scored.
     """
     observer = observer or Observer()
-    spec = read_fitness(Path(fitness))
+    spec = replace(read_fitness(Path(fitness)), trust_tasks=trust_tasks)
     recipe = recipe_of(model)
     check_places(recipe, [*([] if recipe else [model]), *(references or {}).values()])
     models = {**(parents_of(recipe) if recipe else {}), **(references or {})}

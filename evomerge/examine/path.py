@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,13 +131,15 @@ def path(
     references: Mapping[str, str] | None = None,
     device: str = "auto",
     memory: str | None = None,
+    trust_tasks: bool = False,
     observer: Observer | None = None,
 ) -> ScoredPath:
     """Scores `points` models, evenly spaced on the line ``(1 - t) start + t end`` from t = `first` to t = `last`.
 
     Each end is a checkpoint (folder, hub id, adapter) or a recipe; a recipe alone is the end of the line that starts at
     its base, so that t scales what the merge does to the base. Prompts are written with the end's tokenizer and chat
-    template. Floors, `references`, `device` and `memory` are as in `evaluate`.
+    template. Floors, `references`, `device`, `memory` and `trust_tasks` are as in
+    `evaluate`.
 
     Raises:
         InputError: an argument or a file is wrong.
@@ -146,7 +148,7 @@ def path(
     """
     observer = observer or Observer()
     wanted = _spaced(points, first, last)
-    spec = read_fitness(Path(fitness))
+    spec = replace(read_fitness(Path(fitness)), trust_tasks=trust_tasks)
     start, end = _ends(start, end)
     recipe = recipe_of(end)
     for model, merge in ((start, recipe_of(start)), (end, recipe)):

@@ -6,6 +6,7 @@ values must be legal for each of them, and it must mean one value for each sourc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 
@@ -196,6 +197,8 @@ def _range(parts: Mapping[str, Node], name: str, takers: Takers) -> tuple[float,
     low, high = (_legal(parts[key], takers) for key in ("low", "high"))
     if low > high:
         parts["high"].fail(f"low {low:g} is above high {high:g}", "swap them")
+    if not math.isfinite(high - low):
+        parts["high"].fail(f"{low:g} to {high:g} is wider than any number", "narrow the range")
     if low == high:
         problem = f"low and high are both {low:g}"
         parts["high"].fail(problem, f"a value that is not searched goes under `fixed: {{{name}: {low:g}}}`")

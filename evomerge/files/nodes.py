@@ -88,7 +88,7 @@ class Node:
     def integer(self, low: float = -math.inf, high: float = math.inf) -> int:
         """Reads a whole number in [low, high] of 64 bits at most; it may be written as 4.0 or 1e6."""
         if as_number(self.value) is None:
-            self.fail(f"is {self.shown()}, not a whole number", "give a whole number, such as 4")
+            self.fail(f"is {self.shown()}, not a number", "give a whole number, such as 4")
         number = self.number(low, high)
         if abs(number) > _LARGEST_INTEGER:
             self.fail(f"{self.shown()} is larger than any number that is meant", "give a smaller one")

@@ -164,6 +164,7 @@ class FitnessSpec:
     search: the share of items dealt to the search split.
     pruning: the pruners by which a candidate is scored on fewer than all items.
     model: builds what is scored where that is no language model.
+    trust_tasks: whether tasks may run code that stands outside of the folders under `include`; no key of the file.
     """
 
     file: Path
@@ -176,6 +177,7 @@ class FitnessSpec:
     confidence: float | None = None
     batch_size: int = 16
     pruning: tuple[Pruner, ...] = PRUNERS
+    trust_tasks: bool = field(default=False, compare=False)
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 
     @property

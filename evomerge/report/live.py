@@ -104,7 +104,7 @@ class LineView(Observer):
         try:
             self.console.print(text(line), soft_wrap=True)
         except OSError:
-            # The reader of stderr has left, or the terminal was closed; the study goes on.
+            # The reader of stderr has left, or its terminal was closed; the study goes on.
             self._closed = True
 
     def phase(self, message: str) -> None:

@@ -31,17 +31,20 @@ _NUMBER = re.compile(r"[-+≥≤~✗]?\d[\d.,:%]*")
 _BREAKS = " _-/,+@"
 
 
+class PipeConsole(Console):
+    """Raises BrokenPipeError where its reader has left. Rich's own would end the program with exit code 1, and drop
+    what is still to come on stdout: the results."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # what is being handled
+
+
 def console(stream: IO[str]) -> Console:
     """A console that parses nothing in a text, and writes control sequences to a terminal only."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")  # a terminal that has no such letter shows its number
     terminal = stream.isatty()
-    return _Console(file=stream, force_terminal=terminal, markup=False, highlight=False, emoji=False)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise  # the BrokenPipeError; rich would send stdout to nowhere and end the process
+    return PipeConsole(file=stream, force_terminal=terminal, markup=False, highlight=False, emoji=False)
 
 
 def show(*things: Sheet | str) -> None:

@@ -16,8 +16,9 @@ except ImportError:  # not a POSIX system
 _raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
 
-class OutOfTime(Exception):
-    """The work inside a `TimeLimit` took too long."""
+class OutOfTime(BaseException):
+    """The work inside a `TimeLimit` took too long. No Exception, as KeyboardInterrupt is none: code that catches all of
+    those would go on otherwise."""
 
 
 class TimeLimit:

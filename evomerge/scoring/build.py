@@ -31,7 +31,7 @@ def build_slices(fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitN
         if spec.task is not None:
             check_name(spec, spec.task, local)
     tasks = [spec.task for spec in specs if spec.task is not None]
-    builder = _Builder(fitness, model, tokenizer, split, TaskLibrary(fitness.include, tasks))
+    builder = _Builder(fitness, model, tokenizer, split, TaskLibrary(fitness, tasks))
     slices = {spec.name: builder.build(spec) for spec in specs}
     check_objective(fitness, {name: slice_.info.sign for name, slice_ in slices.items()})
     return slices
@@ -98,6 +98,7 @@ class _Builder:
             items=source.names("search"),
             aggregation=metric.aggregation,
             no_proxy_loss=no_proxy_loss(source, metric, self.split),
+            doubts=tuple(f"{spec.at('task')}: {line}" for line in source.doubts()),
         )
         return ScoredSlice(info, source, read, None if info.no_proxy_loss else ProxyLoss(source, metric))
 

@@ -1,5 +1,5 @@
 """Keeps what tasks and scorers do from the rest of the program: random seeds, log lines, prints, progress bars, and the
-end of the process."""
+end of the process. Renders templates in a sandbox."""
 
 from __future__ import annotations
 
@@ -23,8 +23,15 @@ def undisturbed() -> Iterator[None]:
 
     Task code and sampling draw from the global generators. Equal candidates must score equal, and the rest of the
     program must not notice. So every pass starts at `simple_evaluate`'s seeds (0 for Python, 1234 for numpy and torch).
+    The settings of torch are put back, too: the user's code may set them, even as it is imported. Templates are
+    rendered in a sandbox.
     """
+    from evomerge.scoring.settings import settings_kept
+    from evomerge.scoring.templates import sandboxed
+
     with ExitStack() as stack:
+        stack.enter_context(settings_kept())
+        stack.enter_context(sandboxed())
         stack.enter_context(redirect_stdout(sys.stderr))  # stdout is the command's own
         stack.enter_context(_generators())
         stack.enter_context(_silence())

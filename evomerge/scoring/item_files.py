@@ -8,28 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError, Where, suggestion
+from evomerge.escape import shortened
 from evomerge.files.objects import FitnessSpec, SliceSpec
+from evomerge.safety.read import read_bytes
 from evomerge.scoring.splits import Deal, deal_all, item_key
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
-    """Reads the objects of a JSONL file. InputError, with the line, where a line is not a JSON object."""
+    """Reads the objects of a JSONL file. InputError, with the line, where a line is not a JSON object, and where the
+    file is none that `safety.read` reads."""
     items = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_bytes(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"is not UTF-8 ({error.reason})", "write it in UTF-8", Where(path)) from None
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"is not JSON ({error.msg})", "write one object a line", Where(path, number)) from None
-        if not isinstance(item, dict):
-            raise InputError("is not a JSON object", "write one object a line", Where(path, number))
-        items.append(item)
+        if line.strip():
+            items.append(json_object(line, Where(path, number)))
     return items
+
+
+def json_object(line: str, where: Where) -> dict[str, Any]:
+    """The object of a line of JSON. InputError where it is none."""
+    try:
+        item = json.loads(line)
+    except RecursionError:
+        raise InputError("is not JSON (nested too deep)", "write one object a line", where) from None
+    except ValueError as error:
+        reason = shortened(getattr(error, "msg", error), 80)
+        raise InputError(f"is not JSON ({reason})", "write one object a line", where) from None
+    if not isinstance(item, dict):
+        raise InputError("is not a JSON object", "write one object a line", where)
+    return item
 
 
 def cluster_names(spec: SliceSpec, items: Sequence[dict[str, Any]]) -> list[str]:

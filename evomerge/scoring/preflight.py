@@ -9,9 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import InputError, nearest, suggestion
+from evomerge.escape import shortened
 from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
+from evomerge.safety.read import read_text
 from evomerge.scoring.item_files import cluster_names, deal_items, read_items
 from evomerge.scoring.splits import SIDES
+from evomerge.scoring.tasks.constants import constant_fields
 from evomerge.scoring.tasks.generation_arguments import check_arguments
 from evomerge.scoring.tasks.task_files import (
     SPLITS,
@@ -23,6 +26,8 @@ from evomerge.scoring.tasks.task_files import (
     missing_data,
     scan,
 )
+from evomerge.scoring.tasks.task_keys import check_keys
+from evomerge.scoring.tasks.trust import check_trust
 
 _DEFAULT_METRICS = {
     "loglikelihood": ("perplexity", "acc"),
@@ -57,7 +62,20 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
         if spec.python is not None:
             check_items(fitness, spec, check_callable(spec))
         else:
+            check_trust(fitness, spec.task or "", local, spec.at("task"))
             check_task(spec, local)
+
+
+def doubts(fitness: FitnessSpec) -> list[str]:
+    """What local tasks probably do otherwise than their authors meant, as far as their YAML and the first row of their
+    data show it; a line each, with its place."""
+    local = scan(fitness.include)
+    lines = []
+    for spec in fitness.slices.values():
+        for leaf in local.closure(spec.task)[0] if spec.task is not None else ():
+            constant = constant_fields(leaf)
+            lines += [f"{spec.at('task')}: task {leaf.config['task']!r}: {constant}"] if constant else []
+    return lines
 
 
 def check_floors(fitness: FitnessSpec, sources: Iterable[str]) -> None:
@@ -122,8 +140,8 @@ def check_function(ref: FunctionRef, takes: Sequence[str]) -> None:
         close = nearest(file.stem, near)
         raise InputError(f"no file {file}", f"did you mean {close!r}?" if close else "create it", where)
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError) as error:
+        tree = ast.parse(read_text(file, where))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"{file} is not valid Python ({error})", "mend it", where) from None
     defined = _defined(tree)
     if ref.function not in defined:
@@ -170,12 +188,13 @@ def check_task(spec: SliceSpec, local: LocalTasks) -> None:
     for other in foreign - {name}:
         check_name(spec, other, local)
     for leaf in leaves:
+        check_keys(leaf, spec.at("task"))
         for path in missing_data(leaf):
-            lack = "is empty:" if os.path.exists(path) else "is missing: no"
-            problem = f"the data of task {leaf.config['task']!r} {lack} {path}"
+            there = "is empty:" if os.path.isfile(path) else "is no regular file:"
+            lack = there if os.path.exists(path) else "is missing: no"
+            problem = f"the data of task {leaf.config['task']!r} {lack} {shortened(path)}"
             raise InputError(problem, f"mend {leaf.path} (paths there are relative to its folder)", spec.at("task"))
         _check_splits(spec, leaf)
-        _check_repeats(spec, leaf)
         _check_metric(spec, leaf)
         _check_generation(spec, leaf)
     if "gen_kwargs" in spec.options:
@@ -225,15 +244,8 @@ def _check_splits(spec: SliceSpec, leaf: TaskFile) -> None:
     for key in SPLITS if legal else ():
         split = config.get(key)
         if isinstance(split, str) and split not in legal:
-            problem = f"the data of task {config['task']!r} has no split {split!r} ({key})"
+            problem = f"the data of task {config['task']!r} has no split {shortened(repr(split), 60)} ({key})"
             raise InputError(problem, f"{mend}: {suggestion(split, legal)}", where)
-
-
-def _check_repeats(spec: SliceSpec, leaf: TaskFile) -> None:
-    repeats = leaf.config.get("repeats", 1)
-    if type(repeats) is not int or repeats < 1:
-        problem = f"repeats of task {leaf.config['task']!r} is {repeats!r}, not a whole number above 0"
-        raise InputError(problem, f"mend {leaf.path}", spec.at("task"))
 
 
 def _check_generation(spec: SliceSpec, leaf: TaskFile) -> None:

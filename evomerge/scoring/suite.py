@@ -125,6 +125,10 @@ class Suite:
         run are comparable only if it is the same."""
         return {name: slice_.source.digest() for name, slice_ in self.slices.items()}
 
+    def doubts(self) -> list[str]:
+        """What tasks probably do otherwise than their authors meant, a line each."""
+        return list(dict.fromkeys(line for slice_ in self.slices.values() for line in slice_.info.doubts))
+
     def _attempt(self, name: str, run: Callable[[], T]) -> T:
         """Runs `run` for the slice `name`. Raises TrialError for any error in it."""
         try:

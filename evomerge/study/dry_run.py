@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from evomerge.evaluator.device import choose_devices, listed, parse_memory
 from evomerge.evaluator.shares import check_workers, deal, describe
 from evomerge.files.objects import SpaceSpec
 from evomerge.files.pair import read_files
+from evomerge.scoring.preflight import doubts
+from evomerge.scoring.tasks.trust import code_listed
 from evomerge.space.space import Models, Space
 from evomerge.study.prepare import (
     Plan,
@@ -36,6 +39,7 @@ def dry_run(
     settings: Sequence[str] = (),
     workers: int = 1,
     asynchronous: bool = False,
+    trust_tasks: bool = False,
     storage: str | None = None,
     begin: str | None = None,
 ) -> dict[str, Any]:
@@ -52,6 +56,7 @@ def dry_run(
     settings = [*settings, *launch_settings(trials, time, seed, asynchronous)]
     spec, scores = read_files(Path(space), settings, optimizer, Path(fitness) if fitness else None)
     check_places(spec)
+    scores = replace(scores, trust_tasks=trust_tasks)
     check_files(spec, scores)
     models = {"base": spec.base, **spec.sources}
     remote = [str(ref) for ref in models.values() if not ref.local]
@@ -75,6 +80,8 @@ def dry_run(
         "budget": f"{spec.trials or 'any number of'} trials" + (f", {spec.seconds:.0f} s" if spec.seconds else ""),
         "slices": ", ".join(scores.slices),
         **({"timeouts": timeouts} if timeouts else {}),
+        **({"warnings": "; ".join(lines)} if (lines := doubts(scores)) else {}),
+        **({"code that is run": "; ".join(code)} if (code := code_listed(scores)) else {}),
         "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",
     }
 

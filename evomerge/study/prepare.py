@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
@@ -87,6 +87,7 @@ def resumed_plan(folder: RunFolder, environment: Environment) -> Plan:
     are still there) or the checkpoints are not what was launched."""
     try:
         spec, fitness = read_files(folder.space, fitness=folder.fitness)
+        fitness = replace(fitness, trust_tasks=environment.launch.trust_tasks)
     except RemovedError as error:
         problem = f"the run {folder.name!r} cannot be resumed: {error.problem}"
         mend = "launch a new run; status, rank, compare and export still read this one"

@@ -83,6 +83,7 @@ def search(
     settings: Sequence[str] = (),
     workers: int = 1,
     asynchronous: bool = False,
+    trust_tasks: bool = False,
     begin: str | None = None,
     observer: Observer | None = None,
 ) -> Result:
@@ -102,6 +103,8 @@ def search(
         workers: so many processes score candidates, each with a model of its own. They share the devices (see
             `shares.deal`; "auto" means all GPUs then) and `memory`, and `time` is the time that passes.
         asynchronous: ask the optimizer as soon as a worker is free, in place of the file's ``optimizer.asynchronous``.
+        trust_tasks: tasks may run code that stands outside of the folders under the fitness file's ``include``, or
+            comes from the hub.
         begin: another run of the same models, whose winner is the first candidate ("RUN", or "RUN:TRIAL" for another
             trial of it), carried over exactly into this space, which may be finer.
         observer: is told what happens.
@@ -119,6 +122,7 @@ def search(
         optimizer=optimizer,
         fitness=str(Path(fitness).absolute()) if fitness else None,
         folder=str(Path.cwd()),
+        trust_tasks=trust_tasks,
     )
     plan = launched_plan(launch)
     first = starting_point(begin, plan.models) if begin is not None else None
@@ -330,7 +334,7 @@ def _diagnosed(folder: RunFolder) -> Iterator[None]:
             raise
         reason = "the disk is full" if is_disk_full(error) else error.strerror
         mend = "free some space" if is_disk_full(error) else "make it possible"
-        raise _ended(folder, f"{file if of_run else folder.path} cannot be written ({reason})", mend) from None
+        raise _ended(folder, f"{file if of_run else folder.path} cannot be written: {reason}", mend) from None
     except Exception as error:
         if not _of_storage(error):
             raise

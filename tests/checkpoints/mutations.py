@@ -270,6 +270,16 @@ def _tokenizers() -> dict[str, Mutation]:
     found["tokenizer added: content a number"] = edit(file, "added_tokens", [{"id": 1, "content": 5}])
     found["tokenizer: unigram"] = edit(file, "model", {"type": "Unigram", "vocab": [["a", 0.0], []], "unk_id": 0})
     found["tokenizer: pattern"] = edit(file, "pre_tokenizer", {"type": "Split", "pattern": {"Regex": "("}})
+
+    def slow(name: str, content: str | bytes) -> Mutation:
+        """Files of a tokenizer without tokenizer.json."""
+        return both(lambda folder: (folder / file).unlink(), put("vocab.json", '{"a": 0}'), put(name, content))
+
+    for name, text in {"ids": '{"a": "x"}', "list": "[]", "languages": '{"de": {"a": 0}}', "none": "{}"}.items():
+        found[f"vocab.json: {name}"] = slow("vocab.json", text)
+    found["merges.txt: latin1"] = slow("merges.txt", b"\xe9 a")
+    found["vocab.txt: latin1"] = slow("vocab.txt", b"\xe9")
+    found["tokenizer.model: garbage"] = slow("tokenizer.model", b"\0" * 99)
     for key in ("tokenizer_class", "eos_token", "added_tokens_decoder", "extra_special_tokens", "model_max_length",
                 "auto_map"):  # fmt: skip
         name = "tokenizer_config.json"

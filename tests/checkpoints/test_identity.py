@@ -57,13 +57,13 @@ def test_a_file_that_changes_while_it_is_opened_is_noticed(
     tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_models / "base", tmp_path / "base")
-    opened = Path.open
+    opened = os.open
 
-    def disturbed(self: Path, *how: object, **more: object) -> object:
-        if self.name == "model.safetensors":
-            os.utime(self, (1, 1))
-        return opened(self, *how, **more)  # type: ignore[call-overload]
+    def disturbed(path: Path, flags: int, *more: int) -> int:
+        if Path(path).name == "model.safetensors":
+            os.utime(path, (1, 1))
+        return opened(path, flags, *more)
 
-    monkeypatch.setattr(Path, "open", disturbed)
+    monkeypatch.setattr(os, "open", disturbed)
     checkpoint = Checkpoint.open(str(tmp_path / "base"))
     assert changed_file([checkpoint]) == tmp_path / "base" / "model.safetensors"

@@ -311,7 +311,7 @@ BUILD_LINES = {
         "task 'patern': its filter 'f' cannot be made .*regex_patern",
     ),
     "filter without a name": (writes("nameless"), {}, "task 'nameless' cannot be built: KeyError: 'name'"),
-    "template": (writes("no_field"), {}, "task 'no_field' cannot be built: 'nope' is undefined"),
+    "template": (writes("no_field"), {}, "task 'no_field' cannot be built: doc_to_text: 'nope' is undefined"),
     "more tokens than the model reads": (
         writes("endless"),
         {},

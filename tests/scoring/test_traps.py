@@ -174,9 +174,9 @@ def test_trap_05_a_local_task_does_not_wait_for_the_default_index(
     monkeypatch.setattr(tasks, "TaskManager", watched)
     bench.choice()
     Suite.build(bench.fitness(ACC), model, tokenizer)
-    tasks.TaskLibrary([bench.tasks], ["choice", "hellaswag"])
+    tasks.TaskLibrary(bench.fitness(ACC), ["choice", "hellaswag"])
     (bench.tasks / "mixed.yaml").write_text("group: mixed\ntask: [choice, hellaswag]\n")
-    tasks.TaskLibrary([bench.tasks], ["mixed"])
+    tasks.TaskLibrary(bench.fitness(ACC), ["mixed"])
     assert asked == [False, True, True]
 
 

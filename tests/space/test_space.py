@@ -148,6 +148,15 @@ def test_groups_must_fit(tmp_path: Path, layers: Any, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_the_number_of_searched_values_is_bounded(tmp_path: Path) -> None:
+    genes = {"method": "linear", "weight": {"low": 0, "high": 1, "per": ["sources", "layers", "modules"]}}
+    names = {f"m{i}": f"part{i}" for i in range(9_000)}
+    with pytest.raises(
+        InputError, match=r"genes.weight: weight brings the number of searched values to .*, more than 100,000"
+    ):
+        make(tmp_path, genes=genes, layers="each", modules=names)
+
+
 def test_uniform_and_parents(tmp_path: Path) -> None:
     space = make(tmp_path)
     assert space.uniform().output.method == "linear"

@@ -21,7 +21,7 @@ WRONG = {
     "storage nowhere": (["--storage", "sqlite:///nowhere/x.db"], "--storage: there is no folder "),
     "storage in memory": (["--storage", "sqlite://"], "--storage: it keeps the study in memory only"),
     "run that is there": (["--run", "first"], "the run 'first' is there already"),
-    "run without a name": (["--run", ""], "--run: '' is empty"),
+    "run without a name": (["--run", "a b"], "--run: 'a b' has other characters"),
     "misspelt base": (["--set", "base=models/bsae"], "no folder models/bsae; did you mean the folder models/base?"),
     "misspelt folder": (["--set", "base=modles/base"], "did you mean the folder models/base?"),
     "misspelt source beside a hub id": (

@@ -14,7 +14,7 @@ import pytest
 
 import evomerge
 from evomerge.errors import InputError, StoppedError
-from evomerge.study.observer import Observer
+from evomerge.study.observer import Observer, StageName
 from evomerge.study.run.trial import Trial
 from tests.conftest import INTERRUPTIBLE
 from tests.evaluator.test_executor import facts
@@ -49,8 +49,9 @@ class Changes(Observer):
     def trial_finished(self, trial: Trial, leaderboard: Any) -> None:
         self._count("finished")
 
-    def holdout_scored(self, label: str, done: int, count: int) -> None:
-        self._count("finalists")
+    def stage(self, name: StageName, done: int, total: int | None, last: str = "") -> None:
+        if name == "holdout" and done:
+            self._count("finalists")
 
 
 def kept(run: str) -> dict[int, Any]:

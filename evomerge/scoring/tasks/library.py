@@ -5,7 +5,9 @@ Imports lm-eval: import it where it is used.
 
 from __future__ import annotations
 
+import copy
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,17 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.registry import AGGREGATION_REGISTRY, METRIC_REGISTRY
-from lm_eval.tasks import TaskManager
+from lm_eval.tasks import TaskManager, _yaml_loader
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import TaskIndex
 from lm_eval.utils import simple_parse_args_string
 
-from evomerge.errors import InputError, suggestion
-from evomerge.files.objects import SliceSpec
+from evomerge.errors import InputError, Where, suggestion
+from evomerge.escape import shortened
+from evomerge.files.objects import FitnessSpec, SliceSpec
+from evomerge.scoring.item_files import read_items
 from evomerge.scoring.splits import item_key
-from evomerge.scoring.tasks.task_files import SPLITS, LocalTasks, anchor, scan
+from evomerge.scoring.tasks.task_files import SPLITS, LocalTasks, anchor, json_lines, scan
+from evomerge.scoring.tasks.trust import TrustedFolders, check_trust, functions
+from evomerge.scoring.templates import TemplateLimit
 
 log = logging.getLogger(__name__)
+
+FIELDS = ("doc_to_text", "doc_to_target", "doc_to_choice")
+"""The fields of a task's YAML that make a prompt of a document."""
 
 FEWSHOT_SEED = 1234
 """`simple_evaluate`'s default, so that prompts are equal to its prompts."""
@@ -73,8 +82,9 @@ def _index(local: LocalTasks) -> dict[str, Any]:
 class TaskLibrary:
     """Finds and builds tasks. lm-eval's own index is read only if a task is not local (it takes some 10 s)."""
 
-    def __init__(self, include: Iterable[Path], names: Iterable[str]) -> None:
-        folders = list(include)
+    def __init__(self, fitness: FitnessSpec, names: Iterable[str]) -> None:
+        folders = list(fitness.include)
+        self._fitness, self._trusted = fitness, TrustedFolders(fitness)
         self.local = scan(folders)
         foreign: set[str] = set()
         for name in names:
@@ -86,13 +96,22 @@ class TaskLibrary:
 
     def build(self, spec: SliceSpec) -> TaskSet:
         """Builds task objects for a slice and applies its options. InputError where they cannot be built."""
+        where = spec.at("task")
+        check_trust(self._fitness, spec.task or "", self.local, where)
+        for leaf in self.local.closure(spec.task or "")[0] if not self._fitness.trust_tasks else ():
+            # lm-eval would look for a script of that name on the hub, and run it.
+            unknown = _unknown_metric(leaf.config)
+            if unknown is not None:
+                problem = f"task {spec.task!r} cannot be built: lm-eval knows no metric {unknown!r}"
+                raise InputError(problem, suggestion(unknown, METRIC_REGISTRY), where)
         try:
-            loaded = self._manager.load([spec.task])
+            with self._functions_checked(spec.task or "", where):
+                loaded = self._manager.load([spec.task])
         except InputError:
             raise
         except Exception as error:  # from a task's code, its YAML or its data
             problem = f"task {spec.task!r} cannot be built: {self._why(spec, error)}"
-            raise InputError(problem, "mend the task or its data", spec.at("task")) from error
+            raise InputError(problem, "mend the task or its data", where) from error
         for name, task in loaded["tasks"].items():
             _refuse(name, task, spec)
             _check_parts(name, task, spec)
@@ -102,24 +121,75 @@ class TaskLibrary:
         unweighted = frozenset(rule.metric for rule in rules if not rule.weight_by_size)
         return TaskSet(loaded["tasks"], unweighted)
 
+    @contextmanager
+    def _functions_checked(self, task: str, where: Where) -> Iterator[None]:
+        """Until the end, a `!function` of a task is imported only if it stands where its code is trusted. This holds
+        also for those of an included YAML that the including one overrides: lm-eval imports these, too."""
+        load = _yaml_loader._import_func_in_yml
+
+        def load_checked(name: str, folder: Path) -> Any:
+            for code in functions(name, [folder]):
+                self._trusted.check(code, task, where)
+            return load(name, folder)
+
+        _yaml_loader._import_func_in_yml = load_checked
+        try:
+            yield
+        finally:
+            _yaml_loader._import_func_in_yml = load
+
     def _why(self, spec: SliceSpec, error: Exception) -> str:
         """Says what is wrong, also where lm-eval's error is only a name."""
         for leaf in self.local.closure(spec.task or "")[0]:
-            entries = leaf.config.get("metric_list") or ()
-            named = [str(e.get("metric")) for e in entries if isinstance(e, dict) and not e.get("hf_evaluate")]
-            unknown = next((n for n in named if n not in METRIC_REGISTRY and not n.startswith("!function")), None)
-            if unknown is not None:
-                return f"lm-eval knows no metric {unknown!r}; {suggestion(unknown, METRIC_REGISTRY)}"
             split = next((leaf.config[k] for k in SPLITS if k in leaf.config and error.args == (leaf.config[k],)), None)
             if isinstance(error, KeyError) and split is not None:
                 return f"its data has no split {split!r}"
+            for path in json_lines(leaf):
+                try:
+                    read_items(path)
+                except InputError as fault:
+                    return str(fault)
+            field = next((f for f in FIELDS if _comes_from(leaf.config.get(f), error)), None)
+            if field is not None:
+                return f"{field}: {reason(error)}"
         return reason(error)
+
+
+def _unknown_metric(config: Mapping[str, Any]) -> str | None:
+    """A metric that lm-eval does not have, where the task names one."""
+    entries = config.get("metric_list")
+    if config.get("process_results") or not isinstance(entries, list):
+        return None
+    named = [str(e.get("metric")) for e in entries if isinstance(e, dict) and not e.get("hf_evaluate")]
+    return next((n for n in named if n not in METRIC_REGISTRY and not n.startswith("!function")), None)
+
+
+def _comes_from(template: Any, error: Exception) -> bool:
+    """Whether rendering a template may have raised the error."""
+    if isinstance(error, TemplateLimit):
+        return bool(template == error.source)
+    name = re.match(r"'(\w+)' is undefined", str(error))
+    return name is not None and isinstance(template, str) and re.search(rf"\b{name[1]}\b", template) is not None
 
 
 def reason(error: Exception) -> str:
     """A task's error in one line. The text of a LookupError is only a key, so its type is added."""
-    text, kind = " ".join(str(error).split())[:400], type(error).__name__
+    text, kind = shortened(" ".join(str(error).split()), 400), type(error).__name__
     return f"{kind}: {text}" if text and isinstance(error, LookupError) else text or kind
+
+
+def failing_field(task: Any, documents: Iterable[Any], kind: type[Exception]) -> tuple[str, int] | None:
+    """The field of a task's YAML that raises an error of this kind for one of the documents, and that one's place."""
+    for place, document in enumerate(documents):
+        for field in FIELDS:
+            try:
+                if task.get_config(field) is not None:
+                    getattr(task, field)(copy.deepcopy(document))
+            except kind:
+                return field, place
+            except Exception:
+                continue
+    return None
 
 
 def _check_parts(name: str, task: Any, spec: SliceSpec) -> None:

@@ -15,6 +15,7 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.scoring.splits import SIDES, Deal, deal_all, item_key, labels
 from evomerge.scoring.tasks import library
+from evomerge.scoring.tasks.constants import constant_items
 from evomerge.scoring.tasks.instances import Doc, PreparedRequests, TaskRequests
 from evomerge.scoring.tasks.metrics import Rows
 from evomerge.types import SplitName
@@ -122,7 +123,9 @@ class TaskPass:
             if "larger than population" in str(error):
                 problem = f"task {leaf!r} has not as many few-shot examples as it is to show"
                 raise InputError(problem, "lower `num_fewshot`", self.spec.at("num_fewshot")) from error
-            problem = f"the prompts of task {leaf!r} cannot be built: {library.reason(error)}"
+            found = library.failing_field(task, (documents[index] for index in indices), type(error))
+            of = f" ({found[0]} of item {indices[found[1]] + 1} of {len(documents)})" if found else ""
+            problem = f"the prompts of task {leaf!r} cannot be built{of}: {library.reason(error)}"
             raise InputError(problem, "mend the task, its data or its options", self.spec.at("task")) from error
         by_document: dict[int, list[Any]] = {}
         for instance in instances:
@@ -132,6 +135,15 @@ class TaskPass:
             for k, index in enumerate(indices)
         ]
         return TaskRequests(leaf, task, docs)
+
+    def doubts(self) -> list[str]:
+        """What the prepared items have in common and should not, a line for each leaf task."""
+        lines = []
+        for leaf, task in self.tasks.leaves.items():
+            parts = [part for built in self._built.values() for part in built if part.leaf == leaf]
+            constant = constant_items(task, [doc for part in parts for doc in part.docs])
+            lines += [f"task {leaf!r}: {constant}"] if constant else []
+        return lines
 
     def reported(self, leaf: str, metric: str, split: SplitName) -> set[str] | None:
         """The metrics that the leaf's code returns, tried on made-up responses; None where that cannot be tried.

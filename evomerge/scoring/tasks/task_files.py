@@ -81,7 +81,12 @@ class LocalTasks:
 
     def closure(self, name: str) -> tuple[list[TaskFile], set[str]]:
         """Finds the local leaf tasks below `name`, and the names below it that are not local."""
-        leaves: dict[str, TaskFile] = {}
+        files, foreign = self.below(name)
+        return [file for file in files if "group" not in file.config], foreign
+
+    def below(self, name: str) -> tuple[list[TaskFile], set[str]]:
+        """Finds the local tasks and groups below `name`, itself included, and the names that are not local."""
+        files: dict[str, TaskFile] = {}
         foreign: set[str] = set()
         queue: list[str] = [name]
         seen: set[str] = set()
@@ -94,11 +99,10 @@ class LocalTasks:
             file = self.files.get(current)
             if file is None:
                 foreign |= set() if current in self.tags else {current}
-            elif "group" in file.config:
-                queue += _member_names(file.members)
             else:
-                leaves[current] = file
-        return list(leaves.values()), foreign
+                files[current] = file
+                queue += _member_names(file.members)
+        return list(files.values()), foreign
 
 
 def scan(folders: Iterable[Path], where: Where | None = None) -> LocalTasks:
@@ -252,6 +256,16 @@ def missing_data(file: TaskFile) -> list[Path]:
     return [Path(p) for p in paths if "://" not in p and (not _exists(Path(p)) or _is_empty(Path(p)))]
 
 
+def json_lines(file: TaskFile) -> list[Path]:
+    """The data files of a task that hold one JSON object a line."""
+    config = dict(file.config)
+    anchor(config, file.folders)
+    kwargs = config.get("dataset_kwargs")
+    if config.get("dataset_path") != "json" or not isinstance(kwargs, dict) or "field" in kwargs:
+        return []
+    return [path for text in _leaves(kwargs.get("data_files")) if (path := Path(text)).suffix == ".jsonl"]
+
+
 def data_splits(config: Mapping[str, Any]) -> list[str]:
     """The splits of a task's data, where its YAML lists the files of each; else nothing. Files without the name of a
     split are the split "train" (datasets' rule)."""
@@ -309,7 +323,10 @@ def _exists(path: Path) -> bool:
 
 
 def _is_empty(path: Path) -> bool:
-    return os.path.isfile(path) and os.path.getsize(path) == 0
+    """Whether there is nothing to read: an empty file, or a device or a pipe, at which a reader might wait for ever."""
+    if os.path.isfile(path):
+        return os.path.getsize(path) == 0
+    return os.path.exists(path) and not os.path.isdir(path)
 
 
 def _is_folder(text: str, places: list[Path]) -> bool:

@@ -25,18 +25,21 @@ _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "optuna", "cma", "n
 
 @dataclass(frozen=True)
 class Launch:
-    """The user's files and the overrides from the command line; `folder` is where relative paths in these start."""
+    """The user's files and the overrides from the command line; `folder` is where relative paths in these start.
+    `trust_tasks`: tasks may run code from anywhere."""
 
     space: str
     settings: tuple[str, ...] = ()
     optimizer: str | None = None
     fitness: str | None = None
     folder: str = "."
+    trust_tasks: bool = False
 
     def read(self) -> tuple[SpaceSpec, FitnessSpec]:
         """Both files as the user has them now. Raises InputError."""
-        fitness = Path(self.fitness) if self.fitness else None
-        return read_files(Path(self.space), self.settings, self.optimizer, fitness, Path(self.folder))
+        file = Path(self.fitness) if self.fitness else None
+        spec, fitness = read_files(Path(self.space), self.settings, self.optimizer, file, Path(self.folder))
+        return spec, replace(fitness, trust_tasks=self.trust_tasks)
 
 
 def write_launch(
@@ -86,7 +89,8 @@ class Environment:
         """InputError where the file is not as it was written."""
         try:
             data = json.loads(folder.environment.read_text())
-            launch = Launch(**{**data.pop("launch")})
+            # Earlier versions ran the code of tasks wherever it stood.
+            launch = Launch(**{"trust_tasks": True, **data.pop("launch")})
             data["identity"] = current_keys(data["identity"])
             return cls(launch=replace(launch, settings=tuple(launch.settings)), **data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
