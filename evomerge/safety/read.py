@@ -74,8 +74,12 @@ def read_bytes(file: Path, where: Where | None = None, *, largest: int = LARGEST
 
 def read_text(file: Path, where: Where | None = None, *, largest: int = LARGEST) -> str:
     """The UTF-8 text of a regular file. InputError as for `read_bytes`, or if it is no UTF-8."""
+    return _decoded(read_bytes(file, where, largest=largest), file, where)
+
+
+def _decoded(content: bytes, file: Path, where: Where | None) -> str:
     try:
-        return read_bytes(file, where, largest=largest).decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 text (byte {error.start})", _MEND, where) from None
 
@@ -97,7 +101,7 @@ def read_object(file: Path, where: Where | None = None, *, largest: int = LARGES
 def parse_json(text: str | bytes, file: Path, where: Where | None = None) -> Any:
     """The value of a JSON text that was read from `file`. InputError as for `read_json`."""
     try:
-        return json.loads(text)
+        return json.loads(text if isinstance(text, str) else _decoded(text, file, where))
     except RecursionError:
         raise InputError(f"{file} is not valid JSON (nested too deep)", _MEND, where) from None
     except ValueError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import InputError
-from evomerge.safety.read import is_there, opened, read_bytes, read_json, read_object, read_text
+from evomerge.safety.read import is_there, opened, parse_json, read_bytes, read_json, read_object, read_text
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
@@ -46,6 +46,12 @@ def test_devices_pipes_folders_and_nothing(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=problem):
             read_text(file)
+
+
+def test_json_in_bytes_is_utf8(tmp_path: Path) -> None:
+    assert parse_json('"é"'.encode(), tmp_path) == "é"
+    with pytest.raises(InputError, match="not UTF-8"):
+        parse_json('{"a": 1}'.encode("utf-16"), tmp_path)
 
 
 def test_the_size_is_bounded(tmp_path: Path) -> None:

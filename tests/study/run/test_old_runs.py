@@ -59,6 +59,15 @@ def same(data: Any) -> Any:
     return RENAMED.get(data, data) if isinstance(data, str) else data
 
 
+def known(printed: Any, expected: Any) -> Any:
+    """The answer without the keys that are new since."""
+    if isinstance(printed, dict) and isinstance(expected, dict):
+        return {key: known(value, expected[key]) for key, value in printed.items() if key in expected}
+    if isinstance(printed, list) and isinstance(expected, list) and len(printed) == len(expected):
+        return [known(value, other) for value, other in zip(printed, expected, strict=True)]
+    return printed
+
+
 @pytest.fixture(scope="module", params=RUNS)
 def run(request: pytest.FixtureRequest, study: Path) -> str:
     """The name of a run that was resumed to 36 trials, in the study's folder; what the command printed is beside it."""
@@ -98,7 +107,8 @@ def test_an_old_run_goes_on_as_it_would_have(
     more = {"rank": ["--fitness", f"{run}.new.yaml"], "compare": ["base"]}.get(command, [])
     assert main([command, run, *more, "--json"]) in (0, 1)
     printed = json.loads(capsys.readouterr().out)
-    assert same(printed) == same(json.loads((study / "expected" / f"{run}.{command}.json").read_text()))
+    expected = json.loads((study / "expected" / f"{run}.{command}.json").read_text())
+    assert same(known(printed, expected)) == same(expected)
 
 
 def test_an_old_run_exports_the_same_recipe(
