@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
