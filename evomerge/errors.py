@@ -124,7 +124,9 @@ _MENDS = {
 
 def system_error(error: OSError, where: Where | None = None) -> InputError:
     """An error of the system as one line: the file that it is about, what is wrong, and how to mend it."""
-    file = error.filename2 or error.filename or "stdout or an open file"
+    # Without a name, "no such file" is said of the current folder: somebody has removed it.
+    unnamed = "the current folder" if error.errno == errno.ENOENT else "stdout or an open file"
+    file = error.filename2 or error.filename or unnamed
     reason = error.strerror or str(error) or type(error).__name__
     reason = reason[0].lower() + reason[1:] if reason[1:2].islower() else reason
     return InputError(

@@ -44,3 +44,12 @@ def test_names_are_escaped_and_shortened(tmp_path: Path) -> None:
     assert said.startswith("a\\x1b[31m\\nxxx")
     assert said.isprintable()
     assert len(said) < 400
+
+
+def test_a_current_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("runs").resolve()
+    assert str(system_error(caught.value)) == "the current folder: no such file or directory; check the path"

@@ -21,7 +21,8 @@ _LARGEST = 64 << 20
 """Bytes of a file of settings. A configuration that lists a thousand classes has some 100 KB."""
 _DEEPEST = 64
 """Settings are copied and compared by recursion, which ends at some hundred levels. Published ones have five."""
-_COUNT = re.compile(r"(^|_)(layers?|experts?|heads?|labels?|blocks?|stages?|depth)(_|$)")
+_COUNT = re.compile(r"(^|_)(layers?|experts?|heads?|labels?|blocks?|stages?|depth)(_(?!size|dim)|$)")
+"""Keys of counts. A `block_size` is none: it is a number of tokens."""
 _MOST = 10_000
 """Layers, experts, heads or labels that are plausible whatever the tensors are: each can be an object in memory."""
 _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")

@@ -14,8 +14,9 @@ from evomerge.escape import shortened
 from evomerge.safety.read import is_there
 
 CONFIG = "adapter_config.json"
-SECONDS = 2.0
-"""Of the processor, for all patterns of an adapter over all of its modules: one that backtracks can take years."""
+SECONDS = 5.0
+"""Of the processor, for all patterns of an adapter over all of its modules: one that backtracks can take years.
+Two patterns for each of 560 modules, as some adapters of 70B models have, take one and a half."""
 _LONGEST_PATTERN = 1_000
 # Settings with which B A is not what an adapter adds to a stored matrix
 _REFUSED = ("target_parameters", "layer_replication", "alora_invocation_tokens", "arrow_config", "use_qalora",
@@ -53,6 +54,7 @@ class LoraConfig:
         if isinstance(rows, list):
             _checked("trainable_token_indices", rows, _are_rows, error)
         self._left = SECONDS
+        self._compiled: dict[str, Any] = {}  # the cache of `regex` holds 500, and large models have more modules
 
     def rank(self, module: str) -> int:
         """The rank of a module. Raises the error if a pattern is none, or takes too long; so do the next two."""
@@ -84,24 +86,36 @@ class LoraConfig:
 
     def _first_match(self, patterns: Mapping[str, Any], module: str, default: Any) -> Any:
         """The value of the first pattern that matches the end of a module's name."""
-        if not patterns:
-            return default
+        started = time.process_time()
+        found = default
+        for pattern, value in patterns.items():
+            if self._matches(pattern, module, self._left - (time.process_time() - started)):
+                found = value
+                break
+        self._left -= time.process_time() - started
+        return found
+
+    def _matches(self, pattern: str, module: str, seconds: float) -> bool:
+        """Whether the end of a module's name matches a pattern; it may take some seconds."""
         import regex
 
-        for pattern, value in patterns.items():
-            shown, started = shortened(repr(pattern), 80), time.process_time()
-            if len(pattern) > _LONGEST_PATTERN:
-                raise self._error(f"the pattern {shown} has {len(pattern)} characters", "mend it")
-            try:
-                matches = regex.match(rf"(.*\.)?({pattern})$", module, timeout=max(self._left, 1e-3))
-            except TimeoutError:
-                raise self._error(f"the pattern {shown} takes more than {SECONDS:g} s", "write it simpler") from None
-            except (regex.error, RecursionError, MemoryError, OverflowError) as error:
-                raise self._error(f"{shown} is no regular expression ({error})", "mend it") from None
-            self._left -= time.process_time() - started
-            if matches:
-                return value
-        return default
+        try:
+            if pattern not in self._compiled:
+                if len(pattern) > _LONGEST_PATTERN:
+                    raise self._error(f"the pattern {_shown(pattern)} has {len(pattern)} characters", "mend it")
+                self._compiled[pattern] = regex.compile(rf"(.*\.)?({pattern})$")
+            if seconds <= 0:
+                raise TimeoutError
+            return bool(self._compiled[pattern].match(module, timeout=seconds))
+        except TimeoutError:
+            problem = f"the pattern {_shown(pattern)}, with those before it, takes more than {SECONDS:g} s"
+            raise self._error(problem, "write it simpler") from None
+        except (regex.error, RecursionError, MemoryError, OverflowError) as error:
+            raise self._error(f"{_shown(pattern)} is no regular expression ({error})", "mend it") from None
+
+
+def _shown(pattern: str) -> str:
+    return shortened(repr(pattern), 80)
 
 
 def read_config(folder: Path, error: _Error, where: Where | None = None) -> LoraConfig:

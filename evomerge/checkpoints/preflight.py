@@ -172,7 +172,8 @@ def check_finite(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> Non
         return
     bad = int((~tensor.isfinite()).sum())
     if bad:
-        problem = f"{checkpoint.path}: {name} holds {bad} values that are NaN or Inf"
+        owner = checkpoint.reference if checkpoint.is_computed(name) else checkpoint.path
+        problem = f"{owner}: {name} holds {bad} values that are NaN or Inf"
         raise InputError(problem, "the checkpoint is broken; use another one", checkpoint.where)
 
 

@@ -36,7 +36,9 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else CPU
     try:
-        return str(torch.empty(1, device=torch.device(name)).device)
+        device = torch.empty(1, device=torch.device(name))
+        device.tolist()  # torch's "meta" takes anything, and holds nothing
+        return str(device.device)
     except (RuntimeError, AssertionError):
         there = [CPU, *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise InputError(f"no device {name!r} here", f"use auto, {' or '.join(there)}", _FLAG) from None

@@ -41,6 +41,8 @@ def _multiple(node: Node | None) -> int | None:
 
 
 def _rule(token: str, node: Node) -> TokenRule:
+    if not token:
+        node.fail("an empty text is no token", "name a token")
     parts = node.mapping((), ["source", "force"])
     force = parts["force"].boolean() if is_set(parts.get("force")) else False
     source = parts.get("source")

@@ -142,7 +142,8 @@ class Suite:
             if out_of_memory(error):
                 reason = f"out of memory at batch_size {self.fitness.batch_size}; give the fitness file a smaller one"
             else:
-                log.exception("slice %s cannot be scored", name)
+                # Below a warning: the traceback goes to the run's log, not to the screen.
+                log.info("slice %s cannot be scored", name, exc_info=True)
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         # Here the failed call's frames, and the tensors in them, are gone.
         _free_memory()

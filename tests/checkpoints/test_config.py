@@ -55,6 +55,7 @@ def test_what_does_not_agree(changes: dict[str, Any], said: str, folder: Path) -
     [
         {"num_labels": 1000, "id2label": {str(i): "x" for i in range(1000)}},
         {"max_position_embeddings": 10_485_760, "rope_theta": 1e15},
+        {"block_size": 131_072, "attention_block_dim": 20_000},
         {"text_config": None, "num_layers": None, "tie_word_embeddings": None},
         {"num_hidden_layers": None, "text_config": {"num_hidden_layers": 3, "vocab_size": 20}, "vocab_size": 99},
     ],

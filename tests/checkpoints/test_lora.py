@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from evomerge.checkpoints import lora_config
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.preflight import check_finite
 from evomerge.errors import InputError, Where
 
 PREFIX = "base_model.model."
@@ -402,6 +403,19 @@ class TestBad:
         monkeypatch.setattr(lora_config, "SECONDS", 0.2)
         said = self.problem(make, pair(Q, base), **{key: {r"(?:(\w|\.)+\3*)+[!?]": 4}})
         assert "takes more than 0.2 s" in said
+
+    def test_many_patterns(self, make, base, monkeypatch):
+        monkeypatch.setattr(lora_config, "SECONDS", 0.05)
+        said = self.problem(make, pair(Q, base), rank_pattern={f"(a|aa)+x{i}": 4 for i in range(20_000)})
+        assert "with those before it, takes more than 0.05 s" in said
+
+    def test_values_that_are_not_finite_are_the_adapter_s(self, tmp_path, base):
+        folder = tiny_models.write(tmp_path / "model", base)
+        write_adapter(tmp_path / "lora", {name: part * torch.nan for name, part in pair(Q, base).items()})
+        opened = Checkpoint.open(f"{folder}+{tmp_path / 'lora'}")
+        name = f"{Q}.weight"
+        with pytest.raises(InputError, match=rf"/lora: {name} holds \d+ values that are NaN"):
+            check_finite(opened, name, opened.read(name))
 
     def test_an_adapter_that_is_its_own_base(self, tmp_path, base):
         for name, other in (("a", "b"), ("b", "a")):

@@ -231,6 +231,7 @@ def test_flags_do_not_blend() -> None:
         (HEAD + "tokenizer: {source: union}\ntokenizer_source: base\n", "stands beside tokenizer_source"),
         (HEAD + "tokenizer: {sauce: union}\n", "did you mean 'source'?"),
         (HEAD + "tokenizer: {pad_to_multiple_of: 0}\n", "tokenizer.pad_to_multiple_of: 0 is outside [1, inf)"),
+        (HEAD + "tokenizer: {tokens: {'': {source: {kind: zero}}}}\n", "an empty text is no token"),
         (HEAD + "tokenizer: {tokens: {x: {force: true}}}\n", "tokenizer.tokens.x: is forced without a source"),
         (HEAD + "tokenizer: {tokens: {x: {source: {kind: zeros}}}}\n", "unknown kind 'zeros'; did you mean 'zero'?"),
         (

@@ -57,7 +57,9 @@ def test_running_out_of_memory_fails_the_trial_only(
     suite.score()
 
 
-def test_an_error_in_task_code_fails_the_trial(bench: Bench, model: Any, tokenizer: Any) -> None:
+def test_an_error_in_task_code_fails_the_trial(
+    bench: Bench, model: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     bench.text()
     (bench.tasks / "code.py").write_text(
         "calls = [0]\ndef measure(doc, results):\n    calls[0] += 1\n"
@@ -69,6 +71,7 @@ def test_an_error_in_task_code_fails_the_trial(bench: Bench, model: Any, tokeniz
     suite = Suite.build(bench.fitness({"s": {"task": "text", "metric": "fun"}}), model, tokenizer)
     with pytest.raises(TrialError, match="slice s: ZeroDivisionError: no words"):
         suite.score()
+    assert not caplog.records  # a warning would put its traceback on the screen
 
 
 def test_an_interruption_is_no_failed_trial(suite: Suite, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

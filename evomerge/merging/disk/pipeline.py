@@ -69,6 +69,7 @@ def run_in_order(
         limit: the most bytes of all jobs in flight; a larger job runs alone.
     """
     in_flight: deque[tuple[int, Future[R]]] = deque()
+    taken = 0  # bytes of these; counted up and down, as small tensors are thousands
     threads_before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="merge", initializer=torch.set_num_threads, initargs=(1,))
     try:
@@ -76,10 +77,11 @@ def run_in_order(
             # Admission: a job begins when all bytes in flight, with its own, stay within the limit. Until then the
             # oldest result goes to the caller, and leaves the count only after the caller has used it (after `yield`).
             needed = size(job)
-            while in_flight and sum(taken for taken, _ in in_flight) + needed > limit:
+            while in_flight and taken + needed > limit:
                 yield in_flight[0][1].result()
-                in_flight.popleft()
+                taken -= in_flight.popleft()[0]
             in_flight.append((needed, pool.submit(run, job)))
+            taken += needed
         while in_flight:
             yield in_flight[0][1].result()
             in_flight.popleft()

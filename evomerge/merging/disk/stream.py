@@ -36,6 +36,7 @@ from evomerge.recipe.recipe import Recipe
 from evomerge.safety.names import check_name
 
 RECIPE_FILE = "mergekit_config.yml"
+MOST_THREADS = 4096
 _FEEDING = 2  # threads that read for a GPU
 Progress = Callable[[str, float], None]
 
@@ -80,8 +81,9 @@ def merge(
             written then.
     """
     if threads is not None:
-        if threads < 1:
-            raise InputError(f"{threads} threads cannot compute", "give at least 1", Where("--num-threads"))
+        if not 1 <= threads <= MOST_THREADS:
+            mend = f"give a number from 1 to {MOST_THREADS}"
+            raise InputError(f"{threads} threads cannot compute", mend, Where("--num-threads"))
         torch.set_num_threads(threads)
     file = None if isinstance(recipe, Recipe) else Path(recipe)
     whole = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))

@@ -14,13 +14,23 @@ from typing import Any
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.identity import check_unchanged
 from evomerge.errors import InputError
+from evomerge.escape import shortened
 from evomerge.files.objects import FitnessSpec, SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.files.resolved import current_keys, fitness_data, space_data, to_yaml
 from evomerge.safety.durable import write_whole
+from evomerge.safety.read import read_object
 from evomerge.study.run.folder import RunFolder
 
 _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "optuna", "cma", "numpy", "safetensors")
+
+_NAME, _NAME_OR_NONE = (str,), (str, type(None))
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "space": _NAME, "settings": (list,), "optimizer": _NAME_OR_NONE, "fitness": _NAME_OR_NONE, "folder": _NAME,
+    "trust_tasks": (bool,), "study": _NAME, "identity": (dict,), "versions": (dict,), "device": _NAME,
+    "storage": _NAME_OR_NONE, "memory": _NAME_OR_NONE, "workers": (int,), "begin": (dict, type(None)),
+}  # fmt: skip
+"""What the fields of `environment.json` hold: those of `Launch`, and the others of `Environment`."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +98,17 @@ class Environment:
     def read(cls, folder: RunFolder) -> Environment:
         """InputError where the file is not as it was written."""
         try:
-            data = json.loads(folder.environment.read_text())
+            data = read_object(folder.environment)
             # Earlier versions ran the code of tasks wherever it stood.
-            launch = Launch(**{"trust_tasks": True, **data.pop("launch")})
+            launch = {"trust_tasks": True, **data.pop("launch")}
+            for key, value in (*data.items(), *launch.items()):
+                if not isinstance(value, _TYPES[key]):
+                    raise TypeError(f"{key} is {shortened(repr(value), 40)}")
+            if data.get("workers", 1) < 1:
+                raise ValueError(f"workers is {data['workers']}")
             data["identity"] = current_keys(data["identity"])
-            return cls(launch=replace(launch, settings=tuple(launch.settings)), **data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return cls(launch=Launch(**{**launch, "settings": tuple(map(str, launch["settings"]))}), **data)
+        except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
             problem = f"{folder.environment} is damaged ({type(error).__name__}: {error})"
             raise InputError(problem, "restore it from a copy, or launch another run") from None
 

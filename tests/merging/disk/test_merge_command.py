@@ -81,6 +81,8 @@ def test_an_existing_folder_is_replaced_only_if_asked(run):
     [
         (["--out-shard-size", "huge"], "--out-shard-size: 'huge' is not a size"),
         (["--num-threads", "0"], "--num-threads: 0 threads cannot compute"),
+        (["--num-threads", "99999999999999999999"], "--num-threads: 99999999999999999999 threads cannot compute"),
+        (["--device", "meta"], "--device: no device 'meta' here"),
         (["--device", "tpu9"], "--device: no device 'tpu9' here"),
     ],
 )

@@ -92,6 +92,21 @@ def test_the_limit_holds_while_the_caller_is_slow(jobs, limit, most):
     assert gauge.most == most
 
 
+def test_the_bytes_in_flight_are_not_added_up_for_each_job(jobs):
+    class Size(int):
+        additions = 0
+
+        def __add__(self, other):
+            Size.additions += 1
+            return Size(int(self) + int(other))
+
+        __radd__ = __add__
+
+    many = [jobs[0]] * 3000
+    assert len(list(run_in_order(many, lambda job: job, lambda _: Size(1), threads=1))) == len(many)
+    assert Size.additions < 10 * len(many)
+
+
 def test_other_threads_work_while_the_caller_does(jobs):
     third = threading.Event()
 

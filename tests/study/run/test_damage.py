@@ -23,10 +23,22 @@ def run(tiny_study: Study) -> RunFolder:
     return evomerge.search(tiny_study(), run="old", trials=6).folder
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"launch": 3}', '{"launch": {}, "more": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "[" * 99_999, '{"launch": 3}', '{"launch": {}, "more": 1}'])
 def test_environment(run: RunFolder, text: str) -> None:
     run.environment.write_text(text)
     check(run, run.environment, "is damaged")
+
+
+def test_values_of_the_environment(run: RunFolder) -> None:
+    text = run.environment.read_text()
+    for key in ("device", "memory", "storage", "study", "versions", "optimizer", "space", "trust_tasks"):
+        for value in (-1, [{}]):
+            whole = json.loads(text)
+            (whole["launch"] if key in whole["launch"] else whole)[key] = value
+            run.environment.write_text(json.dumps(whole))
+            check(run, run.environment, f"is damaged (TypeError: {key} is {value!r})")
+    run.environment.write_text(json.dumps({**json.loads(text), "workers": 0}))
+    check(run, run.environment, "is damaged (ValueError: workers is 0)")
 
 
 def torn(lines: list[bytes]) -> list[bytes]:
