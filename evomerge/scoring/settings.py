@@ -15,7 +15,6 @@ import torch
 
 from evomerge.escape import shortened
 
-
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 

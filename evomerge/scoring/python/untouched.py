@@ -1,8 +1,9 @@
 """Puts the model right after a user's function has run, and tells what the function had changed.
 
 A scorer is a user's own code in this process, and gets the model itself. What it switches for its own run (training
-mode, gradients, hooks, the cache) is switched back without a word. Anything else that it changes would change the scores of other
-slices and candidates: it is put back, too, and fails the trial, so that it is not mistaken for something that lasts.
+mode, gradients, hooks, the cache) is switched back without a word. Anything else that it changes would change the
+scores of other slices and candidates: it is put back, too, and fails the trial, so that it is not mistaken for
+something that lasts.
 """
 
 from __future__ import annotations
