@@ -61,7 +61,8 @@ def untouched(model: Any, name: str) -> Iterator[None]:
     parts += map(_Object, [*modules, *_configs(modules)])
     classes = {kind for module in modules for kind in type(module).__mro__ if issubclass(kind, nn.Module)}
     files = {sys.modules[kind.__module__] for kind in classes if kind.__module__ in sys.modules}
-    parts += map(_Functions, {*classes, *files, torch, torch.Tensor, nn.functional})
+    owners: set[type | ModuleType] = {*classes, *files, torch, torch.Tensor, nn.functional}
+    parts += map(_Functions, owners)
     caches = [(buffer, buffer.clone()) for buffer in _caches(modules)]
     hooks = {hook: dict(getattr(torch_module, hook)) for hook in _HOOKS}
     changed: list[str] = []
