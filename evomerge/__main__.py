@@ -1,7 +1,5 @@
 """``python -m evomerge``."""
 
-import sys
+from evomerge.cli import entry
 
-from evomerge.cli import main
-
-sys.exit(main())
+entry()

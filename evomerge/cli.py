@@ -11,10 +11,12 @@ import argparse
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from evomerge import __version__, commands
 from evomerge.arguments import Parser, number, whole_number
@@ -25,6 +27,25 @@ from evomerge.files.common import parse_seconds
 from evomerge.interrupts import ignore, listening
 from evomerge.streams import results_only
 from evomerge.study.run.folder import RunFolder
+
+_PATIENCE = 10.0
+"""Seconds that threads get at the end."""
+
+
+def entry() -> NoReturn:
+    """The program: `main`, and an end. Python waits for threads at its end, and one that a scorer has left behind may
+    never end; after an interruption no signal ends it either."""
+    code = main()
+    threading.Thread(target=_end, args=(code,), daemon=True).start()
+    sys.exit(code)
+
+
+def _end(code: int) -> None:
+    time.sleep(_PATIENCE)
+    waiting = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    if waiting:
+        complain(f"a thread that the code of a scorer or task has started ({waiting[0].name}) was still running", code)
+        os._exit(code)
 
 
 def main(words: Sequence[str] | None = None) -> int:

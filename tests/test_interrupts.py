@@ -325,3 +325,18 @@ def test_a_candidate_that_was_interrupted_has_neither_scores_nor_failed(fails: b
 
     with pytest.raises(KeyboardInterrupt), listening():
         run_job(Interrupted(), None, lambda name: None)  # type: ignore[arg-type]
+
+
+def test_a_thread_that_is_left_behind_does_not_keep_the_program(tmp_path: Path) -> None:
+    code = """
+import sys, threading, time
+from evomerge import cli
+
+threading.Thread(target=time.sleep, args=(3600,)).start()
+cli._PATIENCE = 0.5
+sys.argv = ["evomerge", "status", "nothing"]
+cli.entry()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert "a thread that the code of a scorer or task has started" in ended.stderr

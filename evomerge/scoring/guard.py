@@ -46,7 +46,8 @@ class ExitCalled(Exception):
 @contextmanager
 def _no_exit() -> Iterator[None]:
     """What would end the process is an error of the code that calls it: `sys.exit` and its like, and `os._exit`, after
-    which nothing would be printed and a script would see success. A process that the code has forked may end."""
+    which nothing would be printed and a script would see success. A process that the code has forked may end, and does
+    so here at the latest: it would go on as a second search of the same run."""
     process = os.getpid()
     ends = {name: getattr(os, name) for name in ("_exit", "abort")}
 
@@ -64,6 +65,8 @@ def _no_exit() -> Iterator[None]:
     except BaseException as error:
         raise ExitCalled(f"its code raised {type(error).__name__}: {error}") from error
     finally:
+        if os.getpid() != process:
+            ends["_exit"](1)
         for name, end in ends.items():
             setattr(os, name, end)
 

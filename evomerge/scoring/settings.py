@@ -1,8 +1,11 @@
-"""Keeps the settings of the process that scores depend on: torch's, the working folder, the environment variables."""
+"""Keeps the settings of the process that scores and the rest of the program depend on: torch's, the working folder, the
+environment variables, the handlers of signals."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +14,8 @@ from typing import Any
 import torch
 
 from evomerge.escape import shortened
+
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
 @contextmanager
@@ -31,11 +36,23 @@ def settings_kept() -> Iterator[list[str]]:
 
 @contextmanager
 def surroundings_kept() -> Iterator[None]:
-    """Puts the working folder and the environment variables back at the end."""
-    folder, variables = os.open(".", os.O_RDONLY), dict(os.environ)
+    """Puts the working folder, the environment variables, the rights that new files get, and the handlers of signals
+    back at the end. Timers that were started meanwhile are stopped: they would end the program, or raise in it."""
+    folder, variables, rights = os.open(".", os.O_RDONLY), dict(os.environ), os.umask(0o077)
+    os.umask(rights)
+    on_main = threading.current_thread() is threading.main_thread()  # only this one can set them
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()} if on_main else {}
+    idle = [timer for timer in _TIMERS if signal.getitimer(timer)[0] == 0]
     try:
         yield
     finally:
+        for timer in idle:
+            signal.setitimer(timer, 0)
+        for number, handler in handlers.items():
+            # None is a handler in C, which cannot be set from here.
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+        os.umask(rights)
         os.fchdir(folder)
         os.close(folder)
         if os.environ != variables:

@@ -1,15 +1,18 @@
 """Puts the model right after a user's function has run, and tells what the function had changed.
 
 A scorer is a user's own code in this process, and gets the model itself. What it switches for its own run (training
-mode, gradients, hooks) is switched back without a word. Anything else that it changes would change the scores of other
-slices and candidates: it is put back, too, and fails the trial, so that it is not mistaken for something that lasts.
+mode, gradients, hooks, the cache) is switched back without a word. Anything else that it changes would change the
+scores of other slices and candidates: it is put back, too, and fails the trial, so that it is not mistaken for
+something that lasts.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +28,17 @@ from evomerge.scoring.settings import settings_kept, surroundings_kept
 _MEMBERS = ("_parameters", "_buffers", "_modules")
 """Where a module keeps its tensors and modules."""
 
+_SWITCHES = (
+    "use_cache",
+    "pad_token_id",
+    "output_attentions",
+    "_output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "_attn_implementation_internal",
+)
+"""What scorers set in a configuration for their own run: how they call the model, and what it returns to them."""
+
 _HOOKS = tuple(name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks"))
 """Where torch keeps the hooks of all modules."""
 
@@ -32,7 +46,7 @@ _HOOKS = tuple(name for name in vars(torch_module) if name.startswith("_global_"
 @contextmanager
 def untouched(model: Any, name: str) -> Iterator[None]:
     """Puts back at the end what code may have changed: tensors, modules, attributes and methods of the model, its
-    configurations, torch's settings, the working folder, environment variables.
+    configurations, the functions that it calls, torch's settings, and what `surroundings_kept` names.
 
     Args:
         model: a module or a `BuiltModel`; of anything else only the surroundings are put back.
@@ -43,9 +57,12 @@ def untouched(model: Any, name: str) -> Iterator[None]:
         LostModelError: the model cannot be put right.
     """
     modules = _modules(model)
-    parts: list[_Weights | _Object | _Class] = [_Weights(key, tensor) for key, tensor in _tensors(model).items()]
+    parts: list[_Weights | _Object | _Functions] = [_Weights(key, tensor) for key, tensor in _tensors(model).items()]
     parts += map(_Object, [*modules, *_configs(modules)])
-    parts += map(_Class, {kind for module in modules for kind in type(module).__mro__ if issubclass(kind, nn.Module)})
+    classes = {kind for module in modules for kind in type(module).__mro__ if issubclass(kind, nn.Module)}
+    files = {sys.modules[kind.__module__] for kind in classes if kind.__module__ in sys.modules}
+    owners: set[type | ModuleType] = {*classes, *files, torch, torch.Tensor, nn.functional}
+    parts += map(_Functions, owners)
     caches = [(buffer, buffer.clone()) for buffer in _caches(modules)]
     hooks = {hook: dict(getattr(torch_module, hook)) for hook in _HOOKS}
     changed: list[str] = []
@@ -138,7 +155,7 @@ class _Object:
         """Whether a scorer may change the attribute for its own run, or the model changes it as it runs."""
         owner = self._owner
         if not isinstance(owner, nn.Module):
-            return False
+            return key in _SWITCHES
         if "inv_freq" in owner._buffers:
             return True  # a rotary embedding, which computes itself anew for longer texts
         if key in _MEMBERS:
@@ -159,20 +176,28 @@ class _Object:
         return f"{kind}.{key} ({self._attributes.difference(key)})"
 
 
-class _Class:
-    """The methods of a class as they are now."""
+class _Functions:
+    """The methods of a class, or the functions and classes of a Python module, as they are now."""
 
-    def __init__(self, owner: type) -> None:
+    def __init__(self, owner: type | ModuleType) -> None:
         self._owner = owner
-        self._methods = {name: value for name, value in vars(owner).items() if callable(value)}
+        self._functions = {name: value for name, value in vars(owner).items() if callable(value)}
 
     def put_back(self) -> list[str]:
-        """Gives the class its methods back. Returns a line for each that was another."""
+        """Gives the owner back what it had. Returns a line for each that was another. A new one counts in a class only,
+        where it hides a base's: a module gets new ones as it imports."""
         now = vars(self._owner)
-        changed = [name for name, method in self._methods.items() if now.get(name) is not method]
+        changed = [name for name, function in self._functions.items() if now.get(name) is not function]
         for name in changed:
-            setattr(self._owner, name, self._methods[name])
-        return [f"{self._owner.__name__}.{name}, a method" for name in changed]
+            setattr(self._owner, name, self._functions[name])
+        kind = "function"
+        if isinstance(self._owner, type):
+            kind = "method"
+            new = [name for name, value in now.items() if callable(value) and name not in self._functions]
+            for name in new:
+                delattr(self._owner, name)
+            changed += new
+        return [f"{self._owner.__name__}.{name}, a {kind}" for name in changed]
 
 
 def _sum_of_bits(tensor: Tensor) -> int:

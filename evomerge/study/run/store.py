@@ -20,6 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evomerge.errors import InputError, Where
+from evomerge.escape import shortened
 from evomerge.interrupts import deferred
 from evomerge.optimize.optuna_samplers import distribution
 from evomerge.recipe.recipe import Recipe, to_data
@@ -50,10 +51,13 @@ class Store:
     def __init__(self, storage: BaseStorage, study_id: int, dimensions: Sequence[Dimension] = ()) -> None:
         self._storage, self._study = storage, study_id
         self._distributions = {d.key: distribution(d) for d in dimensions}
-        self._facts: dict[str, Any] = dict(storage.get_study_user_attrs(study_id))
         self._ids: dict[int, int] = {}
         self._trials: dict[int, Trial] = {}
-        frozen = storage.get_all_trials(study_id, deepcopy=False)
+        try:
+            self._facts: dict[str, Any] = dict(storage.get_study_user_attrs(study_id))
+            frozen = storage.get_all_trials(study_id, deepcopy=False)
+        except (ValueError, KeyError, TypeError) as error:  # a database gives what stands in it to Optuna unchecked
+            raise self._damage(f"it cannot be read ({shortened(error)})") from None
         for trial in sorted(filter(is_own, frozen), key=lambda f: f.number):
             fault = attribute_fault(trial)
             kept = None if fault else self._keep(trial)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,14 +225,26 @@ def pair(bench: Bench, model: Any, tokenizer: Any, body: str) -> Suite:
         "tokenizer.pad_token = '</s>'; tokenizer(['a b', 'c'], truncation=True, max_length=2, padding=True)",
         "import os; os.chdir('/')",
         "import os; os.environ['HOME'] = 'x'; os.environ['NEW_ONE'] = 'x'",
+        "import os; os.umask(0o777)",
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
+        "import signal; signal.alarm(9)",
+        "model.config.use_cache = False; model.config.output_hidden_states = True",
+        "model.config.pad_token_id = model.generation_config.pad_token_id = 1",
+        "model.set_attn_implementation('eager')",
     ],
 )
 def test_what_it_switches_is_switched_back(body: str, own: Bench, model: Any, tokenizer: Any) -> None:
     expected = pair(own, model, tokenizer, "pass").score()["second"]
-    outside = os.getcwd(), dict(os.environ)
+    outside = surroundings()
     assert pair(own, model, tokenizer, body).score()["second"] == expected
     assert torch.is_grad_enabled()
-    assert (os.getcwd(), dict(os.environ)) == outside
+    assert surroundings() == outside
+
+
+def surroundings() -> tuple[Any, ...]:
+    os.umask(rights := os.umask(0))
+    signals = signal.getsignal(signal.SIGINT), signal.getitimer(signal.ITIMER_REAL)
+    return os.getcwd(), dict(os.environ), rights, *signals
 
 
 @pytest.mark.parametrize(
@@ -280,6 +293,12 @@ CHANGES = {
     "model.model.layers[0].self_attn.scaling = 0.0": r"LlamaAttention.scaling \(0.35.* -> 0.0\)",
     "model.model.layers[1].mlp.act_fn = torch.nn.Identity()": r"the model's weights \(LlamaMLP\)",
     "type(model.model.layers[1].mlp).forward = lambda self, x: x": "LlamaMLP.forward, a method",
+    "type(model).__call__ = lambda self, **named: 1 / 0": "LlamaForCausalLM.__call__, a method",
+    "torch.nn.functional.silu = torch.relu": "torch.nn.functional.silu, a function",
+    "torch.Tensor.matmul = torch.Tensor.add": "Tensor.matmul, a method",
+    "import sys; sys.modules[type(model).__module__].apply_rotary_pos_emb = lambda q, k, *a: (q, k)": (
+        "transformers.models.llama.modeling_llama.apply_rotary_pos_emb, a function"
+    ),
     "torch.set_default_dtype(torch.float64)": r"torch's default dtype \(torch.float32 -> torch.float64\)",
     "torch.set_default_device('meta')": r"torch's default device \(None -> meta\)",
     "torch.set_float32_matmul_precision('medium')": r"torch's float32 matmul precision \(highest -> medium\)",

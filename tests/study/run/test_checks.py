@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +109,10 @@ def test_trials_of_other_tools_are_left_alone(url: str) -> None:
     store = Store.open(storage, "s", DIMENSIONS)
     assert store is not None
     assert len(store.trials()) == 2
+
+
+@pytest.mark.parametrize("table", ["trial_user_attributes", "study_user_attributes"])
+def test_a_value_that_the_database_cannot_read(url: str, table: str) -> None:
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database, database:
+        database.execute(f"UPDATE {table} SET value_json = '{{' || value_json")
+    check(url, r"it cannot be read \(.*\)", [])
