@@ -18,6 +18,7 @@ from evomerge.files.objects import FitnessSpec, SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.files.resolved import current_keys, fitness_data, space_data, to_yaml
 from evomerge.safety.durable import write_whole
+from evomerge.safety.read import read_object
 from evomerge.study.run.folder import RunFolder
 
 _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "optuna", "cma", "numpy", "safetensors")
@@ -88,13 +89,14 @@ class Environment:
     def read(cls, folder: RunFolder) -> Environment:
         """InputError where the file is not as it was written."""
         try:
-            data = json.loads(folder.environment.read_text())
+            data = read_object(folder.environment)
             # Earlier versions ran the code of tasks wherever it stood.
             launch = Launch(**{"trust_tasks": True, **data.pop("launch")})
             data["identity"] = current_keys(data["identity"])
             return cls(launch=replace(launch, settings=tuple(launch.settings)), **data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problem = f"{folder.environment} is damaged ({type(error).__name__}: {error})"
+        except (InputError, KeyError, TypeError, AttributeError) as error:
+            what = error.problem if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            problem = f"{folder.environment} is damaged ({what})"
             raise InputError(problem, "restore it from a copy, or launch another run") from None
 
     def study_missing(self, folder: RunFolder) -> InputError | None:
