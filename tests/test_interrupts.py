@@ -283,7 +283,10 @@ def test_a_closed_terminal_ends_the_search_and_its_workers(tiny_study: Callable[
     workers = psutil.Process(process.pid).children()
     assert len(workers) >= 2
     os.close(terminal)
-    assert process.wait(60) == 130
+    try:
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
     assert not psutil.wait_procs(workers, timeout=20)[1]
     done = [t for t in evomerge.status("space").search.trials if t.state in ("complete", "pruned")]
     assert len(done) >= 4
