@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.escape import shortened
+from evomerge.escape import masked, shortened
 
 _LONGEST_PART = 1_000
 """Characters of the place, the problem and the mend in a message: a value in it may be a text of a million."""
@@ -51,13 +51,17 @@ class EvomergeError(Exception):
 
 class InputError(EvomergeError):
     """Something that the user gave is wrong. Prints as one line: where: what; how to mend. What does not print in it
-    is escaped."""
+    is escaped, and passwords of URLs are masked."""
 
     def __init__(self, problem: str, mend: str = "", where: Where | None = None) -> None:
         self.problem, self.mend, self.where = problem, mend, where
         place = shortened(where, _LONGEST_PART) if where else ""
-        said = "; ".join(shortened(" ".join(part.split()), _LONGEST_PART) for part in (problem, mend) if part)
+        said = "; ".join(_part(part) for part in (problem, mend) if part)
         super().__init__(f"{place}: {said}" if place else said)
+
+
+def _part(text: str) -> str:
+    return shortened(masked(" ".join(text[: 10 * _LONGEST_PART].split())), _LONGEST_PART)
 
 
 class RemovedError(InputError):
@@ -146,7 +150,7 @@ def describe_unexpected(error: Exception) -> str:
         return "there is not enough memory; lower --memory, --workers or the fitness file's `batch_size`"
     frames = traceback.extract_tb(error.__traceback__)
     place = f" in {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-    what = shortened(f"{type(error).__name__}{place}: {error}", 300)
+    what = shortened(masked(f"{type(error).__name__}{place}: {error}"), 300)
     details = "; ".join(getattr(error, "__notes__", [])) or f"{DEBUG}=1 shows more"
     if isinstance(error, RecursionError):
         return f"something that was given is nested too deep ({what}); write it flatter ({details})"

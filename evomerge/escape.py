@@ -16,6 +16,11 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 lone surrogates, unassigned ones, separators of lines and paragraphs."""
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&-])")
+_PASSWORDS = (
+    re.compile(r"(://[^\s:/@]*:)\S{1,2000}(?=@)"),  # user:password@host
+    re.compile(r"([?&](?:password|passwd|pwd)=)[^\s&'\"]+", re.I),
+)
+"""In URLs: of a storage, of a proxy."""
 
 
 def printable(text: object) -> str:
@@ -27,6 +32,13 @@ def shortened(text: object, most: int = 200) -> str:
     """The printable text, cut to `most` characters."""
     shown = printable(str(text)[: most + 1])
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def masked(text: str) -> str:
+    """The text with ``***`` for the passwords of URLs in it."""
+    for password in _PASSWORDS:
+        text = password.sub(r"\1***", text)
+    return text
 
 
 def html(text: object) -> str:
@@ -60,10 +72,10 @@ def _longest_fence(text: str) -> int:
 
 class LogFormatter(logging.Formatter):
     """Writes a record's first line as it is, printable, and indents the others: no text can look like another record,
-    and a traceback stays readable."""
+    and a traceback stays readable. Passwords of URLs are masked."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n    ".join(map(printable, super().format(record).split("\n")))
+        return "\n    ".join(map(printable, masked(super().format(record)).split("\n")))
 
 
 def _hidden(character: str) -> bool:

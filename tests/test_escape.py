@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import InputError
-from evomerge.escape import LogFormatter, code, code_block, html, markdown, printable, shortened
+from evomerge.escape import LogFormatter, code, code_block, html, markdown, masked, printable, shortened
 
 
 @given(st.text())
@@ -75,6 +75,22 @@ def test_a_code_span_is_closed_by_its_own_fence_only(text: str) -> None:
 def test_a_code_block_ends_where_it_ends() -> None:
     block = code_block("a: 1\n```\n<script>\x1b\n\tb\n", "yaml").split("\n")
     assert block == ["````yaml", "a: 1", "```", "<script>\\x1b", "\tb", "````"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cannot open 'postgresql://me:secret@db/runs' (x@y)", "cannot open 'postgresql://me:***@db/runs' (x@y)"),
+        ("mysql+pymysql://me:s:e/c@r@db:3306/runs", "mysql+pymysql://me:***@db:3306/runs"),
+        ("postgresql://db/runs?user=me&password=secret&x=1", "postgresql://db/runs?user=me&password=***&x=1"),
+        ("postgresql://me@db:5432/runs", "postgresql://me@db:5432/runs"),
+        ("sqlite:////home/me/study.db; model@main, a: b@c", "sqlite:////home/me/study.db; model@main, a: b@c"),
+    ],
+)
+def test_passwords_of_urls_are_masked(text: str, shown: str) -> None:
+    assert masked(text) == shown
+    assert str(InputError(text)) == shown
+    assert record(text) == f"INFO {shown}"
 
 
 def record(message: str, *arguments: object, error: bool = False) -> str:

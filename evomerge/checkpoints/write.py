@@ -25,6 +25,7 @@ from evomerge.checkpoints.checkpoint import INDEX, WEIGHTS
 from evomerge.checkpoints.headers import SIZES, WORDS
 from evomerge.checkpoints.partial import PartialFolder
 from evomerge.errors import FULL, InputError, Where
+from evomerge.safety.durable import sync_folder
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +144,7 @@ class CheckpointWriter:
                 self.text("config.json", json.dumps(self._config, indent=2, ensure_ascii=False) + "\n")
             for file in self.folder.iterdir():
                 _sync(file)
-            _sync(self.folder)
+            sync_folder(self.folder)
         self._sealed = True
 
     def _open(self, number: int) -> None:

@@ -55,8 +55,8 @@ _BEAT, _SILENCE = 10.0, 300.0
 process looks like one whose C code holds Python's lock, and some of that is honest work: a regular expression, a large
 JSON, a library that is read from a slow disk. So this is minutes; `timeout` of a slice is there for less."""
 _DEATHS = 10
-"""Workers that may die in a row without one job done between them. Two die of a bad candidate: five in a row are not to
-blame for that, the machine is."""
+"""Workers that may die in a row without one job done between them. A bad candidate kills two; of five such candidates
+in a row none is to blame, the machine is."""
 
 
 class Worker:

@@ -16,8 +16,8 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _SPAN = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e[-+]?\d+)?)\s*([smhd])\s*$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SPAN_MEND = "write for example 90s, 20m or 4h"
-_LONGEST_SPAN = 1e10
-"""Seconds: three centuries."""
+LONGEST_SPAN = 1e9
+"""Seconds: thirty years."""
 
 
 def read_model(node: Node) -> ModelRef:
@@ -76,7 +76,7 @@ def read_seconds(node: Node) -> float:
 def parse_seconds(text: str, where: Where) -> float:
     match = _SPAN.match(text) or _SPAN.match(f"{text}s")
     seconds = float(match.group(1)) * _SECONDS[match.group(2)] if match else 0.0
-    if not 0 < seconds <= _LONGEST_SPAN:
+    if not 0 < seconds <= LONGEST_SPAN:
         raise InputError(f"{shortened(repr(text), 80)} is not a span of time", _SPAN_MEND, where)
     return seconds
 

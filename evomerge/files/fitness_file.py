@@ -15,8 +15,11 @@ from evomerge.files.settings import override
 from evomerge.registry import OBJECTIVES, PARETO
 from evomerge.safety.names import check_name
 
+MOST_SHOTS = 1_000
+"""Few-shot examples of a prompt. No model's context holds that many."""
+
 _OPTIONS: dict[str, Callable[[Node], Any]] = {
-    "num_fewshot": lambda node: node.integer(0, 10_000),
+    "num_fewshot": lambda node: node.integer(0, MOST_SHOTS),
     "filter": Node.text,
     "apply_chat_template": Node.boolean,
     "fewshot_as_multiturn": Node.boolean,

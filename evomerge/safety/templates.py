@@ -1,7 +1,7 @@
-"""Checks and bounds chat templates, which are programs in Jinja that come with a checkpoint.
+"""Bounds the work of Jinja templates, and checks chat templates, which are programs that come with a checkpoint.
 
-transformers renders them in a sandbox, so that they reach nothing. But a sandboxed template can loop for ever, or fill
-the memory in one step.
+transformers renders chat templates in a sandbox, so that they reach nothing; those of tasks are put into one in
+`scoring.templates`. But a sandboxed template can loop for ever, or fill the memory in one step.
 """
 
 from __future__ import annotations
@@ -23,10 +23,32 @@ SECONDS = 10.0
 MEMORY = 1 << 30
 """Bytes for one text."""
 LONGEST = 10_000_000
-"""Characters of a template, and of the text that it makes: more than the longest context of a model holds."""
+"""Characters of a template, of the text that it makes, and of a product; elements of a list: more than the longest
+context of a model holds."""
 _BITS = 10_000
 """Of a product or power of whole numbers. A larger one can take hours inside one operation."""
 _MEND = "use another template (`chat_template`)"
+
+
+class TooMuch(Exception):
+    """A template takes or makes too much. The text says what: ``takes more than 10 s``."""
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """A context in which a template may be compiled or rendered, in bounded time and memory. Raises TooMuch."""
+    bound_operators()
+    try:
+        with TimeLimit(SECONDS), memory_limit(MEMORY):
+            yield
+    except OutOfTime:
+        raise TooMuch(f"takes more than {SECONDS:g} s") from None
+    except MemoryError:
+        raise TooMuch(f"takes more than {MEMORY >> 20} MB") from None
+    except OverflowError as error:
+        raise TooMuch(f"makes too much ({shortened(error, 80)})") from None
+    except RecursionError:
+        raise TooMuch("is nested too deep, or calls itself without end") from None
 
 
 def check_template(text: str, owner: str, where: Where | None = None) -> None:
@@ -44,17 +66,14 @@ def rendering(owner: str, where: Where | None = None) -> Iterator[None]:
     Raises:
         InputError: the template fails, or takes too much; so does any other error inside.
     """
-    _bound_operators()
     problem = ""
     try:
-        with TimeLimit(SECONDS), memory_limit(MEMORY):
+        with bounded():
             yield
     except EvomergeError:
         raise
-    except OutOfTime:
-        problem = f"takes more than {SECONDS:g} s"
-    except MemoryError:
-        problem = f"takes more than {MEMORY >> 20} MB"
+    except TooMuch as error:
+        problem = str(error)
     except Exception as error:
         problem = f"cannot be rendered ({shortened(error or type(error).__name__)})"
     if problem:
@@ -74,18 +93,13 @@ def _fault(text: str) -> str | None:
 
     if len(text) > LONGEST:
         return f"has {len(text)} characters"
-    _bound_operators()
     try:
-        with TimeLimit(SECONDS), memory_limit(MEMORY):
+        with bounded():
             _environment().from_string(text)
     except TemplateSyntaxError as error:
         return f"is not valid Jinja (line {error.lineno}: {shortened(error.message)})"
-    except OutOfTime:
-        return f"takes more than {SECONDS:g} s to compile"
-    except MemoryError:
-        return f"takes more than {MEMORY >> 20} MB to compile"
-    except RecursionError:
-        return "is nested too deep"
+    except TooMuch as error:
+        return str(error)
     except Exception as error:  # Python's own compiler is behind Jinja's
         return f"cannot be compiled ({shortened(error or type(error).__name__)})"
     return None
@@ -110,24 +124,43 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 @lru_cache(maxsize=1)
-def _bound_operators() -> None:
+def bound_operators() -> None:
     """Bounds products and powers in every sandboxed environment that this process makes from now on, transformers'
     among them: a large power takes hours, and no limit of time ends a single operation."""
     from jinja2.sandbox import SandboxedEnvironment
 
     table = dict(SandboxedEnvironment.default_binop_table)
-    table["*"] = _bounded(table["*"], lambda a, b: a.bit_length() + b.bit_length())
-    table["**"] = _bounded(table["**"], lambda a, b: a.bit_length() * b)
+    table["*"], table["**"] = _product(table["*"]), _power(table["**"])
     SandboxedEnvironment.default_binop_table = table
     SandboxedEnvironment.intercepted_binops = frozenset({*SandboxedEnvironment.intercepted_binops, "*", "**"})
 
 
-def _bounded(operator: Callable[[Any, Any], Any], bits: Callable[[int, int], int]) -> Callable[[Any, Any], Any]:
-    """The operator for numbers and texts, but not for whole numbers whose result has too many bits."""
+def _product(multiply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The product, but OverflowError where it would be a huge number, text or list."""
 
     def apply(left: Any, right: Any) -> Any:
-        if isinstance(left, int) and isinstance(right, int) and bits(left, right) > _BITS:
-            raise OverflowError(f"a number of more than {_BITS} bits")
-        return operator(left, right)
+        if isinstance(left, int) and isinstance(right, int):
+            _check_bits(left.bit_length() + right.bit_length())
+        else:
+            sized, times = (left, right) if isinstance(right, int) else (right, left)
+            if isinstance(times, int) and hasattr(sized, "__len__") and len(sized) * times > LONGEST:
+                raise OverflowError(f"{shortened(repr(sized), 20)} * {shortened(repr(times), 20)}")
+        return multiply(left, right)
 
     return apply
+
+
+def _power(raise_to: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The power, but OverflowError where it would be a huge number."""
+
+    def apply(left: Any, right: Any) -> Any:
+        if isinstance(left, int) and isinstance(right, int):
+            _check_bits(left.bit_length() * right)
+        return raise_to(left, right)
+
+    return apply
+
+
+def _check_bits(bits: int) -> None:
+    if bits > _BITS:
+        raise OverflowError(f"a number of more than {_BITS} bits")

@@ -2,7 +2,7 @@
 
 lm-eval renders them without a sandbox: a line of YAML could start a program
 (``{{ cycler.__init__.__globals__.os.popen(...) }}``). Here a template sees its document and Jinja's filters, nothing
-else. Chat templates are bounded in `safety.templates`.
+else. The bounds are those of chat templates (`safety.templates`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ from jinja2 import BaseLoader, StrictUndefined, Template
 from jinja2.sandbox import SandboxedEnvironment
 
 from evomerge.escape import shortened
-from evomerge.safety.limits import OutOfTime, TimeLimit, memory_limit
-from evomerge.safety.templates import MEMORY, SECONDS
-
-_LONGEST = 10_000_000
-"""Characters, elements or bits of what an operator makes: some books."""
+from evomerge.safety import templates as bounds
+from evomerge.safety.templates import TooMuch, bound_operators, bounded
 
 _KEPT = 1000
 """Compiled templates that are kept."""
@@ -58,13 +55,10 @@ def sandboxed() -> Iterator[None]:
 def _bounded(source: str) -> Iterator[None]:
     """Bounds the compilation or rendering of a template. TemplateLimit, with its text."""
     try:
-        with TimeLimit(SECONDS), memory_limit(MEMORY):
+        with bounded():
             yield
-    except (OutOfTime, TimeoutError):
-        raise TemplateLimit(f"the template takes more than {SECONDS:g} s", source) from None
-    except (MemoryError, RecursionError, OverflowError) as error:
-        reason = f" ({error})" if str(error) else ""
-        raise TemplateLimit(f"the template makes too much{reason}", source) from None
+    except TooMuch as error:
+        raise TemplateLimit(f"the template {error}", source) from None
 
 
 class _BoundedTemplate(Template):
@@ -72,14 +66,15 @@ class _BoundedTemplate(Template):
 
     def render(self, *args: Any, **kwargs: Any) -> str:
         with _bounded(self.source):
-            return super().render(*args, **kwargs)
+            text = super().render(*args, **kwargs)
+            if len(text) > bounds.LONGEST:
+                raise TooMuch(f"makes a text of {len(text)} characters")
+            return text
 
 
 class _Environment(SandboxedEnvironment):
-    """Refuses operators that make something huge of two small operands, and keeps compiled templates: lm-eval compiles
-    them again for every document."""
+    """Keeps compiled templates: lm-eval compiles them again for every document."""
 
-    intercepted_binops = frozenset(("*", "**", "%"))
     template_class = _BoundedTemplate
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -98,26 +93,16 @@ class _Environment(SandboxedEnvironment):
             self._compiled[source] = template
         return self._compiled[source]
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator in ("*", "**") and _length(operator, left, right) > _LONGEST:
-            raise OverflowError(f"{shortened(repr(left), 20)} {operator} {shortened(repr(right), 20)}")
-        return super().call_binop(context, operator, left, right)
-
-
-def _length(operator: str, left: Any, right: Any) -> float:
-    """The length of a product or a power: in characters or elements, of whole numbers in bits."""
-    if isinstance(left, int) and isinstance(right, int):
-        bits = max(1, left.bit_length()), max(1, right.bit_length())
-        return bits[0] + bits[1] if operator == "*" else bits[0] * max(0, right)
-    sized, times = (left, right) if isinstance(right, int) else (right, left)
-    return len(sized) * times if isinstance(times, int) and hasattr(sized, "__len__") else 0
-
 
 def _regex_replace(string: str, pattern: str, repl: str, count: int = 0) -> str:
-    """lm-eval's filter of that name. TimeoutError where the pattern backtracks without end."""
-    return str(regex.sub(pattern, repl, string, count=count, timeout=SECONDS))
+    """lm-eval's filter of that name. TooMuch where the pattern backtracks without end."""
+    try:
+        return str(regex.sub(pattern, repl, string, count=count, timeout=bounds.SECONDS))
+    except TimeoutError:
+        raise TooMuch(f"takes more than {bounds.SECONDS:g} s") from None
 
 
+bound_operators()
 _environment: Any = _Environment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
 _environment.filters["regex_replace"] = _regex_replace
 """As lm-eval's own (lm_eval.utils.env), in the sandbox."""

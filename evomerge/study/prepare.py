@@ -11,6 +11,7 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.references import check_reference
 from evomerge.errors import InputError, RemovedError, Where
 from evomerge.evaluator.models import OpenModels, open_models
+from evomerge.files.common import LONGEST_SPAN
 from evomerge.files.objects import PRUNERS, FitnessSpec, GeneSpec, SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.optimize.declarations import (
@@ -28,9 +29,6 @@ from evomerge.scoring.tasks.task_files import scan
 from evomerge.space.space import Space
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.manifest import Environment, Launch
-
-_LONGEST = 1e9
-"""Seconds of a budget: thirty years."""
 
 
 @dataclass(frozen=True)
@@ -258,5 +256,5 @@ def launch_settings(trials: int | None, time: float | None, seed: int | None, as
 def check_budget(trials: int | None, time: float | None) -> None:
     if trials is not None and trials < 1:
         raise InputError(f"{trials} trials are no budget", "give at least 1", Where("--trials"))
-    if time is not None and not 0 < time <= _LONGEST:
+    if time is not None and not 0 < time <= LONGEST_SPAN:
         raise InputError(f"{time:g} seconds are no budget", "give a span such as 20m", Where("--time"))

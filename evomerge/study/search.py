@@ -250,9 +250,11 @@ def _run(session: Session, budget: loop.Budget) -> Result:
 
 
 def _is_last(release: Release, session: Session, budget: loop.Budget) -> bool:
-    """Whether no trial was begun after this release, and the budget leaves none to begin: the run is finished."""
-    same = release.budget == {"trials": budget.trials, "seconds": budget.seconds}
-    return release.after == len(session.store.as_ended()) and (same or not budget.left(session, 1))
+    """Whether no trial has ended after this release, and none is to come: the run is finished. One that a killed
+    process left in flight stays so where the budget ended before its turn."""
+    trials = session.trials
+    same = release.budget == {"trials": budget.trials, "seconds": budget.seconds} and not trials.in_flight()
+    return release.after == trials.spent()[0] and (same or not budget.left(session, 1))
 
 
 def _as_released(session: Session, release: Release) -> Result:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import InputError
+from evomerge.safety import templates as bounds
 from evomerge.scoring import templates
 from evomerge.scoring.suite import Suite
 from evomerge.scoring.templates import TemplateLimit, sandboxed
@@ -31,18 +32,19 @@ ENDLESS = {
     "{% for i in range(10**5) %}{% for j in range(10**5) %}{% endfor %}{% endfor %}": "takes more than 0.5 s",
     "{{ 'x' * 10**10 }}": r"makes too much \('x' \* 10000000000\)",
     "{{ 10 ** (10 ** 9) }}": "makes too much",
+    "{% for i in range(200) %}{{ 'x' * 99999 }}{% endfor %}": "makes a text of 19999800 characters",
     "{{ [0] * 10**10 }}": "makes too much",
-    "{{ 'x'|center(10**11) }}": "makes too much",
-    "{{ '%0999999999999d' % 3 }}": "makes too much",
+    "{{ 'x'|center(10**11) }}": "takes more than 1024 MB",
+    "{{ '%0999999999999d' % 3 }}": "takes more than 1024 MB",
     "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}": "(makes|takes)",
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "makes too much",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "is nested too deep",
     "{{ ('aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab' * 9)|regex_replace('(a|aa)+$', 'b') }}": "takes more than 0.5 s",
 }
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "SECONDS", 0.5)
+    monkeypatch.setattr(bounds, "SECONDS", 0.5)
 
 
 def render(template: str, **document: Any) -> str:

@@ -18,6 +18,10 @@ WRONG = {
     "file as a run": (["--from", "space.yaml"], "--from: space.yaml is a file, not a run"),
     "trial that is not there": (["--from", "first:99"], "--from: first has no searched trial 99"),
     "storage of no kind": (["--storage", "nonsense://x"], "--storage: cannot open 'nonsense://x'"),
+    "storage with a password": (
+        ["--storage", "nonsense://me:se/cr@et@host/x"],
+        "--storage: cannot open 'nonsense://me:***@host/x'",
+    ),
     "storage nowhere": (["--storage", "sqlite:///nowhere/x.db"], "--storage: there is no folder "),
     "storage in memory": (["--storage", "sqlite://"], "--storage: it keeps the study in memory only"),
     "run that is there": (["--run", "first"], "the run 'first' is there already"),

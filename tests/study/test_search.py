@@ -348,9 +348,39 @@ def test_a_run_that_died_before_its_study_was_made_can_be_resumed(
     assert evomerge.status("space").done == 6
 
 
+def test_a_run_with_a_trial_in_flight_behind_its_budget_is_finished(
+    tiny_study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evomerge.study import search as module
+    from evomerge.study.trials import Trials
+
+    end = Trials.end
+
+    def die(self: Trials, trial: Any, result: Any) -> Any:
+        if trial.number == 6:
+            raise SystemExit("killed")
+        return end(self, trial, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trials, "end", die)
+        with pytest.raises(SystemExit):
+            evomerge.search(tiny_study(lambda space, fitness: fitness.update(pruning=False)), trials=8)
+    first = evomerge.resume("space", trials=6)
+    assert [t.number for t in evomerge.status("space").search.trials if t.state == "running"] == [6]
+
+    def again(*rest: Any) -> None:
+        raise AssertionError("a finished run is not released again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.holdout, "release", again)
+        second = evomerge.resume("space", trials=6)
+    assert second.holdout.best() == first.holdout.best()
+    assert evomerge.resume("space", trials=7).search.n_finished == 7
+
+
 def test_a_bad_storage_leaves_nothing(tiny_study: Study) -> None:
     space = tiny_study()
-    with pytest.raises(InputError, match="--storage: cannot open"):
+    with pytest.raises(InputError, match="--storage: there is no folder"):
         evomerge.search(space, storage="sqlite:////no/such/folder/x.db")
     assert not Path("runs").exists()
     evomerge.search(space, run="a", storage="sqlite:///s.db", trials=5)

@@ -29,7 +29,7 @@ from evomerge.merging.resident.placement import CPU
 from evomerge.merging.resident.sharding import Sharding, build, load, skeleton
 from evomerge.merging.resident.slopes import Pulls
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
-from evomerge.safety.limits import TimeLimit
+from evomerge.safety.limits import OutOfTime, TimeLimit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -298,6 +298,8 @@ def _quiet(problem: str, mend: str) -> Iterator[None]:
         yield
     except EvomergeError:
         raise
+    except OutOfTime:
+        raise InputError(f"{problem} (it takes more than {_SKELETON_SECONDS:g} s to build)", mend) from None
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"{problem}: {_reason(error)}", "use a smaller dtype or more GPUs", Where("--device")

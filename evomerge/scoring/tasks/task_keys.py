@@ -7,15 +7,13 @@ from typing import Any
 
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.escape import shortened
+from evomerge.files.fitness_file import MOST_SHOTS
 from evomerge.scoring.tasks.task_files import SPLITS, TaskFile
 
 KINDS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice", "generate_until")
 
 MOST_REPEATS = 1000
 """Answers for each item. Published tasks ask for at most 64; each is a generation."""
-
-MOST_SHOTS = 1000
-"""Few-shot examples of a prompt. No model's context holds that many."""
 
 _TEXT, _TEXTS = "a text", "a text, a list, or !function"
 _KEYS: dict[str, tuple[tuple[type, ...], str]] = {

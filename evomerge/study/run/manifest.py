@@ -108,8 +108,9 @@ class Environment:
                 raise ValueError(f"workers is {data['workers']}")
             data["identity"] = current_keys(data["identity"])
             return cls(launch=Launch(**{**launch, "settings": tuple(map(str, launch["settings"]))}), **data)
-        except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-            problem = f"{folder.environment} is damaged ({type(error).__name__}: {error})"
+        except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
+            what = error.problem if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            problem = f"{folder.environment} is damaged ({what})"
             raise InputError(problem, "restore it from a copy, or launch another run") from None
 
     def study_missing(self, folder: RunFolder) -> InputError | None:

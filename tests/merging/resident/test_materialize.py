@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import tiny_models
@@ -14,9 +15,10 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError, TrialError
 from evomerge.merging.disk.stream import checkpoint_digest, merge
 from evomerge.merging.plan.plan import plan
+from evomerge.merging.resident import materialize
 from evomerge.merging.resident import sharding as sharding_module
 from evomerge.merging.resident.bank import SourceBank
-from evomerge.merging.resident.materialize import Resident
+from evomerge.merging.resident.materialize import Resident, check_buildable
 from evomerge.merging.resident.sharding import Sharding, device_map
 from evomerge.recipe.mergekit import parse_recipe, write_recipe
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
@@ -202,6 +204,20 @@ def test_parameters_that_the_checkpoint_does_not_have(models, tmp_path):
     folder = tiny_models.write(tmp_path / "odd", tensors)
     with pytest.raises(InputError, match=r"stores no model.layers.0.mlp.up_proj.weight"):
         resident({"base": folder})
+
+
+def test_a_model_that_takes_for_ever_to_build(models, monkeypatch):
+    base = Checkpoint.open(str(models["base"]))
+    planned = plan(Recipe((document("linear", models, "float32"),)), SourceBank().open)
+
+    def built(config):
+        for _ in range(3000):
+            time.sleep(0.01)
+
+    monkeypatch.setattr(materialize, "skeleton", built)
+    monkeypatch.setattr(materialize, "_SKELETON_SECONDS", 0.05)
+    with pytest.raises(InputError, match=r"cannot be loaded .* \(it takes more than 0.05 s to build\)"):
+        check_buildable(base, planned)
 
 
 def test_code_from_a_checkpoint_is_not_run(models, tmp_path):
