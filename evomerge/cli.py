@@ -44,7 +44,8 @@ def _end(code: int) -> None:
     time.sleep(_PATIENCE)
     waiting = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if waiting:
-        complain(f"a thread that the code of a scorer or task has started ({waiting[0].name}) was still running", code)
+        problem = f"a thread that the code of a scorer or task has started ({waiting[0].name}) was still running"
+        complain(problem, code, "warning")
         os._exit(code)
 
 
