@@ -38,7 +38,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--device": "auto",
         "--workers": 1,
         "--set": [],
-        **dict.fromkeys(["--asynchronous", "--full", "--dry-run"], False),
+        **dict.fromkeys(["--asynchronous", "--full", "--dry-run", "--trust-tasks"], False),
     },
     "resume": dict.fromkeys(["--trials", "--time", "--device", "--memory", "--workers"]),
     "status": {"--runs": "runs"},
@@ -59,6 +59,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--reference": [],
         "--device": "auto",
         **dict.fromkeys(["-o", "--output", "--items", "--memory"]),
+        "--trust-tasks": False,
     },
     "path": {
         "--fitness": REQUIRED,
@@ -71,6 +72,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--output": "path.png",
         "--device": "auto",
         "--memory": None,
+        "--trust-tasks": False,
     },
 }
 """Command -> flag -> default."""

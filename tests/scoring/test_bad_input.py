@@ -246,7 +246,7 @@ def test_building_says_it_in_a_line_too(case: str, full: Bench, model: Any, toke
 
 
 OPTIONS: dict[str, tuple[Any, str]] = {
-    "num_fewshot": (-1, r"-1 is outside \[0, inf\)"),
+    "num_fewshot": (-1, r"-1 is outside \[0, 1000\]"),
     "gen_kwargs": ("greedy", "'greedy' is not a=1,b=2; write a mapping, such as {max_gen_toks: 32}"),
     "apply_chat_template": ("yes please", "is 'yes please', not true or false"),
     "fewshot_as_multiturn": (1, "is 1, not true or false"),

@@ -94,7 +94,7 @@ def test_a_plain_user_sees_it_in_a_folder_that_he_cannot_write(tmp_path: Path) -
     script = """import os, sys; from pathlib import Path; from evomerge.study.run.driver import driver
 from evomerge.study.run.folder import RunFolder; folder = RunFolder(Path(sys.argv[1]))
 os.setuid(65534); print(driver(folder))"""
-    for parent in [tmp_path, *tmp_path.parents][:3]:
+    for parent in [tmp_path, *tmp_path.parents][:4]:
         parent.chmod(0o755)
 
     def seen() -> str:
