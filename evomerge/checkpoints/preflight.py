@@ -181,6 +181,6 @@ def check_head(checkpoint: Checkpoint, embedding: torch.Tensor) -> None:
     """InputError if a model that ties its head to its embeddings stores another head all the same: nothing says which
     of the two it was trained with."""
     for name in checkpoint.stored:
-        if name not in checkpoint.tensors and is_head(name) and not checkpoint.tensor(name).equal(embedding):
+        if name not in checkpoint.tensors and is_head(name) and not checkpoint.read(name).equal(embedding):
             problem = f"{checkpoint.path} ties its head to its embeddings, but stores a {name} that differs from them"
             raise InputError(problem, "set tie_word_embeddings in its config.json to false", checkpoint.where)

@@ -85,22 +85,22 @@ def test_a_dry_run_tells_where_the_weights_will_live(tiny_study: Study) -> None:
     assert facts["weights"].startswith("resident model ")
     for name in ("base", "one", "two"):
         assert f"; {name} " in facts["weights"]
-    assert "mapped files" not in facts["weights"]
+    assert "in files" not in facts["weights"]
     assert " of " in facts["peak memory"]
     assert "moved" in facts["merge of a candidate"]
-    assert "mapped files" in dry_run(tiny_study(), device="cpu", memory="host=1KB")["weights"]
+    assert "in files" in dry_run(tiny_study(), device="cpu", memory="host=1KB")["weights"]
 
 
 def test_a_search_tells_it_first_and_a_resumed_one_keeps_its_limit(tiny_study: Study) -> None:
     view = Notes()
     evomerge.search(tiny_study(), trials=5, device="cpu", memory="1KB", observer=view)
     assert [n.split(":")[0] for n in view.noted] == ["weights", "peak memory", "merge of a candidate", "items"]
-    assert "mapped files" in view.noted[0]
+    assert "in files" in view.noted[0]
     assert view.done == 1.0
     for options, mapped in (({}, True), ({"memory": "1GB"}, False), ({"device": "cpu"}, False)):
         view = Notes()
         evomerge.resume("space", observer=view, **options)  # type: ignore[arg-type]
-        assert ("mapped files" in view.noted[0]) == mapped
+        assert ("in files" in view.noted[0]) == mapped
 
 
 def test_where_the_weights_live_changes_no_score(tiny_study: Study) -> None:

@@ -26,11 +26,13 @@ class SourceBank:
 
     def __init__(self, keep: bool = True, placement: Placement | None = None) -> None:
         """`keep`: whether a tensor stays in memory once read. A search keeps; a single merge to disk does not.
-        `placement`: the place of each tensor; a tensor that it does not know stays in its file, mapped."""
+        `placement`: the place of each tensor. One whose place is its file is read for each use, not mapped: to touch a
+        mapped page of a file that was cut ends the process. Without a placement all are mapped."""
         self._keep, self._placement = keep, placement
         self._pinned = Slabs() if placement is not None and placement.pinned else None
         self._checkpoints: dict[str, Checkpoint] = {}
         self._tensors: dict[Hashable, Tensor] = {}
+        self._checked: set[Hashable] = set()
         self._remembered: dict[Hashable, Any] = {}
 
     def add(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -75,12 +77,14 @@ class SourceBank:
         if key in self._tensors:
             return self._tensors[key]
         home = FILE if self._placement is None else self._placement.home(checkpoint, name)
-        tensor = checkpoint.tensor(name) if home == FILE else checkpoint.read(name)
-        check_finite(checkpoint, name, tensor)
-        if name == checkpoint.embedding:
-            check_head(checkpoint, tensor)
+        tensor = checkpoint.tensor(name) if self._placement is None else checkpoint.read(name)
+        if key not in self._checked:
+            check_finite(checkpoint, name, tensor)
+            if name == checkpoint.embedding:
+                check_head(checkpoint, tensor)
+            self._checked.add(key)
         tensor = self._put(tensor, home)
-        if self._keep:
+        if self._keep and (self._placement is None or home != FILE):
             self._tensors[key] = tensor
         return tensor
 

@@ -5,7 +5,7 @@
    evaluations, for the chunks and whole tensors that methods work on. On the host, also less the tables of trimmed
    sources (`magnitudes`).
 3. Give every tensor of the base and the sources, in their order, the fastest home with room: the memory of the device
-   that holds the parameter of its name, else host memory (pinned, for a GPU), else its mapped file (`_homes`). On the
+   that holds the parameter of its name, else host memory (pinned, for a GPU), else its file (`_homes`). On the
    CPU the host is the device.
 4. Add up the peaks, and estimate a candidate's time from its bytes (`_seconds`).
 """
@@ -127,7 +127,7 @@ class Placement:
 
     def _name(self, place: str) -> str:
         memory = "pinned host memory" if self.pinned and place == HOST else "memory"
-        return "mapped files" if place == FILE else memory if place in (HOST, CPU) else place
+        return "files" if place == FILE else memory if place in (HOST, CPU) else place
 
 
 def tensor_key(checkpoint: Checkpoint, name: str) -> Hashable:
