@@ -25,7 +25,7 @@ from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.errors import DEBUG, EvomergeError, InputError, Where, describe_unexpected
 from evomerge.files.common import parse_seconds
 from evomerge.interrupts import ignore, listening
-from evomerge.streams import results_only
+from evomerge.streams import drop_unread, results_only
 from evomerge.study.run.folder import RunFolder
 
 _PATIENCE = 10.0
@@ -51,6 +51,13 @@ def _end(code: int) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. Every error is one line on stderr."""
+    try:
+        return _run(words)
+    finally:
+        drop_unread()
+
+
+def _run(words: Sequence[str] | None) -> int:
     options = argparse.Namespace()
     try:
         with results_only(), listening(signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
@@ -64,9 +71,7 @@ def main(words: Sequence[str] | None = None) -> int:
         ignore()
         return complain(_how_to_go_on(options), INTERRUPTED, "interrupted")
     except BrokenPipeError:
-        # The reader of our output left: no message can reach it, and nothing is left to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+        return PIPE_CLOSED  # the reader of our output left: no message can reach it
     except Exception as error:
         if os.environ.get(DEBUG):
             traceback.print_exception(error)

@@ -55,3 +55,18 @@ def _open_closed() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = sys.stdout or os.fdopen(_OUT, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(_ERROR, "w", closefd=False)
+
+
+def drop_unread() -> None:
+    """Sends to nowhere what a reader that has left will never take. Python would try to write it once more at its end,
+    and exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+        except ValueError:  # closed
+            continue

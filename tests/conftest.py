@@ -32,9 +32,12 @@ LETTERS = "abcdefghij "
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_as_in_a_terminal() -> None:
-    """What started the tests (nohup) may ignore the signal of a closed terminal, and programs then leave it ignored."""
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """What started the tests (nohup, a shell in the background) may ignore signals, and programs then leave them
+    ignored."""
+    handlers = {"SIGHUP": signal.SIG_DFL, "SIGQUIT": signal.SIG_DFL, "SIGINT": signal.default_int_handler}
+    for name, handler in handlers.items():
+        if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+            signal.signal(getattr(signal, name), handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
