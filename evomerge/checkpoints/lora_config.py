@@ -14,7 +14,7 @@ from evomerge.escape import shortened
 from evomerge.safety.read import is_there
 
 CONFIG = "adapter_config.json"
-SECONDS = 5.0
+SECONDS = 3.0
 """Of the processor, for all patterns of an adapter over all of its modules: one that backtracks can take years.
 Two patterns for each of 560 modules, as some adapters of 70B models have, take one and a half."""
 _LONGEST_PATTERN = 1_000
