@@ -86,7 +86,6 @@ class Checkpoint:
         self.reference, self.path, self.config, self.where = reference, path, config, where
         self.seen: Mapping[Path, Identity] = seen or {}
         self._resolved, self._adapter, self._changes = resolved or str(path), adapter, changes or {}
-        self._open_files: dict[Path, Any] = {}
         has_tokenizer = adapter is not None and any(is_there(adapter.folder / name, where) for name in VOCABULARY_FILES)
         self.tokenizer_path = adapter.folder if adapter is not None and has_tokenizer else path
         self._tokenizer_files = [f for n in TOKENIZER_FILES if is_there(f := self.tokenizer_path / n, where)]
@@ -208,18 +207,6 @@ class Checkpoint:
     def is_computed(self, name: str) -> bool:
         """Whether an adapter computes the tensor when it is read; else it is stored as in `tensors`."""
         return name in self._changes
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """One tensor as it is stored, in a mapped file: the parts that are used come into memory, and stay there."""
-        if name in self._changes:
-            return self.read(name)
-        from safetensors import safe_open
-
-        file = self.stored[name].file
-        if file not in self._open_files:
-            self._open_files[file] = safe_open(file, framework="pt")
-        tensor: torch.Tensor = self._open_files[file].get_tensor(name)
-        return tensor
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor as it is stored, in new memory. Threads may read at the same time.

@@ -1,4 +1,5 @@
-"""Reads stored bytes into new memory. Unlike a mapped file, they leave the process when the tensor is dropped."""
+"""Reads stored bytes into new memory, not mapped: it leaves the process when the tensor is dropped, and a file that is
+cut is an error, not the end of the process."""
 
 from __future__ import annotations
 

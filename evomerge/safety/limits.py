@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-
-try:
-    import resource
-except ImportError:  # not a POSIX system
-    resource = None  # type: ignore[assignment]
 
 _raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
@@ -67,7 +63,7 @@ def memory_limit(extra: int) -> Iterator[None]:
         lowered = soft == resource.RLIM_INFINITY or bound < soft
         if lowered:
             resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         pass
     try:
         yield

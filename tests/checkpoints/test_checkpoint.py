@@ -21,7 +21,7 @@ def test_open_tells_what_the_headers_say(models):
     assert opened.embedding == "model.embed_tokens.weight"
     assert opened.tensors["model.norm.weight"].shape == (tiny_models.HIDDEN,)
     assert opened.resolved() == str(models["base"])
-    assert torch.equal(opened.tensor("lm_head.weight"), tiny_models.base_tensors()["lm_head.weight"])
+    assert torch.equal(opened.read("lm_head.weight"), tiny_models.base_tensors()["lm_head.weight"])
 
 
 def test_opening_does_not_import_torch(models):
@@ -40,7 +40,7 @@ def test_shards_read_like_one_file(tmp_path):
     whole = Checkpoint.open(str(tiny_models.write(tmp_path / "whole", tensors)))
     sharded = Checkpoint.open(str(tiny_models.write_sharded(tmp_path / "sharded", tensors)))
     assert list(whole.tensors) == list(sharded.tensors)
-    assert all(torch.equal(whole.tensor(n), sharded.tensor(n)) for n in whole.tensors)
+    assert all(torch.equal(whole.read(n), sharded.read(n)) for n in whole.tensors)
 
 
 def test_references_are_looked_for_here_then_beside_the_file(models, monkeypatch, tmp_path):

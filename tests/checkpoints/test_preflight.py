@@ -131,7 +131,7 @@ class TestTokens:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_name_the_tensor(models, value):
     base = Checkpoint.open(str(models["base"]), HERE)
-    tensor = base.tensor("lm_head.weight").clone()
+    tensor = base.read("lm_head.weight").clone()
     check_finite(base, "lm_head.weight", tensor)
     tensor[0, :2] = value
     with pytest.raises(InputError, match=r"space.yaml:5.*lm_head.weight holds 2 values that are NaN or Inf"):
@@ -142,4 +142,4 @@ def test_a_tied_model_that_stores_another_head(tmp_path):
     folder = tiny_models.write(tmp_path / "m", tiny_models.base_tensors(), tie_word_embeddings=True)
     opened = Checkpoint.open(str(folder))
     with pytest.raises(InputError, match=r"stores a lm_head.weight that differs"):
-        check_head(opened, opened.tensor("model.embed_tokens.weight"))
+        check_head(opened, opened.read("model.embed_tokens.weight"))

@@ -43,7 +43,7 @@ def test_what_is_written_reads_back(tmp_path, tensors, shard_bytes):
     put(tmp_path / "out", tensors, shard_bytes=shard_bytes)
     opened = Checkpoint.open(str(tmp_path / "out"))
     assert set(opened.stored) == set(tensors)
-    assert all(torch.equal(opened.tensor(n), t) for n, t in tensors.items())
+    assert all(torch.equal(opened.read(n), t) for n, t in tensors.items())
     assert all(torch.equal(t, tensors[n]) for n, t in tiny_models.read(tmp_path / "out").items())
     assert remains(tmp_path) == ["out"]
 

@@ -61,7 +61,7 @@ def tensors(recipe: Recipe) -> dict[str, Any]:
 
 def stored(folder: Path) -> dict[str, Any]:
     checkpoint = Checkpoint.open(str(folder))
-    return {name: checkpoint.tensor(name).float().numpy() for name in checkpoint.tensors}
+    return {name: checkpoint.read(name).float().numpy() for name in checkpoint.tensors}
 
 
 # The line

@@ -8,10 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from evomerge.checkpoints.headers import SIZES
-from evomerge.checkpoints.preflight import check_finite, check_head
 from evomerge.merging.plan.jobs import MergeJob, Operand, Read
 from evomerge.merging.resident.bank import SourceBank
 
@@ -25,15 +23,6 @@ class StreamingBank(SourceBank):
 
     def __init__(self) -> None:
         super().__init__(keep=False)
-
-    def tensor(self, ref: str, name: str) -> Tensor:
-        """A tensor as it is stored. Raises InputError if it is damaged or not finite."""
-        checkpoint = self.open(ref)
-        tensor = checkpoint.read(name)
-        check_finite(checkpoint, name, tensor)
-        if name == checkpoint.embedding:
-            check_head(checkpoint, tensor)
-        return tensor
 
     def bytes_of(self, job: MergeJob) -> int:
         """The bytes of a job's result and of all stored tensors that it reads."""

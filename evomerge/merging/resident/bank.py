@@ -26,8 +26,8 @@ class SourceBank:
 
     def __init__(self, keep: bool = True, placement: Placement | None = None) -> None:
         """`keep`: whether a tensor stays in memory once read. A search keeps; a single merge to disk does not.
-        `placement`: the place of each tensor. One whose place is its file is read for each use, not mapped: to touch a
-        mapped page of a file that was cut ends the process. Without a placement all are mapped."""
+        `placement`: the place of each tensor; without one it is host memory. What stays in its file is read for each
+        use, not mapped: to touch a mapped page of a file that was cut ends the process."""
         self._keep, self._placement = keep, placement
         self._pinned = Slabs() if placement is not None and placement.pinned else None
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -76,22 +76,22 @@ class SourceBank:
         key = tensor_key(checkpoint, name)
         if key in self._tensors:
             return self._tensors[key]
-        home = FILE if self._placement is None else self._placement.home(checkpoint, name)
-        tensor = checkpoint.tensor(name) if self._placement is None else checkpoint.read(name)
+        tensor = checkpoint.read(name)
         if key not in self._checked:
             check_finite(checkpoint, name, tensor)
             if name == checkpoint.embedding:
                 check_head(checkpoint, tensor)
             self._checked.add(key)
+        home = HOST if self._placement is None else self._placement.home(checkpoint, name)
+        if home == FILE:
+            return tensor
         tensor = self._put(tensor, home)
-        if self._keep and (self._placement is None or home != FILE):
+        if self._keep:
             self._tensors[key] = tensor
         return tensor
 
     def _put(self, tensor: Tensor, home: str) -> Tensor:
         """The tensor in its home. InputError if there is not enough memory."""
-        if home == FILE:
-            return tensor
         try:
             if home == HOST:
                 return tensor if self._pinned is None else self._pinned.add(tensor)

@@ -112,7 +112,7 @@ def test_nothing_is_read_or_written_after_the_first_candidate(models, tmp_path, 
     scored = resident(models)
     recipe = Recipe((document("dare_ties", models, "float32"),))
     digest = scored.materialize(recipe)
-    monkeypatch.setattr(Checkpoint, "tensor", lambda *_: pytest.fail("a source was read again"))
+    monkeypatch.setattr(Checkpoint, "read", lambda *_: pytest.fail("a source was read again"))
     monkeypatch.setattr(Checkpoint, "open", lambda *_: pytest.fail("a checkpoint was opened again"))
     assert scored.materialize(recipe) == digest
 
