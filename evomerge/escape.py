@@ -1,4 +1,4 @@
-"""Texts from outside (names, paths, tensors, templates, errors of libraries) for terminal, log, HTML and Markdown.
+"""Texts from outside (names, paths, tensors, templates, errors of libraries) for terminal, log and Markdown.
 
 A control character can move the cursor, retitle a terminal or hide a line, and markup can be taken for our own. So
 every such text goes through one of these functions before it is shown.
@@ -6,7 +6,6 @@ every such text goes through one of these functions before it is shown.
 
 from __future__ import annotations
 
-import html as _html
 import logging
 import re
 import unicodedata
@@ -34,16 +33,16 @@ def shortened(text: object, most: int = 200) -> str:
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
+def quoted(value: object, most: int = 60) -> str:
+    """A value as Python writes it, printable and cut to `most` characters: for messages that say what stands there."""
+    return shortened(repr(value), most)
+
+
 def masked(text: str) -> str:
     """The text with ``***`` for the passwords of URLs in it."""
     for password in _PASSWORDS:
         text = password.sub(r"\1***", text)
     return text
-
-
-def html(text: object) -> str:
-    """The printable text inside HTML, in an element or a quoted attribute."""
-    return _html.escape(printable(text), quote=True)
 
 
 def markdown(text: object) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import InputError
-from evomerge.escape import LogFormatter, code, code_block, html, markdown, masked, printable, shortened
+from evomerge.escape import LogFormatter, code, code_block, markdown, masked, printable, shortened
 
 
 @given(st.text())
@@ -29,21 +28,6 @@ def test_what_prints_stays(text: str) -> None:
 
 def test_control_characters_are_named() -> None:
     assert printable("a\x1b[31m\x07\n\u202e") == "a\\x1b[31m\\x07\\n\\u202e"
-
-
-@given(st.text(max_size=40))
-def test_html_is_text(text: str) -> None:
-    seen: list[str] = []
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            assert (tag, attrs) == ("p", [("title", printable(text))])
-
-        def handle_data(self, data: str) -> None:
-            seen.append(data)
-
-    Reader().feed(f'<p title="{html(text)}">{html(text)}</p>')
-    assert "".join(seen) == printable(text)
 
 
 def test_markdown_has_no_markup() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from evomerge.checkpoints.headers import TensorInfo
 from evomerge.checkpoints.structure import LAYER_KEYS, is_embedding, text_config
 from evomerge.errors import InputError, Where
-from evomerge.escape import shortened
+from evomerge.escape import quoted
 from evomerge.safety.read import read_object
 
 CONFIG = "config.json"
@@ -54,7 +54,7 @@ def check_config(config: Mapping[str, Any], file: Path, stored: Mapping[str, Ten
         return
 
     def wrong(key: str, value: Any, what: str) -> InputError:
-        return InputError(f"{file}: {key} is {shortened(repr(value), 60)}, {what}", "correct it", where)
+        return InputError(f"{file}: {key} is {quoted(value)}, {what}", "correct it", where)
 
     if not isinstance(config["model_type"], str):
         raise wrong("model_type", config["model_type"], "not a text")

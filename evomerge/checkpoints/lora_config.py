@@ -10,7 +10,7 @@ from typing import Any
 
 from evomerge.checkpoints.config import read_settings
 from evomerge.errors import InputError, Where
-from evomerge.escape import shortened
+from evomerge.escape import quoted, shortened
 from evomerge.safety.read import is_there
 
 CONFIG = "adapter_config.json"
@@ -72,7 +72,7 @@ class LoraConfig:
     def _text(self, config: Mapping[str, Any], key: str) -> str | None:
         value = config.get(key)
         if value is not None and not isinstance(value, str):
-            raise self._error(f"{key} in its {CONFIG} is {shortened(repr(value), 60)}, not a text", "mend it")
+            raise self._error(f"{key} in its {CONFIG} is {quoted(value)}, not a text", "mend it")
         return value or None
 
     def _mapping(self, config: Mapping[str, Any], key: str, legal: Callable[[Any], bool]) -> Mapping[str, Any]:
@@ -102,20 +102,16 @@ class LoraConfig:
         try:
             if pattern not in self._compiled:
                 if len(pattern) > _LONGEST_PATTERN:
-                    raise self._error(f"the pattern {_shown(pattern)} has {len(pattern)} characters", "mend it")
+                    raise self._error(f"the pattern {quoted(pattern, 80)} has {len(pattern)} characters", "mend it")
                 self._compiled[pattern] = regex.compile(rf"(.*\.)?({pattern})$")
             if seconds <= 0:
                 raise TimeoutError
             return bool(self._compiled[pattern].match(module, timeout=seconds))
         except TimeoutError:
-            problem = f"the pattern {_shown(pattern)}, with those before it, takes more than {SECONDS:g} s"
+            problem = f"the pattern {quoted(pattern, 80)}, with those before it, takes more than {SECONDS:g} s"
             raise self._error(problem, "write it simpler") from None
         except (regex.error, RecursionError, MemoryError, OverflowError) as error:
-            raise self._error(f"{_shown(pattern)} is no regular expression ({error})", "mend it") from None
-
-
-def _shown(pattern: str) -> str:
-    return shortened(repr(pattern), 80)
+            raise self._error(f"{quoted(pattern, 80)} is no regular expression ({error})", "mend it") from None
 
 
 def read_config(folder: Path, error: _Error, where: Where | None = None) -> LoraConfig:
@@ -140,7 +136,7 @@ def _check_kind(config: Mapping[str, Any], error: _Error) -> None:
 
 def _checked(key: str, value: Any, legal: Callable[[Any], bool], error: _Error) -> Any:
     if not legal(value):
-        raise error(f"{key} in its {CONFIG} is {shortened(repr(value), 60)}, not {_WANTED[legal]}", "mend it")
+        raise error(f"{key} in its {CONFIG} is {quoted(value)}, not {_WANTED[legal]}", "mend it")
     return value
 
 

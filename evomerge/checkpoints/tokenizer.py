@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
 from evomerge.checkpoints.config import read_settings
 from evomerge.errors import InputError, Where
-from evomerge.escape import shortened
+from evomerge.escape import quoted, shortened
 from evomerge.safety.read import is_there, parse_json, read_bytes, read_object, read_text
 from evomerge.safety.templates import check_template
 
@@ -86,7 +86,7 @@ def _ids(tokens: Mapping[str, Any], file: Path, where: Where | None) -> dict[str
     """Tokens with their ids. InputError if one is no id."""
     bad = next((t for t, i in tokens.items() if type(i) is not int or not 0 <= i < _MOST_IDS), None)
     if bad is not None:
-        problem = f"{file}: the id of {shortened(bad, 40)!r} is {shortened(repr(tokens[bad]), 40)}"
+        problem = f"{file}: the id of {shortened(bad, 40)!r} is {quoted(tokens[bad], 40)}"
         raise InputError(problem, f"ids are whole numbers from 0 to {_MOST_IDS - 1}", where)
     return dict(tokens)
 
@@ -161,6 +161,6 @@ def chat_template_of(folder: Path, where: Where | None = None) -> str | None:
     if template is None:
         return None
     if not isinstance(template, str):
-        raise InputError(f"{config}: chat_template is {shortened(repr(template), 40)}, not a text", "correct it", where)
+        raise InputError(f"{config}: chat_template is {quoted(template, 40)}, not a text", "correct it", where)
     check_template(template, str(file), where)
     return template

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evomerge.errors import InputError, Where
-from evomerge.escape import shortened
+from evomerge.escape import quoted
 from evomerge.files.nodes import Node
 from evomerge.files.objects import ModelRef
 from evomerge.safety.paths import absolute, is_folder
@@ -57,7 +57,7 @@ def resolve(node: Node, text: str | None = None) -> Path:
     node's file."""
     named = node.text() if text is None else text
     if any(not c.isprintable() for c in named):
-        node.fail(f"{shortened(repr(named), 80)} holds characters that no path has", "check the path")
+        node.fail(f"{quoted(named, 80)} holds characters that no path has", "check the path")
     return absolute(named, _start(node), node.where)
 
 
@@ -77,7 +77,7 @@ def parse_seconds(text: str, where: Where) -> float:
     match = _SPAN.match(text) or _SPAN.match(f"{text}s")
     seconds = float(match.group(1)) * _SECONDS[match.group(2)] if match else 0.0
     if not 0 < seconds <= LONGEST_SPAN:
-        raise InputError(f"{shortened(repr(text), 80)} is not a span of time", _SPAN_MEND, where)
+        raise InputError(f"{quoted(text, 80)} is not a span of time", _SPAN_MEND, where)
     return seconds
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.escape import shortened
+from evomerge.escape import quoted, shortened
 
 _LARGEST_INTEGER = 2**63 - 1
 MOST_LAYERS = 10_000
@@ -55,7 +55,7 @@ class Node:
             legal = [*required, *optional]
             for key, node in self.value.items():
                 if key not in legal:
-                    raise InputError(f"unknown key {shortened(repr(key), 80)}", suggestion(key, legal), node.where)
+                    raise InputError(f"unknown key {quoted(key, 80)}", suggestion(key, legal), node.where)
         for key in required:
             if key not in self.value:
                 self.fail(f"has no {key!r}", f"add a line `{key}: ...`")

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from evomerge.errors import InputError, Where
-from evomerge.escape import shortened
+from evomerge.escape import quoted, shortened
 
 
 class Schema(Enum):
@@ -88,7 +88,7 @@ def tagged(tag: str, text: str, schema: Schema, where: Where) -> Any:
         raise InputError(problem, "write plain values, without a tag", where)
     value = text if name == "str" else plain(text, schema, where)
     if type(value) not in _KINDS[name]:
-        problem = f"{shortened(repr(text), 60)} is no {name}, as its tag says"
+        problem = f"{quoted(text)} is no {name}, as its tag says"
         raise InputError(problem, "remove the tag, or mend the value", where)
     return float(value) if name == "float" else value
 
@@ -126,7 +126,7 @@ def _pyyaml(name: str, text: str, where: Where) -> Any:
     try:
         return make(_MAKER, yaml.ScalarNode(f"{_TAG}{name}", text))
     except _FAULTS:
-        raise InputError(f"{shortened(repr(text), 60)} is no {name}", "mend it, or put it in quotes", where) from None
+        raise InputError(f"{quoted(text)} is no {name}", "mend it, or put it in quotes", where) from None
 
 
 _MAKER = yaml.SafeLoader("")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evomerge.errors import InputError, Where
-from evomerge.escape import shortened
+from evomerge.escape import quoted, shortened
 from evomerge.files.nodes import Node, from_data
 from evomerge.files.trees import DEEPEST, LONGEST_KEY, parse_documents
 
@@ -26,7 +26,7 @@ def override(root: Node, setting: str, folder: Path | None = None) -> None:
     shown = shortened(dotted.strip(), 100)
     where = Where("--set", None, shown or None, folder)
     if not equals or not dotted.strip():
-        problem = f"{shortened(repr(setting), 100)} has no `key=value`"
+        problem = f"{quoted(setting, 100)} has no `key=value`"
         raise InputError(problem, "write for example --set budget.trials=50", where)
     if len(keys) > DEEPEST // 2 or len(dotted) > LONGEST_KEY:
         raise InputError(f"a key of {len(keys)} parts and {len(dotted):,} characters", "check the key", where)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from evomerge.errors import InputError, Where, nearest, suggestion
-from evomerge.escape import shortened
+from evomerge.escape import quoted, shortened
 from evomerge.files.nodes import Node, join
 from evomerge.files.scalars import Schema, plain, shown_tag, tagged
 from evomerge.safety.read import read_bytes
@@ -232,7 +232,7 @@ class _Trees:
             raise InputError(f"a key has {len(name):,} characters", f"use at most {LONGEST_KEY:,}", at)
         if not isinstance(name, str) and self._schema is not Schema.TASK:
             written = getattr(event, "value", name)
-            problem = f"the key {shortened(repr(written), 60)} reads as {name!r}"
+            problem = f"the key {quoted(written)} reads as {name!r}"
             raise InputError(problem, "put it in quotes", at)
         return name  # type: ignore[no-any-return]  # lm-eval's tasks may have numbers as keys
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import EvomergeError, InputError, Where
-from evomerge.escape import shortened
+from evomerge.escape import quoted, shortened
 from evomerge.safety.limits import OutOfTime, TimeLimit, memory_limit
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _product(multiply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         else:
             sized, times = (left, right) if isinstance(right, int) else (right, left)
             if isinstance(times, int) and hasattr(sized, "__len__") and len(sized) * times > LONGEST:
-                raise OverflowError(f"{shortened(repr(sized), 20)} * {shortened(repr(times), 20)}")
+                raise OverflowError(f"{quoted(sized, 20)} * {quoted(times, 20)}")
         return multiply(left, right)
 
     return apply

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import InputError, nearest, suggestion
-from evomerge.escape import shortened
+from evomerge.escape import quoted, shortened
 from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
 from evomerge.safety.read import read_text
 from evomerge.scoring.item_files import cluster_names, deal_items, read_items
@@ -244,7 +244,7 @@ def _check_splits(spec: SliceSpec, leaf: TaskFile) -> None:
     for key in SPLITS if legal else ():
         split = config.get(key)
         if isinstance(split, str) and split not in legal:
-            problem = f"the data of task {config['task']!r} has no split {shortened(repr(split), 60)} ({key})"
+            problem = f"the data of task {config['task']!r} has no split {quoted(split)} ({key})"
             raise InputError(problem, f"{mend}: {suggestion(split, legal)}", where)
 
 

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from evomerge.errors import TrialError
-from evomerge.escape import shortened
+from evomerge.escape import quoted
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.merging.resident.built import BuiltModel
 from evomerge.scoring.item_files import cluster_names, deal_items
@@ -98,6 +98,6 @@ def numbers(answer: Any, n: int, name: str) -> list[float]:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise TrialError(f"{name} returned {shortened(repr(value), 80)} for item {index}, not a finite number")
+            raise TrialError(f"{name} returned {quoted(value, 80)} for item {index}, not a finite number")
         scores.append(number)
     return scores

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import nearest
-from evomerge.escape import shortened
+from evomerge.escape import quoted, shortened
 from evomerge.scoring.tasks.losses import right_choices
 from evomerge.scoring.tasks.task_files import TaskFile, anchor
 
@@ -153,5 +153,5 @@ def _mistaken(literal: Mapping[str, str], of: Iterable[str], fields: Sequence[st
             close = nearest(literal[field], fields)
             mend = f"did you mean {close!r}?" if close else f"its fields are {', '.join(fields)}"
             known = f"; {shortened(mend)}" if fields else ""
-            return f": {field} is the text {shortened(repr(literal[field]), 60)}, and no field of the data{known}"
+            return f": {field} is the text {quoted(literal[field])}, and no field of the data{known}"
     return f"; check {' and '.join(of)}"

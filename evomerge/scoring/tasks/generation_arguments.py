@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.escape import shortened
+from evomerge.escape import quoted
 from evomerge.files.nodes import as_number
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -26,20 +26,20 @@ def check_arguments(settings: Any, where: Where, of: str = "") -> None:
         _check_names([pair.partition("=")[0].strip() for pair in settings.split(",")], where, of)
         return
     if not isinstance(settings, Mapping):
-        shown = shortened(repr(settings), 60)
+        shown = quoted(settings)
         raise InputError(f"generation arguments{of} are {shown}, not a mapping", "write {max_gen_toks: 32}", where)
     _check_names(map(str, settings), where, of)
     for name, value in settings.items():
         legal, wanted = _VALUES.get(name, (_anything, ""))
         if not legal(value):
-            raise InputError(f"{name}{of} is {shortened(repr(value), 60)}", f"give {wanted}", where)
+            raise InputError(f"{name}{of} is {quoted(value)}", f"give {wanted}", where)
 
 
 def _check_names(names: Iterable[str], where: Where, of: str) -> None:
     for name in names:
         if name not in _VALUES and name not in transformers_arguments():
             legal = {*_VALUES, *transformers_arguments()}
-            raise InputError(f"no generation argument {shortened(repr(name), 60)}{of}", suggestion(name, legal), where)
+            raise InputError(f"no generation argument {quoted(name)}{of}", suggestion(name, legal), where)
 
 
 @cache

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError, Where
-from evomerge.escape import shortened
+from evomerge.escape import quoted
 from evomerge.files.nodes import Node
 from evomerge.files.scalars import Schema
 from evomerge.files.trees import LARGEST, load
@@ -205,7 +205,7 @@ class _Reader:
         for include in includes if isinstance(includes, list) else [includes]:
             where = Where(path, None, "include")
             if not isinstance(include, str):
-                raise InputError(f"{shortened(repr(include), 60)} is no path", "name a file", where)
+                raise InputError(f"{quoted(include)} is no path", "name a file", where)
             inner, inner_folders = self._read(absolute(include, path.parent, where), seen)
             merged.update(inner)
             folders += inner_folders

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.escape import shortened
+from evomerge.escape import quoted
 from evomerge.files.fitness_file import MOST_SHOTS
 from evomerge.scoring.tasks.task_files import SPLITS, TaskFile
 
@@ -48,7 +48,7 @@ def check_keys(file: TaskFile, where: Where) -> None:
             raise _wrong(file, key, value, wanted, where)
     kind = config.get("output_type")
     if kind is not None and kind not in KINDS:
-        problem = f"output_type of task {_name(file)} is {_shown(kind)}"
+        problem = f"output_type of task {_name(file)} is {quoted(kind)}"
         raise InputError(problem, f"mend {file.path}: {suggestion(kind, KINDS)}", where)
     for key in ("metric_list", "filter_list"):
         for entry in config.get(key) or ():
@@ -65,13 +65,9 @@ def check_keys(file: TaskFile, where: Where) -> None:
 
 
 def _wrong(file: TaskFile, key: str, value: Any, wanted: str, where: Where) -> InputError:
-    problem = f"{key} of task {_name(file)} is {_shown(value)}, not {wanted}"
+    problem = f"{key} of task {_name(file)} is {quoted(value)}, not {wanted}"
     return InputError(problem, f"mend {file.path}", where)
 
 
 def _name(file: TaskFile) -> str:
-    return _shown(file.config.get("task"))
-
-
-def _shown(value: Any) -> str:
-    return shortened(repr(value), 60)
+    return quoted(file.config.get("task"))

@@ -11,6 +11,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import EvomergeError
+from evomerge.escape import quoted
 from evomerge.recipe.mergekit import recipe_from_data
 from evomerge.study.run.trial import Trial
 from evomerge.types import Dimension
@@ -34,7 +35,7 @@ def attribute_fault(frozen: FrozenTrial) -> str | None:
             return f"it has no {key}"
     for key, value in attributes.items():
         if key in _TRIAL and not _TRIAL[key](value):
-            return f"its {key} is {_shown(value)}"
+            return f"its {key} is {quoted(value)}"
     return next(_faults(frozen, attributes), None)
 
 
@@ -57,7 +58,7 @@ def _faults(frozen: FrozenTrial, attributes: Mapping[str, Any]) -> Iterator[str]
         elif not attributes["scores"] or not _digest(attributes["digest"]):
             yield "it has ended without scores or digest"
         elif not _known(frozen.value):
-            yield f"its objective is {_shown(frozen.value)}"
+            yield f"its objective is {quoted(frozen.value)}"
     if frozen.state is TrialState.PRUNED and "by" not in attributes:
         yield "it was pruned by nothing"
 
@@ -77,7 +78,7 @@ def content_fault(trial: Trial, dimensions: Sequence[Dimension]) -> str | None:
         value = trial.genome[dimension.key]
         legal = value in dimension.choices if dimension.choices else _finite(value) and _inside(value, dimension)
         if not legal:
-            return f"its {dimension.key} is {_shown(value)}, outside of the space"
+            return f"its {dimension.key} is {quoted(value)}, outside of the space"
     return None
 
 
@@ -86,17 +87,12 @@ def fact_fault(facts: Mapping[str, Any]) -> str | None:
     for key, value in facts.items():
         legal = _FACTS.get(key.partition(".")[0])
         if legal is not None and not legal(value):
-            return f"its {key} is {_shown(value)}"
+            return f"its {key} is {quoted(value)}"
     return None
 
 
 def _inside(value: Any, dimension: Dimension) -> bool:
     return bool(dimension.low <= value <= dimension.high)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # What values may be.

@@ -14,7 +14,7 @@ from typing import Any
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.identity import check_unchanged
 from evomerge.errors import InputError
-from evomerge.escape import shortened
+from evomerge.escape import quoted
 from evomerge.files.objects import FitnessSpec, SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.files.resolved import current_keys, fitness_data, space_data, to_yaml
@@ -103,7 +103,7 @@ class Environment:
             launch = {"trust_tasks": True, **data.pop("launch")}
             for key, value in (*data.items(), *launch.items()):
                 if not isinstance(value, _TYPES[key]):
-                    raise TypeError(f"{key} is {shortened(repr(value), 40)}")
+                    raise TypeError(f"{key} is {quoted(value, 40)}")
             if data.get("workers", 1) < 1:
                 raise ValueError(f"workers is {data['workers']}")
             data["identity"] = current_keys(data["identity"])
