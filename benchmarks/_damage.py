@@ -4,16 +4,14 @@ with a scorer that is a function of the recipe in place of the evaluator."""
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 import shutil
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+from _free import Answers, FreeExecutor, write_study
 
 FREE_KINDS = ("racing", "cma-es", "pareto")
 SLICES, ITEMS = ("a", "b"), 40
@@ -21,69 +19,26 @@ SLICES, ITEMS = ("a", "b"), 40
 
 def write_free_study(folder: Path, models: Path, kind: str, trials: int = 20) -> None:
     """`space.yaml` and `fitness.yaml` of a kind of study."""
-    space = {
-        "base": str(models / "base"),
-        "sources": {"one": str(models / "one"), "two": str(models / "two")},
-        "layers": 2,
-        "genes": {
-            "method": "task_arithmetic",
-            "weight": {"low": 0.0, "high": 1.0, "init": 0.4, "per": ["sources", "layers"]},
-        },
-        "optimizer": {"name": "nsga-ii" if kind == "pareto" else "cma-es", "seed": 3, "population": 8},
-        "budget": {"trials": trials},
-        "fitness": "fitness.yaml",
-    }
+    optimizer = {"name": "nsga-ii" if kind == "pareto" else "cma-es", "seed": 3, "population": 8}
     fitness = {
         "include": ["tasks"],
         "objective": "pareto" if kind == "pareto" else "mean",
         "pruning": kind == "racing",
         "slices": {name: {"task": f"tiny_{name}", "metric": "acc", "floor": 0.1} for name in SLICES},
     }
-    for file, data in (("space.yaml", space), ("fitness.yaml", fitness)):
-        (folder / file).write_text(yaml.safe_dump(data, sort_keys=False))
+    write_study(folder, models / "base", {n: models / n for n in ("one", "two")}, optimizer, trials, fitness)
 
 
-class FreeExecutor:
-    """Scores recipes by their ids: the same for the same recipe, item by item."""
+class Drawn(FreeExecutor):
+    """Scores recipes by their texts: the same for the same recipe, item by item."""
 
-    num_workers, devices = 1, "none"
-
-    def __init__(self, plan: Any) -> None:
-        from evomerge.scoring.slices import SliceInfo, SuiteInfo
-        from evomerge.scoring.stats.aggregation import ItemMean, MeanKind
-
-        mean = ItemMean(MeanKind(1, best=1.0, worst=0.0))
-        items = tuple(f"items/{i}" for i in range(ITEMS))
-        infos = {n: SliceInfo(n, 1, "acc", 1.0, plan.fitness.slices[n].floor, items, mean, "") for n in SLICES}
-        self.info, self.digests = SuiteInfo(infos, tuple((name,) for name in SLICES)), dict.fromkeys(SLICES, "none")
-        self._queue: deque[Any] = deque()
-
-    def submit(self, job: Any) -> None:
-        self._queue.append(job)
-
-    def result(self) -> tuple[Any, Any]:
-        from evomerge.evaluator.evaluation import Evaluation
+    def answers(self, job: Any) -> Answers:
         from evomerge.recipe.recipe import canonical, to_data
 
-        job = self._queue.popleft()
         # Not by its id: that depends on where the models are.
-        folder = str(Path(job.recipe.models()[0]).parent)
-        text = canonical(to_data(job.recipe)).replace(folder, "")
-        wanted = {name: None if job.items is None else job.items.get(name, ()) for name in SLICES}
-        scores = {n: self._score(text, n, job.split, names) for n, names in wanted.items() if names is None or names}
-        return job, Evaluation(scores, job.recipe.id, {"materialize": 0.0, "score": 0.0})
-
-    def _score(self, recipe: str, name: str, split: str, names: Any) -> Any:
-        from evomerge.types import ItemScore, SliceScore
-
-        skill = 0.3 + 0.5 * _drawn(recipe, name)
-        items = tuple(
-            ItemScore(item, right := float(_drawn(recipe, name, split, item) < skill), raw=right)
-            for item in self.info.slices[name].items
-            if names is None or item in names
-        )
-        value = math.fsum(i.score or 0.0 for i in items) / len(items)
-        return SliceScore(value, math.sqrt(value * (1 - value) / len(items)), items)
+        text = canonical(to_data(job.recipe)).replace(str(Path(job.recipe.models()[0]).parent), "")
+        skills = {name: 0.3 + 0.5 * _drawn(text, name) for name in self.info.slices}
+        return lambda name, _, item: _drawn(text, name, job.split, item) < skills[name]
 
 
 def _drawn(*parts: str) -> float:
@@ -92,9 +47,9 @@ def _drawn(*parts: str) -> float:
 
 
 @contextmanager
-def free_executor(plan: Any, *_: Any) -> Iterator[FreeExecutor]:
+def free_executor(plan: Any, *_: Any) -> Iterator[Drawn]:
     """In place of `study.search._executor`."""
-    yield FreeExecutor(plan)
+    yield Drawn(plan, ITEMS)
 
 
 # Damage. Each function changes a run's folder and says in words what it did.

@@ -30,12 +30,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from _free import Answers, FreeExecutor, write_study
 from _synthetic import build
 
 KINDS = ("cma-es", "cma-es, pruning", "store")
@@ -46,64 +45,30 @@ GROWTH, MEMORY, STATUS = 1.2, 1.1, 2.0
 def write_files(folder: Path, kind: str) -> Path:
     """The search-space file of a kind of search, over small random checkpoints."""
     base, *sources = build(folder / "models", 1_000_000, 3)
-    space = {
-        "base": str(base),
-        "sources": {f"source{i}": str(path) for i, path in enumerate(sources)},
-        "layers": 2,
-        "genes": {
-            "method": "task_arithmetic",
-            "weight": {"low": 0.0, "high": 1.0, "init": 0.4, "per": ["sources", "layers"]},
-        },
-        "optimizer": {"name": "cma-es", "seed": 0, "population": 12},
-        "budget": {"trials": 100},
-        "fitness": "fitness.yaml",
-    }
+    named = {f"source{i}": path for i, path in enumerate(sources)}
+    optimizer = {"name": "cma-es", "seed": 0, "population": 12}
     fitness = {
         "pruning": kind.endswith("pruning"),
         "slices": {name: {"task": name, "metric": "acc", "floor": 0.2} for name in SLICES},
     }
-    for file, data in (("space.yaml", space), ("fitness.yaml", fitness)):
-        (folder / file).write_text(yaml.safe_dump(data, sort_keys=False))
-    return folder / "space.yaml"
+    return write_study(folder, base, named, optimizer, 100, fitness)
 
 
-class FreeScorer:
-    """An executor whose scores are a function of the genome: closeness to a point, item by item."""
+class Close(FreeExecutor):
+    """Scores genomes by how close they are to a point."""
 
-    num_workers, devices = 1, "none"
-
-    def __init__(self, space: Any, info: Any) -> None:
-        self.info, self.digests = info, dict.fromkeys(SLICES, "none")
-        self._genes = [d.key for d in space.dimensions]
-        self._queue: deque[Any] = deque()
+    def __init__(self, plan: Any, items: int) -> None:
+        super().__init__(plan, items)
+        self._genes = [d.key for d in plan.space.dimensions]
         self.genomes: dict[str, Mapping[str, Any]] = {}
 
-    def submit(self, job: Any) -> None:
-        self._queue.append(job)
-
-    def result(self) -> tuple[Any, Any]:
-        from evomerge.evaluator.evaluation import Evaluation
-
-        job = self._queue.popleft()
+    def answers(self, job: Any) -> Answers:
         genome = self.genomes.get(job.recipe.id, {})
-        scores = {
-            name: self._score(at, genome, None if job.items is None else job.items[name])
+        far = {
+            name: math.fsum((float(genome.get(key, 0.0)) - 0.3 - 0.1 * at) ** 2 for key in self._genes)
             for at, name in enumerate(SLICES)
-            if job.items is None or job.items.get(name)
         }
-        return job, Evaluation(scores, job.recipe.id, {"materialize": 0.0, "score": 0.0})
-
-    def _score(self, at: int, genome: Mapping[str, Any], names: Any) -> Any:
-        from evomerge.types import ItemScore, SliceScore
-
-        far = math.fsum((float(genome.get(key, 0.0)) - 0.3 - 0.1 * at) ** 2 for key in self._genes)
-        items = tuple(
-            ItemScore(item, right := float(((place * 37 + at * 11) % 100) / 100 > far), raw=right)
-            for place, item in enumerate(self.info.slices[SLICES[at]].items)
-            if names is None or item in names
-        )
-        value = math.fsum(i.score or 0.0 for i in items) / len(items)
-        return SliceScore(value, math.sqrt(value * (1 - value) / len(items)), items)
+        return lambda name, place, _: ((place * 37 + SLICES.index(name) * 11) % 100) / 100 > far[name]
 
 
 class Drawn:
@@ -131,8 +96,6 @@ def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
     import psutil
 
     from evomerge.optimize.build import build as build_optimizer
-    from evomerge.scoring.slices import SliceInfo, SuiteInfo
-    from evomerge.scoring.stats.aggregation import ItemMean, MeanKind
     from evomerge.study import loop
     from evomerge.study.observer import Observer
     from evomerge.study.prepare import make_plan
@@ -142,10 +105,7 @@ def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
     from evomerge.study.session import Session
 
     plan = make_plan(*Launch(str(write_files(folder, kind))).read())
-    mean = ItemMean(MeanKind(1, best=1.0, worst=0.0))
-    items = tuple(f"items/{i}" for i in range(ITEMS))
-    infos = {n: SliceInfo(n, 1, "acc", 1.0, plan.fitness.slices[n].floor, items, mean, "") for n in SLICES}
-    scorer = FreeScorer(plan.space, SuiteInfo(infos, tuple((name,) for name in SLICES)))
+    scorer = Close(plan, ITEMS)
     times: list[tuple[float, float]] = []
 
     class Watch(Observer):

@@ -46,6 +46,7 @@ from _damage import (
     lose_items,
     write_free_study,
 )
+from _free import write_study
 
 from tests.conftest import save_tiny, write_task
 
@@ -182,20 +183,9 @@ def _first_difference(a: Any, b: Any, place: str) -> str:
 # Kills of searches.
 
 
-def write_study(folder: Path, models: Path, kind: str) -> list[str]:
+def write_files(folder: Path, models: Path, kind: str) -> list[str]:
     """Writes the files of a kind of study. Returns further arguments of its search."""
-    space: dict[str, Any] = {
-        "base": str(models / "base"),
-        "sources": {"one": str(models / "one"), "two": str(models / "two")},
-        "layers": 2,
-        "genes": {
-            "method": "task_arithmetic",
-            "weight": {"low": 0.0, "high": 1.0, "init": 0.4, "per": ["sources", "layers"]},
-        },
-        "optimizer": {"name": "cma-es", "seed": 3, "population": 8},
-        "budget": {"trials": 20},
-        "fitness": "fitness.yaml",
-    }
+    optimizer: dict[str, Any] = {"name": "cma-es", "seed": 3, "population": 8}
     fitness: dict[str, Any] = {
         "include": ["tasks"],
         "batch_size": 64,
@@ -206,17 +196,17 @@ def write_study(folder: Path, models: Path, kind: str) -> list[str]:
         },
     }
     if kind == "default":
-        del space["optimizer"], fitness["pruning"]
+        optimizer = {}
+        del fitness["pruning"]
     if kind == "gradient":
-        space["optimizer"] = {"name": "gradient", "seed": 3}
+        optimizer = {"name": "gradient", "seed": 3}
     if kind == "asynchronous":
-        space["optimizer"] = {"name": "tpe", "seed": 3, "asynchronous": True}
+        optimizer = {"name": "tpe", "seed": 3, "asynchronous": True}
     if kind == "pareto":
-        space["optimizer"] = {"name": "nsga-ii", "seed": 3}
+        optimizer = {"name": "nsga-ii", "seed": 3}
         fitness["objective"] = "pareto"
     write_tasks(folder / "tasks")
-    for file, data in (("space.yaml", space), ("fitness.yaml", fitness)):
-        (folder / file).write_text(yaml.safe_dump(data, sort_keys=False))
+    write_study(folder, models / "base", {n: models / n for n in ("one", "two")}, optimizer, 20, fitness)
     return ["--workers", "2"] if kind in ("two workers", "asynchronous") else []
 
 
@@ -229,7 +219,7 @@ def write_tasks(folder: Path) -> None:
 def kill_searches(place: Path, models: Path, kind: str, kills: int, draw: random.Random) -> Counter[str]:
     """Kills searches of a kind until there were so many kills, and compares each that ended."""
     study = place / "files"
-    more = write_study(study, models, kind)
+    more = write_files(study, models, kind)
     search = ["search", str(study / "space.yaml"), "--run", RUN, *more]
     whole = place / "whole"
     whole.mkdir()
