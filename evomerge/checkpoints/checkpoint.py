@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.config import CONFIG, check_config, read_settings
 from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
-from evomerge.checkpoints.identity import Identity, identities
+from evomerge.checkpoints.identity import Identity, identities, identity
 from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_config import CONFIG as ADAPTER_CONFIG
 from evomerge.checkpoints.lora_steps import Change
@@ -227,7 +227,7 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """sha256 (hex) over the names and contents of `files()`, remembered until they change."""
         files = self.files()
-        key = tuple((f, s.st_size, s.st_mtime_ns) for f in files for s in (f.stat(),))
+        key = tuple((file, identity(file)) for file in files)
         if key not in _fingerprints:
             whole = hashlib.sha256()
             for file in files:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from evomerge.examine.path import Barrier, Point, ScoredPath
-from evomerge.report.numbers import behind, number, shortest, telling
+from evomerge.report.numbers import behind, number, shortest
 from evomerge.report.shown import Cell, Column, Row, Sheet
-from evomerge.report.tables import INTERVALS, by_bounds, judged, limit, slice_columns
+from evomerge.report.tables import INTERVALS, by_bounds, floor_decimals, limit, slice_columns
 from evomerge.scoring.gates import interval
 
 
@@ -91,9 +91,8 @@ def _barrier_data(barrier: Barrier | None) -> dict[str, float] | None:
 
 def _decimals(result: ScoredPath, name: str) -> int:
     gate, verdicts = result.gates[name], [v for p in result.points for v in p.verdicts if v.slice == name]
-    floor = None if gate.floor is None else gate.sign * gate.floor
     least = shortest(result.slices[name].show(p.scores[name].value) for p in result.points if name in p.scores)
-    return telling(floor, judged(verdicts, gate.sign), gate.sign, least)
+    return floor_decimals(gate.floor, gate.sign, verdicts, least)
 
 
 def _score(result: ScoredPath, point: Point, name: str, decimals: int) -> Cell:

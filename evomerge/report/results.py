@@ -15,7 +15,7 @@ from evomerge.report.tables import (
     by_bounds,
     describe,
     directions,
-    judged,
+    floor_decimals,
     limit,
     mark,
     misses,
@@ -89,10 +89,8 @@ def _decimals(name: str, sides: list[tuple[Leaderboard, Trial]]) -> int:
     signs = [(board.gates[name].sign, trial) for board, trial in sides]
     decimals = shortest(sign * trial.scores[name] for sign, trial in signs if name in trial.scores)
     for board, trial in sides * 2:  # more decimals for one score can make another one's too few
-        gate = board.gates[name]
-        floor = None if gate.floor is None else gate.sign * gate.floor
         verdicts = [v for v in board.verdicts(trial) if v.slice == name]
-        decimals = telling(floor, judged(verdicts, gate.sign), gate.sign, decimals)
+        decimals = floor_decimals(board.gates[name].floor, board.gates[name].sign, verdicts, decimals)
     return decimals
 
 

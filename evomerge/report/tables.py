@@ -38,9 +38,11 @@ def limit(floor: float | None, sign: int, decimals: int = 4) -> str:
     return "none" if floor is None else f"{'≥' if sign > 0 else '≤'} {number(sign * floor, decimals)}"
 
 
-def judged(verdicts: Iterable[Verdict], sign: int) -> list[tuple[float, bool]]:
-    """The scores that were held to a floor by themselves, not by a confidence bound, each with its verdict."""
-    return [(sign * v.score, v.passed) for v in verdicts if v.bound == v.score]
+def floor_decimals(floor: float | None, sign: int, verdicts: Iterable[Verdict], least: int = 4) -> int:
+    """The decimals, at least `least`, with which each score is on the right side of its oriented floor. A score that
+    was held to it by a confidence bound, not by itself, may be on either."""
+    scores = [(sign * v.score, v.passed) for v in verdicts if v.bound == v.score]
+    return telling(None if floor is None else sign * floor, scores, sign, least)
 
 
 def slice_columns(gates: Mapping[str, Gate], metrics: Mapping[str, str]) -> list[Column]:
@@ -99,7 +101,8 @@ def leaderboard_table(
     that is predicted."""
     gates = leaderboard.gates
     columns = [*slice_columns(gates, metrics), Column("objective"), Column("floors", numbers=False)]
-    decimals = {name: _decimals(leaderboard, name, [trial for _, trial in rows]) for name in gates}
+    verdicts = [verdict for _, trial in rows for verdict in leaderboard.verdicts(trial)]
+    decimals = {n: floor_decimals(g.floor, g.sign, [v for v in verdicts if v.slice == n]) for n, g in gates.items()}
     floors = [Cell(limit(gate.floor, gate.sign, decimals[name])) for name, gate in gates.items()]
     lines = [Row(["floor"], [*floors, Cell(""), Cell("")], "dim", ends=True)]
     for label, trial in rows:
@@ -110,13 +113,6 @@ def leaderboard_table(
     marks = misses((leaderboard, t) for t in shown)
     notes = [*directions(g.sign for g in gates.values()), *marks, *predicted, *origins(leaderboard), *legend]
     return Sheet(title, ["model"], columns, lines, notes)
-
-
-def _decimals(leaderboard: Leaderboard, name: str, trials: Sequence[Trial]) -> int:
-    gate = leaderboard.gates[name]
-    verdicts = [v for trial in trials for v in leaderboard.verdicts(trial) if v.slice == name]
-    floor = None if gate.floor is None else gate.sign * gate.floor
-    return telling(floor, judged(verdicts, gate.sign), gate.sign, 4)
 
 
 def _cells(leaderboard: Leaderboard, trial: Trial, decimals: Mapping[str, int]) -> list[Cell]:
@@ -143,8 +139,7 @@ def evaluated_table(result: Evaluated) -> Sheet:
     for verdict in result.verdicts:
         slice_, score, gate = result.slices[verdict.slice], result.scores[verdict.slice], result.gates[verdict.slice]
         sign = slice_.sign
-        floor = None if verdict.floor is None else sign * verdict.floor
-        decimals = telling(floor, judged([verdict], sign), sign, 4)
+        decimals = floor_decimals(verdict.floor, sign, [verdict])
         origin = f" ({gate.text})" if " " in gate.text else ""
         passed = Cell("pass", style="green") if verdict.passed else Cell("miss", style="red")
         cells = [

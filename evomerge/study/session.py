@@ -143,11 +143,9 @@ class Session:
         """A racer that goes by the scored references; None where no candidate is pruned."""
         spec = self.plan.spec
         pruning = applicable(spec, self.plan.fitness)
-        return (
-            Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
-            if pruning
-            else None
-        )
+        if not pruning:
+            return None
+        return Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
 
     # Searched trials.
 
