@@ -28,6 +28,7 @@ class SliceInfo:
         items: the items of the search split (`ItemScore.item`), in the order in which they are reported.
         aggregation: makes the score of all items; None where the score is no mean of items (F1, BLEU).
         no_proxy_loss: why the slice has no proxy loss; empty if it has one.
+        n_holdout: the number of items of the holdout split.
         doubts: what its task probably does otherwise than its author meant, a line each.
     """
 
@@ -39,6 +40,7 @@ class SliceInfo:
     items: tuple[str, ...] = field(repr=False)
     aggregation: Aggregation | None
     no_proxy_loss: str
+    n_holdout: int = 0
     doubts: tuple[str, ...] = ()
 
     def show(self, value: float) -> float:

@@ -52,6 +52,7 @@ class Result:
         search, holdout: rank the trials by their scores on either split.
         winner: the best merge that passes every floor on the holdout split, or None.
         gained: what gradient steps gained, where some were taken.
+        release: how the winner was found.
     """
 
     folder: RunFolder
@@ -61,6 +62,7 @@ class Result:
     slices: Mapping[str, SliceInfo]
     confidence: float | None
     gained: Contributions | None = None
+    release: Release | None = None
 
     def trials_dataframe(self) -> pd.DataFrame:
         """One row a trial, by its search scores (`after.dataframe.trials_dataframe`)."""
@@ -245,8 +247,7 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     if gained is not None:
         record_contributions(session.store, gained)
     session.observer.phase("scoring the best candidates on the holdout split")
-    ranked = holdout.release(session, limits)
-    return _result(session, ranked, ranked.best(), gained)
+    return _result(session, holdout.release(session, limits), gained)
 
 
 def _is_last(release: Release, session: Session, budget: loop.Budget) -> bool:
@@ -263,13 +264,15 @@ def _as_released(session: Session, release: Release) -> Result:
     session.trials.settle(Floors.from_data(session.store.facts["gates"]))
     if release.winner is not None:
         holdout.publish(session, release.winner)
-    return _result(session, release.leaderboard, release.winner, recorded_contributions(session.store))
+    return _result(session, release, recorded_contributions(session.store))
 
 
-def _result(session: Session, ranked: Leaderboard, winner: Trial | None, gained: Contributions | None) -> Result:
+def _result(session: Session, release: Release, gained: Contributions | None) -> Result:
     confidence = session.plan.fitness.confidence
     slices = session.executor.info.slices
-    return Result(session.folder, session.leaderboard, ranked, winner, slices, confidence, gained)
+    return Result(
+        session.folder, session.leaderboard, release.leaderboard, release.winner, slices, confidence, gained, release
+    )
 
 
 def _extended(session: Session, trials: int | None, time: float | None) -> loop.Budget:

@@ -401,18 +401,18 @@ def test_changed_callable_code_is_noticed(tiny_study: Study) -> None:
 
 
 def test_a_failing_objective_fails_the_trial_only(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evomerge.study.run.evaluation import Criteria
+    from evomerge.study.run.evaluation import Criteria, TrialResult
 
-    objective = Criteria.objective
+    made = Criteria.result
     calls: list[int] = []
 
-    def sometimes(self: Criteria, scores: Any) -> float:
+    def sometimes(self: Criteria, *arguments: Any) -> TrialResult:
         calls.append(1)
-        if len(calls) in (6, 15):
+        if len(calls) in (6, 15):  # a searched trial, and the first finalist on the holdout
             raise TrialError("the geometric mean needs scores of at least 0")
-        return objective(self, scores)
+        return made(self, *arguments)
 
-    monkeypatch.setattr(Criteria, "objective", sometimes)
+    monkeypatch.setattr(Criteria, "result", sometimes)
     result = evomerge.search(tiny_study(lambda space, fitness: fitness.update(pruning=False)), trials=10)
     assert [t.number for t in result.search.trials if t.state == "failed"] == [5]
     assert [t.state for t in result.holdout.trials].count("failed") == 1

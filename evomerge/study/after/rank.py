@@ -19,11 +19,11 @@ from evomerge.scoring.gates import lower_bound, scales, settle
 from evomerge.scoring.preflight import check_floors, check_objective
 from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
 from evomerge.study.after.status import NothingFeasible, Status, status
+from evomerge.study.finalists import TOP
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.recorded import recorded_scores
-from evomerge.study.run.release import TOP
 from evomerge.study.run.trial import Trial
 from evomerge.types import SliceScore, SplitName
 

@@ -175,6 +175,8 @@ class Store:
         trial_id = self._ids[trial.number]
         attributes: dict[str, Any] = {} if result.failed else result.to_data()
         attributes["seconds"] = dict(result.seconds)
+        if result.errors:
+            attributes["errors"] = dict(result.errors)
         if result.pruned_by is not None:
             attributes["by"] = result.pruned_by
         if result.reason is not None:
@@ -253,6 +255,7 @@ def _read(frozen: FrozenTrial) -> Trial:
         scores=attributes.get("scores", {}),
         stderr=attributes.get("stderr", {}),
         bounds=attributes.get("bounds", {}),
+        errors=attributes.get("errors", {}),
         objective=value,
         digest=attributes.get("digest"),
         seconds=attributes.get("seconds", {}),
