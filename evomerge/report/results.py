@@ -210,6 +210,7 @@ def _outcome(result: Result) -> list[str]:
         parent, gain = better_parent(result), carried_over(result.search, result.holdout, result.winner)
         words = [f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`"]
         words += [str(gain)] if gain else []
+        words += _asked(result)
         if parent is not None:
             words.append(f"note: {parent.label} itself passes every floor and scores better; no merge beat it")
         return words
@@ -220,6 +221,17 @@ def _outcome(result: Result) -> list[str]:
     words = [f"no winner: no candidate passes every floor on the holdout split; closest is {describe(last)}: {missed}"]
     advice = result.release.advice if result.release else None
     return words if advice is None else [*words, *advice_words(advice, result.holdout)]
+
+
+def _asked(result: Result) -> list[str]:
+    """Says how many finalists the holdout was asked about."""
+    chances = result.release.chances if result.release else {}
+    known = {t.number for t in result.holdout.trials}
+    asked = [number for number in chances if number in known]
+    if not asked:
+        return []
+    last = f"the search items gave it {chances[asked[-1]]:.0%}"
+    return [f"the holdout was asked about {len(asked)} of {len(chances)} finalists; {last} to pass every floor"]
 
 
 def advice_words(advice: Advice, holdout: Leaderboard) -> list[str]:

@@ -12,12 +12,13 @@ from evomerge.evaluator.jobs import EvalTask
 from evomerge.optimize.ordering import spread
 from evomerge.scoring.gates import lower_bound, scales, settle
 from evomerge.scoring.item_noise import Scored
-from evomerge.study.advice import Advice, advise
+from evomerge.study.advice import advise
 from evomerge.study.finalists import TOP, Finalists, choose, screened
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.recorded import recorded_scores
 from evomerge.study.run.release import (
     POINTS,
+    Advice,
     Release,
     failed_on_holdout,
     record_holdout,
