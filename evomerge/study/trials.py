@@ -28,7 +28,7 @@ from evomerge.types import Genome, ItemScore, SplitName
 
 logger = logging.getLogger(__name__)
 
-AIM = 0.7
+AIM = 1.0
 """How many standard errors above each floor a search aims: what the holdout items may say less of a candidate."""
 
 
