@@ -162,9 +162,9 @@ def acquisition(mean: Matrix, std: Matrix, best: float | None) -> Vector:
         best: the best feasible objective; None where nothing feasible is known.
     """
     margins, stds = mean[:, 1:], std[:, 1:]
-    # 1. Sum of log P(margin >= 0): the probability that every floor is met. It is all that counts where nothing feasible
-    # is known, and it is not afraid of what is unknown: a shortfall that is expected is smallest beside what has been
-    # seen, however hopeless that is.
+    # 1. Sum of log P(margin >= 0): the probability that every floor is met. It is all that counts where nothing
+    # feasible is known, and it is not afraid of what is unknown: a shortfall that is expected is smallest beside what
+    # has been seen, however hopeless that is.
     log_feasible: Vector = log_ndtr(margins / stds).sum(axis=1)
     if best is None:
         return log_feasible
