@@ -59,6 +59,7 @@ class BoTorch(Sequential):
         known = len(self.start.known)
         self._sobol = SobolEngine(len(dimensions), scramble=True, seed=seed).draw(FIRST, dtype=torch.float64)[known:]
         self._last = FIRST - known + CHOSEN
+        self._state: dict[str, Any] = {}
 
     @property
     def exhausted(self) -> str | None:
@@ -84,6 +85,15 @@ class BoTorch(Sequential):
     def _chosen(self, x: Tensor, y: Tensor) -> Tensor:
         """[d], the next point after n. `x`: [n, d], in the unit cube. `y`: [n, 1 + floors], objective and margins."""
 
+    def _fitted(self, model: SingleTaskGP) -> SingleTaskGP:
+        """The model with its hyperparameters fitted: by a hundred steps of L-BFGS-B from those of the model before. To
+        begin anew each time and go on to the last digit takes ten times as long, for a likelihood within 0.1."""
+        model.load_state_dict(self._state, strict=False)
+        likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
+        fit_gpytorch_mll(likelihood, optimizer_kwargs={"options": {"maxiter": 100}})
+        self._state = {n: v for n, v in model.state_dict().items() if not n.startswith("outcome_transform")}
+        return model
+
     def _best(self, acquisition: AcquisitionFunction) -> Tensor:
         """The acquisition function's maximum: L-BFGS-B from the likeliest of random points, half of which are next to
         the best points so far."""
@@ -99,8 +109,7 @@ class QLogNEI(BoTorch):
     The model is BoTorch's default: a process for each output, noise inferred."""
 
     def _chosen(self, x: Tensor, y: Tensor) -> Tensor:
-        model = SingleTaskGP(x, y, outcome_transform=Standardize(y.shape[-1]))
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+        model = self._fitted(SingleTaskGP(x, y, outcome_transform=Standardize(y.shape[-1])))
         return self._best(
             qLogNoisyExpectedImprovement(
                 model,
@@ -141,8 +150,7 @@ class SCBO(BoTorch):
         d, m = x.shape[1], outputs.shape[1]
         batch = torch.Size([m])
         kernel = ScaleKernel(MaternKernel(2.5, ard_num_dims=d, batch_shape=batch), batch_shape=batch)
-        model = SingleTaskGP(x, outputs, covar_module=kernel, outcome_transform=Standardize(m))
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+        model = self._fitted(SingleTaskGP(x, outputs, covar_module=kernel, outcome_transform=Standardize(m)))
         # 3. The trust region: around the best point, longer where the objective's length scale is.
         center = x[_best_place(y)]
         scales = kernel.base_kernel.lengthscale.detach()[0, 0]

@@ -8,10 +8,10 @@ models, right or wrong: three slices of 85 items on each split, floors of 0.90, 
 sources and two halves of the layers. (c) Problems with a known optimum (`_problems.py`), 10 to 200 genes (--genes),
 without and with noise. In (a) and (b) a seed deals the items and drives the optimizer.
 
-Every row (`_rows.py`) is looked at after 25, 50, 100 and 200 evaluations (up to --most): `_winner.py` says what it found
-on the holdout split under the holdout's floors. The rows that begin with the references (base, sources, average) pay
-for them, the others get the floors for nothing. BoTorch's stop at 48, and keep what they have. Finished runs in --out
-are not run again; --report prints what is there, and runs nothing.
+Every row (`_rows.py`) is looked at after 25, 50, 100 and 200 evaluations (up to --most): `_winner.py` says what it
+found on the holdout split under the holdout's floors. The rows that begin with the references (base, sources, average)
+pay for them, the others get the floors for nothing. BoTorch's stop at 48, and keep what they have. Finished runs in
+--out are not run again; --report prints what is there, and runs nothing.
 
 Exits with 1 where, in (a) and (b), the default has a winner in fewer than nine of ten seeds, its mean gain falls with
 the budget, or another row is ahead of it at 50, 100 or 200 in the mean of the paired differences or in winners; or
