@@ -35,10 +35,7 @@ def write_files(place: Path, root: Path, optimizer: str, trials: int, pruning: A
     for domain in data.DOMAINS:
         lines = (root / f"fitness/quickstart/{domain}.jsonl").read_text().splitlines(keepends=True)
         (place / f"tasks/{domain}.jsonl").write_text("".join(lines[:ITEMS]))
-    slices = {
-        domain: {"task": f"quickstart_{domain}", "metric": "acc", "floor": FLOOR}
-        for domain in data.DOMAINS
-    }
+    slices = {domain: {"task": f"quickstart_{domain}", "metric": "acc", "floor": FLOOR} for domain in data.DOMAINS}
     fitness = {"include": ["tasks"], "batch_size": 64, "pruning": pruning, "slices": slices}
     folder = root / "models/quickstart"
     space = {
