@@ -37,6 +37,11 @@ class ScoreBounds:
         self._floors, self._objective, self._item_weights = floors, objective, item_weights
         self.margins, self._confidence = margins, confidence
 
+    @property
+    def scale(self) -> Mapping[str, float]:
+        """The unit of each slice's shortfall."""
+        return self._floors.scale
+
     def verdicts(self, scores: Mapping[str, float]) -> list[Verdict]:
         """The verdicts of the gates on oriented scores."""
         gated = {name: SliceScore(score - self.margins.get(name, 0.0), None) for name, score in scores.items()}

@@ -170,6 +170,11 @@ class Leaderboard:
         latest = (self._trials[n] for n in reversed(self._trials) if n < before)
         return list(islice(filter(self._is_merge, latest), most))
 
+    def latest(self, most: int, before: int) -> list[Trial]:
+        """The `most` latest trials of lower numbers than `before` that have ended, latest first."""
+        ended = (t for t in reversed(self._trials.values()) if t.number < before and t.state != "running")
+        return list(islice(ended, most))
+
     def best(self) -> Trial | None:
         """The best feasible merge so far; None before the floors are settled."""
         first = next(self.merges_in_order(), None)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,15 +184,16 @@ class Store:
             attributes["reason"] = result.reason
         if order is not None:
             attributes["place"] = order
-        self._set(trial_id, attributes)
-        if result.failed:
-            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        else:
-            if constraints is not None:
-                self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
-            state = TrialState.COMPLETE if result.pruned_by is None else TrialState.PRUNED
-            assert result.objective is not None
-            self._storage.set_trial_state_values(trial_id, state, [result.objective])
+        with self._together():
+            self._set(trial_id, attributes)
+            if result.failed:
+                self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            else:
+                if constraints is not None:
+                    self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
+                state = TrialState.COMPLETE if result.pruned_by is None else TrialState.PRUNED
+                assert result.objective is not None
+                self._storage.set_trial_state_values(trial_id, state, [result.objective])
         return self._keep(self._storage.get_trial(trial_id))
 
     @deferred()
@@ -220,8 +222,14 @@ class Store:
 
     def _update(self, trial: Trial, attributes: Mapping[str, Any]) -> Trial:
         trial_id = self._ids[trial.number]
-        self._set(trial_id, attributes)
+        with self._together():
+            self._set(trial_id, attributes)
         return self._keep(self._storage.get_trial(trial_id))
+
+    def _together(self) -> AbstractContextManager[None]:
+        """Entries that belong together: a journal has them on the disk at once."""
+        backend = getattr(self._storage, "_backend", None)
+        return backend.together() if isinstance(backend, Journal) else nullcontext()
 
     def _set(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
         for key, value in attributes.items():
