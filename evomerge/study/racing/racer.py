@@ -16,6 +16,7 @@ from evomerge.evaluator.executor import Executor, run_all
 from evomerge.evaluator.jobs import EvalTask
 from evomerge.files.objects import FitnessSpec, Pruner, SpaceSpec
 from evomerge.optimize.ordering import rank_key
+from evomerge.scoring.item_noise import Scored
 from evomerge.scoring.slices import SliceInfo
 from evomerge.scoring.stats.anchors import Vector
 from evomerge.study.racing.bounds import ScoreBounds
@@ -125,7 +126,7 @@ class Racer:
         confidence = criteria.fitness.confidence
         return Race(
             self.schedule,
-            ScoreBounds(board.floors, self._objective, self.schedule.item_weights, margins, confidence),
+            ScoreBounds(board.floors, self._objective, self.schedule.item_weights, margins, confidence, best.errors),
             [Control(self._units(trial), trial.scores) for trial in controls],
             rank_key(board.outcome(best)),
             field,
@@ -256,7 +257,14 @@ class Racer:
         in_order = {name: scores[name] for name in self._trials.criteria.info.slices if name in scores}
         result = self._with_counts(entry, in_order)
         kept = bounds if self._trials.criteria.fitness.confidence is not None else {}
-        return replace(result, bounds=kept, reason=entry.pruned, pruned_by=entry.pruned_by)
+        errors = self._errors(race, entry, in_order)
+        return replace(result, bounds=kept, errors=errors, reason=entry.pruned, pruned_by=entry.pruned_by)
+
+    def _errors(self, race: Race, entry: Entry, scores: Mapping[str, SliceScore]) -> dict[str, float]:
+        """`Trial.errors`, by the items that were scored; those of the best where a slice has none."""
+        noise = self._trials.item_noise
+        errors = noise.errors(Scored(scores, entry.items)) if noise is not None else {}
+        return {name: e if entry.items.get(name) else race.bounds.errors.get(name, 0.0) for name, e in errors.items()}
 
     def _with_counts(self, entry: Entry, scores: Mapping[str, SliceScore]) -> TrialResult:
         evaluation = Evaluation(scores, entry.digest or "", entry.seconds)
