@@ -36,6 +36,7 @@ class Trials:
         as_ended: the same trials as they ended in the search, which is what its optimizer was told.
         searched: the searched trials in the order asked, those in flight included.
         n_told: how many searched trials have ended.
+        n_items: on how many items of the search split the ended trials, references included, were scored.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Trials:
         self.searched: list[Trial] = []
         self._places: dict[int, int] = {}  # number -> place in `searched`
         self.n_told = 0
-        self._n_finished, self._seconds = 0, 0.0
+        self._n_finished, self._seconds, self.n_items = 0, 0.0, 0
         self._scored_recipes: dict[str, int] = {}
         self._published: list[int] = []
         self._lap = time.perf_counter()
@@ -94,6 +95,7 @@ class Trials:
             return
         self.n_told += trial.kind == "search"
         self._n_finished += 1
+        self.n_items += trial.items_scored
         self._seconds += trial.seconds.get("elapsed", trial.seconds.get("total", 0.0))
         if trial.state == "complete":
             first = self._scored_recipes.get(trial.recipe_id, trial.number)

@@ -34,11 +34,18 @@ class Recorded:
         composition = ItemWeights.of(MeanKind(1, best=1.0, worst=0.0), answers(set())["s"].values())
         self.item_weights = {"s": composition}
         self.forecasters = {"s": Forecaster(composition, None)}
-        self.rungs, self.total, self.pools = [FIRST / COUNT], COUNT, []
+        self.rungs = self.ladder = [FIRST / COUNT]
+        self.total, self.pools = COUNT, []
         self.fitness = SimpleNamespace(pruning=pruning, batch_size=8)
 
     def rung(self, share: float) -> ItemNames:
         return {"s": frozenset(str(i) for i in range(round(share * COUNT)))}
+
+    def part(self, rung: ItemNames) -> float:
+        return len(rung["s"]) / COUNT
+
+    def next_rung(self, rung: ItemNames, part: float) -> float:
+        return 1.0 if rung or part > FIRST / COUNT else FIRST / COUNT
 
     def count(self, items: Items) -> int:
         return len(items.get("s", ()))
@@ -55,7 +62,8 @@ class Recorded:
         def run_all(tasks: Iterable[EvalTask[None]]) -> list[Any]:
             return [job for task in tasks for job in task]  # there is none
 
-        known = [Control(answers(right), {"s": len(right) / COUNT}) for right in controls]
+        weights = self.item_weights["s"]
+        known = [Control({"s": weights.units(answers(right)["s"])}, {"s": len(right) / COUNT}) for right in controls]
         bounds = ScoreBounds(
             Floors({"s": Gate("s", 0.0)}, {"s": 1.0}), lambda scores: scores["s"], self.item_weights, {}, None
         )
@@ -67,9 +75,11 @@ class Recorded:
             best,
             entries,
             [],
+            {"s": 1.0},
             parents=2,
             seed=(0,),
             score=score,
+            keep=lambda entry: None,
             run_all=run_all,
         ), entries
 

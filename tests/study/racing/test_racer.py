@@ -40,7 +40,7 @@ def study(tiny_study: Study, tmp_path: Path) -> Study:
     def make(**fitness_keys: Any) -> Path:
         write_task(tmp_path / "tasks", "tiny_a", 1, count=240)
         write_task(tmp_path / "tasks", "tiny_b", 2, count=160)
-        keys = {"confidence": None, **fitness_keys}
+        keys = {"confidence": None, "pruning": True, **fitness_keys}
         return tiny_study(lambda space, fitness: (fitness.update(keys), space["budget"].update(trials=28)))
 
     return make
@@ -98,8 +98,7 @@ def test_one_switch_scores_everything(study: Study) -> None:
 
 def test_racing_with_all_items_equals_no_racing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     evomerge.search(study(pruning=False), run="plain")
-    monkeypatch.setattr(rungs, "_FIRST", 1.0)
-    monkeypatch.setattr(rungs, "_SECOND", 1.0)
+    monkeypatch.setattr(rungs, "_SHARES", (1.0,))
     evomerge.search(study(pruning=["racing", "representative"]), run="raced")
     assert facts("raced") == facts("plain")
 
