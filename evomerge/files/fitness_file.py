@@ -100,8 +100,8 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
 
 
 def _pruning(node: Node | None, objective: str) -> tuple[Pruner, ...]:
-    """Reads the pruners: all that the objective allows (`auto`, true), none, or the listed ones. A race is for places in
-    one order, which a front is not."""
+    """Reads the pruners: all that the objective allows (`auto`, true), none, or the listed ones. A race is for places
+    in one order, which a front is not."""
     if node is None or node.value is True or node.value == "auto":
         return tuple(pruner for pruner in PRUNERS if pruner != "racing" or objective != PARETO)
     if node.value is False:

@@ -87,20 +87,22 @@ class Recorded:
 def test_candidates_are_predicted_from_the_merge_that_answers_most_as_they_do() -> None:
     best = {0, 1, *range(8, 32)}
     alike = {0, 1, 2, 3, 4, 5, 8, 9}
-    race, entries = Recorded().race([best, alike], [{*range(6), 8, 9, n} for n in range(10, 18)])
-    race.run()
-    stopped = [entry for entry in entries if entry.pruned]
-    assert len(stopped) >= 6
-    for entry in stopped:
+    recorded = Recorded()
+    race, entries = recorded.race([best, alike], [{*range(6), 8, 9, n} for n in range(10, 18)])
+    rung = recorded.rung(FIRST / COUNT)
+    list(race._run_all(race._score_rung(entry, rung) for entry in entries))
+    race._choose_control(rung)
+    for entry in entries:
         assert race.predicted(entry)["s"] == pytest.approx(len(alike) / COUNT), "not 0.75, as by the best"
 
 
 def test_a_race_over_what_a_killed_one_left_decides_the_same() -> None:
-    field = [{*range(n), *range(20, 30)} for n in range(8)]
-    first, entries = Recorded().race([{*range(20)}], field)
+    field = [{*range(40)}, {*range(39)}, *({*range(8, 8 + n)} for n in range(6))]
+    known = [{*range(n)} for n in range(16, 20)]
+    first, entries = Recorded().race(known, field)
     first.run()
     ended = [entry.pruned for entry in entries]
-    again, others = Recorded().race([{*range(20)}], field)
+    again, others = Recorded().race(known, field)
     for entry, other in zip(entries[::2], others[::2], strict=True):
         other.items = {name: dict(items) for name, items in entry.items.items()}
     again.run()
@@ -128,3 +130,25 @@ def test_the_rank_of_a_candidate_with_all_items_is_the_same_in_each_draw() -> No
     assert keys == [[race._key(e, drawn, draw, at) for at, e in enumerate(entries)] for draw in range(len(keys))]
     assert all(len({row[at] for row in keys}) == 1 for at in (1, 2, 3))
     assert len({row[0] for row in keys}) > 1
+
+
+def test_no_candidate_falls_out_while_its_rank_is_noise() -> None:
+    """All answer alike on the first items: whoever is better shows later."""
+    field = [{0, 1, 2, 3, *range(8, 8 + 3 * n)} for n in range(8)]
+    race, entries = Recorded().race([{*range(n)} for n in range(16, 20)], field)
+    race.run()
+    assert all(entry.pruned is None and len(entry.items["s"]) == COUNT for entry in entries)
+
+
+def test_candidates_that_differ_clearly_fall_out_on_few_items() -> None:
+    field = [{*range(40)}, {*range(39)}, *({*range(8, 8 + n)} for n in range(6))]
+    race, entries = Recorded().race([{*range(n)} for n in range(16, 20)], field)
+    race.run()
+    assert [entry.pruned is None for entry in entries] == [True] * 2 + [False] * 6
+    assert all(len(entry.items["s"]) == FIRST for entry in entries[2:])
+
+
+def test_where_nothing_is_known_of_merges_all_items_are_scored() -> None:
+    race, entries = Recorded().race([{*range(16)}], [{*range(40)}, *({*range(8, 8 + n)} for n in range(7))])
+    race.run()
+    assert all(len(entry.items["s"]) == COUNT for entry in entries)
