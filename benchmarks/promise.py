@@ -181,8 +181,8 @@ def report(rows: list[dict[str, Any]]) -> bool:
             share = passed / len(won) if won else 1.0
             gains = [statistics.mean(row["gains"][at] for row in won) if won else float("nan") for at in range(3)]
             kept = " ".join(f"{gain:+9.4f}" for gain in gains)
-            print(f"{name:14} {confidence or 'null':>10}   {len(won):3}/{len(own):<3}   {passed:3}/{len(won):<3} {share:6.0%}"
-                  f"{'':29}{kept}")  # fmt: skip
+            about = f"{name:14} {confidence or 'null':>10}   {len(won):3}/{len(own):<3}"
+            print(f"{about}   {passed:3}/{len(won):<3} {share:6.0%}{'':29}{kept}")
             met &= confidence is None or share >= confidence
     advised = [row["advice"] for row in rows if not row["winner"] and row["advice"]]
     true = sum(advice["true"] for advice in advised)

@@ -101,6 +101,7 @@ class _Builder:
             aggregation=metric.aggregation,
             no_proxy_loss=no_proxy_loss(source, metric, self.split),
             doubts=tuple(f"{spec.at('task')}: {line}" for line in source.doubts()),
+            n_read=source.prepare(self.split).n_read,
         )
         return ScoredSlice(info, source, read, None if info.no_proxy_loss else ProxyLoss(source, metric))
 

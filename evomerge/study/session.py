@@ -20,7 +20,7 @@ from evomerge.study.after.transfer import StartingPoint
 from evomerge.study.gradients.trial_gradients import TrialGradients
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
-from evomerge.study.racing.racer import Racer, applicable
+from evomerge.study.racing.racer import Racer, applicable, is_cheap
 from evomerge.study.run.evaluation import Criteria, TrialResult
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
@@ -148,6 +148,9 @@ class Session:
         """Pruning and gradients, as the files ask for them. Both go by the scored references."""
         spec = self.plan.spec
         self.racer = self.make_racer()
+        if self.racer is None and self.plan.fitness.auto_pruning:
+            reason = "which takes less time than to prune" if self._is_cheap() else "since they are few"
+            self.observer.note(f"items: every candidate is scored on all of the search split, {reason}")
         if self.racer is not None:
             alone = "; asynchronous candidates do not race" if spec.asynchronous else ""
             self.observer.note(f"items: {self.racer.schedule}{alone}")
@@ -159,9 +162,16 @@ class Session:
         """A racer that goes by the scored references; None where no candidate is pruned."""
         spec = self.plan.spec
         pruning = applicable(spec, self.plan.fitness)
-        if not pruning:
+        if not pruning or self._is_cheap():
             return None
-        return Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
+        racer = Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
+        # Pruning costs nothing where nothing can be pruned, but to split an evaluation up does.
+        return racer if racer.schedule.ladder or not self.plan.fitness.auto_pruning else None
+
+    def _is_cheap(self) -> bool:
+        """Whether `pruning: auto` scores everything, as little is to be saved."""
+        auto, info = self.plan.fitness.auto_pruning, self.executor.info
+        return auto and is_cheap(sum(t.elements for t in self.plan.models.base.tensors.values()), info.n_read)
 
     # Searched trials.
 

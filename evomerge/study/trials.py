@@ -41,6 +41,7 @@ class Trials:
         searched: the searched trials in the order asked, those in flight included.
         n_told: how many searched trials have ended.
         item_noise: of the margins above the floors; None until the references are scored.
+        n_items: on how many items of the search split the ended trials, references included, were scored.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Trials:
         self.searched: list[Trial] = []
         self._places: dict[int, int] = {}  # number -> place in `searched`
         self.n_told = 0
-        self._n_finished, self._seconds = 0, 0.0
+        self._n_finished, self._seconds, self.n_items = 0, 0.0, 0
         self._scored_recipes: dict[str, int] = {}
         self._published: list[int] = []
         self._lap = time.perf_counter()
@@ -100,6 +101,7 @@ class Trials:
             return
         self.n_told += trial.kind == "search"
         self._n_finished += 1
+        self.n_items += trial.items_scored
         self._seconds += trial.seconds.get("elapsed", trial.seconds.get("total", 0.0))
         if trial.state == "complete":
             first = self._scored_recipes.get(trial.recipe_id, trial.number)

@@ -119,6 +119,34 @@ def test_budgets_are_totals(tiny_study: Study) -> None:
     assert len(facts("short")) == 20
 
 
+def test_a_budget_of_items_is_a_total_of_what_was_scored(tiny_study: Study) -> None:
+    space = tiny_study(lambda space, fitness: (fitness.update(pruning=False), space.update(budget={"items": 1})))
+    result = evomerge.search(space, run="one")
+    whole = result.search.trials[0].items
+    assert [t.kind for t in result.search.trials] == ["reference"] * 4, "the references are scored whatever they cost"
+    evomerge.resume("one", items=8 * whole)
+    state = evomerge.status("one")
+    assert (state.done, state.items) == (8, 8 * whole)
+    assert state.finished
+    evomerge.search(space, run="whole", items=8 * whole)
+    assert facts("one") == facts("whole")
+    evomerge.resume("one", items=8 * whole)
+    assert evomerge.status("one").done == 8
+
+
+def test_little_work_is_not_pruned_by_itself(tiny_study: Study) -> None:
+    """Tiny models on few items: to prune would take longer, and the search says that it does not."""
+    notes: list[str] = []
+
+    class Listening(Observer):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    result = evomerge.search(tiny_study(), observer=Listening())
+    assert all(trial.state == "complete" for trial in result.search.trials)
+    assert [note for note in notes if note.startswith("items: every candidate is scored on all")]
+
+
 def test_budgets_are_totals_wherever_they_end_when_all_items_are_scored(tiny_study: Study) -> None:
     space = tiny_study(lambda space, fitness: fitness.update(pruning=False))
     evomerge.search(space, run="short", trials=8)

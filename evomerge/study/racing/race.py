@@ -300,8 +300,8 @@ class Race:
         promising = chance.best >= DOUBT or chance.parent >= DOUBT
         questions = [chance.best] if chance.best >= DOUBT else []
         questions += [chance.feasible] if promising and DOUBT <= chance.feasible <= 1 - DOUBT else []
-        if len(self._field) == 1 and chance.parent >= DOUBT:
-            return 1.0  # nothing else tells an optimizer that asks for one at a time how good the good ones are
+        if chance.best >= 0.5 or (len(self._field) == 1 and chance.parent >= DOUBT):
+            return 1.0  # no prediction will do: it leads, or the optimizer is told of no other good one
         # A question with the probability p is 0 by |z(p)| standard errors; these shrink until that is enough.
         enough = abs(_NORMAL.inv_cdf(DOUBT))
         return max(

@@ -295,3 +295,19 @@ def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Pruner, ...]:
     """The means of pruning in the fitness file that this search can use: without generations, none that compares the
     candidates of one."""
     return tuple(s for s in fitness.pruning if s == "early_stop" or not spec.asynchronous)
+
+
+_CHEAP = 2e10
+"""Operations of a candidate's forward passes, below which pruning costs more time than it saves: a part of a second on
+one core, where another merge, another pass with half-empty batches and another file take tens of milliseconds."""
+
+
+def is_cheap(n_parameters: int, n_read: int | None) -> bool:
+    """Whether a candidate takes less time to score than to prune, by counts alone: every machine decides alike, and a
+    resumed run as it was launched.
+
+    Args:
+        n_parameters: of the model; each token that is read takes two operations a parameter.
+        n_read: how many tokens a candidate reads on the search split; None where that is unknown, and counts as many.
+    """
+    return n_read is not None and 2.0 * n_parameters * n_read < _CHEAP

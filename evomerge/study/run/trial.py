@@ -90,6 +90,11 @@ class Trial:
         return self.state in ("complete", "pruned") and self.objective is not None
 
     @property
+    def items_scored(self) -> int:
+        """The number of items that it was scored on: none, where its scores are another one's."""
+        return 0 if self.duplicate_of is not None else self.evaluated
+
+    @property
     def lacks_gradient(self) -> bool:
         """Whether it is in flight, and its slopes are still to be computed."""
         return self.state == "running" and self.needs_gradient and self.slopes is None
