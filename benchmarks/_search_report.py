@@ -42,7 +42,8 @@ def gains(runs: Mapping[str, Mapping[int, Gains]], budgets: Sequence[int]) -> bo
         cells = [f"{'-' if m is None else f'{m:+.4f}'} ({len(c)})" for m, c in zip(means, columns, strict=True)]
         print(f"{row:20}" + "".join(f"{cell:>15}" for cell in cells) + f"   falls: {falls or 'never'}")
         met &= row != OURS or not falls
-    print(f"the default has winners in nine of ten, never falls, and no row is ahead of it at {JUDGED}: {met}")
+    judged = [budget for budget in budgets if budget in JUDGED]
+    print(f"the default has winners in nine of ten, never falls, and no row is ahead of it at {judged}: {met}")
     return met
 
 
@@ -68,12 +69,12 @@ def known(
         limit = budgets[-1] if row == OURS else LIMITED.get(row, longest)
         shown = f"{median:.0f}" if math.isfinite(median) else f"over {limit}"
         print(f"{row:20}{''.join(cells)}   {shown:>9} ({arrived}/{len(seeds)})")
-    if OURS not in runs:
+    if OURS not in runs or not any(row in runs for row in PEERS):
         return True
     ours = statistics.median(arrivals[OURS])
     theirs = {row: min(statistics.median(arrivals[row]), longest) for row in PEERS if row in runs}
     met = all(ours <= 0.5 * value for value in theirs.values())
-    print(f"at most half the evaluations of {' and of '.join(PEERS)}: {met}")
+    print(f"at most half the evaluations of {' and of '.join(theirs)}: {met}")
     return met
 
 
