@@ -16,9 +16,13 @@ from evomerge.demo.train import prepare
 from evomerge.evaluator.evaluator import Evaluator, place_candidates
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.gates import feasible, judge, scales, settle, shortfall
+from evomerge.scoring.item_noise import ItemNoise, Scored
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import launched_plan
+from evomerge.study.run.leaderboard import Floors
 from evomerge.study.run.manifest import Launch
+from evomerge.study.run.trial import Trial
+from evomerge.study.trials import AIM
 from evomerge.types import Genome, Outcome, Scores, SplitName
 
 TEXTS, QUESTIONS = 24, 85
@@ -37,7 +41,8 @@ class Checkpoints:
         placement = place_candidates(plan.models, plan.fitness, "cpu", None)
         self.space = plan.space
         self._bench = Evaluator.load(plan.models, plan.fitness, placement, Observer())
-        self.slices = self._bench.suite.info.slices
+        self.info = self._bench.suite.info
+        self.slices = self.info.slices
         models = {"base": plan.space.models.base, **plan.space.models.sources}
         self.parents = {name: plan.space.parent(reference) for name, reference in models.items()}
         self._scores: dict[tuple[str, SplitName], Scores] = {}
@@ -62,7 +67,7 @@ class Floored:
         slices = checkpoints.slices
         if margin is not None:
             slices = {n: replace(s, floor=replace(s.floor, margin=margin)) for n, s in slices.items() if s.floor}
-        self._gates, self._scales = {}, {}
+        self.slices, self._gates, self._scales = slices, {}, {}
         splits: tuple[SplitName, SplitName] = ("search", "holdout")
         for split in splits:
             measured = {name: checkpoints.scores(recipe, split) for name, recipe in recipes.items()}
@@ -73,9 +78,29 @@ class Floored:
         recipes["uniform"] = space.uniform()
         self.scored = {name: self._outcome(recipe, "search") for name, recipe in recipes.items()}
         self.base_on_holdout = self._outcome(recipes["base"], "holdout").objective
+        info = replace(checkpoints.info, slices=slices)
+        self.noise = ItemNoise(info, {name: self.scored_items(recipe) for name, recipe in checkpoints.parents.items()})
+        self.floors = Floors(self._gates["search"], self._scales["search"])
 
     def outcome(self, genome: Genome, split: SplitName) -> Outcome:
         return self._outcome(self.checkpoints.space.recipe(genome), split)
+
+    def scored_items(self, recipe: Recipe) -> Scored:
+        """On the search split."""
+        scores = self.checkpoints.scores(recipe, "search")
+        return Scored(scores, {name: {i.item: i for i in score.items} for name, score in scores.items()})
+
+    def trial(self, number: int, genome: Genome) -> Trial:
+        """A searched trial, as a study keeps it."""
+        recipe = self.checkpoints.space.recipe(genome)
+        scored = self.scored_items(recipe)
+        values = {name: score.value for name, score in scored.scores.items()}
+        trial = Trial(number, "search", "", genome, "[]", recipe.id, 0, "complete", values)
+        return replace(trial, objective=sum(values.values()) / len(values), errors=self.noise.errors(scored))
+
+    def aimed(self, genome: Genome) -> Outcome:
+        """What evomerge tells its optimizers, which aim above the floors."""
+        return replace(self.floors, aim=AIM).outcome(self.trial(0, genome))
 
     def _outcome(self, recipe: Recipe, split: SplitName) -> Outcome:
         scores = self.checkpoints.scores(recipe, split)

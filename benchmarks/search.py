@@ -201,17 +201,21 @@ def merges(job: Job, out: Path, folder: Path) -> dict[str, Any]:
 
     models = Floored(_opened(job.setup, job.seed, out, folder), job.margin)
     paid = len(models.scored) if job.row in PAY else 0
+    ours = job.row in PAY
+
+    def score(genome: Genome) -> Outcome:
+        return models.aimed(genome) if ours else models.outcome(genome, "search")
+
     known = [(models.references[name].genome, outcome) for name, outcome in models.scored.items()]
+    known = [(genome, score(genome) if ours else outcome) for genome, outcome in known]
     start = Start(references=models.references, known=known)
     trials = []
-    for genome, outcome in driven(
-        ROWS[job.row](models.dimensions, job.seed, start), lambda genome: models.outcome(genome, "search")
-    ):
+    for genome, outcome in driven(ROWS[job.row](models.dimensions, job.seed, start), score):
         trials.append((genome, outcome))
         if len(trials) == job.most - paid:
             break
-    own = [*known, *trials] if job.row in PAY else trials
-    found = [winner(own[:budget], models) for budget in job.budgets]
+    own = [*known, *trials] if ours else trials
+    found = [winner(own[:budget], models, ours) for budget in job.budgets]
     return {
         "gains": [None if one is None else one[1].objective - models.base_on_holdout for one in found],
         "winners": [None if one is None else [trial[0] for trial in own].index(one[0]) for one in found],
