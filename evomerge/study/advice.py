@@ -75,4 +75,4 @@ def _trials(n_trials: int, before: float, now: float) -> int | None:
     if now >= CHANCE or rise < _LEAST_RISE:
         return None
     doublings = (CHANCE - now) / rise
-    return None if 2**doublings > _MOST_TIMES else math.ceil(n_trials * 2**doublings / 10) * 10
+    return None if 2**doublings > _MOST_TIMES else math.ceil(round(n_trials * 2**doublings / 10, 6)) * 10

@@ -30,6 +30,12 @@ DRAWS = 400
 SCREENED = 64
 """So many trials are looked at item by item: those with the best scores and chances by their own errors."""
 
+_LEAST = 1e-12
+"""What a trial is worth that does not pass, or gains nothing."""
+
+_RISE = 1e-6
+"""A finalist that adds a smaller share to the mean adds nothing."""
+
 Objective = Callable[[Mapping[str, float]], float]
 Passes = NDArray[np.bool_]
 
@@ -121,17 +127,19 @@ def choose(
     # 2. What each trial is worth where it passes: its gain over the base, and as much again as the best one gains, so
     # that a winner is always better than none.
     gains = _gains(scores, objective)
-    worth = gains + max(float(gains.mean(axis=0).max()), 0.0) + 1e-12
+    worth = gains + max(float(gains.mean(axis=0).max()), 0.0) + _LEAST
     # 3. Greedily take the trial that adds most to the mean of the best that passes. With confidence, more finalists
     # need wider bounds, and fewer may be worth more.
     best = Finalists(), -math.inf
     for count in range(1, most + 1) if confidence is not None and floored else (most,):
         level = None if confidence is None else gate_confidence(confidence, count, len(floored))
-        passes = np.ones(gains.shape, dtype=bool)
+        passes, short = np.ones(gains.shape, dtype=bool), np.zeros(gains.shape)
         for name, distances in margins.items():
-            gaps = 0.0 if level is None else np.array([noise.gaps(s, level)[name] for s in scored])
+            gaps = 0.0 if level is None else np.array([noise.gaps(one, level)[name] for one in scored])
             passes &= distances >= gaps
-        found = _greedy(np.where(passes, np.maximum(worth, 1e-12), 0.0), count)
+            short += np.maximum(0.0, gaps - distances)
+        # Where none passes, the one that comes closest is worth a look.
+        found = _greedy(np.where(passes, np.maximum(worth, _LEAST), _LEAST / (1 + short)), count)
         value = _best_of(passes, worth, found)
         if value > best[1] + 1e-15:
             order = sorted(found, key=lambda at: (-(trials[at].objective or 0.0), trials[at].number))
@@ -164,7 +172,7 @@ def _greedy(worth: Matrix, most: int) -> list[int]:
         means = np.maximum(worth, best[:, None]).mean(axis=0)
         means[found] = -math.inf
         at = int(means.argmax())
-        if found and means[at] <= best.mean():
+        if found and means[at] <= (1 + _RISE) * best.mean():
             break
         found.append(at)
         best = np.maximum(best, worth[:, at])
