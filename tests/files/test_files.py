@@ -10,9 +10,8 @@ import yaml
 
 from evomerge.errors import InputError
 from evomerge.files.fitness_file import read_fitness
-from evomerge.files.objects import ModelRef
+from evomerge.files.objects import PRUNERS, ModelRef
 from evomerge.files.pair import read_files
-from evomerge.files.objects import PRUNERS
 from evomerge.files.resolved import current_keys, fitness_data, space_data, to_yaml
 from evomerge.files.space_file import read_space
 
