@@ -32,9 +32,9 @@ from evomerge.types import ItemScore, SliceScore
 DOUBT = 0.05
 """A question (best so far? a parent? feasible?) is open while its answer has at least this probability to be wrong."""
 
-NOISE = 0.1
+NOISE = 0.15
 """The variance of predictions' errors, in units of that of the true scores across candidates, with which predictions
-are as good as the true scores to an optimizer (they correlate by 0.95)."""
+are as good as the true scores to an optimizer (they correlate by 0.93)."""
 
 _DRAWS = 200
 _NORMAL = NormalDist()
@@ -156,7 +156,7 @@ class Race:
         share = self._schedule.next_rung({}, self._first_part)
         while share < 1.0 and self._running():
             rung = self._schedule.rung(share)
-            list(self._run_all(self._score_rung(entry, rung) for entry in self._running()))
+            list(self._run_all(self._score(entry, rung, keep=True) for entry in self._running()))
             self._choose_control(rung)
             share = self._schedule.next_rung(rung, self._eliminate(rung))
         list(self._run_all(self.score_rest(entry) for entry in self._running()))
@@ -194,11 +194,7 @@ class Race:
     def _running(self) -> list[Entry]:
         return [entry for entry in self._field if entry.pruned is None and entry.failure is None]
 
-    def _score_rung(self, entry: Entry, rung: ItemNames) -> EvalTask[None]:
-        yield from self._score(entry, rung)
-        self._keep(entry)
-
-    def _score(self, entry: Entry, names: ItemNames) -> EvalTask[None]:
+    def _score(self, entry: Entry, names: ItemNames, keep: bool = False) -> EvalTask[None]:
         """Scores a candidate on the items of `names` that it lacks."""
         missing = {name: items.difference(entry.items.get(name, ())) for name, items in names.items()}
         if entry.failure is not None or entry.pruned is not None or not any(missing.values()):
@@ -214,6 +210,8 @@ class Race:
             yield from self._score_items(entry, missing)
         except (TrialError, InputError) as error:
             entry.failure = str(error)
+        if keep:
+            self._keep(entry)
 
     def _stop_early(self, entry: Entry, judged_by: ItemNames) -> None:
         """Exact early stop: a floor is missed even if all items to go are answered perfectly, by the items of

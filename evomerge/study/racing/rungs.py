@@ -55,7 +55,7 @@ class Pool:
     def chunks(self, scored: frozenset[str], size: int) -> list[frozenset[str]]:
         """The items that are not scored yet, in parts of at least `size` and nearly equal numbers."""
         left = [name for name in self.late if name not in scored]
-        if self.whole:
+        if self.whole or not left:
             return [frozenset(left)] if left else []
         step = math.ceil(len(left) / max(1, min(_CHUNKS, len(left) // max(1, size))))
         return [frozenset(left[at : at + step]) for at in range(0, len(left), step)]

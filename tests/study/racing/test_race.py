@@ -90,7 +90,7 @@ def test_candidates_are_predicted_from_the_merge_that_answers_most_as_they_do() 
     recorded = Recorded()
     race, entries = recorded.race([best, alike], [{*range(6), 8, 9, n} for n in range(10, 18)])
     rung = recorded.rung(FIRST / COUNT)
-    list(race._run_all(race._score_rung(entry, rung) for entry in entries))
+    list(race._run_all(race._score(entry, rung) for entry in entries))
     race._choose_control(rung)
     for entry in entries:
         assert race.predicted(entry)["s"] == pytest.approx(len(alike) / COUNT), "not 0.75, as by the best"
