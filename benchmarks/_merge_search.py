@@ -35,8 +35,8 @@ Trials = Sequence[tuple[Genome, Outcome]]
 
 
 class MergeSearch:
-    """Task arithmetic in memory. `gradient`: a weight in [-1, 2] for each source and tensor, and `warm_start: gradient`;
-    otherwise a weight in [0, 1] for each source and layer, and the default optimizer."""
+    """Task arithmetic in memory. `gradient`: a weight in [-1, 2] for each source and tensor, and `warm_start:
+    gradient`; otherwise a weight in [0, 1] for each source and layer, and the default optimizer."""
 
     def __init__(self, bed: Testbed, search: Slices, seed: int, gradient: bool) -> None:
         self._bed, self._search, self._gradient = bed, search, gradient

@@ -2,14 +2,14 @@
 
     python benchmarks/training.py FOLDER [--out runs/training] [--table rule|wide|seconds] [--seeds 5] [--print]
 
-FOLDER is as in specialists.py. Each slice has 4, 8, 32 or 128 items (as many as there are) to search or train on, and 64
-others that decide. Rows: LoRA (PEFT) and full fine-tuning, each from the base, the uniform average and the best source;
-coefficients of bands (`_bands.py`) by the same loop (`_fitting.py`); evomerge's default search, and its `warm_start:
-gradient`. All share one process, one thread and one forward pass, and seconds are those of the processor, from the
-first forward pass (for bands: from the singular value decomposition) to the winner; scoring the holdout is not counted.
+FOLDER is as in specialists.py. Each slice has 4, 8, 32 or 128 items (as many as there are) to search or train on, and
+64 others that decide. Rows: LoRA (PEFT) and full fine-tuning, each from the base, the uniform average and the best
+source; coefficients of bands (`_bands.py`) by the same loop (`_fitting.py`); evomerge's default search, and its
+`warm_start: gradient`. All share one process, one thread and one forward pass. Seconds are those of the processor, from
+the first forward pass (for bands: from the singular value decomposition) to the winner, without the holdout's.
 
-Prints the gain over the base on the holdout in bits per byte, mean of the slices, over the seeds, and in how many of them
-all floors (`of: base, margin: 0`) are met there. Runs in --out are not run again.
+Prints the gain over the base on the holdout in bits per byte, mean of the slices, over the seeds, and in how many of
+them all floors (`of: base, margin: 0`) are met there. Runs in --out are not run again.
 """
 
 from __future__ import annotations
