@@ -221,7 +221,7 @@ def _merit(course: _Course) -> tuple[float, float]:
     return course.best.merit
 
 
-_FEW = 8
+_FEW = 4
 
 
 def best_start(bed: Testbed, starts: Sequence[Mapping[str, Tensor]], search: Slices) -> int:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 COUNTS = (4, 8, 32, 128)
-SECONDS = {"specialists": 12, "quickstart": 3, "editions": 3}
+SECONDS = {"specialists": 30, "quickstart": 3, "editions": 3}
 STARTS = ("base", "average", "best source")
 DEFAULT, GRADIENT = "default search", "warm_start: gradient"
 COEFFICIENTS = {"per tensor": 1, "8 bands": 8, "each direction": "each"}
