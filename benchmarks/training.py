@@ -27,7 +27,13 @@ from pathlib import Path
 from typing import Any
 
 COUNTS = (4, 8, 32, 128)
-SECONDS = {"specialists": 30, "quickstart": 3, "editions": 3}
+SECONDS = {
+    "specialists": {4: 12, 8: 12, 32: 30, 128: 60},
+    "quickstart": dict.fromkeys(COUNTS, 3),
+    "editions": dict.fromkeys(COUNTS, 3),
+}
+"""Testbed -> items a slice -> seconds of the processor."""
+
 STARTS = ("base", "average", "best source")
 DEFAULT, GRADIENT = "default search", "warm_start: gradient"
 COEFFICIENTS = {"per tensor": 1, "8 bands": 8, "each direction": "each"}
@@ -52,11 +58,11 @@ def plan(table: str, seeds: int) -> Iterator[Job]:
         for bed, seconds in SECONDS.items():
             if table == "rule":
                 rows = RULE if bed == "specialists" else (*RULE, "LoRA of the average")
-                yield from (Job(bed, row, count, seconds, seed) for count in COUNTS[:3] for row in rows)
+                yield from (Job(bed, row, count, seconds[count], seed) for count in COUNTS[:3] for row in rows)
             elif table == "wide":
-                yield from (Job(bed, row, count, seconds, seed) for count in COUNTS for row in ROWS)
+                yield from (Job(bed, row, count, seconds[count], seed) for count in COUNTS for row in ROWS)
             else:
-                yield from (Job(bed, row, 32, seconds * share, seed) for share in (0.5, 1, 4) for row in ROWS)
+                yield from (Job(bed, row, 8, seconds[8] * share, seed) for share in (1, 2.5, 6) for row in ROWS)
 
 
 def main() -> int:
