@@ -79,7 +79,7 @@ def _header(state: Status, trial: Trial, split: str, missed: list[str]) -> str:
         lines.append(f"chosen after {state.release.after} trials; the run has gone on since")
     if any(document.method == BAND_ARITHMETIC for document in trial.recipe.documents):
         return "\n".join(
-            [*lines, "evomerge merge FILE OUT (these very bits); mergekit knows no bands, and cannot run it"]
+            [*lines, "evomerge merge FILE OUT (these very bits); mergekit knows no bands and cannot run it"]
         )
     several = len(trial.recipe.documents) > 1
     peer = "mergekit-multi FILE --intermediate-dir TMP --out-path OUT" if several else "mergekit-yaml FILE OUT"

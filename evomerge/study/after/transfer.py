@@ -98,8 +98,8 @@ class _Transfer:
         self._old, self._new, self._genome = old, new, {**old.frozen_values, **genome}
         self._genes = {gene.name: gene for gene in old.spec.genes}
         cuts = [[gene.bands for gene in space.spec.genes if gene.bands is not None] for space in (old, new)]
-        if cuts[0] and cuts[0] != cuts[1]:
-            self._refuse("its bands are no bands here", "keep `per` and `bands` of the weight")
+        if cuts[0] != cuts[1]:
+            self._refuse("a weight of bands is another merge", "keep `per` and `bands` of the weight")
         if old.spec.interpolate or new.spec.interpolate:
             same = old.axes.groups == new.axes.groups and old.axes.knots == new.axes.knots
             if not (same and old.spec.interpolate == new.spec.interpolate):

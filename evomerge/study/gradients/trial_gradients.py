@@ -132,7 +132,7 @@ class TrialGradients:
                 for source, slope in zip(owners, slopes, strict=False):
                     shares = self._space.shares(parameter, source, tensor)
                     by_part = slope if isinstance(slope, tuple) else (slope,) * len(shares)
-                    for (key, share), part in zip(shares, by_part, strict=True):
+                    for (key, share), part in zip(shares, by_part, strict=False):  # frozen ones have no share
                         total[key] += share * part
         return [_short(value) for value in total.values()]
 
