@@ -6,13 +6,15 @@ Then
 
     d loss / d c_ij = s_ij u_ij^T (d loss / d W) v_ij.
 
-Decompositions are float32, of the host. They are facts of the stored tensors, remembered between candidates. Products
-are summed in float64 and rounded once, so that the result does not depend on the order of the sum.
+Decompositions are float32, of the host, and facts of the stored tensors, remembered between candidates. Products are
+summed in float64 and rounded once. Both take one thread: libraries for linear algebra add up in another order with
+another number, and the bits that are merged to disk have to be those that were scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +38,8 @@ class Factors:
 
     @classmethod
     def of(cls, delta: Tensor) -> Factors:
-        return cls(*torch.linalg.svd(delta.float().cpu(), full_matrices=False))
+        with _one_thread():
+            return cls(*torch.linalg.svd(delta.float().cpu(), full_matrices=False))
 
 
 def factor_bytes(shape: Sequence[int]) -> int:
@@ -58,8 +61,9 @@ def merged(inputs: Inputs, weight: Sequence[float | Bands]) -> Tensor:
             scales = _by_direction(value, parts) * parts.s.double()
             v = parts.v.to(inputs.device).double()
             for rows in _rows(parts.u):
-                u = parts.u[rows].double() * scales
-                total[rows] += u.to(inputs.device) @ v
+                u = (parts.u[rows].double() * scales).to(inputs.device)
+                with _one_thread():
+                    total[rows] += u @ v
         else:
             total += inputs.delta(i).double() * value
     return total.float()
@@ -82,6 +86,16 @@ def pull(inputs: Inputs, weight: Sequence[float | Bands], gradient: Tensor) -> l
         else:
             pulled.append((gradient.float() * inputs.delta(i)).sum(dtype=torch.float64).cpu().reshape(1))
     return pulled
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _by_direction(bands: Bands, parts: Factors) -> Tensor:
