@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
@@ -26,7 +26,8 @@ class Parameter:
 
     `scope` is "source" (one value for each merged model) or "tensor" (one value for all of them).
     `default` None means that a recipe must give it. Flags and counts (`kind` bool, int) cannot be genes. `log`: a gene
-    whose range starts above 0 is searched on a logarithmic scale unless it says otherwise.
+    whose range starts above 0 is searched on a logarithmic scale unless it says otherwise. `banded`: a recipe may give
+    a number for each band of a matrix (`recipe.bands`).
     """
 
     name: str
@@ -37,6 +38,7 @@ class Parameter:
     kind: type = float
     init: float = 0.5
     log: bool = False
+    banded: bool = False
 
     @property
     def argument(self) -> str:
@@ -128,6 +130,9 @@ _RAMPLUS = (
     _RAM_EPSILON,
 )
 _NEARSWAP_T = Parameter("t", "tensor", low=0.0, init=1e-3, log=True)
+BAND_ARITHMETIC = "band_arithmetic"
+"""What recipes of a space call task arithmetic whose weight is per `bands`. mergekit has no such method."""
+
 _HERE = "evomerge.merging.methods"
 _SUMMED = ("weight", "lambda")
 """What scales deltas without choosing their elements."""
@@ -157,6 +162,12 @@ METHODS: Mapping[str, Method] = {
     "task_arithmetic": Method(
         f"{_HERE}.task_arithmetic:task_arithmetic", _ARITHMETIC, "subtracted", differentiable=_SUMMED
     ),
+    BAND_ARITHMETIC: Method(
+        f"{_HERE}.band_arithmetic:band_arithmetic",
+        (replace(WEIGHT, banded=True),),
+        "subtracted",
+        differentiable=("weight",),
+    ),
     "ties": Method(f"{_HERE}.ties:ties", _TIES, "subtracted", differentiable=_SUMMED),
     "dare_linear": Method(f"{_HERE}.dare:dare_linear", _DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
     "dare_ties": Method(f"{_HERE}.dare:dare_ties", _DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
@@ -178,7 +189,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 CHOICES: Mapping[str, Choice] = {
-    **{name: Choice(name) for name in METHODS if name != "passthrough"},
+    **{name: Choice(name) for name in METHODS if name not in ("passthrough", BAND_ARITHMETIC)},
     # The plain average of the sources (model soups, Wortsman et al. 2022, section 2); a weighted soup is `linear`.
     "uniform_soup": Choice("linear", {"weight": 1.0, "normalize": True}),
 }

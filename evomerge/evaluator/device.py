@@ -94,6 +94,7 @@ def place_models(
     memory: str | None,
     share: Share | None = None,
     step: int = 0,
+    factors: int = 0,
 ) -> Placement:
     """Plans what lives where in a study of such merges, with a resident model of this dtype.
 
@@ -103,6 +104,7 @@ def place_models(
         memory: as parse_memory takes it.
         share: the part of devices, host and limits that this is for, where several workers share them.
         step: bytes that a gradient step takes beside the weights.
+        factors: bytes of the factors of deltas that bands need.
 
     Raises:
         InputError: there is no such device, the limits are none, or the model does not fit.
@@ -118,7 +120,9 @@ def place_models(
     bounds = share.within(limits(names == [CPU]))
     try:
         speed = rates(names[0])
-        return place(model, checkpoints, devices, host, speed, bounds, first_that_fits=share.spare, step=step)
+        return place(
+            model, checkpoints, devices, host, speed, bounds, first_that_fits=share.spare, step=step, factors=factors
+        )
     except InputError as error:
         if share.on_host == 1:
             raise

@@ -15,6 +15,7 @@ from evomerge.evaluator.progress import Progress
 from evomerge.evaluator.shares import Share
 from evomerge.evaluator.step_memory import StepMemory, planned_step
 from evomerge.files.objects import FitnessSpec
+from evomerge.merging.kernels.bands import factor_bytes
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan as plan_merge
 from evomerge.merging.plan.tokenizers import OutputTokenizer, output_tokenizer
@@ -192,7 +193,8 @@ def place_candidates(
     """
     merge = plan_merge(models.space.uniform(), _opened(models).open)
     step = planned_step(models, fitness.batch_size, merge)
-    return place_models(merge, models.space.models.dtype, models.checkpoints, device, memory, share, step)
+    factors = sum(map(factor_bytes, models.space.factored()))
+    return place_models(merge, models.space.models.dtype, models.checkpoints, device, memory, share, step, factors)
 
 
 def _opened(models: OpenModels, placement: Placement | None = None) -> SourceBank:

@@ -86,6 +86,7 @@ def space_models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoin
         chat_template=_chat_template(spec, {"base": base, **sources}),
         tensors=_layer_of_each_tensor(base),
         tied=base.tied,
+        shapes={name: tuple(info.shape) for name, info in base.tensors.items()},
     )
 
 

@@ -14,6 +14,7 @@ from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluator import Evaluator, check_loadable, resident_model
 from evomerge.evaluator.progress import Progress
 from evomerge.files.objects import FitnessSpec
+from evomerge.merging.kernels.bands import factor_bytes
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.plan.tokenizers import output_tokenizer
@@ -99,7 +100,9 @@ def load_evaluator(
 
     Raises InputError: the model does not fit, or something is wrong with a checkpoint, a task or its data.
     """
-    placement = place_models(planned, target.dtype, {c.reference: c for c in planned.checkpoints}, device, memory)
+    checkpoints = {c.reference: c for c in planned.checkpoints}
+    factors = sum(factor_bytes(shape) for job in planned.jobs.values() for shape in job.factored)
+    placement = place_models(planned, target.dtype, checkpoints, device, memory, factors=factors)
     for name, fact in placement.facts().items():
         progress.note(f"{name}: {fact}")
     tokenizer = output_tokenizer(target.recipe.output, target.planned)

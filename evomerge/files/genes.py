@@ -12,12 +12,20 @@ from itertools import product
 
 from evomerge.errors import RemovedError, suggestion
 from evomerge.files.nodes import Node, interval
-from evomerge.files.objects import AXES, Axis, GeneSpec
+from evomerge.files.objects import AXES, Axis, Cut, GeneSpec
 from evomerge.registry import CHOICES, METHODS, Parameter
 
 Fixed = Mapping[str, float | bool]
 Takers = dict[str, Parameter]
 """The chosen methods that take a parameter, by name, and how each of them declares it."""
+
+_BANDED = "task_arithmetic"
+"""The method whose weight can be per `bands`."""
+
+_MOST_BANDS = 100_000
+
+_PLAIN_SUM = (("normalize", False), ("lambda", 1.0))
+"""What the other parameters of the method are beside bands."""
 
 _INSIDE = 1e-6
 """A value so far inside a range, as a share of it, stands for the range's open interior."""
@@ -64,9 +72,20 @@ def check_genes(
     """InputError where a chosen method lacks a value that it needs, or cannot take some of the values together that
     the ranges allow."""
     searched = {gene.name: gene for gene in genes}
+    if any(gene.bands is not None for gene in genes):
+        _check_banded(node, searched, fixed, fixed_node)
     for method in methods:
         _check_required(node.value["method"], method, {*fixed, *searched})
         _check_together(node, method, searched, fixed, fixed_node)
+
+
+def _check_banded(node: Node, genes: Mapping[str, GeneSpec], fixed: Fixed, fixed_node: Node | None) -> None:
+    """InputError where bands are searched beside what they do not go with."""
+    if "lambda" in genes:
+        node.value["lambda"].fail("lambda scales all bands, which have numbers of their own", "remove the gene")
+    other = next((name for name, value in fixed.items() if (name, value) not in _PLAIN_SUM), None)
+    if other is not None:
+        (fixed_node or node).fail(f"{other} is {fixed[other]}, which bands do not go with", f"remove {other}")
 
 
 # Methods
@@ -175,13 +194,12 @@ def _numeric(name: str, node: Node, takers: Takers) -> GeneSpec:
     if smooth is not None and smooth.value not in (0, None):  # a run's own copy may hold a 0
         raise RemovedError("`smooth` was removed", "leave it out, or use `interpolate: true`", smooth.where)
     kept = {key: child for key, child in node.value.items() if key != "smooth"}
-    parts = Node(kept, node.where).mapping(["low", "high"], ["init", "log", "per"])
+    parts = Node(kept, node.where).mapping(["low", "high"], ["init", "log", "per", "bands"])
     low, high = _range(parts, name, takers)
     log = parts["log"].boolean() if "log" in parts else parameter.log and low > 0
     if log and low <= 0:
         parts["low"].fail(f"{low:g} has no logarithm", "give a low above 0, or log: false")
-    axes: tuple[Axis, ...] = AXES if parameter.scope == "source" else ("layers", "modules", "tensors")
-    per = _per(parts.get("per"), axes, name, f"{name} has one value for all sources")
+    per = _per(parts.get("per"), *_axes(name, parameter, takers))
     return GeneSpec(
         name=name,
         per=per,
@@ -190,7 +208,41 @@ def _numeric(name: str, node: Node, takers: Takers) -> GeneSpec:
         init=parts["init"].number(low, high) if "init" in parts else min(max(parameter.init, low), high),
         log=log,
         where=node.where,
+        bands=_bands(node, parts.get("bands"), per),
     )
+
+
+def _axes(name: str, parameter: Parameter, takers: Takers) -> tuple[tuple[Axis, ...], str, str]:
+    """The axes that a numeric gene can have, its name, and why it has no others."""
+    if parameter.scope != "source":
+        return ("layers", "modules", "tensors"), name, f"{name} has one value for all sources"
+    if name == "weight" and set(takers) == {_BANDED}:
+        return AXES, name, ""
+    reason = f"only the weight of {_BANDED}, as the only method, has bands"
+    return ("sources", "layers", "modules", "tensors"), name, reason
+
+
+def _bands(gene: Node, node: Node | None, per: Sequence[Axis]) -> Cut | None:
+    """How the axis `bands` cuts a matrix: into a number of bands, by shares of the directions, or each by itself."""
+    if "bands" not in per:
+        if node is not None:
+            node.fail("says how to cut bands, and `per` has none", "add bands to `per`, or remove it")
+        return None
+    if "tensors" not in per:
+        gene.fail(
+            "is per bands, and not per tensors", "write `per: [sources, tensors, bands]`: a tensor has its own bands"
+        )
+    if node is None:
+        gene.fail("is per bands, and does not say how many", "add `bands: 8`, shares as `[0.1, 0.2, 0.7]`, or `each`")
+    if isinstance(node.value, list):
+        shares = tuple(child.number(0.0, 1.0) for child in node.sequence())
+        if not shares or min(shares) <= 0 or abs(sum(shares) - 1.0) > _INSIDE:
+            node.fail(f"is {node.shown()}", "give shares of the directions that are above 0 and sum to 1")
+        return shares
+    if isinstance(node.value, str):
+        node.one_of(("each",), "way to cut bands")
+        return "each"
+    return node.integer(1, _MOST_BANDS)
 
 
 def _range(parts: Mapping[str, Node], name: str, takers: Takers) -> tuple[float, float]:

@@ -9,12 +9,14 @@ from typing import Any, Literal
 from evomerge.errors import Where
 from evomerge.registry import OPTIMIZER_KEYS, PARETO
 
-Axis = Literal["sources", "layers", "modules", "tensors"]
+Axis = Literal["sources", "layers", "modules", "tensors", "bands"]
+Cut = int | tuple[float, ...] | Literal["each"]
+"""How directions of a matrix are cut into bands: into so many of equal size, by shares, or each one by itself."""
 Pruner = Literal["early_stop", "racing", "representative"]
 PRUNERS: tuple[Pruner, ...] = ("early_stop", "racing", "representative")
 OLD_KEYS = {"economy": "pruning"}
 """Keys of a fitness file that had another name: old name -> name. Both are read, the new one is written."""
-AXES: tuple[Axis, ...] = ("sources", "layers", "modules", "tensors")
+AXES: tuple[Axis, ...] = ("sources", "layers", "modules", "tensors", "bands")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class GeneSpec:
-    """One gene as written: a numeric range or choices, and the axes along which it takes separate values."""
+    """One gene as written: a numeric range or choices, and the axes along which it takes separate values. `bands`: how
+    the axis of that name cuts a matrix."""
 
     name: str
     per: tuple[Axis, ...] = ()
@@ -47,6 +50,7 @@ class GeneSpec:
     log: bool = False
     choices: tuple[str, ...] = ()
     where: Where = field(default=Where(), compare=False)
+    bands: Cut | None = None
 
 
 @dataclass(frozen=True)

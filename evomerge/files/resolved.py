@@ -59,6 +59,8 @@ def _gene(gene: GeneSpec) -> dict[str, Any]:
         data["init"] = gene.init
     if gene.per:
         data["per"] = list(gene.per)
+    if gene.bands is not None:
+        data["bands"] = list(gene.bands) if isinstance(gene.bands, tuple) else gene.bands
     return data
 
 

@@ -14,7 +14,7 @@ _SEPARATE: Mapping[str, Sequence[str]] = {
     "sources": ("sources",),
     "layers": ("layers",),
     "genes": (),
-    "each": ("sources", "layers", "modules", "tensors"),
+    "each": ("sources", "layers", "modules", "tensors", "bands"),
 }
 """`by` -> the axes along which a gene's values move separately."""
 

@@ -24,7 +24,7 @@ _LISTED = 100_000
 """Points of a larger grid are drawn one by one, instead of listed and shuffled."""
 
 _SEPARATE: Mapping[str, Collection[str]] = {
-    "none": ("sources", "layers", "modules", "tensors"),
+    "none": ("sources", "layers", "modules", "tensors", "bands"),
     "layers": ("sources", "modules"),
     "modules": ("sources", "layers"),
     "layers+modules": ("sources",),

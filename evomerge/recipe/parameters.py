@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import Where
+from evomerge.recipe.bands import Bands
 from evomerge.recipe.recipe import Document, Input, Module, Parameters, Slice
 
 
@@ -40,6 +41,9 @@ def of_tensor(value: Any, tensor: str, t: float, kind: type = float) -> Any | No
     for entry in entries:
         pattern = entry.get("filter")
         if pattern is None or pattern == "*" or pattern in tensor:
+            if "bands" in entry:
+                sizes = entry.get("sizes")
+                return Bands(tuple(map(float, entry["bands"])), None if sizes is None else tuple(sizes))
             return at_position(entry["value"], t, kind)
     return None
 

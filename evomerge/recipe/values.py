@@ -80,9 +80,22 @@ def _value(node: Node) -> Any:
 
 
 def _entry(node: Node) -> dict[str, Any]:
-    parts = node.mapping(["value"], ["filter"])
-    value = _value(parts["value"])
-    return {"filter": text(parts["filter"]), "value": value} if is_set(parts.get("filter")) else {"value": value}
+    banded = isinstance(node.value, dict) and "bands" in node.value
+    parts = node.mapping(["bands"], ["filter", "sizes"]) if banded else node.mapping(["value"], ["filter"])
+    chosen = {"filter": text(parts["filter"])} if is_set(parts.get("filter")) else {}
+    return {**chosen, **(_bands(parts) if banded else {"value": _value(parts["value"])})}
+
+
+def _bands(parts: Mapping[str, Node]) -> dict[str, Any]:
+    """The numbers of bands, and how many directions each has, in evomerge's own form."""
+    data: dict[str, Any] = {"bands": [child.number() for child in parts["bands"].sequence()]}
+    if not data["bands"]:
+        parts["bands"].fail("is an empty list", "give a number for each band")
+    if is_set(parts.get("sizes")):
+        data["sizes"] = [child.integer(1) for child in parts["sizes"].sequence()]
+        if len(data["sizes"]) != len(data["bands"]):
+            parts["sizes"].fail("has another length than bands", "give the directions of each band")
+    return data
 
 
 def _scalar(node: Node) -> float | bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
 from evomerge.errors import InputError
 from evomerge.files.objects import Axis, GeneSpec
+from evomerge.recipe.bands import sizes
 from evomerge.types import Dimension, Genome, Value
 
 MOST_DIMENSIONS = 100_000
@@ -30,6 +31,7 @@ class Axes:
         knots: the knots' positions, in layers.
         tensors: the tensors' names, with the layer whose values each takes (embeddings the first's, final norm and head
             the last's).
+        shapes: the tensors' shapes.
     """
 
     sources: tuple[str, ...]
@@ -38,13 +40,20 @@ class Axes:
     interpolate: bool = False
     knots: tuple[float, ...] = ()
     tensors: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def names(self, axis: Axis) -> tuple[str, ...]:
+        """The values of an axis; `bands` differ by tensor, and have none here (`bands_of`)."""
         if axis == "sources":
             return self.sources
         if axis == "layers":
             return tuple(str(i) for i in range(len(self.groups)))
         return tuple(self.tensors) if axis == "tensors" else (*self.modules, OTHER)
+
+    def bands_of(self, gene: GeneSpec, tensor: str) -> tuple[int, ...]:
+        """The sizes of the bands of a tensor, in directions."""
+        assert gene.bands is not None
+        return sizes(gene.bands, self.shapes[tensor])
 
     def module_of(self, tensor: str) -> str:
         """The first module whose filter is in the tensor's name."""
@@ -63,11 +72,12 @@ def dimensions(genes: Sequence[GeneSpec], axes: Axes) -> tuple[Dimension, ...]:
     there are more than `MOST_DIMENSIONS`."""
     spread: list[Dimension] = []
     for gene in genes:
-        count = len(spread) + math.prod(len(axes.names(axis)) for axis in gene.per)
+        count = len(spread) + _count(gene, axes)
         if count > MOST_DIMENSIONS:
             problem = f"{gene.name} brings the number of searched values to {count:,}, more than {MOST_DIMENSIONS:,}"
-            raise InputError(problem, "give it fewer axes (`per`), or the space fewer layer groups", gene.where)
-        for places in product(*(axes.names(axis) for axis in gene.per)):
+            mend = "fewer bands, or fewer axes (`per`)" if gene.bands is not None else "fewer axes (`per`)"
+            raise InputError(problem, f"give it {mend}, or the space fewer layer groups", gene.where)
+        for places in _places(gene, axes):
             key = dimension_key(gene.name, places)
             place: dict[str, str] = dict(zip(gene.per, places, strict=True))
             if gene.choices:
@@ -79,11 +89,29 @@ def dimensions(genes: Sequence[GeneSpec], axes: Axes) -> tuple[Dimension, ...]:
     return tuple(spread)
 
 
+def _count(gene: GeneSpec, axes: Axes) -> int:
+    """The number of dimensions that a gene has."""
+    count = math.prod(len(axes.names(axis)) for axis in gene.per if axis not in ("tensors", "bands"))
+    if "bands" in gene.per:
+        return count * sum(len(axes.bands_of(gene, tensor)) for tensor in axes.tensors)
+    return count * (len(axes.tensors) if "tensors" in gene.per else 1)
+
+
+def _places(gene: GeneSpec, axes: Axes) -> Iterator[tuple[str, ...]]:
+    """The values of the gene's axes, in all combinations."""
+    for places in product(*(axes.names(axis) for axis in gene.per if axis != "bands")):
+        if "bands" in gene.per:  # the last axis, behind the tensor
+            yield from ((*places, str(band)) for band in range(len(axes.bands_of(gene, places[-1]))))
+        else:
+            yield places
+
+
 def value_at(
-    gene: GeneSpec, genome: Genome, axes: Axes, source: str, layer: int, module: str, tensor: str = ""
+    gene: GeneSpec, genome: Genome, axes: Axes, source: str, layer: int, module: str, tensor: str = "", band: int = 0
 ) -> Value:
-    """The gene's value for one source, layer and module, or one tensor of the layer. Choices are not interpolated."""
-    parts = shares_at(gene, axes, source, layer, module, tensor)
+    """The gene's value for one source, layer and module, or one tensor of the layer (and band of it). Choices are not
+    interpolated."""
+    parts = shares_at(gene, axes, source, layer, module, tensor, band)
     if len(parts) == 1:
         return genome[parts[0][0]]
     (first, a), (second, b) = parts
@@ -91,13 +119,13 @@ def value_at(
 
 
 def shares_at(
-    gene: GeneSpec, axes: Axes, source: str, layer: int, module: str, tensor: str = ""
+    gene: GeneSpec, axes: Axes, source: str, layer: int, module: str, tensor: str = "", band: int = 0
 ) -> tuple[tuple[str, float], ...]:
     """The dimensions that the gene takes its value from at a place, and the share of each: one dimension, or the two
     knots beside the layer."""
 
     def key(group: int) -> str:
-        place = {"sources": source, "layers": str(group), "modules": module, "tensors": tensor}
+        place = {"sources": source, "layers": str(group), "modules": module, "tensors": tensor, "bands": str(band)}
         return dimension_key(gene.name, [place[axis] for axis in gene.per])
 
     if axes.interpolate and "layers" in gene.per and not gene.choices:

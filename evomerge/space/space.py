@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.files.objects import GeneSpec, SpaceSpec
+from evomerge.recipe.bands import even
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice, TokenizerPolicy
-from evomerge.registry import CHOICES, METHODS, Choice, Method, Parameter
+from evomerge.registry import BAND_ARITHMETIC, CHOICES, METHODS, Choice, Method, Parameter
 from evomerge.space.frozen import cut, frozen_layers, frozen_values
 from evomerge.space.genes import OTHER, Axes, dimensions, shares_at, value_at
 from evomerge.space.reference_genomes import ReferenceGenome, ReferenceKind, reference_genomes
@@ -30,6 +31,7 @@ class Models:
         tensors: the base's floating-point tensors, in the order of the model, with the layer whose values each takes
             (`genes.Axes`).
         tied: whether the base's head is its embeddings.
+        shapes: the shapes of `tensors`.
     """
 
     base: str
@@ -40,6 +42,7 @@ class Models:
     chat_template: str = "auto"
     tensors: Mapping[str, int] = field(default_factory=dict)
     tied: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Space:
@@ -55,6 +58,19 @@ class Space:
         self._spans = cut(self.axes.groups, self.frozen_layers)
         self.dimensions: tuple[Dimension, ...] = tuple(d for d in self._all if d.key not in self.frozen_values)
         self._genes = {gene.name: gene for gene in spec.genes}
+
+    @property
+    def banded(self) -> bool:
+        """Whether weights are per band."""
+        return any(gene.bands is not None for gene in self.spec.genes)
+
+    def factored(self) -> Iterator[tuple[int, ...]]:
+        """The shapes of the matrices whose deltas are factored, one for each source."""
+        gene = next((gene for gene in self.spec.genes if gene.bands is not None), None)
+        if gene is not None:
+            for name in self.models.tensors:
+                if len(self.axes.bands_of(gene, name)) > 1:
+                    yield from (self.models.shapes[name] for _ in self.models.sources)
 
     @property
     def start(self) -> Genome:
@@ -124,7 +140,12 @@ class Space:
         gene, layer = self._genes.get(parameter), self.models.tensors[tensor]
         if gene is None or gene.choices or layer in self.frozen_layers:
             return ()
-        shares = shares_at(gene, self.axes, source, layer, self.axes.module_of(tensor), tensor)
+        module = self.axes.module_of(tensor)
+        if "bands" in gene.per:
+            numbers = range(len(self.axes.bands_of(gene, tensor)))
+            shares = tuple(shares_at(gene, self.axes, source, layer, module, tensor, band)[0] for band in numbers)
+        else:
+            shares = shares_at(gene, self.axes, source, layer, module, tensor)
         return tuple((key, share) for key, share in shares if key not in self.frozen_values)
 
     def _method_at(self, genome: Genome, layer: int) -> str:
@@ -142,6 +163,8 @@ class Space:
         if len(slices) == 1 and _listed(METHODS[choice.method]):
             inputs = tuple(Input(i.model, None, i.parameters) for i in slices[0].inputs)
             slices = [Slice(inputs, slices[0].parameters)]
+        if self.banded:  # whose other parameters are as task arithmetic has them by default
+            return self._document(BAND_ARITHMETIC, tuple(slices), self.models.base, None, stage)
         names = {p.name for p in choice.parameters}
         fixed = {k: v for k, v in self.spec.fixed.items() if k in names}
         return self._document(choice.method, tuple(slices), self.models.base, {**choice.settled, **fixed}, stage)
@@ -169,6 +192,8 @@ class Space:
 
     def _value(self, gene: GeneSpec, genome: Genome, source: str, layer: int) -> Any:
         """A number, or one filtered entry for each module or tensor where they differ."""
+        if "bands" in gene.per:
+            return self._by_band(gene, genome, source, layer)
         if "tensors" in gene.per:
             return self._by_tensor(gene, genome, source, layer)
         if "modules" not in gene.per:
@@ -188,6 +213,22 @@ class Space:
         entries = [{"filter": name, "value": values[name]} for name in sorted(names, key=len, reverse=True)]
         # mergekit asks for the head of a model that has none of its own.
         return [*entries, {"value": values[names[0]]}] if self.models.tied else entries
+
+    def _by_band(self, gene: GeneSpec, genome: Genome, source: str, layer: int) -> list[dict[str, Any]]:
+        """An entry for each tensor: a number for each of its bands, and the bands' sizes where they are not equal."""
+        entries: list[dict[str, Any]] = []
+        names = [name for name, place in self.models.tensors.items() if place == layer]
+        for name in sorted(names, key=len, reverse=True):
+            sizes = self.axes.bands_of(gene, name)
+            numbers = range(len(sizes))
+            values = [float(value_at(gene, genome, self.axes, source, layer, "", name, band)) for band in numbers]
+            entry: dict[str, Any] = {"filter": name}
+            entry |= {"bands": values} if len(values) > 1 else {"value": values[0]}
+            if len(values) > 1 and sizes != even(sum(sizes), len(sizes)):
+                entry["sizes"] = list(sizes)
+            entries.append(entry)
+        # A source can store a head of its own where the base's is its embeddings.
+        return [*entries, {"value": value_at(gene, genome, self.axes, source, layer, "", names[0])}]
 
     def _document(
         self,
@@ -269,7 +310,7 @@ def _axes(spec: SpaceSpec, models: Models) -> Axes:
             problem = f"the ranges end at layer {groups[-1][1]}, the base has {layers} layers"
             raise InputError(problem, f"let the last range end at {layers}", where)
     knots = _knots(spec, groups, layers)
-    return Axes(tuple(models.sources), groups, spec.modules, spec.interpolate, knots, models.tensors)
+    return Axes(tuple(models.sources), groups, spec.modules, spec.interpolate, knots, models.tensors, models.shapes)
 
 
 def _knots(spec: SpaceSpec, groups: Sequence[tuple[int, int]], layers: int) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from evomerge.checkpoints.headers import SIZES
+from evomerge.merging.kernels.bands import factor_bytes
 from evomerge.merging.plan.jobs import MergeJob, Operand, Read
 from evomerge.merging.resident.bank import SourceBank
 
@@ -25,9 +26,9 @@ class StreamingBank(SourceBank):
         super().__init__(keep=False)
 
     def bytes_of(self, job: MergeJob) -> int:
-        """The bytes of a job's result and of all stored tensors that it reads."""
+        """The bytes of a job's result, of all stored tensors that it reads, and of the factors that bands need."""
         reads = (self.open(read.model).tensors[read.tensor].bytes for read in reads_of(job))
-        return sum(reads) + torch.Size(job.shape).numel() * SIZES[job.out]
+        return sum(reads) + torch.Size(job.shape).numel() * SIZES[job.out] + sum(map(factor_bytes, job.factored))
 
 
 def reads_of(operand: Operand) -> tuple[Read, ...]:

@@ -153,6 +153,10 @@ class Inputs:
         keys = (0, *members) if deltas else tuple(members)
         return self._once(f"gram {deltas} {base}", keys, lambda: gram(vectors, self.count))
 
+    def of_delta(self, what: str, i: int, make: Callable[[], T]) -> T:
+        """The result of `make`, remembered as a fact of delta `i` under the name `what`."""
+        return self._once(what, (0, i + 1), make)
+
     def once(self, what: str, make: Callable[[], T]) -> T:
         """The result of `make`, remembered as a fact of all these stored tensors under the name `what`."""
         return self._once(what, range(len(self) + 1), make)

@@ -14,6 +14,7 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.modules import Modules
 from evomerge.checkpoints.structure import Place, Stack, is_head, text_config
 from evomerge.checkpoints.vocabulary import Vocabulary
+from evomerge.recipe.bands import Bands
 
 COPY = "copy"
 """The method of tensors that are not of floating point: all models must agree on them (mergekit 0.1.5)."""
@@ -50,6 +51,12 @@ class MergeJob:
     out: str
     shape: tuple[int, ...]
     seed: int = 0
+
+    @property
+    def factored(self) -> list[tuple[int, ...]]:
+        """The shapes of the deltas that are factored, as their weights are those of bands."""
+        weights = self.parameters.get("weight")
+        return [self.shape for w in weights if isinstance(w, Bands)] if isinstance(weights, tuple) else []
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,12 @@ from typing import Any
 
 from evomerge.errors import InputError, Where
 from evomerge.files.nodes import interval
+from evomerge.recipe.bands import Bands
 from evomerge.recipe.parameters import Levels
 from evomerge.recipe.recipe import Input
-from evomerge.registry import METHODS, Parameter
+from evomerge.registry import BAND_ARITHMETIC, METHODS, Parameter
 
-Value = float | bool
+Value = float | bool | Bands
 
 
 def settings(levels: Levels, members: Sequence[tuple[Input, str]], tensor: str, t: float) -> dict[str, Any]:
@@ -63,6 +64,11 @@ def _legal(value: Any, parameter: Parameter, owner: str, tensor: str, where: Whe
             problem = f"{owner} has no {parameter.name} for {tensor}"
             raise InputError(problem, f"give {parameter.name}, or a filter entry without filter", where)
         return parameter.default
+    if isinstance(value, Bands):
+        if not parameter.banded:
+            problem = f"{owner}: {parameter.name} takes no bands"
+            raise InputError(problem, f"give a number, or use merge_method: {BAND_ARITHMETIC}", where)
+        return value
     if parameter.kind is bool:
         if value not in (0, 1):
             raise InputError(f"{owner}: {parameter.name} is {value!r}, not true or false", "write true or false", where)

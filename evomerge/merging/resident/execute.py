@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from evomerge.merging.kernels.runner import Runner
 from evomerge.merging.plan.jobs import COPY, MergeJob, Operand, Read
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.registry import METHODS, load
-
-if TYPE_CHECKING:
-    from evomerge.registry import Method
 
 _PLAIN = Runner()
 
@@ -91,10 +88,12 @@ class Execution:
         """The result of the job's method with `parameters` in place of the job's."""
         method = METHODS[job.method]
         arguments = {p.argument: parameters[p.name] for p in method.parameters}
-        result: Blend | Tensor = load(method.function)(self._inputs(job, method, torch_dtype(job.work)), **arguments)
+        result: Blend | Tensor = load(method.function)(self.inputs(job), **arguments)
         return result
 
-    def _inputs(self, job: MergeJob, method: Method, work: torch.dtype) -> Inputs:
+    def inputs(self, job: MergeJob) -> Inputs:
+        """The tensors that the job merges, as its method takes them."""
+        method, work = METHODS[job.method], torch_dtype(job.work)
         operands = [*([job.base] if job.base is not None else []), *job.inputs]
         tensors = [self._cast(self._fetch(operand), work) for operand in operands]
         keys: list[Hashable] = [_key(operand) for operand in operands]

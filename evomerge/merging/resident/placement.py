@@ -164,6 +164,7 @@ def place(
     *,
     first_that_fits: bool = False,
     step: int = 0,
+    factors: int = 0,
 ) -> Placement:
     """Plan the place of every tensor.
 
@@ -176,6 +177,7 @@ def place(
         limits: the user's limits.
         first_that_fits: use only the first device that holds the model and the reserve; all if none does.
         step: bytes that a gradient step takes beside the weights, on each device.
+        factors: bytes of the factors of deltas that bands need, on the host.
 
     Raises:
         InputError: the resident model alone does not fit, or a limit is for memory that has no part in it.
@@ -193,7 +195,7 @@ def place(
     if on_cpu and limits.device is not None:
         problem = "--memory bounds a device's memory, and the search runs on the CPU"
         raise InputError(problem, "write host=SIZE", Where("--memory"))
-    tables = _tables(checkpoints)
+    tables = _tables(checkpoints) + factors
     used = {CPU if on_cpu else HOST: tables + (reserve[CPU] if on_cpu else _LEAST)}
     room = (
         {} if on_cpu else {d.name: _room(d.free - resident[d.name] - reserve[d.name], limits.device) for d in devices}

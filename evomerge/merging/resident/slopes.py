@@ -20,15 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.merging.kernels import bands
 from evomerge.merging.kernels.inputs import Blend
 from evomerge.merging.kernels.runner import Runner
 from evomerge.merging.plan.jobs import COPY, MergeJob
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.execute import Execution
+from evomerge.recipe.bands import Bands
 from evomerge.registry import METHODS
 
-ParameterSlopes = dict[str, tuple[float, ...]]
-"""The slopes of one tensor's merge: parameter -> one for each of its sources, in the job's order, or the one of all."""
+ParameterSlopes = dict[str, tuple[float | tuple[float, ...], ...]]
+"""The slopes of one tensor's merge: parameter -> one for each of its sources, in the job's order, or the one of all.
+Where a source has bands, a slope for each of them."""
 
 _RUNNER = Runner()
 
@@ -91,6 +94,33 @@ def _floats(blend: Blend) -> Tensor:
     return torch.stack(rows)
 
 
+class BandPull:
+    """Pulls gradients of one merged matrix back to the numbers of its bands (`kernels.bands`), like `Pull`."""
+
+    def __init__(self, job: MergeJob, bank: SourceBank, device: torch.device) -> None:
+        self._job, self._bank, self._device = job, bank, device
+        self._weight: tuple[float | Bands, ...] = job.parameters["weight"]
+        self._total: list[Tensor] | None = None
+
+    def add(self, gradient: Tensor) -> None:
+        inputs = Execution(self._bank, self._device).inputs(self._job)
+        pulled = bands.pull(inputs, self._weight, gradient.detach())
+        before = self._total or [torch.zeros_like(part) for part in pulled]
+        self._total = [a + b for a, b in zip(before, pulled, strict=True)]
+
+    def slopes(self) -> ParameterSlopes:
+        total, self._total = self._total, None
+        counts = [len(value.values) if isinstance(value, Bands) else 1 for value in self._weight]
+        parts = total or [torch.zeros(count, dtype=torch.float64) for count in counts]
+        listed = [tuple(part.tolist()) for part in parts]
+        pairs = zip(listed, self._weight, strict=True)
+        return {"weight": tuple(slopes if isinstance(value, Bands) else slopes[0] for slopes, value in pairs)}
+
+
+def _pull(job: MergeJob, bank: SourceBank, device: torch.device) -> Pull | BandPull:
+    return BandPull(job, bank, device) if job.factored else Pull(job, bank, device)
+
+
 class Pulls:
     """Pulls the gradients of a whole model back to the parameters of its merges."""
 
@@ -98,12 +128,12 @@ class Pulls:
         """`slots`: the parameter of every output tensor. Where two share one (a head that is the embeddings), it holds
         the later job's result."""
         last_written = {slot.data_ptr(): name for name, slot in slots.items() if slot.numel()}
-        self._pulls: dict[str, Pull] = {}
+        self._pulls: dict[str, Pull | BandPull] = {}
         self._slots: dict[str, Tensor] = {}
         for name in last_written.values():
             job = _origin(jobs[name])
             if job.method != COPY and METHODS[job.method].differentiable and slots[name].is_floating_point():
-                self._pulls[name], self._slots[name] = Pull(job, bank, slots[name].device), slots[name]
+                self._pulls[name], self._slots[name] = _pull(job, bank, slots[name].device), slots[name]
 
     def slopes(self) -> dict[str, ParameterSlopes]:
         """Tensor -> the slopes of its merge's parameters, from all that was backpropagated since the last call."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from evomerge.errors import InputError, Where
 from evomerge.recipe.mergekit import write_recipe
+from evomerge.registry import BAND_ARITHMETIC
 from evomerge.safety.durable import write_whole
 from evomerge.study.after.status import NothingFeasible, Status, status
 from evomerge.study.run.leaderboard import Leaderboard
@@ -76,6 +77,10 @@ def _header(state: Status, trial: Trial, split: str, missed: list[str]) -> str:
         lines.append(f"{name}: {fact['metric']} {fact['sign'] * value:.4f} on the {split} split{floor}")
     if state.release is not None and not state.finished:
         lines.append(f"chosen after {state.release.after} trials; the run has gone on since")
+    if any(document.method == BAND_ARITHMETIC for document in trial.recipe.documents):
+        return "\n".join(
+            [*lines, "evomerge merge FILE OUT (these very bits); mergekit knows no bands and cannot run it"]
+        )
     several = len(trial.recipe.documents) > 1
     peer = "mergekit-multi FILE --intermediate-dir TMP --out-path OUT" if several else "mergekit-yaml FILE OUT"
     return "\n".join([*lines, f"evomerge merge FILE OUT (these very bits), or {peer}"])

@@ -97,6 +97,9 @@ class _Transfer:
     def __init__(self, old: Space, new: Space, genome: Genome) -> None:
         self._old, self._new, self._genome = old, new, {**old.frozen_values, **genome}
         self._genes = {gene.name: gene for gene in old.spec.genes}
+        cuts = [[gene.bands for gene in space.spec.genes if gene.bands is not None] for space in (old, new)]
+        if cuts[0] != cuts[1]:
+            self._refuse("a weight of bands is another merge", "keep `per` and `bands` of the weight")
         if old.spec.interpolate or new.spec.interpolate:
             same = old.axes.groups == new.axes.groups and old.axes.knots == new.axes.knots
             if not (same and old.spec.interpolate == new.spec.interpolate):
@@ -131,7 +134,8 @@ class _Transfer:
         if source not in self._old.models.sources:
             value: Value = 0.0 if dimension.gene == "weight" else dimension.init
         else:
-            read = (self._read(dimension.gene, source, tensor) for tensor in self._tensors(dimension))
+            band = int(dimension.place.get("bands", 0))
+            read = (self._read(dimension.gene, source, tensor, band) for tensor in self._tensors(dimension))
             values = {value for value in read if value is not None} or {dimension.init}
             if len(values) > 1:
                 self._refuse(f"{dimension.key} would need {len(values)} values", "search it `per` what the run has")
@@ -154,13 +158,13 @@ class _Transfer:
             if place.get("tensors") in (None, tensor)
         ]
 
-    def _read(self, gene: str, source: str, tensor: str) -> Value | None:
-        """What it was there; None for what the method there does not take, so that any value is as good."""
+    def _read(self, gene: str, source: str, tensor: str, band: int) -> Value | None:
+        """What it was there, in a band; None for what the method there does not take, so that any value is as good."""
         layer = self._old.models.tensors[tensor]
         knots = replace(self._old.axes, interpolate=False)  # where both interpolate, knots are transferred to knots
         if gene in self._genes and layer not in self._old.frozen_layers:
             module = knots.module_of(tensor)
-            return value_at(self._genes[gene], self._genome, knots, source, layer, module, tensor)
+            return value_at(self._genes[gene], self._genome, knots, source, layer, module, tensor, band)
         return _effect(self._old, self._genome, source, tensor).get(gene)
 
     def _refuse(self, problem: str, mend: str) -> NoReturn:

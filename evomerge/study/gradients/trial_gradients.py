@@ -130,8 +130,10 @@ class TrialGradients:
                 # Behind the sources stands the base, where it is a model like the others: it has no gene.
                 owners = sources if parameter in self._of_sources else [""]
                 for source, slope in zip(owners, slopes, strict=False):
-                    for key, share in self._space.shares(parameter, source, tensor):
-                        total[key] += share * slope
+                    shares = self._space.shares(parameter, source, tensor)
+                    by_part = slope if isinstance(slope, tuple) else (slope,) * len(shares)
+                    for (key, share), part in zip(shares, by_part, strict=False):  # frozen ones have no share
+                        total[key] += share * part
         return [_short(value) for value in total.values()]
 
     # What they tell an optimizer.
