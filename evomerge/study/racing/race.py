@@ -274,7 +274,7 @@ class Race:
         chances = self._chances(able, rung)
         needs = {entry: self._needed(chances[entry], part) for entry in running}
         noise = self._noise(chances, rung)
-        # Which parent is it? And for a candidate that comes alone: what are its scores? Open while that is mostly noise.
+        # Which parent is it? And where it comes alone: what are its scores? Open while that is mostly noise.
         alone = len(self._field) == 1
         self._open = {e for e in running if noise > NOISE and (alone or chances[e].parent >= DOUBT)}
         for entry in running:
