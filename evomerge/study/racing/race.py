@@ -148,7 +148,7 @@ class Race:
         self._controls, self._control, self._best = controls, controls[0], best
         self._field, self._rivals, self._parents = field, rivals, parents
         self._signals = signals
-        self._open: set[Entry] = set()  # whether they are parents, and their ranks are mostly noise so far
+        self._open: set[Entry] = set()  # they may be parents, and their ranks are mostly noise so far
         self._generator = np.random.default_rng(list(seed))
 
     def run(self) -> None:
@@ -274,9 +274,9 @@ class Race:
         chances = self._chances(able, rung)
         needs = {entry: self._needed(chances[entry], part) for entry in running}
         noise = self._noise(chances, rung)
-        # Is it a parent? And for a candidate that comes alone: what are its scores? Open while that is mostly noise.
+        # Which parent is it? And where it comes alone: what are its scores? Open while that is mostly noise.
         alone = len(self._field) == 1
-        self._open = {e for e in running if noise > NOISE and (alone or DOUBT <= chances[e].parent <= 1 - DOUBT)}
+        self._open = {e for e in running if noise > NOISE and (alone or chances[e].parent >= DOUBT)}
         for entry in running:
             if entry in self._open:
                 needs[entry] = max(needs[entry], _part(part, NOISE / noise))
