@@ -145,7 +145,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "gradient": {
         "steps": Option(60, int, 1, 100_000),
         "rate": Option(0.05, float, 0.0, 1.0, above=True),
-        "slack": Option(0.01, float, 0.0, 1.0),
+        "slack": Option(0.0, float, 0.0, 1.0),
         "patience": Option(15, int, 1, 100_000),
     },
     # the number of values of each gene, and the axes along which its values are tied
