@@ -52,6 +52,17 @@ def _cold(name: str, **options: Any) -> Callable[[Sequence[Dimension], int, Star
     return lambda dimensions, seed, start: build(name, dimensions, seed, options)
 
 
+def _botorch(name: str, *, told: bool = False) -> Callable[[Sequence[Dimension], int, Start], Optimizer]:
+    """A search of `_botorch.py`; `told`: how the references did, in place of its first points."""
+
+    def make(dimensions: Sequence[Dimension], seed: int, start: Start) -> Optimizer:
+        import _botorch  # takes seconds, and the extra `bench`
+
+        return getattr(_botorch, name)(dimensions, seed, start=Start(known=start.known) if told else None)
+
+    return make
+
+
 ROWS: dict[str, Callable[[Sequence[Dimension], int, Start], Optimizer]] = {
     OURS: _ours("surrogate"),
     "cma-es": _ours("cma-es"),
@@ -60,7 +71,14 @@ ROWS: dict[str, Callable[[Sequence[Dimension], int, Start], Optimizer]] = {
     "greedy soup": _ours("greedy-soup"),
     "Optuna TPE": _cold("tpe", warm_start=False),
     "mergekit-evolve": lambda dimensions, seed, start: MergekitEvolve(dimensions, seed),
+    "qLogNEI": _botorch("QLogNEI"),
+    "qLogNEI, references": _botorch("QLogNEI", told=True),
+    "SCBO": _botorch("SCBO"),
+    "SAASBO": _botorch("SAASBO"),
 }
 """Name -> maker. Those of evomerge are told how the references did, which their budget pays for (`PAY`)."""
 
-PAY = (OURS, "cma-es", "greedy soup")
+PAY = (OURS, "cma-es", "greedy soup", "qLogNEI, references")
+
+LIMITED = {row: 48 for row in ROWS if row.startswith(("qLogNEI", "SCBO", "SAASBO"))}
+"""Rows that end after so many evaluations."""

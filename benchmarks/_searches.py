@@ -14,7 +14,7 @@ from pathlib import Path
 
 import evomerge
 from evomerge.study.after.status import Status
-from evomerge.study.holdout import Release
+from evomerge.study.run.release import Release
 
 NO_WINNER = 1
 """A search's exit code."""

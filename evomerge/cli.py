@@ -108,6 +108,15 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--time",),
         {"type": _seconds, "metavar": "2h", "help": "budget of evaluation time: 90s, 20m, 4h, 2d"},
     ),
+    "most_items": (
+        ("--items",),
+        {
+            "dest": "items",
+            "type": whole_number,
+            "metavar": "N",
+            "help": "budget of items of the search split, references included",
+        },
+    ),
     "optimizer": (("--optimizer",), {"metavar": "NAME", "help": "in place of the file's"}),
     "seed": (("--seed",), {"type": whole_number, "metavar": "N", "help": "of the optimizer and the random masks"}),
     "asynchronous": (
@@ -260,8 +269,8 @@ COMMANDS = {
         "launch a study from a search-space file",
         {"space": {"metavar": "SPACE.yaml"}},
         (
-            "run", "trials", "time", "optimizer", "seed", "device", "memory", "workers", "asynchronous", "fitness",
-            "storage", "settings", "begin", "full", "trust_tasks", "dry_run",
+            "run", "trials", "time", "most_items", "optimizer", "seed", "device", "memory", "workers", "asynchronous",
+            "fitness", "storage", "settings", "begin", "full", "trust_tasks", "dry_run",
         ),
         {"fitness": {"help": "in place of the file's"}},
     ),
@@ -269,10 +278,11 @@ COMMANDS = {
         commands.run_resume,
         "continue a run exactly where it stopped",
         _RUN,
-        ("trials", "time", "device", "memory", "workers"),
+        ("trials", "time", "most_items", "device", "memory", "workers"),
         {
             "trials": {"metavar": "TOTAL", "help": "new total budget of trials"},
             "time": {"help": "new total budget of evaluation time"},
+            "most_items": {"metavar": "TOTAL", "help": "new total budget of items"},
             "device": {"default": None, "help": "in place of the launch's"},
             "workers": {"default": None, "help": f"{_WORKERS}; in place of the launch's"},
         },

@@ -372,7 +372,9 @@ def test_runs_that_cannot_be_made(tiny_study: Study, complaint: Check) -> None:
     assert "no folder that can be written" in complaint("search", "space.yaml", wrote_nothing=False)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--trials", "0"), ("--trials", "-3"), ("--time", "3x"), ("--time", "0s")])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--trials", "0"), ("--trials", "-3"), ("--time", "3x"), ("--time", "0s"), ("--items", "0")]
+)
 def test_budgets_that_are_none(flag: str, value: str, tiny_study: Study, complaint: Check) -> None:
     tiny_study()
     assert f"error: {flag}: " in complaint("search", "space.yaml", flag, value)

@@ -46,10 +46,12 @@ INSIDE = {
         ["racing"],
         ["gradients"],
         ["trials"],
+        ["finalists", "advice"],
         ["observer"],
         ["run"],
     ],
     "scoring": [
+        ["item_noise"],
         ["suite"],
         ["build"],
         ["slices"],

@@ -94,19 +94,20 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
         confidence=_confidence(parts.get("confidence")),
         batch_size=parts["batch_size"].integer(1) if "batch_size" in parts else 16,
         pruning=_pruning(parts.get("pruning"), objective),
+        auto_pruning="pruning" not in parts or parts["pruning"].value == "auto",
         where=where,
     )
 
 
 def _pruning(node: Node | None, objective: str) -> tuple[Pruner, ...]:
-    """Reads the pruners: all that the objective allows, none, or the listed ones. A race is for places in one order,
-    which a front is not."""
-    if node is None or node.value is True:
+    """Reads the pruners: all that the objective allows (`auto`, true), none, or the listed ones. A race is for places
+    in one order, which a front is not."""
+    if node is None or node.value is True or node.value == "auto":
         return tuple(pruner for pruner in PRUNERS if pruner != "racing" or objective != PARETO)
     if node.value is False:
         return ()
     if not isinstance(node.value, list):
-        node.fail(f"is {node.shown()}", f"give true, false, or a list of {', '.join(PRUNERS)}")
+        node.fail(f"is {node.shown()}", f"give auto, true, false, or a list of {', '.join(PRUNERS)}")
     for entry in node.sequence():
         if entry.one_of(PRUNERS, "pruner") == "racing" and objective == PARETO:
             entry.fail("racing needs one order of all candidates, and pareto keeps a front", "remove it, or pareto")

@@ -82,6 +82,7 @@ class SpaceSpec:
     freeze: Freeze = Freeze()
     optimizer: dict[str, Any] = field(default_factory=dict)
     trials: int | None = 100
+    most_items: int | None = None
     seconds: float | None = None
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 
@@ -167,6 +168,7 @@ class FitnessSpec:
 
     search: the share of items dealt to the search split.
     pruning: the pruners by which a candidate is scored on fewer than all items.
+    auto_pruning: whether everything is scored all the same where that costs less than to prune.
     model: builds what is scored where that is no language model.
     trust_tasks: whether tasks may run code that stands outside of the folders under `include`; no key of the file.
     """
@@ -181,6 +183,7 @@ class FitnessSpec:
     confidence: float | None = None
     batch_size: int = 16
     pruning: tuple[Pruner, ...] = PRUNERS
+    auto_pruning: bool = True
     trust_tasks: bool = field(default=False, compare=False)
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 

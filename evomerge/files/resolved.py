@@ -23,7 +23,11 @@ def space_data(spec: SpaceSpec) -> dict[str, Any]:
         "fixed": spec.fixed,
         **_freeze(spec),
         "optimizer": spec.optimizer,
-        "budget": {"trials": spec.trials, "time": spec.seconds},
+        "budget": {
+            "trials": spec.trials,
+            "time": spec.seconds,
+            **({} if spec.most_items is None else {"items": spec.most_items}),
+        },
         "fitness": str(spec.fitness),
     }
     if spec.dtype:
@@ -68,7 +72,7 @@ def fitness_data(spec: FitnessSpec) -> dict[str, Any]:
         "split": {"search": spec.search, "seed": spec.split_seed},
         "confidence": spec.confidence,
         "batch_size": spec.batch_size,
-        "pruning": list(spec.pruning) or False,
+        "pruning": "auto" if spec.auto_pruning else list(spec.pruning) or False,
         "slices": {name: _slice(slice_spec) for name, slice_spec in spec.slices.items()},
     }
 

@@ -75,7 +75,7 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
             parts["genes"].value[gene.name].fail("is per modules, and no module is named", "add modules: {mlp: mlp}")
     fixed = read_fixed(parts.get("fixed"), methods, {g.name for g in genes})
     check_genes(parts["genes"], methods, genes, fixed, parts.get("fixed"))
-    trials, seconds = _budget(parts.get("budget"))
+    trials, seconds, items = _budget(parts.get("budget"))
     return SpaceSpec(
         file=file,
         base=read_model(parts["base"]),
@@ -93,6 +93,7 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
         freeze=read_freeze(parts.get("freeze"), genes, methods, sources),
         optimizer=_optimizer(parts.get("optimizer")),
         trials=trials,
+        most_items=items,
         seconds=seconds,
         where=index(root),
     )
@@ -162,13 +163,14 @@ def _modules(node: Node | None) -> dict[str, str]:
     return modules
 
 
-def _budget(node: Node | None) -> tuple[int | None, float | None]:
-    """Returns trials and seconds; None is no limit, and at least one of them is a limit."""
-    parts = node.mapping((), ("trials", "time"), "{trials: 200, time: 4h}") if node is not None else {}
+def _budget(node: Node | None) -> tuple[int | None, float | None, int | None]:
+    """Returns trials, seconds and items; None is no limit, and at least one of them is a limit."""
+    parts = node.mapping((), ("trials", "time", "items"), "{trials: 200, time: 4h}") if node is not None else {}
     limits = {key: child for key, child in parts.items() if child.value is not None}
     seconds = read_seconds(limits["time"]) if "time" in limits else None
     trials = limits["trials"].integer(1, _MOST_TRIALS) if "trials" in limits else None
-    return (100 if trials is None and seconds is None else trials), seconds
+    items = limits["items"].integer(1) if "items" in limits else None
+    return (100 if trials is None and seconds is None and items is None else trials), seconds, items
 
 
 def _optimizer(node: Node | None) -> dict[str, Any]:

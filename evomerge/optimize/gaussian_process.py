@@ -162,21 +162,15 @@ def acquisition(mean: Matrix, std: Matrix, best: float | None) -> Vector:
         best: the best feasible objective; None where nothing feasible is known.
     """
     margins, stds = mean[:, 1:], std[:, 1:]
-    # 1. Nothing feasible is known: minus the expected total shortfall, E[sum of max(0, -margin)].
-    if best is None:
-        return -expected_shortfall(margins, stds)
-    # 2. Else: log EI + sum of log P(margin >= 0), the expected improvement times the probability that every floor is
-    # met (Gardner et al. 2014, "Bayesian Optimization with Inequality Constraints", equation 5).
+    # 1. Sum of log P(margin >= 0): the probability that every floor is met. It is all that counts where nothing
+    # feasible is known, and it is not afraid of what is unknown: a shortfall that is expected is smallest beside what
+    # has been seen, however hopeless that is.
     log_feasible: Vector = log_ndtr(margins / stds).sum(axis=1)
+    if best is None:
+        return log_feasible
+    # 2. Plus log EI: the expected improvement times that probability (Gardner et al. 2014, "Bayesian Optimization with
+    # Inequality Constraints", equation 5).
     return log_expected_improvement(mean[:, 0], std[:, 0], best) + log_feasible
-
-
-def expected_shortfall(margins: Matrix, stds: Matrix) -> Vector:
-    """[k], the expected total shortfall of normally distributed margins: the sum of s (phi(z) - z Phi(-z)) with
-    z = margin / s."""
-    z = margins / stds
-    shortfall: Vector = (stds * (np.exp(-0.5 * z**2 - _LOG_ROOT_2PI) - z * ndtr(-z))).sum(axis=1)
-    return shortfall
 
 
 def log_expected_improvement(mean: Vector, std: Vector, best: float) -> Vector:

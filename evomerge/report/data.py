@@ -16,6 +16,7 @@ from evomerge.scoring.gates import Verdict, interval
 from evomerge.study.after.status import Status, Unreadable
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.recorded import intervals
+from evomerge.study.run.release import Advice, Release
 from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
 
@@ -99,6 +100,8 @@ def result_data(result: Result) -> dict[str, Any]:
         "closest": trial_data(result.holdout, near, (items, "holdout")) if near else None,
         "better_parent": parent.label if parent else None,
         "carried_over": carried_over_data(carried_over(result.search, result.holdout, result.winner)),
+        "advice": advice_data(result.release.advice, result.holdout) if result.release else None,
+        "finalists": finalists_data(result.release) if result.release else [],
         "front": front_data(result.search, result.holdout),
         "gradient": gained_data(result.gained),
         **both_data(items, result.search, result.holdout),
@@ -106,6 +109,21 @@ def result_data(result: Result) -> dict[str, Any]:
         "trials": len(result.search.trials),
         "confidence": result.confidence,
     }
+
+
+def finalists_data(release: Release) -> list[dict[str, Any]]:
+    """Returns the finalists in their order: chance to pass every floor on the holdout by the search items, and whether
+    they were asked there."""
+    asked = {t.number for t in release.leaderboard.trials}
+    return [{"trial": number, "chance": chance, "asked": number in asked} for number, chance in release.chances.items()]
+
+
+def advice_data(advice: Advice | None, holdout: Leaderboard) -> dict[str, Any] | None:
+    """Returns what would help where there is no winner, floors in the metrics' own directions."""
+    if advice is None:
+        return None
+    floors = {name: holdout.gates[name].sign * bound for name, bound in advice.floors.items()}
+    return {"trial": advice.trial, "floors": floors, "times_items": advice.items, "trials": advice.trials}
 
 
 def front_data(search: Leaderboard, holdout: Leaderboard | None) -> list[dict[str, Any]] | None:

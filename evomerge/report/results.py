@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from evomerge.report.tables import (
 from evomerge.scoring.gates import Verdict
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.recorded import Interval, intervals
+from evomerge.study.run.release import Advice
 from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
 
@@ -208,6 +210,7 @@ def _outcome(result: Result) -> list[str]:
         parent, gain = better_parent(result), carried_over(result.search, result.holdout, result.winner)
         words = [f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`"]
         words += [str(gain)] if gain else []
+        words += _asked(result)
         if parent is not None:
             words.append(f"note: {parent.label} itself passes every floor and scores better; no merge beat it")
         return words
@@ -215,7 +218,44 @@ def _outcome(result: Result) -> list[str]:
     if last is None:
         return ["no winner: no merge could be scored"]
     missed = missed_floors(result.holdout, last)
-    return [f"no winner: no candidate passes every floor on the holdout split; closest is {describe(last)}: {missed}"]
+    words = [f"no winner: no candidate passes every floor on the holdout split; closest is {describe(last)}: {missed}"]
+    advice = result.release.advice if result.release else None
+    return words if advice is None else [*words, *advice_words(advice, result.holdout)]
+
+
+def _asked(result: Result) -> list[str]:
+    """Says how many finalists the holdout was asked about."""
+    chances = result.release.chances if result.release else {}
+    known = {t.number for t in result.holdout.trials}
+    asked = [number for number in chances if number in known]
+    if not asked:
+        return []
+    last = f"the search items gave it {chances[asked[-1]]:.0%}"
+    return [f"the holdout was asked about {len(asked)} of {len(chances)} finalists; {last} to pass every floor"]
+
+
+def advice_words(advice: Advice, holdout: Leaderboard) -> list[str]:
+    """Says what would help: lower floors, more items, more trials."""
+    name = next((describe(t) for t in holdout.trials if t.number == advice.trial), f"trial {advice.trial}")
+    lower = []
+    for slice_, bound in advice.floors.items():
+        sign = holdout.gates[slice_].sign
+        # Rounded to the side on which the trial passes.
+        shown = sign * math.floor(bound * 1e4) / 1e4
+        lower.append(f"{slice_} {shown:.6g}")
+    words = [f"lower floors: {name} passes with {', '.join(lower)} (`evomerge rank` shows it)"] if lower else []
+    if advice.items is not None:
+        words.append(
+            f"more items: with {advice.items:g} times as many in each split, {name} passes with 80 % probability"
+        )
+    elif lower:
+        words.append(f"more items: no number of them helps {name}, which lies below a floor on both splits together")
+    if advice.chances is not None:
+        before, now = advice.chances
+        so_far = f"the best chance by the search items was {before:.0%} after half of the trials, and is {now:.0%}"
+        more = f"; at this pace it is 80 % after {advice.trials} trials" if advice.trials else ""
+        words.append(f"more trials: {so_far}{more}")
+    return ["what would help:", *(f"  {line}" for line in words)] if words else []
 
 
 def better_parent(result: Result) -> Trial | None:

@@ -21,6 +21,8 @@ def status_words(state: Status) -> str:
     seconds = state.budget.get("seconds")
     if seconds:
         parts.append(f"{clock(state.seconds)} of {clock(seconds)} of evaluation")
+    if state.budget.get("items"):
+        parts.append(f"{state.items:,} of {state.budget['items']:,} items")
     parts += [f"{failed} failed"] if failed else []
     if state.finished:
         parts.append(f"winner: {describe(state.winner)}" if state.winner else "no winner")

@@ -63,6 +63,7 @@ class _Builder:
             weight=spec.weight,
             floor=spec.floor,
             items=source.names("search"),
+            n_holdout=len(source.names("holdout")),
             aggregation=source.aggregation,
             no_proxy_loss="it is scored by a Python function, which has no known gradient",
         )
@@ -96,9 +97,11 @@ class _Builder:
             weight=spec.weight,
             floor=spec.floor,
             items=source.names("search"),
+            n_holdout=len(source.names("holdout")),
             aggregation=metric.aggregation,
             no_proxy_loss=no_proxy_loss(source, metric, self.split),
             doubts=tuple(f"{spec.at('task')}: {line}" for line in source.doubts()),
+            n_read=source.prepare(self.split).n_read,
         )
         return ScoredSlice(info, source, read, None if info.no_proxy_loss else ProxyLoss(source, metric))
 

@@ -90,7 +90,7 @@ def _gate(name: str, slice_: Floored, references: Mapping[str, Scores]) -> Gate:
     if floor.of is None:
         value = floor.value if floor.value is not None else math.nan
         return Gate(name, sign * value, f"{value:.6g}", sign)
-    model = _reference(name, floor, references)
+    model = reference_of(name, floor, references)
     natural = sign * references[model][name].value
     if floor.margin is not None:
         bound = natural - sign * floor.margin
@@ -113,8 +113,8 @@ def _kept(natural: float, keep: float, sign: int, floor: FloorSpec) -> float:
     return natural / keep
 
 
-def _reference(name: str, floor: FloorSpec, references: Mapping[str, Scores]) -> str:
-    """The measured model that the floor is relative to."""
+def reference_of(name: str, floor: FloorSpec, references: Mapping[str, Scores]) -> str:
+    """The measured model that a slice's floor is relative to. InputError where it was not measured."""
     sources = {model: scores for model, scores in references.items() if model != "base"}
     if floor.of == "best_source" and sources:
         return max(sources, key=lambda model: sources[model][name].value)

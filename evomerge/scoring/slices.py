@@ -28,6 +28,8 @@ class SliceInfo:
         items: the items of the search split (`ItemScore.item`), in the order in which they are reported.
         aggregation: makes the score of all items; None where the score is no mean of items (F1, BLEU).
         no_proxy_loss: why the slice has no proxy loss; empty if it has one.
+        n_holdout: the number of items of the holdout split.
+        n_read: how many tokens a model reads to be scored on the items; None where that is unknown.
         doubts: what its task probably does otherwise than its author meant, a line each.
     """
 
@@ -39,7 +41,9 @@ class SliceInfo:
     items: tuple[str, ...] = field(repr=False)
     aggregation: Aggregation | None
     no_proxy_loss: str
+    n_holdout: int = 0
     doubts: tuple[str, ...] = ()
+    n_read: int | None = None
 
     def show(self, value: float) -> float:
         """Turns an oriented value (higher is better) into the metric's own number."""
@@ -96,6 +100,12 @@ class SuiteInfo:
     def weights(self) -> dict[str, float]:
         """Slice name -> weight, as the objectives take them."""
         return {name: info.weight for name, info in self.slices.items()}
+
+    @property
+    def n_read(self) -> int | None:
+        """How many tokens a model reads to be scored on all items of the search split; None where that is unknown."""
+        numbers = [self.slices[pool[0]].n_read for pool in self.pools]
+        return None if None in numbers else sum(n for n in numbers if n is not None)
 
     def count(self, items: Mapping[str, Sized]) -> int:
         """How many items these are, by slice; those that several slices share count once."""

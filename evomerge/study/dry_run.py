@@ -31,6 +31,7 @@ def dry_run(
     run: str | None = None,
     trials: int | None = None,
     time: float | None = None,
+    items: int | None = None,
     optimizer: str | None = None,
     seed: int | None = None,
     device: str = "auto",
@@ -53,7 +54,7 @@ def dry_run(
     check_workers(workers)
     parse_memory(memory)
     new_run(space, run, storage)
-    settings = [*settings, *launch_settings(trials, time, seed, asynchronous)]
+    settings = [*settings, *launch_settings(trials, time, seed, asynchronous, items)]
     spec, scores = read_files(Path(space), settings, optimizer, Path(fitness) if fitness else None)
     check_places(spec)
     scores = replace(scores, trust_tasks=trust_tasks)
@@ -77,7 +78,9 @@ def dry_run(
         **({"tokens": "; ".join(tokens)} if tokens else {}),
         **({"starts from": first} if first else {}),
         **(_placement(plan, device, memory, workers) if plan else _devices(device, workers)),
-        "budget": f"{spec.trials or 'any number of'} trials" + (f", {spec.seconds:.0f} s" if spec.seconds else ""),
+        "budget": f"{spec.trials or 'any number of'} trials"
+        + (f", {spec.seconds:.0f} s" if spec.seconds else "")
+        + (f", {spec.most_items:,} items" if spec.most_items else ""),
         "slices": ", ".join(scores.slices),
         **({"timeouts": timeouts} if timeouts else {}),
         **({"warnings": "; ".join(lines)} if (lines := doubts(scores)) else {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from evomerge.evaluator.executor import run_all, run_tasks
 from evomerge.evaluator.jobs import EvalTask
@@ -16,15 +17,24 @@ from evomerge.study.session import Session
 @dataclass(frozen=True)
 class Budget:
     """Totals over all sessions of a run: trials (references and failures count), and seconds spent in them (with
-    several workers, seconds that passed); None is no limit."""
+    several workers, seconds that passed), and items of the search split on which trials were scored (`Trials.n_items`);
+    None is no limit."""
 
     trials: int | None
     seconds: float | None = None
+    items: int | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        """The limits as the store keeps them. Older runs know none of items."""
+        limits = {"trials": self.trials, "seconds": self.seconds}
+        return limits if self.items is None else {**limits, "items": self.items}
 
     def left(self, session: Session, at_once: int, in_flight: int = 0) -> int:
         """How many of `at_once` trials may be started while others are in flight."""
         trials, seconds = session.trials.spent()
         if self.seconds is not None and seconds >= self.seconds:
+            return 0
+        if self.items is not None and session.trials.n_items >= self.items:
             return 0
         return at_once if self.trials is None else max(0, min(at_once, self.trials - trials - in_flight))
 

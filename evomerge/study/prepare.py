@@ -243,18 +243,26 @@ def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:
         raise InputError(problem, mend, lost.where)
 
 
-def launch_settings(trials: int | None, time: float | None, seed: int | None, asynchronous: bool = False) -> list[str]:
+def launch_settings(
+    trials: int | None,
+    time: float | None,
+    seed: int | None,
+    asynchronous: bool = False,
+    items: int | None = None,
+) -> list[str]:
     """Options of the command line as settings of the space file. InputError where they are no budget."""
-    check_budget(trials, time)
+    check_budget(trials, time, items)
     if seed is not None and not 0 <= seed < 2**31:
         raise InputError(f"{seed} is no seed", "give a whole number from 0 to 2147483647", Where("--seed"))
-    settings = {"budget.trials": trials, "budget.time": time, "optimizer.seed": seed,
+    settings = {"budget.trials": trials, "budget.time": time, "budget.items": items, "optimizer.seed": seed,
              "optimizer.asynchronous": "true" if asynchronous else None}  # fmt: skip
     return [f"{key}={value}" for key, value in settings.items() if value is not None]
 
 
-def check_budget(trials: int | None, time: float | None) -> None:
+def check_budget(trials: int | None, time: float | None, items: int | None = None) -> None:
     if trials is not None and trials < 1:
         raise InputError(f"{trials} trials are no budget", "give at least 1", Where("--trials"))
     if time is not None and not 0 < time <= LONGEST_SPAN:
         raise InputError(f"{time:g} seconds are no budget", "give a span such as 20m", Where("--time"))
+    if items is not None and items < 1:
+        raise InputError(f"{items} items are no budget", "give at least 1", Where("--items"))

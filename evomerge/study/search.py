@@ -52,6 +52,7 @@ class Result:
         search, holdout: rank the trials by their scores on either split.
         winner: the best merge that passes every floor on the holdout split, or None.
         gained: what gradient steps gained, where some were taken.
+        release: how the winner was found.
     """
 
     folder: RunFolder
@@ -61,6 +62,7 @@ class Result:
     slices: Mapping[str, SliceInfo]
     confidence: float | None
     gained: Contributions | None = None
+    release: Release | None = None
 
     def trials_dataframe(self) -> pd.DataFrame:
         """One row a trial, by its search scores (`after.dataframe.trials_dataframe`)."""
@@ -74,6 +76,7 @@ def search(
     run: str | None = None,
     trials: int | None = None,
     time: float | None = None,
+    items: int | None = None,
     optimizer: str | None = None,
     seed: int | None = None,
     device: str = "auto",
@@ -92,7 +95,7 @@ def search(
     Args:
         space: the search-space file.
         run: the run's name (in ``./runs``) or path; default: the file's name without its ending.
-        trials, time: the budget (trials; seconds of evaluation) in place of the file's.
+        trials, time, items: the budget (trials; seconds of evaluation; items scored) in place of the file's.
         optimizer, seed, fitness: in place of the file's.
         device: "cpu", "cuda", "cuda:1", several GPUs ("cuda:0,cuda:1") to cut the model between, or "auto" (one GPU if
             the model fits there, else all; without any, the CPU).
@@ -118,7 +121,7 @@ def search(
     folder, url = new_run(space, run, storage)
     launch = Launch(
         space=str(Path(space).absolute()),
-        settings=(*settings, *launch_settings(trials, time, seed, asynchronous)),
+        settings=(*settings, *launch_settings(trials, time, seed, asynchronous, items)),
         optimizer=optimizer,
         fitness=str(Path(fitness).absolute()) if fitness else None,
         folder=str(Path.cwd()),
@@ -138,7 +141,7 @@ def search(
         opened = open_storage(folder.journal, url, observer.warn)
         store = Store.create(opened, folder.name, plan.space.dimensions)
         session = Session(folder, store, plan, executor, observer, first)
-        return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds))
+        return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds, plan.spec.most_items))
 
 
 @listening()
@@ -147,20 +150,21 @@ def resume(
     *,
     trials: int | None = None,
     time: float | None = None,
+    items: int | None = None,
     device: str | None = None,
     memory: str | None = None,
     workers: int | None = None,
     observer: Observer | None = None,
 ) -> Result:
-    """Continue a run exactly where it stopped, however it stopped. `trials` and `time` are new totals; `device` and
-    `memory` are the launch's unless one of them is given, and so is the number of `workers`.
+    """Continue a run exactly where it stopped, however it stopped. `trials`, `time` and `items` are new totals;
+    `device` and `memory` are the launch's unless one of them is given, and so is the number of `workers`.
 
     Raises:
         InputError: there is no such run, or its checkpoints, files or items changed since its launch.
         BusyError: another process holds it.
     """
     observer = observer or Observer()
-    check_budget(trials, time)
+    check_budget(trials, time, items)
     check_workers(workers)
     folder = RunFolder.existing(run)
     with _diagnosed(folder), folder.lock(), _logged(folder):
@@ -177,7 +181,7 @@ def resume(
                 observer.warn(f"other versions than at the launch, scores may differ slightly: {changed}")
             first = StartingPoint(**environment.begin) if environment.begin else None
             session = Session(folder, store, plan, executor, observer, first)
-            return _run(session, _extended(session, trials, time))
+            return _run(session, _extended(session, trials, time, items))
 
 
 @contextmanager
@@ -212,7 +216,7 @@ def _reopen(folder: RunFolder, environment: Environment, plan: Plan, observer: O
 
 def _run(session: Session, budget: loop.Budget) -> Result:
     spec, slices = session.plan.spec, session.executor.info.slices
-    limits = {"trials": budget.trials, "seconds": budget.seconds}
+    limits = budget.to_data()
     restore_items(session)
     last = released(session.store)
     if last is not None and _is_last(last, session, budget):
@@ -245,15 +249,14 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     if gained is not None:
         record_contributions(session.store, gained)
     session.observer.phase("scoring the best candidates on the holdout split")
-    ranked = holdout.release(session, limits)
-    return _result(session, ranked, ranked.best(), gained)
+    return _result(session, holdout.release(session, limits), gained)
 
 
 def _is_last(release: Release, session: Session, budget: loop.Budget) -> bool:
     """Whether no trial has ended after this release, and none is to come: the run is finished. One that a killed
     process left in flight stays so where the budget ended before its turn."""
     trials = session.trials
-    same = release.budget == {"trials": budget.trials, "seconds": budget.seconds} and not trials.in_flight()
+    same = release.budget == budget.to_data() and not trials.in_flight()
     return release.after == trials.spent()[0] and (same or not budget.left(session, 1))
 
 
@@ -263,28 +266,35 @@ def _as_released(session: Session, release: Release) -> Result:
     session.trials.settle(Floors.from_data(session.store.facts["gates"]))
     if release.winner is not None:
         holdout.publish(session, release.winner)
-    return _result(session, release.leaderboard, release.winner, recorded_contributions(session.store))
+    return _result(session, release, recorded_contributions(session.store))
 
 
-def _result(session: Session, ranked: Leaderboard, winner: Trial | None, gained: Contributions | None) -> Result:
+def _result(session: Session, release: Release, gained: Contributions | None) -> Result:
     confidence = session.plan.fitness.confidence
     slices = session.executor.info.slices
-    return Result(session.folder, session.leaderboard, ranked, winner, slices, confidence, gained)
+    return Result(
+        session.folder, session.leaderboard, release.leaderboard, release.winner, slices, confidence, gained, release
+    )
 
 
-def _extended(session: Session, trials: int | None, time: float | None) -> loop.Budget:
-    """The last budget with the new totals. A new total of one kind alone lifts neither the other's limit."""
+def _extended(session: Session, trials: int | None, time: float | None, items: int | None) -> loop.Budget:
+    """The last budget with the new totals. A new total of one kind alone lifts no other limit."""
     spec = session.plan.spec
-    last = session.store.facts.get("budget", {"trials": spec.trials, "seconds": spec.seconds})
+    last = session.store.facts.get("budget", loop.Budget(spec.trials, spec.seconds, spec.most_items).to_data())
     done, seconds = session.trials.spent()
     if trials is not None and trials < done:
         session.observer.warn(f"the run has {done} finished trials already; --trials is a total")
         trials = None
     budget = loop.Budget(
-        trials if trials is not None else last["trials"], time if time is not None else last["seconds"]
+        trials if trials is not None else last["trials"],
+        time if time is not None else last["seconds"],
+        items if items is not None else last.get("items"),
     )
     if budget.seconds is not None and seconds >= budget.seconds:
         session.observer.warn(f"{seconds:.0f} of {budget.seconds:.0f} s are used up; --time gives a new total")
+    n_items = session.trials.n_items
+    if budget.items is not None and n_items >= budget.items:
+        session.observer.warn(f"{n_items:,} of {budget.items:,} items are used up; --items gives a new total")
     return budget
 
 

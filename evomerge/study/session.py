@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 from evomerge.errors import InputError, StoppedError, TrialError
@@ -14,18 +15,22 @@ from evomerge.optimize.declarations import uses_gradient
 from evomerge.optimize.replay import Asked
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.gates import scales, settle
+from evomerge.scoring.item_noise import ItemNoise
 from evomerge.study.after.transfer import StartingPoint
 from evomerge.study.gradients.trial_gradients import TrialGradients
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan
-from evomerge.study.racing.racer import Racer, applicable
+from evomerge.study.racing.racer import Racer, applicable, is_cheap
 from evomerge.study.run.evaluation import Criteria, TrialResult
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.store import Store, duplicate_label
 from evomerge.study.run.trial import UNIFORM, Trial
-from evomerge.study.trials import Trials
+from evomerge.study.trials import AIM, Trials
 from evomerge.types import Outcome
+
+_ERRORS = "errors"
+"""The fact that holds the references' `Trial.errors`: label -> slice -> error."""
 
 
 class Session:
@@ -113,11 +118,22 @@ class Session:
         parents = {t.label: t.slice_scores for t in trials if t.is_parent and t.state == "complete"}
         gates = settle(self.executor.info.slices, parents)
         floors = Floors(gates, scales(parents, gates), traded=self.plan.fitness.traded)
-        self.trials.settle(floors)
+        self._know_item_noise()
+        self.trials.settle(floors, AIM if _ERRORS in self.store.facts else 0.0)
         self.store.record("gates", floors.to_data())
         self._warn_of_flat_slices()
         self.trials.keep_best()
         self._choose_means()
+
+    def _know_item_noise(self) -> None:
+        """Takes in how the floors depend on the references' items. A run of an older version, which aimed at the floors
+        themselves, goes on so."""
+        references = [t for t in self.store.trials() if t.kind == "reference" and t.state == "complete"]
+        scored = {t.label: self.trials.scored(t) for t in references}
+        parents = {t.label: scored[t.label] for t in references if t.is_parent}
+        self.trials.item_noise = noise = ItemNoise(self.executor.info, parents)
+        if _ERRORS not in self.store.facts and "gates" not in self.store.facts:
+            self.store.record(_ERRORS, {label: noise.errors(reference) for label, reference in scored.items()})
 
     def _warn_of_flat_slices(self) -> None:
         """A slice on which all references score the same more likely has a mistake in its task than in its models."""
@@ -132,6 +148,9 @@ class Session:
         """Pruning and gradients, as the files ask for them. Both go by the scored references."""
         spec = self.plan.spec
         self.racer = self.make_racer()
+        if self.racer is None and self.plan.fitness.auto_pruning:
+            reason = "which takes less time than to prune" if self._is_cheap() else "since they are few"
+            self.observer.note(f"items: every candidate is scored on all of the search split, {reason}")
         if self.racer is not None:
             alone = "; asynchronous candidates do not race" if spec.asynchronous else ""
             self.observer.note(f"items: {self.racer.schedule}{alone}")
@@ -143,9 +162,16 @@ class Session:
         """A racer that goes by the scored references; None where no candidate is pruned."""
         spec = self.plan.spec
         pruning = applicable(spec, self.plan.fitness)
-        if not pruning:
+        if not pruning or self._is_cheap():
             return None
-        return Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
+        racer = Racer(self.trials, self.trials.as_ended, self.executor, pruning, spec.optimizer["seed"])
+        # Pruning costs nothing where nothing can be pruned, but to split an evaluation up does.
+        return racer if racer.schedule.ladder or not self.plan.fitness.auto_pruning else None
+
+    def _is_cheap(self) -> bool:
+        """Whether `pruning: auto` scores everything, as little is to be saved."""
+        auto, info = self.plan.fitness.auto_pruning, self.executor.info
+        return auto and is_cheap(sum(t.elements for t in self.plan.models.base.tensors.values()), info.n_read)
 
     # Searched trials.
 
@@ -216,6 +242,8 @@ class Session:
         """What is known before the search: the genomes of well-known models, and the outcomes of the references."""
         scored = {t.label: t for t in self.store.as_ended() if t.kind == "reference" and t.state != "running"}
         references = self.plan.space.reference_genomes
+        errors = self.store.facts.get(_ERRORS, {})
+        scored = {label: replace(t, errors=errors.get(label, {})) for label, t in scored.items()}
         known = [(r.genome, self.outcome(scored[label])) for label, r in references.items() if label in scored]
         return Start(self.starting_point.genome if self.starting_point else None, references, known)
 

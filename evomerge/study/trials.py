@@ -16,6 +16,7 @@ from evomerge.recipe.recipe import Recipe
 from evomerge.safety.durable import write_whole
 from evomerge.safety.read import read_text
 from evomerge.scoring.gates import judge
+from evomerge.scoring.item_noise import ItemNoise, Scored
 from evomerge.study.observer import Observer
 from evomerge.study.run.evaluation import Criteria, TrialResult
 from evomerge.study.run.folder import RunFolder
@@ -27,6 +28,9 @@ from evomerge.types import Genome, ItemScore, SplitName
 
 logger = logging.getLogger(__name__)
 
+AIM = 1.0
+"""How many standard errors above each floor a search aims: what the holdout items may say less of a candidate."""
+
 
 class Trials:
     """Begins, scores and ends the trials of a run, for the process that holds it.
@@ -36,6 +40,8 @@ class Trials:
         as_ended: the same trials as they ended in the search, which is what its optimizer was told.
         searched: the searched trials in the order asked, those in flight included.
         n_told: how many searched trials have ended.
+        item_noise: of the margins above the floors; None until the references are scored.
+        n_items: on how many items of the search split the ended trials, references included, were scored.
     """
 
     def __init__(
@@ -60,10 +66,11 @@ class Trials:
         self.folder, self.store, self.criteria, self.observer = folder, store, criteria, observer
         self.leaderboard, self.as_ended = Leaderboard(Floors.unsettled()), Leaderboard(Floors.unsettled())
         self._seed, self._asynchronous, self._num_workers = seed, asynchronous, num_workers
+        self.item_noise: ItemNoise | None = None
         self.searched: list[Trial] = []
         self._places: dict[int, int] = {}  # number -> place in `searched`
         self.n_told = 0
-        self._n_finished, self._seconds = 0, 0.0
+        self._n_finished, self._seconds, self.n_items = 0, 0.0, 0
         self._scored_recipes: dict[str, int] = {}
         self._published: list[int] = []
         self._lap = time.perf_counter()
@@ -94,6 +101,7 @@ class Trials:
             return
         self.n_told += trial.kind == "search"
         self._n_finished += 1
+        self.n_items += trial.items_scored
         self._seconds += trial.seconds.get("elapsed", trial.seconds.get("total", 0.0))
         if trial.state == "complete":
             first = self._scored_recipes.get(trial.recipe_id, trial.number)
@@ -107,10 +115,11 @@ class Trials:
         except TrialError:
             return False
 
-    def settle(self, floors: Floors) -> None:
-        """Ranks all trials under the floors that the references have settled."""
-        for leaderboard in (self.leaderboard, self.as_ended):
-            leaderboard.settle(floors)
+    def settle(self, floors: Floors, aim: float = 0.0) -> None:
+        """Ranks all trials under the floors that the references have settled. The optimizer aims above them, by `aim`
+        standard errors."""
+        self.leaderboard.settle(floors)
+        self.as_ended.settle(replace(floors, aim=aim))
 
     # Begin and end.
 
@@ -144,7 +153,8 @@ class Trials:
         if result.failed:
             logger.warning("trial %d failed: %s", trial.number, result.reason)
         order = self.n_told if trial.n_told is not None else None
-        done = self.store.end(trial, self._with_elapsed(result), self._constraints(result), order)
+        result = self._with_errors(self._with_elapsed(result))
+        done = self.store.end(trial, result, self._constraints(result), order)
         self._take_in(done)
         logger.info("trial %d %s: objective %s, %.2f s", done.number, done.state, done.objective, done.seconds["total"])
         self.keep_best()
@@ -176,6 +186,12 @@ class Trials:
         before, self._lap = self._lap, time.perf_counter()
         return replace(result, seconds={**result.seconds, "elapsed": self._lap - before})
 
+    def _with_errors(self, result: TrialResult) -> TrialResult:
+        if self.item_noise is None or result.failed or result.errors:
+            return result
+        items = {name: {item.item: item for item in score.items} for name, score in result.scores.items()}
+        return replace(result, errors=self.item_noise.errors(Scored(result.scores, items)))
+
     def _constraints(self, result: TrialResult) -> list[float] | None:
         """How far the scores lie below each floor, 0 where it is met; None before the floors are settled."""
         floors = self.leaderboard.floors
@@ -205,6 +221,7 @@ class Trials:
             bounds=original.bounds,
             evaluated=original.evaluated,
             items=original.items,
+            errors=original.errors,
         )
 
     # Scores.
@@ -256,6 +273,10 @@ class Trials:
     def items(self, trial: Trial, enough: Callable[[Items], bool] | None = None) -> Items:
         """A trial's items of the search split (`load_items`)."""
         return load_items(self.folder.items, trial.number, "search", enough=enough)
+
+    def scored(self, trial: Trial) -> Scored:
+        """A trial's scores with its items of the search split."""
+        return Scored(trial.slice_scores, self.items(trial))
 
     def keep_items(self, trial: Trial, split: SplitName, items: Mapping[str, Iterable[ItemScore]]) -> None:
         write_items(self.folder.items, trial.number, split, items)

@@ -10,7 +10,7 @@ import yaml
 
 from evomerge.errors import InputError
 from evomerge.files.fitness_file import read_fitness
-from evomerge.files.objects import ModelRef
+from evomerge.files.objects import PRUNERS, ModelRef
 from evomerge.files.pair import read_files
 from evomerge.files.resolved import current_keys, fitness_data, space_data, to_yaml
 from evomerge.files.space_file import read_space
@@ -103,6 +103,14 @@ def test_pruning_is_read_by_its_old_name_and_written_by_its_name(
     assert current_keys({"fitness file": {**data, key: data["pruning"]}})["fitness file"] == data
     for setting in ("pruning=[representative]", "economy=[representative]", " economy = [representative]"):
         assert read_fitness(files[1], [setting]).pruning == ("representative",)
+
+
+def test_by_default_the_costs_decide_whether_candidates_are_pruned(files: tuple[Path, Path]) -> None:
+    files[1].write_text(yaml.safe_dump({key: value for key, value in FITNESS.items() if key != "pruning"}))
+    specs = [read_fitness(files[1], settings) for settings in ([], ["pruning=auto"], ["pruning=true"])]
+    assert [spec.auto_pruning for spec in specs] == [True, True, False]
+    assert [spec.pruning for spec in specs] == [PRUNERS] * 3
+    assert fitness_data(specs[0])["pruning"] == "auto"
 
 
 def test_pruning_under_both_names_is_an_error(files: tuple[Path, Path]) -> None:

@@ -17,7 +17,6 @@ from evomerge.optimize.build import build
 from evomerge.optimize.gaussian_process import (
     GaussianProcess,
     acquisition,
-    expected_shortfall,
     log_expected_improvement,
 )
 from evomerge.optimize.mutation import Mutation
@@ -140,8 +139,6 @@ def test_expectations_are_integrals(mean: float, spread: float, best: float) -> 
     found = log_expected_improvement(np.array([mean]), np.array([spread]), best)[0]
     if gain > 1e-8:
         assert found == pytest.approx(math.log(gain), abs=1e-3)
-    missed, _ = quad(lambda m: max(0.0, -m) * predicted.pdf(m), *span, points=[min(max(0.0, span[0]), span[1])])
-    assert expected_shortfall(np.array([[mean]]), np.array([[spread]]))[0] == pytest.approx(missed, abs=1e-6)
 
 
 def test_improvement_is_ordered_however_small() -> None:
@@ -149,6 +146,13 @@ def test_improvement_is_ordered_however_small() -> None:
     found = log_expected_improvement(means, np.ones(200), 1.0)
     assert np.isfinite(found).all()
     assert (np.diff(found) > 0).all()
+
+
+def test_the_unknown_is_worth_a_look_where_nothing_is_feasible() -> None:
+    """Beside what was seen, and surely misses the floor by little, no evaluation can find anything."""
+    mean = np.array([[0.0, -0.2], [0.0, -0.5]])
+    spread = np.array([[0.1, 0.001], [0.1, 0.5]])
+    assert acquisition(mean, spread, None).argmax() == 1
 
 
 def test_floors_come_before_improvement() -> None:

@@ -119,6 +119,34 @@ def test_budgets_are_totals(tiny_study: Study) -> None:
     assert len(facts("short")) == 20
 
 
+def test_a_budget_of_items_is_a_total_of_what_was_scored(tiny_study: Study) -> None:
+    space = tiny_study(lambda space, fitness: (fitness.update(pruning=False), space.update(budget={"items": 1})))
+    result = evomerge.search(space, run="one")
+    whole = result.search.trials[0].items
+    assert [t.kind for t in result.search.trials] == ["reference"] * 4, "the references are scored whatever they cost"
+    evomerge.resume("one", items=8 * whole)
+    state = evomerge.status("one")
+    assert (state.done, state.items) == (8, 8 * whole)
+    assert state.finished
+    evomerge.search(space, run="whole", items=8 * whole)
+    assert facts("one") == facts("whole")
+    evomerge.resume("one", items=8 * whole)
+    assert evomerge.status("one").done == 8
+
+
+def test_little_work_is_not_pruned_by_itself(tiny_study: Study) -> None:
+    """Tiny models on few items: to prune would take longer, and the search says that it does not."""
+    notes: list[str] = []
+
+    class Listening(Observer):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    result = evomerge.search(tiny_study(), observer=Listening())
+    assert all(trial.state == "complete" for trial in result.search.trials)
+    assert [note for note in notes if note.startswith("items: every candidate is scored on all")]
+
+
 def test_budgets_are_totals_wherever_they_end_when_all_items_are_scored(tiny_study: Study) -> None:
     space = tiny_study(lambda space, fitness: fitness.update(pruning=False))
     evomerge.search(space, run="short", trials=8)
@@ -401,18 +429,18 @@ def test_changed_callable_code_is_noticed(tiny_study: Study) -> None:
 
 
 def test_a_failing_objective_fails_the_trial_only(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evomerge.study.run.evaluation import Criteria
+    from evomerge.study.run.evaluation import Criteria, TrialResult
 
-    objective = Criteria.objective
+    made = Criteria.result
     calls: list[int] = []
 
-    def sometimes(self: Criteria, scores: Any) -> float:
+    def sometimes(self: Criteria, *arguments: Any) -> TrialResult:
         calls.append(1)
-        if len(calls) in (6, 15):
+        if len(calls) in (6, 15):  # a searched trial, and the first finalist on the holdout
             raise TrialError("the geometric mean needs scores of at least 0")
-        return objective(self, scores)
+        return made(self, *arguments)
 
-    monkeypatch.setattr(Criteria, "objective", sometimes)
+    monkeypatch.setattr(Criteria, "result", sometimes)
     result = evomerge.search(tiny_study(lambda space, fitness: fitness.update(pruning=False)), trials=10)
     assert [t.number for t in result.search.trials if t.state == "failed"] == [5]
     assert [t.state for t in result.holdout.trials].count("failed") == 1

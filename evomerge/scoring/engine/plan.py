@@ -54,6 +54,7 @@ class Plan:
         kind: lm-eval's request type.
         requests: lm-eval's instances.
         tokens: how many tokens of each are scored.
+        n_read: how many tokens are read for all of them.
     """
 
     def __init__(self, lm: LanguageModel, kind: str, requests: Sequence[Any]) -> None:
@@ -64,6 +65,7 @@ class Plan:
         sizes = [sum(len(window.targets) for window in request) for request in windows]
         self.tokens = [sizes[number] for number in self._order]
         self._packed = Packed([window for request in windows for window in request])
+        self.n_read = sum(len(window.tokens) for window in self._packed.windows)
         self._owners = np.repeat(np.arange(len(windows)), [len(request) for request in windows])
 
     def answer(self, lm: LanguageModel) -> list[Any]:

@@ -49,6 +49,10 @@ class MeanKind:
             return score
         return math.log(score) if score > 0 else -math.inf
 
+    def mean(self, value: float) -> float:
+        """The mean of units that has this oriented score."""
+        return self.unit(self.sign * value)
+
     def value(self, mean: float) -> float:
         """Turns a mean of units into the oriented score. A predicted mean may lie beyond what is possible; the score
         does not."""

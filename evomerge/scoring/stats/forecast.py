@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evomerge.scoring.stats.aggregation import ItemWeights
-from evomerge.scoring.stats.anchors import Matrix, Vector, weights
+from evomerge.scoring.stats.anchors import Clusters, Matrix, Strata, Vector, clusters
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,29 @@ class Forecast:
         root = vectors * np.sqrt(np.maximum(values, 0.0))
         return np.asarray(self.mean + generator.standard_normal((count, len(self.mean))) @ root.T)
 
+    def shrunk(self) -> Vector:
+        """The means drawn towards each other as far as they differ by chance only: [candidates].
+
+        The empirical Bayes estimate (Efron & Morris 1973, section 2, with the variances that the items show): each mean
+        m_c becomes ``m + t^2 / (t^2 + v_c) (m_c - m)``, with v_c the variance of its distance from their average m,
+        and t^2 what these distances vary by beyond that. A candidate is pruned as its items look bad, so that on
+        average its true score is better than they say; this takes that out.
+        """
+        n = len(self.mean)
+        if n < _FEWEST:
+            return self.mean
+        centre = np.eye(n) - 1 / n
+        noise = np.maximum(np.diag(centre @ self.covariance @ centre), 0.0)
+        middle = self.mean.mean()
+        apart = self.mean - middle
+        signal = max(0.0, float(apart @ apart - noise.sum()) / (n - 1))
+        kept = np.where(noise > 0, signal / np.maximum(signal + noise, 1e-300), 1.0)
+        return np.asarray(middle + kept * apart)
+
+
+_FEWEST = 4
+"""Fewer means say nothing of how much they vary."""
+
 
 @dataclass(frozen=True)
 class Forecaster:
@@ -35,11 +58,11 @@ class Forecaster:
 
     Attributes:
         item_weights: how the score is made of the items.
-        features: [items, features] by which scored items represent others; None: they count by their own shares.
+        strata: by which scored items represent others; None: they count by their own shares.
     """
 
     item_weights: ItemWeights
-    features: Matrix | None
+    strata: Strata | None
 
     def forecast(self, units: Matrix, control: Vector) -> Forecast:
         """Predicts candidates.
@@ -65,22 +88,41 @@ class Forecaster:
         if n == 0:
             whole = np.full(len(units), shares @ control)
             return whole, np.zeros((len(units), len(units)))
-        share = weights(self.features, shares, scored) if self.features is not None else shares[scored]
-        share = share / share.sum()
+        if self.strata is not None:
+            known = clusters(self.strata, shares, scored)
+        else:
+            known = Clusters(np.zeros(n, np.int64), shares[scored] / shares[scored].sum(), np.full(n, len(shares)))
         # mean = sum_all shares * control + sum_scored share * (units - control)
         differences = units - control[scored]
-        means = shares @ control + differences @ share
-        return means, _covariance(differences, share, n / len(shares))
+        means = shares @ control + differences @ known.shares
+        return means, _covariance(differences, known, n / len(shares))
 
 
-def _covariance(differences: Matrix, share: Vector, part: float) -> Matrix:
+def _covariance(differences: Matrix, known: Clusters, part: float) -> Matrix:
     """The covariance of weighted means of differences [candidates, items]; `part` is the share of the items that were
-    scored (Cochran, 2.9 and 6.3)."""
-    n = len(share)
-    centred = np.nan_to_num(differences - (differences @ share)[:, None]) * share
-    covariance: Matrix = (1 - part) * n / max(1, n - 1) * centred @ centred.T
+    scored.
+
+    That of a stratified mean: in each cluster by the scatter around its mean (Cochran, 5.9), with the finite population
+    correction (2.9). Clusters with one scored item show no scatter of their own: they are taken together, around the
+    mean of all of them (5A.12, collapsed strata).
+    """
+    n, share = len(known.of), known.shares
+    alone = np.bincount(known.of)[known.of] == 1
+    if alone.sum() == 1:  # there is nothing to take it together with: all items around their mean
+        alone = np.ones(n, dtype=bool)
+    _, group = np.unique(np.where(alone, -1, known.of), return_inverse=True)
+    inside = np.eye(group.max() + 1)[group]  # [scored, groups]
+    members = inside.sum(axis=0)
+    # How many items a group stands for: those of its cluster, or of all its clusters.
+    sizes = (inside * np.where(alone, known.sizes, known.sizes / members[group])[:, None]).sum(axis=0)
+    open_ = np.full(len(members), 1 - part) if alone.all() else np.maximum(0.0, 1 - members / sizes)
+    means = (differences * share) @ inside / (share @ inside)
+    centred = np.nan_to_num(differences - means[:, group]) * share
+    scale = open_ * members / np.maximum(1, members - 1)
+    covariance: Matrix = (centred * scale[group]) @ centred.T
     whole = np.isin(differences, (-1.0, 0.0, 1.0)).all(axis=1)
     # Right or wrong answers can agree by chance on all of a few items: add one item on which they differ
-    # (Agresti & Min 2005, for differences of paired shares).
-    covariance += np.diag(np.where(whole, (1 - part) / (n + 2) ** 2, 0.0))
+    # (Agresti & Min 2005, for differences of paired shares), of the weight that items have.
+    doubt = (1 - part) * float(share @ share) * n / (n + 2) ** 2
+    covariance += np.diag(np.where(whole, doubt, 0.0))
     return covariance

@@ -134,6 +134,12 @@ class PreparedRequests:
                     right.append((doc.instances[at], tokens[id(doc.instances[at])]))
         return right
 
+    @property
+    def n_read(self) -> int | None:
+        """How many tokens the model reads for them; None where it generates text, whose length is unknown."""
+        numbers = [getattr(plan, "n_read", None) for plan in self._plans]
+        return None if None in numbers else sum(n for n in numbers if n is not None)
+
     def _forget(self) -> None:
         for instance in self._instances:
             instance.resps = []

@@ -19,11 +19,11 @@ from evomerge.scoring.gates import lower_bound, scales, settle
 from evomerge.scoring.preflight import check_floors, check_objective
 from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
 from evomerge.study.after.status import NothingFeasible, Status, status
+from evomerge.study.finalists import TOP, gate_confidence
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.recorded import recorded_scores
-from evomerge.study.run.release import TOP
 from evomerge.study.run.trial import Trial
 from evomerge.types import SliceScore, SplitName
 
@@ -42,7 +42,7 @@ class Ranked:
         search, holdout: rank the trials by their scores on either split; `holdout` is None before a search has ended.
         before: the winner under the run's own fitness file.
         winner: the best merge that passes every floor, on the holdout split where there are scores of it.
-        unscored: trials that are now among the top of the search and have no holdout scores.
+        unscored: trials that have come to the top of the search and have no holdout scores.
     """
 
     folder: RunFolder
@@ -93,9 +93,11 @@ def rank(run: str | Path, fitness: str | Path, output: str | Path | None = None)
     search = view.leaderboard(state.search.trials, "search")
     front = [t for t in search.front() if t.kind == "search"]
     top, most = front or [t for t in search.merges() if t.kind == "search"], len(front) or TOP
-    rescored = {t.number: t for t in state.rescored}
+    rescored = {t.number: t for t in (*state.rescored, *(state.release.leaderboard.trials if state.release else ()))}
     scored = [t for t in top if t.number in rescored][:most]
-    references = [t for t in state.rescored if t.kind == "reference"]
+    references = [t for t in rescored.values() if t.kind == "reference"]
+    # Those that the run passed over do not count: its finalists were chosen among them.
+    before = {t.number for t in [t for t in state.search.merges() if t.kind == "search"][:TOP]}
     holdout = view.leaderboard([*references, *(rescored[t.number] for t in scored)], "holdout") if references else None
     winner = (holdout or search).best()
     ranked = Ranked(
@@ -107,7 +109,7 @@ def rank(run: str | Path, fitness: str | Path, output: str | Path | None = None)
         holdout=holdout,
         before=state.winner if state.release else state.search.best(),
         winner=winner,
-        unscored=tuple(t for t in top[:most] if t.number not in rescored) if holdout else (),
+        unscored=tuple(t for t in top[:most] if t.number not in rescored.keys() | before) if holdout else (),
     )
     if output is not None:
         try:
@@ -127,6 +129,7 @@ class _View:
         self._weights = {name: slice_spec.weight for name, slice_spec in spec.slices.items()}
         self._objective = load(OBJECTIVES[spec.objective])
         clusters = {name: launched["slices"][name].get("cluster") for name in spec.slices}
+        self._n_finalists = len(state.release.chances) if state.release else 0
         self._bounds_stand = spec.confidence == launched["confidence"] and all(
             slice_spec.cluster == clusters[name] for name, slice_spec in spec.slices.items()
         )
@@ -160,6 +163,9 @@ class _View:
             return {}
         if self._bounds_stand or trial.state == "pruned":
             return {name: trial.bounds[name] for name in trial.scores if name in trial.bounds}
+        if split == "holdout" and self._n_finalists:
+            n_floors = sum(slice_spec.floor is not None for slice_spec in self._spec.slices.values())
+            confidence = gate_confidence(confidence, self._n_finalists, n_floors)
         scores = recorded_scores(self._items, trial, split)
         for name, slice_spec in self._spec.slices.items():
             scores[name] = scores[name] if slice_spec.cluster else _independent(scores[name])

@@ -30,13 +30,14 @@ class Status:
     """A run as its storage tells it.
 
     Attributes:
-        budget: the last one: "trials" and "seconds".
+        budget: the last one: "trials", "seconds" and, where they are limited, "items".
         slices: by name: "metric", "sign" and "weight".
         search: all trials, by their search scores.
         release: the last one; None before a search has ended. The run is `finished` when no trial is to come after it.
         rescored: all trials that have holdout scores, with these.
         gained: what gradient steps gained.
         driver: the process that drives it now.
+        items: what the finished trials count against the budget of items: what they were scored on in the search.
     """
 
     folder: RunFolder
@@ -47,6 +48,7 @@ class Status:
     rescored: Sequence[Trial] = ()
     gained: Contributions | None = None
     driver: Driver | None = None
+    items: int = 0
 
     @property
     def state(self) -> Literal["running", "stopped", "finished"]:
@@ -74,8 +76,9 @@ class Status:
 
     @property
     def _budget_is_spent(self) -> bool:
-        trials, seconds = self.budget.get("trials"), self.budget.get("seconds")
-        return (trials is not None and self.done >= trials) or (seconds is not None and self.seconds >= seconds)
+        spent = {"trials": self.done, "seconds": self.seconds, "items": self.items}
+        limits = {name: self.budget.get(name) for name in spent}
+        return any(limit is not None and spent[name] >= limit for name, limit in limits.items())
 
     @property
     def winner(self) -> Trial | None:
@@ -107,7 +110,8 @@ def status(run: str | Path) -> Status:
     budget, slices = store.facts.get("budget", {}), store.facts.get("slices", {})
     leaderboard = Leaderboard(_floors(store.facts, slices), store.trials())
     gained = recorded_contributions(store)
-    return Status(folder, budget, slices, leaderboard, released(store), rescored(store), gained, process)
+    items = sum(trial.items_scored for trial in store.as_ended() if trial.state != "running")
+    return Status(folder, budget, slices, leaderboard, released(store), rescored(store), gained, process, items)
 
 
 def _floors(facts: Mapping[str, Any], slices: Mapping[str, Mapping[str, Any]]) -> Floors:

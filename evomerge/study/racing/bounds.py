@@ -25,6 +25,7 @@ class ScoreBounds:
         item_weights: Mapping[str, ItemWeights],
         margins: Mapping[str, float],
         confidence: float | None,
+        errors: Mapping[str, float] | None = None,
     ) -> None:
         """Args:
         floors: of the study.
@@ -33,13 +34,20 @@ class ScoreBounds:
         margins: how far each slice's confidence bound lies below its score, as the control has it; empty without
             confidence.
         confidence: of the bounds that are held to the floors; None: the scores are.
+        errors: `Trial.errors` of a candidate like these, by which a study aims above its floors.
         """
         self._floors, self._objective, self._item_weights = floors, objective, item_weights
-        self.margins, self._confidence = margins, confidence
+        self.margins, self._confidence, self.errors = margins, confidence, errors or {}
+
+    @property
+    def scale(self) -> Mapping[str, float]:
+        """The unit of each slice's shortfall."""
+        return self._floors.scale
 
     def verdicts(self, scores: Mapping[str, float]) -> list[Verdict]:
-        """The verdicts of the gates on oriented scores."""
-        gated = {name: SliceScore(score - self.margins.get(name, 0.0), None) for name, score in scores.items()}
+        """The verdicts on oriented scores, of the gates that the study aims at."""
+        below = {name: self.margins.get(name, 0.0) + self._floors.aim * self.errors.get(name, 0.0) for name in scores}
+        gated = {name: SliceScore(score - below[name], None) for name, score in scores.items()}
         return judge(gated, self._floors.gates, self._floors.scale)
 
     def outcome(self, scores: Mapping[str, float]) -> Outcome:

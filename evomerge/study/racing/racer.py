@@ -8,13 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from evomerge.errors import TrialError
 from evomerge.evaluator.evaluation import Evaluation, add_seconds
 from evomerge.evaluator.executor import Executor, run_all
 from evomerge.evaluator.jobs import EvalTask
 from evomerge.files.objects import FitnessSpec, Pruner, SpaceSpec
 from evomerge.optimize.ordering import rank_key
+from evomerge.scoring.item_noise import Scored
 from evomerge.scoring.slices import SliceInfo
+from evomerge.scoring.stats.anchors import Vector
 from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.racing.race import Control, Entry, Race
 from evomerge.study.racing.rungs import ItemNames, ItemSchedule
@@ -27,6 +31,9 @@ from evomerge.types import ItemScore, SliceScore
 
 _CONTROLS = 32
 """How many of the latest merges that were scored in full a candidate may be predicted from."""
+
+_RECENT = 16
+"""How many of the latest candidates show how far apart candidates are."""
 
 _CACHED = 256
 """Trials whose items stay in memory; those of older ones are read again when they are needed."""
@@ -48,6 +55,7 @@ class Racer:
         """
         self._trials, self._leaderboard, self._executor, self._seed = trials, leaderboard, executor, seed
         self._items_of: dict[int, Items] = {}
+        self._units_of: dict[int, dict[str, Vector]] = {}
         self._results: dict[int, TrialResult] = {}
         references = [t for t in leaderboard.trials if t.kind == "reference" and t.state == "complete"]
         references.sort(key=lambda t: t.label != "base")
@@ -93,11 +101,21 @@ class Racer:
         left = {n: names.difference(entry.items.get(n, ())) for n, names in self.schedule.rung(1.0).items()}
         if any(left.values()):
             yield from self._score(entry, left)
+            self._keep(entry)
         return self._measured(entry)
 
     def _best_tenth(self, since: int) -> list[Trial]:
         ranked = [t for t in self._leaderboard.in_order(since) if t.kind == "search" and t.ranked]
         return ranked[: math.ceil(len(ranked) / 10)]
+
+    def _signals(self, since: int) -> dict[str, float]:
+        """By how much the scores of the latest candidates, predicted ones among them, vary in each slice, as
+        `Race` takes it."""
+        latest = [t for t in self._leaderboard.latest(_RECENT, since) if t.kind == "search" and t.ranked]
+        if len(latest) < _RECENT // 2:
+            return {}
+        kinds = {name: weights.kind for name, weights in self.schedule.item_weights.items()}
+        return {name: float(np.var([kind.mean(t.scores[name]) for t in latest])) for name, kind in kinds.items()}
 
     def _race(self, since: int, field: list[Entry], rivals: list[Entry], parents: int) -> Race:
         board, criteria = self._leaderboard, self._trials.criteria
@@ -108,14 +126,16 @@ class Racer:
         confidence = criteria.fitness.confidence
         return Race(
             self.schedule,
-            ScoreBounds(board.floors, self._objective, self.schedule.item_weights, margins, confidence),
-            [Control(self._items(trial), trial.scores) for trial in controls],
+            ScoreBounds(board.floors, self._objective, self.schedule.item_weights, margins, confidence, best.errors),
+            [Control(self._units(trial), trial.scores) for trial in controls],
             rank_key(board.outcome(best)),
             field,
             rivals,
+            self._signals(since),
             parents=max(1, parents),
             seed=(self._seed, field[0].trial.number),
             score=self._score,
+            keep=self._keep,
             run_all=partial(run_all, self._executor),
         )
 
@@ -129,7 +149,7 @@ class Racer:
             items = {}
         elif not finished and self.schedule.count(items) < self.schedule.total:
             # A part that was cut short is scored again as a whole: the same items at once give the same bits.
-            items = self.schedule.within_rungs(items)
+            items = self._last_rung(trial) if recorded else {}
         # Of a slice that is scored as a whole, a trial in flight has no score yet: it is scored again.
         kept = {n: dict(items[n]) for n in items if finished or n in self.schedule.item_weights}
         if kept and kept != recorded:
@@ -146,15 +166,37 @@ class Racer:
             self._items_of[trial.number] = self._trials.items(trial, enough)
         return self._items_of[trial.number]
 
+    def _last_rung(self, trial: Trial) -> Items:
+        """The recorded items of a trial in flight up to the last rung that it finished."""
+        rung: Items = {}
+
+        def note(items: Items) -> bool:
+            nonlocal rung
+            if self.schedule.is_rung(items):
+                rung = {name: dict(scores) for name, scores in items.items()}
+            return False
+
+        note(self._trials.items(trial, note))
+        return rung
+
+    def _units(self, trial: Trial) -> dict[str, Vector]:
+        """The units of a trial that was scored in full."""
+        if trial.number not in self._units_of:
+            items = self._items(trial)
+            self._units_of[trial.number] = {n: w.units(items[n]) for n, w in self.schedule.item_weights.items()}
+        return self._units_of[trial.number]
+
     def _has_items(self, count: int, items: Items) -> bool:
         return bool(items) and self._trials.criteria.info.count(items) >= count
 
     def _forget(self) -> None:
         for number in sorted(self._items_of)[:-_CACHED]:
             del self._items_of[number]
+        for number in sorted(self._units_of)[:-_CACHED]:
+            del self._units_of[number]
 
     def _score(self, entry: Entry, names: ItemNames) -> EvalTask[None]:
-        """Scores a candidate on further items, and keeps them. Raises TrialError."""
+        """Scores a candidate on further items. Raises TrialError."""
         trials = self._trials
         trials.observer.trial_started(entry.trial)
         started = time.perf_counter()
@@ -162,22 +204,27 @@ class Racer:
             evaluation = yield from trials.score(entry.trial, "search", names, entry.digest)
         finally:
             entry.seconds = add_seconds(entry.seconds, {"total": time.perf_counter() - started})
-        first = not entry.items
         for name, score in evaluation.scores.items():
             entry.items.setdefault(name, {}).update({item.item: item for item in score.items})
+            entry.new.setdefault(name, []).extend(score.items)
             if name not in self.schedule.item_weights:
                 entry.totals[name] = score
         entry.digest = evaluation.digest
         entry.seconds = add_seconds(entry.seconds, evaluation.seconds)
+
+    def _keep(self, entry: Entry) -> None:
+        """Writes down the items that a candidate was scored on since the last time."""
+        trials, new = self._trials, entry.new
+        if not new or entry.digest is None:
+            return
         if not entry.finished:  # before the items: a trial with items was noted
             trials.store.note(entry.trial, entry.digest, entry.seconds)
-        new = {name: score.items for name, score in evaluation.scores.items()}
-        if first:
+            self._items_of[entry.trial.number] = entry.items
+        if all(len(new.get(name, ())) == len(items) for name, items in entry.items.items()):
             trials.keep_items(entry.trial, "search", new)
         else:
             trials.add_items(entry.trial, new)
-        if not entry.finished:
-            self._items_of[entry.trial.number] = entry.items
+        entry.new = {}
 
     # Its result.
 
@@ -201,7 +248,7 @@ class Racer:
         """The result of a pruned candidate: scores and confidence bounds as predicted, never above what is still
         possible."""
         scores, bounds = {}, {}
-        for name, score in race.predicted(entry).items():
+        for name, score in race.predicted(entry, shrunk=True).items():
             bound = score - race.bounds.margins.get(name, 0.0)
             if name in self.schedule.item_weights:
                 highest, highest_bound = race.bounds.ceiling(name, entry.items)
@@ -210,7 +257,14 @@ class Racer:
         in_order = {name: scores[name] for name in self._trials.criteria.info.slices if name in scores}
         result = self._with_counts(entry, in_order)
         kept = bounds if self._trials.criteria.fitness.confidence is not None else {}
-        return replace(result, bounds=kept, reason=entry.pruned, pruned_by=entry.pruned_by)
+        errors = self._errors(race, entry, in_order)
+        return replace(result, bounds=kept, errors=errors, reason=entry.pruned, pruned_by=entry.pruned_by)
+
+    def _errors(self, race: Race, entry: Entry, scores: Mapping[str, SliceScore]) -> dict[str, float]:
+        """`Trial.errors`, by the items that were scored; those of the best where a slice has none."""
+        noise = self._trials.item_noise
+        errors = noise.errors(Scored(scores, entry.items)) if noise is not None else {}
+        return {name: e if entry.items.get(name) else race.bounds.errors.get(name, 0.0) for name, e in errors.items()}
 
     def _with_counts(self, entry: Entry, scores: Mapping[str, SliceScore]) -> TrialResult:
         evaluation = Evaluation(scores, entry.digest or "", entry.seconds)
@@ -241,3 +295,19 @@ def applicable(spec: SpaceSpec, fitness: FitnessSpec) -> tuple[Pruner, ...]:
     """The means of pruning in the fitness file that this search can use: without generations, none that compares the
     candidates of one."""
     return tuple(s for s in fitness.pruning if s == "early_stop" or not spec.asynchronous)
+
+
+_CHEAP = 2e10
+"""Operations of a candidate's forward passes, below which pruning costs more time than it saves: a part of a second on
+one core, where another merge, another pass with half-empty batches and another file take tens of milliseconds."""
+
+
+def is_cheap(n_parameters: int, n_read: int | None) -> bool:
+    """Whether a candidate takes less time to score than to prune, by counts alone: every machine decides alike, and a
+    resumed run as it was launched.
+
+    Args:
+        n_parameters: of the model; each token that is read takes two operations a parameter.
+        n_read: how many tokens a candidate reads on the search split; None where that is unknown, and counts as many.
+    """
+    return n_read is not None and 2.0 * n_parameters * n_read < _CHEAP

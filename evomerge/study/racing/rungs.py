@@ -11,18 +11,19 @@ import numpy as np
 from evomerge.files.objects import FitnessSpec
 from evomerge.scoring.slices import SuiteInfo
 from evomerge.scoring.stats.aggregation import ItemWeights, MeanKind
-from evomerge.scoring.stats.anchors import Matrix, Vector, anchors
+from evomerge.scoring.stats.anchors import Matrix, Strata, Vector, anchors
 from evomerge.scoring.stats.forecast import Forecaster
 from evomerge.study.run.items import Items
 
 ItemNames = dict[str, frozenset[str]]
 """Slice -> names of items."""
 
-_FIRST, _SECOND = 0.1, 0.3
-"""The shares of the items on the first two rungs of a race. The last rung has all."""
+_SHARES = (0.1, 0.2, 0.4)
+"""The shares of the items on the rungs of a race: it begins on the first one, and skips those that would decide too
+little. The last rung has all."""
 
-_LEAST = 8
-"""The fewest items of a slice on a rung."""
+_LEAST, _LEAST_RIGHT_OR_WRONG = 8, 16
+"""The fewest items of a slice on a rung. A right or wrong answer says less than a graded one."""
 
 _CHUNKS = 4
 """The number of parts of the last rung, between which a candidate may be stopped."""
@@ -36,25 +37,27 @@ class Pool:
         slices: their names.
         order: names of the items, the most representative first.
         late: the same items, those first on which the references lose most.
-        whole: whether all are scored on the first rung, as some slice's score is no mean of its items.
+        whole: whether all are scored on the first rung: some slice's score is no mean of its items, or they are few.
+        least: the fewest items on a rung.
     """
 
     slices: tuple[str, ...]
     order: tuple[str, ...]
     late: tuple[str, ...]
     whole: bool
+    least: int = _LEAST
 
     def first(self, share: float) -> frozenset[str]:
         """The items of a rung that has `share` of them."""
-        count = len(self.order) if self.whole else max(_LEAST, math.ceil(share * len(self.order)))
+        count = len(self.order) if self.whole else max(self.least, math.ceil(share * len(self.order)))
         return frozenset(self.order[:count])
 
     def chunks(self, scored: frozenset[str], size: int) -> list[frozenset[str]]:
-        """The items that are not scored yet, in parts of at least `size`."""
+        """The items that are not scored yet, in parts of at least `size` and nearly equal numbers."""
         left = [name for name in self.late if name not in scored]
-        if self.whole:
+        if self.whole or not left:
             return [frozenset(left)] if left else []
-        step = max(1, size, math.ceil(len(left) / _CHUNKS))
+        step = math.ceil(len(left) / max(1, min(_CHUNKS, len(left) // max(1, size))))
         return [frozenset(left[at : at + step]) for at in range(0, len(left), step)]
 
 
@@ -71,17 +74,18 @@ class ItemSchedule:
         self.item_weights: dict[str, ItemWeights] = {}
         self.forecasters: dict[str, Forecaster] = {}
         self.pools = [self._pool(suite, slices, references) for slices in suite.pools]
-        self.rungs = [_FIRST, _SECOND] if "racing" in fitness.pruning else []
+        self.ladder = self._rungs()
+        self.rungs = self.ladder if "racing" in fitness.pruning else []
 
     def __str__(self) -> str:
-        counts = [sum(len(pool.first(share)) for pool in self.pools) for share in self.rungs]
-        first = (
-            f"a candidate is scored on {counts[0]}, then {counts[1]}, then all "
-            if counts
-            else "a candidate is scored on all "
-        )
         early = ", unless a floor is out of reach" if "early_stop" in self.fitness.pruning else ""
-        return f"{first}{self.total} of the search split{early}"
+        if not self.rungs:
+            few = "; they are too few for a race" if "racing" in self.fitness.pruning else ""
+            return f"a candidate is scored on all {self.total} of the search split{early}{few}"
+        first = f"a candidate is scored on {self._size(self.rungs[0])}, then as many as tell it apart, up to all "
+        names = [name for pool in self.pools if pool.whole for name in pool.slices]
+        whole = f"; {', '.join(names)}: all at once" if names else ""
+        return f"{first}{self.total} of the search split{early}{whole}"
 
     @property
     def total(self) -> int:
@@ -95,14 +99,33 @@ class ItemSchedule:
     def rung(self, share: float) -> ItemNames:
         return {name: pool.first(share) for pool in self.pools for name in pool.slices}
 
-    def within_rungs(self, items: Items) -> Items:
-        """The items of the largest rung that a candidate finished."""
-        kept: Items = {}
-        for share in self.rungs:
-            rung = self.rung(share)
-            if all(rung[name] <= items.get(name, {}).keys() for name in rung):
-                kept = {name: {item: items[name][item] for item in rung[name]} for name in rung}
-        return kept
+    def part(self, rung: ItemNames) -> float:
+        """The share of all items that a rung has. Slices that are asked whole say nothing of how much it tells."""
+        raced = [pool for pool in self.pools if not pool.whole]
+        return sum(len(rung[p.slices[0]]) for p in raced) / sum(len(p.order) for p in raced)
+
+    def next_rung(self, rung: ItemNames, part: float) -> float:
+        """The share of the smallest rung behind `rung` (empty: of all) that has at least `part` of the items; 1 is the
+        last one."""
+        now = self.part(rung) if rung else 0.0
+        parts = {share: self.part(self.rung(share)) for share in self.rungs}
+        return next((share for share, has in parts.items() if has >= part and has > now), 1.0)
+
+    def is_rung(self, items: Items) -> bool:
+        """Whether these are exactly the items of a rung."""
+        names = {name: scores.keys() for name, scores in items.items()}
+        return any(names == self.rung(share) for share in self.rungs)
+
+    def _rungs(self) -> list[float]:
+        """The shares of the rungs that have more items than the one before, and fewer than all."""
+        shares: list[float] = []
+        for share in _SHARES:
+            if self._size(shares[-1] if shares else 0.0) < self._size(share) < self.total or not shares:
+                shares.append(share)
+        return [share for share in shares if self._size(share) < self.total]
+
+    def _size(self, share: float) -> int:
+        return sum(len(pool.first(share)) for pool in self.pools)
 
     def _pool(self, suite: SuiteInfo, slices: tuple[str, ...], references: Sequence[Items]) -> Pool:
         names = suite.slices[slices[0]].items
@@ -112,22 +135,26 @@ class ItemSchedule:
             for name in slices:
                 self.item_weights.pop(name, None)
             return Pool(slices, names, names, whole=True)
-        # Items are alike where the references differ alike on them; the anchors are medoids of such items.
-        features = np.concatenate([_features(u) for u in units], axis=1)
-        representative = "representative" in self.fitness.pruning
-        for name in slices:
-            self.forecasters[name] = Forecaster(self.item_weights[name], features if representative else None)
-        shares: Vector = np.mean([self.item_weights[name].shares for name in slices], axis=0)
-        if representative:
-            order = anchors(features, shares, max(2 * _LEAST, math.ceil(_SECOND * len(names))))
-        else:
-            order = []
+        # Items are alike where the references differ alike on them; anchors represent such items. In all other
+        # respects the order is random.
         drawn = np.random.default_rng([self.fitness.split_seed, len(names)]).permutation(len(names))
-        chosen = set(order)
-        order += [int(at) for at in drawn if int(at) not in chosen]
+        features = np.concatenate([_features(u) for u in units], axis=1)
+        strata = Strata.by(features) if "representative" in self.fitness.pruning else None
+        for name in slices:
+            self.forecasters[name] = Forecaster(self.item_weights[name], strata)
+        shares: Vector = np.mean([self.item_weights[name].shares for name in slices], axis=0)
+        order = [int(at) for at in drawn]
+        if strata is not None:
+            mixed = Strata(strata.of[drawn], strata.distances)
+            first = [int(drawn[at]) for at in anchors(mixed, shares[drawn], math.ceil(_SHARES[-1] * len(names)))]
+            chosen = set(first)
+            order = [*first, *(at for at in order if at not in chosen)]
         lost = sum(self._lost(name, u) for name, u in zip(slices, units, strict=True))
         late = np.argsort(-np.asarray(lost), kind="stable")
-        return Pool(slices, tuple(names[at] for at in order), tuple(names[at] for at in late), whole=False)
+        least = _LEAST_RIGHT_OR_WRONG if all(np.isin(u, (0.0, 1.0)).all() for u in units) else _LEAST
+        # Half of few items tell nearly nothing apart: they are asked at once.
+        whole = len(names) <= 2 * least
+        return Pool(slices, tuple(names[at] for at in order), tuple(names[at] for at in late), whole, least)
 
     def _units(self, suite: SuiteInfo, name: str, references: Sequence[Items]) -> Matrix | None:
         """[references, items], the numbers that are averaged; None where the slice's score is no mean of its items."""

@@ -163,6 +163,7 @@ _TRIAL: Mapping[str, Predicate] = {
     "recipe_id": lambda value: _text(value) and re.fullmatch("[0-9a-f]{64}", value) is not None,
     "seed": lambda value: isinstance(value, int),
     **_SCORES,
+    "errors": _by_name(_number),
     "seconds": _by_name(_number),
     "by": _one_of("racing", "early_stop"),
     "reason": _text,
@@ -176,12 +177,20 @@ _TRIAL: Mapping[str, Predicate] = {
 _RESCORED = _with(**_SCORES, objective=_known)
 _GATE = _with(floor=_optional(_number), text=_text, sign=_one_of(1, -1), scale=_number)
 
+
+def _budget(value: Any) -> bool:
+    """Older runs have no limit of items."""
+    limits = _with(trials=_optional(_number), seconds=_optional(_number))
+    return limits(value) and _optional(_number)(value.get("items"))
+
+
 _FACTS: Mapping[str, Predicate] = {
     "promoted": _RESCORED,
     "holdout": _RESCORED,
     "gates": _by_name(_GATE),
+    "errors": _by_name(_by_name(_number)),
     "slices": _by_name(_with(metric=_text, sign=_one_of(1, -1), weight=_number)),
-    "budget": _with(trials=_optional(_number), seconds=_optional(_number)),
+    "budget": _budget,
     "hands": _count,
     "release": _with(gates=_by_name(_GATE), trials=_listed(_count), winner=_optional(_count), after=_count),
     "gradient": _with(

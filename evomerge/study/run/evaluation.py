@@ -28,6 +28,7 @@ class TrialResult:
         evaluated, items: the number of items that the candidate was scored on, and of all.
         reason: why it failed, or why it was pruned.
         pruned_by: the means of pruning that ended it.
+        errors: see `Trial`.
     """
 
     seconds: Mapping[str, float]
@@ -39,6 +40,7 @@ class TrialResult:
     items: int = 0
     reason: str | None = None
     pruned_by: PrunedBy | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def failure(cls, reason: str, seconds: Mapping[str, float]) -> TrialResult:

@@ -81,6 +81,18 @@ class Journal(BaseJournalBackend):
         # The lines and bytes up to the last digest; before the first one, those that were read.
         self._intact = (0, 0)
         self._confirmed = False
+        self._together = False
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Entries that are written inside are on the disk at its end, by one fsync."""
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+            with named(self.file), self._open("r+b") as stream:
+                os.fsync(stream.fileno())
 
     @property
     def line(self) -> int:
@@ -102,7 +114,7 @@ class Journal(BaseJournalBackend):
                 raise self.damage(f"has more than {LONGEST >> 20} MB", self._read.lines + 1)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Writes entries down, durably."""
+        """Writes entries down, durably (inside `together`: at its end)."""
         with named(self.file), self._locked(), self._open("r+b") as stream:
             self._catch_up(stream)
             stream.truncate(self._written.offset)
@@ -113,7 +125,8 @@ class Journal(BaseJournalBackend):
                 stream.write(line)
                 place.add(line)
             stream.flush()
-            os.fsync(stream.fileno())
+            if not self._together:
+                os.fsync(stream.fileno())
             self._written = place
 
     @contextmanager

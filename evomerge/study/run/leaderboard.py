@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -23,12 +23,15 @@ class Floors:
         scale: normalises each slice's shortfall (see `scoring.gates`).
         settled: whether the references are scored; until then nothing is feasible.
         traded: the slices that a front trades off against each other, none where one number is followed.
+        aim: how many standard errors (`Trial.errors`) above each floor a trial has to be. A search aims above the
+            floors, as the holdout items may say less of a candidate than the search items do.
     """
 
     gates: Mapping[str, Gate] = field(default_factory=dict)
     scale: Mapping[str, float] = field(default_factory=dict)
     settled: bool = True
     traded: tuple[str, ...] = ()
+    aim: float = 0.0
 
     @classmethod
     def unsettled(cls, signs: Mapping[str, int] | None = None) -> Floors:
@@ -56,8 +59,14 @@ class Floors:
         }
 
     def verdicts(self, trial: Trial) -> list[Verdict]:
-        """One verdict for each slice that has a floor; empty for a trial without scores."""
-        return judge(trial.gated, self.gates, self.scale) if trial.scores else []
+        """One verdict for each slice; empty for a trial without scores."""
+        if not trial.scores:
+            return []
+        return judge(trial.gated, {name: self._aimed(gate, trial) for name, gate in self.gates.items()}, self.scale)
+
+    def _aimed(self, gate: Gate, trial: Trial) -> Gate:
+        error = trial.errors.get(gate.slice, 0.0)
+        return gate if gate.floor is None or not self.aim else replace(gate, floor=gate.floor + self.aim * error)
 
     def outcome(self, trial: Trial) -> Outcome:
         if not trial.ranked or trial.objective is None:
@@ -160,6 +169,11 @@ class Leaderboard:
         """The `most` latest merges of lower numbers than `before` that were scored in full, latest first."""
         latest = (self._trials[n] for n in reversed(self._trials) if n < before)
         return list(islice(filter(self._is_merge, latest), most))
+
+    def latest(self, most: int, before: int) -> list[Trial]:
+        """The `most` latest trials of lower numbers than `before` that have ended, latest first."""
+        ended = (t for t in reversed(self._trials.values()) if t.number < before and t.state != "running")
+        return list(islice(ended, most))
 
     def best(self) -> Trial | None:
         """The best feasible merge so far; None before the floors are settled."""

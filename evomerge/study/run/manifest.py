@@ -122,6 +122,9 @@ class Environment:
 
     def check_files(self, folder: RunFolder, spec: SpaceSpec, fitness: FitnessSpec) -> None:
         """InputError where the files are not what was launched."""
+        if self.identity["fitness file"].get("pruning") == list(fitness.pruning):
+            # Earlier versions pruned by default, and such a run goes on with what it was launched with.
+            fitness = replace(fitness, auto_pruning=False)
         self._check(folder, _of_files(spec, fitness))
 
     def check_checkpoints(self, folder: RunFolder, checkpoints: Mapping[str, Checkpoint]) -> None:

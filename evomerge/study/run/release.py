@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from evomerge.study.run.evaluation import TrialResult
@@ -11,38 +11,79 @@ from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.store import Store
 from evomerge.study.run.trial import Trial
 
-TOP = 5
-"""How many of the best candidates by search scores are scored on the holdout split."""
 POINTS = 10
-"""How many points of a front are."""
+"""How many points of a front are scored on the holdout split."""
 
 _RELEASE, _CONTRIBUTIONS = "release", "gradient"
 
 
 @dataclass(frozen=True)
+class Advice:
+    """What would help.
+
+    Attributes:
+        trial: the number of the finalist that came closest on the holdout items.
+        floors: slice -> the highest floor that this trial passes there, of the floors that it missed; oriented.
+        items: how many times as many items, in each split, give it a good chance, by its scores on both splits;
+            None where no number does, as its score lies below a floor.
+        trials: the number of trials after which a finalist has that chance, as it rose so far; None where it did not.
+        chances: of the best finalist, by the search items, after half of the trials and after all of them.
+    """
+
+    trial: int
+    floors: Mapping[str, float] = field(default_factory=dict)
+    items: float | None = None
+    trials: int | None = None
+    chances: tuple[float, float] | None = None
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Advice:
+        return cls(**{**data, "chances": None if data["chances"] is None else tuple(data["chances"])})
+
+    def to_data(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Release:
-    """The last release: the leaderboard of the holdout split, the winner, after how many trials it was, and of what
-    budget (None in older runs)."""
+    """The last release.
+
+    Attributes:
+        leaderboard: of the holdout split.
+        winner: the trial that passes every floor there, or None.
+        after: after how many trials it was.
+        budget: of the search; None in older runs.
+        chances: number of each finalist -> its chance to pass every floor, by the search items; also of those that were
+            not asked because an earlier one had passed. Empty for fronts and in older runs.
+        confidence: of one gate's bound (`finalists.gate_confidence`).
+        advice: what would help where there is no winner.
+    """
 
     leaderboard: Leaderboard
     winner: Trial | None
     after: int
     budget: Mapping[str, Any] | None = None
+    chances: Mapping[int, float] = field(default_factory=dict)
+    confidence: float | None = None
+    advice: Advice | None = None
 
 
-def record_release(
-    store: Store, leaderboard: Leaderboard, winner: Trial | None, after: int, budget: Mapping[str, Any]
-) -> None:
+def record_release(store: Store, release: Release) -> None:
     """Writes a release down, whose trials have holdout scores (`record_holdout`), or failed there."""
-    release = {
-        "gates": leaderboard.floors.to_data(),
-        "trials": [trial.number for trial in leaderboard.trials],
-        "winner": winner.number if winner else None,
-        "after": after,
-        "budget": dict(budget),
-        "failed": {str(t.number): t.reason for t in leaderboard.trials if t.state == "failed"},
+    trials = release.leaderboard.trials
+    data = {
+        "gates": release.leaderboard.floors.to_data(),
+        "trials": [trial.number for trial in trials],
+        "winner": release.winner.number if release.winner else None,
+        "after": release.after,
+        "budget": dict(release.budget or {}),
+        "failed": {str(t.number): t.reason for t in trials if t.state == "failed"},
+        "chances": {str(number): chance for number, chance in release.chances.items()},
+        "confidence": release.confidence,
+        "advice": release.advice.to_data() if release.advice else None,
+        "bounds": {str(t.number): dict(t.bounds) for t in trials if t.bounds},
     }
-    store.record(_RELEASE, release)
+    store.record(_RELEASE, data)
 
 
 def released(store: Store) -> Release | None:
@@ -53,9 +94,15 @@ def released(store: Store) -> Release | None:
     known = {trial.number: trial for trial in rescored(store)}
     for number, reason in release.get("failed", {}).items():
         known[int(number)] = failed_on_holdout(store.promoted(store.trial(int(number))), reason)
+    for number, bounds in release.get("bounds", {}).items():
+        if int(number) in known:
+            known[int(number)] = replace(known[int(number)], bounds=bounds)
     trials = [known[number] for number in release["trials"] if number in known]
     leaderboard = Leaderboard(Floors.from_data(release["gates"]), trials)
-    return Release(leaderboard, known.get(release["winner"]), release["after"], release.get("budget"))
+    chances = {int(number): chance for number, chance in release.get("chances", {}).items()}
+    winner, budget, confidence = known.get(release["winner"]), release.get("budget"), release.get("confidence")
+    advice = Advice.from_data(release["advice"]) if release.get("advice") else None
+    return Release(leaderboard, winner, release["after"], budget, chances, confidence, advice)
 
 
 def record_holdout(store: Store, trial: Trial, result: TrialResult) -> None:

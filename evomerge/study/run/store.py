@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,21 +176,24 @@ class Store:
         trial_id = self._ids[trial.number]
         attributes: dict[str, Any] = {} if result.failed else result.to_data()
         attributes["seconds"] = dict(result.seconds)
+        if result.errors:
+            attributes["errors"] = dict(result.errors)
         if result.pruned_by is not None:
             attributes["by"] = result.pruned_by
         if result.reason is not None:
             attributes["reason"] = result.reason
         if order is not None:
             attributes["place"] = order
-        self._set(trial_id, attributes)
-        if result.failed:
-            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        else:
-            if constraints is not None:
-                self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
-            state = TrialState.COMPLETE if result.pruned_by is None else TrialState.PRUNED
-            assert result.objective is not None
-            self._storage.set_trial_state_values(trial_id, state, [result.objective])
+        with self._together():
+            self._set(trial_id, attributes)
+            if result.failed:
+                self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            else:
+                if constraints is not None:
+                    self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
+                state = TrialState.COMPLETE if result.pruned_by is None else TrialState.PRUNED
+                assert result.objective is not None
+                self._storage.set_trial_state_values(trial_id, state, [result.objective])
         return self._keep(self._storage.get_trial(trial_id))
 
     @deferred()
@@ -218,8 +222,14 @@ class Store:
 
     def _update(self, trial: Trial, attributes: Mapping[str, Any]) -> Trial:
         trial_id = self._ids[trial.number]
-        self._set(trial_id, attributes)
+        with self._together():
+            self._set(trial_id, attributes)
         return self._keep(self._storage.get_trial(trial_id))
+
+    def _together(self) -> AbstractContextManager[None]:
+        """Entries that belong together: a journal has them on the disk at once."""
+        backend = getattr(self._storage, "_backend", None)
+        return backend.together() if isinstance(backend, Journal) else nullcontext()
 
     def _set(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
         for key, value in attributes.items():
@@ -253,6 +263,7 @@ def _read(frozen: FrozenTrial) -> Trial:
         scores=attributes.get("scores", {}),
         stderr=attributes.get("stderr", {}),
         bounds=attributes.get("bounds", {}),
+        errors=attributes.get("errors", {}),
         objective=value,
         digest=attributes.get("digest"),
         seconds=attributes.get("seconds", {}),

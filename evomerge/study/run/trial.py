@@ -31,6 +31,8 @@ class Trial:
         seed: of the optimizer and of random masks.
         scores, stderr, bounds: by slice, oriented: higher is better. `bounds` are lower confidence bounds, where the
             fitness file asks for confidence.
+        errors: of slices with a floor: the standard error of the distance above it, from the search items to the
+            holdout items (`scoring.item_noise`); empty in older runs.
         digest: of the materialized parameters.
         seconds: of each phase.
         reason: why a failed trial failed, or why a pruned one was not scored in full.
@@ -55,6 +57,7 @@ class Trial:
     scores: Mapping[str, float] = field(default_factory=dict)
     stderr: Mapping[str, float | None] = field(default_factory=dict)
     bounds: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
     objective: float | None = None
     digest: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -85,6 +88,11 @@ class Trial:
     def ranked(self) -> bool:
         """Whether it has scores, measured or predicted."""
         return self.state in ("complete", "pruned") and self.objective is not None
+
+    @property
+    def items_scored(self) -> int:
+        """The number of items that it was scored on: none, where its scores are another one's."""
+        return 0 if self.duplicate_of is not None else self.evaluated
 
     @property
     def lacks_gradient(self) -> bool:

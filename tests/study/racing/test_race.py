@@ -34,11 +34,18 @@ class Recorded:
         composition = ItemWeights.of(MeanKind(1, best=1.0, worst=0.0), answers(set())["s"].values())
         self.item_weights = {"s": composition}
         self.forecasters = {"s": Forecaster(composition, None)}
-        self.rungs, self.total, self.pools = [FIRST / COUNT], COUNT, []
+        self.rungs = self.ladder = [FIRST / COUNT]
+        self.total, self.pools = COUNT, []
         self.fitness = SimpleNamespace(pruning=pruning, batch_size=8)
 
     def rung(self, share: float) -> ItemNames:
         return {"s": frozenset(str(i) for i in range(round(share * COUNT)))}
+
+    def part(self, rung: ItemNames) -> float:
+        return len(rung["s"]) / COUNT
+
+    def next_rung(self, rung: ItemNames, part: float) -> float:
+        return 1.0 if rung or part > FIRST / COUNT else FIRST / COUNT
 
     def count(self, items: Items) -> int:
         return len(items.get("s", ()))
@@ -55,7 +62,8 @@ class Recorded:
         def run_all(tasks: Iterable[EvalTask[None]]) -> list[Any]:
             return [job for task in tasks for job in task]  # there is none
 
-        known = [Control(answers(right), {"s": len(right) / COUNT}) for right in controls]
+        weights = self.item_weights["s"]
+        known = [Control({"s": weights.units(answers(right)["s"])}, {"s": len(right) / COUNT}) for right in controls]
         bounds = ScoreBounds(
             Floors({"s": Gate("s", 0.0)}, {"s": 1.0}), lambda scores: scores["s"], self.item_weights, {}, None
         )
@@ -67,9 +75,11 @@ class Recorded:
             best,
             entries,
             [],
+            {"s": 1.0},
             parents=2,
             seed=(0,),
             score=score,
+            keep=lambda entry: None,
             run_all=run_all,
         ), entries
 
@@ -77,20 +87,22 @@ class Recorded:
 def test_candidates_are_predicted_from_the_merge_that_answers_most_as_they_do() -> None:
     best = {0, 1, *range(8, 32)}
     alike = {0, 1, 2, 3, 4, 5, 8, 9}
-    race, entries = Recorded().race([best, alike], [{*range(6), 8, 9, n} for n in range(10, 18)])
-    race.run()
-    stopped = [entry for entry in entries if entry.pruned]
-    assert len(stopped) >= 6
-    for entry in stopped:
+    recorded = Recorded()
+    race, entries = recorded.race([best, alike], [{*range(6), 8, 9, n} for n in range(10, 18)])
+    rung = recorded.rung(FIRST / COUNT)
+    list(race._run_all(race._score(entry, rung) for entry in entries))
+    race._choose_control(rung)
+    for entry in entries:
         assert race.predicted(entry)["s"] == pytest.approx(len(alike) / COUNT), "not 0.75, as by the best"
 
 
 def test_a_race_over_what_a_killed_one_left_decides_the_same() -> None:
-    field = [{*range(n), *range(20, 30)} for n in range(8)]
-    first, entries = Recorded().race([{*range(20)}], field)
+    field = [{*range(40)}, {*range(39)}, *({*range(8, 8 + n)} for n in range(6))]
+    known = [{*range(n)} for n in range(16, 20)]
+    first, entries = Recorded().race(known, field)
     first.run()
     ended = [entry.pruned for entry in entries]
-    again, others = Recorded().race([{*range(20)}], field)
+    again, others = Recorded().race(known, field)
     for entry, other in zip(entries[::2], others[::2], strict=True):
         other.items = {name: dict(items) for name, items in entry.items.items()}
     again.run()
@@ -118,3 +130,25 @@ def test_the_rank_of_a_candidate_with_all_items_is_the_same_in_each_draw() -> No
     assert keys == [[race._key(e, drawn, draw, at) for at, e in enumerate(entries)] for draw in range(len(keys))]
     assert all(len({row[at] for row in keys}) == 1 for at in (1, 2, 3))
     assert len({row[0] for row in keys}) > 1
+
+
+def test_no_candidate_falls_out_while_its_rank_is_noise() -> None:
+    """All answer alike on the first items: whoever is better shows later."""
+    field = [{0, 1, 2, 3, *range(8, 8 + 3 * n)} for n in range(8)]
+    race, entries = Recorded().race([{*range(n)} for n in range(16, 20)], field)
+    race.run()
+    assert all(entry.pruned is None and len(entry.items["s"]) == COUNT for entry in entries)
+
+
+def test_candidates_that_differ_clearly_fall_out_on_few_items() -> None:
+    field = [{*range(40)}, {*range(39)}, *({*range(8, 8 + n)} for n in range(6))]
+    race, entries = Recorded().race([{*range(n)} for n in range(16, 20)], field)
+    race.run()
+    assert [entry.pruned is None for entry in entries] == [True] * 2 + [False] * 6
+    assert all(len(entry.items["s"]) == FIRST for entry in entries[2:])
+
+
+def test_where_nothing_is_known_of_merges_all_items_are_scored() -> None:
+    race, entries = Recorded().race([{*range(16)}], [{*range(40)}, *({*range(8, 8 + n)} for n in range(7))])
+    race.run()
+    assert all(len(entry.items["s"]) == COUNT for entry in entries)

@@ -25,6 +25,9 @@ RUNS = ("racing", "default", "gradient")
 PLACE = "@STUDY@"
 """Stands in the files for the folder of the study."""
 
+FLIGHT, PROMOTED = 24, (12, 14, 19, 21)
+"""The first trial of the race in flight, and pruned ones before it that either version scores in full at the end."""
+
 RENAMED = {"stopped": "pruned"}
 DIFFERENT = ("run", "fitness", "recipe_id", "seconds")
 """What depends on the folder of the study, or on the time."""
@@ -53,11 +56,13 @@ def with_own_id(line: str) -> str:
 
 
 def same(data: Any) -> Any:
-    """The part of an answer that does not depend on folder and time, in today's words."""
+    """The part of an answer that does not depend on folder, time and processor, in today's words."""
     if isinstance(data, dict):
         return {key: same(value) for key, value in data.items() if key not in DIFFERENT}
     if isinstance(data, list):
         return [same(value) for value in data]
+    if isinstance(data, float):
+        return float(f"{data:.12g}")
     return RENAMED.get(data, data) if isinstance(data, str) else data
 
 
@@ -79,9 +84,11 @@ def run(request: pytest.FixtureRequest, study: Path) -> str:
         before = status(name).search.trials
         assert len(before) == 24 + 12 * (name == "racing")
         assert any(t.state == "running" for t in before) == (name == "racing")
-        # In a process of its own, with one thread, as then: what other tests did in this one can round otherwise.
+        # In a process of its own, as the data was made: with one thread, and numpy's kernels for one kind of processor,
+        # as others round otherwise.
         command = [sys.executable, "-m", "evomerge", "resume", name, "--trials", "36"]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "Haswell"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode in (0, 1), done.stderr
         check_rounding(name, study)
     return name
@@ -108,7 +115,21 @@ def test_an_old_run_goes_on_as_it_would_have(
     assert main([command, run, *more, "--json"]) in (0, 1)
     printed = json.loads(capsys.readouterr().out)
     expected = json.loads((study / "expected" / f"{run}.{command}.json").read_text())
+    if run == "racing":
+        printed, expected = (settled(answer) for answer in (printed, expected))
     assert same(known(printed, expected)) == same(expected)
+
+
+def settled(answer: dict[str, Any]) -> dict[str, Any]:
+    """What an answer about the run with a race in flight says of what had ended before. Other rules decide since who
+    of that generation is scored on how many items, and so which of the pruned ones are among the best at the end; what
+    is proposed and the winner are the same."""
+    if "search" not in answer:
+        return answer
+    trials = answer["search"]["trials"]
+    complete = [t for t in trials if t["trial"] < FLIGHT and t["state"] == "complete" and t["trial"] not in PROMOTED]
+    proposed = [(t["trial"], t["label"], t["genome"]) for t in trials if "genome" in t]
+    return {"winner": answer.get("winner"), "complete": complete, "proposed": proposed}
 
 
 def test_an_old_run_exports_the_same_recipe(

@@ -1,0 +1,195 @@
+"""What a winner is worth on items that nothing has seen: does it pass its floors there, and how much of its gain stays?
+
+    python benchmarks/promise.py [--seeds 20] [--trials 60] [--processes 2] [--out runs/promise]
+
+The quickstart's models (trained once in --out), right or wrong. A seed deals the 240 items of each slice three ways: a
+third for the search, a third for the holdout, and a third that no search is given. Each search has a floor of 0.90 on
+every slice, or of 97 % of the best source, and no confidence, 0.8 or 0.95; otherwise the defaults. Prints how often
+there is a winner, how often it passes every floor on the third part (its floors are settled there by the sources'
+scores on that part), and how much of its gain over the base stays. Where there is no winner, the floors that the search
+advises are tried with `evomerge.rank`.
+
+Finished searches in --out are not run again. Exits with 1 where, with a confidence, a smaller share of winners passes
+on the third part than it, or where advised floors give no winner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import yaml
+from _quickstart import models
+
+from evomerge.demo import data
+
+FLOORS: dict[str, Any] = {"0.90": 0.90, "97 % of best": {"of": "best_source", "keep": 0.97}}
+CONFIDENCES = (None, 0.8, 0.95)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/promise"))
+    options = parser.parse_args()
+    root = options.out.absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    models(root)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        for done, found in enumerate(pool.map(searched, range(options.seeds), *_same(root, options.trials)), 1):
+            rows += found
+            print(f"\r{done} of {options.seeds} seeds", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return 0 if report(rows) else 1
+
+
+def _same(*values: Any) -> Iterable[Iterable[Any]]:
+    return [[value] * 1000 for value in values]
+
+
+def searched(seed: int, root: Path, trials: int) -> list[dict[str, Any]]:
+    """The searches of one seed: floors, confidence, and what became of the winner."""
+    found = []
+    for name, floor in FLOORS.items():
+        for confidence in CONFIDENCES:
+            place = root / f"{seed}-{list(FLOORS).index(name)}-{confidence}"
+            file = place / "found.json"
+            if not file.is_file():
+                shutil.rmtree(place, ignore_errors=True)
+                one = {"floor": name, "confidence": confidence, **_search(place, root, seed, floor, confidence, trials)}
+                file.write_text(json.dumps(one))
+            found.append(json.loads(file.read_text()))
+    return found
+
+
+def _search(place: Path, root: Path, seed: int, floor: Any, confidence: float | None, trials: int) -> dict[str, Any]:
+    import torch
+
+    import evomerge
+
+    torch.set_num_threads(1)
+    given, kept = _dealt(root, seed)
+    space = _write(place / "given", root, given, floor, confidence, seed, trials)
+    result = evomerge.search(space, run=str(place / "run"))
+    if result.winner is None:
+        return {"winner": False, "advice": _tried(place, result.release.advice if result.release else None)}
+    base = next(t for t in result.search.trials if t.label == "base")
+    third = _write(place / "kept", root, kept, floor, None, seed, trials)
+    passes, gain = _on_third(third, result.winner.recipe)
+    searched_gain = next(t for t in result.search.trials if t.number == result.winner.number).objective - base.objective
+    held = next(t for t in result.holdout.trials if t.label == "base")
+    gains = [searched_gain, result.winner.objective - held.objective, gain]
+    chance = result.release.chances.get(result.winner.number) if result.release else None
+    return {"winner": True, "passes": passes, "gains": gains, "chance": chance}
+
+
+def _on_third(space: Path, recipe: Any) -> tuple[bool, float]:
+    """Whether a recipe passes every floor on all items of a fitness file, and its gain over the base there."""
+    from _checkpoints import Checkpoints
+
+    from evomerge.scoring.gates import feasible, judge, scales, settle
+
+    checkpoints = Checkpoints(space)
+    measured = {name: checkpoints.scores(parent, "all") for name, parent in checkpoints.parents.items()}
+    gates = settle(checkpoints.slices, measured)
+    scores = checkpoints.scores(recipe, "all")
+    means = [statistics.mean(score.value for score in s.values()) for s in (scores, measured["base"])]
+    return feasible(judge(scores, gates, scales(measured, gates))), means[0] - means[1]
+
+
+def _tried(place: Path, advice: Any) -> dict[str, Any] | None:
+    """Whether the advised floors give a winner when they are tried."""
+    import evomerge
+
+    if advice is None:
+        return None
+    fitness = yaml.safe_load((place / "given/fitness.yaml").read_text())
+    for name, bound in advice.floors.items():
+        fitness["slices"][name]["floor"] = bound
+    lower = place / "given/lower.yaml"
+    lower.write_text(yaml.safe_dump(fitness))
+    winner = evomerge.rank(place / "run", lower).winner
+    return {"floors": dict(advice.floors), "items": advice.items, "trials": advice.trials, "true": winner is not None}
+
+
+def _dealt(root: Path, seed: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The items of each slice that a search is given, and the third that is kept from it."""
+    given, kept = {}, {}
+    for domain in data.DOMAINS:
+        lines = (root / f"fitness/quickstart/{domain}.jsonl").read_text().splitlines(keepends=True)
+        lines.sort(key=lambda line: hashlib.sha256(f"{seed} {line}".encode()).digest())
+        third = len(lines) // 3
+        given[domain], kept[domain] = lines[third:], lines[:third]
+    return given, kept
+
+
+def _write(
+    place: Path, root: Path, items: Mapping[str, list[str]], floor: Any, confidence: float | None, seed: int, n: int
+) -> Path:
+    """Space and fitness file over these items; returns the space file."""
+    place.mkdir(parents=True)
+    shutil.copytree(root / "fitness/quickstart", place / "tasks")
+    for domain, lines in items.items():
+        (place / f"tasks/{domain}.jsonl").write_text("".join(lines))
+    slices = {domain: {"task": f"quickstart_{domain}", "metric": "acc", "floor": floor} for domain in items}
+    fitness: dict[str, Any] = {"include": ["tasks"], "batch_size": 64, "slices": slices}
+    fitness |= {"split": {"search": 0.5, "seed": seed}, "confidence": confidence}
+    folder = root / "models/quickstart"
+    space = {
+        "base": str(folder / "base"),
+        "sources": {domain: str(folder / domain) for domain in data.DOMAINS},
+        "dtype": "float32",
+        "layers": 2,
+        "genes": {
+            "method": "task_arithmetic",
+            "weight": {"low": 0.0, "high": 1.2, "init": 0.4, "per": ["sources", "layers"]},
+        },
+        "optimizer": {"seed": seed},
+        "budget": {"trials": n},
+        "fitness": "fitness.yaml",
+    }
+    (place / "fitness.yaml").write_text(yaml.safe_dump(fitness, sort_keys=False))
+    (place / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
+    return place / "space.yaml"
+
+
+def report(rows: list[dict[str, Any]]) -> bool:
+    """Prints the table. Whether each promise was kept."""
+    print(
+        "floors         confidence   winners   passes every floor on the third part   gain: search  holdout  third part"
+    )
+    met = True
+    for name in FLOORS:
+        for confidence in CONFIDENCES:
+            own = [row for row in rows if row["floor"] == name and row["confidence"] == confidence]
+            won = [row for row in own if row["winner"]]
+            passed = sum(row["passes"] for row in won)
+            share = passed / len(won) if won else 1.0
+            gains = [statistics.mean(row["gains"][at] for row in won) if won else float("nan") for at in range(3)]
+            kept = " ".join(f"{gain:+9.4f}" for gain in gains)
+            about = f"{name:14} {confidence or 'null':>10}   {len(won):3}/{len(own):<3}"
+            print(f"{about}   {passed:3}/{len(won):<3} {share:6.0%}{'':29}{kept}")
+            met &= confidence is None or share >= confidence
+    advised = [row["advice"] for row in rows if not row["winner"] and row["advice"]]
+    true = sum(advice["true"] for advice in advised)
+    print(f"without a winner: {sum(not row['winner'] for row in rows)} searches; advised floors gave one in {true} of "
+          f"{len(advised)}")  # fmt: skip
+    return met and true == len(advised)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
