@@ -90,7 +90,7 @@ def main() -> int:
                 lines.write(json.dumps({**asdict(job), **found[job]}) + "\n")
             print(job, found[job], file=sys.stderr, flush=True)
     for bed in SECONDS:
-        report(bed, {job: found[job] for job in jobs if job.bed == bed and job in found})
+        report(bed, {job: found[job] for job in chosen if job.bed == bed and job in found})
     return 0
 
 

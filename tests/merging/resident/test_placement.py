@@ -103,6 +103,14 @@ def test_memory_bounds_the_sources(devices, limits, where, most):
     assert most - 1 < at(plan(devices, limits=limits), where) <= most
 
 
+def test_factors_of_bands_take_room_from_the_sources():
+    plain, factored = plan(None, host=60.0), plan(None, host=60.0, factors=20 * GB)
+    assert plain.peaks["cpu"] <= 60 * GB
+    assert factored.peaks["cpu"] <= 60 * GB
+    assert sum(w.get(FILE, 0) for w in plain.weights.values()) < sum(w.get(FILE, 0) for w in factored.weights.values())
+    assert plan(None, factors=5 * GB).peaks["cpu"] == plan(None).peaks["cpu"] + 5 * GB
+
+
 def test_what_a_candidate_takes():
     fast, linked, read = plan([gpu(80)]), plan([gpu(80)], limits=Limits(device=1)), plan([gpu(80)], host=1.0)
     assert fast.seconds == pytest.approx(2 * 60e9 / RATES.device + 1e-3)
