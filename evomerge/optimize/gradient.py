@@ -41,9 +41,9 @@ class Gradient(Sequential):
     """Takes `steps` steps from the best known genome (from the initial values where only they have a gradient). `rate`
     is the largest step as a share of each gene's range; it shrinks on the way.
 
-    The target lies above each floor by `slack`, a share of the spread between base and sources. (Of the noise of items
-    the margins that are told take account.) A step that fails is taken back and tried at half its length. Early stop: the steps end
-    when the merit on the items for checking (`_merit`) has not improved for `patience` steps.
+    The target lies above each floor by `slack`, a share of the spread between base and sources. (The margins that are
+    told take account of the noise of items.) A step that fails is taken back and tried at half its length. Early stop:
+    the steps end when the merit on the items for checking (`_merit`) has not improved for `patience` steps.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +12,14 @@ from typing import Any
 import pytest
 
 import evomerge
+import evomerge.study.holdout as holdout
 from evomerge.evaluator.evaluator import Evaluator
 from evomerge.study.after.status import status
+from evomerge.study.racing import race
 from evomerge.study.run.items import read_items
 from evomerge.study.trials import Trials
+
+from ..conftest import write_task
 
 Study = Callable[..., Path]
 
@@ -50,7 +55,16 @@ def dying(after: int) -> Iterator[None]:
         yield
 
 
-def test_a_generation_with_twins_goes_on_wherever_it_is_killed(tiny_study: Study) -> None:
+def test_a_generation_with_twins_goes_on_wherever_it_is_killed(
+    tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Behind the first generation, all but one fall out on the first rung, and stay so.
+    monkeypatch.setattr(race, "NOISE", math.inf)
+    monkeypatch.setattr(race.Race, "_first_part", 0.0)
+    monkeypatch.setattr(race.Race, "_needed", lambda self, *about: float(self._field[0].trial.number == 4))
+    monkeypatch.setattr(holdout, "TOP", 0)
+    write_task(tmp_path / "tasks", "tiny_a", 1, count=160)
+    write_task(tmp_path / "tasks", "tiny_b", 2, count=160)
     space = tiny_study(generations)
     evomerge.search(space, run="whole")
     whole = facts("whole")

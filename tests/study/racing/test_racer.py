@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import evomerge
+import evomerge.study.holdout as holdout
 from evomerge.errors import TrialError
 from evomerge.report.items_scored import ItemsScored
 from evomerge.scoring.gates import Gate, feasible, judge
@@ -62,8 +63,11 @@ def facts(run: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(("optimizer", "least"), [("cma-es", 5), ("random", 1)])
-def test_some_candidates_meet_few_items_and_the_best_all(study: Study, optimizer: str, least: int) -> None:
+def test_some_candidates_meet_few_items_and_the_best_all(
+    study: Study, optimizer: str, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A generation races against itself; a candidate that comes alone only falls out where it is clearly behind."""
+    monkeypatch.setattr(holdout, "TOP", 0)  # nobody is scored in full for the release
     result = evomerge.search(study(), optimizer=optimizer)
     trials = [t for t in result.search.trials if t.kind == "search"]
     stopped = [t for t in trials if t.state == "pruned"]
@@ -258,6 +262,7 @@ def test_who_was_stopped_early_was_never_feasible(
 
 def test_a_metric_that_is_no_mean_is_asked_whole(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race.Race, "_needed", lambda *about: 0.0)  # all but one of a generation fall out at once
+    monkeypatch.setattr(holdout, "TOP", 0)
     task = (tmp_path / "tasks" / "tiny_a.yaml") if (tmp_path / "tasks").is_dir() else None
     assert task is not None
     slices = {
