@@ -25,6 +25,7 @@ from evomerge.report.tables import (
     slice_columns,
 )
 from evomerge.scoring.gates import Verdict
+from evomerge.study.advice import MOST_TIMES
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.recorded import Interval, intervals
 from evomerge.study.run.release import Advice
@@ -224,14 +225,16 @@ def _outcome(result: Result) -> list[str]:
 
 
 def _asked(result: Result) -> list[str]:
-    """Says how many finalists the holdout was asked about."""
+    """Says how many finalists the holdout was asked about, and what chance the winner had."""
     chances = result.release.chances if result.release else {}
     known = {t.number for t in result.holdout.trials}
-    asked = [number for number in chances if number in known]
-    if not asked:
+    n_asked = sum(number in known for number in chances)
+    if not chances or result.winner is None:
         return []
-    last = f"the search items gave it {chances[asked[-1]]:.0%}"
-    return [f"the holdout was asked about {len(asked)} of {len(chances)} finalists; {last} to pass every floor"]
+    chance = chances.get(result.winner.number)
+    # The uniform average is scored as a reference, whether it is a finalist or not.
+    words = "the winner is none of them" if chance is None else f"the search items gave the winner {chance:.0%} to pass"
+    return [f"the holdout was asked about {n_asked} of {len(chances)} finalists; {words}"]
 
 
 def advice_words(advice: Advice, holdout: Leaderboard) -> list[str]:
@@ -244,10 +247,11 @@ def advice_words(advice: Advice, holdout: Leaderboard) -> list[str]:
         shown = sign * math.floor(bound * 1e4) / 1e4
         lower.append(f"{slice_} {shown:.6g}")
     words = [f"lower floors: {name} passes with {', '.join(lower)} (`evomerge rank` shows it)"] if lower else []
-    if advice.items is not None:
-        words.append(
-            f"more items: with {advice.items:g} times as many in each split, {name} passes with 80 % probability"
-        )
+    if advice.items is not None and advice.items > MOST_TIMES:
+        words.append(f"more items: {name} needs more than {MOST_TIMES} times as many in each split")
+    elif advice.items is not None:
+        many = f"{advice.items:g} times as many in each split" if advice.items > 1 else "as many others in each split"
+        words.append(f"more items: with {many}, {name} passes with 80 % probability")
     elif lower:
         words.append(f"more items: no number of them helps {name}, which lies below a floor on both splits together")
     if advice.chances is not None:

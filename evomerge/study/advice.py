@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from evomerge.optimize.ordering import rank_key
 from evomerge.scoring.stats.standard_errors import normal_quantile
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.release import Advice
@@ -14,7 +13,7 @@ from evomerge.study.run.trial import Trial
 CHANCE = 0.8
 """More items and trials are as many as give a finalist this chance to pass every floor."""
 
-_MOST_TIMES = 64
+MOST_TIMES = 64
 """No more than so many times the items, or the trials, is advice."""
 
 _LEAST_RISE = 0.05
@@ -32,16 +31,15 @@ def advise(
     """What would help where every trial of `holdout` that can win misses a floor there; None where there is none.
 
     Args:
-        search: the same trials, by number, with their search scores.
+        search: the same trials, by number, with their search scores and errors.
         floors: of the search items.
         confidence: of a gate's bound; None: scores are held to the floors.
         n_trials: how many trials there are.
         best_chance: of a finalist among the first so many trials.
     """
-    tested = [t for t in holdout.trials if t.kind == "search" and t.ranked]
-    if not tested:
+    near = next(holdout.merges_in_order(), None)
+    if near is None:
         return None
-    near = min(tested, key=lambda trial: rank_key(holdout.outcome(trial)))
     missed = {v.slice: v.bound for v in holdout.verdicts(near) if not v.passed}
     before, now = best_chance(n_trials // 2), best_chance(n_trials)
     times = _times_the_items(search[near.number], near, floors, holdout.floors, confidence)
@@ -51,8 +49,8 @@ def advise(
 def _times_the_items(
     searched: Trial, rescored: Trial, floors: Floors, on_holdout: Floors, confidence: float | None
 ) -> float | None:
-    """How many times the items a trial needs. With k times as many, errors and the widths of bounds shrink by the root
-    of k. What the trial is above a floor is taken from both splits."""
+    """How many times the items a trial needs (1 or more); None where it is below a floor. With k times as many, errors
+    and the widths of bounds shrink by the root of k. What the trial is above a floor is taken from both splits."""
     distances = []
     for name, gate in floors.gates.items():
         floor = on_holdout.gates[name].floor
@@ -66,7 +64,7 @@ def _times_the_items(
     # P(all pass) >= CHANCE if each of the m floors passes with CHANCE^(1/m): sqrt(k) above >= z error + width.
     z = normal_quantile(CHANCE ** (1 / len(distances)))
     times = max((z * error + width) / above for above, error, width in distances) ** 2
-    return math.ceil(10 * times) / 10 if 1 < times <= _MOST_TIMES else None
+    return math.ceil(10 * max(1.0, times)) / 10
 
 
 def _trials(n_trials: int, before: float, now: float) -> int | None:
@@ -75,4 +73,4 @@ def _trials(n_trials: int, before: float, now: float) -> int | None:
     if now >= CHANCE or rise < _LEAST_RISE:
         return None
     doublings = (CHANCE - now) / rise
-    return None if 2**doublings > _MOST_TIMES else math.ceil(round(n_trials * 2**doublings / 10, 6)) * 10
+    return None if 2**doublings > MOST_TIMES else math.ceil(round(n_trials * 2**doublings / 10, 6)) * 10

@@ -87,7 +87,11 @@ def _advice(session: Session, holdout: Leaderboard, search: Leaderboard, finalis
             return finalists.chance
         return _chosen(session, [t for t in able if t.number < after], search.floors, scored).chance
 
+    noise = session.trials.item_noise
+    assert noise is not None  # there since the references were scored
     known = {trial.number: trial for trial in search.trials}
+    for trial in (t for t in search.trials if t.label == UNIFORM and t.state == "complete"):
+        known[trial.number] = replace(trial, errors=noise.errors(session.trials.scored(trial)))
     return advise(known, holdout, search.floors, finalists.confidence, n_trials, best_chance)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 import evomerge
 from evomerge.cli import main
 from evomerge.report.numbers import behind, number, short
-from evomerge.report.results import CarriedOver, carried_over, result_table
+from evomerge.report.results import CarriedOver, carried_over, result_table, verdict
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.trial import Trial
 
@@ -150,3 +151,16 @@ def test_evaluate_shows_intervals(tiny_study: Study, capsys: pytest.CaptureFixtu
     about = json.loads(capsys.readouterr().out)["slices"]["a"]
     assert about["interval"][0] <= about["score"] <= about["interval"][1]
     assert (about["items"] > 0, about["floor"], about["passed"]) == (True, 0.0, True)
+
+
+@pytest.mark.parametrize(("chances", "words"), [({7: 0.4, 3: 0.9}, "gave the winner 90%"), ({7: 0.4}, "none of them")])
+def test_the_chance_that_is_told_is_the_winners(tiny_study: Study, chances: dict[int, float], words: str) -> None:
+    """The uniform average is scored beside the finalists, and may win where it is none of them, or not the last."""
+    result = evomerge.search(tiny_study(), trials=8)
+    assert result.release is not None
+    average = next(t for t in result.holdout.trials if t.label == "uniform")
+    numbers = {3: average.number, 7: next(t.number for t in result.holdout.trials if t.kind == "search")}
+    release = replace(result.release, winner=average, chances={numbers[n]: c for n, c in chances.items()})
+    told = " ".join(verdict(replace(result, winner=average, release=release)))
+    assert f"the holdout was asked about {len(chances)} of {len(chances)} finalists; the" in told
+    assert words in told

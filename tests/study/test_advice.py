@@ -58,6 +58,30 @@ def test_no_number_of_items_helps_what_lies_below_the_floor() -> None:
     assert advised(0.80, 0.78).items is None
 
 
+def test_a_trial_far_above_the_floor_was_only_unlucky() -> None:
+    found = advised(0.90, 0.79)
+    assert found.items == 1.0
+    shown = "\n".join(advice_words(found, Leaderboard(FLOORS, [trial(7, 0.79)])))
+    assert "with as many others in each split, trial 7 passes with 80 % probability" in shown
+
+
+def test_a_trial_just_above_the_floor_needs_very_many() -> None:
+    found = advised(0.8101, 0.79)
+    assert found.items is not None
+    assert found.items > 64
+    shown = "\n".join(advice_words(found, Leaderboard(FLOORS, [trial(7, 0.79)])))
+    assert "trial 7 needs more than 64 times as many" in shown
+
+
+def test_the_average_may_be_the_closest() -> None:
+    """As the end of a search names it."""
+    average = replace(trial(3, 0.799), kind="reference", label="uniform")
+    board = Leaderboard(FLOORS, [average, trial(7, 0.79)])
+    found = advise({3: trial(3, 0.83), 7: trial(7, 0.83)}, board, FLOORS, None, 100, lambda after: 0.2)
+    assert found is not None
+    assert (found.trial, found.floors) == (3, {"a": 0.799})
+
+
 def test_trials_go_by_how_the_chance_rose() -> None:
     assert advised(0.83, 0.79, (0.4, 0.6)).trials == 200
     assert advised(0.83, 0.79, (0.6, 0.6)).trials is None

@@ -24,8 +24,8 @@ class Advice:
     Attributes:
         trial: the number of the finalist that came closest on the holdout items.
         floors: slice -> the highest floor that this trial passes there, of the floors that it missed; oriented.
-        items: how many times as many items, in each split, give it a good chance, by its scores on both splits;
-            None where no number does, as its score lies below a floor.
+        items: how many times as many items, in each split, give it a good chance, by its scores on both splits; 1
+            where others of the same number do; None where no number does, as its score lies below a floor.
         trials: the number of trials after which a finalist has that chance, as it rose so far; None where it did not.
         chances: of the best finalist, by the search items, after half of the trials and after all of them.
     """
