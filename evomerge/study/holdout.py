@@ -13,7 +13,7 @@ from evomerge.optimize.ordering import spread
 from evomerge.scoring.gates import lower_bound, scales, settle
 from evomerge.scoring.item_noise import Scored
 from evomerge.study.advice import advise
-from evomerge.study.finalists import TOP, Finalists, choose, screened
+from evomerge.study.finalists import TOP, Finalists, choose, gate_confidence, screened
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.recorded import recorded_scores
 from evomerge.study.run.release import (
@@ -41,6 +41,8 @@ def release(session: Session, budget: Mapping[str, Any]) -> Release:
     leaderboard, finalists = _finalists(session)
     references = [t for t in leaderboard.trials if t.kind == "reference" and t.state == "complete"]
     points = _points(session, leaderboard)
+    if points:
+        finalists = _of_front(session, leaderboard, [t for t in references if not t.is_parent] + points)
     asked = points or [finalist.trial for finalist in finalists.chosen]
     total = len(references) + len(asked)
     session.observer.stage("holdout", 0, total)
@@ -68,8 +70,8 @@ def release(session: Session, budget: Mapping[str, Any]) -> Release:
         winner=winner,
         after=session.trials.spent()[0],
         budget=budget,
-        chances={} if points else chances,
-        confidence=None if points else finalists.confidence,
+        chances=chances,
+        confidence=finalists.confidence,
         advice=None if points or winner is not None else _advice(session, result, leaderboard, finalists),
     )
     record_release(session.store, ended)
@@ -115,6 +117,15 @@ def _points(session: Session, leaderboard: Leaderboard) -> list[Trial]:
         count = f"{len(left_out)} of the {len(front)} points of the front"
         session.observer.note(f"{count} are not scored on the holdout items: {', '.join(left_out)}")
     return points
+
+
+def _of_front(session: Session, leaderboard: Leaderboard, merges: list[Trial]) -> Finalists:
+    """In place of finalists, where points of a front are scored: the confidence of one gate's bound."""
+    confidence = session.plan.fitness.confidence
+    if confidence is None:
+        return Finalists()
+    n_floors = sum(gate.floor is not None for gate in leaderboard.floors.gates.values())
+    return Finalists(confidence=gate_confidence(confidence, len(merges), n_floors))
 
 
 def _finalists(session: Session) -> tuple[Leaderboard, Finalists]:

@@ -178,3 +178,16 @@ def test_choices_for_an_optimizer_of_numbers(
     said = refused(capsys)
     assert "space.yaml:" in said
     assert "genes.method: method is a choice, and qmc takes numbers only; use the optimizer surrogate or cma-es" in said
+
+
+def test_with_confidence_all_merges_that_are_scored_share_the_error(tiny_study: Study) -> None:
+    """The points and the uniform average; `rank` holds them to the same bounds."""
+    space = tiny_study(front_of("nsga-ii", confidence=0.9))
+    result = evomerge.search(space)
+    assert result.release is not None
+    merges = [t for t in result.holdout.trials if not t.is_parent]
+    assert result.release.confidence == pytest.approx(1 - 0.1 / len(merges))
+    ranked = evomerge.rank("space", "fitness.yaml")
+    assert ranked.holdout is not None
+    bounds = {t.number: t.bounds for t in ranked.holdout.trials}
+    assert all(bounds[t.number] == t.bounds for t in merges if t.number in bounds)

@@ -129,7 +129,7 @@ class _View:
         self._weights = {name: slice_spec.weight for name, slice_spec in spec.slices.items()}
         self._objective = load(OBJECTIVES[spec.objective])
         clusters = {name: launched["slices"][name].get("cluster") for name in spec.slices}
-        self._n_finalists = len(state.release.chances) if state.release else 0
+        self._release = state.release
         self._bounds_stand = spec.confidence == launched["confidence"] and all(
             slice_spec.cluster == clusters[name] for name, slice_spec in spec.slices.items()
         )
@@ -161,15 +161,22 @@ class _View:
         confidence = self._spec.confidence
         if confidence is None:
             return {}
-        if self._bounds_stand or trial.state == "pruned":
-            return {name: trial.bounds[name] for name in trial.scores if name in trial.bounds}
-        if split == "holdout" and self._n_finalists:
+        release = self._release if split == "holdout" and not trial.is_parent else None
+        if release is None or release.confidence is None:
+            level = confidence
+        elif self._bounds_stand:
+            level = release.confidence
+        else:
             n_floors = sum(slice_spec.floor is not None for slice_spec in self._spec.slices.values())
-            confidence = gate_confidence(confidence, self._n_finalists, n_floors)
+            level = gate_confidence(confidence, release.n_asked, n_floors)
+        # Only an earlier release's trials have other bounds than the last one's.
+        recorded = level == confidence or (release is not None and trial.number in release.numbers)
+        if (self._bounds_stand and recorded) or trial.state == "pruned":
+            return {name: trial.bounds[name] for name in trial.scores if name in trial.bounds}
         scores = recorded_scores(self._items, trial, split)
         for name, slice_spec in self._spec.slices.items():
             scores[name] = scores[name] if slice_spec.cluster else _independent(scores[name])
-        return {name: lower_bound(score, self._signs[name], confidence) for name, score in scores.items()}
+        return {name: lower_bound(score, self._signs[name], level) for name, score in scores.items()}
 
 
 def _independent(score: SliceScore) -> SliceScore:

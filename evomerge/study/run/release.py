@@ -67,6 +67,16 @@ class Release:
     confidence: float | None = None
     advice: Advice | None = None
 
+    @property
+    def numbers(self) -> frozenset[int]:
+        """The numbers of its trials."""
+        return frozenset(trial.number for trial in self.leaderboard.trials)
+
+    @property
+    def n_asked(self) -> int:
+        """Over how many candidates the error of a confidence is shared out: finalists, or the merges beside a front."""
+        return len(self.chances) or sum(not trial.is_parent for trial in self.leaderboard.trials)
+
 
 def record_release(store: Store, release: Release) -> None:
     """Writes a release down, whose trials have holdout scores (`record_holdout`), or failed there."""

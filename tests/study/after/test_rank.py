@@ -16,7 +16,9 @@ import yaml
 import evomerge
 from evomerge.cli import main
 from evomerge.errors import InputError
+from evomerge.scoring.gates import lower_bound
 from evomerge.study.after.rank import Ranked
+from evomerge.study.run.recorded import recorded_scores
 
 Study = Callable[..., Path]
 Edit = Callable[[dict[str, Any]], Any]
@@ -58,6 +60,28 @@ def again(edit: Edit = lambda fitness: None) -> Ranked:
     edit(fitness)
     Path("new.yaml").write_text(yaml.safe_dump(fitness))
     return evomerge.rank("space", "new.yaml")
+
+
+def test_what_an_earlier_release_asked_is_held_to_the_same_bounds(tiny_study: Study) -> None:
+    """With confidence the finalists share the error, and one of a smaller budget is no exception."""
+
+    def sure(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        fitness["confidence"] = 0.8
+        for one in fitness["slices"].values():
+            one["floor"] = {"of": "base", "margin": 0.3}
+
+    evomerge.search(tiny_study(sure), trials=12)
+    evomerge.resume("space", trials=20)
+    state, ranked = evomerge.status("space"), again()
+    assert state.release is not None
+    assert ranked.holdout is not None
+    level = state.release.confidence
+    assert level is not None
+    earlier = [t for t in ranked.holdout.trials if t.kind == "search" and t.number not in state.release.numbers]
+    assert earlier
+    for trial in earlier:
+        scores = recorded_scores(state.folder.items, trial, "holdout")
+        assert trial.bounds == {name: lower_bound(score, 1, level) for name, score in scores.items()}
 
 
 @pytest.mark.parametrize("confidence", [None, 0.9])
