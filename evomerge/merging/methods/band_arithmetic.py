@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evomerge.errors import InputError
 from evomerge.merging.kernels.bands import merged
 from evomerge.merging.kernels.deltas import combine
 from evomerge.merging.kernels.inputs import Blend, Inputs
@@ -15,17 +14,8 @@ from evomerge.recipe.bands import Bands
 
 def band_arithmetic(inputs: Inputs, *, weight: Sequence[float | Bands]) -> Blend | Tensor:
     """base + sum over i of U_i diag(weight_i s_i) V_i^T, where theta_i - base = U_i diag(s_i) V_i^T. Where all weights
-    are plain numbers this is task arithmetic.
-
-    Raises:
-        InputError: bands do not fit the tensor.
-    """
+    are plain numbers this is task arithmetic. The bands fit the tensor, which the plan has checked."""
     plain = [value for value in weight if not isinstance(value, Bands)]
     if len(plain) == len(weight):
         return combine(inputs, plain, elect=False, normalize=False, lambda_=1.0)
-    if len(inputs.shape) != 2:
-        raise InputError(f"a tensor of shape {list(inputs.shape)} has no bands", "give it one weight for each source")
-    try:
-        return merged(inputs, weight)
-    except ValueError as error:
-        raise InputError(str(error), "give as many bands as the matrix has directions at most") from None
+    return merged(inputs, weight)

@@ -240,7 +240,8 @@ class _DocumentPlanner:
         merged = {id(m) for m in group.merged}
         chosen = [row for row in rows if id(row[0]) in merged]
         base = next((tensor.operand for member, _, tensor in rows if id(member) not in merged), None)
-        parameters = settings(group.levels, [(member.input, inner) for member, inner, _ in chosen], name, output.t)
+        members, shape = [(member.input, inner) for member, inner, _ in chosen], tensors[0].shape
+        parameters = settings(group.levels, members, name, output.t, shape)
         work = document.dtype or promoted([tensor.dtype for tensor in tensors])
         return MergeJob(
             tensor=name,
@@ -250,7 +251,7 @@ class _DocumentPlanner:
             parameters=parameters,
             work=work,
             out=document.out_dtype or work,
-            shape=tensors[0].shape,
+            shape=shape,
             seed=document.seed,
         )
 

@@ -16,7 +16,9 @@ from evomerge.registry import BAND_ARITHMETIC, METHODS, Parameter
 Value = float | bool | Bands
 
 
-def settings(levels: Levels, members: Sequence[tuple[Input, str]], tensor: str, t: float) -> dict[str, Any]:
+def settings(
+    levels: Levels, members: Sequence[tuple[Input, str]], tensor: str, t: float, shape: Sequence[int]
+) -> dict[str, Any]:
     """Every parameter of the document's method by name: a tuple with one value for each member if it is a parameter of
     the sources, else one value.
 
@@ -24,14 +26,19 @@ def settings(levels: Levels, members: Sequence[tuple[Input, str]], tensor: str, 
         members: the merged sources, each with the tensor's name in it.
         tensor: the output's name.
         t: the tensor's depth in its slice, from 0 to 1.
+        shape: the output's.
 
     Raises:
-        InputError: a value is missing, of another kind, out of its range, or does not go with the others.
+        InputError: a value is missing, of another kind, out of its range, or does not go with the others or the shape.
     """
     name = levels.document.method
     method = METHODS[name]
     shared = {p.name: _of_merge(levels, p, tensor, t) for p in method.parameters if p.scope == "tensor"}
     by_source = [_of_source(levels, source, inner, tensor, t) for source, inner in members]
+    for (source, _), values in zip(members, by_source, strict=True):
+        for parameter, value in values.items():
+            if isinstance(value, Bands):
+                _check_bands(value, shape, f"{tensor} of {source.model}", levels.place(parameter, source))
     check = getattr(method, "check", None)
     for (source, _), values in zip(members, by_source, strict=True):
         problem = check({**shared, **values}) if check else None
@@ -39,6 +46,18 @@ def settings(levels: Levels, members: Sequence[tuple[Input, str]], tensor: str, 
             raise InputError(f"{name} of {source.model}, {tensor}: {problem}", "change the values", source.where)
     listed = {p.name: tuple(values[p.name] for values in by_source) for p in method.parameters if p.scope == "source"}
     return {p.name: listed[p.name] if p.scope == "source" else shared[p.name] for p in method.parameters}
+
+
+def _check_bands(bands: Bands, shape: Sequence[int], owner: str, where: Where) -> None:
+    """InputError where the tensor has no such bands."""
+    if len(shape) != 2:
+        problem = f"{owner} is no matrix (its shape is {list(shape)}) and has no bands"
+        raise InputError(problem, "give it one number, by a filter entry", where)
+    try:
+        bands.sizes_in(min(shape))
+    except ValueError as error:
+        mend = "let the sizes sum to the directions, or leave them out" if bands.sizes else "give fewer bands"
+        raise InputError(f"{owner}: {error}", mend, where) from None
 
 
 def _of_merge(levels: Levels, parameter: Parameter, tensor: str, t: float) -> Value:

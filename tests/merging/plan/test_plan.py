@@ -325,6 +325,21 @@ class TestBad:
         assert "task_arithmetic of" in message
         assert "too much of both" in message
 
+    @pytest.mark.parametrize(
+        ("weight", "message"),
+        [
+            ("[{filter: q_proj, bands: [1, 2], sizes: [1, 999]}, {value: 1}]", "self_attn.q_proj.weight of"),
+            ("[{filter: q_proj, bands: [1, 2], sizes: [1, 999]}, {value: 1}]", "let the sizes sum to the directions"),
+            (f"[{{filter: q_proj, bands: {[1] * 999}}}, {{value: 1}}]", "999 bands, and the matrix has"),
+            ("[{bands: [1, 2]}]", "is no matrix"),
+        ],
+    )
+    def test_bands_that_a_tensor_does_not_have(self, planned, weight, message):
+        head = "merge_method: band_arithmetic\nbase_model: <base>\nmodels:\n- {model: <b>, parameters: {weight: 1}}\n"
+        text = self.problem(planned, f"{head}- model: <a>\n  parameters:\n    weight: {weight}\n")
+        assert text.startswith("recipe.yaml:7: models.1.parameters.weight: ")
+        assert message in text
+
     def test_a_module_that_the_models_do_not_have(self, planned):
         text = self.problem(planned, "merge_method: passthrough\nmodules: {decoder: {models: [{model: <a>}]}}")
         assert "the models have no module 'decoder'; use one of: default" in text
