@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from evomerge.errors import TrialError
+from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.executor import run_all
 from evomerge.evaluator.jobs import EvalTask
 from evomerge.optimize.ordering import spread
@@ -104,7 +104,15 @@ def publish(session: Session, winner: Trial) -> None:
 
 def _floors(session: Session, trials: list[Trial], traded: tuple[str, ...]) -> Floors:
     parents = {t.label: t.slice_scores for t in trials if t.is_parent and t.state == "complete"}
-    gates = settle(session.executor.info.slices, parents)
+    try:
+        gates = settle(session.executor.info.slices, parents)
+    except InputError:
+        failed = next((t for t in trials if t.is_parent and t.state == "failed"), None)
+        if failed is None:
+            raise
+        problem = f"{failed.label} could not be scored on the holdout items ({failed.reason}), and a floor needs it"
+        mend = "resume if the cause was outside the run's files, else launch a new run"
+        raise InputError(problem, f"{mend}; the log is {session.folder.log}") from None
     return Floors(gates, scales(parents, gates), traded=traded)
 
 

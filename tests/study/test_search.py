@@ -49,6 +49,22 @@ def test_winner_passes_every_floor_on_the_holdout(tiny_study: Study) -> None:
     assert result.winner.number == evomerge.status("space").winner.number
 
 
+def test_a_floor_whose_reference_fails_on_the_holdout(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run says why, and goes on from there."""
+    space, evaluate = tiny_study(), Evaluator.evaluate
+
+    def fails(self: Evaluator, recipe: Any, split: Any = "search", *rest: Any) -> Any:
+        if split == "holdout":
+            raise TrialError("no power")
+        return evaluate(self, recipe, split, *rest)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Evaluator, "evaluate", fails)
+        with pytest.raises(InputError, match=r"base could not be scored on the holdout items \(no power\)"):
+            evomerge.search(space)
+    assert evomerge.resume("space").winner is not None
+
+
 def test_search_and_holdout_items_are_disjoint(tiny_study: Study) -> None:
     evomerge.search(tiny_study())
     folder = RunFolder.named("space").items
@@ -237,7 +253,9 @@ def test_exported_recipe_merges_to_the_scored_bits(tiny_study: Study) -> None:
 
     result = evomerge.search(tiny_study(mixed))
     several = [t for t in result.search.trials if t.kind == "search" and len(t.recipe.documents) > 1]
-    for trial in [*several[:2], result.winner]:
+    assert result.winner is not None
+    # The winner may be one of them.
+    for trial in {t.number: t for t in (*several[:2], result.winner)}.values():
         evomerge.export("space", f"{trial.number}.yaml", trial=trial.number, allow_infeasible=True)
         folder = evomerge.merge(Path(f"{trial.number}.yaml"), Path(f"out-{trial.number}"))
         assert checkpoint_digest(folder) == trial.digest

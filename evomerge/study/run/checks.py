@@ -135,6 +135,11 @@ def _by_name(legal: Predicate) -> Predicate:
     return lambda value: isinstance(value, Mapping) and all(map(legal, value.values()))
 
 
+def _by_trial(legal: Predicate) -> Predicate:
+    """A mapping from the numbers of trials, as text, to such values."""
+    return lambda value: _by_name(legal)(value) and all(key.isdecimal() for key in value)
+
+
 def _listed(legal: Predicate) -> Predicate:
     return lambda value: isinstance(value, list | tuple) and all(map(legal, value))
 
@@ -184,6 +189,28 @@ def _budget(value: Any) -> bool:
     return limits(value) and _optional(_number)(value.get("items"))
 
 
+_ADVICE = _with(
+    trial=_count,
+    floors=_by_name(_known),
+    items=_optional(_finite),
+    trials=_optional(_count),
+    chances=_optional(lambda value: _listed(_finite)(value) and len(value) == 2),
+)
+_NEWER = {
+    "failed": _by_trial(_text),
+    "chances": _by_trial(_finite),
+    "bounds": _by_trial(_by_name(_known)),
+    "confidence": _optional(_finite),
+    "advice": _optional(_ADVICE),
+}
+"""Of a release; older runs lack some of these."""
+
+
+def _release(value: Any) -> bool:
+    oldest = _with(gates=_by_name(_GATE), trials=_listed(_count), winner=_optional(_count), after=_count)
+    return oldest(value) and all(legal(value[key]) for key, legal in _NEWER.items() if key in value)
+
+
 _FACTS: Mapping[str, Predicate] = {
     "promoted": _RESCORED,
     "holdout": _RESCORED,
@@ -192,7 +219,7 @@ _FACTS: Mapping[str, Predicate] = {
     "slices": _by_name(_with(metric=_text, sign=_one_of(1, -1), weight=_number)),
     "budget": _budget,
     "hands": _count,
-    "release": _with(gates=_by_name(_GATE), trials=_listed(_count), winner=_optional(_count), after=_count),
+    "release": _release,
     "gradient": _with(
         first=_count,
         last=_count,

@@ -82,6 +82,26 @@ def test_content(url: str) -> None:
     check(url, "trial 1: its recipe is not that of its recipe_id", DIMENSIONS)
 
 
+RELEASE = {"gates": {}, "trials": [0], "winner": None, "after": 1}
+ADVICE = {"trial": 1, "floors": {"a": 0.5}, "items": None, "trials": 70, "chances": [0.1, 0.2]}
+DAMAGE = (
+    {"chances": {"x": 0.5}},
+    {"chances": [0.5]},
+    {"bounds": {"1": {"a": "high"}}},
+    {"confidence": "much"},
+    {"advice": {"trial": 1}},
+    {"advice": {**ADVICE, "chances": [0.1]}},
+)
+
+
+def test_releases_of_all_ages(url: str) -> None:
+    storage = open_storage(Path("none"), url)
+    study = storage.get_study_id_from_name("s")
+    for newer in ({}, {"chances": {"1": 0.5}, "bounds": {}, "confidence": None, "advice": ADVICE, "failed": {}}):
+        storage.set_study_user_attr(study, "release", {**RELEASE, **newer})
+        assert Store.open(storage, "s", DIMENSIONS) is not None
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -93,6 +113,7 @@ def test_content(url: str) -> None:
         ("slices", {"a": 1}),
         ("hands", "two"),
         ("release", {"trials": [0]}),
+        *(("release", {**RELEASE, **damage}) for damage in DAMAGE),
         ("surrogates", {"base": []}),
         ("gradient", {}),
     ],
