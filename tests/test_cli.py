@@ -33,14 +33,25 @@ FLAGS: dict[str, dict[str, Any]] = {
     "quickstart": {"--dir": ".", "--trials": None, "--device": "auto"},
     "search": {
         **dict.fromkeys(
-            ["--run", "--trials", "--time", "--optimizer", "--seed", "--memory", "--fitness", "--storage", "--from"]
+            [
+                "--run",
+                "--trials",
+                "--time",
+                "--items",
+                "--optimizer",
+                "--seed",
+                "--memory",
+                "--fitness",
+                "--storage",
+                "--from",
+            ]
         ),
         "--device": "auto",
         "--workers": 1,
         "--set": [],
         **dict.fromkeys(["--asynchronous", "--full", "--dry-run", "--trust-tasks"], False),
     },
-    "resume": dict.fromkeys(["--trials", "--time", "--device", "--memory", "--workers"]),
+    "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers"]),
     "status": {"--runs": "runs"},
     "export": {"-o": None, "--output": None, "--trial": None, "--allow-infeasible": False},
     "rank": {"--fitness": REQUIRED, "-o": None, "--output": None},
