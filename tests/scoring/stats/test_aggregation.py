@@ -25,7 +25,7 @@ from evomerge.scoring.stats.aggregation import (
     TaskMean,
     pooled_value,
 )
-from evomerge.scoring.stats.anchors import anchors, weights
+from evomerge.scoring.stats.anchors import Strata
 from evomerge.scoring.stats.forecast import Forecaster
 from evomerge.types import ItemScore, SliceScore
 
@@ -87,27 +87,6 @@ def test_leaves_that_count_equally() -> None:
         assert math.isclose(item_weights.value(item_weights.units(every)), expected)
 
 
-@given(st.integers(0, 2**32), st.integers(2, 40), st.integers(1, 40))
-def test_anchors_are_nested_and_stand_for_all(seed: int, count: int, chosen: int) -> None:
-    draw = np.random.default_rng(seed)
-    features, shares = draw.normal(size=(count, 3)), np.full(count, 1 / count)
-    few, more = anchors(features, shares, min(chosen, count) - 1), anchors(features, shares, min(chosen, count))
-    assert more[: len(few)] == few
-    assert len(set(more)) == len(more)
-    weight = weights(features, shares, np.array(more))
-    assert math.isclose(weight.sum(), 1.0)
-    assert (weight >= 1 / count - 1e-12).all()
-
-
-def test_anchors_know_groups_of_items_that_behave_alike() -> None:
-    draw = np.random.default_rng(0)
-    centres = np.array([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
-    features = np.repeat(centres, [10, 20, 30], axis=0) + draw.normal(scale=0.1, size=(60, 2))
-    chosen = anchors(features, np.full(60, 1 / 60), 3)
-    weight = weights(features, np.full(60, 1 / 60), np.array(chosen))
-    assert sorted(round(60 * w) for w in weight) == [10, 20, 30]
-
-
 def test_predictions_are_unbiased_and_their_errors_honest() -> None:
     """Random items of many made-up candidates: the true score lies within two standard errors as often as it should."""
     draw = np.random.default_rng(1)
@@ -132,8 +111,8 @@ def test_a_prediction_from_all_items_is_the_score() -> None:
     draw = np.random.default_rng(2)
     candidate, control = draw.normal(size=(2, 20))
     item_weights = ItemWeights.of(MeanKind(1), items(list(candidate)).values())
-    for features in (None, draw.normal(size=(20, 3))):
-        forecast = Forecaster(item_weights, features).forecast(candidate[None], control)
+    for strata in (None, Strata.by(draw.normal(size=(20, 3)))):
+        forecast = Forecaster(item_weights, strata).forecast(candidate[None], control)
         assert math.isclose(forecast.mean[0], candidate.mean(), abs_tol=1e-12)
         assert forecast.covariance[0, 0] == 0.0
 
