@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,29 @@ def models(root: Path) -> None:
     prepare(root)
 
 
-def write_files(place: Path, root: Path, optimizer: str, trials: int, pruning: Any) -> Path:
+def items(root: Path) -> dict[str, list[str]]:
+    """The lines of each slice's items."""
+    files = {domain: root / f"fitness/quickstart/{domain}.jsonl" for domain in data.DOMAINS}
+    return {domain: file.read_text().splitlines(keepends=True) for domain, file in files.items()}
+
+
+def write_files(
+    place: Path,
+    root: Path,
+    lines: Mapping[str, list[str]],
+    optimizer: Mapping[str, Any],
+    trials: int,
+    floor: Any = FLOOR,
+    **fitness: Any,
+) -> Path:
     """Space and fitness file of a search, in `place`, over the models in `root`; returns the space file. Each slice has
-    170 items, dealt in two halves, right or wrong, and a floor of 0.90."""
+    the items of `lines`, right or wrong, and a floor; `fitness` are further keys of the fitness file. Without an
+    `optimizer` it is the default."""
     place.mkdir(parents=True, exist_ok=True)
     shutil.copytree(root / "fitness/quickstart", place / "tasks", dirs_exist_ok=True)
-    for domain in data.DOMAINS:
-        lines = (root / f"fitness/quickstart/{domain}.jsonl").read_text().splitlines(keepends=True)
-        (place / f"tasks/{domain}.jsonl").write_text("".join(lines[:ITEMS]))
-    slices = {domain: {"task": f"quickstart_{domain}", "metric": "acc", "floor": FLOOR} for domain in data.DOMAINS}
-    fitness = {"include": ["tasks"], "batch_size": 64, "pruning": pruning, "slices": slices}
+    for domain, own in lines.items():
+        (place / f"tasks/{domain}.jsonl").write_text("".join(own))
+    slices = {domain: {"task": f"quickstart_{domain}", "metric": "acc", "floor": floor} for domain in lines}
     folder = root / "models/quickstart"
     space = {
         "base": str(folder / "base"),
@@ -47,12 +61,11 @@ def write_files(place: Path, root: Path, optimizer: str, trials: int, pruning: A
             "method": "task_arithmetic",
             "weight": {"low": 0.0, "high": 1.2, "init": 0.4, "per": ["sources", "layers"]},
         },
-        "optimizer": OPTIMIZERS[optimizer],
+        **({"optimizer": dict(optimizer)} if optimizer else {}),
         "budget": {"trials": trials},
         "fitness": "fitness.yaml",
     }
-    if not space["optimizer"]:
-        del space["optimizer"]
-    (place / "fitness.yaml").write_text(yaml.safe_dump(fitness, sort_keys=False))
+    whole = {"include": ["tasks"], "batch_size": 64, **fitness, "slices": slices}
+    (place / "fitness.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
     (place / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
     return place / "space.yaml"

@@ -22,16 +22,14 @@ import os
 import shutil
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import yaml
-from _quickstart import models
-
-from evomerge.demo import data
+from _quickstart import items, models, write_files
 
 FLOORS: dict[str, Any] = {"0.90": 0.90, "97 % of best": {"of": "best_source", "keep": 0.97}}
 CONFIDENCES = (None, 0.8, 0.95)
@@ -83,12 +81,13 @@ def _search(place: Path, root: Path, seed: int, floor: Any, confidence: float | 
 
     torch.set_num_threads(1)
     given, kept = _dealt(root, seed)
-    space = _write(place / "given", root, given, floor, confidence, seed, trials)
+    same: dict[str, Any] = {"floor": floor, "split": {"search": 0.5, "seed": seed}}
+    space = write_files(place / "given", root, given, {"seed": seed}, trials, confidence=confidence, **same)
     result = evomerge.search(space, run=str(place / "run"))
     if result.winner is None:
         return {"winner": False, "advice": _tried(place, result.release.advice if result.release else None)}
     base = next(t for t in result.search.trials if t.label == "base")
-    third = _write(place / "kept", root, kept, floor, None, seed, trials)
+    third = write_files(place / "kept", root, kept, {"seed": seed}, trials, **same)
     passes, gain = _on_third(third, result.winner.recipe)
     searched_gain = next(t for t in result.search.trials if t.number == result.winner.number).objective - base.objective
     held = next(t for t in result.holdout.trials if t.label == "base")
@@ -129,42 +128,11 @@ def _tried(place: Path, advice: Any) -> dict[str, Any] | None:
 def _dealt(root: Path, seed: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """The items of each slice that a search is given, and the third that is kept from it."""
     given, kept = {}, {}
-    for domain in data.DOMAINS:
-        lines = (root / f"fitness/quickstart/{domain}.jsonl").read_text().splitlines(keepends=True)
+    for domain, lines in items(root).items():
         lines.sort(key=lambda line: hashlib.sha256(f"{seed} {line}".encode()).digest())
         third = len(lines) // 3
         given[domain], kept[domain] = lines[third:], lines[:third]
     return given, kept
-
-
-def _write(
-    place: Path, root: Path, items: Mapping[str, list[str]], floor: Any, confidence: float | None, seed: int, n: int
-) -> Path:
-    """Space and fitness file over these items; returns the space file."""
-    place.mkdir(parents=True)
-    shutil.copytree(root / "fitness/quickstart", place / "tasks")
-    for domain, lines in items.items():
-        (place / f"tasks/{domain}.jsonl").write_text("".join(lines))
-    slices = {domain: {"task": f"quickstart_{domain}", "metric": "acc", "floor": floor} for domain in items}
-    fitness: dict[str, Any] = {"include": ["tasks"], "batch_size": 64, "slices": slices}
-    fitness |= {"split": {"search": 0.5, "seed": seed}, "confidence": confidence}
-    folder = root / "models/quickstart"
-    space = {
-        "base": str(folder / "base"),
-        "sources": {domain: str(folder / domain) for domain in data.DOMAINS},
-        "dtype": "float32",
-        "layers": 2,
-        "genes": {
-            "method": "task_arithmetic",
-            "weight": {"low": 0.0, "high": 1.2, "init": 0.4, "per": ["sources", "layers"]},
-        },
-        "optimizer": {"seed": seed},
-        "budget": {"trials": n},
-        "fitness": "fitness.yaml",
-    }
-    (place / "fitness.yaml").write_text(yaml.safe_dump(fitness, sort_keys=False))
-    (place / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
-    return place / "space.yaml"
 
 
 def report(rows: list[dict[str, Any]]) -> bool:

@@ -75,6 +75,7 @@ def read(ended: Ended, place: Path) -> Outcome:
 def accuracies(root: Path, trials: int, seeds: int, optimizers: list[str]) -> bool:
     """The second testbed; whether it holds. One search at a time: they are timed."""
     _quickstart.models(root)
+    items = {domain: lines[: _quickstart.ITEMS] for domain, lines in _quickstart.items(root).items()}
     print("optimizer  pruning  winners  mean objective  in both        items  seconds", flush=True)
     holds = True
     for optimizer in optimizers:
@@ -82,7 +83,15 @@ def accuracies(root: Path, trials: int, seeds: int, optimizers: list[str]) -> bo
         for seed in range(seeds):
             for pruning in found:
                 place = root / f"{optimizer}-{'pruning' if pruning else 'plain'}-{seed}"
-                write = partial(_quickstart.write_files, place, root, optimizer, trials, pruning)
+                write = partial(
+                    _quickstart.write_files,
+                    place,
+                    root,
+                    items,
+                    _quickstart.OPTIMIZERS[optimizer],
+                    trials,
+                    pruning=pruning,
+                )
                 found[pruning].append(read(search(place, write, "--seed", str(seed)), place / "run"))
         both = [at for at in range(seeds) if not any(math.isnan(runs[at].objective) for runs in found.values())]
         shared = {pruning: [found[pruning][at].objective for at in both] for pruning in found}

@@ -9,7 +9,7 @@ references that share an item get the same weight for it: what is hard for all o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,13 +95,15 @@ class _SliceNoise:
                 self._groups[places] = number
             n = int(self._groups.max()) + 1
             self._unbiased = math.sqrt(n / (n - 1)) if n > 1 else 0.0
+            self._floor = self._of_floor(info.items)  # by all items, as most candidates are scored
 
     def error(self, candidate: Scored) -> float:
         """Of the distance above the floor."""
         items = candidate.items.get(self._info.name, {})
         if self._weights is None or not items:
             return self._growth * math.hypot(candidate.error(self._info.name), self._error_of_floor())
-        moved = self._by_cluster(self._influences(items) - self._of_floor(items))
+        floor = self._floor if len(items) == len(self._info.items) else self._of_floor(items)
+        moved = self._by_cluster(self._influences(items) - floor)
         square = math.fsum(moved**2) * self._unbiased**2 + _unseen(items)
         return self._growth * math.sqrt(square)
 
@@ -115,7 +117,7 @@ class _SliceNoise:
         influences = np.stack([self._by_cluster(self._influences(i)) for i in items], axis=1)
         unseen = np.sqrt([_unseen(i) for i in items])
         weights = self._unbiased * weights[:, : influences.shape[0]]
-        floor = self._by_cluster(self._of_floor(dict.fromkeys(self._info.items)))
+        floor = self._by_cluster(self._floor)
         return self._growth * (weights @ influences + common[:, :1] * unseen), self._growth * (weights @ floor)
 
     def _influences(self, items: Mapping[str, ItemScore]) -> Vector:
@@ -138,7 +140,7 @@ class _SliceNoise:
         influences: Vector = slope * part * shares * (units - mean)
         return influences
 
-    def _of_floor(self, items: Mapping[str, ItemScore | None]) -> Vector:
+    def _of_floor(self, items: Iterable[str]) -> Vector:
         """[items], the influences on the floor, of the reference's scores of the same items."""
         assert self._weights is not None
         if self._reference is None:

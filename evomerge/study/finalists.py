@@ -133,11 +133,12 @@ def choose(
     best = Finalists(), -math.inf
     for count in range(1, most + 1) if confidence is not None and floored else (most,):
         level = None if confidence is None else gate_confidence(confidence, count, len(floored))
+        gaps = [] if level is None else [noise.gaps(one, level) for one in scored]
         passes, short = np.ones(gains.shape, dtype=bool), np.zeros(gains.shape)
         for name, distances in margins.items():
-            gaps = 0.0 if level is None else np.array([noise.gaps(one, level)[name] for one in scored])
-            passes &= distances >= gaps
-            short += np.maximum(0.0, gaps - distances)
+            needed = np.array([gap[name] for gap in gaps]) if gaps else 0.0
+            passes &= distances >= needed
+            short += np.maximum(0.0, needed - distances)
         # Where none passes, the one that comes closest is worth a look.
         found = _greedy(np.where(passes, np.maximum(worth, _LEAST), _LEAST / (1 + short)), count)
         value = _best_of(passes, worth, found)
