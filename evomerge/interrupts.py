@@ -46,7 +46,7 @@ def listening(*others: signal.Signals) -> Iterator[None]:
     ours += [number for number in others if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _ear.hear) for number in ours}
     try:
-        with _seen_through():
+        with seen_through():
             yield
     finally:
         for number, handler in before.items():
@@ -59,14 +59,14 @@ def listening(*others: signal.Signals) -> Iterator[None]:
 @contextmanager
 def recognized() -> Iterator[None]:
     """KeyboardInterrupt, in place of any error and of a normal end, if an interruption was heard."""
-    with _seen_through():
+    with seen_through():
         yield
     if _ear.heard:
         raise KeyboardInterrupt
 
 
 @contextmanager
-def _seen_through() -> Iterator[None]:
+def seen_through() -> Iterator[None]:
     """KeyboardInterrupt in place of an error that came after an interruption."""
     try:
         yield

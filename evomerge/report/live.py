@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.escape import printable
+from evomerge.interrupts import seen_through
 from evomerge.report.numbers import clock, number
 from evomerge.report.shown import console as plain_console
 from evomerge.report.shown import text
@@ -102,7 +103,8 @@ class LineView(Observer):
         if self._closed:
             return
         try:
-            self.console.print(text(line), soft_wrap=True)
+            with seen_through():
+                self.console.print(text(line), soft_wrap=True)
         except OSError:
             # The reader of stderr has left, or its terminal was closed; the study goes on.
             self._closed = True
@@ -229,7 +231,7 @@ class LiveView(LineView):
         self._redraw()
 
     def _redraw(self) -> None:
-        with suppress(OSError):  # the terminal was closed
+        with suppress(OSError), seen_through():  # the terminal was closed
             self._live.refresh()
 
     def _panel(self) -> Group:
