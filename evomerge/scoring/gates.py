@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from evomerge.errors import InputError, suggestion
 from evomerge.files.objects import FloorSpec
@@ -18,6 +18,10 @@ from evomerge.scoring.stats.standard_errors import (
     wilson_upper,
 )
 from evomerge.types import ItemScore, Scores, SliceScore
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _SLACK = 1e-9
 """Relative distance below a floor that still passes: rounding, as in 0.7 - 0.1 against 0.6."""
@@ -154,11 +158,27 @@ def _verdict(gate: Gate, score: SliceScore, scale: float, confidence: float | No
     bound = lower_bound(score, gate.sign, confidence) if confidence is not None else score.value
     if gate.floor is None:
         return Verdict(gate.slice, score.value, None, True, 0.0, bound)
-    slack = _SLACK * max(1.0, abs(gate.floor)) if math.isfinite(gate.floor) else 0.0
+    slack = _slack(gate.floor)
     passed = bound >= gate.floor - slack
     missing = gate.floor - bound
     shortfall = 0.0 if passed else (math.inf if math.isnan(missing) else max(missing, slack) / scale)
     return Verdict(gate.slice, score.value, gate.floor, passed, shortfall, bound)
+
+
+def shortfalls(bounds: NDArray[np.float64], gate: Gate, scale: float) -> NDArray[np.float64]:
+    """`Verdict.shortfall` of many candidates by one gate that has a floor, from their bounds: an array of their
+    shape."""
+    import numpy as np
+
+    assert gate.floor is not None
+    slack = _slack(gate.floor)
+    missing = gate.floor - bounds
+    short = np.where(np.isnan(missing), np.inf, np.maximum(missing, slack) / scale)
+    return np.where(bounds >= gate.floor - slack, 0.0, short)
+
+
+def _slack(floor: float) -> float:
+    return _SLACK * max(1.0, abs(floor)) if math.isfinite(floor) else 0.0
 
 
 def lower_bound(score: SliceScore, sign: int, confidence: float) -> float:

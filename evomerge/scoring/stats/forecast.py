@@ -26,7 +26,8 @@ class Forecast:
         """Draws [count, candidates] means from the predicted distribution."""
         values, vectors = np.linalg.eigh(self.covariance)
         root = vectors * np.sqrt(np.maximum(values, 0.0))
-        return np.asarray(self.mean + generator.standard_normal((count, len(self.mean))) @ root.T)
+        drawn = self.mean + generator.standard_normal((count, len(self.mean))) @ root.T
+        return np.where(np.diag(self.covariance) > 0, drawn, self.mean)  # what is known is the same in each draw
 
     def shrunk(self) -> Vector:
         """The means drawn towards each other as far as they differ by chance only: [candidates].

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from evomerge.errors import TrialError
-from evomerge.scoring.gates import Verdict, feasible, judge, lower_bound, shortfall
+from evomerge.optimize.ordering import RankKey, rank_key
+from evomerge.scoring.gates import Verdict, feasible, judge, lower_bound, shortfall, shortfalls
 from evomerge.scoring.stats.aggregation import ItemWeights
+from evomerge.scoring.stats.anchors import Matrix, Vector
 from evomerge.study.run.items import Items
 from evomerge.study.run.leaderboard import Floors
 from evomerge.types import Outcome, SliceScore
@@ -46,9 +50,12 @@ class ScoreBounds:
 
     def verdicts(self, scores: Mapping[str, float]) -> list[Verdict]:
         """The verdicts on oriented scores, of the gates that the study aims at."""
-        below = {name: self.margins.get(name, 0.0) + self._floors.aim * self.errors.get(name, 0.0) for name in scores}
-        gated = {name: SliceScore(score - below[name], None) for name, score in scores.items()}
+        gated = {name: SliceScore(score - self._below(name), None) for name, score in scores.items()}
         return judge(gated, self._floors.gates, self._floors.scale)
+
+    def _below(self, name: str) -> float:
+        """How far below its score a slice's bound lies, by which the study aims."""
+        return self.margins.get(name, 0.0) + self._floors.aim * self.errors.get(name, 0.0)
 
     def outcome(self, scores: Mapping[str, float]) -> Outcome:
         """The outcome of a candidate with these oriented scores."""
@@ -57,6 +64,27 @@ class ScoreBounds:
             return Outcome(False, feasible(verdicts), self._objective(scores), shortfall(verdicts))
         except TrialError:
             return Outcome(failed=True)
+
+    def keys(self, scores: Mapping[str, Matrix]) -> list[list[RankKey]]:
+        """The ranks of many candidates: `rank_key(outcome(...))` of each entry of arrays of the same shape [rows,
+        candidates], of oriented scores by slice."""
+        names, tables = list(scores), np.array(list(scores.values()))
+        short = np.zeros_like(tables[0])
+        for name, values in zip(names, tables, strict=True):
+            gate = self._floors.gates[name]
+            if gate.floor is not None:
+                short += shortfalls(values - self._below(name), gate, self._floors.scale.get(name, 1.0))
+        return [
+            [self._key(names, tables[:, row, at], missed) for at, missed in enumerate(misses)]
+            for row, misses in enumerate(short)
+        ]
+
+    def _key(self, names: Sequence[str], scores: Vector, missed: float) -> RankKey:
+        try:
+            objective = self._objective(dict(zip(names, scores.tolist(), strict=True)))
+            return rank_key(Outcome(False, missed == 0.0, objective, float(missed)))
+        except TrialError:
+            return rank_key(Outcome(failed=True))
 
     def missed_floor(self, items: Items, totals: Mapping[str, SliceScore]) -> str | None:
         """Says which floor is missed even if every item to go is answered perfectly; None where none is.

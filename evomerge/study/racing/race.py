@@ -20,7 +20,7 @@ import numpy as np
 
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.jobs import EvalTask
-from evomerge.optimize.ordering import FEASIBLE, RankKey, rank_key
+from evomerge.optimize.ordering import FEASIBLE, RankKey
 from evomerge.scoring.stats.anchors import Matrix, Vector
 from evomerge.scoring.stats.forecast import Forecast
 from evomerge.study.racing.bounds import ScoreBounds
@@ -370,21 +370,14 @@ class Race:
         """[draws][entries], the ranks if the scores were those drawn. Candidates on common items are drawn jointly,
         with the covariance of their differences: a paired test."""
         candidates = [entry.items if entry in self._rivals else entry.scored(rung) for entry in entries]
-        forecasts = self._forecasts(candidates)
-        drawn = {name: forecast.draws(_DRAWS, self._generator) for name, forecast in forecasts.items()}
-        # The scores of a candidate with all items are the same in each draw, and so is its rank.
-        varies = np.any([np.ptp(means, axis=0) > 0 for means in drawn.values()], axis=0)
-        fixed = {at: self._key(e, drawn, 0, at) for at, e in enumerate(entries) if drawn and not varies[at]}
-        return [
-            [fixed[at] if at in fixed else self._key(entry, drawn, draw, at) for at, entry in enumerate(entries)]
-            for draw in range(_DRAWS)
-        ]
-
-    def _key(self, entry: Entry, drawn: Mapping[str, Matrix], draw: int, at: int) -> RankKey:
-        scores = {**self._control.scores, **{name: score.value for name, score in entry.totals.items()}}
-        for name, means in drawn.items():
-            scores[name] = self._schedule.item_weights[name].kind.value(float(means[draw, at]))
-        return rank_key(self.bounds.outcome(scores))
+        scores = {}
+        for name, of_control in self._control.scores.items():
+            known = [entry.totals[name].value if name in entry.totals else of_control for entry in entries]
+            scores[name] = np.tile(known, (_DRAWS, 1))
+        for name, forecast in self._forecasts(candidates).items():
+            value = np.vectorize(self._schedule.item_weights[name].kind.value, otypes=[float])
+            scores[name] = value(forecast.draws(_DRAWS, self._generator))
+        return self.bounds.keys(scores)
 
 
 def _part(part: float, factor: float) -> float:

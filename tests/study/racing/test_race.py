@@ -113,7 +113,6 @@ def test_a_race_over_what_a_killed_one_left_decides_the_same() -> None:
 
 
 def test_the_rank_of_a_candidate_with_all_items_is_the_same_in_each_draw() -> None:
-    """It is computed once: the others' draws must not change by that."""
     rivals = [{*range(n)} for n in (10, 20, 30)]
     race, entries = Recorded().race([{*range(25)}], [{*range(5), *range(8, 30)}, *rivals])
     items = answers(set())["s"]
@@ -122,12 +121,7 @@ def test_the_rank_of_a_candidate_with_all_items_is_the_same_in_each_draw() -> No
     entries[0].items = {"s": {str(i): answers({*range(5)})["s"][str(i)] for i in range(FIRST)}}
     race._rivals = entries[1:]
     rung = Recorded().rung(FIRST / COUNT)
-    state = race._generator.bit_generator.state
     keys = race._drawn_keys(entries, rung)
-    race._generator.bit_generator.state = state
-    forecasts = race._forecasts([entries[0].scored(rung), *(e.items for e in entries[1:])])
-    drawn = {name: forecast.draws(len(keys), race._generator) for name, forecast in forecasts.items()}
-    assert keys == [[race._key(e, drawn, draw, at) for at, e in enumerate(entries)] for draw in range(len(keys))]
     assert all(len({row[at] for row in keys}) == 1 for at in (1, 2, 3))
     assert len({row[0] for row in keys}) > 1
 
