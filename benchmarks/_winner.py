@@ -6,31 +6,21 @@ from collections.abc import Sequence
 
 from _checkpoints import Floored
 
-from evomerge.optimize.ordering import rank_key
 from evomerge.study.finalists import choose, screened
 from evomerge.types import Genome, Outcome
-
-TOP = 5
 
 Scored = tuple[Genome, Outcome]
 
 
-def winner(trials: Sequence[Scored], models: Floored, ours: bool) -> Scored | None:
-    """The winner of these trials with its outcome on the holdout split; None where there is none.
+def winner(trials: Sequence[Scored], models: Floored) -> Scored | None:
+    """The winner of these trials with its outcome on the holdout split, None where there is none: the first of the
+    finalists that passes every floor there, as a study of evomerge names it.
 
-    With `ours`, as a study of evomerge names it: the first of its finalists that passes every floor. Else the best
-    feasible one there of the five best merges by the search split, floors first.
-    """
+    The same for every row. A row whose five best were all scored, and the best of them taken, would choose by the
+    holdout items, and be measured on them."""
     genomes = [genome for genome, _ in trials if genome not in models.parents]
-    if ours:
-        return next((pair for pair in _held(_finalists(genomes, models), models) if pair[1].feasible), None)
-    top = sorted(trials, key=lambda trial: rank_key(trial[1]))
-    held = _held([genome for genome, _ in top if genome not in models.parents][:TOP], models)
-    return min((pair for pair in held if pair[1].feasible), key=lambda pair: rank_key(pair[1]), default=None)
-
-
-def _held(genomes: Sequence[Genome], models: Floored) -> list[Scored]:
-    return [(genome, models.outcome(genome, "holdout")) for genome in genomes]
+    held = ((genome, models.outcome(genome, "holdout")) for genome in _finalists(genomes, models))
+    return next((pair for pair in held if pair[1].feasible), None)
 
 
 def _finalists(genomes: Sequence[Genome], models: Floored) -> list[Genome]:

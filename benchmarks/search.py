@@ -9,9 +9,9 @@ sources and two halves of the layers. (c) Problems with a known optimum (`_probl
 without and with noise. In (a) and (b) a seed deals the items and drives the optimizer.
 
 Every row (`_rows.py`) is looked at after 25, 50, 100 and 200 evaluations (up to --most): `_winner.py` says what it
-found on the holdout split under the holdout's floors. The rows that begin with the references (base, sources, average)
-pay for them, the others get the floors for nothing. BoTorch's stop at 48, and keep what they have. Finished runs in
---out are not run again; --report prints what is there, and runs nothing.
+found on the holdout split under the holdout's floors, by the same rule for all. The rows that begin with the references
+(base, sources, average) pay for them, the others get the floors for nothing. BoTorch's stop at 48, and keep what they
+have. Finished runs in --out are not run again; --report prints what is there, and runs nothing.
 
 Exits with 1 where, in (a) and (b), the default has a winner in fewer than nine of ten seeds, its mean gain falls with
 the budget, or another row is ahead of it at 50, 100 or 200 in the mean of the paired differences or in winners; or
@@ -215,7 +215,7 @@ def merges(job: Job, out: Path, folder: Path) -> dict[str, Any]:
         if len(trials) == job.most - paid:
             break
     own = [*known, *trials] if ours else trials
-    found = [winner(own[:budget], models, ours) for budget in job.budgets]
+    found = [winner(own[:budget], models) for budget in job.budgets]
     return {
         "gains": [None if one is None else one[1].objective - models.base_on_holdout for one in found],
         "winners": [None if one is None else [trial[0] for trial in own].index(one[0]) for one in found],
