@@ -99,14 +99,14 @@ def accuracies(root: Path, trials: int, seeds: int, optimizers: list[str]) -> bo
         winners = {
             pruning: [r.objective for r in runs if r.objective == r.objective] for pruning, runs in found.items()
         }
-        items = {pruning: sum(run.items for run in runs) for pruning, runs in found.items()}
+        scored = {pruning: sum(run.items for run in runs) for pruning, runs in found.items()}
         seconds = {pruning: sum(run.seconds for run in runs) for pruning, runs in found.items()}
         for pruning, won in winners.items():
             mean = statistics.mean(won) if won else math.nan
             row = f"{optimizer:9}  {'all' if pruning else 'none':7}  {len(won):3} / {seeds}  {mean:14.4f}"
-            print(f"{row}  {means[pruning]:7.4f}  {items[pruning]:11,}  {seconds[pruning]:7.0f}", flush=True)
+            print(f"{row}  {means[pruning]:7.4f}  {scored[pruning]:11,}  {seconds[pruning]:7.0f}", flush=True)
         holds &= len(winners[True]) >= len(winners[False]) and not means[False] - means[True] > 0.003
-        holds &= items[True] < items[False] and seconds[True] <= seconds[False]
+        holds &= scored[True] < scored[False] and seconds[True] <= seconds[False]
     return holds
 
 
