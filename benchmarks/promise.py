@@ -179,7 +179,7 @@ def report(rows: list[dict[str, Any]]) -> bool:
             met &= confidence is None or share >= confidence
     lost = [row for row in rows if not row["winner"]]
     few = sum(row["n_items"] == FEW for row in lost)
-    print(f"without a winner: {len(lost)} of {len(rows)} searches, {few} of them with {FEW} items on a split; of advice:")
+    print(f"without a winner: {len(lost)} of {len(rows)} searches, {few} of them with {FEW} items a split; advice:")
     for name, share in (("floors", 1.0), ("items", ADVISED), ("trials", ADVISED)):
         tried = [row["advice"][name] for row in lost if row["advice"] and row["advice"][name] is not None]
         print(f"  {name:7} came true in {sum(tried)} of {len(tried)}")
