@@ -39,6 +39,7 @@ FLOORS = [
 INSIDE = {
     "study": [
         ["search", "dry_run"],
+        ["look"],
         ["loop", "holdout", "repair"],
         ["session"],
         ["prepare"],

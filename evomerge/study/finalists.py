@@ -102,6 +102,7 @@ def choose(
     objective: Objective,
     *,
     confidence: float | None = None,
+    others: int = 0,
     most: int = TOP,
     seed: Sequence[int] = (0,),
 ) -> Finalists:
@@ -113,6 +114,7 @@ def choose(
         floors: by the search items.
         objective: of oriented scores by slice.
         confidence: with which a winner is to pass all floors; None: its scores on the holdout have to.
+        others: how many further merges are asked in any case, and may win.
         most: the most finalists.
         seed: of the draws.
     """
@@ -132,7 +134,7 @@ def choose(
     # need wider bounds, and fewer may be worth more.
     best = Finalists(), -math.inf
     for count in range(1, most + 1) if confidence is not None and floored else (most,):
-        level = None if confidence is None else gate_confidence(confidence, count, len(floored))
+        level = None if confidence is None else gate_confidence(confidence, count + others, len(floored))
         gaps = [] if level is None else [noise.gaps(one, level) for one in scored]
         passes, short = np.ones(gains.shape, dtype=bool), np.zeros(gains.shape)
         for name, distances in margins.items():

@@ -38,7 +38,7 @@ def release(session: Session, budget: Mapping[str, Any]) -> Release:
     what a release of a smaller budget had scored in full counts only where it is reached again. `budget` is written
     down with it.
     """
-    leaderboard, finalists = _finalists(session)
+    leaderboard, finalists = shortlist(session)
     references = [t for t in leaderboard.trials if t.kind == "reference" and t.state == "complete"]
     points = _points(session, leaderboard)
     if points:
@@ -62,6 +62,10 @@ def release(session: Session, budget: Mapping[str, Any]) -> Release:
         session.observer.stage("holdout", len(result.trials), total, trial.name)
         if result.outcome(result.trials[-1]).feasible:
             break
+    # They take part in what is told of the search: which came closest, what would help.
+    for number in sorted(_failed_before(session) - {trial.number for trial in result.trials}):
+        [trial] = run_all(session.executor, [_rescored(session, session.store.promoted(session.store.trial(number)))])
+        result.put(trial)
     session.observer.stage("holdout", len(result.trials), len(result.trials))
     winner = result.best()
     chances = {f.trial.number: f.chance for f in finalists.chosen}
@@ -103,16 +107,17 @@ def publish(session: Session, winner: Trial) -> None:
 
 
 def _floors(session: Session, trials: list[Trial], traded: tuple[str, ...]) -> Floors:
-    parents = {t.label: t.slice_scores for t in trials if t.is_parent and t.state == "complete"}
-    try:
-        gates = settle(session.executor.info.slices, parents)
-    except InputError:
-        failed = next((t for t in trials if t.is_parent and t.state == "failed"), None)
-        if failed is None:
-            raise
+    slices = session.executor.info.slices
+    needed = {slice_.floor.of for slice_ in slices.values() if slice_.floor is not None}
+    if "best_source" in needed:  # the best of the others would be another floor than that of the search
+        needed |= {t.label for t in trials if t.is_parent and t.label != "base"}
+    failed = next((t for t in trials if t.is_parent and t.state == "failed" and t.label in needed), None)
+    if failed is not None:
         problem = f"{failed.label} could not be scored on the holdout items ({failed.reason}), and a floor needs it"
         mend = "resume if the cause was outside the run's files, else launch a new run"
-        raise InputError(problem, f"{mend}; the log is {session.folder.log}") from None
+        raise InputError(problem, f"{mend}; the log is {session.folder.log}")
+    parents = {t.label: t.slice_scores for t in trials if t.is_parent and t.state == "complete"}
+    gates = settle(slices, parents)
     return Floors(gates, scales(parents, gates), traded=traded)
 
 
@@ -136,16 +141,18 @@ def _of_front(session: Session, leaderboard: Leaderboard, merges: list[Trial]) -
     return Finalists(confidence=gate_confidence(confidence, len(merges), n_floors))
 
 
-def _finalists(session: Session) -> tuple[Leaderboard, Finalists]:
+def shortlist(session: Session) -> tuple[Leaderboard, Finalists]:
     """The trials as they ended, under the floors themselves, and the finalists among them. Finalists whose scores are
-    predictions by a race are scored in full, and the choice is made again."""
+    predictions by a race are scored in full, and the choice is made again. Those that failed when the search looked
+    ahead (`study.look`) are none."""
     store, ended = session.store, session.trials.as_ended
     leaderboard = Leaderboard(replace(ended.floors, aim=0.0), ended.trials)
+    failed = _failed_before(session)
     parents = {t.digest for t in leaderboard.trials if t.is_parent}
     scored: dict[int, Scored] = {}
     tried: set[int] = set()
     while True:
-        able = [t for t in leaderboard.trials if _can_win(t) and t.digest not in parents]
+        able = [t for t in leaderboard.trials if _can_win(t) and t.digest not in parents and t.number not in failed]
         if len(tried) >= 2 * TOP:
             able = [t for t in able if t.state == "complete"]
         finalists = _chosen(session, able, leaderboard.floors, scored)
@@ -160,6 +167,11 @@ def _finalists(session: Session) -> tuple[Leaderboard, Finalists]:
             leaderboard.put(store.promoted(trial))
             scored.pop(trial.number, None)
             session.observer.stage("best in full", len(tried), len(tried), trial.name)
+
+
+def _failed_before(session: Session) -> set[int]:
+    """The numbers of the finalists that failed when the search looked ahead."""
+    return set(session.store.facts.get("look", {}).get("failed", ()))
 
 
 def _can_win(trial: Trial) -> bool:
@@ -186,6 +198,7 @@ def _chosen(session: Session, able: list[Trial], floors: Floors, scored: dict[in
         floors,
         criteria.objective,
         confidence=criteria.fitness.confidence,
+        others=any(t.label == UNIFORM and t.state == "complete" for t in trials.as_ended.trials),
         seed=(session.plan.spec.optimizer["seed"], 16),
     )
 

@@ -13,6 +13,9 @@ from evomerge.optimize.replay import recall, replay_interleaved
 from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
 
+_WORTH_A_LOOK = 5
+"""In fewer trials a search finds nothing better."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -29,6 +32,13 @@ class Budget:
         limits = {"trials": self.trials, "seconds": self.seconds}
         return limits if self.items is None else {**limits, "items": self.items}
 
+    def nearly(self) -> Budget | None:
+        """Nine tenths of it; None where the last tenth is fewer than `_WORTH_A_LOOK` trials."""
+        if self.trials is not None and self.trials // 10 < _WORTH_A_LOOK:
+            return None
+        trials, items = (None if n is None else n - n // 10 for n in (self.trials, self.items))
+        return Budget(trials, None if self.seconds is None else 0.9 * self.seconds, items)
+
     def left(self, session: Session, at_once: int, in_flight: int = 0) -> int:
         """How many of `at_once` trials may be started while others are in flight."""
         trials, seconds = session.trials.spent()
@@ -39,9 +49,14 @@ class Budget:
         return at_once if self.trials is None else max(0, min(at_once, self.trials - trials - in_flight))
 
 
-def run(session: Session, make: Callable[[Start], Optimizer], budget: Budget) -> None:
+def run(
+    session: Session,
+    make: Callable[[Start], Optimizer],
+    budget: Budget,
+    between: Callable[[Session, Budget], None] = lambda session, budget: None,
+) -> None:
     """Scores the references, brings the optimizer to where the recorded trials left it, then searches until the budget
-    is spent or the optimizer is exhausted."""
+    is spent or the optimizer is exhausted. `between` is called before each generation, where there are some."""
     session.score_references()
     optimizer = make(session.start())
     history = session.history()
@@ -50,15 +65,22 @@ def run(session: Session, make: Callable[[Start], Optimizer], budget: Budget) ->
     if session.plan.spec.asynchronous:
         _asynchronously(session, optimizer, budget)
     else:
-        _by_generations(session, optimizer, budget, len(history))
+        _by_generations(session, optimizer, budget, len(history), between)
     if optimizer.exhausted is not None:
         session.observer.note(f"nothing is left to propose: {optimizer.exhausted}")
 
 
-def _by_generations(session: Session, optimizer: Optimizer, budget: Budget, n_told: int) -> None:
+def _by_generations(
+    session: Session,
+    optimizer: Optimizer,
+    budget: Budget,
+    n_told: int,
+    between: Callable[[Session, Budget], None],
+) -> None:
     """Asks as much as can be, scores that, and tells it in the order asked; `n_told` outcomes are told already."""
     together = session.racer is not None or session.executor.num_workers > 1
     while count := budget.left(session, _askable(optimizer, together)):
+        between(session, budget)
         generation = optimizer.generation
         trials = session.trials.searched[n_told:][:count]  # left by a killed process
         for number, trial in enumerate(trials, n_told):

@@ -23,6 +23,7 @@ from evomerge.study import holdout, loop
 from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
 from evomerge.study.gradients.contributions import contributions
+from evomerge.study.look import look_ahead
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, new_run, resumed_plan
 from evomerge.study.repair import restore_items
@@ -242,7 +243,7 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     if session.executor.num_workers > 1 and make(Start()).generation.askable == 1:
         problem = f"{spec.optimizer['name']} proposes one candidate at a time, which is work for one worker"
         session.observer.warn(f"{problem}; a search launched with --asynchronous uses all of them")
-    loop.run(session, make, budget)
+    loop.run(session, make, budget, between=look_ahead)
     gained = None
     if session.gradients is not None:
         gained = contributions(session.trials.as_ended, session.outcome, session.plan.space.dimensions)

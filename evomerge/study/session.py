@@ -119,11 +119,17 @@ class Session:
         gates = settle(self.executor.info.slices, parents)
         floors = Floors(gates, scales(parents, gates), traded=self.plan.fitness.traded)
         self._know_item_noise()
-        self.trials.settle(floors, AIM if _ERRORS in self.store.facts else 0.0)
+        self.trials.settle(floors)
+        self.aim()
         self.store.record("gates", floors.to_data())
         self._warn_of_flat_slices()
         self.trials.keep_best()
         self._choose_means()
+
+    def aim(self) -> None:
+        """Lets what the optimizer is told aim above the floors, by the facts of the run."""
+        facts = self.store.facts
+        self.trials.aim(AIM if _ERRORS in facts else 0.0, facts.get("look", {}).get("raised"))
 
     def _know_item_noise(self) -> None:
         """Takes in how the floors depend on the references' items. A run of an older version, which aimed at the floors

@@ -115,11 +115,14 @@ class Trials:
         except TrialError:
             return False
 
-    def settle(self, floors: Floors, aim: float = 0.0) -> None:
-        """Ranks all trials under the floors that the references have settled. The optimizer aims above them, by `aim`
-        standard errors."""
+    def settle(self, floors: Floors) -> None:
+        """Ranks all trials under the floors that the references have settled."""
         self.leaderboard.settle(floors)
-        self.as_ended.settle(replace(floors, aim=aim))
+        self.as_ended.settle(floors)
+
+    def aim(self, aim: float, raised: int | None = None) -> None:
+        """What the optimizer is told aims `aim` standard errors above the floors, from trial `raised` on twice that."""
+        self.as_ended.settle(replace(self.leaderboard.floors, aim=aim, raised=raised))
 
     # Begin and end.
 

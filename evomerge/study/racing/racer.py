@@ -119,6 +119,7 @@ class Racer:
 
     def _race(self, since: int, field: list[Entry], rivals: list[Entry], parents: int) -> Race:
         board, criteria = self._leaderboard, self._trials.criteria
+        floors = replace(board.floors, aim=board.floors.aim_of(since))
         ahead = (t for order in (board.merges_in_order, board.in_order) for t in order(since))
         best = next(t for t in ahead if t.state == "complete")
         controls = [best, *board.latest_merges(_CONTROLS, since)]
@@ -126,7 +127,7 @@ class Racer:
         confidence = criteria.fitness.confidence
         return Race(
             self.schedule,
-            ScoreBounds(board.floors, self._objective, self.schedule.item_weights, margins, confidence, best.errors),
+            ScoreBounds(floors, self._objective, self.schedule.item_weights, margins, confidence, best.errors),
             [Control(self._units(trial), trial.scores) for trial in controls],
             rank_key(board.outcome(best)),
             field,

@@ -25,6 +25,7 @@ class Floors:
         traded: the slices that a front trades off against each other, none where one number is followed.
         aim: how many standard errors (`Trial.errors`) above each floor a trial has to be. A search aims above the
             floors, as the holdout items may say less of a candidate than the search items do.
+        raised: the number of the trial from which on it has to be twice as many; None: none has.
     """
 
     gates: Mapping[str, Gate] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Floors:
     settled: bool = True
     traded: tuple[str, ...] = ()
     aim: float = 0.0
+    raised: int | None = None
 
     @classmethod
     def unsettled(cls, signs: Mapping[str, int] | None = None) -> Floors:
@@ -64,9 +66,13 @@ class Floors:
             return []
         return judge(trial.gated, {name: self._aimed(gate, trial) for name, gate in self.gates.items()}, self.scale)
 
+    def aim_of(self, number: int) -> float:
+        """How many standard errors above each floor a trial of this number has to be."""
+        return self.aim if self.raised is None or number < self.raised else 2 * self.aim
+
     def _aimed(self, gate: Gate, trial: Trial) -> Gate:
-        error = trial.errors.get(gate.slice, 0.0)
-        return gate if gate.floor is None or not self.aim else replace(gate, floor=gate.floor + self.aim * error)
+        above = self.aim_of(trial.number) * trial.errors.get(gate.slice, 0.0)
+        return gate if gate.floor is None else replace(gate, floor=gate.floor + above)
 
     def outcome(self, trial: Trial) -> Outcome:
         if not trial.ranked or trial.objective is None:

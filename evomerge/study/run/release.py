@@ -9,7 +9,7 @@ from typing import Any
 from evomerge.study.run.evaluation import TrialResult
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.store import Store
-from evomerge.study.run.trial import Trial
+from evomerge.study.run.trial import UNIFORM, Trial
 
 POINTS = 10
 """How many points of a front are scored on the holdout split."""
@@ -74,8 +74,11 @@ class Release:
 
     @property
     def n_asked(self) -> int:
-        """Over how many candidates the error of a confidence is shared out: finalists, or the merges beside a front."""
-        return len(self.chances) or sum(not trial.is_parent for trial in self.leaderboard.trials)
+        """Over how many candidates the error of a confidence is shared out: the finalists and the uniform average, or
+        the merges beside a front."""
+        average = any(trial.label == UNIFORM for trial in self.leaderboard.trials)
+        merges = sum(not trial.is_parent for trial in self.leaderboard.trials)
+        return len(self.chances) + average if self.chances else merges
 
 
 def record_release(store: Store, release: Release) -> None:
