@@ -10,7 +10,7 @@ from evomerge.merging.disk.stream import checkpoint_digest
 
 
 def test_the_average_misses_a_floor_and_the_search_clears_all(tmp_path: Path) -> None:
-    done = evomerge.quickstart(tmp_path)
+    done = evomerge.quickstart(tmp_path, trials=40)
     leaderboard = done.search.holdout
     rows = {t.label: t for t in leaderboard.trials if t.kind == "reference"}
     assert list(rows) == ["base", "shipping", "refunds", "catalog", "uniform"]

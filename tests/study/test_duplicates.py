@@ -73,7 +73,7 @@ def test_a_generation_with_twins_goes_on_wherever_it_is_killed(
     assert len(twins) > 4
     together = [(twin, one) for twin in twins for one in raced if (twin - 4) // 8 == (one - 4) // 8]
     assert {twin < one for twin, one in together} == {True, False}  # before and behind what raced
-    for after in range(14, 28, 2):
+    for after in range(14, 28, 4):
         with dying(after), pytest.raises(KeyboardInterrupt):
             evomerge.search(space, run=f"parts{after}")
         assert [fact[0] for fact in facts(f"parts{after}") if fact[2] != "running"] == list(range(after))  # in order
