@@ -8,7 +8,7 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from typing import Any, NoReturn
@@ -81,7 +81,10 @@ def _generators() -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         random.seed(0)
         numpy.random.seed(1234)
-        torch.manual_seed(1234)
+        # Where CUDA is not in use, `torch.manual_seed` keeps each call, with its stack, for when it will be.
+        torch.default_generator.manual_seed(1234)
+        if devices:
+            torch.cuda.manual_seed_all(1234)
         try:
             yield
         finally:
@@ -100,8 +103,7 @@ def _silence() -> Iterator[None]:
         (module, module.tqdm) for module in map(sys.modules.get, _BARS) if module and hasattr(module, "tqdm")
     ]
     drawn = not datasets.are_progress_bars_disabled()
-    for name in _LOUD:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    _set_levels(dict.fromkeys(_LOUD, logging.ERROR))
     for module, tqdm in bars:
         module.tqdm = partial(_undrawn, tqdm)
     if drawn:
@@ -115,8 +117,18 @@ def _silence() -> Iterator[None]:
             datasets.enable_progress_bars()
         for module, tqdm in bars:
             module.tqdm = tqdm
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        _set_levels(levels)
+
+
+def _set_levels(levels: Mapping[str, int]) -> None:
+    """Sets the levels of loggers. `setLevel` empties the caches of all loggers that there are, which torch makes a
+    thousand; here only the last one does."""
+    changed = [(logging.getLogger(name), level) for name, level in levels.items()]
+    changed = [(logger, level) for logger, level in changed if logger.level != level]
+    for logger, level in changed[:-1]:
+        logger.level = level
+    for logger, level in changed[-1:]:
+        logger.setLevel(level)
 
 
 def _undrawn(tqdm: Any, *args: Any, **kwargs: Any) -> Any:
