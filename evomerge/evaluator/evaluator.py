@@ -29,6 +29,9 @@ from evomerge.scoring.python.functions import ModelBuilder
 from evomerge.scoring.suite import Suite
 from evomerge.types import SplitName
 
+_KEPT = 64 << 20
+"""Bytes of the latest candidates that are kept: nothing in any plan of memory, and a generation of small models."""
+
 
 class Evaluator:
     """Materializes recipes in a resident model and scores it. Everything that a candidate needs is loaded once."""
@@ -58,6 +61,8 @@ class Evaluator:
         _fill(bank, models, progress)
         dtype = models.space.models.dtype
         resident = resident_model(fitness, models.base, bank, dtype, placement.room, merge, tokenizer)
+        if isinstance(resident, Resident):
+            resident.most_kept = _KEPT
         progress.phase("building the tasks")
         suite = Suite.build(fitness, resident.model, resident.tokenizer)
         for line in suite.doubts():

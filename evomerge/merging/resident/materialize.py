@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,13 @@ _INERT = ("dtype", "torch_dtype", "_name_or_path", "transformers_version", "arch
           "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    planned: MergePlan
+    digest: str
+    tensors: Mapping[str, Tensor]
+
+
 class Resident:
     """Holds one model in evaluation mode, in one dtype, on one device or in runs of layers on several.
 
@@ -52,6 +60,8 @@ class Resident:
             last one's (another depth, say) gives it new layers; every other one only overwrites its parameters.
         tokenizer: the base's, or the one that was passed in.
         compiled: the kernels that are compiled once plain torch has taken too long.
+        most_kept: so many bytes of parameters are kept, of the latest candidates: a race comes back to those of a
+            generation, and small ones are copied faster than they are merged again.
     """
 
     model: PreTrainedModel
@@ -84,6 +94,8 @@ class Resident:
         self._config: dict[str, Any] = {}
         self._jobs: dict[str, MergeJob] = {}
         self._slots: dict[str, Tensor] = {}
+        self._kept: dict[str, _Candidate] = {}  # the id of a recipe -> its candidate, the latest last
+        self.most_kept = 0
         self.compiled = Compiled()
         self._runner = Runner(self.compiled)
         _refuse_code(base)
@@ -110,13 +122,32 @@ class Resident:
             TrialError: a tensor came out with NaN or Inf. The model is then a mixture until the next call.
             InputError: the recipe does not fit its checkpoints or this model.
         """
-        planned = plan(recipe, self.bank.open)
+        kept = self._kept.get(recipe.id)
+        planned = plan(recipe, self.bank.open) if kept is None else kept.planned
         self._fit(planned)
         self._jobs = {}
+        if kept is not None:
+            for name, tensor in kept.tensors.items():
+                self._slots[name].copy_(tensor)
+            self._jobs = planned.jobs
+            return kept.digest
         self.compiled.collect()
         records = [carry_out(job, self._slots[job.tensor], self.bank, self._runner) for job in planned.jobs.values()]
         self._jobs = planned.jobs
-        return combined(records)
+        digest = combined(records)
+        self._keep(recipe, planned, digest)
+        return digest
+
+    def _keep(self, recipe: Recipe, planned: MergePlan, digest: str) -> None:
+        """Keeps the candidate that the model is now in place of the earliest ones."""
+        slots = {name: self._slots[name] for name in planned.jobs}
+        n_bytes = sum(slot.nbytes for slot in slots.values())
+        count = self.most_kept // max(1, n_bytes)
+        while self._kept and len(self._kept) >= count:
+            del self._kept[next(iter(self._kept))]
+        if count:
+            tensors = {name: slot.detach().clone() for name, slot in slots.items()}
+            self._kept[recipe.id] = _Candidate(planned, digest, tensors)
 
     def pulls(self) -> Pulls:
         """An object that pulls the gradients of the model back to the last recipe's parameters."""

@@ -322,3 +322,30 @@ def test_memory_that_runs_out_is_told(models, monkeypatch):
     monkeypatch.setattr("evomerge.merging.resident.materialize.load", full)
     with pytest.raises(InputError, match=r"--device: .*base cannot be loaded .* CUDA out of memory"):
         resident(models)
+
+
+def test_kept_candidates_are_copied_not_merged_again(models, monkeypatch):
+    model = resident(models)
+    recipes = [
+        Recipe((document("task_arithmetic", models, "float32"),)),
+        Recipe((document("ties", models, "float32"),)),
+        Recipe((document("linear", models, "float32"),)),
+    ]
+    fresh = [model.materialize(recipe) for recipe in recipes]
+    merged = []
+    carry_out = materialize.carry_out
+    monkeypatch.setattr(materialize, "carry_out", lambda job, *about: merged.append(job) or carry_out(job, *about))
+    model.materialize(recipes[0])
+    assert merged, "without room nothing is kept"
+    size = sum(p.nbytes for p in model.model.state_dict().values())
+    model.most_kept = 2 * size + 1
+    for recipe in recipes:  # there is room for the last two
+        model.materialize(recipe)
+    merged.clear()
+    for at in (1, 2, 1):
+        with torch.no_grad():
+            next(model.model.parameters()).fill_(7.0)  # as a scorer may leave it
+        assert model.materialize(recipes[at]) == fresh[at] == model.digest()
+    assert not merged
+    assert model.materialize(recipes[0]) == fresh[0] == model.digest()
+    assert merged
