@@ -1,8 +1,10 @@
 """Predicts candidates' scores on all items from their scores on a part.
 
 A candidate is predicted by its difference, item by item, from a control whose scores on all items are known: what makes
-an item hard for every model cancels out (difference estimator: Cochran, Sampling Techniques, 7.3). Candidates that were
-scored on the same items are predicted jointly, so that comparing them is a paired test.
+an item hard for every model cancels out (difference estimator: Cochran, Sampling Techniques, 7.3). The ways in which
+earlier candidates differed from the control explain a part of the difference (regression estimator: the same, 7.1, with
+several variables; Särndal, Swensson & Wretman 1992, "Model Assisted Survey Sampling", section 6.4). Candidates that
+were scored on the same items are predicted jointly, so that comparing them is a paired test.
 """
 
 from __future__ import annotations
@@ -52,6 +54,12 @@ class Forecast:
 _FEWEST = 4
 """Fewer means say nothing of how much they vary."""
 
+_COMPONENTS = 4
+"""So many ways of differing explain most of what candidates differ by."""
+
+_RIDGE = 1e-3
+"""The ridge of a regression on them, as a share of what they vary by."""
+
 
 @dataclass(frozen=True)
 class Forecaster:
@@ -65,23 +73,43 @@ class Forecaster:
     item_weights: ItemWeights
     strata: Strata | None
 
-    def forecast(self, units: Matrix, control: Vector) -> Forecast:
+    def components(self, others: Matrix, control: Vector, scored: np.ndarray) -> Matrix | None:
+        """[k, items], the main ways in which other candidates differ from the control; None where these predict no
+        better for it, or are few: those of one half of the others are tried on the other half.
+
+        Args:
+            others: [others, items], their units, all known.
+            control: [items], of the control.
+            scored: [items], whether it is one of those from which candidates are to be predicted.
+        """
+        apart = (others - control)[np.any(others != control, axis=1)]
+        if len(apart) < 2 * (_COMPONENTS + 1):
+            return None
+        tried, known = _principal(apart[::2]), control + apart[1::2]
+        means, units = known @ self.item_weights.shares, np.where(scored, known, np.nan)
+        plain, explained = (self.forecast(units, control, c).mean - means for c in (None, tried))
+        return _principal(apart) if explained @ explained < plain @ plain else None
+
+    def forecast(self, units: Matrix, control: Vector, components: Matrix | None = None) -> Forecast:
         """Predicts candidates.
 
         Args:
             units: [candidates, items], NaN for an item that a candidate was not scored on.
             control: [items], the units of the control, all known.
+            components: [k, items], ways in which candidates may differ from the control.
         """
         count = len(units)
         mean, covariance = np.empty(count), np.zeros((count, count))
         seen = ~np.isnan(units)
         for pattern in np.unique(seen, axis=0):
             group = np.flatnonzero((seen == pattern).all(axis=1))
-            means, spread = self._group(units[group][:, pattern], control, np.flatnonzero(pattern))
+            means, spread = self._group(units[group][:, pattern], control, np.flatnonzero(pattern), components)
             mean[group], covariance[np.ix_(group, group)] = means, spread
         return Forecast(mean, covariance)
 
-    def _group(self, units: Matrix, control: Vector, scored: np.ndarray) -> tuple[Vector, Matrix]:
+    def _group(
+        self, units: Matrix, control: Vector, scored: np.ndarray, components: Matrix | None
+    ) -> tuple[Vector, Matrix]:
         """Predicts candidates that were scored on the same items, `scored`: means and covariance."""
         shares, n = self.item_weights.shares, len(scored)
         if n == len(shares):
@@ -96,7 +124,31 @@ class Forecaster:
         # mean = sum_all shares * control + sum_scored share * (units - control)
         differences = units - control[scored]
         means = shares @ control + differences @ known.shares
-        return means, _covariance(differences, known, n / len(shares))
+        covariance = _covariance(differences, known, n / len(shares))
+        k = 0 if components is None else len(components)
+        if components is None or n < 3 * k:
+            return means, covariance
+        # With components the same of what they leave: + sum_all shares * fitted - sum_scored share * fitted
+        fitted = _fitted(differences, components, scored)
+        left = differences - fitted[:, scored]
+        means = means + fitted @ shares - fitted[:, scored] @ known.shares
+        return means, _covariance(left, known, n / len(shares)) * (n / (n - k))
+
+
+def _principal(apart: Matrix) -> Matrix:
+    """[k, items], the principal components of differences [others, items], as large as they usually are."""
+    _, sizes, directions = np.linalg.svd(apart, full_matrices=False)
+    return np.asarray(directions[:_COMPONENTS] * sizes[:_COMPONENTS, None] / np.sqrt(len(apart)))
+
+
+def _fitted(differences: Matrix, components: Matrix, scored: np.ndarray) -> Matrix:
+    """[candidates, items], what components explain of candidates' differences on the scored items, on all: least
+    squares with a ridge."""
+    at = components[:, scored]
+    gram = at @ at.T
+    ridge = _RIDGE * np.trace(gram) + 1e-300
+    coefficients = np.linalg.solve(gram + ridge * np.eye(len(gram)), at @ differences.T)
+    return np.asarray(coefficients.T @ components)
 
 
 def _covariance(differences: Matrix, known: Clusters, part: float) -> Matrix:

@@ -42,6 +42,10 @@ _NORMAL = NormalDist()
 _TRIED = 0.2
 """The rung on which the latest merges show how many items a race begins with."""
 
+_ENOUGH = 0.4
+"""With so many of the items, predictions of all of them err by little more than all of them do for others like them: by
+``1 / n - 1 / N`` against ``1 / N``. Ranks are not worth more, as they would be those of these items."""
+
 _FEWEST = 4
 """Fewer merges that were scored in full do not say how far apart merges are."""
 
@@ -97,7 +101,7 @@ class Chances:
     """Probabilities of a candidate, by the scores that are drawn for it.
 
     Attributes:
-        best: of being better than the best so far.
+        best: of being the best of all, those before the race included.
         parent: of being a parent.
         feasible: of passing every floor.
         ranks: [draws], its rank among the others.
@@ -146,6 +150,7 @@ class Race:
         self.bounds = bounds
         self._schedule, self._score_items, self._keep, self._run_all = schedule, score, keep, run_all
         self._controls, self._control, self._best = controls, controls[0], best
+        self._components: dict[str, Matrix | None] = {}  # ways in which candidates differ from the control
         self._field, self._rivals, self._parents = field, rivals, parents
         self._signals = signals
         self._open: set[Entry] = set()  # they may be parents, and their ranks are mostly noise so far
@@ -249,6 +254,10 @@ class Race:
             squares = ((field[:, None, scored] - controls[None][:, :, scored]) ** 2).mean(axis=(0, 2))
             apart += squares / (squares.mean() or 1.0)
         self._control = self._controls[int(apart.argmin())]
+        for name, forecaster in self._schedule.forecasters.items():
+            scored = np.array([item in rung[name] for item in forecaster.item_weights.names])
+            others = np.array([control.units[name] for control in self._controls])
+            self._components[name] = forecaster.components(others, self._control.units[name], scored)
 
     def _forecasts(self, candidates: Sequence[Items]) -> dict[str, Forecast]:
         """Predicts each slice's mean for candidates that were scored on these items."""
@@ -257,7 +266,7 @@ class Race:
             weights = self._schedule.item_weights[name]
             units = np.array([weights.units(items.get(name, {})) for items in candidates])
             control = self._control.units[name]
-            forecasts[name] = forecaster.forecast(_bounded(units, control), control)
+            forecasts[name] = forecaster.forecast(_bounded(units, control), control, self._components.get(name))
         return forecasts
 
     # Elimination.
@@ -276,17 +285,19 @@ class Race:
         noise = self._noise(chances, rung)
         # Which parent is it? And where it comes alone: what are its scores? Open while that is mostly noise.
         alone = len(self._field) == 1
-        self._open = {e for e in running if noise > NOISE and (alone or chances[e].parent >= DOUBT)}
+        # Behind `_ENOUGH` the noise is less than that of the items themselves, and the rest says nothing of others.
+        mostly_noise = noise > NOISE and (alone or part < _ENOUGH)
+        self._open = {e for e in running if mostly_noise and (alone or chances[e].parent >= DOUBT)}
         for entry in running:
             if entry in self._open:
-                needs[entry] = max(needs[entry], _part(part, NOISE / noise))
+                more = _part(part, NOISE / noise)
+                needs[entry] = max(needs[entry], more if alone else min(more, _ENOUGH))
             self._stop_early(entry, rung)
         running = self._running()
+        if running and not alone:
+            # One of each generation is scored in full, the best: later ones are predicted from it.
+            needs[max(running, key=lambda entry: (chances[entry].best, chances[entry].parent))] = 1.0
         going = [entry for entry in running if needs[entry] > 0.0]
-        if running and not going and not alone:
-            # One of each generation is scored in full: later ones are predicted from it.
-            going = [max(running, key=lambda entry: (chances[entry].best, chances[entry].parent))]
-            needs[going[0]] = 1.0
         for entry in running:
             if entry not in going:
                 among = "among" if chances[entry].parent > 0.5 else "not among"
@@ -295,11 +306,10 @@ class Race:
 
     def _needed(self, chance: Chances, part: float) -> float:
         """The part of the items that is likely to answer every open question about a candidate; 0 where none is."""
+        if len(self._field) == 1 and max(chance.best, chance.parent) >= DOUBT:
+            return 1.0  # no prediction will do: the optimizer is told of no other good one
         promising = chance.best >= DOUBT or chance.parent >= DOUBT
-        questions = [chance.best] if chance.best >= DOUBT else []
-        questions += [chance.feasible] if promising and DOUBT <= chance.feasible <= 1 - DOUBT else []
-        if chance.best >= 0.5 or (len(self._field) == 1 and chance.parent >= DOUBT):
-            return 1.0  # no prediction will do: it leads, or the optimizer is told of no other good one
+        questions = [chance.feasible] if promising and DOUBT <= chance.feasible <= 1 - DOUBT else []
         # A question with the probability p is 0 by |z(p)| standard errors; these shrink until that is enough.
         enough = abs(_NORMAL.inv_cdf(DOUBT))
         return max(
@@ -343,7 +353,8 @@ class Race:
         for name, forecaster in self._schedule.forecasters.items():
             at = np.array([item in rung[name] for item in forecaster.item_weights.names])
             known = np.array([control.units[name] for control in self._controls])
-            forecast = forecaster.forecast(np.where(at, known[1:], np.nan), known[0])
+            components = forecaster.components(known[1:], known[0], at)
+            forecast = forecaster.forecast(np.where(at, known[1:], np.nan), known[0], components)
             variances[name] = float(np.median(np.diag(forecast.covariance)))
         noise = self._by_signal(variances)
         needed = _part(self._schedule.part(rung), NOISE / noise) if noise > 0 else 0.0
@@ -358,7 +369,7 @@ class Race:
             ranks[order, draw] = np.arange(len(entries))
         return {
             entry: Chances(
-                best=sum(keys[at] < self._best for keys in drawn) / _DRAWS,
+                best=sum(r == 0 and keys[at] < self._best for r, keys in zip(ranks[at], drawn, strict=True)) / _DRAWS,
                 parent=float((ranks[at] < self._parents).mean()),
                 feasible=sum(keys[at][0] == FEASIBLE for keys in drawn) / _DRAWS,
                 ranks=ranks[at],
