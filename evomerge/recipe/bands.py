@@ -49,6 +49,6 @@ def sizes(cut: Cut, shape: Sequence[int]) -> tuple[int, ...]:
     # Shares: each band ends at its share of the directions, and has one at least.
     ends = [0]
     for number, share in enumerate(accumulate(cut), start=1):
-        last = directions - (len(cut) - number)
+        last = max(directions - (len(cut) - number), ends[-1])
         ends.append(min(max(round(share / sum(cut) * directions), ends[-1] + 1), last))
     return tuple(b - a for a, b in pairwise(ends) if b > a)

@@ -41,6 +41,7 @@ def test_cuts() -> None:
     assert sizes((0.1, 0.3, 0.6), (20, 40)) == (2, 6, 12)
     assert sizes("each", (3, 5)) == (1, 1, 1)
     assert sizes("each", (5,)) == sizes(8, (2, 3, 4)) == (1,)
+    assert sizes((0.3, 0.3, 0.4), (1, 9)) == (1,)
     assert even(7, 3) == (2, 2, 3)
 
 
