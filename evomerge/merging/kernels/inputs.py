@@ -7,7 +7,7 @@ stored tensors alone (histograms, inner products) come from `Inputs`, which reme
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from evomerge.merging.kernels.masks import BLOCK, Draw, limit
 
 T = TypeVar("T")
 Remember = Callable[[Hashable, Callable[[], T]], T]
+Kept = Callable[[str, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
 _CHUNK = 1 << 24  # elements that a pass over tensors in another place moves at a time
 
 
@@ -52,6 +53,7 @@ class Inputs:
         base: the base's tensor, for methods that start from it or subtract it, else None.
         draw: the random masks of this output tensor.
         device: where the result is wanted; the tensors may lie elsewhere.
+        kept: gives the tensors that a text says all about, made once for many processes; None: nothing is kept.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Inputs:
         keys: Sequence[Hashable] | None = None,
         remember: Callable[[Hashable, Callable[[], Any]], Any] | None = None,
         run: Callable[[Blend], list[int]] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """`keys` name the tensors, the base first (None: not to be remembered); `run` reduces a Blend to integers."""
         self.tensors, self.base = tuple(tensors), base
@@ -74,6 +77,7 @@ class Inputs:
         self._keys = tuple(keys) if keys is not None else (None,) * (len(self.tensors) + 1)
         self._remember = remember or (lambda key, make: make())
         self._run = run
+        self.kept = kept
 
     def __len__(self) -> int:
         return len(self.tensors)
