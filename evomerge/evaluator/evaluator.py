@@ -17,8 +17,9 @@ from evomerge.evaluator.progress import Progress
 from evomerge.evaluator.shares import Share
 from evomerge.evaluator.step_memory import StepMemory, planned_step
 from evomerge.files.objects import FitnessSpec
-from evomerge.merging.kernels.bands import factor_bytes, factors
-from evomerge.merging.plan.jobs import MergePlan
+from evomerge.merging.kernels.bands import are_kept, factor_bytes, factors
+from evomerge.merging.kernels.inputs import Inputs
+from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan as plan_merge
 from evomerge.merging.plan.tokenizers import OutputTokenizer, output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
@@ -221,10 +222,17 @@ def decompositions(models: OpenModels) -> dict[str, str]:
 
 def decompose(planned: MergePlan, bank: SourceBank, progress: Progress) -> None:
     """Decomposes the deltas that the weights of a merge's bands need, so that no candidate waits for it."""
+
+    def inputs(job: MergeJob) -> Inputs:
+        return Execution(bank, torch.device(CPU)).inputs(job)
+
     wanted = [(job, i, bands.top) for job in planned.jobs.values() for i, bands in job.factored.items()]
+    new = sum(not are_kept(inputs(job), i, top) for job, i, top in wanted)
+    if wanted:
+        progress.phase(f"decomposing deltas ({new} of {len(wanted)} are new)")
     started = time.monotonic()
     for done, (job, i, top) in enumerate(wanted, start=1):
-        factors(Execution(bank, torch.device(CPU)).inputs(job), i, top)
+        factors(inputs(job), i, top)
         if time.monotonic() - started > _SILENT:
             progress.progress(f"decomposed {done} of {len(wanted)} deltas", done / len(wanted))
 

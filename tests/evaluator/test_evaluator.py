@@ -12,6 +12,8 @@ from evomerge.merging.kernels.bands import Factors
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.execute import execute
+from evomerge.merging.resident.factor_cache import FactorCache
+from evomerge.merging.resident.materialize import as_it_is
 from evomerge.recipe.mergekit import parse_recipe
 
 RECIPE = """
@@ -27,7 +29,11 @@ models:
 
 class Heard(Progress):
     def __init__(self) -> None:
+        self.phases: list[str] = []
         self.lines: list[tuple[str, float]] = []
+
+    def phase(self, message: str) -> None:
+        self.phases.append(message)
 
     def progress(self, message: str, done: float) -> None:
         self.lines.append((message, done))
@@ -41,12 +47,27 @@ def test_no_candidate_waits_for_decompositions(tiny_models: Path, monkeypatch: p
     # Of two layers: up_proj of both sources, q_proj of one.
     assert heard.lines == [(f"decomposed {i} of 6 deltas", i / 6) for i in range(1, 7)]
 
+    assert heard.phases == ["decomposing deltas (6 of 6 are new)"]
+
     def refuse(*given: object) -> None:
         raise AssertionError("a delta was decomposed for a candidate")
 
     monkeypatch.setattr(Factors, "of", refuse)
     for job in planned.jobs.values():
         execute(job, bank)
+
+
+def test_what_is_kept_is_not_new(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, kept = parse_recipe(RECIPE.format(models=tiny_models)), FactorCache(tmp_path)
+    heard = Heard()
+    for change in ("nothing", "one", "nothing"):
+        bank = SourceBank(kept=kept)
+        if change == "one":
+            next(tmp_path.iterdir()).unlink()
+        evaluator.decompose(plan(recipe, bank.open), bank, heard)
+    assert heard.phases == [f"decomposing deltas ({new} of 6 are new)" for new in (6, 1, 0)]
+    evaluator.decompose(plan(as_it_is(str(tiny_models / "one"), "float32"), bank.open), bank, heard)
+    assert len(heard.phases) == 3
 
 
 def test_what_is_quick_is_not_reported(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

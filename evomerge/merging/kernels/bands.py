@@ -98,10 +98,16 @@ def factors(inputs: Inputs, i: int, top: int | None = None) -> Factors:
     return inputs.of_delta(f"factors {top}", i, found)
 
 
+def are_kept(inputs: Inputs, i: int, top: int | None) -> bool:
+    """Whether the factors of delta `i` were computed before, maybe by another process."""
+    return inputs.kept is not None and _origin(inputs, i, top) in inputs.kept
+
+
 def _origin(inputs: Inputs, i: int, top: int | None) -> str:
     """All that the bits of a delta's factors depend on, but for libraries and processor."""
     assert inputs.base is not None
-    pair = [tensor_record("base", inputs.base), tensor_record("source", inputs.tensors[i])]
+    tensors = {"base": inputs.base, "source": inputs.tensors[i]}
+    pair = inputs.of_delta("records", i, lambda: [tensor_record(*named) for named in tensors.items()])
     return "\n".join([f"factors {_VERSION}, top {top}, of a difference in {inputs.work}", *pair])
 
 

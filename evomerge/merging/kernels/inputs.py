@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +22,16 @@ from evomerge.merging.kernels.masks import BLOCK, Draw, limit
 
 T = TypeVar("T")
 Remember = Callable[[Hashable, Callable[[], T]], T]
-Kept = Callable[[str, Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]]
 _CHUNK = 1 << 24  # elements that a pass over tensors in another place moves at a time
+
+
+class Kept(Protocol):
+    """What is kept for other processes: tensors, by a text that says all that they depend on."""
+
+    def __call__(self, text: str, make: Callable[[], Mapping[str, Tensor]], /) -> Mapping[str, Tensor]:
+        """The tensors of a text; those that `make` gives where there are none yet."""
+
+    def __contains__(self, text: str, /) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Inputs:
         base: the base's tensor, for methods that start from it or subtract it, else None.
         draw: the random masks of this output tensor.
         device: where the result is wanted; the tensors may lie elsewhere.
-        kept: gives the tensors that a text says all about, made once for many processes; None: nothing is kept.
+        kept: of what takes long to compute; None: nothing is kept.
     """
 
     def __init__(

@@ -55,8 +55,8 @@ class FactorCache:
     def __call__(self, text: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """The tensors of a text: from the folder, else those that `make` gives, which are then kept. A folder that
         cannot be read or written costs nothing else."""
-        key = hashlib.sha256(f"{_machine()}\n{text}".encode()).hexdigest()
-        file = self.folder / f"{key}.safetensors"
+        key = _key(text)
+        file = self._file(key)
         known = _read(file, key)
         if known is not None:
             return known
@@ -67,6 +67,13 @@ class FactorCache:
             except OSError as error:
                 self._explain(error)
         return made
+
+    def __contains__(self, text: str) -> bool:
+        """Whether there is a file for the tensors of a text. It may turn out to be damaged."""
+        return os.path.isfile(self._file(_key(text)))
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
 
     def _write(self, file: Path, content: bytes) -> None:
         """Writes a file, if it fits the limit, after others have made room. Raises OSError."""
@@ -109,6 +116,10 @@ def default_folder() -> Path:
     caches = Path(shared if os.path.isabs(shared) else os.path.expanduser("~/.cache"))
     # Who has no home has no such folder either: nothing is kept.
     return (caches if caches.is_absolute() else Path(os.devnull)) / "evomerge" / "factors"
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(f"{_machine()}\n{text}".encode()).hexdigest()
 
 
 def _read(file: Path, key: str) -> Mapping[str, Tensor] | None:
