@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 
+import torch
+
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.preflight import check_configured
 from evomerge.errors import InputError, TrialError
@@ -15,14 +17,17 @@ from evomerge.evaluator.progress import Progress
 from evomerge.evaluator.shares import Share
 from evomerge.evaluator.step_memory import StepMemory, planned_step
 from evomerge.files.objects import FitnessSpec
-from evomerge.merging.kernels.bands import factor_bytes
-from evomerge.merging.plan.jobs import MergePlan
+from evomerge.merging.kernels.bands import are_kept, factor_bytes, factors
+from evomerge.merging.kernels.inputs import Inputs
+from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan as plan_merge
 from evomerge.merging.plan.tokenizers import OutputTokenizer, output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.built import BuiltResident
+from evomerge.merging.resident.execute import Execution
+from evomerge.merging.resident.factor_cache import FactorCache, default_folder
 from evomerge.merging.resident.materialize import Resident, check_buildable
-from evomerge.merging.resident.placement import Placement, size
+from evomerge.merging.resident.placement import CPU, Placement, size
 from evomerge.merging.resident.slopes import ParameterSlopes, Pulls
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.python.functions import ModelBuilder
@@ -31,6 +36,9 @@ from evomerge.types import SplitName
 
 _KEPT = 64 << 20
 """Bytes of the latest candidates that are kept: nothing in any plan of memory, and a generation of small models."""
+
+_SILENT = 1.0
+"""Seconds that decompositions may take without a report."""
 
 
 class Evaluator:
@@ -52,13 +60,17 @@ class Evaluator:
             progress.phase(line)
         for topic, line in placement.facts().items():
             progress.note(f"{topic}: {line}")
-        bank = _opened(models, placement)
+        for topic, line in decompositions(models).items():
+            progress.note(f"{topic}: {line}")
+        bank = _opened(models, placement, FactorCache())
         average = models.space.uniform()
         merge = plan_merge(average, bank.open)
         tokenizer = output_tokenizer(average.output, merge)
         check_loadable(fitness, models.base, merge, tokenizer)
         progress.phase("loading the base and its sources")
         _fill(bank, models, progress)
+        if models.space.banded:
+            decompose(plan_merge(models.space.recipe(models.space.start), bank.open), bank, progress)
         dtype = models.space.models.dtype
         resident = resident_model(fitness, models.base, bank, dtype, placement.room, merge, tokenizer)
         if isinstance(resident, Resident):
@@ -198,13 +210,45 @@ def place_candidates(
     """
     merge = plan_merge(models.space.uniform(), _opened(models).open)
     step = planned_step(models, fitness.batch_size, merge)
-    factors = sum(map(factor_bytes, models.space.factored()))
-    return place_models(merge, models.space.models.dtype, models.checkpoints, device, memory, share, step, factors)
+    taken = _factor_bytes(models)
+    return place_models(merge, models.space.models.dtype, models.checkpoints, device, memory, share, step, taken)
 
 
-def _opened(models: OpenModels, placement: Placement | None = None) -> SourceBank:
+def decompositions(models: OpenModels) -> dict[str, str]:
+    """What bands need, as a fact to print: how many deltas are decomposed, what that takes, and where they are kept."""
+    count = sum(1 for _ in models.space.factored())
+    if not count:
+        return {}
+    taken = size(_factor_bytes(models))
+    return {
+        "decompositions": f"{count} of deltas, {taken} in memory; those are computed that are not in {default_folder()}"
+    }
+
+
+def decompose(planned: MergePlan, bank: SourceBank, progress: Progress) -> None:
+    """Decomposes the deltas that the weights of a merge's bands need, so that no candidate waits for it."""
+
+    def inputs(job: MergeJob) -> Inputs:
+        return Execution(bank, torch.device(CPU)).inputs(job)
+
+    wanted = [(job, i, bands.top) for job in planned.jobs.values() for i, bands in job.factored.items()]
+    new = sum(not are_kept(inputs(job), i, top) for job, i, top in wanted)
+    if wanted:
+        progress.phase(f"decomposing deltas ({new} of {len(wanted)} are new)")
+    started = time.monotonic()
+    for done, (job, i, top) in enumerate(wanted, start=1):
+        factors(inputs(job), i, top)
+        if time.monotonic() - started > _SILENT:
+            progress.progress(f"decomposed {done} of {len(wanted)} deltas", done / len(wanted))
+
+
+def _factor_bytes(models: OpenModels) -> int:
+    return sum(factor_bytes(shape, directions) for shape, directions in models.space.factored())
+
+
+def _opened(models: OpenModels, placement: Placement | None = None, kept: FactorCache | None = None) -> SourceBank:
     """A bank of all checkpoints, none of them loaded."""
-    bank = SourceBank(placement=placement)
+    bank = SourceBank(placement=placement, kept=kept)
     for checkpoint in models.checkpoints.values():
         bank.add(checkpoint)
     return bank

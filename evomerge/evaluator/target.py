@@ -11,7 +11,7 @@ from evomerge.checkpoints.identity import check_unchanged
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError
 from evomerge.evaluator.device import place_models
-from evomerge.evaluator.evaluator import Evaluator, check_loadable, resident_model
+from evomerge.evaluator.evaluator import Evaluator, check_loadable, decompose, resident_model
 from evomerge.evaluator.progress import Progress
 from evomerge.files.objects import FitnessSpec
 from evomerge.merging.kernels.bands import factor_bytes
@@ -19,6 +19,7 @@ from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.plan.tokenizers import output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
+from evomerge.merging.resident.factor_cache import FactorCache
 from evomerge.merging.resident.materialize import as_it_is
 from evomerge.recipe.mergekit import recipe_of
 from evomerge.recipe.recipe import Recipe, alone, base_of
@@ -101,16 +102,18 @@ def load_evaluator(
     Raises InputError: the model does not fit, or something is wrong with a checkpoint, a task or its data.
     """
     checkpoints = {c.reference: c for c in planned.checkpoints}
-    factors = sum(factor_bytes(shape) for job in planned.jobs.values() for shape in job.factored)
+    factored = [(job.shape, w.factored(min(job.shape))) for job in planned.jobs.values() for w in job.factored.values()]
+    factors = sum(factor_bytes(shape, directions) for shape, directions in factored)
     placement = place_models(planned, target.dtype, checkpoints, device, memory, factors=factors)
     for name, fact in placement.facts().items():
         progress.note(f"{name}: {fact}")
     tokenizer = output_tokenizer(target.recipe.output, target.planned)
     check_loadable(spec, target.shape, target.planned, tokenizer)
     progress.phase("loading the model")
-    bank = SourceBank(placement=placement)
+    bank = SourceBank(placement=placement, kept=FactorCache())
     for checkpoint in (*planned.checkpoints, *map(target.headers.open, references)):
         bank.add(checkpoint)
+    decompose(planned, bank, progress)
     resident = resident_model(spec, target.shape, bank, target.dtype, placement.room, target.planned, tokenizer)
     progress.phase("building the tasks")
     suite = Suite.build(spec, resident.model, resident.tokenizer, split)

@@ -12,7 +12,7 @@ from itertools import product
 
 from evomerge.errors import RemovedError, suggestion
 from evomerge.files.nodes import Node, interval
-from evomerge.files.objects import AXES, Axis, Cut, GeneSpec
+from evomerge.files.objects import AXES, Axis, Cut, GeneSpec, Top
 from evomerge.registry import CHOICES, METHODS, Parameter
 
 Fixed = Mapping[str, float | bool]
@@ -222,8 +222,8 @@ def _axes(name: str, parameter: Parameter, takers: Takers) -> tuple[tuple[Axis, 
     return ("sources", "layers", "modules", "tensors"), name, reason
 
 
-def _bands(gene: Node, node: Node | None, per: Sequence[Axis]) -> Cut | None:
-    """How the axis `bands` cuts a matrix: into a number of bands, by shares of the directions, or each by itself."""
+def _bands(gene: Node, node: Node | None, per: Sequence[Axis]) -> Cut | Top | None:
+    """How the axis `bands` cuts a matrix: all of its directions, or the largest, and the rest is a band."""
     if "bands" not in per:
         if node is not None:
             node.fail("says how to cut bands, and `per` has none", "add bands to `per`, or remove it")
@@ -233,7 +233,16 @@ def _bands(gene: Node, node: Node | None, per: Sequence[Axis]) -> Cut | None:
             "is per bands, and not per tensors", "write `per: [sources, tensors, bands]`: a tensor has its own bands"
         )
     if node is None:
-        gene.fail("is per bands, and does not say how many", "add `bands: 8`, shares as `[0.1, 0.2, 0.7]`, or `each`")
+        mend = "add `bands: 8`, shares as `[0.1, 0.2, 0.7]`, `each`, or `{top: 64}`"
+        gene.fail("is per bands, and does not say how many", mend)
+    if not isinstance(node.value, dict):
+        return _cut(node)
+    parts = node.mapping(["top"], ["cut"], example="{top: 64}")
+    return Top(parts["top"].integer(1, _MOST_BANDS), _cut(parts["cut"]) if "cut" in parts else "each")
+
+
+def _cut(node: Node) -> Cut:
+    """How directions are cut: into a number of bands, by shares of the directions, or each by itself."""
     if isinstance(node.value, list):
         shares = tuple(child.number(0.0, 1.0) for child in node.sequence())
         if not shares or min(shares) <= 0 or abs(sum(shares) - 1.0) > _INSIDE:

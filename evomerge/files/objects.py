@@ -12,6 +12,17 @@ from evomerge.registry import OPTIMIZER_KEYS, PARETO
 Axis = Literal["sources", "layers", "modules", "tensors", "bands"]
 Cut = int | tuple[float, ...] | Literal["each"]
 """How directions of a matrix are cut into bands: into so many of equal size, by shares, or each one by itself."""
+
+
+@dataclass(frozen=True)
+class Top:
+    """The cut of a matrix's `count` largest directions; all others are one more band, the rest. A matrix that has no
+    more directions is cut without a rest."""
+
+    count: int
+    cut: Cut = "each"
+
+
 Pruner = Literal["early_stop", "racing", "representative"]
 PRUNERS: tuple[Pruner, ...] = ("early_stop", "racing", "representative")
 OLD_KEYS = {"economy": "pruning"}
@@ -50,7 +61,7 @@ class GeneSpec:
     log: bool = False
     choices: tuple[str, ...] = ()
     where: Where = field(default=Where(), compare=False)
-    bands: Cut | None = None
+    bands: Cut | Top | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from evomerge.files.objects import OLD_KEYS, FitnessSpec, FloorSpec, GeneSpec, ModelRef, SliceSpec, SpaceSpec
+from evomerge.files.objects import OLD_KEYS, Cut, FitnessSpec, FloorSpec, GeneSpec, ModelRef, SliceSpec, SpaceSpec, Top
 
 
 def space_data(spec: SpaceSpec) -> dict[str, Any]:
@@ -60,8 +60,14 @@ def _gene(gene: GeneSpec) -> dict[str, Any]:
     if gene.per:
         data["per"] = list(gene.per)
     if gene.bands is not None:
-        data["bands"] = list(gene.bands) if isinstance(gene.bands, tuple) else gene.bands
+        data["bands"] = _bands(gene.bands)
     return data
+
+
+def _bands(bands: Cut | Top) -> Any:
+    if isinstance(bands, Top):
+        return {"top": bands.count, "cut": _bands(bands.cut)}
+    return list(bands) if isinstance(bands, tuple) else bands
 
 
 def fitness_data(spec: FitnessSpec) -> dict[str, Any]:

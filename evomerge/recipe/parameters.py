@@ -43,7 +43,8 @@ def of_tensor(value: Any, tensor: str, t: float, kind: type = float) -> Any | No
         if pattern is None or pattern == "*" or pattern in tensor:
             if "bands" in entry:
                 sizes = entry.get("sizes")
-                return Bands(tuple(map(float, entry["bands"])), None if sizes is None else tuple(sizes))
+                values = tuple(map(float, entry["bands"]))
+                return Bands(values, None if sizes is None else tuple(sizes), entry.get("top"))
             return at_position(entry["value"], t, kind)
     return None
 

@@ -81,20 +81,32 @@ def _value(node: Node) -> Any:
 
 def _entry(node: Node) -> dict[str, Any]:
     banded = isinstance(node.value, dict) and "bands" in node.value
-    parts = node.mapping(["bands"], ["filter", "sizes"]) if banded else node.mapping(["value"], ["filter"])
+    parts = node.mapping(["bands"], ["filter", "sizes", "top"]) if banded else node.mapping(["value"], ["filter"])
     chosen = {"filter": text(parts["filter"])} if is_set(parts.get("filter")) else {}
     return {**chosen, **(_bands(parts) if banded else {"value": _value(parts["value"])})}
 
 
 def _bands(parts: Mapping[str, Node]) -> dict[str, Any]:
-    """The numbers of bands, and how many directions each has, in evomerge's own form."""
+    """The numbers of bands, how many directions each has, and of how many largest ones they are, in evomerge's own
+    form. With a `top`, the last number is the rest's, which has no size."""
     data: dict[str, Any] = {"bands": [child.number() for child in parts["bands"].sequence()]}
     if not data["bands"]:
         parts["bands"].fail("is an empty list", "give a number for each band")
+    count = len(data["bands"])
+    if is_set(parts.get("top")):
+        data["top"] = parts["top"].integer(1)
+        count -= 1
+        if not 0 < count <= data["top"]:
+            problem = f"has {len(data['bands'])} numbers for the {data['top']} largest directions and the rest"
+            parts["bands"].fail(problem, f"give from 2 to {data['top'] + 1}, the last one for the rest")
     if is_set(parts.get("sizes")):
         data["sizes"] = [child.integer(1) for child in parts["sizes"].sequence()]
-        if len(data["sizes"]) != len(data["bands"]):
-            parts["sizes"].fail("has another length than bands", "give the directions of each band")
+        if len(data["sizes"]) != count:
+            but = " but the last one, which is the rest's" if "top" in data else ""
+            parts["sizes"].fail(f"has another length than bands{but}", f"give the directions of each band{but}")
+        if sum(data["sizes"]) != data.get("top", sum(data["sizes"])):
+            problem = f"sums to {sum(data['sizes'])} directions, and top is {data['top']}"
+            parts["sizes"].fail(problem, "let the sizes sum to top")
     return data
 
 

@@ -9,7 +9,7 @@ from itertools import product
 
 from evomerge.errors import InputError
 from evomerge.files.objects import Axis, GeneSpec
-from evomerge.recipe.bands import sizes
+from evomerge.recipe.bands import sizes, top
 from evomerge.types import Dimension, Genome, Value
 
 MOST_DIMENSIONS = 100_000
@@ -51,9 +51,14 @@ class Axes:
         return tuple(self.tensors) if axis == "tensors" else (*self.modules, OTHER)
 
     def bands_of(self, gene: GeneSpec, tensor: str) -> tuple[int, ...]:
-        """The sizes of the bands of a tensor, in directions."""
+        """The sizes of the bands of a tensor, in directions; where there is a rest, it is the last one."""
         assert gene.bands is not None
         return sizes(gene.bands, self.shapes[tensor])
+
+    def top_of(self, gene: GeneSpec, tensor: str) -> int | None:
+        """The number of a tensor's directions that are cut beside a rest; None where all of them are."""
+        assert gene.bands is not None
+        return top(gene.bands, self.shapes[tensor])
 
     def module_of(self, tensor: str) -> str:
         """The first module whose filter is in the tensor's name."""

@@ -64,13 +64,15 @@ class Space:
         """Whether weights are per band."""
         return any(gene.bands is not None for gene in self.spec.genes)
 
-    def factored(self) -> Iterator[tuple[int, ...]]:
-        """The shapes of the matrices whose deltas are factored, one for each source."""
+    def factored(self) -> Iterator[tuple[tuple[int, ...], int]]:
+        """The shapes of the matrices whose deltas are factored, and in how many directions, one for each source."""
         gene = next((gene for gene in self.spec.genes if gene.bands is not None), None)
         if gene is not None:
-            for name in self.models.tensors:
-                if len(self.axes.bands_of(gene, name)) > 1:
-                    yield from (self.models.shapes[name] for _ in self.models.sources)
+            for name, layer in self.models.tensors.items():
+                if len(self.axes.bands_of(gene, name)) > 1 and layer not in self.frozen_layers:
+                    shape = self.models.shapes[name]
+                    kept = self.axes.top_of(gene, name) or min(shape)
+                    yield from ((shape, kept) for _ in self.models.sources)
 
     @property
     def start(self) -> Genome:
@@ -215,17 +217,21 @@ class Space:
         return [*entries, {"value": values[names[0]]}] if self.models.tied else entries
 
     def _by_band(self, gene: GeneSpec, genome: Genome, source: str, layer: int) -> list[dict[str, Any]]:
-        """An entry for each tensor: a number for each of its bands, and the bands' sizes where they are not equal."""
+        """An entry for each tensor: a number for each of its bands, the bands' sizes where they are not equal, and how
+        many directions are cut where there is a rest."""
         entries: list[dict[str, Any]] = []
         names = [name for name, place in self.models.tensors.items() if place == layer]
         for name in sorted(names, key=len, reverse=True):
-            sizes = self.axes.bands_of(gene, name)
+            sizes, top = self.axes.bands_of(gene, name), self.axes.top_of(gene, name)
             numbers = range(len(sizes))
             values = [float(value_at(gene, genome, self.axes, source, layer, "", name, band)) for band in numbers]
             entry: dict[str, Any] = {"filter": name}
             entry |= {"bands": values} if len(values) > 1 else {"value": values[0]}
-            if len(values) > 1 and sizes != even(sum(sizes), len(sizes)):
-                entry["sizes"] = list(sizes)
+            cut = sizes if top is None else sizes[:-1]
+            if len(values) > 1 and cut != even(sum(cut), len(cut)):
+                entry["sizes"] = list(cut)
+            if top is not None:
+                entry["top"] = top
             entries.append(entry)
         # A source can store a head of its own where the base's is its embeddings.
         return [*entries, {"value": value_at(gene, genome, self.axes, source, layer, "", names[0])}]

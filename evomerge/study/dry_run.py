@@ -111,17 +111,18 @@ def _devices(device: str, workers: int) -> dict[str, str]:
 
 def _placement(plan: Plan, device: str, memory: str | None, workers: int) -> dict[str, str]:
     # Only with input that is known to be right: torch takes seconds to import.
-    from evomerge.evaluator.evaluator import check_candidates, place_candidates
+    from evomerge.evaluator.evaluator import check_candidates, decompositions, place_candidates
 
     check_candidates(plan.models, plan.fitness)
+    needed = decompositions(plan.models)
     if workers == 1:
-        return place_candidates(plan.models, plan.fitness, device, memory).facts()
+        return {**place_candidates(plan.models, plan.fitness, device, memory).facts(), **needed}
     shares = deal(listed(device), workers, spare=device == "auto")
     placed = {
         share: place_candidates(plan.models, plan.fitness, share.device, memory, share)
         for share in dict.fromkeys(shares)
     }
-    return {"workers": f"{describe(shares)}, each as follows", **placed[shares[0]].facts()}
+    return {"workers": f"{describe(shares)}, each as follows", **placed[shares[0]].facts(), **needed}
 
 
 def _unopened(spec: SpaceSpec) -> Space | None:

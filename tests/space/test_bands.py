@@ -51,7 +51,7 @@ def made(folder: Path, models: dict[str, Path], bands: Any = 3, **changes: Any) 
     return Space(spec, space_models(spec, Checkpoint.open(str(models["base"])), sources, NoTokens()))
 
 
-@pytest.mark.parametrize("bands", [1, 3, [0.25, 0.75], "each"])
+@pytest.mark.parametrize("bands", [1, 3, [0.25, 0.75], "each", {"top": 4}, {"top": 17, "cut": [0.3, 0.7]}])
 def test_each_band_gets_its_own_value(tmp_path: Path, models: dict[str, Path], bands: Any) -> None:
     space = made(tmp_path, models, bands)
     rng = random.Random(1)
@@ -62,7 +62,9 @@ def test_each_band_gets_its_own_value(tmp_path: Path, models: dict[str, Path], b
     assert {job.method for job in jobs.values()} == {"band_arithmetic"}
     for tensor, job in jobs.items():
         matrix = len(job.shape) == 2
-        count = {1: 1, 3: 3, "each": min(job.shape)}.get(bands if not isinstance(bands, list) else None, 2)
+        directions = min(job.shape)
+        count = {1: 1, 3: 3, "each": directions}.get(bands if isinstance(bands, int | str) else None, 2)
+        count = 5 if bands == {"top": 4} else count
         for source, value in zip(("a", "b"), job.parameters["weight"], strict=True):
             expected = [genome[f"weight[{source},{tensor},{band}]"] for band in range(count if matrix else 1)]
             if len(expected) == 1:
@@ -70,14 +72,16 @@ def test_each_band_gets_its_own_value(tmp_path: Path, models: dict[str, Path], b
             else:
                 assert isinstance(value, Bands)
                 assert list(value.values) == expected
-                assert sum(value.sizes_in(min(job.shape))) == min(job.shape)
+                assert sum(value.sizes_in(directions)) == directions
+                assert value.top == (4 if bands == {"top": 4} else None)  # no matrix has more than 17
             assert [key for key, _ in space.shares("weight", source, tensor)] == [
                 f"weight[{source},{tensor},{band}]" for band in range(len(expected))
             ]
 
 
-def test_a_run_keeps_the_cut(tmp_path: Path, models: dict[str, Path]) -> None:
-    spec = spec_of(tmp_path, models, {**WEIGHT, "bands": [0.25, 0.75]})
+@pytest.mark.parametrize("bands", [[0.25, 0.75], {"top": 64}, {"top": 64, "cut": [0.25, 0.75]}, {"top": 9, "cut": 3}])
+def test_a_run_keeps_the_cut(tmp_path: Path, models: dict[str, Path], bands: Any) -> None:
+    spec = spec_of(tmp_path, models, {**WEIGHT, "bands": bands})
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(space_data(spec)))
     assert read_space(tmp_path / "again.yaml").genes == spec.genes
 
@@ -96,8 +100,19 @@ def test_reference_genomes_and_frozen(tmp_path: Path, models: dict[str, Path]) -
 def test_factored_matrices(tmp_path: Path, models: dict[str, Path]) -> None:
     space = made(tmp_path, models)
     matrices = [shape for name, shape in space.models.shapes.items() if len(shape) == 2]
-    assert sorted(space.factored()) == sorted([*matrices, *matrices])
+    assert sorted(space.factored()) == sorted((shape, min(shape)) for shape in [*matrices, *matrices])
     assert not list(made(tmp_path, models, 1).factored())
+    assert sorted(made(tmp_path, models, {"top": 4}).factored()) == sorted((s, 4) for s in [*matrices, *matrices])
+    frozen = made(tmp_path, models, {"top": 4}, freeze={"layers": [0]})
+    searched = [n for n, layer in space.models.tensors.items() if layer != 0 and len(space.models.shapes[n]) == 2]
+    assert len(list(frozen.factored())) == 2 * len(searched)
+
+
+def test_what_is_planned_is_what_recipes_need(tmp_path: Path, models: dict[str, Path]) -> None:
+    space = made(tmp_path, models, {"top": 4}, freeze={"layers": [0]})
+    jobs = plan(space.recipe(space.start), SourceBank().open).jobs.values()
+    needed = [(job.shape, bands.factored(min(job.shape))) for job in jobs for bands in job.factored.values()]
+    assert sorted(needed) == sorted(space.factored())
 
 
 @pytest.mark.parametrize(
@@ -110,6 +125,11 @@ def test_factored_matrices(tmp_path: Path, models: dict[str, Path]) -> None:
         ({"bands": [0.5, 0.6]}, {}, "sum to 1"),
         ({"bands": []}, {}, "sum to 1"),
         ({"bands": "all"}, {}, "each"),
+        ({"bands": {"top": 0}}, {}, "top"),
+        ({"bands": {"cut": 4}}, {}, "top"),
+        ({"bands": {"top": 8, "cuts": 4}}, {}, "cut"),
+        ({"bands": {"top": 8, "cut": [0.5]}}, {}, "sum to 1"),
+        ({"bands": {"top": 8, "cut": {"top": 4}}}, {}, "cut"),
         ({}, {"fixed": {"normalize": True}}, "normalize is True, which bands do not go with"),
         ({}, {"fixed": {"lambda": 0.5}}, "lambda is 0.5, which bands do not go with"),
     ],

@@ -11,6 +11,7 @@ import torch
 
 from evomerge.checkpoints.headers import SIZES
 from evomerge.merging.kernels.bands import factor_bytes
+from evomerge.merging.kernels.inputs import Kept
 from evomerge.merging.plan.jobs import MergeJob, Operand, Read
 from evomerge.merging.resident.bank import SourceBank
 
@@ -22,13 +23,14 @@ LIMIT = 1_000_000_000
 class StreamingBank(SourceBank):
     """A bank that keeps nothing: it reads a tensor, into new memory, each time."""
 
-    def __init__(self) -> None:
-        super().__init__(keep=False)
+    def __init__(self, kept: Kept | None = None) -> None:
+        super().__init__(keep=False, kept=kept)
 
     def bytes_of(self, job: MergeJob) -> int:
         """The bytes of a job's result, of all stored tensors that it reads, and of the factors that bands need."""
         reads = (self.open(read.model).tensors[read.tensor].bytes for read in reads_of(job))
-        return sum(reads) + torch.Size(job.shape).numel() * SIZES[job.out] + sum(map(factor_bytes, job.factored))
+        factors = sum(factor_bytes(job.shape, w.factored(min(job.shape))) for w in job.factored.values())
+        return sum(reads) + torch.Size(job.shape).numel() * SIZES[job.out] + factors
 
 
 def reads_of(operand: Operand) -> tuple[Read, ...]:

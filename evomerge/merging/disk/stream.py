@@ -31,6 +31,7 @@ from evomerge.merging.plan.plan import plan
 from evomerge.merging.plan.tokenizers import output_tokenizer
 from evomerge.merging.resident.bank import torch_dtype
 from evomerge.merging.resident.execute import not_finite, write
+from evomerge.merging.resident.factor_cache import FactorCache
 from evomerge.recipe.mergekit import read_recipe, write_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.safety.names import check_name
@@ -93,7 +94,7 @@ def merge(
             raise InputError(f"{seed} is no seed", "give a whole number from 0 to 2^63 - 1", Where("--random-seed"))
         whole = Recipe(tuple(replace(document, seed=seed) for document in whole.documents))
     text = file.read_text(encoding="utf-8") if file and seed is None else write_recipe(whole)
-    where, target, bank = Where(file) if file else None, Path(out).absolute(), StreamingBank()
+    where, target, bank = Where(file) if file else None, Path(out).absolute(), StreamingBank(FactorCache())
     stages = {} if intermediate is None else _stages(whole, Path(intermediate).absolute())
     outputs = [_Output(folder, stage, write_recipe(stage)) for folder, stage in stages.items()]
     outputs.append(_Output(target, whole, text))

@@ -7,10 +7,10 @@ stored tensors alone (histograms, inner products) come from `Inputs`, which reme
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,15 @@ from evomerge.merging.kernels.masks import BLOCK, Draw, limit
 T = TypeVar("T")
 Remember = Callable[[Hashable, Callable[[], T]], T]
 _CHUNK = 1 << 24  # elements that a pass over tensors in another place moves at a time
+
+
+class Kept(Protocol):
+    """What is kept for other processes: tensors, by a text that says all that they depend on."""
+
+    def __call__(self, text: str, make: Callable[[], Mapping[str, Tensor]], /) -> Mapping[str, Tensor]:
+        """The tensors of a text; those that `make` gives where there are none yet."""
+
+    def __contains__(self, text: str, /) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Inputs:
         base: the base's tensor, for methods that start from it or subtract it, else None.
         draw: the random masks of this output tensor.
         device: where the result is wanted; the tensors may lie elsewhere.
+        kept: of what takes long to compute; None: nothing is kept.
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class Inputs:
         keys: Sequence[Hashable] | None = None,
         remember: Callable[[Hashable, Callable[[], Any]], Any] | None = None,
         run: Callable[[Blend], list[int]] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """`keys` name the tensors, the base first (None: not to be remembered); `run` reduces a Blend to integers."""
         self.tensors, self.base = tuple(tensors), base
@@ -74,6 +85,7 @@ class Inputs:
         self._keys = tuple(keys) if keys is not None else (None,) * (len(self.tensors) + 1)
         self._remember = remember or (lambda key, make: make())
         self._run = run
+        self.kept = kept
 
     def __len__(self) -> int:
         return len(self.tensors)

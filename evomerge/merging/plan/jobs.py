@@ -53,10 +53,10 @@ class MergeJob:
     seed: int = 0
 
     @property
-    def factored(self) -> list[tuple[int, ...]]:
-        """The shapes of the deltas that are factored, as their weights are those of bands."""
+    def factored(self) -> dict[int, Bands]:
+        """The inputs, by number, whose deltas are factored, as their weights are those of bands."""
         weights = self.parameters.get("weight")
-        return [self.shape for w in weights if isinstance(w, Bands)] if isinstance(weights, tuple) else []
+        return {i: w for i, w in enumerate(weights) if isinstance(w, Bands)} if isinstance(weights, tuple) else {}
 
 
 @dataclass(frozen=True, eq=False)

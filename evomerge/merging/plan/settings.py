@@ -57,6 +57,8 @@ def _check_bands(bands: Bands, shape: Sequence[int], owner: str, where: Where) -
         bands.sizes_in(min(shape))
     except ValueError as error:
         mend = "let the sizes sum to the directions, or leave them out" if bands.sizes else "give fewer bands"
+        if bands.top is not None:
+            mend = "leave out top and the rest's number, or give a smaller top"
         raise InputError(f"{owner}: {error}", mend, where) from None
 
 

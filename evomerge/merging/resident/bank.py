@@ -12,6 +12,7 @@ from torch import Tensor
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, check_head
 from evomerge.errors import InputError, Where
+from evomerge.merging.kernels.inputs import Kept
 from evomerge.merging.resident.placement import FILE, HOST, SLAB, Placement, tensor_key
 
 T = TypeVar("T")
@@ -24,11 +25,12 @@ class SourceBank:
     No delta and no cast is kept beside the stored tensor: a method derives them while it runs.
     """
 
-    def __init__(self, keep: bool = True, placement: Placement | None = None) -> None:
+    def __init__(self, keep: bool = True, placement: Placement | None = None, kept: Kept | None = None) -> None:
         """`keep`: whether a tensor stays in memory once read. A search keeps; a single merge to disk does not.
         `placement`: the place of each tensor; without one it is host memory. What stays in its file is read for each
-        use, not mapped: to touch a mapped page of a file that was cut ends the process."""
-        self._keep, self._placement = keep, placement
+        use, not mapped: to touch a mapped page of a file that was cut ends the process.
+        `kept`: of what takes long to compute, for other processes (`factor_cache`)."""
+        self._keep, self._placement, self.kept = keep, placement, kept
         self._pinned = Slabs() if placement is not None and placement.pinned else None
         self._checkpoints: dict[str, Checkpoint] = {}
         self._tensors: dict[Hashable, Tensor] = {}

@@ -108,6 +108,7 @@ class Execution:
             keys=keys,
             remember=self._bank.remember,
             run=lambda blend: self._runner.reduce(blend, work, self._device),
+            kept=self._bank.kept if None not in keys else None,
         )
 
     def _cast(self, tensor: Tensor, work: torch.dtype) -> Tensor:
