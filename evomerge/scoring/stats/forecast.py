@@ -126,7 +126,7 @@ class Forecaster:
         means = shares @ control + differences @ known.shares
         covariance = _covariance(differences, known, n / len(shares))
         k = 0 if components is None else len(components)
-        if components is None or n < 3 * k:
+        if components is None or n < 2 * k:
             return means, covariance
         # With components the same of what they leave: + sum_all shares * fitted - sum_scored share * fitted
         fitted = _fitted(differences, components, scored)

@@ -32,9 +32,9 @@ from evomerge.types import ItemScore, SliceScore
 DOUBT = 0.05
 """A question (best so far? a parent? feasible?) is open while its answer has at least this probability to be wrong."""
 
-NOISE = 0.15
+NOISE = 0.5
 """The variance of predictions' errors, in units of that of the true scores across candidates, with which predictions
-are as good as the true scores to an optimizer (they correlate by 0.93)."""
+are as good as the true scores to an optimizer (they correlate by 0.82)."""
 
 _DRAWS = 200
 _NORMAL = NormalDist()
@@ -295,8 +295,10 @@ class Race:
             self._stop_early(entry, rung)
         running = self._running()
         if running and not alone:
-            # One of each generation is scored in full, the best: later ones are predicted from it.
-            needs[max(running, key=lambda entry: (chances[entry].best, chances[entry].parent))] = 1.0
+            # One of each generation may be scored in full, the best: later ones are predicted from it.
+            leader = max(running, key=lambda entry: (chances[entry].best, chances[entry].parent))
+            if chances[leader].best >= DOUBT or not any(needs.values()):
+                needs[leader] = 1.0
         going = [entry for entry in running if needs[entry] > 0.0]
         for entry in running:
             if entry not in going:
@@ -308,7 +310,7 @@ class Race:
         """The part of the items that is likely to answer every open question about a candidate; 0 where none is."""
         if len(self._field) == 1 and max(chance.best, chance.parent) >= DOUBT:
             return 1.0  # no prediction will do: the optimizer is told of no other good one
-        promising = chance.best >= DOUBT or chance.parent >= DOUBT
+        promising = chance.best >= DOUBT or chance.parent >= 0.5
         questions = [chance.feasible] if promising and DOUBT <= chance.feasible <= 1 - DOUBT else []
         # A question with the probability p is 0 by |z(p)| standard errors; these shrink until that is enough.
         enough = abs(_NORMAL.inv_cdf(DOUBT))

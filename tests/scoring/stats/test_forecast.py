@@ -81,3 +81,37 @@ def test_shrunk_means_are_nearer_to_the_truth() -> None:
         before += float(((seen.mean - truth) ** 2).sum())
         after += float(((seen.shrunk() - truth) ** 2).sum())
     assert after < 0.75 * before
+
+
+def alike(draw: np.random.Generator, count: int, ways: np.ndarray, noise: float) -> np.ndarray:
+    """[count, items], candidates that differ in a few ways, and by noise."""
+    return np.asarray(draw.standard_normal((count, len(ways))) @ ways + noise * draw.standard_normal((count, COUNT)))
+
+
+def test_how_others_differed_makes_the_error_smaller_and_it_is_as_large_as_it_says() -> None:
+    draw = np.random.default_rng(4)
+    forecaster, scored = Forecaster(item_weights(), None), np.arange(COUNT) < 24
+    errors: dict[bool, list[float]] = {False: [], True: []}
+    variances: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(150):
+        ways, base = draw.standard_normal((3, COUNT)), draw.standard_normal(COUNT)
+        control, *others = base + alike(draw, 25, ways, 0.2)
+        units = base + alike(draw, 1, ways, 0.2)
+        components = forecaster.components(np.array(others), control, scored)
+        assert components is not None
+        for known in errors:
+            found = forecaster.forecast(np.where(scored, units, np.nan), control, components if known else None)
+            errors[known].append(float(found.mean[0] - units.mean()))
+            variances[known].append(float(found.covariance[0, 0]))
+    assert np.var(errors[True]) < 0.25 * np.var(errors[False])
+    for known in errors:
+        assert abs(np.mean(errors[known])) < 3 * np.std(errors[known]) / np.sqrt(150)
+        assert np.mean(variances[known]) == pytest.approx(np.var(errors[known]), rel=0.35)
+
+
+def test_few_others_or_equal_ones_explain_nothing() -> None:
+    draw = np.random.default_rng(5)
+    forecaster, scored, control = Forecaster(item_weights(), None), np.arange(COUNT) < 24, np.zeros(COUNT)
+    few = alike(draw, 8, draw.standard_normal((3, COUNT)), 0.0)
+    assert forecaster.components(few, control, scored) is None, "too few to be tried on each other"
+    assert forecaster.components(np.zeros((20, COUNT)), control, scored) is None

@@ -138,7 +138,8 @@ def test_candidates_that_differ_clearly_fall_out_on_few_items() -> None:
     field = [{*range(40)}, {*range(39)}, *({*range(8, 8 + n)} for n in range(6))]
     race, entries = Recorded().race([{*range(n)} for n in range(16, 20)], field)
     race.run()
-    assert [entry.pruned is None for entry in entries] == [True] * 2 + [False] * 6
+    # One is scored in full, and the other one known well enough.
+    assert [entry.pruned is None for entry in entries] == [True] + [False] * 7
     assert all(len(entry.items["s"]) == FIRST for entry in entries[2:])
 
 
