@@ -98,14 +98,8 @@ class Control:
 
 @dataclass(frozen=True)
 class Chances:
-    """Probabilities of a candidate, by the scores that are drawn for it.
-
-    Attributes:
-        best: of being the best of all, those before the race included.
-        parent: of being a parent.
-        feasible: of passing every floor.
-        ranks: [draws], its rank among the others.
-    """
+    """Probabilities of a candidate, by the scores that are drawn for it: of being the best of all, those before the
+    race included; a parent; feasible; and [draws] its rank among the others."""
 
     best: float
     parent: float
@@ -245,19 +239,18 @@ class Race:
         running = [entry.scored(rung) for entry in self._running()]
         if not running:
             return
-        apart = np.zeros(len(self._controls))
-        for name, forecaster in self._schedule.forecasters.items():
-            weights = forecaster.item_weights
+        apart, known = np.zeros(len(self._controls)), {}
+        for name, weights in self._schedule.item_weights.items():
             controls = np.array([control.units[name] for control in self._controls])
             field = _bounded(np.array([weights.units(items.get(name, {})) for items in running]), controls[0])
             scored = ~np.isnan(field).any(axis=0)
+            known[name] = controls, scored
             squares = ((field[:, None, scored] - controls[None][:, :, scored]) ** 2).mean(axis=(0, 2))
             apart += squares / (squares.mean() or 1.0)
         self._control = self._controls[int(apart.argmin())]
         for name, forecaster in self._schedule.forecasters.items():
-            scored = np.array([item in rung[name] for item in forecaster.item_weights.names])
-            others = np.array([control.units[name] for control in self._controls])
-            self._components[name] = forecaster.components(others, self._control.units[name], scored)
+            controls, scored = known[name]
+            self._components[name] = forecaster.components(controls, self._control.units[name], scored)
 
     def _forecasts(self, candidates: Sequence[Items]) -> dict[str, Forecast]:
         """Predicts each slice's mean for candidates that were scored on these items."""
