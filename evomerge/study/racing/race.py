@@ -239,11 +239,11 @@ class Race:
         running = [entry.scored(rung) for entry in self._running()]
         if not running:
             return
-        apart, known = np.zeros(len(self._controls)), {}
+        apart, known = np.zeros(len(self._controls)), dict[str, tuple[Matrix, np.ndarray]]()
         for name, weights in self._schedule.item_weights.items():
             controls = np.array([control.units[name] for control in self._controls])
             field = _bounded(np.array([weights.units(items.get(name, {})) for items in running]), controls[0])
-            scored = ~np.isnan(field).any(axis=0)
+            scored = np.asarray(~np.isnan(field).any(axis=0))
             known[name] = controls, scored
             squares = ((field[:, None, scored] - controls[None][:, :, scored]) ** 2).mean(axis=(0, 2))
             apart += squares / (squares.mean() or 1.0)
