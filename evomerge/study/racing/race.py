@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import NormalDist
 
 import numpy as np
@@ -158,7 +158,9 @@ class Race:
             list(self._run_all(self._score(entry, rung, keep=True) for entry in self._running()))
             self._choose_control(rung)
             share = self._schedule.next_rung(rung, self._eliminate(rung))
-        list(self._run_all(self.score_rest(entry) for entry in self._running()))
+        # Parts that may show that a floor is out of reach cost a pass each: not for those that stood out on a rung.
+        whole = partial(self._score, names=self._schedule.rung(1.0), keep=True)
+        list(self._run_all(map(whole if self._schedule.rungs else self.score_rest, self._running())))
 
     def score_rest(self, entry: Entry) -> EvalTask[None]:
         """Scores a candidate on all items that are left: in parts, from the slice that is nearest to its floor. They
