@@ -278,8 +278,12 @@ class Trials:
         return load_items(self.folder.items, trial.number, "search", enough=enough)
 
     def scored(self, trial: Trial) -> Scored:
-        """A trial's scores with its items of the search split."""
-        return Scored(trial.slice_scores, self.items(trial))
+        """A trial's scores with its items of the search split; of a pruned one those that it was pruned by, without
+        what a promotion added."""
+        known = self.criteria.info.count
+        pruned = trial.state == "pruned"
+        enough = (lambda items: bool(items) and known(items) >= trial.evaluated) if pruned else None
+        return Scored(trial.slice_scores, self.items(trial, enough))
 
     def keep_items(self, trial: Trial, split: SplitName, items: Mapping[str, Iterable[ItemScore]]) -> None:
         write_items(self.folder.items, trial.number, split, items)
