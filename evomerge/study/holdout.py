@@ -141,10 +141,10 @@ def _of_front(session: Session, leaderboard: Leaderboard, merges: list[Trial]) -
     return Finalists(confidence=gate_confidence(confidence, len(merges), n_floors))
 
 
-def shortlist(session: Session, most_in_full: int = TOP) -> tuple[Leaderboard, Finalists]:
+def shortlist(session: Session, in_full: bool = True) -> tuple[Leaderboard, Finalists]:
     """The trials as they ended, under the floors themselves, and the finalists among them. Finalists whose scores are
-    predictions by a race are scored in full, at most so many, and the choice is made again. Those that failed when the
-    search looked ahead (`study.look`) are none."""
+    predictions by a race are scored in full (`in_full`), about `TOP` at most, and the choice is made again. Those that
+    failed when the search looked ahead (`study.look`) are none."""
     store, ended = session.store, session.trials.as_ended
     leaderboard = Leaderboard(replace(ended.floors, aim=0.0), ended.trials)
     failed = _failed_before(session)
@@ -153,11 +153,11 @@ def shortlist(session: Session, most_in_full: int = TOP) -> tuple[Leaderboard, F
     tried: set[int] = set()
     while True:
         able = [t for t in leaderboard.trials if _can_win(t) and t.digest not in parents and t.number not in failed]
-        if len(tried) >= most_in_full > 0:
+        if in_full and len(tried) >= TOP:
             able = [t for t in able if t.state == "complete"]
         finalists = _chosen(session, able, leaderboard.floors, scored)
         left = [f.trial for f in finalists.chosen if f.trial.state == "pruned" and f.trial.number not in tried]
-        if not left or not most_in_full:
+        if not left or not in_full:
             return leaderboard, finalists
         for trial in left:
             session.observer.stage("best in full", len(tried), len(tried) + 1)

@@ -31,7 +31,7 @@ def look_ahead(session: Session, budget: Budget) -> None:
     done: dict[str, Any] = store.facts.get("look", {})
     if done.get("budget") == budget.to_data() or nearly.left(session, 1):
         return
-    _, finalists = holdout.shortlist(session, most_in_full=0)
+    _, finalists = holdout.shortlist(session, in_full=False)
     raised, failed = done.get("raised"), done.get("failed", [])
     if HOPELESS <= finalists.chance < CHANCE:
         session.observer.phase(f"a winner is unlikely ({finalists.chance:.0%}): asking the holdout about the finalists")
