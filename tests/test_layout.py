@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -90,7 +90,7 @@ class Package:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files = {self._module(file): file for file in sorted((root / "evomerge").rglob("*.py"))}
-        self.trees = {module: ast.parse(file.read_text()) for module, file in self.files.items()}
+        self.trees = {module: _parsed(file.read_text()) for module, file in self.files.items()}
 
     def _module(self, file: Path) -> str:
         parts = file.relative_to(self.root).with_suffix("").parts
@@ -209,6 +209,7 @@ def _defined(node: ast.stmt) -> set[str]:
     return {getattr(node, "name", ""), *(target.id for target in targets if isinstance(target, ast.Name))}
 
 
+@cache
 def _texts(tree: ast.Module, docstrings: bool = True) -> list[str]:
     """The strings in a file."""
     alone = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
@@ -216,12 +217,23 @@ def _texts(tree: ast.Module, docstrings: bool = True) -> list[str]:
     return [str(n.value) for n in texts if docstrings or id(n) not in alone]
 
 
+@cache
 def _paths(text: str) -> list[tuple[str, str]]:
     """The import paths in a text, each with the name that it takes from there, or none."""
     return re.findall(r"\b(evomerge(?:\.\w+)+)(?:(?::| import )(\w+))?", text)
 
 
-def _import_nodes(tree: ast.Module) -> Iterator[tuple[ast.Import | ast.ImportFrom, str]]:
+@cache
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+@cache
+def _import_nodes(tree: ast.Module) -> list[tuple[ast.Import | ast.ImportFrom, str]]:
+    return list(_find_import_nodes(tree))
+
+
+def _find_import_nodes(tree: ast.Module) -> Iterator[tuple[ast.Import | ast.ImportFrom, str]]:
     typing = [n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
     for_types = {id(inner) for node in typing for inner in ast.walk(node)}
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)]

@@ -77,9 +77,8 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("axes", SPACES)
+@pytest.mark.parametrize(("axes", "tied"), [*((axes, False) for axes in SPACES), ("per tensor", True)])
 def test_slopes_are_the_differences_of_the_surrogate(
     tiny_study: Study, tmp_path: Path, method: str, axes: str, tied: bool
 ) -> None:
