@@ -21,6 +21,7 @@ from evomerge.study.run.release import (
     Advice,
     Release,
     failed_on_holdout,
+    looked,
     record_holdout,
     record_release,
     with_holdout_scores,
@@ -63,7 +64,7 @@ def release(session: Session, budget: Mapping[str, Any]) -> Release:
         if result.outcome(result.trials[-1]).feasible:
             break
     # They take part in what is told of the search: which came closest, what would help.
-    for number in sorted(_failed_before(session) - {trial.number for trial in result.trials}):
+    for number in sorted({*looked(session.store).failed} - {trial.number for trial in result.trials}):
         [trial] = run_all(session.executor, [_rescored(session, session.store.promoted(session.store.trial(number)))])
         result.put(trial)
     session.observer.stage("holdout", len(result.trials), len(result.trials))
@@ -147,7 +148,7 @@ def shortlist(session: Session, in_full: bool = True) -> tuple[Leaderboard, Fina
     failed when the search looked ahead (`study.look`) are none."""
     store, ended = session.store, session.trials.as_ended
     leaderboard = Leaderboard(replace(ended.floors, aim=0.0), ended.trials)
-    failed = _failed_before(session)
+    failed = looked(store).failed
     parents = {t.digest for t in leaderboard.trials if t.is_parent}
     scored: dict[int, Scored] = {}
     tried: set[int] = set()
@@ -167,11 +168,6 @@ def shortlist(session: Session, in_full: bool = True) -> tuple[Leaderboard, Fina
             leaderboard.put(store.promoted(trial))
             scored.pop(trial.number, None)
             session.observer.stage("best in full", len(tried), len(tried), trial.name)
-
-
-def _failed_before(session: Session) -> set[int]:
-    """The numbers of the finalists that failed when the search looked ahead."""
-    return set(session.store.facts.get("look", {}).get("failed", ()))
 
 
 def _can_win(trial: Trial) -> bool:

@@ -7,11 +7,12 @@ floors the rest of the search aims, follows from the search items alone.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from evomerge.study import holdout
 from evomerge.study.advice import CHANCE
 from evomerge.study.loop import Budget
+from evomerge.study.run.release import looked, record_look
 from evomerge.study.session import Session
 
 HOPELESS = 0.05
@@ -28,18 +29,18 @@ def look_ahead(session: Session, budget: Budget) -> None:
     nearly, store = budget.nearly(), session.store
     if nearly is None or session.plan.fitness.confidence is not None or session.plan.fitness.traded:
         return
-    done: dict[str, Any] = store.facts.get("look", {})
-    if done.get("budget") == budget.to_data() or nearly.left(session, 1):
+    look = looked(store)
+    if look.budget == budget.to_data() or nearly.left(session, 1):
         return
     _, finalists = holdout.shortlist(session, in_full=False)
-    raised, failed = done.get("raised"), done.get("failed", [])
+    look = replace(look, budget=budget.to_data())
     if HOPELESS <= finalists.chance < CHANCE:
         session.observer.phase(f"a winner is unlikely ({finalists.chance:.0%}): asking the holdout about the finalists")
         if holdout.release(session, nearly.to_data()).winner is None:
-            failed = [*failed, *(finalist.trial.number for finalist in finalists.chosen)]
-            if raised is None:
-                raised = 1 + max(trial.number for trial in session.trials.leaderboard.trials)
+            following = 1 + max(trial.number for trial in session.trials.leaderboard.trials)
+            failed = (*look.failed, *(finalist.trial.number for finalist in finalists.chosen))
+            look = replace(look, raised=following if look.raised is None else look.raised, failed=failed)
             session.observer.note("none of the finalists passes: the rest of the search aims higher above the floors")
         session.observer.phase("searching on")
-    store.record("look", {"budget": budget.to_data(), "raised": raised, "failed": failed})
+    record_look(store, look)
     session.aim()

@@ -24,6 +24,7 @@ from evomerge.study.racing.racer import Racer, applicable, is_cheap
 from evomerge.study.run.evaluation import Criteria, TrialResult
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
+from evomerge.study.run.release import looked
 from evomerge.study.run.store import Store, duplicate_label
 from evomerge.study.run.trial import UNIFORM, Trial
 from evomerge.study.trials import AIM, Trials
@@ -128,8 +129,7 @@ class Session:
 
     def aim(self) -> None:
         """Lets what the optimizer is told aim above the floors, by the facts of the run."""
-        facts = self.store.facts
-        self.trials.aim(AIM if _ERRORS in facts else 0.0, facts.get("look", {}).get("raised"))
+        self.trials.aim(AIM if _ERRORS in self.store.facts else 0.0, looked(self.store).raised)
 
     def _know_item_noise(self) -> None:
         """Takes in how the floors depend on the references' items. A run of an older version, which aimed at the floors

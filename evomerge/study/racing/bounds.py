@@ -8,7 +8,7 @@ import numpy as np
 
 from evomerge.errors import TrialError
 from evomerge.optimize.ordering import RankKey, rank_key
-from evomerge.scoring.gates import Verdict, feasible, judge, lower_bound, shortfall, shortfalls
+from evomerge.scoring.gates import Verdict, judge, lower_bound, shortfalls
 from evomerge.scoring.stats.aggregation import ItemWeights
 from evomerge.scoring.stats.anchors import Matrix, Vector
 from evomerge.study.run.items import Items
@@ -57,17 +57,8 @@ class ScoreBounds:
         """How far below its score a slice's bound lies, by which the study aims."""
         return self.margins.get(name, 0.0) + self._floors.aim * self.errors.get(name, 0.0)
 
-    def outcome(self, scores: Mapping[str, float]) -> Outcome:
-        """The outcome of a candidate with these oriented scores."""
-        verdicts = self.verdicts(scores)
-        try:
-            return Outcome(False, feasible(verdicts), self._objective(scores), shortfall(verdicts))
-        except TrialError:
-            return Outcome(failed=True)
-
     def keys(self, scores: Mapping[str, Matrix]) -> list[list[RankKey]]:
-        """The ranks of many candidates: `rank_key(outcome(...))` of each entry of arrays of the same shape [rows,
-        candidates], of oriented scores by slice."""
+        """The ranks of many candidates: of each entry of arrays [rows, candidates] of oriented scores, by slice."""
         names, tables = list(scores), np.array(list(scores.values()))
         short = np.zeros_like(tables[0])
         for name, values in zip(names, tables, strict=True):

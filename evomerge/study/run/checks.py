@@ -220,6 +220,7 @@ _FACTS: Mapping[str, Predicate] = {
     "budget": _budget,
     "hands": _count,
     "release": _release,
+    "look": _with(budget=_budget, raised=_optional(_count), failed=_listed(_count)),
     "gradient": _with(
         first=_count,
         last=_count,

@@ -14,7 +14,7 @@ from evomerge.study.run.trial import UNIFORM, Trial
 POINTS = 10
 """How many points of a front are scored on the holdout split."""
 
-_RELEASE, _CONTRIBUTIONS = "release", "gradient"
+_RELEASE, _LOOK, _CONTRIBUTIONS = "release", "look", "gradient"
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,31 @@ def released(store: Store) -> Release | None:
     winner, budget, confidence = known.get(release["winner"]), release.get("budget"), release.get("confidence")
     advice = Advice.from_data(release["advice"]) if release.get("advice") else None
     return Release(leaderboard, winner, release["after"], budget, chances, confidence, advice)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The last look ahead (`study.look`).
+
+    Attributes:
+        budget: of the search that looked; None: none did.
+        raised: the number of the trial from which on the search aims higher; None: no finalists failed.
+        failed: the numbers of the finalists that failed, in this look and in earlier ones.
+    """
+
+    budget: Mapping[str, Any] | None = None
+    raised: int | None = None
+    failed: tuple[int, ...] = ()
+
+
+def record_look(store: Store, look: Look) -> None:
+    store.record(_LOOK, {**asdict(look), "failed": list(look.failed)})
+
+
+def looked(store: Store) -> Look:
+    """The last look; an empty one where there was none."""
+    data = store.facts.get(_LOOK)
+    return Look() if data is None else Look(data["budget"], data["raised"], tuple(data["failed"]))
 
 
 def record_holdout(store: Store, trial: Trial, result: TrialResult) -> None:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from evomerge.errors import TrialError
 from evomerge.optimize.ordering import rank_key
-from evomerge.scoring.gates import Gate
+from evomerge.scoring.gates import Gate, feasible, shortfall
 from evomerge.study.racing.bounds import ScoreBounds
 from evomerge.study.run.leaderboard import Floors
+from evomerge.types import Outcome
 
 SCORES = st.sampled_from([-0.5, 0.0, 0.5, 0.7, 0.7 + 1e-12, 0.9, float("nan"), float("inf")])
 
@@ -32,4 +33,10 @@ def test_ranks_of_many(rows: list[tuple[float, ...]], aim: float) -> None:
     keys = bounds.keys({name: table[..., at] for at, name in enumerate(gates)})
     for row, of_row in zip(table.tolist(), keys, strict=True):
         for scores, key in zip(row, of_row, strict=True):
-            assert key == rank_key(bounds.outcome(dict(zip(gates, scores, strict=True))))
+            by_name = dict(zip(gates, scores, strict=True))
+            verdicts = bounds.verdicts(by_name)
+            try:
+                alone = Outcome(False, feasible(verdicts), objective(by_name), shortfall(verdicts))
+            except TrialError:
+                alone = Outcome(failed=True)
+            assert key == rank_key(alone)
