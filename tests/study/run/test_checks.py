@@ -113,6 +113,7 @@ def test_releases_of_all_ages(url: str) -> None:
         ("slices", {"a": 1}),
         ("hands", "two"),
         ("release", {"trials": [0]}),
+        ("look", {"budget": {"trials": 9, "seconds": None}, "raised": -1, "failed": []}),
         *(("release", {**RELEASE, **damage}) for damage in DAMAGE),
         ("surrogates", {"base": []}),
         ("gradient", {}),
