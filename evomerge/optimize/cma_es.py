@@ -34,6 +34,10 @@ from evomerge.types import Dimension, Genome, Outcome
 _SEPARABLE = 100
 """From so many coordinates on, no correlations are learned."""
 
+_SIGMA, _SHARE = 0.2, 1 / 3
+"""The initial step size, as a share of each gene's range, and how far the mean of the first samples may go, as a share
+of the way to a genome that is known to be worse."""
+
 _PATIENCE, _PATIENCE_GROWTH = 10, 30
 """A restart follows after _PATIENCE + _PATIENCE_GROWTH * coordinates / samples generations without anything better."""
 
@@ -48,7 +52,7 @@ class CmaEs(Sequential):
         seed: int,
         *,
         population: int | str = "auto",
-        sigma: float = 0.2,
+        sigma: float | str = "auto",
         repeats: int = 0,
         **common: Any,
     ) -> None:
@@ -171,11 +175,35 @@ class CmaEs(Sequential):
     def _start(self, mean: Vector, generator: np.random.Generator, population: int) -> None:
         """Makes a distribution around `mean`, and draws its first generation."""
         separable = self._encoding.size >= _SEPARABLE
-        sigma = self._sigma
+        sigma = self._first_step() if self._sigma == "auto" else float(self._sigma)
         self._distribution = Distribution(self._encoding, mean, sigma, population, generator, separable)
         self._patience = _PATIENCE + _PATIENCE_GROWTH * self._encoding.size / self._distribution.population
         self._best, self._stagnation = None, 0
         self._next(with_mean=not self._restarts)
+
+    def _first_step(self) -> float:
+        """The initial step size: _SIGMA, and for the first distribution less where what is known says that this goes
+        too far.
+
+        Around the base, where all weights are at their bound of 0, each sample has more of every source, and their mean
+        is a merge like those of the ladder of equal weights. So it stays within _SHARE of the way to each known genome
+        that is worse than the initial one."""
+        initial = self._initial()
+        outcomes = {identity(genome): outcome for genome, outcome in self.start.known}
+        if self._restarts or identity(initial) not in outcomes:
+            return _SIGMA
+        mean, key = self._encoding.encode(initial), rank_key(outcomes[identity(initial)])
+        # 1. Where the mean of the samples is, for a step of 1: E|N(0, 1)| = sqrt(2 / pi) inside of each bound. (pycma
+        # bends samples towards a bound: it is less.)
+        numeric = np.isin(np.arange(mean.size), self._encoding.numeric_coordinates)
+        moved = np.sqrt(2 / np.pi) * numeric * ((mean <= 0).astype(float) - (mean >= 1))
+        # 2. How far along the way to each worse genome that is, as a share of the way.
+        shares = [0.0]
+        for genome, outcome in self.start.known:
+            way = numeric * (self._encoding.encode(genome) - mean)
+            if rank_key(outcome) > key and way.any():
+                shares.append(float(moved @ way / (way @ way)))
+        return min(_SIGMA, _SHARE / max(shares)) if max(shares) > 0 else _SIGMA
 
 
 @dataclass

@@ -131,9 +131,10 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
     },
     "cma-es": {
         # trials in a generation (auto: 4 + 3 ln of the number of coordinates, or a few more for all workers to have
-        # work), and the initial standard deviation as a share of each gene's range (pycma uses at most a third)
+        # work), and the initial standard deviation as a share of each gene's range (auto: 0.2, or less where samples
+        # around the start would lie near a reference that is worse; pycma uses at most a third)
         "population": Option("auto", int, 3, 10_000, words=("auto",)),
-        "sigma": Option(0.2, float, 0.0, 1.0, above=True),
+        "sigma": Option("auto", float, 0.0, 1.0, above=True, words=("auto",)),
         # the number of a generation's best that are scored once more before the distribution moves
         "repeats": Option(0, int, 0, 1_000),
         "warm_start": WARM_START_OR_GRADIENT,

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from evomerge.optimize.base import Reason
+from evomerge.optimize.base import Reason, Start
 from evomerge.optimize.cma_es import CmaEs
 from evomerge.types import Dimension, Genome, Outcome
 
@@ -192,3 +192,25 @@ def test_the_best_are_scored_again_and_count_with_their_mean() -> None:
 def test_generations_give_all_workers_work() -> None:
     assert CmaEs(numbers(4), 0)._distribution.population == 8
     assert CmaEs(numbers(4), 0, num_workers=5)._distribution.population == 10
+
+
+def _first_samples(worse: float | None, sigma: float | str = "auto", start: float = 0.0) -> np.ndarray:
+    """[20, 6] the samples around a start where `worse` is known to be worse in all genes."""
+    dimensions = numbers(6)
+    at = lambda value: {d.key: value for d in dimensions}  # noqa: E731
+    known = [(at(start), Outcome(feasible=True, objective=1.0, shortfall=0.0))]
+    if worse is not None:
+        known.append((at(worse), Outcome(feasible=False, objective=0.0, shortfall=1.0)))
+    optimizer = CmaEs(dimensions, 0, population=21, sigma=sigma, start=Start(at(start), known=known))
+    genomes = [optimizer.ask().genome for _ in range(21)]
+    return np.array([list(genome.values()) for genome in genomes[1:]])
+
+
+def test_the_first_samples_stay_clear_of_what_is_known_to_be_worse() -> None:
+    wide, narrow = _first_samples(None), _first_samples(0.2)
+    assert wide.mean() > 0.12  # all lie on one side of the bound
+    assert 0.02 < narrow.mean() < 0.2 / 3
+    assert np.array_equal(_first_samples(1.2), wide)  # far away
+    assert np.array_equal(_first_samples(0.2, sigma=0.2), wide)  # a step of one's own is left alone
+    inside = _first_samples(0.7, start=0.5)  # around a start inside of the bounds they lie on all sides
+    assert np.array_equal(inside, _first_samples(None, start=0.5))

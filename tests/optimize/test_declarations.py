@@ -11,7 +11,7 @@ from evomerge.types import Dimension
 
 
 def test_defaults_are_filled_in_and_types_made_one() -> None:
-    assert check_options("cma-es", {}) == {"population": "auto", "sigma": 0.2, "repeats": 0, "warm_start": True}
+    assert check_options("cma-es", {}) == {"population": "auto", "sigma": "auto", "repeats": 0, "warm_start": True}
     assert check_options("cma-es", {"population": 8.0, "sigma": 1}) == {
         "population": 8,
         "sigma": 1.0,
@@ -24,7 +24,7 @@ def test_defaults_are_filled_in_and_types_made_one() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cma-es", {"sigma": 0}, r"sigma: 0 is not legal for cma-es; give a number above 0 to 1$"),
+        ("cma-es", {"sigma": 0}, r"sigma: 0 is not legal for cma-es; give 'auto' or a number above 0 to 1$"),
         ("cma-es", {"sigma": float("nan")}, "sigma: nan is not legal"),
         ("cma-es", {"sigma": True}, "sigma: True is not legal"),
         ("cma-es", {"population": 1}, r"population: 1 .* give 'auto' or a whole number from 3 to 10000"),

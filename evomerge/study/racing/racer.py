@@ -35,6 +35,9 @@ _CONTROLS = 32
 _RECENT = 16
 """How many of the latest candidates show how far apart candidates are."""
 
+_RETRIED = 4
+"""One of so many candidates is raced where races prune none."""
+
 _CACHED = 256
 """Trials whose items stay in memory; those of older ones are read again when they are needed."""
 
@@ -66,13 +69,16 @@ class Racer:
         """Scores the running ones of `trials` against each other and the finished ones; `evaluate` gives their results.
         A candidate that comes alone competes with the best tenth of the trials before it.
 
-        A trial that a killed process left in flight goes on with the items that it was scored on.
+        A trial that a killed process left in flight goes on with the items that it was scored on. Where races prune
+        none, most that come alone are left to `evaluate`.
 
         Args:
             trials: of one generation.
             since: number of the generation's first trial; they compete with the trials before it.
             parents: how many of the generation make a difference to the optimizer.
         """
+        if len(trials) == 1 and self._in_vain(since):
+            return
         entries = [self._entry(trial) for trial in trials]
         rivals = [self._entry(trial) for trial in self._best_tenth(since)] if len(entries) == 1 else []
         race = self._race(since, entries, rivals, len(rivals) if len(entries) == 1 else parents)
@@ -103,6 +109,12 @@ class Racer:
             yield from self._score(entry, left)
             self._keep(entry)
         return self._measured(entry)
+
+    def _in_vain(self, since: int) -> bool:
+        """Whether a race of one candidate is likely to cost a pass more, and to save nothing: none of the latest was
+        pruned. Every _RETRIED-th is raced all the same, to see whether that has changed."""
+        latest = [t for t in self._leaderboard.latest(_RECENT, since) if t.kind == "search"]
+        return len(latest) == _RECENT and not any(t.pruned_by for t in latest) and since % _RETRIED != 0
 
     def _best_tenth(self, since: int) -> list[Trial]:
         ranked = [t for t in self._leaderboard.in_order(since) if t.kind == "search" and t.ranked]

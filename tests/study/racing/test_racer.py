@@ -81,6 +81,30 @@ def test_some_candidates_meet_few_items_and_the_best_all(
     assert best.state == "complete"
 
 
+def test_where_races_prune_none_few_that_come_alone_are_raced(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "DOUBT", 0.0)  # each may be the best
+    raced: list[int] = []
+    run = race.Race.run
+
+    def noted(self: race.Race) -> None:
+        raced.append(self._field[0].trial.number)
+        run(self)
+
+    monkeypatch.setattr(race.Race, "run", noted)
+    space = study(pruning=["racing"])
+    result = evomerge.search(space, optimizer="random", run="whole")
+    searched = [t.number for t in result.search.trials if t.kind == "search"]
+    assert all(t.state == "complete" and t.evaluated == t.items for t in result.search.trials)
+    assert raced == [n for n in searched if n < searched[0] + 16 or n % 4 == 0]
+    # It is a function of what ended before, and a resumed search decides alike.
+    first, raced[:] = list(raced), []
+    with pytest.raises(KeyboardInterrupt):
+        evomerge.search(space, optimizer="random", run="parts", observer=StopAt(20))
+    evomerge.resume("parts")
+    assert sorted(set(raced)) == first
+    assert facts("parts") == facts("whole")
+
+
 def test_a_stopped_candidate_is_exported_only_on_demand(study: Study) -> None:
     result = evomerge.search(study())
     stopped = next(t for t in result.search.trials if t.state == "pruned")
