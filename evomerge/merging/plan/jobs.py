@@ -222,5 +222,10 @@ class MergePlan:
         return self.modules.stacks[self.modules.main]
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of its tensors, by name."""
+        return {name: job.shape for name, job in self.jobs.items()}
+
+    @property
     def elements(self) -> int:
         return sum(math.prod(job.shape) for job in self.jobs.values())

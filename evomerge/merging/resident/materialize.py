@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import SIZES
-from evomerge.checkpoints.structure import Stack, is_head
+from evomerge.checkpoints.structure import Stack
 from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
 from evomerge.escape import shortened
@@ -26,6 +27,7 @@ from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.execute import not_finite, write
+from evomerge.merging.resident.layout import Slot, slots
 from evomerge.merging.resident.placement import CPU
 from evomerge.merging.resident.sharding import Sharding, build, load, skeleton
 from evomerge.merging.resident.slopes import Pulls
@@ -93,7 +95,7 @@ class Resident:
         self._room = {device: 1} if isinstance(device, str) else dict(device)
         self._config: dict[str, Any] = {}
         self._jobs: dict[str, MergeJob] = {}
-        self._slots: dict[str, Tensor] = {}
+        self._slots: dict[str, Slot] = {}
         self._kept: dict[str, _Candidate] = {}  # the id of a recipe -> its candidate, the latest last
         self.most_kept = 0
         self.compiled = Compiled()
@@ -103,10 +105,10 @@ class Resident:
         if planned is None or _structure(planned.config) == _structure(base.config):
             sharding = self._sharding({n: i.elements for n, i in base.tensors.items()}, base.stack)
             self.model = _load_model(base, dtype, sharding)
-            self._adopt(base.config, list(base.tensors))
+            self._adopt(base.config, {name: info.shape for name, info in base.tensors.items()})
         else:
             self.model = self._built(planned)
-            self._adopt(planned.config, list(planned.jobs))
+            self._adopt(planned.config, planned.shapes)
 
     @property
     def devices(self) -> str:
@@ -128,11 +130,13 @@ class Resident:
         self._jobs = {}
         if kept is not None:
             for name, tensor in kept.tensors.items():
-                self._slots[name].copy_(tensor)
+                self._slots[name].tensor.copy_(tensor)
             self._jobs = planned.jobs
             return kept.digest
         self.compiled.collect()
-        records = [carry_out(job, self._slots[job.tensor], self.bank, self._runner) for job in planned.jobs.values()]
+        records = [
+            carry_out(job, self._slots[job.tensor].tensor, self.bank, self._runner) for job in planned.jobs.values()
+        ]
         self._jobs = planned.jobs
         digest = combined(records)
         self._keep(recipe, planned, digest)
@@ -140,7 +144,7 @@ class Resident:
 
     def _keep(self, recipe: Recipe, planned: MergePlan, digest: str) -> None:
         """Keeps the candidate that the model is now in place of the earliest ones."""
-        slots = {name: self._slots[name] for name in planned.jobs}
+        slots = {name: self._slots[name].tensor for name in planned.jobs}
         n_bytes = sum(slot.nbytes for slot in slots.values())
         count = self.most_kept // max(1, n_bytes)
         while self._kept and len(self._kept) >= count:
@@ -173,7 +177,7 @@ class Resident:
 
     def _stored(self, name: str, job: MergeJob | None) -> Tensor:
         """The parameter as the recipe's checkpoint would store it."""
-        slot = self._slots[name]
+        slot = self._slots[name].tensor
         return slot if job is None else slot.to(torch_dtype(job.out))
 
     def _fit(self, planned: MergePlan) -> None:
@@ -185,10 +189,10 @@ class Resident:
                 problem = f"the recipe makes a {type(built).__name__}, the resident model is another architecture"
                 raise InputError(problem, "merge models of one architecture")
             self.model.__dict__ = built.__dict__
-            self._adopt(planned.config, list(planned.jobs))
+            self._adopt(planned.config, planned.shapes)
         _check_names(self.base.path, self._slots, list(planned.jobs))
         for name, job in planned.jobs.items():
-            slot, out = self._slots[name], torch_dtype(job.out)
+            slot, out = self._slots[name].tensor, torch_dtype(job.out)
             if tuple(slot.shape) != job.shape:
                 problem = f"{name} is {list(job.shape)} in the recipe, {list(slot.shape)} in the resident model"
                 raise InputError(problem, "merge models of one architecture and vocabulary")
@@ -206,31 +210,21 @@ class Resident:
     def _sharding(self, elements: Mapping[str, int], stack: Stack) -> Sharding:
         return Sharding({name: n * SIZES[self.dtype] for name, n in elements.items()}, stack, self._room)
 
-    def _adopt(self, config: dict[str, Any], names: list[str]) -> None:
-        """Find the parameter or buffer of every checkpoint tensor in the model."""
+    def _adopt(self, config: dict[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
+        """Find the place of every checkpoint tensor in the model."""
         self.model.eval().requires_grad_(False)
         self._config, self._jobs = config, {}
-        state = dict(self.model.state_dict(keep_vars=True))
-        slots = _slots(self.model, state, names)
-        _check_names(self.base.path, slots, names)
-        used = {tensor.data_ptr() for tensor in slots.values()}
-        idle = [n for n, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in used]
+        found = slots(self.model, shapes)
+        _check_names(self.base.path, found, list(shapes))
+        filled = Counter[int]()
+        for home, numel in {(s.home.data_ptr(), s.tensor.data_ptr()): s.tensor.numel() for s in found.values()}.items():
+            filled[home[0]] += numel
+        state = self.model.state_dict(keep_vars=True)
+        idle = [name for name, tensor in state.items() if filled[tensor.data_ptr()] < tensor.numel()]
         if idle:
             problem = f"{self.base.path} stores no {_listed(idle)}, which the model has"
             raise InputError(problem, "save the checkpoint again with this version of transformers")
-        self._slots = slots
-
-
-def _slots(model: PreTrainedModel, state: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """The entry of a model's state for each checkpoint tensor that has one."""
-    prefix, slots = f"{model.base_model_prefix}.", dict[str, Tensor]()
-    for name in names:
-        key = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in state), None)
-        if key is not None:
-            slots[name] = state[key]
-        elif is_head(name) and model.get_output_embeddings() is not None:
-            slots[name] = model.get_output_embeddings().weight  # GPT-NeoX stores it as embed_out
-    return slots
+        self._slots = found
 
 
 def check_buildable(base: Checkpoint, planned: MergePlan) -> None:
@@ -248,11 +242,12 @@ def check_buildable(base: Checkpoint, planned: MergePlan) -> None:
             GenerationConfig.from_pretrained(base.path, local_files_only=True)
     with _quiet(f"{base.path} cannot be loaded as a causal language model", _NO_MODEL), TimeLimit(_SKELETON_SECONDS):
         model = skeleton(planned.config)
-        slots = _slots(model, model.state_dict(keep_vars=True), list(planned.jobs))
-    _check_names(base.path, slots, list(planned.jobs))
+        found = slots(model, planned.shapes)
+    _check_names(base.path, found, list(planned.jobs))
     for name, job in planned.jobs.items():
-        if tuple(slots[name].shape) != job.shape:
-            problem = f"{base.path}: {name} is {list(job.shape)}, and {list(slots[name].shape)} by its config.json"
+        if tuple(found[name].tensor.shape) != job.shape:
+            shape = list(found[name].tensor.shape)
+            problem = f"{base.path}: {name} is {list(job.shape)}, and {shape} by its config.json"
             raise InputError(problem, "correct config.json, or download the checkpoint again")
 
 
@@ -276,7 +271,7 @@ def as_it_is(ref: str, dtype: str) -> Recipe:
     return Recipe((Document("passthrough", (Slice((Input(ref),)),), out_dtype=dtype),))
 
 
-def _check_names(path: Path, slots: dict[str, Tensor], names: list[str]) -> None:
+def _check_names(path: Path, slots: Mapping[str, Slot], names: list[str]) -> None:
     unknown = [name for name in names if name not in slots]
     if unknown:
         problem = f"{path}: the model has no parameter for {_listed(unknown)}"

@@ -13,7 +13,7 @@ Parameters that only choose elements, such as density, have none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,8 +26,11 @@ from evomerge.merging.kernels.runner import Runner
 from evomerge.merging.plan.jobs import COPY, MergeJob
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.execute import Execution
+from evomerge.merging.resident.layout import Slot
 from evomerge.recipe.bands import Bands
 from evomerge.registry import METHODS
+
+Add = Callable[[Tensor], None]
 
 ParameterSlopes = dict[str, tuple[float | tuple[float, ...], ...]]
 """The slopes of one tensor's merge: parameter -> one for each of its sources, in the job's order, or the one of all.
@@ -124,16 +127,16 @@ def _pull(job: MergeJob, bank: SourceBank, device: torch.device) -> Pull | BandP
 class Pulls:
     """Pulls the gradients of a whole model back to the parameters of its merges."""
 
-    def __init__(self, jobs: Mapping[str, MergeJob], slots: Mapping[str, Tensor], bank: SourceBank) -> None:
-        """`slots`: the parameter of every output tensor. Where two share one (a head that is the embeddings), it holds
-        the later job's result."""
-        last_written = {slot.data_ptr(): name for name, slot in slots.items() if slot.numel()}
+    def __init__(self, jobs: Mapping[str, MergeJob], slots: Mapping[str, Slot], bank: SourceBank) -> None:
+        """`slots`: the place of every output tensor. Where two share one (a head that is the embeddings), it holds the
+        later job's result."""
+        last_written = {slot.tensor.data_ptr(): name for name, slot in slots.items() if slot.tensor.numel()}
         self._pulls: dict[str, Pull | BandPull] = {}
-        self._slots: dict[str, Tensor] = {}
+        self._slots: dict[str, Slot] = {}
         for name in last_written.values():
-            job = _origin(jobs[name])
-            if job.method != COPY and METHODS[job.method].differentiable and slots[name].is_floating_point():
-                self._pulls[name], self._slots[name] = _pull(job, bank, slots[name].device), slots[name]
+            job, tensor = _origin(jobs[name]), slots[name].tensor
+            if job.method != COPY and METHODS[job.method].differentiable and tensor.is_floating_point():
+                self._pulls[name], self._slots[name] = _pull(job, bank, tensor.device), slots[name]
 
     def slopes(self) -> dict[str, ParameterSlopes]:
         """Tensor -> the slopes of its merge's parameters, from all that was backpropagated since the last call."""
@@ -143,19 +146,22 @@ class Pulls:
     def open(self, tensors: Collection[str] | None = None) -> Iterator[None]:
         """Pull back the gradients of all backward passes through the model inside this context: each as soon as it is
         complete, after which it is dropped. `tensors`: the names of the tensors to pull back; None: all."""
-        wanted = {n: slot for n, slot in self._slots.items() if tensors is None or n in tensors}
+        homes: dict[int, tuple[Tensor, list[tuple[Slot, Add]]]] = {}
+        for name, slot in self._slots.items():
+            if tensors is None or name in tensors:
+                homes.setdefault(id(slot.home), (slot.home, []))[1].append((slot, self._pulls[name].add))
         handles = []
         try:
-            for name, slot in wanted.items():
-                slot.requires_grad_(True)
-                handles.append(slot.register_post_accumulate_grad_hook(_hook(self._pulls[name].add)))  # type: ignore[no-untyped-call]
+            for home, takers in homes.values():
+                home.requires_grad_(True)
+                handles.append(home.register_post_accumulate_grad_hook(_hook(takers)))  # type: ignore[no-untyped-call]
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            for slot in wanted.values():
-                slot.requires_grad_(False)
-                slot.grad = None
+            for home, _ in homes.values():
+                home.requires_grad_(False)
+                home.grad = None
 
 
 def _origin(job: MergeJob) -> MergeJob:
@@ -165,12 +171,13 @@ def _origin(job: MergeJob) -> MergeJob:
     return job
 
 
-def _hook(add: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-    """A hook that hands a parameter's gradient to `add` and drops it."""
+def _hook(takers: Sequence[tuple[Slot, Add]]) -> Add:
+    """A hook that hands each slot's part of a parameter's gradient on, and drops it."""
 
     def take(parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
         if gradient is not None:
-            add(gradient)
+            for slot, add in takers:
+                add(slot.of(gradient))
 
     return take
