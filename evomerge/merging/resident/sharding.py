@@ -48,19 +48,21 @@ class Sharding:
 
 
 def load(folder: Path, dtype: torch.dtype, sharding: Sharding) -> PreTrainedModel:
-    """The checkpoint's causal language model, loaded straight onto its devices."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """The checkpoint's language model, loaded straight onto its devices."""
+    from transformers import AutoConfig
 
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    config = AutoConfig.from_pretrained(folder, **options)
     if sharding.single is not None:
         devices: dict[str, str] = {"": sharding.single}
     else:
-        devices = device_map(_skeleton(AutoConfig.from_pretrained(folder, **options), dtype), sharding)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=devices, **options)
+        devices = device_map(_skeleton(config, dtype), sharding)
+    model: PreTrainedModel = _auto(config).from_pretrained(folder, dtype=dtype, device_map=devices, **options)
+    return model
 
 
 def build(config: Mapping[str, Any], dtype: torch.dtype, sharding: Sharding) -> PreTrainedModel:
-    """The causal language model of a configuration, on its devices; its parameters are not set."""
+    """The language model of a configuration, on its devices; its parameters are not set."""
     from accelerate import dispatch_model  # type: ignore[import-untyped]
     from transformers import AutoConfig
 
@@ -74,11 +76,31 @@ def build(config: Mapping[str, Any], dtype: torch.dtype, sharding: Sharding) -> 
 
 
 def skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
-    """The causal language model of a configuration, without memory for its parameters and buffers."""
+    """The language model of a configuration, without memory for its parameters and buffers."""
     from transformers import AutoConfig
 
     with torch.device("meta"):
         return _skeleton(AutoConfig.for_model(**_settings(config)), torch.float32)
+
+
+def _auto(config: Any) -> Any:
+    """The Auto class that makes the model which a configuration names: a vision-language model as a whole, with its
+    tower, where `AutoModelForCausalLM` has none for its type, or the language model alone."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    kind, named = config.model_type, (config.architectures or [""])[0]
+    classes = {
+        name: getattr(modeling_auto, mapping, {}).get(kind)
+        for name, mapping in (
+            ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+            ("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"),
+            ("AutoModelForMultimodalLM", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"),
+        )
+    }
+    of_name = (name for name, of_kind in classes.items() if of_kind == named)
+    able = (name for name, of_kind in classes.items() if of_kind is not None)
+    return getattr(transformers, next(of_name, next(able, "AutoModelForCausalLM")))
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,10 +130,9 @@ def device_map(model: PreTrainedModel, sharding: Sharding) -> dict[str, str]:
 def _skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     """The model with parameters that take no memory; its buffers are real."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model: PreTrainedModel = _auto(config).from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()  # under init_empty_weights, tying made separate parameters
     return model
 
