@@ -227,3 +227,9 @@ OBJECTIVES: Mapping[str, str] = {
     PARETO: "evomerge.scoring.objectives:weighted_mean",
 }
 """The number that trials are shown and ordered by; in all but pareto it is what is searched for."""
+
+PLAIN = ("task_arithmetic", "dare_linear", "linear", "ties", "dare_ties", "slerp")
+"""Methods that give the parents back at the ends of their ranges, the plainest first."""
+
+NEUTRAL: Mapping[str, float] = {"density": 1.0, "lambda": 1.0}
+"""The values at which a parameter of these methods changes nothing."""

@@ -11,6 +11,7 @@ from evomerge.checkpoints.preflight import TokenChanges, check_configured, check
 from evomerge.checkpoints.structure import Place
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
+from evomerge.files.module_groups import with_filters
 from evomerge.files.objects import FitnessSpec, ModelRef, SpaceSpec
 from evomerge.recipe.recipe import TokenizerPolicy
 from evomerge.safety.templates import check_template
@@ -41,6 +42,7 @@ def open_models(spec: SpaceSpec, fitness: FitnessSpec) -> OpenModels:
     check_family(base, sources, where)
     tokens = token_changes(base, sources, spec.tokenizer, where)
     _check_distinct({"base": base, **sources}, where)
+    spec = with_filters(spec, base.tensors)
     _check_modules(spec, base)
     return OpenModels(base, sources, Space(spec, space_models(spec, base, sources, tokens)), tokens)
 

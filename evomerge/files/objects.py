@@ -67,10 +67,11 @@ class GeneSpec:
 @dataclass(frozen=True)
 class Freeze:
     """What is not searched: `layers` [start, end) stay the base's; `sources` keep this weight, or (None) the gene's
-    `init`."""
+    `init`; `modules` are this source's, or (None) the base's."""
 
     layers: tuple[tuple[int, int], ...] = ()
     sources: dict[str, float | None] = field(default_factory=dict)
+    modules: dict[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,12 @@ def _genes(spec: SpaceSpec) -> dict[str, Any]:
 
 
 def _freeze(spec: SpaceSpec) -> dict[str, Any]:
-    if not (spec.freeze.layers or spec.freeze.sources):
+    freeze = spec.freeze
+    if not (freeze.layers or freeze.sources or freeze.modules):
         return {}
-    layers = [list(span) for span in spec.freeze.layers]
-    return {"freeze": {**({"layers": layers} if layers else {}), "sources": dict(spec.freeze.sources)}}
+    layers = {"layers": [list(span) for span in freeze.layers]} if freeze.layers else {}
+    modules = {"modules": {name: kept or "base" for name, kept in freeze.modules.items()}} if freeze.modules else {}
+    return {"freeze": {**layers, "sources": dict(freeze.sources), **modules}}
 
 
 def _gene(gene: GeneSpec) -> dict[str, Any]:

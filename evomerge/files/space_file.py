@@ -11,6 +11,7 @@ from evomerge.files.common import index, read_model, read_seconds, resolve
 from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
 from evomerge.files.kinds import load_space
+from evomerge.files.module_groups import GROUPS, READY_MADE
 from evomerge.files.nodes import MOST_LAYERS, Node
 from evomerge.files.objects import ModelRef, SpaceSpec
 from evomerge.files.settings import override
@@ -90,7 +91,7 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
         modules=modules,
         interpolate=parts["interpolate"].boolean() if "interpolate" in parts else False,
         fixed=fixed,
-        freeze=read_freeze(parts.get("freeze"), genes, methods, sources),
+        freeze=read_freeze(parts.get("freeze"), genes, methods, fixed, sources, modules),
         optimizer=_optimizer(parts.get("optimizer")),
         trials=trials,
         most_items=items,
@@ -154,10 +155,16 @@ def _layers(node: Node) -> int | str | tuple[tuple[int, int], ...]:
 def _modules(node: Node | None) -> dict[str, str]:
     if node is None:
         return {}
+    if isinstance(node.value, list):  # ready-made ones
+        return {child.one_of(GROUPS, "module group"): READY_MADE for child in node.sequence()}
     modules = {
         check_name(name, "module", child.where): child.text()
         for name, child in node.mapping(example="{attention: self_attn}").items()
     }
+    for name, text in modules.items():
+        if text == READY_MADE and name not in GROUPS:
+            mend = f"ready-made are {', '.join(GROUPS)}"
+            node.value[name].fail(f"{name} is no ready-made module", f"give a part of tensor names; {mend}")
     if "other" in modules:
         node.value["other"].fail("`other` is the name of all remaining tensors", "choose another name")
     return modules

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from evomerge.registry import CHOICES, METHODS
+from evomerge.registry import CHOICES, METHODS, NEUTRAL, PLAIN
 from evomerge.types import Dimension, Genome, Value
 
 BASE, UNIFORM = "base", "uniform"
@@ -20,14 +20,8 @@ BASE, UNIFORM = "base", "uniform"
 EQUAL_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
 """The ladder of equal weights (where there is one source and a path to it, of places on the path)."""
 
-_PLAIN = ("task_arithmetic", "dare_linear", "linear", "ties", "dare_ties", "slerp")
-"""Methods that give the parents back at the ends of their ranges, the plainest first."""
-
 _AVERAGING = ("task_arithmetic", "dare_linear", "linear")
 """The ones among them that give the average of the sources, too."""
-
-_NEUTRAL: Mapping[str, float] = {"density": 1.0, "lambda": 1.0}
-"""The values at which a parameter of these methods changes nothing."""
 
 
 class ReferenceKind(StrEnum):
@@ -56,7 +50,7 @@ def reference_genomes(
 ) -> dict[str, ReferenceGenome]:
     """The reference genomes that the space holds, by label: "base", each source's name, "uniform", and "equal 0.2" and
     so on, where every source has the same weight."""
-    method = next((m for m in _PLAIN if m in methods), None)
+    method = next((m for m in PLAIN if m in methods), None)
     gene = "t" if method == "slerp" else "weight"
     if method is None or gene not in {d.gene for d in dimensions}:
         return {}
@@ -99,15 +93,15 @@ def _is_normalised(method: str, fixed: Mapping[str, float | bool]) -> bool:
 def _is_neutral(dimensions: Sequence[Dimension], method: str, fixed: Mapping[str, float | bool]) -> bool:
     """Whether the space reaches values at which all but the weights changes nothing."""
     names = {p.name for p in CHOICES[method].parameters}
-    neutral = all(fixed.get(name, value) == value for name, value in _NEUTRAL.items() if name in names)
-    return neutral and all(d.low <= _NEUTRAL[d.gene] <= d.high for d in dimensions if d.gene in _NEUTRAL)
+    neutral = all(fixed.get(name, value) == value for name, value in NEUTRAL.items() if name in names)
+    return neutral and all(d.low <= NEUTRAL[d.gene] <= d.high for d in dimensions if d.gene in NEUTRAL)
 
 
 def _genome(dimensions: Sequence[Dimension], method: str, gene: str, weights: Mapping[str, float]) -> Genome | None:
     """The genome with these weights; None where a range does not reach one of them."""
     genome: Genome = {}
     for dimension in dimensions:
-        value: Value = _NEUTRAL.get(dimension.gene, dimension.init)
+        value: Value = NEUTRAL.get(dimension.gene, dimension.init)
         if dimension.gene == "method" and method in dimension.choices:
             value = method
         if dimension.gene == gene:

@@ -12,10 +12,10 @@ from evomerge.files.objects import GeneSpec, SpaceSpec
 from evomerge.recipe.bands import even
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice, TokenizerPolicy
 from evomerge.registry import BAND_ARITHMETIC, CHOICES, METHODS, Choice, Method, Parameter
-from evomerge.space.frozen import cut, frozen_layers, frozen_values
+from evomerge.space.frozen import cut, frozen_layers, frozen_values, kept_value
 from evomerge.space.genes import OTHER, Axes, dimensions, shares_at, value_at
 from evomerge.space.reference_genomes import ReferenceGenome, ReferenceKind, reference_genomes
-from evomerge.types import Dimension, Genome
+from evomerge.types import Dimension, Genome, Value
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,13 @@ class Space:
         if reference.kind is ReferenceKind.BASE and not self._moved():
             return True
         agrees = all(reference.genome[key] == value for key, value in self.frozen_values.items())
-        return agrees and not self.frozen_layers
+        return agrees and not self.frozen_layers and not self.spec.freeze.modules
 
     def _moved(self) -> bool:
         """Whether a frozen source has a part in every merge."""
-        return any(value != 0.0 for key, value in self.frozen_values.items() if key.startswith("weight["))
+        return any(self.spec.freeze.modules.values()) or any(
+            value != 0.0 for key, value in self.frozen_values.items() if key.startswith("weight[")
+        )
 
     def parent(self, reference: str) -> Recipe:
         """A checkpoint as it is, or, under a tokenizer policy, as it takes part in every merge: brought to the output's
@@ -143,6 +145,8 @@ class Space:
         if gene is None or gene.choices or layer in self.frozen_layers:
             return ()
         module = self.axes.module_of(tensor)
+        if module in self.spec.freeze.modules:
+            return ()
         if "bands" in gene.per:
             numbers = range(len(self.axes.bands_of(gene, tensor)))
             shares = tuple(shares_at(gene, self.axes, source, layer, module, tensor, band)[0] for band in numbers)
@@ -192,15 +196,26 @@ class Space:
     ) -> dict[str, Any]:
         return {p.name: self._value(self._genes[p.name], genome, source, layer) for p in parameters if p.scope == scope}
 
+    def value(
+        self, gene: GeneSpec, genome: Genome, source: str, layer: int, module: str, tensor: str = "", band: int = 0
+    ) -> Value:
+        """The gene's value at one place; in a frozen module the one that keeps it."""
+        module = self.axes.module_of(tensor) if tensor else module
+        if module in self.spec.freeze.modules:
+            kept = kept_value(gene.name, source, self.spec.freeze.modules[module])
+            if kept is not None:
+                return kept
+        return value_at(gene, genome, self.axes, source, layer, module, tensor, band)
+
     def _value(self, gene: GeneSpec, genome: Genome, source: str, layer: int) -> Any:
         """A number, or one filtered entry for each module or tensor where they differ."""
         if "bands" in gene.per:
             return self._by_band(gene, genome, source, layer)
         if "tensors" in gene.per:
             return self._by_tensor(gene, genome, source, layer)
-        if "modules" not in gene.per:
-            return value_at(gene, genome, self.axes, source, layer, OTHER)
-        values = {m: value_at(gene, genome, self.axes, source, layer, m) for m in (*self.axes.modules, OTHER)}
+        if "modules" not in gene.per and not self.spec.freeze.modules:
+            return self.value(gene, genome, source, layer, OTHER)
+        values = {m: self.value(gene, genome, source, layer, m) for m in (*self.axes.modules, OTHER)}
         if len(set(values.values())) == 1:
             return values[OTHER]
         entries = [{"filter": text, "value": values[m]} for m, text in self.axes.modules.items()]
@@ -208,7 +223,7 @@ class Space:
 
     def _by_tensor(self, gene: GeneSpec, genome: Genome, source: str, layer: int) -> Any:
         names = [name for name, place in self.models.tensors.items() if place == layer]
-        values = {name: value_at(gene, genome, self.axes, source, layer, "", name) for name in names}
+        values = {name: self.value(gene, genome, source, layer, "", name) for name in names}
         if len(set(values.values())) == 1:
             return next(iter(values.values()))
         # A filter matches any name that it is a part of, and the first that matches wins.
@@ -224,7 +239,7 @@ class Space:
         for name in sorted(names, key=len, reverse=True):
             sizes, top = self.axes.bands_of(gene, name), self.axes.top_of(gene, name)
             numbers = range(len(sizes))
-            values = [float(value_at(gene, genome, self.axes, source, layer, "", name, band)) for band in numbers]
+            values = [float(self.value(gene, genome, source, layer, "", name, band)) for band in numbers]
             entry: dict[str, Any] = {"filter": name}
             entry |= {"bands": values} if len(values) > 1 else {"value": values[0]}
             cut = sizes if top is None else sizes[:-1]
@@ -234,7 +249,7 @@ class Space:
                 entry["top"] = top
             entries.append(entry)
         # A source can store a head of its own where the base's is its embeddings.
-        return [*entries, {"value": value_at(gene, genome, self.axes, source, layer, "", names[0])}]
+        return [*entries, {"value": self.value(gene, genome, source, layer, "", names[0])}]
 
     def _document(
         self,

@@ -94,3 +94,60 @@ def test_what_cannot_be_frozen(tmp_path: Path, changes: dict[str, Any], message:
     with pytest.raises(InputError) as caught:
         make(tmp_path, **changes)
     assert re.search(message, str(caught.value).replace("\n", " ")), str(caught.value)
+
+
+EACH = {"low": 0.0, "high": 1.0, "init": 0.3, "per": ["sources", "modules"]}
+
+
+@pytest.mark.parametrize("per", [["sources", "modules"], ["sources"]])
+def test_frozen_modules_are_the_bases_or_a_sources(tmp_path: Path, per: list[str]) -> None:
+    genes = {
+        "method": "ties",
+        "weight": {"low": 0.1, "high": 0.9, "per": per},
+        "density": {"low": 0.1, "high": 0.9, "per": ["sources"]},
+    }
+    kept = {"attention": "base", "mlp": "b"}
+    space = make(tmp_path, genes=genes, modules={"attention": "attn", "mlp": "mlp"}, freeze={"modules": kept})
+    assert all(d.place.get("modules", "other") == "other" for d in space.dimensions)
+    recipe = space.recipe(draw(space))
+    for layer in range(LAYERS):
+        found = {
+            (name, model, part): resolved(recipe, name, f"/m/{model}", layer, part)
+            for name in ("weight", "density")
+            for model in "ab"
+            for part in ("attn.weight", "mlp.weight", "norm.weight")
+        }
+        assert [found["weight", m, "attn.weight"] for m in "ab"] == [0.0, 0.0]
+        assert [found["weight", m, "mlp.weight"] for m in "ab"] == [0.0, 1.0]
+        assert found["density", "b", "mlp.weight"] == 1.0
+        assert all(0.1 <= found["weight", m, "norm.weight"] <= 0.9 for m in "ab")
+
+
+def test_with_a_module_of_a_source_no_parent_is_in_the_space(tmp_path: Path) -> None:
+    genes = {"method": "task_arithmetic", "weight": EACH}
+    of_base = make(tmp_path, genes=genes, modules={"mlp": "mlp"}, freeze={"modules": ["mlp"]})
+    assert "base" in of_base.reference_genomes
+    assert not {"a", "b", "uniform"} & of_base.reference_genomes.keys()
+    of_source = make(tmp_path, genes=genes, modules={"mlp": "mlp"}, freeze={"modules": {"mlp": "a"}})
+    assert not {"base", "a", "b", "uniform"} & of_source.reference_genomes.keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "frozen", "message"),
+    [
+        ("task_arithmetic", ["tower"], "there is no module 'tower'; name some of mlp"),
+        ("task_arithmetic", {"mlp": "c"}, "there is no source 'c'; write base, or some of a, b"),
+        ("linear", ["mlp"], "linear has no value that leaves a module as the base's"),
+        ("ties", {"mlp": "a"}, "ties has no value that makes a module a source's"),
+    ],
+)
+def test_modules_that_cannot_be_frozen(tmp_path: Path, method: str, frozen: Any, message: str) -> None:
+    genes = {"method": method, "weight": {"low": 0.0, "high": 1.0, "per": ["sources"]}}
+    with pytest.raises(InputError, match=re.escape(message)):
+        make(
+            tmp_path,
+            genes=genes,
+            modules={"mlp": "mlp"},
+            freeze={"modules": frozen},
+            fixed={"density": 0.5} if method == "ties" else {},
+        )

@@ -144,3 +144,14 @@ def test_coarser_axes_beside_it_are_refused(tmp_path: Path, models: dict[str, Pa
     genes = {"method": "ties", "weight": {"low": 0.0, "high": 1.0, "per": ["sources", other, "tensors"]}}
     with pytest.raises(InputError, match=f"per {other} and per tensors, which are finer; remove {other}"):
         made(tmp_path, models, genes=genes, modules={"mlp": "mlp"})
+
+
+def test_frozen_modules_hold_for_each_tensor(tmp_path: Path, models: dict[str, Path]) -> None:
+    space = made(tmp_path, models, modules={"mlp": "mlp", "attention": "self_attn"},
+                 freeze={"modules": {"mlp": "b", "attention": "base"}})  # fmt: skip
+    assert not any("mlp" in d.key or "self_attn" in d.key for d in space.dimensions)
+    jobs = plan(space.recipe(draw(space, 3)), SourceBank().open).jobs
+    for name, job in jobs.items():
+        expected = (0.0, 1.0) if "mlp" in name else (0.0, 0.0) if "self_attn" in name else job.parameters["weight"]
+        assert job.parameters["weight"] == expected
+        assert space.shares("weight", "a", name) == () or "mlp" not in name

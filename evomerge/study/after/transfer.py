@@ -177,7 +177,7 @@ def _effect(space: Space, genome: Genome, source: str, tensor: str) -> dict[str,
     layer, module = space.models.tensors[tensor], space.axes.module_of(tensor)
 
     def value(name: str, otherwise: Value | None) -> Value | None:
-        return value_at(genes[name], genome, space.axes, source, layer, module, tensor) if name in genes else otherwise
+        return space.value(genes[name], genome, source, layer, module, tensor) if name in genes else otherwise
 
     method = str(value("method", space.spec.methods[0]))
     fixed = space.spec.fixed
