@@ -1,4 +1,5 @@
-"""Llama-shaped checkpoints of any size, with random weights: a base and fine-tunes of it, in bfloat16.
+"""Llama-shaped checkpoints of any size, with random weights: a base and fine-tunes of it, in bfloat16. Or mixtures of
+experts of the same size, in the layout of the hub: one tensor for each matrix of each expert.
 
 The same arguments make the same bytes. A model that is there already is not made again.
 """
@@ -19,12 +20,12 @@ _SHARD_BYTES = 2 << 30
 _HEAD, _WORDS = 64, ("<unk>", "<s>", "</s>", "hello", "world")
 
 
-def build(folder: Path, parameters: int, sources: int, seed: int = 0) -> list[Path]:
+def build(folder: Path, parameters: int, sources: int, seed: int = 0, experts: int = 0) -> list[Path]:
     """Folders of the base and then of each source, in `folder`.
 
     The base's matrices are N(0, 0.02) and its norm weights N(1, 0.02); a source is the base + N(0, 4e-4), rounded once.
     """
-    config = llama_config(parameters)
+    config = mixtral_config(parameters, experts) if experts else llama_config(parameters)
     made = []
     for index in range(sources + 1):
         place = folder / (f"source{index}" if index else "base")
@@ -62,6 +63,14 @@ def llama_config(parameters: int) -> dict[str, Any]:
     }
 
 
+def mixtral_config(parameters: int, experts: int) -> dict[str, Any]:
+    """A Mixtral configuration whose experts have together as many parameters as the MLPs of the Llama of that size."""
+    config = llama_config(parameters)
+    config |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+    config |= {"num_local_experts": experts, "num_experts_per_tok": 2, "sliding_window": None}
+    return config | {"intermediate_size": config["intermediate_size"] // experts}
+
+
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor of the model by its name in the checkpoint, with its shape."""
     width, inner, words = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
@@ -71,12 +80,15 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         "self_attn.k_proj": (keys, width),
         "self_attn.v_proj": (keys, width),
         "self_attn.o_proj": (width, width),
-        "mlp.gate_proj": (inner, width),
-        "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner),
         "input_layernorm": (width,),
         "post_attention_layernorm": (width,),
     }
+    if experts := config.get("num_local_experts"):
+        mlp = {"w1": (inner, width), "w2": (width, inner), "w3": (inner, width)}
+        layer |= {f"block_sparse_moe.experts.{i}.{name}": shape for i in range(experts) for name, shape in mlp.items()}
+        layer["block_sparse_moe.gate"] = (experts, width)
+    else:
+        layer |= {"mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner)}
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (words, width)}
     for i in range(config["num_hidden_layers"]):
         found |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}

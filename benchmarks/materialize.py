@@ -2,6 +2,7 @@
 
     python benchmarks/materialize.py --params 200M --sources 3 [--methods ties,slerp] [--threads 4] [--json FILE]
     python benchmarks/materialize.py --params 2B --device cuda
+    python benchmarks/materialize.py --moe
 
 Builds a Llama-shaped base and fine-tunes of it with random weights (bfloat16), in a temporary folder or --work. Then
 for each method, in turns on one machine and never at the same time:
@@ -22,6 +23,9 @@ besides; compilers run in processes that are not counted. mergekit's is counted 
 The output tensors of both are compared, so that the same work is timed: the share of elements within two units in the
 last place (mergekit rounds after every step and breaks ties at a trim threshold by an unstable sort), and how far the
 merges move from the base in the mean, which holds for random masks, too.
+
+--moe: a mixture of 8 experts a layer, one stored tensor for each matrix of each, against the dense model of the same
+size, in turns (TIES alone, unless --methods names others). Exits with 1 where it takes more than 1.3 times as long.
 
 Without --mergekit, mergekit is installed into a virtual environment (--venv, kept for the next time). Workarounds for
 mergekit 0.1.5:
@@ -63,6 +67,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 _HERE = Path(__file__).parent
+EXPERTS, MOST_MOE = 8, 1.3
+"""Experts a layer of --moe, and the most that it may take, in times of the dense model."""
+
 _PATIENCE = 40.0
 """Seconds that mergekit may take for the repeats of one method; one repeat over 20 s is enough."""
 
@@ -178,6 +185,41 @@ class Benchmark:
         return Worker(python, _HERE / script, arguments, {**environment, "OMP_NUM_THREADS": threads})
 
 
+def against_dense(options: argparse.Namespace, work: Path) -> int:
+    """A mixture of experts and the dense model of its size, in turns. Returns the exit code."""
+    code = 0
+    for method in options.methods or ["ties"]:
+        with contextlib.ExitStack() as stack:
+            sides = []
+            for experts in (0, EXPERTS):
+                folder = work / f"{'moe' if experts else 'llama'}-{options.params}-{options.seed}"
+                models = build(folder, options.params, options.sources, options.seed, experts)
+                threads = str(options.threads)
+                compiled = stack.enter_context(tempfile.TemporaryDirectory(dir=work))
+                environment = {"TORCHINDUCTOR_CACHE_DIR": compiled, "OMP_NUM_THREADS": threads}
+                arguments = [options.device, threads, *map(str, models)]
+                worker = Worker(sys.executable, _HERE / "_evomerge_worker.py", arguments, environment)
+                sides.append((models, stack.enter_context(worker)))
+            seconds: list[list[float]] = [[], []]
+            for i in range(-1, options.repeats + 1):
+                for (models, worker), times in zip(sides, seconds, strict=True):
+                    started = time.perf_counter()
+                    while True:
+                        taken = worker.ask(recipe=candidate(method, i, models[0], models[1:]).text)["seconds"]
+                        if i >= 0 or time.perf_counter() - started > options.warm_up:
+                            break
+                    if i < 0:
+                        worker.ask(settle=True)
+                    elif i > 0:
+                        times.append(taken)
+        dense, moe = map(median, seconds)
+        ratio = moe / dense
+        code |= ratio > MOST_MOE
+        print(f"{method}: {EXPERTS} experts a layer {moe:.3f} s, dense {dense:.3f} s: {ratio:.2f} times as long, "
+              f"at most {MOST_MOE}")  # fmt: skip
+    return code
+
+
 def _repeats(first: float, most: int) -> int:
     """How often mergekit repeats after its first time: not at all where that is over 20 s."""
     wanted = min(most, int(_PATIENCE / first))
@@ -225,7 +267,8 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=count, default=count("200M"), help="size of a model, such as 200M")
     parser.add_argument("--sources", type=int, default=3)
-    parser.add_argument("--methods", default=",".join(methods()), help="names, with commas between them")
+    parser.add_argument("--methods", help="names, with commas between them; default: all")
+    parser.add_argument("--moe", action="store_true", help="a mixture of experts against the dense model of its size")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warm-up", type=float, default=20.0, help="seconds of candidates before those that count")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -237,7 +280,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write every single time here")
     options = parser.parse_args()
-    options.methods = options.methods.split(",")
+    options.methods = options.methods.split(",") if options.methods else [] if options.moe else list(methods())
     unknown = [name for name in options.methods if name not in methods()]
     if unknown:
         parser.error(f"unknown methods {unknown}; there are {', '.join(methods())}")
@@ -253,6 +296,11 @@ def parsed() -> argparse.Namespace:
 def main() -> int:
     options = parsed()
     torch.set_num_threads(options.threads)
+    if options.moe:
+        with tempfile.TemporaryDirectory() as made:
+            work = options.work or Path(made)
+            work.mkdir(parents=True, exist_ok=True)
+            return against_dense(options, work.absolute())
     if options.mergekit_device:
         options.mergekit = (options.mergekit or install(options.venv)).absolute()
     console = Console(width=None if sys.stdout.isatty() else 200)
