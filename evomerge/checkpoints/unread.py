@@ -41,24 +41,27 @@ def unread(config: Mapping[str, Any], names: Iterable[str]) -> frozenset[str] | 
 
 def unread_by(model: PreTrainedModel, names: Iterable[str]) -> frozenset[str]:
     """Which of the stored tensors `names` a model of transformers, of any device, does not read when it is loaded."""
+    return frozenset(name for name, (_, read) in keys_of(model, names).items() if not read)
+
+
+def keys_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, tuple[str, bool]]:
+    """For each stored tensor the name that transformers gives it when it loads the model, and whether the model has a
+    parameter or buffer of that name. (Of tensors that are fused into one parameter, it is the name of that one.)"""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    state = model.state_dict()
+    state, prefix = model.state_dict(), model.base_model_prefix
     steps = get_model_conversion_mapping(model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
-
-    def is_read(name: str) -> bool:
+    keys = {}
+    for name in names:
         # As transformers does: renamed, else as it is; with the base model's prefix added or removed in either case
-        for renamed, converted in ((renamings, converters), ([], [])):
-            if rename_source_key(name, renamed, converted, model.base_model_prefix, state)[0] in state:
-                return True
-            if name not in state:
-                return False
-        return False
-
-    return frozenset(name for name in names if not is_read(name))
+        key = rename_source_key(name, renamings, converters, prefix, state)[0]
+        if key not in state and name in state:
+            key = rename_source_key(name, [], [], prefix, state)[0]
+        keys[name] = key, key in state
+    return keys
 
 
 def skeleton(config: Mapping[str, Any]) -> PreTrainedModel | None:
