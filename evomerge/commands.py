@@ -142,7 +142,7 @@ def run_merge(options: argparse.Namespace) -> int:
 
     device = choose_device("cuda" if options.cuda else options.device)
     with _view() as observer:
-        folder = _call(merge, options, device=device, progress=observer.progress)
+        folder = _call(merge, options, device=device, progress=observer.progress, note=observer.note)
     return _print(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
 
 

@@ -16,6 +16,7 @@ from evomerge.checkpoints.identity import Identity, identities, identity
 from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_config import CONFIG as ADAPTER_CONFIG
 from evomerge.checkpoints.lora_steps import Change
+from evomerge.checkpoints.naming import unwrapped
 from evomerge.checkpoints.read import read_tensor
 from evomerge.checkpoints.references import resolve, split_adapter
 from evomerge.checkpoints.structure import (
@@ -254,6 +255,7 @@ def _stored(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
         raise InputError(f"{folder} holds pickled weights, which can run code when read", mend, where)
     else:
         raise InputError(f"{folder} has no {WEIGHTS} and no {INDEX}", "give a model folder", where)
+    stored = unwrapped(stored)
     if not stored:
         raise InputError(f"{folder} holds no tensors", "give a model folder", where)
     flat = next((n for n, i in stored.items() if (is_embedding(n) or is_head(n)) and len(i.shape) != 2), None)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.naming import rename_between
 from evomerge.checkpoints.structure import is_head
 from evomerge.checkpoints.tokenizer import vocabulary
+from evomerge.checkpoints.uneven import Fate, fate, listed, roles, told
 from evomerge.errors import InputError, Where
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ def check_family(base: Checkpoint, sources: Mapping[str, Checkpoint], where: Cal
     """Check that all sources can be merged with the base, tensor by tensor. `where`: the place of a source's name.
 
     Raises:
-        InputError: another architecture, missing tensors, or shapes that differ; names the first of them.
+        InputError: another architecture, shapes that differ, or tensors that only one of the models has and that its
+            model needs (`checkpoints.uneven`); names the first of them.
     """
     for name, source in sources.items():
         _check_architecture(base, source, name, where(name))
@@ -46,31 +49,57 @@ def _check_architecture(base: Checkpoint, source: Checkpoint, name: str, where: 
         raise InputError(problem, "merge fine-tunes of one base", where)
 
 
+def tensor_notes(base: Checkpoint, sources: Mapping[str, Checkpoint]) -> list[str]:
+    """Lines on what not all models of a search store, and what happens to it (`checkpoints.uneven`)."""
+    kept, left = dict[str, list[str]](), dict[str, list[str]]()
+    for name, source in sources.items():
+        lacking, extra = _uneven(base, source)
+        for tensor, what in {**lacking, **extra}.items():
+            group = kept if what == "keep" else left
+            group.setdefault(tensor, []).append(name)
+    lines = told({t: m for t, m in kept.items() if t not in left}, left, "the base")
+    mixed = [name for name, source in sources.items() if source.tied != base.tied]
+    if mixed:
+        words = ("has a head of its own", "ties its head to its embeddings")
+        line = f"{' and '.join(mixed)} {words[not base.tied]}, the base {words[base.tied]}"
+        lines.append(f"{line}: merged models have a head of their own")
+    return lines
+
+
+def _uneven(base: Checkpoint, source: Checkpoint) -> tuple[dict[str, Fate], dict[str, Fate]]:
+    """What happens to the tensors that the source lacks, and to those that the base lacks, under the base's names."""
+    names = _names(base, source)
+    lacking = [t for t in base.tensors if t not in names and not (is_head(t) and source.tied)]
+    extra = [t for t in names if t not in base.tensors and not (is_head(t) and base.tied)]
+    named = base.config.get("architectures")
+    ours = roles(base.config, named, base.stack, lacking) if lacking else {}
+    theirs = roles(source.config, named, source.stack, [names[t] for t in extra]) if extra else {}
+    return {t: fate(ours[t], ()) for t in lacking}, {t: fate(None, (theirs[names[t]],)) for t in extra}
+
+
+def _names(base: Checkpoint, source: Checkpoint) -> dict[str, str]:
+    """The source's tensors: the base's name of each -> its own."""
+    rename = rename_between(source.stack, base.stack, base.tensors)
+    return {rename(name) if rename else name: name for name in source.tensors}
+
+
 def _check_names(base: Checkpoint, source: Checkpoint, name: str, where: Where | None) -> None:
-    if base.tied != source.tied:
-        words = {True: "ties its output head to its embeddings", False: "has a head of its own"}
-        problem = f"{name} {words[source.tied]}, the base {words[base.tied]}"
-        raise InputError(problem, "save both tied or both untied", where)
-    lacking = [t for t in base.tensors if t not in source.tensors and not is_head(t)]
-    extra = [t for t in source.tensors if t not in base.tensors and not is_head(t)]
+    lacking, extra = ([t for t, what in fates.items() if what == "refuse"] for fates in _uneven(base, source))
     if lacking:
-        raise InputError(f"{name} lacks {_first(lacking)} of the base", "merge fine-tunes of one base", where)
+        raise InputError(f"{name} lacks {listed(lacking)} of the base", "merge fine-tunes of one base", where)
     if extra:
-        raise InputError(f"{name} has {_first(extra)}, which the base lacks", "merge fine-tunes of one base", where)
+        raise InputError(f"{name} has {listed(extra)}, which the base lacks", "merge fine-tunes of one base", where)
 
 
 def _check_shapes(base: Checkpoint, source: Checkpoint, name: str, where: Where | None) -> None:
     """InputError if shapes differ. Embeddings and heads may have other rows: they are brought to one vocabulary."""
+    shapes = {ours: source.tensors[theirs].shape for ours, theirs in _names(base, source).items()}
     differing = [
-        t
-        for t, i in base.tensors.items()
-        if t in source.tensors and not _alike(t, i.shape, source.tensors[t].shape, base.embedding)
+        t for t, i in base.tensors.items() if t in shapes and not _alike(t, i.shape, shapes[t], base.embedding)
     ]
     if not differing:
         return
-    shown = [
-        f"{t} is {list(source.tensors[t].shape)}, in the base {list(base.tensors[t].shape)}" for t in differing[:_SHOWN]
-    ]
+    shown = [f"{t} is {list(shapes[t])}, in the base {list(base.tensors[t].shape)}" for t in differing[:_SHOWN]]
     more = f", and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
     raise InputError(f"{name}: {'; '.join(shown)}{more}", "merge fine-tunes of one base", where)
 
@@ -158,11 +187,6 @@ def _used(checkpoint: Checkpoint, tokens: Mapping[str, int]) -> dict[str, int]:
 
 def _quoted(tokens: Sequence[str]) -> str:
     return ", ".join(repr(t) for t in tokens[:_SHOWN]) + (", ..." if len(tokens) > _SHOWN else "")
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more tensors" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def check_finite(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:

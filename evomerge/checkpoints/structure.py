@@ -35,7 +35,19 @@ class Stack:
         layer = self._layer(name)
         if layer is not None:
             return layer
+        if self.behind(name) is not None:
+            return "after"
         return "before" if _EMBEDDING.search(name) and not _HEAD.search(name) else "after"
+
+    def behind(self, name: str) -> tuple[int, str] | None:
+        """The place of a tensor of a layer behind the stack, which the configuration counts apart (next-token
+        prediction): 0 for the first such layer, and the rest of the name. None for any other tensor."""
+        if self.numbers or not name.startswith(self._start):
+            return None
+        number, _, part = name[len(self._start) :].partition(".")
+        if not number.isdecimal() or not part or int(number) < self.layers:
+            return None
+        return int(number) - self.layers, part
 
     def _layer(self, name: str) -> int | None:
         if not name.startswith(self._start):

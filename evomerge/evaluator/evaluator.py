@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.preflight import check_configured
+from evomerge.checkpoints.preflight import check_configured, tensor_notes
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluation import Evaluation
@@ -54,6 +54,8 @@ class Evaluator:
     @classmethod
     def load(cls, models: OpenModels, fitness: FitnessSpec, placement: Placement, progress: Progress) -> Evaluator:
         """Loads sources and tasks. Raises InputError, for NaN in a source among other things."""
+        for line in tensor_notes(models.base, models.sources):
+            progress.note(line)
         for line in models.tokens.dropped:
             progress.warn(line)
         for line in models.tokens.filled:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evomerge.checkpoints.preflight import tensor_notes
 from evomerge.evaluator.device import choose_devices, listed, parse_memory
 from evomerge.evaluator.shares import check_workers, deal, describe
 from evomerge.files.objects import SpaceSpec
@@ -64,6 +65,7 @@ def dry_run(
     plan = None if remote else make_plan(spec, scores)
     first = None if begin is None else _start(begin, spec, plan)
     searched = plan.space if plan else _unopened(spec)
+    tensors = tensor_notes(plan.models.base, plan.models.sources) if plan else []
     tokens = [*plan.models.tokens.dropped, *plan.models.tokens.filled] if plan else []
     timeouts = ", ".join(f"{n} {spec.timeout:g} s" for n, spec in scores.slices.items() if spec.timeout is not None)
     return {
@@ -75,6 +77,7 @@ def dry_run(
         if searched
         else "their number depends on the layers of the base",
         "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
+        **({"tensors": "; ".join(tensors)} if tensors else {}),
         **({"tokens": "; ".join(tokens)} if tokens else {}),
         **({"starts from": first} if first else {}),
         **(_placement(plan, device, memory, workers) if plan else _devices(device, workers)),

@@ -24,6 +24,7 @@ from evomerge.checkpoints.write import (
 )
 from evomerge.errors import InputError, TrialError, Where
 from evomerge.merging.disk.card import card
+from evomerge.merging.disk.loadable import check_loads
 from evomerge.merging.disk.pipeline import StreamingBank, run_in_order
 from evomerge.merging.kernels.digest import NotFinite, combined, digest, tensor_record
 from evomerge.merging.plan.jobs import MergeJob, MergePlan
@@ -56,6 +57,7 @@ def merge(
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Path:
     """Merge to disk. Takes a gigabyte of memory, or the tensors that the largest output tensor reads.
 
@@ -73,6 +75,7 @@ def merge(
         overwrite: replace checkpoints that exist (see `check_target`).
         shard_bytes: the most bytes of a weights file.
         progress: called with a text (tensor, rate, remaining time) and the share that is done (0 to 1).
+        note: called, before the first tensor is read, with lines on what not all models of the merge store.
 
     Returns:
         The absolute folder.
@@ -110,6 +113,10 @@ def merge(
         output_tokenizer(output.recipe.output, planned, where) if copy_tokenizer else None
         for output, planned in zip(outputs, plans, strict=True)
     ]
+    for planned in plans:
+        for line in (*planned.notes, *check_loads(planned, where)):
+            if note:
+                note(line)
     with ExitStack() as stack:
         # The last one that is entered is the first one to take its place: the output comes after the stages.
         writers = [

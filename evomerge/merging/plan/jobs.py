@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.modules import Modules
+from evomerge.checkpoints.modules import Modules, find_modules
+from evomerge.checkpoints.naming import rename_between
 from evomerge.checkpoints.structure import Place, Stack, is_head, text_config
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.recipe.bands import Bands
@@ -164,6 +165,18 @@ class Model:
             return self.tensors.get(self.embedding)
         return self.tensors.get(name)
 
+    def named_like(self, other: Model) -> Model:
+        """This model, its tensors under the names that they have in another one, where one of the two has a prefix more
+        before its layers."""
+        main, theirs = self.stack(None), other.stack(None)
+        rename = rename_between(main, theirs, other.tensors)
+        if rename is None:
+            return self
+        tensors = {rename(name): tensor for name, tensor in self.tensors.items()}
+        modules = find_modules(tensors, self.config, replace(main, prefix=theirs.prefix))
+        embedding = None if self.embedding is None else rename(self.embedding)
+        return replace(self, modules=modules, embedding=embedding, tensors=tensors)
+
     def stack(self, module: str | None) -> Stack:
         """The layer stack of a module; None: of the whole model."""
         return self.modules.stacks.get(module or self.modules.main, Stack("", 0))
@@ -205,6 +218,7 @@ class MergePlan:
         vocabulary: the output's tokenizer.
         donor: the checkpoint that gives the generation settings and processors.
         checkpoints: all checkpoints that the merge reads.
+        notes: lines on tensors that not all models store.
     """
 
     config: dict[str, Any]
@@ -215,6 +229,7 @@ class MergePlan:
     vocabulary: Vocabulary
     donor: Checkpoint
     checkpoints: tuple[Checkpoint, ...] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def stack(self) -> Stack:

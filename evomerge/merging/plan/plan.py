@@ -22,11 +22,13 @@ from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, Read, T
 from evomerge.merging.plan.output_config import LayerRun, follow_tokens, output_config, set_rows
 from evomerge.merging.plan.settings import settings
 from evomerge.merging.plan.stacking import Group, OutputTensor, Stacking
-from evomerge.recipe.recipe import Document, Module, Recipe
+from evomerge.merging.plan.uneven import UnevenTensors
+from evomerge.recipe.recipe import Document, Module, Recipe, TokenizerPolicy
 from evomerge.registry import METHODS
 
-_UNNAMED = "passthrough"
-"""The method of the tensors of modules that a recipe does not name: they are the base's (mergekit leaves them out)."""
+_ALONE = "passthrough"
+"""The method of tensors that are one model's: those of modules that a recipe does not name are the base's (mergekit
+leaves them out), and so may be those that not all models store."""
 
 
 def plan(
@@ -67,6 +69,7 @@ def plan(
             vocabulary=planner.vocabulary,
             donor=stages[lead].donor if lead in stages else opened[lead],
             checkpoints=tuple(opened.values()),
+            notes=(*(result.notes if result else ()), *planner.notes()),
         )
         if document.name:
             stages[document.name] = result
@@ -108,11 +111,23 @@ class _DocumentPlanner:
     """Plans one document."""
 
     def __init__(self, document: Document, find: Callable[[str, Where | None], Model], truncate: bool) -> None:
-        self.document, self._find, self._truncate = document, find, truncate
+        self.document, self._truncate = document, truncate
         first = document.all_slices[0].inputs[0]
         self.lead = document.base or first.model
         self.donor = find(self.lead, document.where if document.base else first.where)
-        self.parts = [Stacking(document, m, self._module(m), self.donor, find) for m in self._modules()]
+        named: dict[str, Model] = {}
+
+        def find_alike(reference: str, where: Where | None) -> Model:
+            if reference not in named:
+                named[reference] = find(reference, where).named_like(self.donor)
+            return named[reference]
+
+        self._find = find_alike
+        self.parts = [Stacking(document, m, self._module(m), self.donor, find_alike) for m in self._modules()]
+        members = [m.model for part in self.parts for group in part.groups for m in group.members]
+        self._models = {model.reference: model for model in (self.donor, *members)}
+        self._uneven = UnevenTensors(self.donor, self.lead, list(self._models.values()))
+        self._padding: list[str] = []
         self._alignment = self._aligned()
 
     @property
@@ -123,7 +138,11 @@ class _DocumentPlanner:
     def jobs(self) -> dict[str, MergeJob]:
         """The jobs of all output tensors, in the order of the model."""
         jobs = [self._job(output) for part in self.parts for output in part.outputs()]
-        return {job.tensor: job for job in (*jobs, *self._unnamed())}
+        return {job.tensor: job for job in (*jobs, *self._unnamed()) if job is not None}
+
+    def notes(self) -> list[str]:
+        """Lines on what not all models store, once the jobs are planned."""
+        return [*self._padding, *self._uneven.told()]
 
     def config(self, jobs: Mapping[str, MergeJob]) -> dict[str, Any]:
         """The output's configuration: the donor's, changed where the merge changes the model."""
@@ -193,37 +212,64 @@ class _DocumentPlanner:
             holder[path[-1]] = part.stack.layers
 
     def _aligned(self) -> Alignment | None:
-        policy = self.document.tokenizer
+        policy = self.document.tokenizer or self._padded()
         if policy is None:
             return None
-        members = [m.model for part in self.parts for group in part.groups for m in group.members]
-        models = {model.reference: model for model in (self.donor, *members)}
-        return Alignment(policy, list(models.values()), self._find)
+        return Alignment(policy, list(self._models.values()), self._find)
+
+    def _padded(self) -> TokenizerPolicy | None:
+        """The base's tokens, where all models have the same ones, and embeddings of different size: the rest of the
+        rows is padding."""
+        models = list(self._models.values())
+        rows = {m.tensors[m.embedding].shape[0] for m in models if m.embedding in m.tensors}
+        if self._truncate or len(rows) < 2:
+            return None
+        tokens = models[0].vocabulary
+        try:
+            alike = all(m.vocabulary.readable and m.vocabulary.tokens == tokens.tokens for m in models)
+        except InputError:
+            return None
+        if not alike or tokens.rows > min(rows):
+            return None
+        sizes = " and ".join(map(str, sorted(rows)))
+        self._padding.append(f"embeddings have {sizes} rows for the same {tokens.rows} tokens: padding is left out")
+        return TokenizerPolicy("base", where=self.document.where)
 
     def _unnamed(self) -> Iterator[MergeJob]:
         """The jobs of the tensors of modules that the recipe does not name: the donor's, as they are."""
         if not self.document.modules:
             return
         named = {part.name or self.donor.modules.main for part in self.parts}
-        parameters = {p.name: (p.default if p.default is not None else 1.0,) for p in METHODS[_UNNAMED].parameters}
         for name, tensor in self.donor.tensors.items():
             if self.donor.modules.of(name) not in named:
-                copied = tensor.dtype not in FLOATS
-                out = tensor.dtype if copied else self.document.out_dtype or self.document.dtype or tensor.dtype
-                yield MergeJob(
-                    tensor=name,
-                    method=COPY if copied else _UNNAMED,
-                    inputs=(tensor.operand,),
-                    base=None,
-                    parameters={} if copied else parameters,
-                    work=tensor.dtype,
-                    out=out,
-                    shape=tensor.shape,
-                )
+                yield self._passed(name, tensor)
 
-    def _job(self, output: OutputTensor) -> MergeJob:
+    def _passed(self, name: str, tensor: TensorRef) -> MergeJob:
+        """The job of a tensor that is one model's, as it is."""
+        copied = tensor.dtype not in FLOATS
+        parameters = {p.name: (p.default if p.default is not None else 1.0,) for p in METHODS[_ALONE].parameters}
+        return MergeJob(
+            tensor=name,
+            method=COPY if copied else _ALONE,
+            inputs=(tensor.operand,),
+            base=None,
+            parameters={} if copied else parameters,
+            work=tensor.dtype,
+            out=tensor.dtype if copied else self.document.out_dtype or self.document.dtype or tensor.dtype,
+            shape=tensor.shape,
+        )
+
+    def _job(self, output: OutputTensor) -> MergeJob | None:
+        """The job of an output tensor; None if it is left out, as not all models store it."""
         document, group, name = self.document, output.group, output.name
-        stored = [self._tensor(group, i, inner) for i, inner in enumerate(output.names)]
+        found = [m.model.find(inner) for m, inner in zip(group.members, output.names, strict=True)]
+        stored = [tensor for tensor in found if tensor is not None]
+        if len(stored) < len(found):
+            keeper = self._uneven.keeper(output, found)
+            if keeper is None:
+                return None
+            alone = replace(group, members=(group.members[keeper],))
+            return self._passed(name, self._fitted(name, alone, [t for t in [found[keeper]] if t])[0])
         tensors = self._fitted(name, group, stored)
         if any(tensor.dtype not in FLOATS for tensor in tensors):
             return MergeJob(
@@ -254,14 +300,6 @@ class _DocumentPlanner:
             shape=shape,
             seed=document.seed,
         )
-
-    def _tensor(self, group: Group, number: int, name: str) -> TensorRef:
-        member = group.members[number]
-        tensor = member.model.find(name)
-        if tensor is None:
-            problem = f"{member.input.model} has no tensor {name}, which another model of the merge has"
-            raise InputError(problem, "merge models of one architecture", member.input.where)
-        return tensor
 
     def _fitted(self, name: str, group: Group, stored: Sequence[TensorRef]) -> Sequence[TensorRef]:
         """The tensors, brought to one vocabulary. InputError if their shapes differ all the same."""

@@ -76,22 +76,38 @@ class Stacking:
     def outputs(self) -> Iterator[OutputTensor]:
         """All output tensors, in the order of the model."""
         first, last = self.groups[0], self.groups[-1]
-        yield from (_same(first, name) for name in self._before())
+        yield from (self._outside(first, name) for name in self._before())
         layer = 0
         for group, length in zip(self.groups, self.lengths, strict=True):
             for depth in range(length):
                 yield from self._layer(group, depth, depth / (length - 1) if length > 1 else 1.0, layer)
                 layer += 1
-        yield from (_same(last, name) for name in self._after())
+        yield from (self._outside(last, name) for name in self._after())
 
     def _before(self) -> list[str]:
         return _union(m.model.places(self.name).get("before", []) for m in self.groups[0].members)
 
     def _after(self) -> list[str]:
         """A head that any model stores is an output of its own; models that tie theirs give their embeddings for it."""
-        after = [m.model.places(self.name).get("after", []) for m in self.groups[-1].members]
+        after = [self._following(m) for m in self.groups[-1].members]
         heads = [m.model.places(self.name).get("after", []) for m in self.groups[0].members]
         return _union([*after, *([n for n in names if is_head(n)] for names in heads)])
+
+    def _following(self, member: Member) -> list[str]:
+        """The names in the output of a member's tensors after its layers. A prediction layer behind its stack stands
+        behind the output's stack, however many layers that has."""
+        stack, names = member.model.stack(self.name), member.model.places(self.name).get("after", [])
+        behind = {name: at for name in names if (at := stack.behind(name)) is not None}
+        last = self.stack.layers
+        return [self.stack.name(last + behind[n][0], behind[n][1]) if n in behind else n for n in names]
+
+    def _outside(self, group: Group, name: str) -> OutputTensor:
+        """An output tensor outside the layers, which has one name in all models, but for prediction layers."""
+        names, behind = [name] * len(group.members), self.stack.behind(name)
+        if behind is not None:
+            stacks = [m.model.stack(self.name) for m in group.members]
+            names = [stack.name(stack.layers + behind[0], behind[1]) for stack in stacks]
+        return OutputTensor(group, name, tuple(names), 0.0)
 
     def _layer(self, group: Group, depth: int, t: float, layer: int) -> Iterator[OutputTensor]:
         for part in _union(m.model.places(self.name).get(m.start + depth, []) for m in group.members):
@@ -163,11 +179,6 @@ class Stacking:
             problem = f"its models give different numbers of layers ({numbers})"
             raise InputError(problem, "give every model of a slice equally many layers", group.levels.slice.where)
         return spans.pop()
-
-
-def _same(group: Group, name: str) -> OutputTensor:
-    """An output tensor outside the layers, which has one name in all models."""
-    return OutputTensor(group, name, (name,) * len(group.members), 0.0)
 
 
 def _union(lists: Iterable[Sequence[str]]) -> list[str]:
