@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints.config import CONFIG, check_config, read_settings
+from evomerge.checkpoints.config import CONFIG, check_config, read_config
 from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
 from evomerge.checkpoints.identity import Identity, identities, identity
 from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
@@ -289,7 +289,7 @@ def _config(folder: Path, stored: Mapping[str, TensorInfo], where: Where | None)
         if any(map(is_embedding, stored)):
             raise InputError(f"{folder} has no {CONFIG}", "give a whole model folder", where)
         return {}
-    config = read_settings(file, where)
+    config = read_config(file, where)
     check_config(config, file, stored, where)
     return config
 
