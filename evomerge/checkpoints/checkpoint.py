@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints.config import CONFIG, check_config, read_settings
+from evomerge.checkpoints.config import CONFIG, check_config, read_config
 from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
 from evomerge.checkpoints.identity import Identity, identities, identity
 from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
@@ -55,7 +55,12 @@ TOKENIZER_FILES = (
 )
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PAIR = "write model+adapter"
 _fingerprints: dict[tuple[Any, ...], str] = {}
+
+
+class _AdapterError(InputError):
+    """An adapter's base is an adapter."""
 
 
 class Checkpoint:
@@ -115,45 +120,47 @@ class Checkpoint:
         Raises:
             InputError: there is no such checkpoint, or it cannot be merged; the message says why.
         """
-        return cls._open(ref, where, base, ())
+        return cls._open(ref, where, base)
 
     @classmethod
-    def _open(cls, ref: str, where: Where | None, base: Checkpoint | None, above: tuple[Path, ...]) -> Checkpoint:
-        """`open`. `above`: the adapters that name each other as their bases, down to this checkpoint."""
+    def _open(cls, ref: str, where: Where | None, base: Checkpoint | None, is_base: bool = False) -> Checkpoint:
+        """`open`. `is_base`: whether an adapter names it as its base."""
         model, adapter = split_adapter(ref, where)
         if adapter is not None:
-            on = cls._open(model, where, None, above)
+            on = cls._open(model, where, None, is_base)
             folder, resolved = resolve(adapter, where)
             seen = identities(folder)
             return on.adapted(ref, read_adapter(folder, resolved, where), seen)
         folder, resolved = resolve(ref, where)
         seen = identities(folder)
         if is_there(folder / ADAPTER_CONFIG, where) and not any(is_there(folder / n, where) for n in (WEIGHTS, INDEX)):
+            if is_base:
+                raise _AdapterError(f"{folder} is an adapter", _PAIR, where)
             alone = read_adapter(folder, resolved, where)
-            if folder in above:
-                raise alone.error("it is a base of its own base", "write model+adapter")
-            return cls._base_of(alone, base, (*above, folder)).adapted(ref, alone, seen)
+            return cls._base_of(alone, base).adapted(ref, alone, seen)
         stored = _stored(folder, where)
         config = _config(folder, stored, where)
         _refuse_quantized(folder, config, stored, where)
         return cls(ref, folder, config, stored, where, resolved, seen=seen)
 
     @classmethod
-    def _base_of(cls, adapter: Adapter, base: Checkpoint | None, above: tuple[Path, ...]) -> Checkpoint:
+    def _base_of(cls, adapter: Adapter, base: Checkpoint | None) -> Checkpoint:
         """The model that an adapter names, or `base` if that cannot be opened."""
         if base is not None and adapter.base in (None, base.reference, base.resolved()):
             return base
         if adapter.base is None:
-            raise adapter.error("it does not name its base", "write model+adapter")
+            raise adapter.error("it does not name its base", _PAIR)
         try:
             # Its configuration is no file of the user's: a path in it does not start where the user's paths do.
             where = replace(adapter.where, folder=None) if adapter.where else None
-            return cls._open(adapter.base, where, None, above)
+            return cls._open(adapter.base, where, None, is_base=True)
         except InputError as error:
             if base is not None:
                 return base
             problem = f"its base {adapter.base} cannot be opened ({error.problem})"
-            raise adapter.error(problem, "write model+adapter") from None
+            if isinstance(error, _AdapterError):
+                problem = f"its base, by its {ADAPTER_CONFIG}, is an adapter ({adapter.base})"
+            raise adapter.error(problem, _PAIR) from None
 
     def adapted(self, reference: str, adapter: Adapter, seen: Mapping[Path, Identity]) -> Checkpoint:
         """This checkpoint with a LoRA adapter merged into it, tensor by tensor as they are read. `seen`: the adapter's
@@ -291,7 +298,7 @@ def _config(folder: Path, stored: Mapping[str, TensorInfo], where: Where | None)
         if any(map(is_embedding, stored)):
             raise InputError(f"{folder} has no {CONFIG}", "give a whole model folder", where)
         return {}
-    config = read_settings(file, where)
+    config = read_config(file, where)
     check_config(config, file, stored, where)
     return config
 

@@ -5,6 +5,8 @@ Whatever else a configuration holds is copied into the merged checkpoint as it i
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +29,41 @@ _MOST = 10_000
 """Layers, experts, heads or labels that are plausible whatever the tensors are: each can be an object in memory."""
 _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 _PARTS = ("text_config", "vision_config", "audio_config", "id2label", "label2id")
+_TAG = "__float__"
+_TAGGED = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+class TaggedFloat(float):
+    """A float that config.json writes as ``{"__float__": "Infinity"}``, as transformers 5 writes what JSON has no
+    number for (Mamba 2, Bamba, Falcon-H1, Granite 4, Nemotron-H: `time_step_limit`). Older files hold ``Infinity``."""
+
+
+def read_config(file: Path, where: Where | None = None) -> dict[str, Any]:
+    """The configuration in a config.json, with numbers in place of transformers' tags. InputError as for
+    `read_settings`."""
+    settings: dict[str, Any] = _decoded(read_settings(file, where))
+    return settings
+
+
+def config_json(config: Mapping[str, Any]) -> str:
+    """The text of a config.json. Numbers are written as they were read: with a tag, or plainly."""
+    return json.dumps(_encoded(config), indent=2, ensure_ascii=False) + "\n"
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_TAG} and isinstance(value[_TAG], str) and value[_TAG] in _TAGGED:
+            return TaggedFloat(_TAGGED[value[_TAG]])
+        return {key: _decoded(inner) for key, inner in value.items()}
+    return [_decoded(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, TaggedFloat):
+        return {_TAG: next(tag for tag, number in _TAGGED.items() if repr(number) == repr(value))}
+    if isinstance(value, Mapping):
+        return {key: _encoded(inner) for key, inner in value.items()}
+    return [_encoded(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def read_settings(file: Path, where: Where | None = None) -> dict[str, Any]:

@@ -11,12 +11,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Protocol
 
 from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
-from evomerge.checkpoints.lora_config import CONFIG, LoraConfig, read_config
-from evomerge.checkpoints.lora_steps import Change, LowRank, ReplaceRows, Shift
+from evomerge.checkpoints.lora_config import CONFIG, MERGE, LoraConfig, read_config
+from evomerge.checkpoints.lora_names import Parameter, ParameterNames
+from evomerge.checkpoints.lora_steps import Change, ExpertsLowRank, LowRank, ReplaceRows, Shift
 from evomerge.checkpoints.read import same_bytes
 from evomerge.checkpoints.structure import is_embedding, is_head
 from evomerge.errors import InputError, Where
@@ -30,11 +32,19 @@ _LOW_RANK = re.compile(
 )
 _TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.default)?")
 _WRAPPERS = re.compile(r"\.(modules_to_save(\.default)?|base_layer|token_adapter)(?=\.)")
+# What a trained module replaced, which PEFT saves beside it where a vocabulary grew
+_ORIGINAL = re.compile(r"\.original_module\.")
+_WRAPPED = ".base_layer"
 _HEAD = "lm_head.weight"
 _UNQUANTIZED = "give the adapter as it was trained"
 _GIVE_ITS_BASE = "give the model that it was trained on: model+adapter"
 # Models whose layers store their matrices as [inputs, outputs] (transformers' Conv1D)
 _CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+# Models whose experts are [experts, inputs, outputs] in memory (`is_transposed` in transformers' modeling files)
+_INPUTS_FIRST = ("gpt_oss", "aria", "aria_text", "openai_privacy_filter")
+_MOST_WRAPPED = 6
+# Parameters of experts in the order in which transformers defines them
+_DEFINED = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias")
 
 
 @dataclass(frozen=True)
@@ -113,30 +123,48 @@ class FittedAdapter:
         self.changes: dict[str, Change] = {}
         self.vocabulary: int | None = None
         self._adapter, self._base = adapter, base
-        modules: dict[str, dict[str, TensorInfo]] = {}
+        self._names = ParameterNames(base.stored, base.config)
+        modules: dict[str, dict[int, dict[str, TensorInfo]]] = {}
         tokens: dict[str, TensorInfo] = {}
+        saved: dict[str, TensorInfo] = {}
         for key, info in adapter.tensors.items():
             name = key.removeprefix(_PREFIX)
             if match := _LOW_RANK.fullmatch(name):
-                parts, part = modules.setdefault(match["module"], {}), "bias" if match["bias"] else match["part"]
+                module, part = match["module"], "bias" if match["bias"] else match["part"]
+                level = 0
+                while module.endswith(_WRAPPED):
+                    module, level = module.removesuffix(_WRAPPED), level + 1
+                parts = modules.setdefault(module, {}).setdefault(level, {})
                 if part in parts:
                     raise adapter.error(f"it has two of {name}", "copy or download it again")
                 parts[part] = info
             elif match := _TOKENS.fullmatch(name):
                 tokens[match["module"]] = info
+            elif not _ORIGINAL.search(name):
+                plain = _WRAPPERS.sub("", name)
+                saved[plain] = info if plain == name else saved.get(plain, info)  # PEFT reads the plain name
+        for name, info in saved.items():
+            self._save(name, info)
+        wrappers: dict[str, dict[int, dict[str, TensorInfo]]] = {}
+        for module, levels in modules.items():
+            weight = self._names.find(f"{module}.weight")
+            if adapter.config.parameters and (weight is None or len(base.stored[weight].shape) != 2):
+                wrappers[module] = levels
+            elif set(levels) == {0}:
+                self._add_low_rank(module, levels[0])
             else:
-                self._save(_WRAPPERS.sub("", name), info)
-        for module, parts in modules.items():
-            self._add_low_rank(module, parts)
+                raise adapter.error(f"it has adapters inside of the one of {module}", MERGE)
+        self._add_parameters(wrappers)
         for module, info in tokens.items():
             self._replace_rows(module, info)
         if not self.changes:
             raise adapter.error("it holds no weights", "give a LoRA adapter")
         self.unties = base.tied and base.embedding is not None and self._untie()
+        self._check_rows()
 
     def _change(self, name: str) -> tuple[str, Change]:
         """The base's name of the tensor that the adapter calls `name`, and its change so far."""
-        stored = _find(name, self._base.stored)
+        stored = self._names.find(name)
         if self._base.tied and self._base.embedding and is_head(name):
             stored = stored or name
             source = self._base.stored[self._base.embedding]
@@ -185,6 +213,59 @@ class FittedAdapter:
             self._check_length(f"the bias of {module}", parts["bias"], change.info.elements)
             self.changes[bias] = change.then(Shift(parts["bias"], scale))
 
+    def _add_parameters(self, wrappers: Mapping[str, Mapping[int, Mapping[str, TensorInfo]]]) -> None:
+        """Add B A of each expert to parameters that are adapted without a layer (PEFT's `target_parameters`).
+        `wrappers`: by module, then from the outermost one inwards."""
+        found = [(module, *one) for module, levels in wrappers.items() for one in self._wrapped(module, levels)]
+        # Which of a parameter's sides the inputs are, the sides' lengths tell, if these differ: then it is so for all.
+        told = {
+            b.shape[0] == p.shape[-2] for _, _, p, _, b in found if len(p.shape) == 3 and p.shape[-1] != p.shape[-2]
+        }
+        for module, name, parameter, a, b in found:
+            experts = parameter.shape[0] if len(parameter.shape) == 3 else 1
+            scale = self._scale(f"{module}.{name}", a.shape[0] // experts)
+            for part in parameter.parts:
+                _, change = self._change(part.stored)
+                if len(parameter.shape) == 2:
+                    self.changes[part.stored] = change.then(LowRank(a, b, scale, transposed=False))
+                    continue
+                square = parameter.shape[-1] == parameter.shape[-2]
+                first = b.shape[0] == parameter.shape[-2]
+                if square:
+                    first = next(iter(told)) if len(told) == 1 else self._outputs_first(module, parameter)
+                self.changes[part.stored] = change.then(ExpertsLowRank(a, b, scale, experts, first, part))
+
+    def _wrapped(
+        self, module: str, levels: Mapping[int, Mapping[str, TensorInfo]]
+    ) -> list[tuple[str, Parameter, TensorInfo, TensorInfo]]:
+        """Names, parameters, A and B of a module's adapted parameters. A wrapper stands around those before it, and has
+        not its parameter's name, but that of the module."""
+        parameters = {
+            name: parameter
+            for name, parameter in self._names.parameters(module).items()
+            if any(f".{module}.{name}".endswith(f".{ending}") for ending in self._adapter.config.parameters)
+        }
+        pairs = [levels[level] for level in sorted(levels, reverse=True)]
+        if any(set(pair) != {"A", "B"} for pair in pairs):
+            raise self._adapter.error(f"{module} has other parts than lora_A and lora_B", "copy or download it again")
+        # The innermost is the parameter that is defined first; where that does not fit, shapes tell which is which.
+        in_order = sorted(parameters, key=lambda name: (_DEFINED.index(name) if name in _DEFINED else 99, name))
+        orders = list(permutations(in_order)) if len(in_order) == len(pairs) <= _MOST_WRAPPED else []
+        fitting = [n for n in orders if all(map(_fits, pairs, (parameters[name] for name in n)))]
+        if not fitting or (fitting[0] != tuple(in_order) and len(fitting) > 1):
+            problem = f"it has {len(pairs)} pairs of matrices for the parameters of {module}"
+            shapes = ", ".join(f"{name} {list(parameters[name].shape)}" for name in in_order) or "none that it names"
+            raise self._adapter.error(f"{problem}, in {self._base.path} these are {shapes}")
+        return [(name, parameters[name], pair["A"], pair["B"]) for name, pair in zip(fitting[0], pairs, strict=True)]
+
+    def _outputs_first(self, module: str, parameter: Parameter) -> bool:
+        """Whether the rows of experts' square matrices are the outputs: PEFT 0.18 took none so, 0.19 those that were
+        [inputs, outputs], and 0.20 takes the others."""
+        if parameter.turned:
+            raise self._adapter.error(f"the experts of {module} are square, and how they lie is not told", MERGE)
+        version, inputs_first = self._adapter.config.version, self._base.config.get("model_type") in _INPUTS_FIRST
+        return version is not None and version >= (0, 19) and inputs_first == (version < (0, 20))
+
     def _check_length(self, what: str, info: TensorInfo | None, length: int) -> None:
         if info is not None and info.elements != length:
             raise self._adapter.error(f"{what} has {info.elements} elements, not {length}")
@@ -222,16 +303,14 @@ class FittedAdapter:
         head_change, change = self.changes.get(head or ""), self.changes.get(name)
         if head_change is None and change is not None and not self._shared(change):
             stored = self._base.stored[name]
-            self.changes[_HEAD] = Change(stored, stored)
+            # Of embeddings that grew, what the adapter was trained on is the adapter's.
+            grown = change.info.shape != stored.shape
+            self.changes[_HEAD] = Change(change.info, change.source) if grown else Change(stored, stored)
             return True
         if head_change is None:
             return False
         # PEFT saves embeddings and head alike where a vocabulary grew
-        equal = (
-            change is not None
-            and not (head_change.steps or change.steps)
-            and same_bytes(head_change.source, change.source)
-        )
+        equal = change is not None and _are_same(change, head_change)
         if not equal and not self._adapter.config.ties_weights:
             return True
         self.changes = {n: c for n, c in self.changes.items() if not is_head(n)}
@@ -240,14 +319,42 @@ class FittedAdapter:
     def _shared(self, change: Change) -> bool:
         """Whether a change of the embeddings alone was a change of the head, too, in training."""
         grown = change.info.shape != self._base.stored[self._base.embedding or ""].shape
-        tokens = bool(change.steps) and all(isinstance(step, ReplaceRows) for step in change.steps)
-        return grown or tokens or self._adapter.config.ties_weights
+        tokens = all(isinstance(step, ReplaceRows) for step in change.steps)
+        return (tokens and (grown or bool(change.steps))) or self._adapter.config.ties_weights
+
+    def _check_rows(self) -> None:
+        """InputError where the vocabulary changes, and the rows of only one of embeddings and head."""
+        if self.vocabulary is None:
+            return
+        infos = {name: info for name, info in self._base.stored.items() if is_embedding(name) or is_head(name)}
+        infos |= {name: change.info for name, change in self.changes.items() if name in infos}
+        tied = self._base.tied and not self.unties
+        other = next((n for n, i in infos.items() if i.shape[0] != self.vocabulary and not (tied and is_head(n))), None)
+        if other is not None:
+            problem = f"its vocabulary has {self.vocabulary} tokens, but it holds no {other} of so many rows"
+            raise self._adapter.error(
+                problem, "save it again with peft's save_pretrained(..., save_embedding_layers=True)"
+            )
 
 
-def _find(name: str, stored: Mapping[str, TensorInfo]) -> str | None:
-    """The stored name of a tensor: `name` itself, or the only one that differs by a prefix (a model that was stored
-    with or without its head)."""
-    if name in stored:
-        return name
-    close = [s for s in stored if name.endswith(f".{s}") or s.endswith(f".{name}")]
-    return close[0] if len(close) == 1 else None
+def _are_same(one: Change, other: Change) -> bool:
+    """Whether two changes give equal tensors: whole ones, or the same rows of whole ones."""
+    if len(one.steps) != len(other.steps) or not same_bytes(one.source, other.source):
+        return False
+    return all(
+        isinstance(a, ReplaceRows)
+        and isinstance(b, ReplaceRows)
+        and a.rows == b.rows
+        and same_bytes(a.values, b.values)
+        for a, b in zip(one.steps, other.steps, strict=True)
+    )
+
+
+def _fits(pair: Mapping[str, TensorInfo], parameter: Parameter) -> bool:
+    """Whether A and B are for a parameter of this shape."""
+    a, b, shape = pair["A"].shape, pair["B"].shape, parameter.shape
+    if len(a) != 2 or len(b) != 2 or len(shape) not in (2, 3) or a[0] != b[1]:
+        return False
+    if len(shape) == 2:
+        return (b[0], a[1]) == shape
+    return not a[0] % shape[0] and (b[0], a[1]) in (shape[1:], shape[:0:-1])

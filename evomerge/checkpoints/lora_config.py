@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,10 +20,10 @@ SECONDS = 3.0
 Two patterns for each of 560 modules, as some adapters of 70B models have, take one and a half."""
 _LONGEST_PATTERN = 1_000
 # Settings with which B A is not what an adapter adds to a stored matrix
-_REFUSED = ("target_parameters", "layer_replication", "alora_invocation_tokens", "arrow_config", "use_qalora",
+_REFUSED = ("layer_replication", "alora_invocation_tokens", "arrow_config", "use_qalora",
             "use_bdlora", "kasa_config", "monteclora_config")  # fmt: skip
 _ALTERED_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
-_UNLOAD = "merge it into its base with peft (merge_and_unload, save_pretrained)"
+MERGE = "merge it into its base with peft (merge_and_unload, save_pretrained)"
 _Error = Callable[[str, str], InputError]
 
 
@@ -33,6 +34,8 @@ class LoraConfig:
         base, revision: the model that it was trained on; None if it does not say.
         rank_stabilized: whether B A is divided by the root of the rank.
         ties_weights: whether head and embeddings stayed one matrix in training.
+        parameters: the ends of the names of parameters that are adapted by themselves, without a layer (experts).
+        version: of the PEFT that wrote it, such as (0, 18); None if it does not say.
     """
 
     def __init__(self, config: Mapping[str, Any], error: _Error) -> None:
@@ -53,6 +56,10 @@ class LoraConfig:
         self._rows = rows if isinstance(rows, list) else self._mapping(config, "trainable_token_indices", _are_rows)
         if isinstance(rows, list):
             _checked("trainable_token_indices", rows, _are_rows, error)
+        parameters = config.get("target_parameters") or []
+        self.parameters: list[str] = _checked("target_parameters", parameters, _are_texts, error)
+        version = re.match(r"(\d{1,9})\.(\d{1,9})", str(config.get("peft_version")))
+        self.version = (int(version[1]), int(version[2])) if version else None
         self._left = SECONDS
         self._compiled: dict[str, Any] = {}  # the cache of `regex` holds 500, and large models have more modules
 
@@ -124,10 +131,10 @@ def read_config(folder: Path, error: _Error, where: Where | None = None) -> Lora
 def _check_kind(config: Mapping[str, Any], error: _Error) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise error(f"it is of type {shortened(kind, 40)}, not LORA", _UNLOAD)
+        raise error(f"it is of type {shortened(kind, 40)}, not LORA", MERGE)
     used = next((key for key in _REFUSED if config.get(key)), None)
     if used:
-        raise error(f"{used} in its {CONFIG} is not supported", _UNLOAD)
+        raise error(f"{used} in its {CONFIG} is not supported", MERGE)
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(_ALTERED_BASE):
         problem = f"it belongs to a base whose weights its start ({shortened(start, 40)}) has altered"
@@ -152,8 +159,13 @@ def _are_rows(value: Any) -> bool:
     return isinstance(value, list) and all(type(row) is int and row >= 0 for row in value)
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
 _WANTED: Mapping[Callable[[Any], bool], str] = {
     _is_rank: "a whole number above 0",
     _is_number: "a number",
     _are_rows: "a list of rows",
+    _are_texts: "a list of texts",
 }

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from evomerge.checkpoints.headers import TensorInfo
+from evomerge.checkpoints.headers import SIZES, TensorInfo
+from evomerge.checkpoints.lora_names import Part
 from evomerge.checkpoints.read import read_tensor
 from evomerge.errors import Where
 
@@ -45,6 +46,53 @@ class LowRank:
         shape[outputs] = -1
         magnitude = read_tensor(self.magnitude, where).to(weight.dtype).reshape(shape)
         return changed.mul_(magnitude / changed.norm(dim=inputs, keepdim=True))
+
+
+@dataclass(frozen=True)
+class ExpertsLowRank:
+    """Adds scale * (B A) of each expert to a weight [experts, rows, columns], or to a part of it (PEFT's
+    `target_parameters`, `ParamWrapper.get_delta_weight`).
+
+    Attributes:
+        a, b: [experts * rank, inputs], the experts one after the other, and [outputs, rank * experts], of each rank all
+            experts.
+        experts: how many there are.
+        outputs_first: whether the rows are the outputs, and not the inputs.
+        part: what the weight is of all experts.
+    """
+
+    a: TensorInfo
+    b: TensorInfo
+    scale: float
+    experts: int
+    outputs_first: bool
+    part: Part
+
+    def apply(self, weight: Tensor, where: Where | None) -> Tensor:
+        import torch
+
+        # 1. Of this part are read: its experts' rows of A, and of B those of its own rows, if these are the outputs.
+        (first, end), expert = self.part.rows, self.part.expert
+        chosen = range(self.experts) if expert is None else range(expert, expert + 1)
+        rank = self.a.shape[0] // self.experts
+        a = _rows(self.a, chosen.start * rank, chosen.stop * rank)
+        b = _rows(self.b, first, end) if self.outputs_first else self.b
+        inputs = read_tensor(a, where).to(weight.dtype).reshape(len(chosen), rank, -1)
+        outputs = read_tensor(b, where).to(weight.dtype).reshape(b.shape[0], rank, self.experts)
+        if not self.outputs_first:
+            inputs = inputs[..., first:end]
+        # 2. B A, expert by expert
+        result = torch.empty_like(weight)
+        for row, (i, of_expert) in enumerate(zip(chosen, result if expert is None else result[None], strict=True)):
+            change = (outputs[..., i] @ inputs[row]).mul_(self.scale)
+            of_expert.copy_(change if self.outputs_first else change.T)
+        return result.add_(weight)
+
+
+def _rows(info: TensorInfo, first: int, end: int) -> TensorInfo:
+    """Some rows of a stored matrix."""
+    width = info.shape[1]
+    return replace(info, shape=(end - first, width), start=info.start + first * width * SIZES[info.dtype])
 
 
 @dataclass(frozen=True)

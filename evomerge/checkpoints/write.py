@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from evomerge.checkpoints.checkpoint import INDEX, WEIGHTS
+from evomerge.checkpoints.config import CONFIG, config_json
 from evomerge.checkpoints.headers import SIZES, WORDS
 from evomerge.checkpoints.partial import PartialFolder
 from evomerge.errors import FULL, InputError, Where
@@ -141,7 +142,7 @@ class CheckpointWriter:
             if len(names) > 1:
                 self.text(INDEX, json.dumps(self._index(names), indent=2) + "\n")
             if self._config:
-                self.text("config.json", json.dumps(self._config, indent=2, ensure_ascii=False) + "\n")
+                self.text(CONFIG, config_json(self._config))
             for file in self.folder.iterdir():
                 _sync(file)
             sync_folder(self.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import tiny_models
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.config import read_settings
+from evomerge.checkpoints.config import config_json, read_config, read_settings
 from evomerge.errors import InputError
 
 
@@ -76,3 +77,14 @@ def test_settings_are_not_nested_without_end(tmp_path: Path) -> None:
     file.write_text('{"a":' + "[" * 70 + "]" * 70 + "}")
     with pytest.raises(InputError, match="is nested more than 64 levels deep"):
         read_settings(file)
+
+
+@pytest.mark.parametrize("word", ["Infinity", "-Infinity", "NaN"])
+def test_numbers_that_json_lacks_are_read_and_written_as_transformers_does(word: str, tmp_path: Path) -> None:
+    """transformers 5 writes a tag, version 4 the plain word; each is written as it was read."""
+    text = f'{{"x": [0.0, {{"__float__": "{word}"}}], "y": {{"z": {word}}}, "w": {{"__float__": "other"}}}}'
+    (file := tmp_path / "config.json").write_text(text)
+    config = read_config(file)
+    assert repr(config["x"][1]) == repr(config["y"]["z"]) == repr(float(word))
+    assert config["w"] == {"__float__": "other"}
+    assert config_json(copy.deepcopy(config)).split() == json.dumps(json.loads(text), indent=2).split()

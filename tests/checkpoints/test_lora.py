@@ -327,7 +327,7 @@ class TestBad:
         ("config", "said"),
         [
             ({"peft_type": "IA3"}, "it is of type IA3, not LORA"),
-            ({"target_parameters": ["experts"]}, "target_parameters in its adapter_config.json is not supported"),
+            ({"target_parameters": "experts"}, "target_parameters in its adapter_config.json is 'experts', not a list"),
             ({"layer_replication": [[0, 2]]}, "layer_replication in its"),
             ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens in its"),
             ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
@@ -420,8 +420,16 @@ class TestBad:
         for name, other in (("a", "b"), ("b", "a")):
             config = {"base_model_name_or_path": str(tmp_path / other)}
             write_adapter(tmp_path / name, pair(Q, base), **config)
-        with pytest.raises(InputError, match="it is a base of its own base"):
+        with pytest.raises(InputError, match=r"its base, by its .*, is an adapter \(.*/b\); write model\+adapter"):
             Checkpoint.open(str(tmp_path / "a"))
+
+    def test_an_adapter_that_names_itself(self, tmp_path, base):
+        """Saved into the folder that it was loaded from."""
+        folder = write_adapter(tmp_path / "a", pair(Q, base), base_model_name_or_path=str(tmp_path / "a"))
+        with pytest.raises(InputError, match=r"is an adapter .*; write model\+adapter"):
+            Checkpoint.open(str(folder))
+        given = Checkpoint.open(str(tiny_models.write(tmp_path / "base", base)))
+        assert Checkpoint.open(str(folder), base=given).resolved() == f"{tmp_path / 'base'}+{folder}"
 
     def test_parts_of_other_lengths(self, make, base):
         size = len(base[f"{Q}.weight"])

@@ -43,11 +43,12 @@ class Dimensions:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], bytes: int) -> Dimensions:
-        """Reads a model's configuration under the usual keys. KeyError where one is missing."""
+        """Reads a model's configuration under the usual keys; of a list with a number for each layer (Gemma 3n's
+        `intermediate_size`) the largest. KeyError where a key is missing."""
         text = text_config(config)
         hidden = _first(text, "hidden_size", "n_embd", "d_model")
         wide = [key for key in ("intermediate_size", "n_inner", "ffn_dim") if text.get(key)]
-        experts = int(text.get("num_experts_per_tok") or 1)
+        experts = _first(text, "num_experts_per_tok") if text.get("num_experts_per_tok") else 1
         return cls(
             hidden=hidden,
             intermediate=experts * (_first(text, *wide) if wide else 4 * hidden),
@@ -107,6 +108,7 @@ def _norm(model: Dimensions) -> int:
 
 def _first(config: Mapping[str, Any], *keys: str) -> int:
     value = next((config[key] for key in keys if config.get(key) is not None), None)
-    if value is None:
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or not all(isinstance(number, int | float) for number in numbers):
         raise KeyError(" or ".join(keys))
-    return int(value)
+    return int(max(numbers))

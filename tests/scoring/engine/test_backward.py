@@ -239,8 +239,13 @@ def test_dimensions_are_read_from_every_familys_configuration() -> None:
     inner = {"hidden_size": 8, "intermediate_size": 5, "num_hidden_layers": 3, "num_attention_heads": 2,
              "vocab_size": 9, "num_experts_per_tok": 4}  # fmt: skip
     assert Dimensions.of({"text_config": inner}, 4) == Dimensions(8, 20, 3, 2, 9, 4)
+    listed = {"num_attention_heads": [1, 2, 2], "num_experts_per_tok": [1, 1, 2]}  # one for each layer, as in Gemma 3n
+    wide = Dimensions.of({**inner, **listed, "intermediate_size": [10, 20, 20]}, 4)
+    assert wide == Dimensions(8, 40, 3, 2, 9, 4)
     with pytest.raises(KeyError, match="vocab_size"):
         Dimensions.of({k: v for k, v in inner.items() if k != "vocab_size"}, 4)
+    with pytest.raises(KeyError):
+        Dimensions.of({**inner, "num_attention_heads": []}, 4)
 
 
 def test_checkpointing_takes_less_memory() -> None:
