@@ -33,6 +33,7 @@ def plan(
     recipe: Recipe,
     open_checkpoint: Callable[[str, Where | None], Checkpoint],
     truncate_embeddings: bool = False,
+    mix_types: bool = False,
 ) -> MergePlan:
     """Plan a recipe.
 
@@ -40,6 +41,8 @@ def plan(
         open_checkpoint: opens a checkpoint, as ``open_checkpoint(reference, where)``.
         truncate_embeddings: merge embeddings of different size, without a tokenizer setting, over the rows that all of
             them have. If these rows mean different tokens, the merge is broken.
+        mix_types: merge models of different `model_type`, where their tensors have the same names and shapes. The
+            output is of the base's type.
 
     Raises:
         InputError: the recipe and its checkpoints do not fit: names document, model, tensor, and how to mend.
@@ -56,7 +59,7 @@ def plan(
 
     result: MergePlan | None = None
     for document in recipe.documents:
-        planner = _DocumentPlanner(document, find, truncate_embeddings)
+        planner = _DocumentPlanner(document, find, truncate_embeddings, mix_types)
         jobs, lead = planner.jobs(), planner.lead
         result = MergePlan(
             config=planner.config(jobs),
@@ -107,12 +110,14 @@ def _staged_model(name: str, stage: MergePlan) -> Model:
 class _DocumentPlanner:
     """Plans one document."""
 
-    def __init__(self, document: Document, find: Callable[[str, Where | None], Model], truncate: bool) -> None:
+    def __init__(
+        self, document: Document, find: Callable[[str, Where | None], Model], truncate: bool, mix_types: bool
+    ) -> None:
         self.document, self._find, self._truncate = document, find, truncate
         first = document.all_slices[0].inputs[0]
         self.lead = document.base or first.model
         self.donor = find(self.lead, document.where if document.base else first.where)
-        self.parts = [Stacking(document, m, self._module(m), self.donor, find) for m in self._modules()]
+        self.parts = [Stacking(document, m, self._module(m), self.donor, find, mix_types) for m in self._modules()]
         self._alignment = self._aligned()
 
     @property
