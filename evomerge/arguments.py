@@ -32,6 +32,10 @@ class Parser(argparse.ArgumentParser):
         if self.below and not given:
             raise InputError("a command is missing", f"use one of: {', '.join(self.below)}; see `{self.prog} --help`")
         options, extra = super().parse_known_args(given, namespace)
+        # argparse takes an optional word that stands behind an option for one too many
+        for action in self._get_positional_actions():
+            if extra and action.nargs == "?" and getattr(options, action.dest) is None:
+                setattr(options, action.dest, extra.pop(0))
         if "" in given:  # often a variable of the shell that is not set
             self.error("a word is empty")
         if extra:
@@ -77,6 +81,17 @@ class Parser(argparse.ArgumentParser):
         if text.startswith(_MISSING):
             text = f"needs {text.removeprefix(_MISSING)}"
         raise InputError(f"{self.prog}: {text}", f"see `{self.prog} --help`")
+
+
+class Switch(argparse.Action):
+    """argparse's action of a flag and its opposite: ``--x`` sets True, ``--no-x`` False."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, default: bool = False, **settings: Any) -> None:
+        opposites = [f"--no-{flag[2:]}" for flag in option_strings if flag.startswith("--")]
+        super().__init__([*option_strings, *opposites], dest, nargs=0, default=default, **settings)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, not (option_string or "").startswith("--no-"))
 
 
 def whole_number(text: str) -> int:

@@ -18,9 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from evomerge import __version__, commands
+from evomerge import __version__, commands, merge_options
 from evomerge.arguments import Parser, number, whole_number
-from evomerge.checkpoints.write import parse_size
 from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.errors import DEBUG, EvomergeError, InputError, Where, describe_unexpected
 from evomerge.files.common import parse_seconds
@@ -89,10 +88,6 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
 
 def _seconds(text: str) -> float:
     return parse_seconds(text, Where("--time"))
-
-
-def _shard_bytes(text: str) -> int:
-    return parse_size(text, Where("--out-shard-size"))
 
 
 _FLAG = {"action": "store_true"}
@@ -201,38 +196,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "help": "default: 1, which is B; 1.5 goes beyond it by half of the way",
         },
     ),
-    # a merge, by mergekit-yaml's names
-    "overwrite": (("--overwrite",), {**_FLAG, "help": "replace what is there"}),
-    "cuda": (("--cuda",), {**_FLAG, "help": "the same as --device cuda"}),
-    "threads": (
-        ("-j", "--num-threads"),
-        {"type": whole_number, "metavar": "N", "help": "processor threads to compute with"},
-    ),
-    "random_seed": (
-        ("--random-seed",),
-        {"dest": "seed", "type": whole_number, "metavar": "N", "help": "of random masks, in place of the recipe's"},
-    ),
-    "shard_bytes": (
-        ("--out-shard-size",),
-        {"type": _shard_bytes, "default": "5GB", "metavar": "SIZE", "help": "largest weights file (default: 5GB)"},
-    ),
-    "intermediate": (
-        ("-I", "--intermediate-dir"),
-        {"metavar": "DIR", "help": "write the named documents' outputs there, too"},
-    ),
-    "truncate_embeddings": (
-        ("--unsafe-truncate-embeddings",),
-        {**_FLAG, "help": "merge embeddings of different size over the rows that all models have"},
-    ),
-    "copy_tokenizer": (("--no-copy-tokenizer",), {"action": "store_false", "help": "no tokenizer files"}),
-    "model_card": (("--no-write-model-card",), {"action": "store_false", "help": "no README.md"}),
-    "without_effect": (
-        (
-            "--copy-tokenizer", "--write-model-card", "--safe-serialization", "--clone-tensors", "--lazy-unpickle",
-            "--async-write", "--low-cpu-memory", "--read-to-gpu", "--allow-crimes", "--trust-remote-code",
-        ),
-        {**_FLAG, "help": argparse.SUPPRESS},
-    ),
+    **merge_options.OPTIONS,
 }  # fmt: skip
 """Option name -> (flags, argparse's settings). The name, or `dest`, is that of the Python function's parameter."""
 
@@ -333,11 +297,8 @@ COMMANDS = {
     "merge": Command(
         commands.run_merge,
         "carry out a mergekit recipe: write the merged checkpoint",
-        {"recipe": {"metavar": "RECIPE.yaml"}, "out": {"metavar": "OUT_DIR"}},
-        (
-            "overwrite", "device", "cuda", "threads", "random_seed", "shard_bytes", "intermediate",
-            "truncate_embeddings", "copy_tokenizer", "model_card", "without_effect",
-        ),
+        {"recipe": {"metavar": "RECIPE.yaml"}, "out": {"metavar": "OUT_DIR", "nargs": "?"}},
+        ("device", *merge_options.OPTIONS),
         {"device": {"default": "cpu", "help": "where to compute: cpu, cuda, cuda:1 or auto"}},
     ),
     "evaluate": Command(

@@ -134,16 +134,41 @@ def run_export(options: argparse.Namespace) -> int:
     return DONE
 
 
+_MERGE_HELP = "see `evomerge merge --help`"
+
+
 def run_merge(options: argparse.Namespace) -> int:
     # What can be told now is told before torch is imported.
-    read_recipe(Path(options.recipe)).check_places()
+    out = _merged_folder(options)
+    recipe = read_recipe(Path(options.recipe))
+    if out is None:
+        # Where all documents have names, the last one's output stands beside the others, as with mergekit-multi
+        if recipe.output.name is None:
+            raise InputError("evomerge merge: needs OUT_DIR", _MERGE_HELP)
+        out = str(Path(options.intermediate) / recipe.output.name)
+    options.out = out
+    recipe.check_places()
     check_target(absolute(options.out), options.overwrite)
+    if options.hub_cache is not None:
+        os.environ["HF_HUB_CACHE"] = str(absolute(options.hub_cache))  # read once, when the hub's library is imported
     from evomerge.merging.disk.stream import merge
 
     device = choose_device("cuda" if options.cuda else options.device)
     with _view() as observer:
-        folder = _call(merge, options, device=device, progress=observer.progress, note=observer.note)
+        progress = None if options.quiet else observer.progress
+        folder = _call(merge, options, device=device, progress=progress, note=observer.note)
     return _print(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
+
+
+def _merged_folder(options: argparse.Namespace) -> str | None:
+    """The folder that a merge is told to write, as OUT_DIR or --out-path; None where the documents' names may tell
+    it."""
+    given: list[str] = [folder for folder in (options.out, options.out_path) if folder is not None]
+    if len(given) > 1:
+        raise InputError("evomerge merge: OUT_DIR and --out-path are two folders", "give one of them")
+    if not given and options.intermediate is None:
+        raise InputError("evomerge merge: needs OUT_DIR", _MERGE_HELP)
+    return given[0] if given else None
 
 
 def run_evaluate(options: argparse.Namespace) -> int:

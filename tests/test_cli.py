@@ -25,10 +25,11 @@ Study = Callable[..., Path]
 HEAVY = {"torch", "transformers", "lm_eval", "pandas", "cma", "datasets", "matplotlib"}
 
 REQUIRED = "required"
-WITHOUT_EFFECT = (
-    "--copy-tokenizer --write-model-card --safe-serialization --clone-tensors --lazy-unpickle --async-write"
-    " --low-cpu-memory --read-to-gpu --allow-crimes --trust-remote-code"
+SWITCHES = (
+    "cuda gpu-rich unsafe-truncate-embeddings allow-crimes quiet safe-serialization clone-tensors lazy-unpickle"
+    " async-write low-cpu-memory read-to-gpu trust-remote-code multi-gpu lazy"
 )
+VALUES = "--transformers-cache --lora-merge-cache --lora-merge-dtype --write-threads --out-path"
 FLAGS: dict[str, dict[str, Any]] = {
     "quickstart": {"--dir": ".", "--trials": None, "--device": "auto"},
     "search": {
@@ -60,9 +61,12 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--device": "cpu",
         "--out-shard-size": "5GB",
         **dict.fromkeys(["-j", "--num-threads", "--random-seed", "-I", "--intermediate-dir"]),
-        **dict.fromkeys(["--overwrite", "--cuda", "--unsafe-truncate-embeddings"], False),
-        **dict.fromkeys(["--no-copy-tokenizer", "--no-write-model-card"], True),
-        **dict.fromkeys(WITHOUT_EFFECT.split(), False),
+        **dict.fromkeys([f"--{no}{name}" for name in SWITCHES.split() for no in ("", "no-")], False),
+        **dict.fromkeys(
+            [f"--{no}{name}" for name in ("copy-tokenizer", "write-model-card") for no in ("", "no-")], True
+        ),
+        **dict.fromkeys(["--overwrite", "-v"], False),
+        **dict.fromkeys(VALUES.split()),
     },
     "evaluate": {
         "--fitness": REQUIRED,
@@ -91,7 +95,7 @@ FLAGS: dict[str, dict[str, Any]] = {
 HANDLED: dict[str, set[str]] = {
     "search": {"full", "dry_run"},
     "status": {"runs"},
-    "merge": {"cuda", "without_effect"},
+    "merge": {"cuda", "hub_cache", "out_path", "quiet", "without_effect", "values_without_effect"},
     "evaluate": {"output", "items"},
     "path": {"output"},
 }

@@ -217,8 +217,10 @@ def test_a_planted_link_is_found(link: str) -> None:
 @pytest.mark.parametrize("name", commands())
 def test_every_command_is_in_the_readme_and_its_options_on_a_page(name: str) -> None:
     assert f"`evomerge {name}" in PAGES["README.md"]
-    for flag in commands()[name]._option_string_actions:
-        if flag.startswith("--") and flag != "--help":
+    flags = commands()[name]._option_string_actions
+    for flag in flags:
+        opposite = flag.startswith("--no-") and flag.replace("--no-", "--", 1) in flags
+        if flag.startswith("--") and flag != "--help" and not opposite:
             assert any(re.search(rf"(?<![\w-]){flag}(?![\w-])", text) for text in PAGES.values()), flag
 
 

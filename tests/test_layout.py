@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["__main__"],
     ["cli"],
+    ["merge_options"],
     ["commands", "arguments"],
     ["report", "demo"],
     ["examine"],

@@ -52,6 +52,7 @@ def merge(
     seed: int | None = None,
     intermediate: Path | str | None = None,
     truncate_embeddings: bool = False,
+    mix_types: bool = False,
     copy_tokenizer: bool = True,
     model_card: bool = True,
     overwrite: bool = False,
@@ -70,6 +71,7 @@ def merge(
         intermediate: a folder for the outputs of the named documents, which are written there under their names, and
             nowhere else. They and `out` appear when all are whole.
         truncate_embeddings: merge embeddings of different size over the rows that all have (see `plan`).
+        mix_types: merge models of different types whose tensors have the same names and shapes (see `plan`).
         copy_tokenizer: write the tokenizer's files.
         model_card: write README.md.
         overwrite: replace checkpoints that exist (see `check_target`).
@@ -104,7 +106,7 @@ def merge(
     _check_apart(outputs)
     for output in outputs:
         check_target(output.folder, overwrite)
-    plans = [plan(output.recipe, bank.open, truncate_embeddings) for output in outputs]
+    plans = [plan(output.recipe, bank.open, truncate_embeddings, mix_types) for output in outputs]
     read = [c for planned in plans for c in planned.checkpoints]
     inputs = [*(c.path for c in read), *(f for c in read for f in c.files()), *([file] if file else [])]
     for output in outputs:

@@ -35,6 +35,7 @@ def plan(
     recipe: Recipe,
     open_checkpoint: Callable[[str, Where | None], Checkpoint],
     truncate_embeddings: bool = False,
+    mix_types: bool = False,
 ) -> MergePlan:
     """Plan a recipe.
 
@@ -42,6 +43,8 @@ def plan(
         open_checkpoint: opens a checkpoint, as ``open_checkpoint(reference, where)``.
         truncate_embeddings: merge embeddings of different size, without a tokenizer setting, over the rows that all of
             them have. If these rows mean different tokens, the merge is broken.
+        mix_types: merge models of different `model_type`, where their tensors have the same names and shapes. The
+            output is of the base's type.
 
     Raises:
         InputError: the recipe and its checkpoints do not fit: names document, model, tensor, and how to mend.
@@ -58,7 +61,7 @@ def plan(
 
     result: MergePlan | None = None
     for document in recipe.documents:
-        planner = _DocumentPlanner(document, find, truncate_embeddings)
+        planner = _DocumentPlanner(document, find, truncate_embeddings, mix_types)
         jobs, lead = planner.jobs(), planner.lead
         result = MergePlan(
             config=planner.config(jobs),
@@ -110,7 +113,9 @@ def _staged_model(name: str, stage: MergePlan) -> Model:
 class _DocumentPlanner:
     """Plans one document."""
 
-    def __init__(self, document: Document, find: Callable[[str, Where | None], Model], truncate: bool) -> None:
+    def __init__(
+        self, document: Document, find: Callable[[str, Where | None], Model], truncate: bool, mix_types: bool
+    ) -> None:
         self.document, self._truncate = document, truncate
         first = document.all_slices[0].inputs[0]
         self.lead = document.base or first.model
@@ -123,7 +128,9 @@ class _DocumentPlanner:
             return named[reference]
 
         self._find = find_alike
-        self.parts = [Stacking(document, m, self._module(m), self.donor, find_alike) for m in self._modules()]
+        self.parts = [
+            Stacking(document, m, self._module(m), self.donor, find_alike, mix_types) for m in self._modules()
+        ]
         members = [m.model for part in self.parts for group in part.groups for m in group.members]
         self._models = {model.reference: model for model in (self.donor, *members)}
         self._uneven = UnevenTensors(self.donor, self.lead, list(self._models.values()))

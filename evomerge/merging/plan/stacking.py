@@ -62,10 +62,12 @@ class OutputTensor:
 
 
 class Stacking:
-    """Stacks one module of a document. `name` None: the whole model."""
+    """Stacks one module of a document. `name` None: the whole model. `mix_types`: see `plan`."""
 
-    def __init__(self, document: Document, module: Module, name: str | None, donor: Model, find: Find) -> None:
-        self.document, self.name, self.donor = document, name, donor
+    def __init__(
+        self, document: Document, module: Module, name: str | None, donor: Model, find: Find, mix_types: bool = False
+    ) -> None:
+        self.document, self.name, self.donor, self._mix_types = document, name, donor, mix_types
         self._module, self._find = module, find
         self.method = METHODS[document.method]
         self.groups = [self._group(slice_) for slice_ in module.slices]
@@ -133,9 +135,10 @@ class Stacking:
             problem = f"layer_range [{start}, {end}) of {source.model}, which has {count} layers"
             raise InputError(problem, f"end at {count} at most", source.where)
         ours, theirs = self.donor.config.get("model_type"), model.config.get("model_type")
-        if ours != theirs:
+        if ours != theirs and not self._mix_types:
             problem = f"{source.model} is a {theirs} model, the merge is of {ours} models"
-            raise InputError(problem, "merge fine-tunes of one base", source.where)
+            mend = "merge fine-tunes of one base; if its tensors have the same names, merge with --allow-crimes"
+            raise InputError(problem, mend, source.where)
         return Member(source, model, start, end - start)
 
     def _base(self, slice_: Slice) -> Model | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -206,3 +207,120 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line_and_leaves_nothing(disk, tmp
         merge(recipe, disk / "out", progress=fill)
     assert "\n" not in str(caught.value)
     assert [p.name for p in disk.iterdir()] == [other.name]
+
+
+POSTED = {
+    "a notebook": "--copy-tokenizer --allow-crimes --out-shard-size 1B --lazy-unpickle --lora-merge-cache cache",
+    "all that are not used here": (
+        "-v -vv --quiet --lora-merge-dtype float16 --write-threads 2 --async-write --multi-gpu --clone-tensors"
+        " --low-cpu-memory --read-to-gpu --trust-remote-code --safe-serialization --lazy"
+    ),
+    "opposites": (
+        "--no-allow-crimes --no-unsafe-truncate-embeddings --no-trust-remote-code --no-quiet --no-cuda --no-gpu-rich"
+        " --no-low-cpu-memory --no-lazy-unpickle --no-read-to-gpu --no-multi-gpu --no-async-write --no-clone-tensors"
+        " --no-safe-serialization --no-lazy --write-model-card"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POSTED)
+def test_command_lines_that_people_post(run, name):
+    plain = checkpoint_digest(run(out="plain")[1])
+    code, folder, _ = run(*POSTED[name].split())
+    assert code == 0
+    assert checkpoint_digest(folder) == plain
+    assert (folder / "README.md").is_file()
+
+
+def test_the_last_of_a_switch_and_its_opposite_counts(run):
+    _, folder, _ = run("--no-copy-tokenizer", "--no-write-model-card", "--copy-tokenizer")
+    assert (folder / "tokenizer.json").is_file()
+    assert not (folder / "README.md").exists()
+
+
+def test_quiet_shows_no_progress(run):
+    assert "MB/s" in run(out="loud")[2]
+    assert run("--quiet")[2] == ""
+
+
+@pytest.fixture
+def stages(models, tmp_path):
+    """A file for mergekit-multi: two documents, of which the second uses the first."""
+    file = tmp_path / "stages.yaml"
+    body = "merge_method: linear\nmodels: [{{model: {}}}, {{model: {}}}]\nparameters: {{weight: 1}}\n"
+    first = "name: first\n" + body.format(models["a"], models["b"])
+    file.write_text(first + "---\n" + body.format("first", models["c"]))
+    return file
+
+
+def test_a_command_line_of_mergekit_multi(stages, tmp_path):
+    words = [
+        "merge",
+        str(stages),
+        "--intermediate-dir",
+        str(tmp_path / "parts"),
+        "--out-path",
+        str(tmp_path / "out"),
+        "--lazy",
+    ]
+    assert main(words) == 0
+    assert Checkpoint.open(str(tmp_path / "out")).layers == Checkpoint.open(str(tmp_path / "parts" / "first")).layers
+
+
+def test_where_all_documents_have_names_they_stand_side_by_side(stages, tmp_path, capsys):
+    stages.write_text(stages.read_text().replace("---\n", "---\nname: second\n"))
+    assert main(["merge", str(stages), "-I", str(tmp_path / "parts")]) == 0
+    assert {f.name for f in (tmp_path / "parts").iterdir()} == {"first", "second"}
+    capsys.readouterr()
+    assert main(["merge", str(stages)]) == 2
+    assert "needs OUT_DIR" in capsys.readouterr().err
+
+
+def test_an_output_has_one_folder(stages, tmp_path, capsys):
+    assert main(["merge", str(stages), "-I", str(tmp_path / "parts")]) == 2
+    assert "needs OUT_DIR" in capsys.readouterr().err
+    assert main(["merge", str(stages), str(tmp_path / "out"), "--out-path", str(tmp_path / "other")]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_the_folder_may_stand_behind_options(recipe, tmp_path):
+    assert main(["merge", str(recipe), "-j", "1", str(tmp_path / "out")]) == 0
+
+
+def test_the_cache_of_hub_models(models, tmp_path):
+    """In a process of its own: the hub's library reads the setting once."""
+    commit, cache = "c" * 40, tmp_path / "cache"
+    for name in ("a", "b"):
+        repository = cache / f"models--org--{name}"
+        shutil.copytree(models[name], repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "merge_method: slerp\nbase_model: org/a\nmodels: [{model: org/a}, {model: org/b}]\nparameters: {t: 0.5}\n"
+    )
+    words = [sys.executable, "-m", "evomerge.cli", "merge", str(file), str(tmp_path / "out"), "--transformers-cache"]
+    done = subprocess.run(
+        [*words, str(cache)], env={**os.environ, "HF_HUB_OFFLINE": "1"}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_models_of_different_types_whose_tensors_are_alike(models, tmp_path, capsys):
+    other = tmp_path / "mistral"
+    shutil.copytree(models["b"], other)
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(settings | {"model_type": "mistral"}))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        f"merge_method: linear\nmodels: [{{model: {models['a']}}}, {{model: {other}}}]\nparameters: {{weight: 1}}\n"
+    )
+    assert main(["merge", str(file), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "is a mistral model, the merge is of llama models" in said
+    assert "--allow-crimes" in said
+    assert main(["merge", str(file), str(tmp_path / "out"), "--allow-crimes"]) == 0
+    a, b, merged = (load_file(folder / "model.safetensors") for folder in (models["a"], other, tmp_path / "out"))
+    assert all(torch.allclose(tensor, (a[name] + b[name]) / 2) for name, tensor in merged.items())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
