@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.config import CONFIG, check_config, read_config
-from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
+from evomerge.checkpoints.headers import TensorInfo, read_header
 from evomerge.checkpoints.identity import Identity, identities, identity
 from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_config import CONFIG as ADAPTER_CONFIG
 from evomerge.checkpoints.lora_steps import Change
 from evomerge.checkpoints.naming import unwrapped
+from evomerge.checkpoints.quantized.formats import Quantization, unpacked
 from evomerge.checkpoints.read import read_tensor
 from evomerge.checkpoints.references import resolve, split_adapter
 from evomerge.checkpoints.structure import (
@@ -70,10 +71,11 @@ class Checkpoint:
         reference: the reference as the user wrote it.
         path: the model's folder.
         tokenizer_path: the folder of its tokenizer and chat template: the adapter's, if it brings a tokenizer.
-        config: config.json; empty if a model of the user's own has none.
+        config: config.json; empty if a model of the user's own has none. A quantization is left out.
         tensors: every tensor that a model of this kind reads, by name, in the order of the names. A stored head
             that the configuration ties to the embeddings, and buffers that the model computes itself, are left out.
         stack: the layer stack.
+        quantization: how its weights are quantized, if they are. `tensors` are those that they stand for.
         seen: the files of its folders as they were before the first of them was read (`identity.check_unchanged`).
     """
 
@@ -88,7 +90,9 @@ class Checkpoint:
         adapter: Adapter | None = None,
         changes: Mapping[str, Change] | None = None,
         seen: Mapping[Path, Identity] | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
+        self.quantization = quantization
         self.reference, self.path, self.config, self.where = reference, path, config, where
         self.seen: Mapping[Path, Identity] = seen or {}
         self._resolved, self._adapter, self._changes = resolved or str(path), adapter, changes or {}
@@ -139,9 +143,9 @@ class Checkpoint:
             alone = read_adapter(folder, resolved, where)
             return cls._base_of(alone, base).adapted(ref, alone, seen)
         stored = _stored(folder, where)
-        config = _config(folder, stored, where)
-        _refuse_quantized(folder, config, stored, where)
-        return cls(ref, folder, config, stored, where, resolved, seen=seen)
+        config, stored, quantization = unpacked(folder, _config(folder, stored, where), stored, where)
+        _check_tensors(folder, config, stored, where)
+        return cls(ref, folder, config, stored, where, resolved, seen=seen, quantization=quantization)
 
     @classmethod
     def _base_of(cls, adapter: Adapter, base: Checkpoint | None) -> Checkpoint:
@@ -184,6 +188,7 @@ class Checkpoint:
             adapter=adapter,
             changes=fitted.changes,
             seen={**self.seen, **seen},
+            quantization=self.quantization,
         )
 
     @property
@@ -217,7 +222,7 @@ class Checkpoint:
         return name in self._changes
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor as it is stored, in new memory. Threads may read at the same time.
+        """One tensor as it is stored, or dequantized, in new memory. Threads may read at the same time.
 
         Raises:
             InputError: the file has changed since the checkpoint was opened.
@@ -227,8 +232,9 @@ class Checkpoint:
 
     def files(self) -> list[Path]:
         """All files of the checkpoint: weights, configuration, tokenizer, adapter."""
-        weights = {info.file for info in self.stored.values()}
+        weights = {file for info in self.stored.values() for file in info.files}
         config = [self.path / CONFIG] if self.config else []
+        config += self.quantization.files if self.quantization else ()
         adapter = [] if self._adapter is None else self._adapter.files()
         return [*sorted(weights), *config, *self._tokenizer_files, *adapter]
 
@@ -265,10 +271,6 @@ def _stored(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
     stored = unwrapped(stored)
     if not stored:
         raise InputError(f"{folder} holds no tensors", "give a model folder", where)
-    flat = next((n for n, i in stored.items() if (is_embedding(n) or is_head(n)) and len(i.shape) != 2), None)
-    if flat is not None:
-        problem = f"{folder}: {flat} has the shape {list(stored[flat].shape)}, and is no matrix"
-        raise InputError(problem, "copy or download it again", where)
     return stored
 
 
@@ -298,16 +300,14 @@ def _config(folder: Path, stored: Mapping[str, TensorInfo], where: Where | None)
         if any(map(is_embedding, stored)):
             raise InputError(f"{folder} has no {CONFIG}", "give a whole model folder", where)
         return {}
-    config = read_config(file, where)
-    check_config(config, file, stored, where)
-    return config
+    return read_config(file, where)
 
 
-def _refuse_quantized(folder: Path, config: dict[str, Any], stored: dict[str, TensorInfo], where: Where | None) -> None:
-    mend = "dequantize it to a float dtype first, or merge the unquantized model"
-    if config.get("quantization_config") or text_config(config).get("quantization_config"):
-        raise InputError(f"{folder} is quantized (quantization_config in config.json)", mend, where)
-    for name, info in stored.items():
-        packed = info.dtype not in FLOATS and name.endswith("weight")
-        if packed or info.dtype.startswith("float8"):
-            raise InputError(f"{folder} is quantized ({name} is {info.dtype})", mend, where)
+def _check_tensors(folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo], where: Where | None) -> None:
+    """InputError if embeddings or a head are no matrices, or the configuration does not agree with the tensors."""
+    flat = next((n for n, i in tensors.items() if (is_embedding(n) or is_head(n)) and len(i.shape) != 2), None)
+    if flat is not None:
+        problem = f"{folder}: {flat} has the shape {list(tensors[flat].shape)}, and is no matrix"
+        raise InputError(problem, "copy or download it again", where)
+    if config:
+        check_config(config, folder / CONFIG, tensors, where)

@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import InputError, Where
 from evomerge.escape import shortened
 from evomerge.safety.read import opened
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LONGEST_HEADER = 100_000_000
 _LONGEST_NAME = 1_000
@@ -44,6 +47,9 @@ DTYPES: dict[str, tuple[str, int]] = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
+CHUNK = 1 << 22
+"""Elements that are dequantized at a time: what is needed for them besides the result stays small."""
+_WIDEST = 24  # bytes for each of them: codes, scales and products in 32 bits
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 SIZES = dict(DTYPES.values())
 WORDS = {name: word for word, (name, _) in DTYPES.items()}
@@ -65,6 +71,40 @@ class TensorInfo:
     @property
     def bytes(self) -> int:
         return self.elements * SIZES[self.dtype]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are read for it."""
+        return (self.file,)
+
+    @property
+    def reading(self) -> int:
+        """The bytes that are taken while it is read, with its own."""
+        return self.bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedTensor(TensorInfo):
+    """A tensor that is stored quantized, in several stored tensors, and dequantized each time it is read (`quantized/`
+    has a class for each format). Shape and dtype are those of the result, file and start those of the stored weight."""
+
+    @property
+    def parts(self) -> tuple[TensorInfo, ...]:
+        """The stored tensors."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return tuple(value for value in values if isinstance(value, TensorInfo))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(part.file for part in self.parts))
+
+    @property
+    def reading(self) -> int:
+        return self.bytes + sum(part.bytes for part in self.parts) + min(self.elements, CHUNK) * _WIDEST
+
+    def dequantized(self, read: Callable[[TensorInfo], Tensor]) -> Tensor:
+        """The tensor, in new memory. `read` reads a stored one."""
+        raise NotImplementedError
 
 
 class _Invalid(ValueError):

@@ -3,9 +3,10 @@ cut is an error, not the end of the process."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from evomerge.checkpoints.headers import TensorInfo
+from evomerge.checkpoints.headers import QuantizedTensor, TensorInfo
 from evomerge.errors import InputError, Where
 
 if TYPE_CHECKING:
@@ -15,17 +16,26 @@ _CHUNK = 1 << 20
 
 
 def read_tensor(info: TensorInfo, where: Where | None = None) -> torch.Tensor:
-    """The stored tensor, in fresh memory on the CPU. Threads may read at the same time.
+    """The tensor, in fresh memory on the CPU: as it is stored, or dequantized. Threads may read at the same time.
 
     Raises:
         InputError: the file is gone, cannot be read, or has become shorter since it was opened.
     """
     import torch
 
+    if isinstance(info, QuantizedTensor):
+        return info.dequantized(partial(read_tensor, where=where))
     tensor = torch.empty(info.shape, dtype=getattr(torch, info.dtype))
     if info.bytes:
         _fill(tensor.reshape(-1).view(torch.uint8).numpy().data, info, where)
     return tensor
+
+
+def read_bytes(info: TensorInfo, where: Where | None = None) -> bytes:
+    """The bytes of a small stored tensor, without torch. InputError as for `read_tensor`."""
+    memory = bytearray(info.bytes)
+    _fill(memoryview(memory), info, where)
+    return bytes(memory)
 
 
 def _fill(memory: memoryview, info: TensorInfo, where: Where | None) -> None:
@@ -45,7 +55,9 @@ def _fill(memory: memoryview, info: TensorInfo, where: Where | None) -> None:
 
 
 def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two stored tensors are equal bit for bit."""
+    """Whether two stored tensors are equal bit for bit. Of quantized ones, whether they are one."""
+    if isinstance(one, QuantizedTensor) or isinstance(other, QuantizedTensor):
+        return one == other
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     with one.file.open("rb") as first, other.file.open("rb") as second:

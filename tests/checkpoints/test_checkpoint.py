@@ -164,10 +164,11 @@ class TestBad:
         (folder / "model-00002-of-00002.safetensors").unlink()
         assert "lacks 1 of its 2 shards, first model-00002-of-00002.safetensors" in self.problem(folder)
 
-    def test_quantized_by_configuration(self, tmp_path):
-        folder = tiny_models.write(tmp_path / "m", tiny_models.base_tensors(), quantization_config={"bits": 4})
+    def test_quantized_by_a_method_that_is_not_read(self, tmp_path):
+        quantization = {"quant_method": "hqq", "bits": 4}
+        folder = tiny_models.write(tmp_path / "m", tiny_models.base_tensors(), quantization_config=quantization)
         text = self.problem(folder)
-        assert "is quantized (quantization_config" in text
+        assert "is quantized with hqq, which cannot be read; readable are fp8" in text
         assert "dequantize" in text
 
     @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])

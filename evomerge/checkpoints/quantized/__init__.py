@@ -1,0 +1,1 @@
+"""The formats of quantized weights: which tensors they stand for, and how these are dequantized."""
