@@ -103,8 +103,8 @@ def words(codes: Tensor, bits: int) -> Tensor:
 
 
 def gptq(weight: Tensor, bits: int = 4, size: int = 32, version: int = 1, order: Tensor | None = None) -> Parts:
-    """GPTQ: codes packed along the inputs, zero points along the outputs (minus one in version 1). `order`: the inputs in
-    the order in which they fill the groups (desc_act)."""
+    """GPTQ: codes packed along the inputs, zero points along the outputs (minus one in version 1). `order`: the inputs
+    in the order in which they fill the groups (desc_act)."""
     order = torch.arange(weight.shape[1]) if order is None else order
     codes, zeros, scales = grouped(weight[:, order], bits, size)
     back = torch.argsort(order)

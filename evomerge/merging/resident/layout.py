@@ -42,17 +42,32 @@ class Slot:
         return gradient.contiguous().as_strided(self.tensor.size(), self.tensor.stride(), offset)
 
 
-def slots(model: PreTrainedModel, shapes: Mapping[str, Sequence[int]]) -> dict[str, Slot]:
-    """The slots of the stored tensors of these names and shapes that have one, in their order."""
+@dataclass(frozen=True)
+class Layout:
+    """Where the tensors of a checkpoint are in a model.
+
+    Attributes:
+        slots: by name, of those that have one.
+        unread: the names of those that the model does not read: prediction layers, value heads.
+    """
+
+    slots: dict[str, Slot]
+    unread: frozenset[str]
+
+
+def layout(model: PreTrainedModel, shapes: Mapping[str, Sequence[int]]) -> Layout:
+    """The layout of stored tensors of these names and shapes. One that the model reads in a way that is not known here
+    has no slot and is not among the unread."""
     state: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
     loader, found = _Loader(model, state), dict[str, Slot]()
     groups: dict[str, _Group] = {}
+    unread = set[str]()
     # 1. Rename as the loader does: a name is in the model then, or it is one of several that make a parameter.
     for name in loader.in_order(shapes):
         key, converter, pattern = loader.place(name)
         if key not in state:
-            continue
-        if converter is None:
+            unread.add(name)
+        elif converter is None:
             found[name] = Slot(state[key], state[key])
         else:
             group = groups.setdefault(key, _Group(state[key], converter, {}))
@@ -65,7 +80,7 @@ def slots(model: PreTrainedModel, shapes: Mapping[str, Sequence[int]]) -> dict[s
         if name not in found and is_head(name) and model.get_output_embeddings() is not None:
             weight = model.get_output_embeddings().weight
             found[name] = Slot(weight, weight)
-    return {name: found[name] for name in shapes if name in found}
+    return Layout({name: found[name] for name in shapes if name in found}, frozenset(unread - found.keys()))
 
 
 class _Loader:

@@ -26,8 +26,8 @@ from evomerge.merging.kernels.runner import Runner
 from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
-from evomerge.merging.resident.execute import not_finite, write
-from evomerge.merging.resident.layout import Slot, slots
+from evomerge.merging.resident.execute import execute, not_finite, write
+from evomerge.merging.resident.layout import Slot, layout
 from evomerge.merging.resident.placement import CPU
 from evomerge.merging.resident.sharding import Sharding, build, load, skeleton
 from evomerge.merging.resident.slopes import Pulls
@@ -96,6 +96,7 @@ class Resident:
         self._config: dict[str, Any] = {}
         self._jobs: dict[str, MergeJob] = {}
         self._slots: dict[str, Slot] = {}
+        self._unread: frozenset[str] = frozenset()
         self._kept: dict[str, _Candidate] = {}  # the id of a recipe -> its candidate, the latest last
         self.most_kept = 0
         self.compiled = Compiled()
@@ -134,17 +135,23 @@ class Resident:
             self._jobs = planned.jobs
             return kept.digest
         self.compiled.collect()
-        records = [
-            carry_out(job, self._slots[job.tensor].tensor, self.bank, self._runner) for job in planned.jobs.values()
-        ]
+        records = [self._carry_out(job) for job in planned.jobs.values()]
         self._jobs = planned.jobs
         digest = combined(records)
         self._keep(recipe, planned, digest)
         return digest
 
+    def _carry_out(self, job: MergeJob) -> str:
+        """Merge one tensor; returns its line of the digest. One that is not in the model is merged for that line."""
+        if job.tensor in self._unread:
+            return tensor_record(
+                job.tensor, execute(job, self.bank, next(iter(self._room)), self._runner), self._runner
+            )
+        return carry_out(job, self._slots[job.tensor].tensor, self.bank, self._runner)
+
     def _keep(self, recipe: Recipe, planned: MergePlan, digest: str) -> None:
         """Keeps the candidate that the model is now in place of the earliest ones."""
-        slots = {name: self._slots[name].tensor for name in planned.jobs}
+        slots = {name: self._slots[name].tensor for name in planned.jobs if name not in self._unread}
         n_bytes = sum(slot.nbytes for slot in slots.values())
         count = self.most_kept // max(1, n_bytes)
         while self._kept and len(self._kept) >= count:
@@ -168,7 +175,7 @@ class Resident:
         Raises:
             TrialError: a tensor holds NaN or Inf.
         """
-        names = self._jobs or dict.fromkeys(self._slots)
+        names = self._jobs or dict.fromkeys([*self._slots, *self._unread])
         try:
             return combined(tensor_record(n, self._stored(n, job), self._runner) for n, job in names.items())
         except NotFinite as error:
@@ -177,6 +184,9 @@ class Resident:
 
     def _stored(self, name: str, job: MergeJob | None) -> Tensor:
         """The parameter as the recipe's checkpoint would store it."""
+        if name in self._unread:
+            stored = self.bank.tensor(self.base.resolved(), name)
+            return stored.to(torch_dtype(self.dtype)) if job is None else execute(job, self.bank, runner=self._runner)
         slot = self._slots[name].tensor
         return slot if job is None else slot.to(torch_dtype(job.out))
 
@@ -190,8 +200,13 @@ class Resident:
                 raise InputError(problem, "merge models of one architecture")
             self.model.__dict__ = built.__dict__
             self._adopt(planned.config, planned.shapes)
-        _check_names(self.base.path, self._slots, list(planned.jobs))
-        for name, job in planned.jobs.items():
+        new = {n: shape for n, shape in planned.shapes.items() if n not in self._slots and n not in self._unread}
+        if new:  # another checkpoint's tensors, which the model may not read either
+            self._unread |= layout(self.model, new).unread
+        read = [name for name in planned.jobs if name not in self._unread]
+        _check_names(self.base.path, self._slots, read)
+        for name in read:
+            job = planned.jobs[name]
             slot, out = self._slots[name].tensor, torch_dtype(job.out)
             if tuple(slot.shape) != job.shape:
                 problem = f"{name} is {list(job.shape)} in the recipe, {list(slot.shape)} in the resident model"
@@ -214,8 +229,9 @@ class Resident:
         """Find the place of every checkpoint tensor in the model."""
         self.model.eval().requires_grad_(False)
         self._config, self._jobs = config, {}
-        found = slots(self.model, shapes)
-        _check_names(self.base.path, found, list(shapes))
+        place = layout(self.model, shapes)
+        found = place.slots
+        _check_names(self.base.path, found, [name for name in shapes if name not in place.unread])
         filled = Counter[int]()
         for home, numel in {(s.home.data_ptr(), s.tensor.data_ptr()): s.tensor.numel() for s in found.values()}.items():
             filled[home[0]] += numel
@@ -224,7 +240,7 @@ class Resident:
         if idle:
             problem = f"{self.base.path} stores no {_listed(idle)}, which the model has"
             raise InputError(problem, "save the checkpoint again with this version of transformers")
-        self._slots = found
+        self._slots, self._unread = found, place.unread
 
 
 def check_buildable(base: Checkpoint, planned: MergePlan) -> None:
@@ -242,11 +258,11 @@ def check_buildable(base: Checkpoint, planned: MergePlan) -> None:
             GenerationConfig.from_pretrained(base.path, local_files_only=True)
     with _quiet(f"{base.path} cannot be loaded as a causal language model", _NO_MODEL), TimeLimit(_SKELETON_SECONDS):
         model = skeleton(planned.config)
-        found = slots(model, planned.shapes)
-    _check_names(base.path, found, list(planned.jobs))
-    for name, job in planned.jobs.items():
-        if tuple(found[name].tensor.shape) != job.shape:
-            shape = list(found[name].tensor.shape)
+        place = layout(model, planned.shapes)
+    _check_names(base.path, place.slots, [name for name in planned.jobs if name not in place.unread])
+    for name, slot in place.slots.items():
+        job, shape = planned.jobs[name], list(slot.tensor.shape)
+        if tuple(shape) != job.shape:
             problem = f"{base.path}: {name} is {list(job.shape)}, and {shape} by its config.json"
             raise InputError(problem, "correct config.json, or download the checkpoint again")
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import quantized_models as models
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 
