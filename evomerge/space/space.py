@@ -32,6 +32,7 @@ class Models:
             (`genes.Axes`).
         tied: whether the base's head is its embeddings.
         shapes: the shapes of `tensors`.
+        uneven: whether some of them lack tensors that others store (`checkpoints.uneven`).
     """
 
     base: str
@@ -43,6 +44,7 @@ class Models:
     tensors: Mapping[str, int] = field(default_factory=dict)
     tied: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    uneven: bool = False
 
 
 class Space:
@@ -107,9 +109,10 @@ class Space:
         )
 
     def parent(self, reference: str) -> Recipe:
-        """A checkpoint as it is, or, under a tokenizer policy, as it takes part in every merge: brought to the output's
-        vocabulary, which depends on the other models, so they are listed with weight 0."""
-        if self.models.tokenizer is None:
+        """A checkpoint as it is. Under a tokenizer policy, or where the models do not all store the same tensors, as it
+        takes part in every merge: brought to the output's vocabulary, and with the base's head if it has none. That
+        depends on the other models, so they are listed with weight 0."""
+        if self.models.tokenizer is None and not self.models.uneven:
             return Recipe((self._document("passthrough", (Slice((Input(reference),)),), None),))
         models = [*self.models.sources.values(), self.models.base]
         return self._average({model: float(model == reference) for model in models})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,11 @@ def test_uniform_and_parents(tmp_path: Path) -> None:
     space = make(tmp_path)
     assert space.uniform().output.method == "linear"
     assert space.parent("/m/a").models() == ["/m/a"]
+
+
+def test_a_parent_of_uneven_models_takes_part_as_in_every_merge(tmp_path: Path) -> None:
+    space = make(tmp_path)
+    space.models = replace(space.models, uneven=True)
+    parent = space.parent("/m/a")
+    assert parent.models() == ["/m/a", "/m/b", "/m/base"]
+    assert [i.parameters["weight"] for i in parent.output.all_slices[0].inputs] == [1.0, 0.0, 0.0]
