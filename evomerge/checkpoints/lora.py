@@ -19,12 +19,13 @@ from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
 from evomerge.checkpoints.lora_config import CONFIG, MERGE, LoraConfig, read_config
 from evomerge.checkpoints.lora_names import Parameter, ParameterNames
 from evomerge.checkpoints.lora_steps import Change, ExpertsLowRank, LowRank, ReplaceRows, Shift
+from evomerge.checkpoints.pickled import check_allowed, read_pickled
 from evomerge.checkpoints.read import same_bytes
 from evomerge.checkpoints.structure import is_embedding, is_head
 from evomerge.errors import InputError, Where
 from evomerge.safety.read import is_there
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 
 _PREFIX = "base_model.model."
 _LOW_RANK = re.compile(
@@ -49,13 +50,15 @@ _DEFINED = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "dow
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder. `resolved`: its reference from anywhere; `config`: its adapter_config.json."""
+    """An adapter folder. `resolved`: its reference from anywhere; `config`: its adapter_config.json; `weights`: the
+    name of their file."""
 
     folder: Path
     resolved: str
     config: LoraConfig
     tensors: Mapping[str, TensorInfo]
     where: Where | None = None
+    weights: str = WEIGHTS
 
     @property
     def base(self) -> str | None:
@@ -65,7 +68,7 @@ class Adapter:
 
     def files(self) -> list[Path]:
         """Its configuration and its weights."""
-        return [self.folder / CONFIG, self.folder / WEIGHTS]
+        return [self.folder / CONFIG, self.folder / self.weights]
 
     def error(self, problem: str, mend: str = _GIVE_ITS_BASE) -> InputError:
         return _error(self.folder, self.where, problem, mend)
@@ -83,15 +86,17 @@ def read_adapter(folder: Path, resolved: str, where: Where | None = None) -> Ada
     """
     error = partial(_error, folder, where)
     config = read_config(folder, error, where)
-    if not is_there(folder / WEIGHTS, where):
-        pickled = any(folder.glob("adapter_model.*"))
-        problem = "its weights are pickled, which can run code when read" if pickled else f"it has no {WEIGHTS}"
-        raise error(problem, f"save it again with peft's save_pretrained, which writes {WEIGHTS}")
-    tensors = read_header(folder / WEIGHTS, where)
+    again = f"save it again with peft's save_pretrained, which writes {WEIGHTS}"
+    weights, read = (WEIGHTS, read_header) if is_there(folder / WEIGHTS, where) else (PICKLED, read_pickled)
+    if weights == PICKLED:
+        if not is_there(folder / PICKLED, where):
+            raise error(f"it has no {WEIGHTS}", again)
+        check_allowed(f"adapter {folder}", again, where)
+    tensors = read(folder / weights, where)
     other = next((name for name, info in tensors.items() if info.dtype not in FLOATS), None)
     if other is not None:
         raise error(f"{other} is {tensors[other].dtype}, and only adapters of floats can be merged", _UNQUANTIZED)
-    return Adapter(folder, resolved, config, tensors, where)
+    return Adapter(folder, resolved, config, tensors, where, weights)
 
 
 class Base(Protocol):
