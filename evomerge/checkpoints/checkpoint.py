@@ -17,8 +17,8 @@ from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_config import CONFIG as ADAPTER_CONFIG
 from evomerge.checkpoints.lora_steps import Change
 from evomerge.checkpoints.naming import unwrapped
-from evomerge.checkpoints.quantized.formats import Quantization, unpacked
 from evomerge.checkpoints.pickled import check_allowed, read_pickled
+from evomerge.checkpoints.quantized.formats import Quantization, unpacked
 from evomerge.checkpoints.read import read_tensor
 from evomerge.checkpoints.references import resolve, split_adapter
 from evomerge.checkpoints.structure import (
