@@ -6,12 +6,13 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
-from evomerge.checkpoints.pickled import are_allowed, check_allowed
+from evomerge.checkpoints.pickled import check_allowed
 from evomerge.errors import InputError, Where
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
 _PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]
+_SAFE = ["*.safetensors", "model.safetensors.index.json"]
 _UNWANTED = ["*/*", "*.bin", "*.pt", "*.pth", "*.py", "consolidated*"]
 
 
@@ -43,14 +44,6 @@ def fetch(name: str, revision: str | None, where: Where | None = None) -> tuple[
     shown = f"{name}@{revision}" if revision else name
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
-        if not any(folder.glob("*.safetensors")) and (are_allowed() or _is_pickled(name, folder.name)):
-            check_allowed(shown, where=where)
-            unwanted = [pattern for pattern in _UNWANTED if pattern != "*.bin"]
-            folder = Path(
-                snapshot_download(name, revision=folder.name, allow_patterns=_PICKLED, ignore_patterns=unwanted)
-            )
-    except InputError:
-        raise
     except RevisionNotFoundError:
         raise InputError(f"{name} has no revision {revision!r} on the hub", "correct it", where) from None
     except RepositoryNotFoundError:
@@ -60,15 +53,29 @@ def fetch(name: str, revision: str | None, where: Where | None = None) -> tuple[
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         problem = f"there is no folder {shown}, and the hub cannot be reached ({reason})"
         raise InputError(problem, "correct the path, or download the model while online", where) from None
+    _take_pickled(folder, name, where)
     return folder, folder.name
 
 
-def _is_pickled(name: str, commit: str) -> bool:
-    """Whether a repository on the hub has pickled weights; False where it cannot be asked."""
-    from huggingface_hub import list_repo_files
+def _take_pickled(folder: Path, name: str, where: Where | None) -> None:
+    """Where a repository has pickled weights only, downloads them, if they may be read. InputError if not, or if the
+    hub cannot be reached."""
+    if any(any(folder.glob(pattern)) for pattern in _SAFE):
+        return
+    from huggingface_hub import list_repo_files, snapshot_download
 
     try:
-        files = list_repo_files(name, revision=commit)
-    except Exception:  # offline, with the other files in the cache
-        return False
-    return any(fnmatch(file, pattern) for file in files for pattern in _PICKLED)
+        files = list_repo_files(name, revision=folder.name)
+    except Exception:  # offline: the folder shows what is missing
+        return
+    files = [file for file in files if "/" not in file]
+    pickled = [file for file in files if any(fnmatch(file, pattern) for pattern in _PICKLED)]
+    if not pickled or any(file.endswith(".safetensors") for file in files):
+        return
+    check_allowed(name, where=where)
+    try:
+        snapshot_download(name, revision=folder.name, allow_patterns=pickled)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        problem = f"{pickled[0]} of {name} cannot be fetched from the hub ({reason})"
+        raise InputError(problem, "run the same command again, or download the model first", where) from None

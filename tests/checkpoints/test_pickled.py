@@ -251,7 +251,9 @@ class FakeHub:
         self.folder, self.files = folder / "abc123", files
         self.fetched: set[str] = set()
 
-    def snapshot_download(self, name: str, revision: str | None, allow_patterns: Any, ignore_patterns: Any) -> str:
+    def snapshot_download(
+        self, name: str, revision: str | None, allow_patterns: Any, ignore_patterns: Any = None
+    ) -> str:
         from huggingface_hub.utils import filter_repo_objects
 
         wanted = filter_repo_objects(self.files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
