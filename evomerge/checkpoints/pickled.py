@@ -12,10 +12,12 @@ from __future__ import annotations
 import re
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -180,10 +182,19 @@ def _first_byte(state: Mapping[str, Tensor], entries: Mapping[int, int]) -> int 
     storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in state.values()) if s.nbytes()}
     if not storages:
         return 0
-    pointer, count = next(iter(storages.items()))
+    # Each entry as large as the storage whose size is the rarest is a candidate for it. Where all sizes are equal, a
+    # wrong candidate puts the last storage behind the last entry, or the first one before the first.
+    lengths = Counter(entries.values())
+    pointer, count = min(storages.items(), key=lambda item: (lengths[item[1]], item[0]))
     places = [pointer - start for start, length in entries.items() if length == count]
-    fitting = [place for place in places if all(entries.get(p - place) == n for p, n in storages.items())]
-    return fitting[0] if len(fitting) == 1 else None
+    ends = [max(storages), min(storages)]
+    fitting: list[int] = []
+    for place in places:
+        if all(entries.get(p - place) == storages[p] for p in chain(ends, storages)):
+            fitting.append(place)
+        if len(fitting) > 1:
+            return None
+    return fitting[0] if fitting else None
 
 
 def _info(tensor: Tensor, file: Path, first: int) -> TensorInfo:
