@@ -136,6 +136,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--trust-tasks",),
         {**_FLAG, "help": "run the code of tasks, too, that is not in the folders under `include`"},
     ),
+    "allow_pickle": (
+        ("--allow-pickle",),
+        {**_FLAG, "help": "read pickled weights (.bin), too, where a model has no safetensors; no code of them is run"},
+    ),
     "full": (("--full",), {**_FLAG, "help": "score every candidate on all items (pruning: false)"}),
     "dry_run": (("--dry-run",), {**_FLAG, "help": "check everything that needs no weights, then stop"}),
     # where it runs
@@ -234,7 +238,8 @@ COMMANDS = {
         {"space": {"metavar": "SPACE.yaml"}},
         (
             "run", "trials", "time", "most_items", "optimizer", "seed", "device", "memory", "workers", "asynchronous",
-            "fitness", "storage", "settings", "begin", "full", "trust_tasks", "dry_run",
+            "fitness", "storage", "settings", "begin", "full", "trust_tasks",
+            "allow_pickle", "dry_run",
         ),
         {"fitness": {"help": "in place of the file's"}},
     ),
@@ -298,14 +303,14 @@ COMMANDS = {
         commands.run_merge,
         "carry out a mergekit recipe: write the merged checkpoint",
         {"recipe": {"metavar": "RECIPE.yaml"}, "out": {"metavar": "OUT_DIR", "nargs": "?"}},
-        ("device", *merge_options.OPTIONS),
+        ("device", "allow_pickle", *merge_options.OPTIONS),
         {"device": {"default": "cpu", "help": "where to compute: cpu, cuda, cuda:1 or auto"}},
     ),
     "evaluate": Command(
         commands.run_evaluate,
         "score a checkpoint or a recipe and hold it to its floors",
         {"model": {"metavar": "MODEL_OR_RECIPE"}},
-        ("fitness", "split", "references", "output", "items", "device", "memory", "trust_tasks"),
+        ("fitness", "split", "references", "output", "items", "device", "memory", "trust_tasks", "allow_pickle"),
         {"fitness": {"required": True}, "output": {"help": "write what --json prints to a file, too"}},
     ),
     "path": Command(
@@ -315,7 +320,10 @@ COMMANDS = {
             "start": {"metavar": "A", "help": "a model or a recipe; a recipe alone starts at its base"},
             "end": {"metavar": "B", "nargs": "?", "help": "a model or a recipe"},
         },
-        ("fitness", "split", "references", "points", "first", "last", "output", "device", "memory", "trust_tasks"),
+        (
+            "fitness", "split", "references", "points", "first", "last", "output", "device", "memory", "trust_tasks",
+            "allow_pickle",
+        ),
         {
             "fitness": {"required": True},
             "output": {"default": "path.png", "help": "the picture: .png, .svg or .pdf (default: path.png)"},

@@ -50,7 +50,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--device": "auto",
         "--workers": 1,
         "--set": [],
-        **dict.fromkeys(["--asynchronous", "--full", "--dry-run", "--trust-tasks"], False),
+        **dict.fromkeys(["--asynchronous", "--full", "--dry-run", "--trust-tasks", "--allow-pickle"], False),
     },
     "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers"]),
     "status": {"--runs": "runs"},
@@ -65,7 +65,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(
             [f"--{no}{name}" for name in ("copy-tokenizer", "write-model-card") for no in ("", "no-")], True
         ),
-        **dict.fromkeys(["--overwrite", "-v"], False),
+        **dict.fromkeys(["--overwrite", "-v", "--allow-pickle"], False),
         **dict.fromkeys(VALUES.split()),
     },
     "evaluate": {
@@ -75,6 +75,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--device": "auto",
         **dict.fromkeys(["-o", "--output", "--items", "--memory"]),
         "--trust-tasks": False,
+        "--allow-pickle": False,
     },
     "path": {
         "--fitness": REQUIRED,
@@ -88,6 +89,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--device": "auto",
         "--memory": None,
         "--trust-tasks": False,
+        "--allow-pickle": False,
     },
 }
 """Command -> flag -> default."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_config import CONFIG as ADAPTER_CONFIG
 from evomerge.checkpoints.lora_steps import Change
 from evomerge.checkpoints.naming import unwrapped
+from evomerge.checkpoints.pickled import check_allowed, read_pickled
 from evomerge.checkpoints.quantized.formats import Quantization, unpacked
 from evomerge.checkpoints.read import read_tensor
 from evomerge.checkpoints.references import resolve, split_adapter
@@ -41,6 +42,8 @@ __all__ = ["Checkpoint", "TensorInfo"]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -265,8 +268,7 @@ def _stored(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
     elif is_there(index, where):
         stored = _sharded(index, where)
     elif any(next(folder.glob(pattern), None) for pattern in _PICKLES):
-        mend = "convert it with from_pretrained(...).save_pretrained(...), which writes safetensors"
-        raise InputError(f"{folder} holds pickled weights, which can run code when read", mend, where)
+        stored = _pickled(folder, where)
     else:
         raise InputError(f"{folder} has no {WEIGHTS} and no {INDEX}", "give a model folder", where)
     stored = unwrapped(stored)
@@ -275,7 +277,21 @@ def _stored(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
     return stored
 
 
-def _sharded(index: Path, where: Where | None) -> dict[str, TensorInfo]:
+def _pickled(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
+    """The tensors of a folder that has pickled weights only, where these may be read."""
+    check_allowed(str(folder), where=where)
+    single, index = folder / PICKLED, folder / PICKLED_INDEX
+    if is_there(single, where):
+        return read_pickled(single, where)
+    if is_there(index, where):
+        return _sharded(index, where, read_pickled)
+    raise InputError(f"{folder} has no {WEIGHTS} and no {PICKLED}, with an index or without", "rename it", where)
+
+
+def _sharded(
+    index: Path, where: Where | None, read: Callable[[Path, Where | None], dict[str, TensorInfo]] = read_header
+) -> dict[str, TensorInfo]:
+    """The tensors of the files that an index lists, each as `read` finds them."""
     shards = read_object(index, where).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(f, str) for f in shards.values()):
         raise InputError(f"{index} has no weight_map of tensors to files", "copy or download it again", where)
@@ -286,7 +302,7 @@ def _sharded(index: Path, where: Where | None) -> dict[str, TensorInfo]:
     if missing:
         problem = f"{index.parent} lacks {len(missing)} of its {len(names)} shards, first {missing[0]}"
         raise InputError(problem, "copy or download them again", where)
-    headers = {f: read_header(index.parent / f, where) for f in names}
+    headers = {f: read(index.parent / f, where) for f in names}
     lost = next((name for name in shards if name not in headers[shards[name]]), None)
     if lost is not None:
         problem = f"{index} lists {lost}, which its shard {shards[lost]} does not hold"

@@ -187,7 +187,7 @@ def _is_text_map(value: Any) -> bool:
 
 def _info(file: Path, name: str, entry: Any, data: int) -> TensorInfo:
     """A tensor from its entry in the header. Raises _Invalid."""
-    if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+    if not is_name(name):
         raise _Invalid(f"{shortened(name)!r} is no name of a tensor")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise _Invalid(f"{name} has no dtype, shape and data_offsets")
@@ -202,6 +202,11 @@ def _info(file: Path, name: str, entry: Any, data: int) -> TensorInfo:
     if offsets[1] - offsets[0] != info.bytes:
         raise _Invalid(f"{name} has {offsets[1] - offsets[0]} bytes for the shape {shape} of {dtype}")
     return info
+
+
+def is_name(name: str) -> bool:
+    """Whether a text can be a tensor's name."""
+    return bool(name) and len(name) <= _LONGEST_NAME and name.isprintable()
 
 
 def _are_counts(values: Any) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
+from evomerge.checkpoints.pickled import check_allowed
 from evomerge.errors import InputError, Where
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
+_PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]
+_SAFE = ["*.safetensors", "model.safetensors.index.json"]
 _UNWANTED = ["*/*", "*.bin", "*.pt", "*.pth", "*.py", "consolidated*"]
 
 
@@ -24,13 +28,15 @@ def split_revision(reference: str) -> tuple[str, str | None]:
 
 
 def fetch(name: str, revision: str | None, where: Where | None = None) -> tuple[Path, str]:
-    """Download (or find in the hub's cache) the safetensors, configuration and tokenizer files.
+    """Download (or find in the hub's cache) the safetensors, configuration and tokenizer files. Where there are no
+    safetensors, and pickled weights may be read, these.
 
     Returns:
         The local folder, and the commit hash that it holds.
 
     Raises:
-        InputError: no such repository or revision, or it cannot be reached.
+        InputError: no such repository or revision, it cannot be reached, or its weights are pickled, and that is not
+            allowed.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -47,4 +53,29 @@ def fetch(name: str, revision: str | None, where: Where | None = None) -> tuple[
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         problem = f"there is no folder {shown}, and the hub cannot be reached ({reason})"
         raise InputError(problem, "correct the path, or download the model while online", where) from None
+    _take_pickled(folder, name, where)
     return folder, folder.name
+
+
+def _take_pickled(folder: Path, name: str, where: Where | None) -> None:
+    """Where a repository has pickled weights only, downloads them, if they may be read. InputError if not, or if the
+    hub cannot be reached."""
+    if any(any(folder.glob(pattern)) for pattern in _SAFE):
+        return
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    try:
+        files = list_repo_files(name, revision=folder.name)
+    except Exception:  # offline: the folder shows what is missing
+        return
+    files = [file for file in files if "/" not in file]
+    pickled = [file for file in files if any(fnmatch(file, pattern) for pattern in _PICKLED)]
+    if not pickled or any(file.endswith(".safetensors") for file in files):
+        return
+    check_allowed(name, where=where)
+    try:
+        snapshot_download(name, revision=folder.name, allow_patterns=pickled)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        problem = f"{pickled[0]} of {name} cannot be fetched from the hub ({reason})"
+        raise InputError(problem, "run the same command again, or download the model first", where) from None

@@ -19,12 +19,13 @@ from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
 from evomerge.checkpoints.lora_config import CONFIG, MERGE, LoraConfig, read_config
 from evomerge.checkpoints.lora_names import Parameter, ParameterNames
 from evomerge.checkpoints.lora_steps import Change, ExpertsLowRank, LowRank, ReplaceRows, Shift
+from evomerge.checkpoints.pickled import check_allowed, read_pickled
 from evomerge.checkpoints.read import same_bytes
 from evomerge.checkpoints.structure import is_embedding, is_head
 from evomerge.errors import InputError, Where
 from evomerge.safety.read import is_there
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 
 _PREFIX = "base_model.model."
 _LOW_RANK = re.compile(
@@ -36,6 +37,7 @@ _WRAPPERS = re.compile(r"\.(modules_to_save(\.default)?|base_layer|token_adapter
 _ORIGINAL = re.compile(r"\.original_module\.")
 _WRAPPED = ".base_layer"
 _HEAD = "lm_head.weight"
+_SHARED = re.compile(r"(^|\.)shared\.weight$")
 _UNQUANTIZED = "give the adapter as it was trained"
 _GIVE_ITS_BASE = "give the model that it was trained on: model+adapter"
 # Models whose layers store their matrices as [inputs, outputs] (transformers' Conv1D)
@@ -49,13 +51,15 @@ _DEFINED = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "dow
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder. `resolved`: its reference from anywhere; `config`: its adapter_config.json."""
+    """An adapter folder. `resolved`: its reference from anywhere; `config`: its adapter_config.json; `weights`: the
+    name of their file."""
 
     folder: Path
     resolved: str
     config: LoraConfig
     tensors: Mapping[str, TensorInfo]
     where: Where | None = None
+    weights: str = WEIGHTS
 
     @property
     def base(self) -> str | None:
@@ -65,7 +69,7 @@ class Adapter:
 
     def files(self) -> list[Path]:
         """Its configuration and its weights."""
-        return [self.folder / CONFIG, self.folder / WEIGHTS]
+        return [self.folder / CONFIG, self.folder / self.weights]
 
     def error(self, problem: str, mend: str = _GIVE_ITS_BASE) -> InputError:
         return _error(self.folder, self.where, problem, mend)
@@ -83,15 +87,17 @@ def read_adapter(folder: Path, resolved: str, where: Where | None = None) -> Ada
     """
     error = partial(_error, folder, where)
     config = read_config(folder, error, where)
-    if not is_there(folder / WEIGHTS, where):
-        pickled = any(folder.glob("adapter_model.*"))
-        problem = "its weights are pickled, which can run code when read" if pickled else f"it has no {WEIGHTS}"
-        raise error(problem, f"save it again with peft's save_pretrained, which writes {WEIGHTS}")
-    tensors = read_header(folder / WEIGHTS, where)
+    again = f"save it again with peft's save_pretrained, which writes {WEIGHTS}"
+    weights, read = (WEIGHTS, read_header) if is_there(folder / WEIGHTS, where) else (PICKLED, read_pickled)
+    if weights == PICKLED:
+        if not is_there(folder / PICKLED, where):
+            raise error(f"it has no {WEIGHTS}", again)
+        check_allowed(f"adapter {folder}", again, where)
+    tensors = read(folder / weights, where)
     other = next((name for name, info in tensors.items() if info.dtype not in FLOATS), None)
     if other is not None:
         raise error(f"{other} is {tensors[other].dtype}, and only adapters of floats can be merged", _UNQUANTIZED)
-    return Adapter(folder, resolved, config, tensors, where)
+    return Adapter(folder, resolved, config, tensors, where, weights)
 
 
 class Base(Protocol):
@@ -124,6 +130,7 @@ class FittedAdapter:
         self.vocabulary: int | None = None
         self._adapter, self._base = adapter, base
         self._names = ParameterNames(base.stored, base.config)
+        self._embedding = base.embedding or next(filter(_holds_tokens, base.stored), None)
         modules: dict[str, dict[int, dict[str, TensorInfo]]] = {}
         tokens: dict[str, TensorInfo] = {}
         saved: dict[str, TensorInfo] = {}
@@ -159,15 +166,15 @@ class FittedAdapter:
             self._replace_rows(module, info)
         if not self.changes:
             raise adapter.error("it holds no weights", "give a LoRA adapter")
-        self.unties = base.tied and base.embedding is not None and self._untie()
+        self.unties = base.tied and self._embedding is not None and self._untie()
         self._check_rows()
 
     def _change(self, name: str) -> tuple[str, Change]:
         """The base's name of the tensor that the adapter calls `name`, and its change so far."""
         stored = self._names.find(name)
-        if self._base.tied and self._base.embedding and is_head(name):
+        if self._base.tied and self._embedding and is_head(name):
             stored = stored or name
-            source = self._base.stored[self._base.embedding]
+            source = self._base.stored[self._embedding]
         elif stored:
             source = self._base.stored[stored]
         else:
@@ -178,7 +185,7 @@ class FittedAdapter:
         """Replace a tensor by a whole one of the adapter: a trained module or bias, or embeddings of another size."""
         stored, change = self._change(name)
         old, new = change.info.shape, info.shape
-        resized = (is_embedding(stored) or is_head(stored)) and old[1:] == new[1:]
+        resized = _holds_tokens(stored) and old[1:] == new[1:]
         if old != new and (not resized or not new[0]):
             raise self._adapter.error(f"{name} is {list(new)}, in {self._base.path} {list(old)}")
         if old != new:
@@ -297,7 +304,7 @@ class FittedAdapter:
 
     def _untie(self) -> bool:
         """Whether a tied base becomes untied. If not, the change of the embeddings is the head's, too."""
-        name = self._base.embedding
+        name = self._embedding
         assert name is not None
         head = next((n for n in self.changes if is_head(n)), None)
         head_change, change = self.changes.get(head or ""), self.changes.get(name)
@@ -318,7 +325,7 @@ class FittedAdapter:
 
     def _shared(self, change: Change) -> bool:
         """Whether a change of the embeddings alone was a change of the head, too, in training."""
-        grown = change.info.shape != self._base.stored[self._base.embedding or ""].shape
+        grown = change.info.shape != self._base.stored[self._embedding or ""].shape
         tokens = all(isinstance(step, ReplaceRows) for step in change.steps)
         return (tokens and (grown or bool(change.steps))) or self._adapter.config.ties_weights
 
@@ -326,7 +333,7 @@ class FittedAdapter:
         """InputError where the vocabulary changes, and the rows of only one of embeddings and head."""
         if self.vocabulary is None:
             return
-        infos = {name: info for name, info in self._base.stored.items() if is_embedding(name) or is_head(name)}
+        infos = {name: info for name, info in self._base.stored.items() if _holds_tokens(name)}
         infos |= {name: change.info for name, change in self.changes.items() if name in infos}
         tied = self._base.tied and not self.unties
         other = next((n for n, i in infos.items() if i.shape[0] != self.vocabulary and not (tied and is_head(n))), None)
@@ -335,6 +342,11 @@ class FittedAdapter:
             raise self._adapter.error(
                 problem, "save it again with peft's save_pretrained(..., save_embedding_layers=True)"
             )
+
+
+def _holds_tokens(name: str) -> bool:
+    """Whether a matrix has a row for each token: embeddings (T5 calls them `shared`) and heads."""
+    return is_embedding(name) or is_head(name) or bool(_SHARED.search(name))
 
 
 def _are_same(one: Change, other: Change) -> bool:

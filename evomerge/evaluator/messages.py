@@ -17,13 +17,14 @@ from evomerge.scoring.slices import SuiteInfo
 @dataclass(frozen=True)
 class Setup:
     """Says what a worker evaluates, on which share of the machine, and how often it says that it is `Alive`, in
-    seconds."""
+    seconds. `allow_pickle`: whether it may read pickled weights."""
 
     spec: SpaceSpec
     fitness: FitnessSpec
     share: Share
     memory: str | None
     beat: float
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import Any
 
+from evomerge.checkpoints.pickled import are_allowed
 from evomerge.errors import InputError, StoppedError, TrialError, Where
 from evomerge.evaluator.jobs import Job
 from evomerge.evaluator.messages import (
@@ -157,7 +158,7 @@ class WorkerPool:
         progress.phase("starting them")
         try:
             for share in shares:
-                self._start(Setup(spec, replace(fitness, slices=untimed), share, memory, _BEAT))
+                self._start(Setup(spec, replace(fitness, slices=untimed), share, memory, _BEAT, are_allowed()))
             while not all(worker.placed for worker in self._workers):
                 self._listen()
             for worker in self._workers:

@@ -16,6 +16,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+from evomerge.checkpoints.pickled import allow_pickles
 from evomerge.errors import InputError
 from evomerge.evaluator.executor import run_job
 from evomerge.evaluator.messages import (
@@ -60,6 +61,7 @@ def _serve(pipe: WorkerPipe) -> None:
     from evomerge.evaluator.evaluator import Evaluator, place_candidates
 
     _use_device(setup.share.device)
+    allow_pickles(setup.allow_pickle)
     models = open_models(setup.spec, setup.fitness)
     placement = place_candidates(models, setup.fitness, setup.share.device, setup.memory, setup.share)
     pipe.send(Placed())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evomerge.checkpoints.pickled import with_pickles
 from evomerge.examine.references import check_places, needed_references, parents_of, source_names
 from evomerge.files.fitness_file import read_fitness
 from evomerge.recipe.mergekit import recipe_of
@@ -40,6 +41,7 @@ class Evaluated:
         return all(v.passed for v in self.verdicts)
 
 
+@with_pickles
 def evaluate(
     model: str | Path,
     fitness: str | Path,
@@ -49,13 +51,14 @@ def evaluate(
     device: str = "auto",
     memory: str | None = None,
     trust_tasks: bool = False,
+    allow_pickle: bool = False,
     observer: Observer | None = None,
 ) -> Evaluated:
     """Scores a checkpoint (folder, hub id, adapter) or a recipe (merged in memory) and holds it to its floors.
 
     Relative floors need the scores of their references. A recipe brings its base and sources; a source has the name of
     its folder. For a checkpoint, or under other names, `references` maps a name ("base", a source's) to a model.
-    `device`, `memory` and `trust_tasks` are as in `search`.
+    `device`, `memory`, `trust_tasks` and `allow_pickle` are as in `search`.
 
     Raises:
         InputError: an argument or a file is wrong.

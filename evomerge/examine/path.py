@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evomerge.checkpoints.pickled import with_pickles
 from evomerge.errors import InputError, TrialError, Where
 from evomerge.examine.references import check_places, needed_references, parents_of, source_names
 from evomerge.files.fitness_file import read_fitness
@@ -119,6 +120,7 @@ class PathInterrupted(KeyboardInterrupt):
 
 
 @listening()
+@with_pickles
 def path(
     start: str | Path,
     end: str | Path | None = None,
@@ -132,14 +134,15 @@ def path(
     device: str = "auto",
     memory: str | None = None,
     trust_tasks: bool = False,
+    allow_pickle: bool = False,
     observer: Observer | None = None,
 ) -> ScoredPath:
     """Scores `points` models, evenly spaced on the line ``(1 - t) start + t end`` from t = `first` to t = `last`.
 
     Each end is a checkpoint (folder, hub id, adapter) or a recipe; a recipe alone is the end of the line that starts at
     its base, so that t scales what the merge does to the base. Prompts are written with the end's tokenizer and chat
-    template. Floors, `references`, `device`, `memory` and `trust_tasks` are as in
-    `evaluate`.
+    template. Floors, `references`, `device`, `memory`, `trust_tasks` and `allow_pickle`
+    are as in `evaluate`.
 
     Raises:
         InputError: an argument or a file is wrong.

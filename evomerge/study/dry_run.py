@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evomerge.checkpoints.pickled import with_pickles
 from evomerge.checkpoints.preflight import tensor_notes
 from evomerge.evaluator.device import choose_devices, listed, parse_memory
 from evomerge.evaluator.shares import check_workers, deal, describe
@@ -26,6 +27,7 @@ from evomerge.study.prepare import (
 )
 
 
+@with_pickles
 def dry_run(
     space: str | Path,
     *,
@@ -42,6 +44,7 @@ def dry_run(
     workers: int = 1,
     asynchronous: bool = False,
     trust_tasks: bool = False,
+    allow_pickle: bool = False,
     storage: str | None = None,
     begin: str | None = None,
 ) -> dict[str, Any]:

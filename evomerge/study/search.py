@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evomerge.checkpoints.pickled import allow_pickles, with_pickles
 from evomerge.errors import EvomergeError, InputError, is_disk_full
 from evomerge.escape import LogFormatter
 from evomerge.evaluator.device import listed, parse_memory
@@ -71,6 +72,7 @@ class Result:
 
 
 @listening()
+@with_pickles
 def search(
     space: str | Path,
     *,
@@ -88,6 +90,7 @@ def search(
     workers: int = 1,
     asynchronous: bool = False,
     trust_tasks: bool = False,
+    allow_pickle: bool = False,
     begin: str | None = None,
     observer: Observer | None = None,
 ) -> Result:
@@ -109,6 +112,8 @@ def search(
         asynchronous: ask the optimizer as soon as a worker is free, in place of the file's ``optimizer.asynchronous``.
         trust_tasks: tasks may run code that stands outside of the folders under the fitness file's ``include``, or
             comes from the hub.
+        allow_pickle: pickled weights are read, too, where a model has no others; no code of them is run. The run
+            remembers it.
         begin: another run of the same models, whose winner is the first candidate ("RUN", or "RUN:TRIAL" for another
             trial of it), carried over exactly into this space, which may be finer.
         observer: is told what happens.
@@ -127,6 +132,7 @@ def search(
         fitness=str(Path(fitness).absolute()) if fitness else None,
         folder=str(Path.cwd()),
         trust_tasks=trust_tasks,
+        allow_pickle=allow_pickle,
     )
     plan = launched_plan(launch)
     first = starting_point(begin, plan.models) if begin is not None else None
@@ -146,6 +152,7 @@ def search(
 
 
 @listening()
+@with_pickles
 def resume(
     run: str | Path,
     *,
@@ -170,6 +177,7 @@ def resume(
     folder = RunFolder.existing(run)
     with _diagnosed(folder), folder.lock(), _logged(folder):
         environment = Environment.read(folder)
+        allow_pickles(environment.launch.allow_pickle)
         plan = resumed_plan(folder, environment)
         store = _reopen(folder, environment, plan, observer)
         if device is None and memory is None:

@@ -95,6 +95,11 @@ def test_an_encoder_decoder(tied: bool, tmp_path: Path) -> None:
     assert "decoder.block.1.layer.1.EncDecAttention.q.weight" in check(tmp_path)
 
 
+def test_new_tokens_of_an_encoder_decoder(tmp_path: Path) -> None:
+    make(tmp_path, "AutoModelForSeq2SeqLM", _T5, rows=22, target_modules=["q"], task_type="SEQ_2_SEQ_LM")
+    assert "shared.weight" in check(tmp_path)
+
+
 VLMS: dict[str, dict[str, Any]] = {
     "gemma3": {"text_config": {**_TEXT, "sliding_window": 8}, "vision_config": _VISION, "mm_tokens_per_image": 4},
     "qwen2_5_vl": {

@@ -72,7 +72,7 @@ def test_the_merged_folder_loads_and_says_what_its_base_says(kind: str, tmp_path
     assert model.config.time_step_limit[1] == float("inf")
 
 
-@pytest.mark.parametrize("kind", sorted(set(CONFIGS) - {"nemotron_h"}))
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_scored_equals_exported(kind: str, tmp_path: Path) -> None:
     models = write(kind, tmp_path)
     base, bank = Checkpoint.open(models["base"]), SourceBank()

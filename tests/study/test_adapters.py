@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
 import evomerge
 from evomerge.checkpoints.checkpoint import Checkpoint
@@ -75,3 +76,32 @@ def test_a_model_with_its_adapter_is_evaluated_as_it_would_be_merged(
     assert (
         found[0].digest != evomerge.evaluate("models/base", "fitness.yaml", references={"base": "models/base"}).digest
     )
+
+
+@pytest.mark.parametrize("policy", ["base", "union", "two"])
+def test_a_search_over_an_adapter_with_new_tokens(policy: str, tiny_study: Study) -> None:
+    """Embeddings and head grew and were trained, and PEFT saved them under three names each."""
+
+    def change(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["sources"]["two"], space["tokenizer"] = "adapter", policy
+
+    tiny_study(change)
+    tensors, draw = {}, torch.Generator().manual_seed(0)
+    with safe_open("models/base/model.safetensors", "pt") as stream:
+        for module in ("model.embed_tokens", "lm_head"):
+            old = stream.get_tensor(f"{module}.weight")
+            grown = torch.cat([old, torch.randn(2, old.shape[1], generator=draw)])
+            for word, tensor in (("", grown + 0.01), (".modules_to_save", grown + 0.01), (".original_module", grown)):
+                tensors[f"base_model.model.{module}{word}.weight"] = tensor.clone()
+    Path("adapter").mkdir()
+    save_file(tensors, Path("adapter/adapter_model.safetensors"))
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 1, "modules_to_save": ["embed_tokens", "lm_head"]}
+    Path("adapter/adapter_config.json").write_text(json.dumps({**told, "base_model_name_or_path": "models/base"}))
+    tokenizer = AutoTokenizer.from_pretrained("models/base")
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.save_pretrained("adapter")
+    result = evomerge.search("space.yaml", trials=6)
+    assert all(t.state != "failed" for t in result.search.trials)
+    evomerge.export("space", "best.yaml", allow_infeasible=True)
+    merged = Checkpoint.open(str(evomerge.merge("best.yaml", "merged")))
+    assert merged.tensors["lm_head.weight"].shape[0] == (13 if policy == "base" else 15)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.identity import check_unchanged
+from evomerge.checkpoints.pickled import with_pickles
 from evomerge.checkpoints.write import (
     SHARD_BYTES,
     CheckpointWriter,
@@ -43,6 +44,7 @@ _FEEDING = 2  # threads that read for a GPU
 Progress = Callable[[str, float], None]
 
 
+@with_pickles
 def merge(
     recipe: Path | str | Recipe,
     out: Path | str,
@@ -56,6 +58,7 @@ def merge(
     copy_tokenizer: bool = True,
     model_card: bool = True,
     overwrite: bool = False,
+    allow_pickle: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
@@ -75,6 +78,7 @@ def merge(
         copy_tokenizer: write the tokenizer's files.
         model_card: write README.md.
         overwrite: replace checkpoints that exist (see `check_target`).
+        allow_pickle: read pickled weights, too, where a model has no others (see `checkpoints/pickled.py`).
         shard_bytes: the most bytes of a weights file.
         progress: called with a text (tensor, rate, remaining time) and the share that is done (0 to 1).
         note: called, before the first tensor is read, with lines on what not all models of the merge store.

@@ -27,8 +27,8 @@ _PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "optuna", "cma", "n
 _NAME, _NAME_OR_NONE = (str,), (str, type(None))
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "space": _NAME, "settings": (list,), "optimizer": _NAME_OR_NONE, "fitness": _NAME_OR_NONE, "folder": _NAME,
-    "trust_tasks": (bool,), "study": _NAME, "identity": (dict,), "versions": (dict,), "device": _NAME,
-    "storage": _NAME_OR_NONE, "memory": _NAME_OR_NONE, "workers": (int,), "begin": (dict, type(None)),
+    "trust_tasks": (bool,), "allow_pickle": (bool,), "study": _NAME, "identity": (dict,), "versions": (dict,),
+    "device": _NAME, "storage": _NAME_OR_NONE, "memory": _NAME_OR_NONE, "workers": (int,), "begin": (dict, type(None)),
 }  # fmt: skip
 """What the fields of `environment.json` hold: those of `Launch`, and the others of `Environment`."""
 
@@ -36,7 +36,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 @dataclass(frozen=True)
 class Launch:
     """The user's files and the overrides from the command line; `folder` is where relative paths in these start.
-    `trust_tasks`: tasks may run code from anywhere."""
+    `trust_tasks`: tasks may run code from anywhere; `allow_pickle`: pickled weights may be read."""
 
     space: str
     settings: tuple[str, ...] = ()
@@ -44,6 +44,7 @@ class Launch:
     fitness: str | None = None
     folder: str = "."
     trust_tasks: bool = False
+    allow_pickle: bool = False
 
     def read(self) -> tuple[SpaceSpec, FitnessSpec]:
         """Both files as the user has them now. Raises InputError."""

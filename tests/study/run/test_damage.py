@@ -31,7 +31,17 @@ def test_environment(run: RunFolder, text: str) -> None:
 
 def test_values_of_the_environment(run: RunFolder) -> None:
     text = run.environment.read_text()
-    for key in ("device", "memory", "storage", "study", "versions", "optimizer", "space", "trust_tasks"):
+    for key in (
+        "device",
+        "memory",
+        "storage",
+        "study",
+        "versions",
+        "optimizer",
+        "space",
+        "trust_tasks",
+        "allow_pickle",
+    ):
         for value in (-1, [{}]):
             whole = json.loads(text)
             (whole["launch"] if key in whole["launch"] else whole)[key] = value
