@@ -22,11 +22,11 @@ from evomerge.checkpoints.read import read_tensor
 from evomerge.checkpoints.references import resolve, split_adapter
 from evomerge.checkpoints.structure import (
     Stack,
-    configured_layers,
     find_stack,
     is_derived,
     is_embedding,
     is_head,
+    layer_counts,
     text_config,
     with_text_config,
 )
@@ -105,12 +105,13 @@ class Checkpoint:
             for name, info in self.stored.items()
             if not (self.tied and is_head(name)) and not is_derived(name, info.shape)
         }
-        layers = configured_layers(config)
-        stack = find_stack(self.tensors, layers)
+        counts: list[int | None] = [*layer_counts(config)] or [None]
+        stacks = (find_stack(self.tensors, layers) for layers in counts)
+        stack = next((found for found in stacks if found is not None), None)
         if stack is None and "model_type" not in config:
             stack = find_stack(self.tensors, None)  # not a configuration of transformers
         if stack is None:
-            problem = f"{path}: no numbered stack of {layers} layers among its tensors"
+            problem = f"{path}: no numbered stack of {counts[0]} layers among its tensors"
             raise InputError(problem, "check num_hidden_layers in its config.json", where)
         self.stack: Stack = stack
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evomerge.checkpoints.structure import Stack
+from evomerge.checkpoints.structure import LAYER_KEYS, Stack
 
 DEFAULT = "default"
 ALIASES = {"vision_model": "vision_tower"}
@@ -72,7 +72,7 @@ def find_modules(names: Iterable[str], config: Mapping[str, Any], main: Stack) -
         stacks["shared"] = Stack("", 0)
     elif any(_PROJECTOR.search(name) for name in listed):
         stacks["multi_modal_projector"] = Stack("", 0)
-    keys = {n: path for n, s in stacks.items() if n != first and (path := _key(s, counted))}
+    keys = {n: path for n, s in stacks.items() if (n != first or encoder) and (path := _key(s, counted))}
     return Modules(stacks, keys, roots, first)
 
 
@@ -99,10 +99,11 @@ def _counts(config: Mapping[str, Any], path: _Path = ()) -> Iterator[tuple[_Path
 def _key(stack: Stack, counted: Mapping[_Path, int]) -> _Path | None:
     """The path in the configuration to the stack's number of layers; best one that shares a word with its prefix."""
     paths = [path for path, count in counted.items() if count == stack.layers]
-    words = [word for word in ("vis", "audio", "encoder") if word in stack.prefix]
+    words = [word for word in ("vis", "audio", "encoder", "decoder") if word in stack.prefix]
     named = [path for path in paths if any(word in "_".join(path) for word in words)]
     nested = [path for path in paths if len(path) > 1 and path[0] != "text_config"]
-    return next(iter(named or nested), None)
+    plain = [(key,) for key in LAYER_KEYS if (key,) in paths and words == ["encoder"]]  # T5
+    return next(iter(named or nested or plain), None)
 
 
 def _roots(stacks: Mapping[str, Stack]) -> dict[str, str]:

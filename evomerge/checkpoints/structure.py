@@ -15,6 +15,8 @@ from typing import Any, Literal
 Place = Literal["before", "after"] | int
 
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+DECODER_KEYS = ("num_decoder_layers", "decoder_layers")
+"""Of models with an encoder beside the decoder, in which `LAYER_KEYS` count the encoder's layers."""
 _EMBEDDING = re.compile(r"(^|[._])(embed|emb|embd|wte|wpe)|project_in|embeddings?([._]|$)")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.")
 _NO_NUMBER = (-1,)
@@ -88,15 +90,15 @@ def with_text_config(config: Mapping[str, Any], settings: Mapping[str, Any]) -> 
 
 
 def configured_layers(config: Mapping[str, Any]) -> int | None:
-    """The number of layers in a configuration, under any of its usual keys."""
+    """The number of layers in a configuration, under any of its usual keys; a decoder's, if it has an encoder."""
+    return next(iter(layer_counts(config)), None)
+
+
+def layer_counts(config: Mapping[str, Any]) -> list[int]:
+    """All numbers of layers in a configuration, the language model's first."""
     text = text_config(config)
-    layers = next((text[k] for k in LAYER_KEYS if isinstance(text.get(k), int)), None)
-    return layers if layers is None else int(layers)
-
-
-def layers_key(config: Mapping[str, Any]) -> str:
-    """The key of the number of layers in a configuration."""
-    return next((k for k in LAYER_KEYS if k in text_config(config)), LAYER_KEYS[0])
+    counts = [int(text[k]) for k in (*DECODER_KEYS, *LAYER_KEYS) if isinstance(text.get(k), int) and text[k] > 0]
+    return list(dict.fromkeys(counts))
 
 
 def find_stack(names: Iterable[str], layers: int | None) -> Stack | None:

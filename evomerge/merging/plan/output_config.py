@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from evomerge.checkpoints.structure import configured_layers, layers_key, text_config
+from evomerge.checkpoints.structure import text_config
 from evomerge.checkpoints.vocabulary import Vocabulary
-from evomerge.errors import InputError
+from evomerge.merging.plan.layer_settings import LayerRun, follow_layers
 
-LayerRun = tuple[Mapping[str, Any], int, int]
-"""Layers in a row: the configuration of their model, the first layer, the number of layers."""
+__all__ = ["LayerRun", "follow_tokens", "output_config", "set_rows"]
 
 
 def output_config(donor: Mapping[str, Any], runs: Sequence[LayerRun], dtype: str, tied: bool) -> dict[str, Any]:
     """The donor's configuration with the output's dtype, layers and tying.
 
-    Settings that list one entry for each layer (such as `layer_types`) follow the layers. No `runs`: the donor's
+    Settings on single layers (such as `layer_types`) follow the layers (`layer_settings`). No `runs`: the donor's
     layers. A configuration that is not one of transformers (it has no `model_type`) stays as it is.
     """
     config: dict[str, Any] = copy.deepcopy(dict(donor))
@@ -31,25 +30,8 @@ def output_config(donor: Mapping[str, Any], runs: Sequence[LayerRun], dtype: str
         holder = text if "tie_word_embeddings" in text else config
         holder["tie_word_embeddings"] = tied
     if runs:
-        _set_layers(text, donor, runs)
+        follow_layers(config, donor, runs)
     return config
-
-
-def _set_layers(text: dict[str, Any], donor: Mapping[str, Any], runs: Sequence[LayerRun]) -> None:
-    layers = configured_layers(donor)
-    for key, value in list(text.items()):
-        if isinstance(value, list) and "layer" in key and len(value) == layers:
-            text[key] = [entry for run in runs for entry in _entries(key, value, *run)]
-    text[layers_key(donor)] = sum(n for _, _, n in runs)
-
-
-def _entries(key: str, default: list[Any], config: Mapping[str, Any], start: int, count: int) -> list[Any]:
-    """A model's entries for `count` layers; those of `default` if it lists none. InputError if it lists too few."""
-    entries = text_config(config).get(key, default)
-    if not isinstance(entries, list) or len(entries) < start + count:
-        problem = f"{key} in the config.json of a merged model does not list its {start + count} layers"
-        raise InputError(problem, "mend the configuration, or merge fewer layers")
-    return entries[start : start + count]
 
 
 def set_rows(config: dict[str, Any], rows: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
 from evomerge.checkpoints.modules import ALIASES, Modules, find_modules
-from evomerge.checkpoints.structure import is_counter
+from evomerge.checkpoints.structure import LAYER_KEYS, is_counter
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.merging.plan.alignment import Alignment, is_vocabulary, promoted, truncated
@@ -216,7 +216,11 @@ class _DocumentPlanner:
             holder = config
             for key in path[:-1]:
                 holder = holder[key]
-            holder[path[-1]] = part.stack.layers
+            before, holder[path[-1]] = holder[path[-1]], part.stack.layers
+            if part.name == "encoder":  # the same number under the name that all models share
+                for key in LAYER_KEYS:
+                    if config.get(key) == before:
+                        config[key] = part.stack.layers
 
     def _aligned(self) -> Alignment | None:
         policy = self.document.tokenizer or self._padded()
