@@ -5,7 +5,7 @@ import tiny_models
 import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.preflight import check_family, check_finite, check_head, token_changes
+from evomerge.checkpoints.preflight import check_family, check_finite, check_head, tensor_notes, token_changes
 from evomerge.errors import InputError, Where
 
 HERE = Where("space.yaml", 5, "sources.refunds")
@@ -64,13 +64,47 @@ def test_missing_and_extra_tensors(base, tmp_path):
     folder = tiny_models.write(tmp_path / "less", tensors)
     assert "refunds lacks model.layers.2.input_layernorm.weight" in family_problem(base, folder)
     tensors = tiny_models.base_tensors() | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(16)}
-    folder = tiny_models.write(tmp_path / "more", tensors)
+    folder = tiny_models.write(tmp_path / "more", tensors, attention_bias=True)
     assert "refunds has model.layers.0.self_attn.q_proj.bias, which the base lacks" in family_problem(base, folder)
+
+
+def notes(base, **folders):
+    sources = {name: Checkpoint.open(str(folder)) for name, folder in folders.items()}
+    check_family(base, sources, where)
+    return tensor_notes(base, sources)
+
+
+def test_a_family_has_nothing_to_tell(models, base):
+    assert notes(base, refunds=models["a"], b=models["b"]) == []
+
+
+def test_tensors_that_no_model_reads_are_left_out_and_told(base, models, tmp_path):
+    extra = {"v_head.summary.weight": torch.zeros(1, 16), "_orig_mod.model.rotary_emb.inv_freq": torch.zeros(4)}
+    folder = tiny_models.write(tmp_path / "m", tiny_models.base_tensors() | extra)
+    assert notes(base, refunds=folder, b=models["b"]) == ["v_head.summary.weight: left out, as only refunds has it"]
+
+
+def test_prediction_layers_that_only_the_base_stores_are_kept_and_told(models, tmp_path):
+    extra = {"mtp.fc.weight": torch.zeros(16, 32), "model.layers.3.enorm.weight": torch.ones(16)}
+    folder = tiny_models.write(tmp_path / "base", tiny_models.base_tensors() | extra)
+    lines = notes(Checkpoint.open(str(folder)), refunds=models["a"], b=models["b"])
+    names = "model.layers.3.enorm.weight, mtp.fc.weight"
+    assert lines == [f"{names}: kept from the base, as refunds and b lack it"]
+
+
+def test_a_source_that_was_saved_without_head_and_prefix(base, tmp_path):
+    tensors = {n.removeprefix("model."): t for n, t in tiny_models.base_tensors().items() if n != "lm_head.weight"}
+    folder = tiny_models.write(tmp_path / "m", tensors, architectures=["LlamaModel"])
+    assert notes(base, refunds=folder) == ["lm_head.weight: kept from the base, as refunds lacks it"]
 
 
 def test_tied_and_untied(base, tmp_path):
     folder = tiny_models.write(tmp_path / "m", tiny_models.base_tensors(tied=True), tie_word_embeddings=True)
-    assert "refunds ties its output head" in family_problem(base, folder)
+    [line] = notes(base, refunds=folder)
+    assert line == (
+        "refunds ties its head to its embeddings, the base has a head of its own: "
+        "merged models have a head of their own"
+    )
 
 
 class TestTokens:
