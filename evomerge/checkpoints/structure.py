@@ -15,6 +15,7 @@ from typing import Any, Literal
 Place = Literal["before", "after"] | int
 
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+LISTED_LAYERS = ("layers_block_type", "layer_types")
 DECODER_KEYS = ("num_decoder_layers", "decoder_layers")
 """Of models with an encoder beside the decoder, in which `LAYER_KEYS` count the encoder's layers."""
 _EMBEDDING = re.compile(r"(^|[._])(embed|emb|embd|wte|wpe)|project_in|embeddings?([._]|$)")
@@ -95,10 +96,12 @@ def configured_layers(config: Mapping[str, Any]) -> int | None:
 
 
 def layer_counts(config: Mapping[str, Any]) -> list[int]:
-    """All numbers of layers in a configuration, the language model's first."""
+    """All numbers of layers in a configuration, the language model's first; else the length of a list of their kinds.
+    """
     text = text_config(config)
     counts = [int(text[k]) for k in (*DECODER_KEYS, *LAYER_KEYS) if isinstance(text.get(k), int) and text[k] > 0]
-    return list(dict.fromkeys(counts))
+    listed = (text[key] for key in LISTED_LAYERS if isinstance(text.get(key), list))
+    return list(dict.fromkeys(counts)) or [len(kinds) for kinds in listed if kinds]
 
 
 def find_stack(names: Iterable[str], layers: int | None) -> Stack | None:

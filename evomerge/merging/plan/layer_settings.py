@@ -20,6 +20,7 @@ from typing import Any
 from evomerge.checkpoints.structure import (
     DECODER_KEYS,
     LAYER_KEYS,
+    LISTED_LAYERS,
     configured_layers,
     find_stack,
     text_config,
@@ -58,8 +59,8 @@ def follow_layers(config: dict[str, Any], donor: Mapping[str, Any], runs: Sequen
         elif moved and _is_numbers(key, value, layers):
             text[key] = [j for j, (of, i) in enumerate(origins) if i in (text_config(of).get(key) or ())]
     if moved and layers is not None:
-        _set_rules(text, origins)
-        _set_derived(config, text, layers, origins)
+        ruled = _set_rules(text, origins)
+        _set_derived(config, text, layers, origins, ruled)
         _check_kinds(config, origins)
 
 
@@ -71,7 +72,8 @@ def _set_number(text: dict[str, Any], donor: Mapping[str, Any], count: int) -> N
     for key in keys:
         if text[key] == before:
             text[key] = count
-    if not keys and before is not None and before != count:
+    listed = any(isinstance(text.get(key), list) for key in LISTED_LAYERS)
+    if not keys and not listed and before is not None and before != count:
         text[LAYER_KEYS[0]] = count
 
 
@@ -79,7 +81,9 @@ def _is_per_layer(key: str, value: Any, layers: int | None) -> bool:
     """Whether a setting lists one entry for each layer. (Nemotron-H writes a letter for each.)"""
     if key == "hybrid_override_pattern":
         return isinstance(value, str) and len(value) == layers
-    return isinstance(value, list) and len(value) == layers and key not in _NUMBERS and bool(_PER_LAYER.search(key))
+    if not isinstance(value, list) or len(value) != layers or key in _NUMBERS or key.startswith("mtp_"):
+        return False
+    return bool(_PER_LAYER.search(key))
 
 
 def _is_numbers(key: str, value: Any, layers: int | None) -> bool:
@@ -100,8 +104,10 @@ def _entry(key: str, default: Sequence[Any], origin: _Origin) -> Any:
     return entries[layer]
 
 
-def _set_rules(text: dict[str, Any], origins: Sequence[_Origin]) -> None:
-    """Set the numbers of rules, where a number says the same of the stack as the old one of the models."""
+def _set_rules(text: dict[str, Any], origins: Sequence[_Origin]) -> set[str]:
+    """Set the numbers of rules, where a number says the same of the stack as the old one of the models. Returns the
+    lists that this has set."""
+    ruled = set()
     for key in _PREFIXES:
         if type(text.get(key)) is int:
             dense = [i < text_config(of).get(key, text[key]) for of, i in origins]
@@ -113,10 +119,12 @@ def _set_rules(text: dict[str, Any], origins: Sequence[_Origin]) -> None:
         # Sparse is what is in no list, every so many layers: with a step of 1 the list alone can say it.
         text["mlp_only_layers"] = [j for j, (of, i) in enumerate(origins) if _is_dense(text_config(of), i)]
         text["decoder_sparse_step"] = 1
+        ruled.add("mlp_only_layers")
     for period, offset in _PERIODS:
         if type(text.get(period)) is int and type(text.get(offset)) is int:
             special = [i % text_config(of)[period] == text_config(of)[offset] for of, i in origins]
             text[period], text[offset] = _rhythm(special) or (text[period], text[offset])
+    return ruled
 
 
 def _rhythm(flags: Sequence[bool]) -> tuple[int, int] | None:
@@ -131,8 +139,11 @@ def _is_dense(text: Mapping[str, Any], layer: int) -> bool:
     return layer in (text.get("mlp_only_layers") or ()) or (layer + 1) % step != 0
 
 
-def _set_derived(config: dict[str, Any], text: dict[str, Any], layers: int, origins: Sequence[_Origin]) -> None:
-    """Write down the lists that transformers derives from other settings, where they would not follow by themselves."""
+def _set_derived(
+    config: dict[str, Any], text: dict[str, Any], layers: int, origins: Sequence[_Origin], ruled: set[str]
+) -> None:
+    """Write down the lists that transformers derives from other settings, where they would not follow by themselves.
+    `ruled`: lists that follow already."""
     filled = _filled(config)
     sources = {id(of): _filled(of) for of, _ in origins}
     first = sources[id(origins[0][0])]
@@ -143,7 +154,7 @@ def _set_derived(config: dict[str, Any], text: dict[str, Any], layers: int, orig
         if _is_per_layer(key, value, layers):
             lists = [(sources[id(of)] or {}).get(key) or value for of, _ in origins]
             wanted[key] = [entries[i] for entries, (_, i) in zip(lists, origins, strict=True) if i < len(entries)]
-        elif _is_numbers(key, value, layers):
+        elif _is_numbers(key, value, layers) and key not in ruled:
             wanted[key] = [j for j, (of, i) in enumerate(origins) if i in ((sources[id(of)] or {}).get(key) or ())]
     wrong = {key: entries for key, entries in wanted.items() if filled.get(key) != entries}
     if not wrong:
