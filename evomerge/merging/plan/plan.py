@@ -27,8 +27,9 @@ from evomerge.recipe.recipe import Document, Module, Recipe, TokenizerPolicy
 from evomerge.registry import METHODS
 
 _ALONE = "passthrough"
-"""The method of tensors that are one model's: those of modules that a recipe does not name are the base's (mergekit
-leaves them out), and so may be those that not all models store."""
+"""The method of tensors that are one model's: of a model alone in its slice; of modules that a recipe does not name,
+which are the base's (mergekit leaves them out); and some of those that not all models store."""
+_ALONE_PARAMETERS = {p.name: (p.default if p.default is not None else 1.0,) for p in METHODS[_ALONE].parameters}
 
 
 def plan(
@@ -258,13 +259,12 @@ class _DocumentPlanner:
     def _passed(self, name: str, tensor: TensorRef) -> MergeJob:
         """The job of a tensor that is one model's, as it is."""
         copied = tensor.dtype not in FLOATS
-        parameters = {p.name: (p.default if p.default is not None else 1.0,) for p in METHODS[_ALONE].parameters}
         return MergeJob(
             tensor=name,
             method=COPY if copied else _ALONE,
             inputs=(tensor.operand,),
             base=None,
-            parameters={} if copied else parameters,
+            parameters={} if copied else _ALONE_PARAMETERS,
             work=tensor.dtype,
             out=tensor.dtype if copied else self.document.out_dtype or self.document.dtype or tensor.dtype,
             shape=tensor.shape,
@@ -298,11 +298,11 @@ class _DocumentPlanner:
         chosen = [row for row in rows if id(row[0]) in merged]
         base = next((tensor.operand for member, _, tensor in rows if id(member) not in merged), None)
         members, shape = [(member.input, inner) for member, inner, _ in chosen], tensors[0].shape
-        parameters = settings(group.levels, members, name, output.t, shape)
+        parameters = _ALONE_PARAMETERS if group.alone else settings(group.levels, members, name, output.t, shape)
         work = document.dtype or promoted([tensor.dtype for tensor in tensors])
         return MergeJob(
             tensor=name,
-            method=document.method,
+            method=_ALONE if group.alone else document.method,
             inputs=tuple(tensor.operand for _, _, tensor in chosen),
             base=base,
             parameters=parameters,
