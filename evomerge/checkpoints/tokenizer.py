@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
+from evomerge.checkpoints.checkpoint import NAMED_TEMPLATES, TOKENIZER_FILES, Checkpoint
 from evomerge.checkpoints.config import read_settings
 from evomerge.errors import InputError, Where
 from evomerge.escape import quoted, shortened
@@ -93,14 +93,20 @@ def _ids(tokens: Mapping[str, Any], file: Path, where: Where | None) -> dict[str
 
 def read_files(folder: Path, names: Iterable[str], where: Where | None = None) -> dict[str, bytes]:
     """The contents of the files of these names that a folder has. InputError if one is not what its ending says: JSON
-    files hold an object, the others but .model a UTF-8 text."""
+    files hold an object, the others but models of sentencepiece a UTF-8 text."""
     contents = {name: read_bytes(folder / name, where) for name in names if is_there(folder / name, where)}
     for name, content in contents.items():
         if name.endswith(".json") and not isinstance(parse_json(content, folder / name, where), dict):
             raise InputError(f"{folder / name} is not a JSON object", _MEND, where)
-        if not name.endswith((".json", ".model")):
+        if not name.endswith((".json", ".model", ".spm")):
             read_text(folder / name, where)
     return contents
+
+
+def read_tokenizer_files(folder: Path, where: Where | None = None) -> dict[str, bytes]:
+    """The contents of a folder's tokenizer files, chat templates included, by their names in it."""
+    named = sorted(f"{NAMED_TEMPLATES}/{f.name}" for f in (folder / NAMED_TEMPLATES).glob("*.jinja"))
+    return read_files(folder, [*TOKENIZER_FILES, *named], where)
 
 
 def load_tokenizer(folder: Path, where: Where | None = None) -> PreTrainedTokenizerBase:
