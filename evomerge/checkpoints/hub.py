@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from evomerge.errors import InputError, Where
@@ -23,8 +24,11 @@ def split_revision(reference: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def fetch(name: str, revision: str | None, where: Where | None = None) -> tuple[Path, str]:
-    """Download (or find in the hub's cache) the safetensors, configuration and tokenizer files.
+def fetch(
+    name: str, revision: str | None, where: Where | None = None, wanted: Sequence[str] = _WANTED
+) -> tuple[Path, str]:
+    """Download (or find in the hub's cache) the safetensors, configuration and tokenizer files, or those that `wanted`
+    names, as patterns.
 
     Returns:
         The local folder, and the commit hash that it holds.
@@ -37,7 +41,9 @@ def fetch(name: str, revision: str | None, where: Where | None = None) -> tuple[
 
     shown = f"{name}@{revision}" if revision else name
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(wanted), ignore_patterns=_UNWANTED)
+        )
     except RevisionNotFoundError:
         raise InputError(f"{name} has no revision {revision!r} on the hub", "correct it", where) from None
     except RepositoryNotFoundError:

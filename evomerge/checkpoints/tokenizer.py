@@ -9,8 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints.checkpoint import NAMED_TEMPLATES, TOKENIZER_FILES, Checkpoint
-from evomerge.checkpoints.config import read_settings
+from evomerge.checkpoints import hub
+from evomerge.checkpoints.checkpoint import NAMED_TEMPLATES, TOKENIZER_FILES, VOCABULARY_FILES, Checkpoint
+from evomerge.checkpoints.config import CONFIG, read_settings
+from evomerge.checkpoints.references import locate, split_adapter
 from evomerge.errors import InputError, Where
 from evomerge.escape import quoted, shortened
 from evomerge.safety.read import is_there, parse_json, read_bytes, read_object, read_text
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _MOST_IDS = 10_000_000
 """A matrix has a row for every id up to the largest. The largest published vocabularies have some 300,000."""
 _MEND = "copy or download it again"
+_FETCHED = (CONFIG, *TOKENIZER_FILES)
 
 
 def vocabulary(checkpoint: Checkpoint) -> dict[str, int] | None:
@@ -89,6 +92,21 @@ def _ids(tokens: Mapping[str, Any], file: Path, where: Where | None) -> dict[str
         problem = f"{file}: the id of {shortened(bad, 40)!r} is {quoted(tokens[bad], 40)}"
         raise InputError(problem, f"ids are whole numbers from 0 to {_MOST_IDS - 1}", where)
     return dict(tokens)
+
+
+def tokenizer_folder(ref: str, where: Where | None = None) -> Path:
+    """The folder of the tokenizer that a reference names: a folder, which needs nothing else, or a hub id, of which
+    nothing else is fetched. Of ``model+adapter`` it is the adapter's, if it brings a tokenizer.
+
+    Raises:
+        InputError: there is no such folder or repository, or it cannot be reached.
+    """
+    folders = []
+    for part in split_adapter(ref, where):
+        if part is not None:
+            folder = locate(part, where)
+            folders.append(hub.fetch(*hub.split_revision(part), where, _FETCHED)[0] if folder is None else folder)
+    return next((f for f in folders[1:] if any(is_there(f / name, where) for name in VOCABULARY_FILES)), folders[0])
 
 
 def read_files(folder: Path, names: Iterable[str], where: Where | None = None) -> dict[str, bytes]:

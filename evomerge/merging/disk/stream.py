@@ -109,6 +109,7 @@ def merge(
     plans = [plan(output.recipe, bank.open, truncate_embeddings, mix_types) for output in outputs]
     read = [c for planned in plans for c in planned.checkpoints]
     inputs = [*(c.path for c in read), *(f for c in read for f in c.files()), *([file] if file else [])]
+    inputs += [planned.vocabulary.folder for planned in plans]
     for output in outputs:
         check_target(output.folder, overwrite, inputs=inputs)
     small = [

@@ -57,14 +57,19 @@ class Alignment:
     """
 
     def __init__(
-        self, policy: TokenizerPolicy, models: Sequence[Model], find: Callable[[str, Where | None], Model]
+        self,
+        policy: TokenizerPolicy,
+        models: Sequence[Model],
+        find: Callable[[str, Where | None], Model],
+        find_vocabulary: Callable[[str, Where | None], Vocabulary],
     ) -> None:
-        """`models`: all models that the document names, first the base (or the model that leads in its place).
+        """`models`: all models that the document names, first the base (or the model that leads in its place). Of a
+        model that gives only its tokenizer, `find_vocabulary` reads nothing else.
 
         Raises:
             InputError: a tokenizer that is needed cannot be loaded.
         """
-        self._policy, self._find = policy, find
+        self._policy, self._find, self._find_vocabulary = policy, find, find_vocabulary
         try:
             base = without_unused(models[0].vocabulary, models[0].rows)
             # A model without a tokenizer has the base's.
@@ -84,7 +89,7 @@ class Alignment:
             return base
         if self._policy.source == "union":
             return union(base, tuple((self._known[m.reference], m.rows) for m in others))
-        return self._find(self._policy.source, self._policy.where).vocabulary
+        return self._find_vocabulary(self._policy.source, self._policy.where)
 
     def tensors(self, name: str, models: Sequence[Model], stored: Sequence[TensorRef], base: Model | None,
                 dtype: str | None) -> list[TensorRef]:  # fmt: skip

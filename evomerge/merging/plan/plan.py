@@ -15,6 +15,7 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
 from evomerge.checkpoints.modules import ALIASES, Modules, find_modules
 from evomerge.checkpoints.structure import LAYER_KEYS, is_counter
+from evomerge.checkpoints.tokenizer import tokenizer_folder
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.merging.plan.alignment import Alignment, is_vocabulary, promoted, truncated
@@ -60,9 +61,13 @@ def plan(
             models[reference] = _stored_model(opened[reference])
         return models[reference]
 
+    def find_vocabulary(reference: str, where: Where | None) -> Vocabulary:
+        known = models.get(reference)
+        return Vocabulary.of(tokenizer_folder(reference, where)) if known is None else known.vocabulary
+
     result: MergePlan | None = None
     for document in recipe.documents:
-        planner = _DocumentPlanner(document, find, truncate_embeddings, mix_types)
+        planner = _DocumentPlanner(document, find, find_vocabulary, truncate_embeddings, mix_types)
         jobs, lead = planner.jobs(), planner.lead
         result = MergePlan(
             config=planner.config(jobs),
@@ -115,9 +120,14 @@ class _DocumentPlanner:
     """Plans one document."""
 
     def __init__(
-        self, document: Document, find: Callable[[str, Where | None], Model], truncate: bool, mix_types: bool
+        self,
+        document: Document,
+        find: Callable[[str, Where | None], Model],
+        find_vocabulary: Callable[[str, Where | None], Vocabulary],
+        truncate: bool,
+        mix_types: bool,
     ) -> None:
-        self.document, self._truncate = document, truncate
+        self.document, self._find_vocabulary, self._truncate = document, find_vocabulary, truncate
         first = document.all_slices[0].inputs[0]
         self.lead = document.base or first.model
         self.donor = find(self.lead, document.where if document.base else first.where)
@@ -227,7 +237,7 @@ class _DocumentPlanner:
         policy = self.document.tokenizer or self._padded()
         if policy is None:
             return None
-        return Alignment(policy, list(self._models.values()), self._find)
+        return Alignment(policy, list(self._models.values()), self._find, self._find_vocabulary)
 
     def _padded(self) -> TokenizerPolicy | None:
         """The base's tokens, where all models have the same ones, and embeddings of different size: the rest of the

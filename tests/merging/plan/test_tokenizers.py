@@ -324,3 +324,50 @@ def test_well_known_chat_templates(models, name):
     tokenizer = output_tokenizer(made.output, plan(made, SourceBank().open)).load()
     tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
     assert tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True) == RENDERED[name]
+
+
+class TestTokenizerOfAFolder:
+    """A tokenizer source that is no model: nothing but its tokenizer is read."""
+
+    def test_a_folder_without_weights(self, pair, tmp_path):
+        tokens = tmp_path / "tokens"
+        tokens.mkdir()
+        tiny_models.write_tokenizer(tokens, [*WORDS, "<|im_start|>"], chat_template="T {{ messages }}")
+        folder = merge(recipe(pair, f"tokenizer_source: {tokens}"), tmp_path / "out")
+        assert load_tokenizer(folder).get_vocab() == load_tokenizer(tokens).get_vocab()
+        assert (folder / "chat_template.jinja").read_text() == "T {{ messages }}"
+        merged = load_file(folder / "model.safetensors")[EMBEDDING]
+        assert merged.shape[0] == len(WORDS) + 1
+        assert float(merged[5, 0]) == 105.0
+        assert float(merged[-1].abs().max()) == 0.0  # no model has it
+
+    def test_a_model_that_cannot_be_merged(self, pair, tmp_path):
+        quantized = write(tmp_path / "quantized", WORDS[:-1], 3, quantization_config={"quant_method": "gptq"})
+        folder = merge(recipe(pair, f"tokenizer: {{source: {quantized}}}"), tmp_path / "out")
+        assert len(load_tokenizer(folder).get_vocab()) == len(WORDS) - 1
+
+    def test_a_hub_id_fetches_the_tokenizer_only(self, pair, tmp_path, monkeypatch):
+        tokens, asked = tmp_path / "hub", {}
+        tokens.mkdir()
+        tiny_models.write_tokenizer(tokens, WORDS)
+
+        def download(name, **settings):
+            asked[name] = settings["allow_patterns"]
+            return str(tokens)
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        merge(recipe(pair, "tokenizer_source: org/tokens"), tmp_path / "out")
+        assert "tokenizer.json" in asked["org/tokens"]
+        assert not [pattern for pattern in asked["org/tokens"] if "safetensors" in pattern]
+
+    def test_a_folder_without_tokenizer(self, pair, tmp_path):
+        (tmp_path / "nothing").mkdir()
+        with pytest.raises(InputError, match="its tokenizer cannot be loaded"):
+            merge(recipe(pair, f"tokenizer_source: {tmp_path / 'nothing'}"), tmp_path / "out")
+        with pytest.raises(InputError, match="there is no folder"):
+            merge(recipe(pair, f"tokenizer_source: {tmp_path / 'nowhere'}"), tmp_path / "out")
+
+    def test_its_folder_is_not_written_over(self, pair, tmp_path):
+        tokens = write(tmp_path / "tokens", WORDS, 4)
+        with pytest.raises(InputError, match="is read and to be written"):
+            merge(recipe(pair, f"tokenizer_source: {tokens}"), tokens, overwrite=True)
