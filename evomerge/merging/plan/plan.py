@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from evomerge.checkpoints.checkpoint import Checkpoint
@@ -17,10 +18,11 @@ from evomerge.checkpoints.modules import ALIASES, Modules, find_modules
 from evomerge.checkpoints.structure import LAYER_KEYS, is_counter
 from evomerge.checkpoints.tokenizer import tokenizer_folder
 from evomerge.checkpoints.vocabulary import Vocabulary
+from evomerge.checkpoints.vocabulary_tensors import vocabulary_axes, with_rows
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.merging.plan.alignment import Alignment, is_vocabulary, promoted, truncated
+from evomerge.merging.plan.alignment import Alignment, promoted, truncated
 from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, Read, TensorRef
-from evomerge.merging.plan.output_config import LayerRun, follow_tokens, output_config, set_rows
+from evomerge.merging.plan.output_config import LayerRun, follow_tokens, output_config
 from evomerge.merging.plan.settings import settings
 from evomerge.merging.plan.stacking import Group, OutputTensor, Stacking
 from evomerge.merging.plan.uneven import UnevenTensors
@@ -172,9 +174,10 @@ class _DocumentPlanner:
             runs.append((group.members[0].model.config, group.members[0].start, length))
         config = output_config(self.donor.config, runs, elements.most_common(1)[0][0], self.tied())
         self._set_layers(config)
-        rows = next((job.shape[0] for name, job in jobs.items() if is_vocabulary(name)), None)
-        if rows is not None and (self._alignment or self._truncate):
-            set_rows(config, rows)
+        if self._alignment or self._truncate:
+            axes = self._axes
+            rows = next((job.shape[axes[name]] for name, job in jobs.items() if name in axes), None)
+            config = config if rows is None else with_rows(config, rows)
         if self._alignment:
             config = follow_tokens(config, self.donor.vocabulary, self.vocabulary)
         return config
@@ -325,19 +328,34 @@ class _DocumentPlanner:
     def _fitted(self, name: str, group: Group, stored: Sequence[TensorRef]) -> Sequence[TensorRef]:
         """The tensors, brought to one vocabulary. InputError if their shapes differ all the same."""
         tensors = list(stored)
-        if is_vocabulary(name) and len({t.shape[1:] for t in tensors}) == 1:
-            if self._alignment:
-                models = [m.model for m in group.members]
-                tensors = self._alignment.tensors(name, models, tensors, group.reference, self.document.dtype)
-            elif self._truncate:
-                tensors = truncated(tensors)
+        axis = self._axis(name, stored)
+        if axis is not None and self._alignment:
+            models = [m.model for m in group.members]
+            tensors = self._alignment.tensors(axis, models, tensors, group.reference, self.document.dtype)
+        elif axis is not None and self._truncate:
+            tensors = truncated(tensors, axis)
         for member, tensor in zip(group.members, tensors, strict=True):
             if tensor.shape != tensors[0].shape:
                 first = group.members[0].input.model
                 problem = f"{name} is {list(tensor.shape)} in {member.input.model}, {list(tensors[0].shape)} in {first}"
                 mend = "merge models of one architecture"
-                if is_vocabulary(name) and tensor.shape[1:] == tensors[0].shape[1:]:
+                if axis is not None:
                     problem += ": their vocabularies differ"
                     mend = "add tokenizer_source: union (every model's tokens) or base (the base's tokens)"
                 raise InputError(problem, mend, member.input.where)
         return tensors
+
+    def _axis(self, name: str, stored: Sequence[TensorRef]) -> int | None:
+        """The dimension of an output tensor that counts tokens; None if none does, or the others are not alike. It is
+        asked for only where it may matter."""
+        alike = len({tensor.shape for tensor in stored}) == 1
+        if alike and not self._alignment:
+            return None
+        axis = self._axes.get(name)
+        others = {tuple(n for i, n in enumerate(tensor.shape) if i != axis) for tensor in stored}
+        return axis if len(others) == 1 else None
+
+    @cached_property
+    def _axes(self) -> Mapping[str, int]:
+        """The dimension that counts tokens, for each tensor that has one."""
+        return vocabulary_axes(self.donor.config, {name for model in self._models.values() for name in model.tensors})

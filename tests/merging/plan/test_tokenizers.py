@@ -371,3 +371,63 @@ class TestTokenizerOfAFolder:
         tokens = write(tmp_path / "tokens", WORDS, 4)
         with pytest.raises(InputError, match="is read and to be written"):
             merge(recipe(pair, f"tokenizer_source: {tokens}"), tokens, overwrite=True)
+
+
+def _family(kind, folder):
+    """Two models of a family whose tensors of tokens have other names, or another layout, than Llama's; the second has
+    two tokens more, and one less."""
+    import transformers
+
+    settings = {
+        "mamba": {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
+        "gptj": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "rotary_dim": 4},
+        "bart": {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+                 "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "forced_eos_token_id": 2,
+                 "max_position_embeddings": 32},
+    }[kind]  # fmt: skip
+    tokens = {"a": WORDS, "b": [*WORDS[:-1], "SKU", "NEW"]}
+    auto = transformers.AutoModelForSeq2SeqLM if kind == "bart" else transformers.AutoModelForCausalLM
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokens[name]), pad_token_id=0, **settings)
+        model = auto.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            if kind == "bart":
+                model.final_logits_bias += torch.arange(float(len(tokens[name]))) + 100 * seed
+        model.save_pretrained(folder / name)
+        tiny_models.write_tokenizer(folder / name, tokens[name])
+    return auto, {name: folder / name for name in "ab"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("mamba", {"backbone.embeddings.weight": 0}),
+        ("gptj", {"transformer.wte.weight": 0, "lm_head.weight": 0, "lm_head.bias": 0}),
+        ("bart", {"model.shared.weight": 0, "final_logits_bias": 1}),
+    ],
+)
+def test_union_of_other_families(kind, names, tmp_path):
+    auto, folders = _family(kind, tmp_path)
+    stored = {name: tiny_models.read(folder) for name, folder in folders.items()}
+    assert set(names) <= set(stored["a"])
+    folder = merge(recipe(folders, "tokenizer_source: union", (1, 1)), tmp_path / "out")
+    merged, union = tiny_models.read(folder), load_tokenizer(folder).get_vocab()
+    assert list(union) == list(dict.fromkeys([*WORDS, "SKU", "NEW"])) or len(union) == len(WORDS) + 2
+    for name, axis in names.items():
+        found = merged[name].movedim(axis, 0)
+        a, b = (stored[n][name].movedim(axis, 0) for n in "ab")
+        own = {"w3": (6, 6), "w16": (19, None), "SKU": (None, 19), "NEW": (None, 20)}
+        for token, (i, j) in own.items():
+            expected = a[i] if j is None else b[j] if i is None else (a[i] + b[j]) / 2
+            assert torch.allclose(found[union[token]], expected, atol=1e-6), (name, token)
+    _, report = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def test_without_a_policy_the_way_out_is_told(tmp_path):
+    _, folders = _family("mamba", tmp_path)
+    with pytest.raises(InputError, match="their vocabularies differ; add tokenizer_source: union"):
+        merge(recipe(folders, ""), tmp_path / "out")
