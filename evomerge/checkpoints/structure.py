@@ -100,8 +100,7 @@ def configured_layers(config: Mapping[str, Any]) -> int | None:
 
 
 def layer_counts(config: Mapping[str, Any]) -> list[int]:
-    """All numbers of layers in a configuration, the language model's first; else the length of a list of their kinds.
-    """
+    """All numbers of layers in a configuration, the language model's first; else the length of a list of their kinds."""
     text = text_config(config)
     counts = [int(text[k]) for k in (*DECODER_KEYS, *LAYER_KEYS) if isinstance(text.get(k), int) and text[k] > 0]
     listed = (text[key] for key in LISTED_LAYERS if isinstance(text.get(key), list))

@@ -14,7 +14,8 @@ TOKENS = 60
 _STACK = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 _GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": TOKENS}
 _BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-         "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": TOKENS}  # fmt: skip
+         "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+         "max_position_embeddings": TOKENS}  # fmt: skip
 FAMILIES = {
     "mamba": (
         "CausalLM",

@@ -431,3 +431,37 @@ def test_without_a_policy_the_way_out_is_told(tmp_path):
     _, folders = _family("mamba", tmp_path)
     with pytest.raises(InputError, match="their vocabularies differ; add tokenizer_source: union"):
         merge(recipe(folders, ""), tmp_path / "out")
+
+
+class TestSentencepiece:
+    """`tokenizer.model`, which converters to GGUF read, and which transformers does not write."""
+
+    @pytest.fixture
+    def with_model(self, pair):
+        for folder in pair.values():
+            (folder / "tokenizer.model").write_bytes(b"pieces")
+        return pair
+
+    def test_it_stays_where_tokens_are_added(self, with_model, tmp_path):
+        folder = merge(recipe(with_model, "tokenizer_source: union"), tmp_path / "out")
+        assert (folder / "tokenizer.model").read_bytes() == b"pieces"
+        assert json.loads((folder / "added_tokens.json").read_text()) == {"SKU": 20, "NEW": 21}
+        assert load_tokenizer(folder).get_vocab()["NEW"] == 21
+
+    def test_it_goes_where_tokens_do(self, with_model, tmp_path):
+        """Its tokens would be more than the model has rows."""
+        tokens = json.loads((with_model["a"] / "tokenizer.json").read_text())
+        tokens["added_tokens"] = [
+            {"id": len(WORDS), "content": "unused", "special": False, "single_word": False, "lstrip": False,
+             "rstrip": False, "normalized": False}
+        ]  # fmt: skip
+        (with_model["a"] / "tokenizer.json").write_text(json.dumps(tokens))
+        folder = merge(recipe(with_model, "tokenizer_source: base"), tmp_path / "out")
+        assert "unused" not in load_tokenizer(folder).get_vocab()
+        assert not (folder / "tokenizer.model").exists()
+
+    def test_files_of_other_families_are_copied(self, pair, tmp_path):
+        for name in ("source.spm", "target.spm", "sentencepiece.bpe.model"):
+            (pair["a"] / name).write_bytes(b"\xffpieces")
+        folder = merge(recipe(pair, "tokenizer_source: base"), tmp_path / "out")
+        assert all((folder / name).read_bytes() == b"\xffpieces" for name in ("source.spm", "sentencepiece.bpe.model"))
