@@ -136,9 +136,12 @@ def _built(vocabulary: Vocabulary, where: Where) -> dict[str, bytes]:
     written and loaded."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        vocabulary.load().save_pretrained(folder)
-        if vocabulary.limit is None:
-            _add_sentencepiece(vocabulary, folder, where)
+        tokenizer = vocabulary.load()
+        tokenizer.save_pretrained(folder)
+        if vocabulary.limit is None and tokenizer.is_fast:
+            inner = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+            added = {token: vocabulary.tokens[token] for token in vocabulary.marked if token not in inner}
+            _add_sentencepiece(vocabulary.folder, folder, added, where)
         read, tokens = load_tokenizer(folder, where).get_vocab(), vocabulary.tokens
         if read != dict(tokens):
             lost = next((t for t, i in tokens.items() if read.get(t) != i), None)
@@ -148,12 +151,10 @@ def _built(vocabulary: Vocabulary, where: Where) -> dict[str, bytes]:
         return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def _add_sentencepiece(vocabulary: Vocabulary, folder: Path, where: Where) -> None:
-    """Copy the sentencepiece model of a tokenizer, which transformers does not write and converters to GGUF read, with
-    the list of the tokens that are added to it."""
-    copied = read_files(vocabulary.folder, [_SENTENCEPIECE], where)
-    if not copied or (folder / _SENTENCEPIECE).exists():
-        return
-    added = {token: vocabulary.tokens[token] for token in vocabulary.marked}
-    (folder / _SENTENCEPIECE).write_bytes(copied[_SENTENCEPIECE])
-    (folder / _ADDED_TOKENS).write_bytes(json_bytes(added))
+def _add_sentencepiece(source: Path, folder: Path, added: Mapping[str, int], where: Where) -> None:
+    """Copy the sentencepiece model of a tokenizer, which transformers does not write and converters to GGUF read, and
+    list the tokens that are added to it."""
+    copied = read_files(source, [_SENTENCEPIECE], where)
+    if copied and not (folder / _SENTENCEPIECE).exists():
+        (folder / _SENTENCEPIECE).write_bytes(copied[_SENTENCEPIECE])
+        (folder / _ADDED_TOKENS).write_bytes(json_bytes(added))
