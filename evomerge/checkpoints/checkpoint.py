@@ -54,10 +54,34 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
     "spiece.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "target.spm",
+    "target_vocab.json",
+    "normalizer.json",
+    "bpe.codes",
+    "tekken.json",
+    "qwen.tiktoken",
     "chat_template.jinja",
+)
+"""The tokenizers of all families, and the chat template."""
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
     "chat_template.json",
 )
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+NAMED_TEMPLATES = "additional_chat_templates"
+"""The folder of a tokenizer's further chat templates, as NAME.jinja."""
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "tekken.json",
+)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _PAIR = "write model+adapter"
 _fingerprints: dict[tuple[Any, ...], str] = {}

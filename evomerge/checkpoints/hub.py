@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -27,9 +28,11 @@ def split_revision(reference: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def fetch(name: str, revision: str | None, where: Where | None = None) -> tuple[Path, str]:
-    """Download (or find in the hub's cache) the safetensors, configuration and tokenizer files. Where there are no
-    safetensors, and pickled weights may be read, these.
+def fetch(
+    name: str, revision: str | None, where: Where | None = None, wanted: Sequence[str] = _WANTED
+) -> tuple[Path, str]:
+    """Download (or find in the hub's cache) the safetensors, configuration and tokenizer files, or those that `wanted`
+    names, as patterns. Where weights are wanted, and there are no safetensors, and pickled ones may be read, these.
 
     Returns:
         The local folder, and the commit hash that it holds.
@@ -43,7 +46,9 @@ def fetch(name: str, revision: str | None, where: Where | None = None) -> tuple[
 
     shown = f"{name}@{revision}" if revision else name
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(wanted), ignore_patterns=_UNWANTED)
+        )
     except RevisionNotFoundError:
         raise InputError(f"{name} has no revision {revision!r} on the hub", "correct it", where) from None
     except RepositoryNotFoundError:
@@ -53,7 +58,8 @@ def fetch(name: str, revision: str | None, where: Where | None = None) -> tuple[
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         problem = f"there is no folder {shown}, and the hub cannot be reached ({reason})"
         raise InputError(problem, "correct the path, or download the model while online", where) from None
-    _take_pickled(folder, name, where)
+    if wanted is _WANTED:
+        _take_pickled(folder, name, where)
     return folder, folder.name
 
 

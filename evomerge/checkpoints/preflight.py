@@ -11,6 +11,7 @@ from evomerge.checkpoints.naming import rename_between
 from evomerge.checkpoints.structure import is_head
 from evomerge.checkpoints.tokenizer import vocabulary
 from evomerge.checkpoints.uneven import Fate, fate, listed, roles, told
+from evomerge.checkpoints.vocabulary_tensors import vocabulary_axes
 from evomerge.errors import InputError, Where
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ def _check_names(base: Checkpoint, source: Checkpoint, name: str, where: Where |
 def _check_shapes(base: Checkpoint, source: Checkpoint, name: str, where: Where | None) -> None:
     """InputError if shapes differ. Embeddings and heads may have other rows: they are brought to one vocabulary."""
     shapes = {ours: source.tensors[theirs].shape for ours, theirs in _names(base, source).items()}
-    differing = [
-        t for t, i in base.tensors.items() if t in shapes and not _alike(t, i.shape, shapes[t], base.embedding)
-    ]
+    unlike = [t for t, i in base.tensors.items() if t in shapes and i.shape != shapes[t]]
+    axes = vocabulary_axes(base.config, base.tensors) if unlike else {}
+    differing = [t for t in unlike if not _alike(base.tensors[t].shape, shapes[t], axes.get(t))]
     if not differing:
         return
     shown = [f"{t} is {list(shapes[t])}, in the base {list(base.tensors[t].shape)}" for t in differing[:_SHOWN]]
@@ -104,8 +105,11 @@ def _check_shapes(base: Checkpoint, source: Checkpoint, name: str, where: Where 
     raise InputError(f"{name}: {'; '.join(shown)}{more}", "merge fine-tunes of one base", where)
 
 
-def _alike(name: str, ours: tuple[int, ...], theirs: tuple[int, ...], embedding: str | None) -> bool:
-    return ours == theirs or ((name == embedding or is_head(name)) and ours[1:] == theirs[1:])
+def _alike(ours: tuple[int, ...], theirs: tuple[int, ...], axis: int | None) -> bool:
+    """Whether two shapes differ in the dimension `axis` only."""
+    if axis is None or len(ours) != len(theirs):
+        return False
+    return all(n == m for i, (n, m) in enumerate(zip(ours, theirs, strict=True)) if i != axis)
 
 
 @dataclass(frozen=True)

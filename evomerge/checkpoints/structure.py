@@ -20,6 +20,10 @@ DECODER_KEYS = ("num_decoder_layers", "decoder_layers")
 """Of models with an encoder beside the decoder, in which `LAYER_KEYS` count the encoder's layers."""
 _EMBEDDING = re.compile(r"(^|[._])(embed|emb|embd|wte|wpe)|project_in|embeddings?([._]|$)")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.")
+_TOKENS = re.compile(
+    r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|tokens_embed|(backbone|rwkv)\.embeddings)\.weight$"
+    r"|^(model\.)?shared\.weight$"
+)
 _NO_NUMBER = (-1,)
 _DERIVED = re.compile(r"\.(inv_freq|masked_bias)$")
 
@@ -96,8 +100,7 @@ def configured_layers(config: Mapping[str, Any]) -> int | None:
 
 
 def layer_counts(config: Mapping[str, Any]) -> list[int]:
-    """All numbers of layers in a configuration, the language model's first; else the length of a list of their kinds.
-    """
+    """All numbers of layers in a configuration, the language model's first; else the length of a list of kinds."""
     text = text_config(config)
     counts = [int(text[k]) for k in (*DECODER_KEYS, *LAYER_KEYS) if isinstance(text.get(k), int) and text[k] > 0]
     listed = (text[key] for key in LISTED_LAYERS if isinstance(text.get(key), list))
@@ -142,7 +145,7 @@ def is_head(name: str) -> bool:
 
 def is_embedding(name: str) -> bool:
     """Whether the tensor is the token embedding matrix."""
-    return bool(re.search(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$", name))
+    return bool(_TOKENS.search(name))
 
 
 def is_counter(name: str) -> bool:

@@ -9,8 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints.checkpoint import TOKENIZER_FILES, Checkpoint
-from evomerge.checkpoints.config import read_settings
+from evomerge.checkpoints import hub
+from evomerge.checkpoints.checkpoint import NAMED_TEMPLATES, TOKENIZER_FILES, VOCABULARY_FILES, Checkpoint
+from evomerge.checkpoints.config import CONFIG, read_settings
+from evomerge.checkpoints.references import locate, split_adapter
 from evomerge.errors import InputError, Where
 from evomerge.escape import quoted, shortened
 from evomerge.safety.read import is_there, parse_json, read_bytes, read_object, read_text
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _MOST_IDS = 10_000_000
 """A matrix has a row for every id up to the largest. The largest published vocabularies have some 300,000."""
 _MEND = "copy or download it again"
+_FETCHED = (CONFIG, *TOKENIZER_FILES)
 
 
 def vocabulary(checkpoint: Checkpoint) -> dict[str, int] | None:
@@ -91,16 +94,37 @@ def _ids(tokens: Mapping[str, Any], file: Path, where: Where | None) -> dict[str
     return dict(tokens)
 
 
+def tokenizer_folder(ref: str, where: Where | None = None) -> Path:
+    """The folder of the tokenizer that a reference names: a folder, which needs nothing else, or a hub id, of which
+    nothing else is fetched. Of ``model+adapter`` it is the adapter's, if it brings a tokenizer.
+
+    Raises:
+        InputError: there is no such folder or repository, or it cannot be reached.
+    """
+    folders = []
+    for part in split_adapter(ref, where):
+        if part is not None:
+            folder = locate(part, where)
+            folders.append(hub.fetch(*hub.split_revision(part), where, _FETCHED)[0] if folder is None else folder)
+    return next((f for f in folders[1:] if any(is_there(f / name, where) for name in VOCABULARY_FILES)), folders[0])
+
+
 def read_files(folder: Path, names: Iterable[str], where: Where | None = None) -> dict[str, bytes]:
     """The contents of the files of these names that a folder has. InputError if one is not what its ending says: JSON
-    files hold an object, the others but .model a UTF-8 text."""
+    files hold an object, the others but models of sentencepiece a UTF-8 text."""
     contents = {name: read_bytes(folder / name, where) for name in names if is_there(folder / name, where)}
     for name, content in contents.items():
         if name.endswith(".json") and not isinstance(parse_json(content, folder / name, where), dict):
             raise InputError(f"{folder / name} is not a JSON object", _MEND, where)
-        if not name.endswith((".json", ".model")):
+        if not name.endswith((".json", ".model", ".spm")):
             read_text(folder / name, where)
     return contents
+
+
+def read_tokenizer_files(folder: Path, where: Where | None = None) -> dict[str, bytes]:
+    """The contents of a folder's tokenizer files, chat templates included, by their names in it."""
+    named = sorted(f"{NAMED_TEMPLATES}/{f.name}" for f in (folder / NAMED_TEMPLATES).glob("*.jinja"))
+    return read_files(folder, [*TOKENIZER_FILES, *named], where)
 
 
 def load_tokenizer(folder: Path, where: Where | None = None) -> PreTrainedTokenizerBase:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from evomerge.checkpoints.checkpoint import INDEX, WEIGHTS
+from evomerge.checkpoints.checkpoint import INDEX, NAMED_TEMPLATES, WEIGHTS
 from evomerge.checkpoints.config import CONFIG, config_json
 from evomerge.checkpoints.headers import SIZES, WORDS
 from evomerge.checkpoints.partial import PartialFolder
@@ -110,8 +110,13 @@ class CheckpointWriter:
 
     def text(self, name: str, content: str) -> None:
         """Write a small file."""
-        with self._explained(), (self.folder / name).open("w", encoding="utf-8") as stream:
-            stream.write(content)
+        self.file(name, content.encode("utf-8"))
+
+    def file(self, name: str, content: bytes) -> None:
+        """Write a small file; `name` may be of one in a folder inside."""
+        with self._explained():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            (self.folder / name).write_bytes(content)
 
     def config(self, config: Mapping[str, Any]) -> None:
         """Set config.json; it is written last, or not at all if it is empty."""
@@ -143,7 +148,7 @@ class CheckpointWriter:
                 self.text(INDEX, json.dumps(self._index(names), indent=2) + "\n")
             if self._config:
                 self.text(CONFIG, config_json(self._config))
-            for file in self.folder.iterdir():
+            for file in self.folder.rglob("*"):
                 _sync(file)
             sync_folder(self.folder)
         self._sealed = True
@@ -174,26 +179,14 @@ class CheckpointWriter:
         return sum(layout.bytes for layout in self.layout.values())
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """InputError, naming the target, where a library cannot write into `folder`. An error of a file that stands
-        elsewhere, and is read meanwhile, stays."""
-        try:
-            yield
-        except Exception as error:
-            file = error.filename if isinstance(error, OSError) else None
-            if _error_number(error) is None or (file and not _is_inside(file, self.folder)):
-                raise
-            raise self._explanation(error) from error
-
-    @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise self._explanation(error) from error
 
-    def _explanation(self, error: Exception) -> InputError:
-        number = _error_number(error)
+    def _explanation(self, error: OSError) -> InputError:
+        number = error.errno
         if number in FULL:
             problem = f"the disk is full: {self.target} could not be written, and nothing of it is left behind"
             return InputError(problem, "free some space, or write elsewhere", self.where)
@@ -201,14 +194,6 @@ class CheckpointWriter:
             return InputError(f"{self.target} exists and is not empty", _ELSEWHERE, self.where)
         reason = os.strerror(number) if number is not None else str(error)
         return InputError(f"{self.target} cannot be written ({reason})", "write elsewhere", self.where)
-
-
-def _error_number(error: Exception) -> int | None:
-    """The system's number of an error; libraries in Rust have it in their text only."""
-    if isinstance(error, OSError):
-        return error.errno
-    match = re.search(r"\(os error (\d+)\)", str(error))
-    return int(match[1]) if match else None
 
 
 def check_space(writers: Iterable[CheckpointWriter]) -> None:
@@ -282,7 +267,7 @@ def _check_place(target: Path, where: Where | None) -> None:
 
 def _check_replaced(target: Path, names: list[str], overwrite: bool, where: Where | None) -> None:
     """InputError if a folder with content may not be replaced."""
-    folder = next((n for n in names if (target / n).is_dir() and not (target / n).is_symlink()), None)
+    folder = next((n for n in names if _is_foreign(target / n)), None)
     checkpoint = any(n == "config.json" or n.endswith(".safetensors") for n in names)
     if checkpoint and folder is None:
         if not overwrite:
@@ -296,6 +281,13 @@ def _check_replaced(target: Path, names: list[str], overwrite: bool, where: Wher
     else:
         problem = f"{target} holds the folder {folder}, and --overwrite replaces a checkpoint's files only"
         raise InputError(problem, _ELSEWHERE, where)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a path in a checkpoint is a folder that no checkpoint has: any but that of further chat templates."""
+    if not path.is_dir() or path.is_symlink():
+        return False
+    return path.name != NAMED_TEMPLATES or any(f.suffix != ".jinja" or not f.is_file() for f in path.iterdir())
 
 
 def _is_inside(path: Path | str | None, folder: Path) -> bool:

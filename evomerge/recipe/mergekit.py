@@ -190,6 +190,8 @@ def _slices(node: Node) -> tuple[Slice, ...]:
         slices.append(Slice(tuple(inputs), parameters(parts.get("parameters")), child.where, _base(parts)))
     if not slices:
         node.fail("names no slice", "list at least one")
+    if not layers:
+        node.fail("has empty slices only", "give one of them layers")
     return tuple(slices)
 
 
@@ -209,7 +211,7 @@ def _layers(node: Node) -> tuple[int, int]:
     pair = node.sequence()
     if len(pair) != 2:
         node.fail(f"is {node.shown()}, not [start, end]", "write for example [0, 8]")
-    start, end = pair[0].integer(0, MOST_LAYERS), pair[1].integer(1, MOST_LAYERS)
-    if end <= start:
-        node.fail(f"[{start}, {end}] is empty", "the end comes after the start")
+    start, end = pair[0].integer(0, MOST_LAYERS), pair[1].integer(0, MOST_LAYERS)
+    if end < start:
+        node.fail(f"[{start}, {end}] ends before it starts", "give [start, end)")
     return start, end

@@ -224,13 +224,14 @@ def test_the_space_for_several_checkpoints_is_added_up(tmp_path, tensors, monkey
     assert remains(tmp_path) == []
 
 
-def test_an_error_of_a_library_is_explained_and_one_of_a_source_is_not(tmp_path, tensors):
-    with pytest.raises(InputError, match="the disk is full"), CheckpointWriter(tmp_path / "a", {}) as writer:  # noqa: SIM117
-        with writer.explained():
-            raise Exception("No space left on device (os error 28)")  # as tokenizers words it
-    with (
-        pytest.raises(PermissionError, match="source"),
-        CheckpointWriter(tmp_path / "a", {}) as writer,
-        writer.explained(),
-    ):
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "source"))
+def test_a_folder_of_chat_templates_belongs_to_a_checkpoint(tmp_path, tensors):
+    for _ in range(2):
+        with CheckpointWriter(tmp_path / "out", layout(tensors), overwrite=True) as writer:
+            for name, tensor in tensors.items():
+                writer.add(name, tensor)
+            writer.file("additional_chat_templates/tool_use.jinja", b"{{ messages }}")
+            writer.config({"model_type": "llama"})
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_bytes() == b"{{ messages }}"
+    (tmp_path / "out" / "additional_chat_templates" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds the folder additional_chat_templates"):
+        check_target(tmp_path / "out", overwrite=True)

@@ -223,7 +223,10 @@ def test_flags_do_not_blend() -> None:
             "- sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]\n",
             "r:3: slices.0: its layer ranges differ in length",
         ),
-        ("merge_method: linear\nslices: [{sources: [{model: a, layer_range: [2, 2]}]}]\n", "[2, 2] is empty"),
+        (
+            "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [2, 2]}]}]\n",
+            "slices: has empty slices only",
+        ),
         (
             "merge_method: linear\nmodels: [{model: a}]\n---\nmerge_method: linear\nmodels: [{model: b}]\n",
             "has no 'name'",
@@ -250,7 +253,7 @@ def test_flags_do_not_blend() -> None:
         (HEAD + "parameters: {weight: 0x" + "1" * 6000 + "}\n", "r:3: parameters.weight: 0x1111"),
         (
             "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 1000000000]}]}]\n",
-            "r:2: slices.0.sources.0.layer_range.1: 1000000000 is outside [1, 10000]",
+            "r:2: slices.0.sources.0.layer_range.1: 1000000000 is outside [0, 10000]",
         ),
         (
             "merge_method: passthrough\nslices:\n" + "- sources: [{model: a, layer_range: [0, 100]}]\n" * 101,

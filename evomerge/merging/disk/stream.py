@@ -30,7 +30,7 @@ from evomerge.merging.disk.pipeline import StreamingBank, run_in_order
 from evomerge.merging.kernels.digest import NotFinite, combined, digest, tensor_record
 from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
-from evomerge.merging.plan.tokenizers import output_tokenizer
+from evomerge.merging.plan.tokenizers import output_tokenizer, side_files
 from evomerge.merging.resident.bank import torch_dtype
 from evomerge.merging.resident.execute import not_finite, write
 from evomerge.merging.resident.factor_cache import FactorCache
@@ -113,10 +113,11 @@ def merge(
     plans = [plan(output.recipe, bank.open, truncate_embeddings, mix_types) for output in outputs]
     read = [c for planned in plans for c in planned.checkpoints]
     inputs = [*(c.path for c in read), *(f for c in read for f in c.files()), *([file] if file else [])]
+    inputs += [planned.vocabulary.folder for planned in plans]
     for output in outputs:
         check_target(output.folder, overwrite, inputs=inputs)
-    tokenizers = [
-        output_tokenizer(output.recipe.output, planned, where) if copy_tokenizer else None
+    small = [
+        output_tokenizer(output.recipe.output, planned, where).files if copy_tokenizer else side_files(planned, where)
         for output, planned in zip(outputs, plans, strict=True)
     ]
     for planned in plans:
@@ -130,14 +131,13 @@ def merge(
             for o, p in reversed(list(zip(outputs, plans, strict=True)))
         ][::-1]
         check_space(writers)
-        for output, planned, tokenizer, writer in zip(outputs, plans, tokenizers, writers, strict=True):
+        for output, planned, files, writer in zip(outputs, plans, small, writers, strict=True):
             try:
                 weights = _write_tensors(planned, bank, writer, torch.device(device), progress)
             except TrialError as error:
                 raise InputError(str(error), "change the recipe's parameters", where) from None
-            if tokenizer:
-                with writer.explained():
-                    tokenizer.write(writer.folder)
+            for name, content in files.items():
+                writer.file(name, content)
             writer.text(RECIPE_FILE, output.text)
             if model_card:
                 writer.text("README.md", card(output.folder.name, output.recipe, output.text, planned, weights))

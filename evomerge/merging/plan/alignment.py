@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import torch
 
-from evomerge.checkpoints.structure import is_embedding, is_head
 from evomerge.checkpoints.vocabulary import Added, Vocabulary, extended, union, without_unused
 from evomerge.errors import InputError, Where
 from evomerge.merging.plan.jobs import Model, Picked, RebuiltMatrix, TensorRef
@@ -23,19 +22,20 @@ from evomerge.recipe.recipe import TokenizerPolicy, TokenRule
 _ZERO, _MEAN = -1, -2
 
 
-def is_vocabulary(name: str) -> bool:
-    """Whether the tensor has one row (or, a head's bias, one element) for every token."""
-    bias = name.endswith(".bias") and is_head(f"{name.removesuffix('.bias')}.weight")
-    return is_embedding(name) or is_head(name) or bias or name == "shared.weight"
-
-
 @dataclass(frozen=True)
 class Owner:
-    """One model's matrix and vocabulary; `rows` is the number of its rows that belong to the vocabulary."""
+    """One model's matrix and vocabulary; `rows` is the number of its rows that belong to the vocabulary, `axis` the
+    dimension that counts them."""
 
     vocabulary: Vocabulary
     rows: int
     tensor: TensorRef
+    axis: int = 0
+
+    @property
+    def size(self) -> int:
+        """The number of rows."""
+        return self.tensor.shape[self.axis]
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,19 @@ class Alignment:
     """
 
     def __init__(
-        self, policy: TokenizerPolicy, models: Sequence[Model], find: Callable[[str, Where | None], Model]
+        self,
+        policy: TokenizerPolicy,
+        models: Sequence[Model],
+        find: Callable[[str, Where | None], Model],
+        find_vocabulary: Callable[[str, Where | None], Vocabulary],
     ) -> None:
-        """`models`: all models that the document names, first the base (or the model that leads in its place).
+        """`models`: all models that the document names, first the base (or the model that leads in its place). Of a
+        model that gives only its tokenizer, `find_vocabulary` reads nothing else.
 
         Raises:
             InputError: a tokenizer that is needed cannot be loaded.
         """
-        self._policy, self._find = policy, find
+        self._policy, self._find, self._find_vocabulary = policy, find, find_vocabulary
         try:
             base = without_unused(models[0].vocabulary, models[0].rows)
             # A model without a tokenizer has the base's.
@@ -84,18 +89,19 @@ class Alignment:
             return base
         if self._policy.source == "union":
             return union(base, tuple((self._known[m.reference], m.rows) for m in others))
-        return self._find(self._policy.source, self._policy.where).vocabulary
+        return self._find_vocabulary(self._policy.source, self._policy.where)
 
-    def tensors(self, name: str, models: Sequence[Model], stored: Sequence[TensorRef], base: Model | None,
+    def tensors(self, axis: int, models: Sequence[Model], stored: Sequence[TensorRef], base: Model | None,
                 dtype: str | None) -> list[TensorRef]:  # fmt: skip
-        """The matrices that output tensor `name` is merged from, rebuilt if that changes them. `dtype`: the document's,
-        in which means are kept.
+        """The matrices that an output tensor is merged from, rebuilt if that changes them. `axis`: the dimension that
+        counts tokens; `dtype`: the document's, in which means are kept.
 
         Raises:
             InputError: a rule names a model or a row that is not there.
         """
         owners = tuple(
-            Owner(self._known[m.reference], min(m.rows, t.shape[0]), t) for m, t in zip(models, stored, strict=True)
+            Owner(self._known[m.reference], min(m.rows, t.shape[axis]), t, axis)
+            for m, t in zip(models, stored, strict=True)
         )
         references = [m.reference for m in models]
         leader = references.index(base.reference) if base and base.reference in references else None
@@ -142,7 +148,7 @@ def _align(
     aligned = []
     for number, owner in enumerate(owners):
         keep = (own_rows[number] >= 0) & ~forced
-        unchanged = len(real) == rows == owner.tensor.shape[0] and bool((own_rows[number] == torch.arange(rows)).all())
+        unchanged = len(real) == rows == owner.size and bool((own_rows[number] == torch.arange(rows)).all())
         if unchanged and bool(keep.all()):
             aligned.append(owner.tensor)
             continue
@@ -205,29 +211,35 @@ def _rebuilt(
             averaged.append(Picked(owner.tensor.operand, own_rows[number][means[has]], has))
     blended = len(means) > 0 or real is not None
     dtypes = [*(o.tensor.dtype for o in owners), *([dtype] if dtype and blended else [])]
+    axis = owners[0].axis
     return RebuiltMatrix(
         key=key,
-        shape=(len(source), *owners[0].tensor.shape[1:]),
+        shape=_resized(owners[0].tensor.shape, axis, len(source)),
         dtype=promoted(dtypes),
         copied=tuple(copied),
         averaged=tuple(averaged),
         means=means if len(means) else None,
         real=real,
+        axis=axis,
     )
 
 
-def truncated(stored: Sequence[TensorRef]) -> list[TensorRef]:
+def _resized(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def truncated(stored: Sequence[TensorRef], axis: int = 0) -> list[TensorRef]:
     """Matrices of different vocabularies, all cut to the rows of the smallest: rows behind are lost, and rows that mean
     different tokens are mixed (mergekit 0.1.5, `--unsafe-truncate-embeddings`)."""
-    rows = min(t.shape[0] for t in stored)
-    return [t if t.shape[0] == rows else _truncated(t, rows) for t in stored]
+    rows = min(t.shape[axis] for t in stored)
+    return [t if t.shape[axis] == rows else _truncated(t, axis, rows) for t in stored]
 
 
-def _truncated(tensor: TensorRef, rows: int) -> TensorRef:
-    first = torch.arange(rows)
-    shape = (rows, *tensor.shape[1:])
+def _truncated(tensor: TensorRef, axis: int, rows: int) -> TensorRef:
+    first, shape = torch.arange(rows), _resized(tensor.shape, axis, rows)
     copied = (Picked(tensor.operand, first, first),)
-    return TensorRef(RebuiltMatrix(("truncated", tensor, rows), shape, tensor.dtype, copied), shape, tensor.dtype)
+    key = ("truncated", tensor, axis, rows)
+    return TensorRef(RebuiltMatrix(key, shape, tensor.dtype, copied, axis=axis), shape, tensor.dtype)
 
 
 def promoted(dtypes: Sequence[str]) -> str:

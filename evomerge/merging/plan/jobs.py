@@ -75,12 +75,13 @@ class RebuiltMatrix:
 
     Attributes:
         key: equal for equal contents, so that a rebuilt matrix can be kept between candidates.
-        shape: the result's shape; its first dimension is the output's vocabulary.
+        shape: the result's shape; its dimension `axis` is the output's vocabulary.
         dtype: the result's dtype.
         copied: rows that are copied. Output rows that nothing fills are zeros.
         averaged: rows that are averaged over the matrices, in float32; their `at` is a position in `means`.
         means: the output rows of those means.
         real: the output rows of tokens, if the others are padding, which becomes the mean of these; else None.
+        axis: the dimension whose entries are called rows here, of the result and of the matrices.
     """
 
     key: Hashable
@@ -90,6 +91,7 @@ class RebuiltMatrix:
     averaged: tuple[Picked, ...] = ()
     means: torch.Tensor | None = None
     real: torch.Tensor | None = None
+    axis: int = 0
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -98,9 +100,10 @@ class RebuiltMatrix:
 
     def build(self, fetch: Callable[[Operand], torch.Tensor]) -> torch.Tensor:
         """The matrix, on the device of its first operand. `fetch` gives an operand's tensor."""
-        matrices = {operand: fetch(operand) for operand in self.operands}
+        matrices = {operand: fetch(operand).movedim(self.axis, 0) for operand in self.operands}
         device = next((m.device for m in matrices.values()), torch.device("cpu"))
-        built = torch.zeros(self.shape, dtype=getattr(torch, self.dtype), device=device)
+        whole = torch.zeros(self.shape, dtype=getattr(torch, self.dtype), device=device)
+        built = whole.movedim(self.axis, 0)
         for part in self.copied:
             rows = _rows(matrices[part.operand], part.rows)
             built.index_copy_(0, part.at.to(device), rows.to(device, built.dtype))
@@ -108,14 +111,15 @@ class RebuiltMatrix:
             built.index_copy_(0, self.means.to(device), self._mean(matrices, device).to(built.dtype))
         if self.real is not None:
             self._pad(built, self.real.to(device))
-        return built
+        return whole
 
     def _mean(self, matrices: Mapping[Operand, torch.Tensor], device: torch.device) -> torch.Tensor:
         """The means, one row for each of `means`: the sum over the matrices that have the row, over their number."""
         assert self.means is not None
         wide = torch.promote_types(getattr(torch, self.dtype), torch.float32)
-        total = torch.zeros((len(self.means), *self.shape[1:]), dtype=wide, device=device)
-        count = torch.zeros((len(self.means), *(1 for _ in self.shape[1:])), dtype=wide, device=device)
+        others = [n for i, n in enumerate(self.shape) if i != self.axis]
+        total = torch.zeros((len(self.means), *others), dtype=wide, device=device)
+        count = torch.zeros((len(self.means), *(1 for _ in others)), dtype=wide, device=device)
         for part in self.averaged:
             at = part.at.to(device)
             total[at] += _rows(matrices[part.operand], part.rows).to(device, wide)
@@ -126,7 +130,7 @@ class RebuiltMatrix:
         """Padding is the mean of the real rows (Hewitt 2021, "Initializing new word embeddings")."""
         wide = torch.promote_types(built.dtype, torch.float32)
         mean = built.index_select(0, real).to(wide).mean(0)
-        padding = torch.ones(self.shape[0], dtype=torch.bool, device=built.device)
+        padding = torch.ones(len(built), dtype=torch.bool, device=built.device)
         padding[real] = False
         built[padding] = mean.to(built.dtype)
 

@@ -11,7 +11,7 @@ from evomerge.checkpoints.structure import text_config
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.merging.plan.layer_settings import LayerRun, follow_layers
 
-__all__ = ["LayerRun", "follow_tokens", "output_config", "set_rows"]
+__all__ = ["LayerRun", "follow_tokens", "output_config"]
 
 
 def output_config(donor: Mapping[str, Any], runs: Sequence[LayerRun], dtype: str, tied: bool) -> dict[str, Any]:
@@ -34,16 +34,10 @@ def output_config(donor: Mapping[str, Any], runs: Sequence[LayerRun], dtype: str
     return config
 
 
-def set_rows(config: dict[str, Any], rows: int) -> None:
-    """Set the size of the vocabulary, wherever the configuration has it."""
-    for part in (config, config.get("text_config")):
-        if isinstance(part, dict) and "vocab_size" in part:
-            part["vocab_size"] = rows
-
-
 def follow_tokens(settings: Mapping[str, Any], old: Vocabulary, new: Vocabulary) -> dict[str, Any]:
     """Settings (config.json, generation_config.json) with the token ids of the vocabulary `new` in place of those of
-    `old`, under every key ``..._token_id``. A token that `new` lacks leaves a list, or becomes null."""
+    `old`, under every key ``..._token_id`` or ``..._token_index``. A token that `new` lacks leaves a list, or becomes
+    null."""
     changed = _changed(old, new)
 
     def renumber(value: Any) -> Any:
@@ -56,7 +50,11 @@ def follow_tokens(settings: Mapping[str, Any], old: Vocabulary, new: Vocabulary)
         for key, value in part.items():
             if isinstance(value, dict):
                 result[key] = follow(value)
-            elif key.endswith("_token_id") and isinstance(value, int | list) and not isinstance(value, bool):
+            elif (
+                key.endswith(("_token_id", "_token_index"))
+                and isinstance(value, int | list)
+                and not isinstance(value, bool)
+            ):
                 result[key] = renumber(value)
         return result
 

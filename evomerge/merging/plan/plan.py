@@ -9,17 +9,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
 from evomerge.checkpoints.modules import ALIASES, Modules, find_modules
 from evomerge.checkpoints.structure import LAYER_KEYS, is_counter
+from evomerge.checkpoints.tokenizer import tokenizer_folder
 from evomerge.checkpoints.vocabulary import Vocabulary
+from evomerge.checkpoints.vocabulary_tensors import vocabulary_axes, with_rows
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.merging.plan.alignment import Alignment, is_vocabulary, promoted, truncated
+from evomerge.merging.plan.alignment import Alignment, promoted, truncated
 from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, Read, TensorRef
-from evomerge.merging.plan.output_config import LayerRun, follow_tokens, output_config, set_rows
+from evomerge.merging.plan.output_config import LayerRun, follow_tokens, output_config
 from evomerge.merging.plan.settings import settings
 from evomerge.merging.plan.stacking import Group, OutputTensor, Stacking
 from evomerge.merging.plan.uneven import UnevenTensors
@@ -27,8 +30,9 @@ from evomerge.recipe.recipe import Document, Module, Recipe, TokenizerPolicy
 from evomerge.registry import METHODS
 
 _ALONE = "passthrough"
-"""The method of tensors that are one model's: those of modules that a recipe does not name are the base's (mergekit
-leaves them out), and so may be those that not all models store."""
+"""The method of tensors that are one model's: of a model alone in its slice; of modules that a recipe does not name,
+which are the base's (mergekit leaves them out); and some of those that not all models store."""
+_ALONE_PARAMETERS = {p.name: (p.default if p.default is not None else 1.0,) for p in METHODS[_ALONE].parameters}
 
 
 def plan(
@@ -59,9 +63,13 @@ def plan(
             models[reference] = _stored_model(opened[reference])
         return models[reference]
 
+    def find_vocabulary(reference: str, where: Where | None) -> Vocabulary:
+        known = models.get(reference)
+        return Vocabulary.of(tokenizer_folder(reference, where)) if known is None else known.vocabulary
+
     result: MergePlan | None = None
     for document in recipe.documents:
-        planner = _DocumentPlanner(document, find, truncate_embeddings, mix_types)
+        planner = _DocumentPlanner(document, find, find_vocabulary, truncate_embeddings, mix_types)
         jobs, lead = planner.jobs(), planner.lead
         result = MergePlan(
             config=planner.config(jobs),
@@ -114,9 +122,14 @@ class _DocumentPlanner:
     """Plans one document."""
 
     def __init__(
-        self, document: Document, find: Callable[[str, Where | None], Model], truncate: bool, mix_types: bool
+        self,
+        document: Document,
+        find: Callable[[str, Where | None], Model],
+        find_vocabulary: Callable[[str, Where | None], Vocabulary],
+        truncate: bool,
+        mix_types: bool,
     ) -> None:
-        self.document, self._truncate = document, truncate
+        self.document, self._find_vocabulary, self._truncate = document, find_vocabulary, truncate
         first = document.all_slices[0].inputs[0]
         self.lead = document.base or first.model
         self.donor = find(self.lead, document.where if document.base else first.where)
@@ -161,9 +174,10 @@ class _DocumentPlanner:
             runs.append((group.members[0].model.config, group.members[0].start, length))
         config = output_config(self.donor.config, runs, elements.most_common(1)[0][0], self.tied())
         self._set_layers(config)
-        rows = next((job.shape[0] for name, job in jobs.items() if is_vocabulary(name)), None)
-        if rows is not None and (self._alignment or self._truncate):
-            set_rows(config, rows)
+        if self._alignment or self._truncate:
+            axes = self._axes
+            rows = next((job.shape[axes[name]] for name, job in jobs.items() if name in axes), None)
+            config = config if rows is None else with_rows(config, rows)
         if self._alignment:
             config = follow_tokens(config, self.donor.vocabulary, self.vocabulary)
         return config
@@ -226,7 +240,7 @@ class _DocumentPlanner:
         policy = self.document.tokenizer or self._padded()
         if policy is None:
             return None
-        return Alignment(policy, list(self._models.values()), self._find)
+        return Alignment(policy, list(self._models.values()), self._find, self._find_vocabulary)
 
     def _padded(self) -> TokenizerPolicy | None:
         """The base's tokens, where all models have the same ones, and embeddings of different size: the rest of the
@@ -258,13 +272,12 @@ class _DocumentPlanner:
     def _passed(self, name: str, tensor: TensorRef) -> MergeJob:
         """The job of a tensor that is one model's, as it is."""
         copied = tensor.dtype not in FLOATS
-        parameters = {p.name: (p.default if p.default is not None else 1.0,) for p in METHODS[_ALONE].parameters}
         return MergeJob(
             tensor=name,
             method=COPY if copied else _ALONE,
             inputs=(tensor.operand,),
             base=None,
-            parameters={} if copied else parameters,
+            parameters={} if copied else _ALONE_PARAMETERS,
             work=tensor.dtype,
             out=tensor.dtype if copied else self.document.out_dtype or self.document.dtype or tensor.dtype,
             shape=tensor.shape,
@@ -298,11 +311,11 @@ class _DocumentPlanner:
         chosen = [row for row in rows if id(row[0]) in merged]
         base = next((tensor.operand for member, _, tensor in rows if id(member) not in merged), None)
         members, shape = [(member.input, inner) for member, inner, _ in chosen], tensors[0].shape
-        parameters = settings(group.levels, members, name, output.t, shape)
+        parameters = _ALONE_PARAMETERS if group.alone else settings(group.levels, members, name, output.t, shape)
         work = document.dtype or promoted([tensor.dtype for tensor in tensors])
         return MergeJob(
             tensor=name,
-            method=document.method,
+            method=_ALONE if group.alone else document.method,
             inputs=tuple(tensor.operand for _, _, tensor in chosen),
             base=base,
             parameters=parameters,
@@ -315,19 +328,34 @@ class _DocumentPlanner:
     def _fitted(self, name: str, group: Group, stored: Sequence[TensorRef]) -> Sequence[TensorRef]:
         """The tensors, brought to one vocabulary. InputError if their shapes differ all the same."""
         tensors = list(stored)
-        if is_vocabulary(name) and len({t.shape[1:] for t in tensors}) == 1:
-            if self._alignment:
-                models = [m.model for m in group.members]
-                tensors = self._alignment.tensors(name, models, tensors, group.reference, self.document.dtype)
-            elif self._truncate:
-                tensors = truncated(tensors)
+        axis = self._axis(name, stored)
+        if axis is not None and self._alignment:
+            models = [m.model for m in group.members]
+            tensors = self._alignment.tensors(axis, models, tensors, group.reference, self.document.dtype)
+        elif axis is not None and self._truncate:
+            tensors = truncated(tensors, axis)
         for member, tensor in zip(group.members, tensors, strict=True):
             if tensor.shape != tensors[0].shape:
                 first = group.members[0].input.model
                 problem = f"{name} is {list(tensor.shape)} in {member.input.model}, {list(tensors[0].shape)} in {first}"
                 mend = "merge models of one architecture"
-                if is_vocabulary(name) and tensor.shape[1:] == tensors[0].shape[1:]:
+                if axis is not None:
                     problem += ": their vocabularies differ"
                     mend = "add tokenizer_source: union (every model's tokens) or base (the base's tokens)"
                 raise InputError(problem, mend, member.input.where)
         return tensors
+
+    def _axis(self, name: str, stored: Sequence[TensorRef]) -> int | None:
+        """The dimension of an output tensor that counts tokens; None if none does, or the others are not alike. It is
+        asked for only where it may matter."""
+        alike = len({tensor.shape for tensor in stored}) == 1
+        if alike and not self._alignment:
+            return None
+        axis = self._axes.get(name)
+        others = {tuple(n for i, n in enumerate(tensor.shape) if i != axis) for tensor in stored}
+        return axis if len(others) == 1 else None
+
+    @cached_property
+    def _axes(self) -> Mapping[str, int]:
+        """The dimension that counts tokens, for each tensor that has one."""
+        return vocabulary_axes(self.donor.config, {name for model in self._models.values() for name in model.tensors})

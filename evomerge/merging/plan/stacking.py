@@ -2,7 +2,7 @@
 
 The rules are mergekit 0.1.5's (`mergekit.plan`): the slices of a module stack to its layers; tensors before the stack
 take the first slice's models and parameters, tensors after it the last slice's, both at depth t = 0; layer i of a slice
-of L layers has depth i / (L - 1), a single layer depth 1.
+of L layers has depth i / (L - 1), a single layer depth 1. So an empty slice at an end chooses the tensors there.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ class Group:
         members: all of them, in the recipe's order.
         base: the base among them where the method treats it otherwise than the others, else None.
         reference: the slice's base model, for any method.
+        alone: whether its only model is taken as it is, whatever the method.
     """
 
     levels: Levels
     members: tuple[Member, ...]
     base: Model | None
     reference: Model | None
+    alone: bool = False
 
     @property
     def merged(self) -> list[Member]:
@@ -119,6 +121,8 @@ class Stacking:
     def _group(self, slice_: Slice) -> Group:
         members = [self._member(source) for source in slice_.inputs]
         reference = self._base(slice_)
+        if self._is_alone(slice_, members, reference):
+            return Group(Levels(self.document, slice_, self._module), tuple(members), None, reference, alone=True)
         if reference is not None:
             members += self._unlisted(slice_, members, reference)
         base = None if self.method.base == "ordinary" else reference
@@ -126,6 +130,13 @@ class Stacking:
         group = Group(levels, tuple(members), base, reference)
         self._check(group)
         return group
+
+    def _is_alone(self, slice_: Slice, members: Sequence[Member], base: Model | None) -> bool:
+        """Whether a slice names one model, which is to be kept as it is: under slerp any (mergekit up to 0.1.4), under
+        other methods that start from a base the base itself."""
+        if slice_.whole or len(members) != 1 or self.method.base == "ordinary":
+            return False
+        return self.document.method == "slerp" or (base is not None and members[0].model.reference == base.reference)
 
     def _member(self, source: Input) -> Member:
         model = self._find(source.model, source.where)

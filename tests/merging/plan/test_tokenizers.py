@@ -324,3 +324,144 @@ def test_well_known_chat_templates(models, name):
     tokenizer = output_tokenizer(made.output, plan(made, SourceBank().open)).load()
     tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
     assert tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True) == RENDERED[name]
+
+
+class TestTokenizerOfAFolder:
+    """A tokenizer source that is no model: nothing but its tokenizer is read."""
+
+    def test_a_folder_without_weights(self, pair, tmp_path):
+        tokens = tmp_path / "tokens"
+        tokens.mkdir()
+        tiny_models.write_tokenizer(tokens, [*WORDS, "<|im_start|>"], chat_template="T {{ messages }}")
+        folder = merge(recipe(pair, f"tokenizer_source: {tokens}"), tmp_path / "out")
+        assert load_tokenizer(folder).get_vocab() == load_tokenizer(tokens).get_vocab()
+        assert (folder / "chat_template.jinja").read_text() == "T {{ messages }}"
+        merged = load_file(folder / "model.safetensors")[EMBEDDING]
+        assert merged.shape[0] == len(WORDS) + 1
+        assert float(merged[5, 0]) == 105.0
+        assert float(merged[-1].abs().max()) == 0.0  # no model has it
+
+    def test_a_model_that_cannot_be_merged(self, pair, tmp_path):
+        quantized = write(tmp_path / "quantized", WORDS[:-1], 3, quantization_config={"quant_method": "gptq"})
+        folder = merge(recipe(pair, f"tokenizer: {{source: {quantized}}}"), tmp_path / "out")
+        assert len(load_tokenizer(folder).get_vocab()) == len(WORDS) - 1
+
+    def test_a_hub_id_fetches_the_tokenizer_only(self, pair, tmp_path, monkeypatch):
+        tokens, asked = tmp_path / "hub", {}
+        tokens.mkdir()
+        tiny_models.write_tokenizer(tokens, WORDS)
+
+        def download(name, **settings):
+            asked[name] = settings["allow_patterns"]
+            return str(tokens)
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        merge(recipe(pair, "tokenizer_source: org/tokens"), tmp_path / "out")
+        assert "tokenizer.json" in asked["org/tokens"]
+        assert not [pattern for pattern in asked["org/tokens"] if "safetensors" in pattern]
+
+    def test_a_folder_without_tokenizer(self, pair, tmp_path):
+        (tmp_path / "nothing").mkdir()
+        with pytest.raises(InputError, match="its tokenizer cannot be loaded"):
+            merge(recipe(pair, f"tokenizer_source: {tmp_path / 'nothing'}"), tmp_path / "out")
+        with pytest.raises(InputError, match="there is no folder"):
+            merge(recipe(pair, f"tokenizer_source: {tmp_path / 'nowhere'}"), tmp_path / "out")
+
+    def test_its_folder_is_not_written_over(self, pair, tmp_path):
+        tokens = write(tmp_path / "tokens", WORDS, 4)
+        with pytest.raises(InputError, match="is read and to be written"):
+            merge(recipe(pair, f"tokenizer_source: {tokens}"), tokens, overwrite=True)
+
+
+def _family(kind, folder):
+    """Two models of a family whose tensors of tokens have other names, or another layout, than Llama's; the second has
+    two tokens more, and one less."""
+    import transformers
+
+    settings = {
+        "mamba": {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
+        "gptj": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "rotary_dim": 4},
+        "bart": {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+                 "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "forced_eos_token_id": 2,
+                 "max_position_embeddings": 32},
+    }[kind]  # fmt: skip
+    tokens = {"a": WORDS, "b": [*WORDS[:-1], "SKU", "NEW"]}
+    auto = transformers.AutoModelForSeq2SeqLM if kind == "bart" else transformers.AutoModelForCausalLM
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokens[name]), pad_token_id=0, **settings)
+        model = auto.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            if kind == "bart":
+                model.final_logits_bias += torch.arange(float(len(tokens[name]))) + 100 * seed
+        model.save_pretrained(folder / name)
+        tiny_models.write_tokenizer(folder / name, tokens[name])
+    return auto, {name: folder / name for name in "ab"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("mamba", {"backbone.embeddings.weight": 0}),
+        ("gptj", {"transformer.wte.weight": 0, "lm_head.weight": 0, "lm_head.bias": 0}),
+        ("bart", {"model.shared.weight": 0, "final_logits_bias": 1}),
+    ],
+)
+def test_union_of_other_families(kind, names, tmp_path):
+    auto, folders = _family(kind, tmp_path)
+    stored = {name: tiny_models.read(folder) for name, folder in folders.items()}
+    assert set(names) <= set(stored["a"])
+    folder = merge(recipe(folders, "tokenizer_source: union", (1, 1)), tmp_path / "out")
+    merged, union = tiny_models.read(folder), load_tokenizer(folder).get_vocab()
+    assert list(union) == list(dict.fromkeys([*WORDS, "SKU", "NEW"])) or len(union) == len(WORDS) + 2
+    for name, axis in names.items():
+        found = merged[name].movedim(axis, 0)
+        a, b = (stored[n][name].movedim(axis, 0) for n in "ab")
+        own = {"w3": (6, 6), "w16": (19, None), "SKU": (None, 19), "NEW": (None, 20)}
+        for token, (i, j) in own.items():
+            expected = a[i] if j is None else b[j] if i is None else (a[i] + b[j]) / 2
+            assert torch.allclose(found[union[token]], expected, atol=1e-6), (name, token)
+    _, report = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def test_without_a_policy_the_way_out_is_told(tmp_path):
+    _, folders = _family("mamba", tmp_path)
+    with pytest.raises(InputError, match="their vocabularies differ; add tokenizer_source: union"):
+        merge(recipe(folders, ""), tmp_path / "out")
+
+
+class TestSentencepiece:
+    """`tokenizer.model`, which converters to GGUF read, and which transformers does not write."""
+
+    @pytest.fixture
+    def with_model(self, pair):
+        for folder in pair.values():
+            (folder / "tokenizer.model").write_bytes(b"pieces")
+        return pair
+
+    def test_it_stays_where_tokens_are_added(self, with_model, tmp_path):
+        folder = merge(recipe(with_model, "tokenizer_source: union"), tmp_path / "out")
+        assert (folder / "tokenizer.model").read_bytes() == b"pieces"
+        assert json.loads((folder / "added_tokens.json").read_text()) == {"SKU": 20, "NEW": 21}
+        assert load_tokenizer(folder).get_vocab()["NEW"] == 21
+
+    def test_it_goes_where_tokens_do(self, with_model, tmp_path):
+        """Its tokens would be more than the model has rows."""
+        tokens = json.loads((with_model["a"] / "tokenizer.json").read_text())
+        tokens["added_tokens"] = [
+            {"id": len(WORDS), "content": "unused", "special": False, "single_word": False, "lstrip": False,
+             "rstrip": False, "normalized": False}
+        ]  # fmt: skip
+        (with_model["a"] / "tokenizer.json").write_text(json.dumps(tokens))
+        folder = merge(recipe(with_model, "tokenizer_source: base"), tmp_path / "out")
+        assert "unused" not in load_tokenizer(folder).get_vocab()
+        assert not (folder / "tokenizer.model").exists()
+
+    def test_files_of_other_families_are_copied(self, pair, tmp_path):
+        for name in ("source.spm", "target.spm", "sentencepiece.bpe.model"):
+            (pair["a"] / name).write_bytes(b"\xffpieces")
+        folder = merge(recipe(pair, "tokenizer_source: base"), tmp_path / "out")
+        assert all((folder / name).read_bytes() == b"\xffpieces" for name in ("source.spm", "sentencepiece.bpe.model"))
