@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,9 @@ from tests.families.build import (
 from tests.families.layouts import Layout
 
 COLUMNS = ("merge", "search", "slopes", "generation", "parity")
+LONGEST = 300
+"""Characters of a reason."""
+
 YES, REFUSED, NONE, FAILED = "yes", "refused", "-", "no"
 
 
@@ -80,7 +83,8 @@ class Trial:
             write_tasks(self.folder / "tasks", _answers(base, self.folder / "base"))
             write_files(self.folder)
             for column in COLUMNS:
-                row.found[column] = _tried(getattr(self, column))
+                found = _tried(getattr(self, column))
+                row.found[column] = Found(found.state, found.why.replace(f"{self.folder}/", "")[:LONGEST])
         return row
 
     def merge(self) -> Found:
@@ -149,6 +153,7 @@ class Trial:
         if theirs is not None:
             return Found(NONE, f"mergekit fails: {theirs}")
         expected, found = stored(self.folder / "mergekit"), stored(self.folder / "merged")
+        expected = {_same_name(name, found): tensor for name, tensor in expected.items()}
         odd = sorted(set(expected) ^ set(found))
         assert not odd, f"mergekit has other tensors: {', '.join(odd[:3])}"
         models = [stored(self.folder / name) for name in ("base", *SOURCES)]
@@ -160,11 +165,9 @@ class Trial:
 def _tried(column: Callable[[], Found]) -> Found:
     try:
         return column()
-    except InputError as error:
+    except (InputError, AssertionError) as error:
         return Found(FAILED, str(error))
-    except AssertionError as error:
-        return Found(FAILED, str(error))
-    except Exception as error:
+    except Exception as error:  # whatever it is, the other columns are tried
         return Found(FAILED, f"{type(error).__name__}: {error}".strip())
 
 
@@ -231,6 +234,12 @@ def _lm_eval(folder: Path) -> dict[str, float]:
 def _check_scores(found: dict[str, float], expected: dict[str, float], text: str) -> None:
     for name, value in expected.items():
         assert abs(found[name] - value) <= 1e-3, text.format(name, f"{found[name]:.5g}", f"{value:.5g}")
+
+
+def _same_name(name: str, names: Container[str]) -> str:
+    """mergekit's name of a tensor, as `names` has it: mergekit may add the prefix of the inner model."""
+    short = name.partition(".")[2]
+    return short if name not in names and short in names else name
 
 
 def _equal(found: Tensor, expected: Tensor, models: list[Tensor]) -> bool:

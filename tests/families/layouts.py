@@ -64,6 +64,8 @@ PLAIN: dict[str, Any] = {
 GROUPED: dict[str, Any] = {**PLAIN, "num_key_value_heads": 1}
 """Two heads of queries, one of keys and values."""
 HEADS: dict[str, Any] = {**GROUPED, "head_dim": 8}
+TIED_HEADS: dict[str, Any] = {**HEADS, "tie_word_embeddings": True}
+"""The head is the embeddings."""
 GPT: dict[str, Any] = {**TOKENS, "vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
 ROTATED: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 
@@ -73,14 +75,14 @@ DENSE: dict[str, dict[str, Any]] = {
     "biogpt": PLAIN,
     "bloom": {**TOKENS, "vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 2, "n_head": 2},
     "codegen": {**GPT, "rotary_dim": 4, "n_ctx": 128},
-    "cohere": GROUPED,
-    "cohere2": {**HEADS, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16},
+    "cohere": {**GROUPED, "tie_word_embeddings": True},
+    "cohere2": {**TIED_HEADS, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16},
     "ernie4_5": HEADS,
     "exaone4": {**GROUPED, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16},
     "falcon": {**PLAIN, "new_decoder_architecture": True, "num_kv_heads": 1, "alibi": False},
-    "gemma": HEADS,
-    "gemma2": {**HEADS, "sliding_window": 16},
-    "gemma3_text": {**HEADS, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16},
+    "gemma": TIED_HEADS,
+    "gemma2": {**TIED_HEADS, "sliding_window": 16},
+    "gemma3_text": {**TIED_HEADS, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16},
     "glm": {**HEADS, "partial_rotary_factor": 0.5},
     "glm4": {**HEADS, "partial_rotary_factor": 0.5},
     "gpt2": GPT,
@@ -269,14 +271,18 @@ SECTIONS: dict[str, Any] = {**ROTATED, "mrope_section": [1, 1, 2]}
 """Rotations by time, height and width."""
 
 VISION: dict[str, dict[str, Any]] = {
-    "aya_vision": {"text_config": {**HEADS, "model_type": "cohere2"}, "vision_config": SIGLIP, "image_token_index": IMAGE},
+    "aya_vision": {
+        "text_config": {**TIED_HEADS, "model_type": "cohere2"}, "vision_config": SIGLIP, "image_token_index": IMAGE,
+    },
     "gemma3": {
-        "text_config": {**HEADS, "model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]},
+        "text_config": {
+            **TIED_HEADS, "model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"],
+        },
         "vision_config": SIGLIP, "mm_tokens_per_image": 4, "image_token_index": IMAGE,
     },
     "gemma3n": {
         "text_config": {
-            **HEADS, "intermediate_size": [24, 24], "vocab_size_per_layer_input": VOCABULARY,
+            **TIED_HEADS, "intermediate_size": [24, 24], "vocab_size_per_layer_input": VOCABULARY,
             "hidden_size_per_layer_input": 4, "num_kv_shared_layers": 0, "laurel_rank": 4, "altup_num_inputs": 2,
             "layer_types": ["sliding_attention", "full_attention"], "activation_sparsity_pattern": [0.0, 0.0],
             "sliding_window": 16,
@@ -337,7 +343,7 @@ VISION: dict[str, dict[str, Any]] = {
         "image_token_index": IMAGE,
     },
     "paligemma": {
-        "text_config": {**HEADS, "model_type": "gemma"}, "vision_config": SIGLIP, "image_token_index": IMAGE,
+        "text_config": {**TIED_HEADS, "model_type": "gemma"}, "vision_config": SIGLIP, "image_token_index": IMAGE,
         "projection_dim": 16,
     },
     "qwen2_5_vl": {
@@ -382,7 +388,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
 RENAMED_HYBRIDS = ("granitemoehybrid", "jamba", "lfm2_moe", "nemotron_h", "olmo_hybrid")
 """Hybrids whose tensors have other names in memory than on the hub."""
 
-TIED: tuple[str, ...] = ("llama", "qwen2", "gemma3_text", "qwen3_moe", "qwen2_5_vl")
+TIED: tuple[str, ...] = ("llama", "qwen2", "qwen3_moe", "qwen2_5_vl")
 """Families in which the head is often the embeddings."""
 
 
