@@ -79,7 +79,7 @@ def _page(rows: list[Row], seconds: float, compared: bool) -> str:
     table += [[r.layout.family, r.layout.kind, r.layout.form, *(r.found[c].state for c in COLUMNS)] for r in rows]
     kinds = dict.fromkeys(r.layout.kind for r in rows)
     parts = [f"{_count(rows, kind, True)} of {_count(rows, kind, False)} {kind}" for kind in kinds]
-    same = sum(r.found["parity"].state == "yes" for r in rows)
+    same = sum(r.found["parity"].state in ("yes", "fused") for r in rows)
     without = sum(r.found["parity"].state == "-" for r in rows)
     said = f"mergekit gives the same tensors for {same}, and cannot merge {without}." if compared else ""
     return PAGE.read_text().format(

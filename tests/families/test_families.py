@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 
 from tests.families.build import write_models
-from tests.families.columns import COLUMNS, NONE, REFUSED, YES, Mergekit, Trial, mergekit
+from tests.families.columns import COLUMNS, FUSED, NONE, REFUSED, YES, Mergekit, Trial, mergekit
 from tests.families.layouts import layouts
 
 LAYOUTS = {layout.name: layout for layout in layouts()}
@@ -38,7 +38,7 @@ def _check(name: str, folder: Path, theirs: Mergekit | None) -> None:
     assert row.whole, row.reasons()
     states = {column: found.state for column, found in row.found.items()}
     assert states["slopes"] in (YES, REFUSED)
-    assert states["parity"] in (YES, NONE)
+    assert states["parity"] in (YES, FUSED, NONE)
 
 
 @pytest.mark.parametrize("name", FEW)
