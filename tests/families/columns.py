@@ -174,10 +174,10 @@ class Trial:
             return Found(NONE, f"mergekit fails: {theirs}")
         expected, folder, state = stored(self.folder / "mergekit"), self.folder, YES
         found = stored(folder / "merged")
-        expected = {_same_name(name, found): tensor for name, tensor in expected.items()}
-        if set(expected) != set(found):
+        if {_same_name(name, found) for name in expected} != set(found):
             folder, state = self._native(), FUSED
             found = stored(evomerge.merge(folder / "ties.yml", folder / "merged"))
+        expected = {_same_name(name, found): tensor for name, tensor in expected.items()}
         if lacking := sorted(set(found) - set(expected)):
             return Found(NONE, f"mergekit leaves out {len(lacking)} of {len(found)} tensors, such as {lacking[0]}")
         odd = sorted(set(expected) - set(found))
