@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from tests.families.layouts import TOKENS, Layout
+from tests.families.layouts import TOKENS, TOWERS, Layout
 
 LETTERS = "abcdefghij "
 NOISE, NEAR = 0.3, 0.1
@@ -70,11 +71,17 @@ def _save(layout: Layout, model: Any, folder: Path, name: str, dtype: torch.dtyp
 
         model = copy.deepcopy(model).to(dtype)
     model.save_pretrained(folder, save_original_format=not native, max_shard_size=size)
+    if layout.form == "hub" and layout.family in TOWERS:
+        _rewrite(folder, lambda tensors: {_published(key): tensor for key, tensor in tensors.items()})
     if layout.form == "no prefix" or (layout.form == "no prefix, one source" and name == SOURCES[-1]):
         start = f"{model.base_model_prefix}."
         _rewrite(folder, lambda tensors: {key.removeprefix(start): tensor for key, tensor in tensors.items()})
     if layout.form == "untied source" and name == SOURCES[-1]:
         _untie(model, folder)
+
+
+def _published(name: str) -> str:
+    return re.sub(r"^vision_tower\.", "vision_tower.vision_model.", name)
 
 
 def _rewrite(folder: Path, change: Any) -> None:

@@ -178,10 +178,10 @@ class Trial:
             folder, state = self._native(), FUSED
             found = stored(evomerge.merge(folder / "ties.yml", folder / "merged"))
         expected = {_same_name(name, found): tensor for name, tensor in expected.items()}
-        if lacking := sorted(set(found) - set(expected)):
-            return Found(NONE, f"mergekit leaves out {len(lacking)} of {len(found)} tensors, such as {lacking[0]}")
         odd = sorted(set(expected) - set(found))
         assert not odd, f"mergekit has other tensors: {', '.join(odd[:3])}"
+        if lacking := sorted(set(found) - set(expected)):
+            return Found(NONE, f"mergekit leaves out {len(lacking)} of {len(found)} tensors, such as {lacking[0]}")
         models = [stored(folder / name) for name in ("base", *SOURCES)]
         far = [name for name in expected if not _equal(found[name], expected[name], [m[name] for m in models])]
         assert not far, f"{len(far)} of {len(expected)} tensors differ from mergekit's: {', '.join(far[:3])}"
@@ -242,13 +242,18 @@ def _answers(model: Any, folder: Path) -> list[str]:
 
 
 def _scored(folder: Path) -> Any:
-    """The model that lm-eval scores: of `AutoModelForCausalLM`, or, where that has none, the whole one."""
+    """The model that lm-eval scores: of `AutoModelForCausalLM`, or, where that has none or does not find its weights in
+    the folder, the whole one."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
     causal = type(config) in transformers.AutoModelForCausalLM._model_mapping
-    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForImageTextToText
-    return auto.from_pretrained(folder, dtype="auto").eval()
+    if causal:
+        options = {"dtype": "auto", "output_loading_info": True}
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+        if not info["missing_keys"]:
+            return model.eval()
+    return transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
 
 
 def _lm_eval(folder: Path) -> dict[str, float]:

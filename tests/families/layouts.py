@@ -363,11 +363,11 @@ VISION: dict[str, dict[str, Any]] = {
     },
     "qwen3_vl": {
         "text_config": {**HEADS, "rope_parameters": SECTIONS}, **QWEN_TOKENS,
-        "vision_config": {**QWEN_TOWER, "deepstack_visual_indexes": [0]},
+        "vision_config": {**QWEN_TOWER, "depth": 3, "deepstack_visual_indexes": [0, 1, 2]},
     },
     "qwen3_vl_moe": {
         "text_config": {**HEADS, **SMALL_EXPERTS, "num_experts": 4, "rope_parameters": SECTIONS}, **QWEN_TOKENS,
-        "vision_config": {**QWEN_TOWER, "deepstack_visual_indexes": [0]},
+        "vision_config": {**QWEN_TOWER, "depth": 3, "deepstack_visual_indexes": [0, 1, 2]},
     },
     "smolvlm": {
         "text_config": {**GROUPED, "model_type": "llama"}, "image_token_id": IMAGE, "scale_factor": 2,
@@ -387,6 +387,10 @@ FORMS: dict[str, tuple[Form, ...]] = {
 
 RENAMED_HYBRIDS = ("granitemoehybrid", "jamba", "lfm2_moe", "nemotron_h", "olmo_hybrid")
 """Hybrids whose tensors have other names in memory than on the hub."""
+
+TOWERS = ("aya_vision", "gemma3", "llava", "llava_next", "llava_onevision", "paligemma")
+"""Vision-language models whose published checkpoints, unlike those that `save_pretrained` writes today, have
+`vision_tower.vision_model` in the names of the tower."""
 
 TIED: tuple[str, ...] = ("llama", "qwen2", "qwen3_moe", "qwen2_5_vl")
 """Families in which the head is often the embeddings."""
