@@ -375,6 +375,12 @@ VISION: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+ONE_FORM = (
+    "gemma3n", "glm4v", "gpt_oss", "idefics3", "jetmoe", "llama4_text", "qwen3_5", "qwen3_vl", "qwen3_vl_moe",
+    "smolvlm",
+)  # fmt: skip
+"""Mixtures and vision-language models that transformers has in memory as they are published."""
+
 FORMS: dict[str, tuple[Form, ...]] = {
     "bloom": ("no prefix",),
     "gpt2": ("no prefix",),
@@ -383,7 +389,8 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "mixtral": ("native", "mixed", "bfloat16"),
     "qwen3_moe": ("native", "mixed"),
 }
-"""The forms of a family besides the hub's; that of every other mixture and vision-language model is `native`."""
+"""The forms of a family besides the hub's; that of every other mixture and vision-language model is `native`, unless
+it has but one form."""
 
 RENAMED_HYBRIDS = ("granitemoehybrid", "jamba", "lfm2_moe", "nemotron_h", "olmo_hybrid")
 """Hybrids whose tensors have other names in memory than on the hub."""
@@ -415,8 +422,10 @@ def layouts() -> list[Layout]:
         for family, config in families.items():
             vision = kind == "vision-language"
             forms: tuple[Form, ...] = ("hub", *FORMS.get(family, usual))
-            if kind == "hybrid" and family in RENAMED_HYBRIDS:
+            if family in RENAMED_HYBRIDS:
                 forms = ("hub", "native")
+            if family in ONE_FORM:
+                forms = ("hub",)
             found += [Layout(kind, family, form, config, vision) for form in forms]
             if family in TIED:
                 found.append(Layout(kind, f"{family}, tied", "hub", _tied(config), vision))

@@ -1,6 +1,6 @@
 """Every family merges, searches, takes slopes, round-trips and generates, in each form in which it is stored.
 
-The whole table takes a quarter of an hour: `pytest -m families`. Without that, every `SHARE`th layout runs.
+The whole table takes twenty minutes: `pytest -m families`. Without that, a few of each kind run.
 `python -m tests.families` writes docs/models.md.
 """
 
@@ -17,11 +17,16 @@ from tests.families.columns import COLUMNS, FUSED, NONE, REFUSED, YES, Mergekit,
 from tests.families.layouts import layouts
 
 LAYOUTS = {layout.name: layout for layout in layouts()}
-SHARE = 12
-FEW = sorted(LAYOUTS)[::SHARE]
-ASKED = ("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe", "phimoe",
-         "minimax", "granitemoe", "jamba")  # fmt: skip
-"""Mixtures of experts of which transformers 5 stores other tensors than the hub."""
+FEW = (
+    "gemma3 (hub)", "gpt2 (no prefix)", "jamba (hub)", "llama, tied (hub)", "mixtral (native)", "qwen2_vl (hub)",
+    "qwen3_moe (hub)",
+)  # fmt: skip
+"""What runs without being asked for."""
+
+KNOWN: dict[str, str] = {}
+"""Layouts that are known not to pass, and why."""
+
+NATIVE = [layout.family for layout in LAYOUTS.values() if layout.form == "native"]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +35,13 @@ def theirs() -> Iterator[Mergekit | None]:
     yield process
     if process is not None:
         process.close()
+
+
+@pytest.fixture(autouse=True)
+def _tools(request: pytest.FixtureRequest) -> None:
+    """Gemma 3n's tower is one of timm, which is not among the project's own needs."""
+    if "gemma3n" in request.node.name:
+        pytest.importorskip("timm")
 
 
 def _check(name: str, folder: Path, theirs: Mergekit | None) -> None:
@@ -47,8 +59,10 @@ def test_a_few_layouts_pass(name: str, tmp_path: Path, theirs: Mergekit | None) 
 
 
 @pytest.mark.families
-@pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in FEW])
-def test_a_layout_passes(name: str, tmp_path: Path, theirs: Mergekit | None) -> None:
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_passes(name: str, tmp_path: Path, theirs: Mergekit | None, request: pytest.FixtureRequest) -> None:
+    if name in KNOWN:
+        request.applymarker(pytest.mark.xfail(reason=KNOWN[name], strict=True))
     _check(name, tmp_path, theirs)
 
 
@@ -56,12 +70,12 @@ def test_the_table_is_as_large_as_it_should_be() -> None:
     assert len(LAYOUTS) == len(layouts()) >= 85
 
 
-@pytest.mark.parametrize("family", ASKED)
-def test_the_two_forms_of_a_mixture_differ(family: str, tmp_path: Path) -> None:
-    """A row says `native` only where transformers stores other tensors so."""
-    names = []
+@pytest.mark.families
+@pytest.mark.parametrize("family", NATIVE)
+def test_a_native_row_is_one_of_other_tensors(family: str, tmp_path: Path) -> None:
+    stored = []
     for form in ("hub", "native"):
         write_models(LAYOUTS[f"{family} ({form})"], tmp_path / form)
         with safe_open(tmp_path / form / "base" / "model.safetensors", "pt") as file:
-            names.append({name: file.get_slice(name).get_shape() for name in file.keys()})  # noqa: SIM118
-    assert names[0] != names[1]
+            stored.append({name: file.get_slice(name).get_shape() for name in file.keys()})  # noqa: SIM118
+    assert stored[0] != stored[1]
