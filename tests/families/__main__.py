@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.families.columns import Row
+    from tests.families.columns import Mergekit, Row
+    from tests.families.layouts import Layout
 
 PAGE = Path(__file__).with_name("page.md")
 
@@ -28,19 +30,26 @@ def main() -> None:
     arguments = argparse.ArgumentParser(prog="python -m tests.families", description=__doc__)
     arguments.add_argument("names", nargs="*", help="families, kinds or rows; default: all")
     arguments.add_argument("-o", "--output", type=Path, help="the page to write; default: docs/models.md for all rows")
+    arguments.add_argument(
+        "--record", type=Path, help="keep outcomes in this file; what is whole there is not run again"
+    )
     options = arguments.parse_args()
     _quietly()
-    from tests.families.columns import COLUMNS, Row, Trial, mergekit
+    from tests.families.columns import COLUMNS, mergekit
     from tests.families.layouts import layouts
 
     wanted = set(options.names)
     chosen = [x for x in layouts() if not wanted or wanted & {x.name, x.kind, x.family}]
-    rows, theirs, started = list[Row](), mergekit(), time.monotonic()
+    kept = _recorded(options.record)
+    theirs = mergekit()
+    rows: list[Row] = []
     for layout in chosen:
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.monotonic()
-            row = Trial(layout, Path(folder).resolve(), theirs).run()
-            row.seconds = time.monotonic() - began
+        row = kept.get(layout.name)
+        if row is None or not row.whole:
+            row = _run(layout, theirs)
+            if options.record is not None:
+                with options.record.open("a") as file:
+                    print(json.dumps([layout.name, row.seconds, {k: vars(v) for k, v in row.found.items()}]), file=file)
         rows.append(row)
         states = " ".join(f"{column} {row.found[column].state}" for column in COLUMNS)
         print(f"{layout.name:36} {'whole' if row.whole else 'NOT  '} {row.seconds:5.1f} s  {states}", flush=True)
@@ -48,12 +57,35 @@ def main() -> None:
             print(f"    {column}: {why}", flush=True)
     if theirs is not None:
         theirs.close()
-    seconds = time.monotonic() - started
+    seconds = sum(row.seconds for row in rows)
     print(f"{sum(row.whole for row in rows)} of {len(rows)} layouts are whole, {seconds:.0f} s")
     output = options.output or (None if wanted else Path(__file__).parents[2] / "docs" / "models.md")
     if output is not None:
         output.write_text(_page(rows, seconds, theirs is not None))
     sys.exit(0 if all(row.whole for row in rows) else 1)
+
+
+def _run(layout: Layout, theirs: Mergekit | None) -> Row:
+    from tests.families.columns import Trial
+
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        row = Trial(layout, Path(folder).resolve(), theirs).run()
+        row.seconds = time.monotonic() - began
+    return row
+
+
+def _recorded(file: Path | None) -> dict[str, Row]:
+    """The latest outcome of each layout in a file of `--record`."""
+    from tests.families.columns import Found, Row
+    from tests.families.layouts import layouts
+
+    rows, known = dict[str, Row](), {layout.name: layout for layout in layouts()}
+    for line in file.read_text().splitlines() if file is not None and file.exists() else ():
+        name, seconds, found = json.loads(line)
+        if name in known:
+            rows[name] = Row(known[name], {column: Found(**what) for column, what in found.items()}, seconds)
+    return rows
 
 
 def _quietly() -> None:

@@ -190,16 +190,19 @@ def write_files(folder: Path) -> None:
 
 
 def recipe(folder: Path) -> dict[str, Any]:
-    """TIES with a gradient of weights over the layers."""
+    """TIES with a gradient of weights over the layers. In 16 bits mergekit rounds weights to these; here they are
+    rounded before."""
     a, b = (str(folder / name) for name in SOURCES)
+    dtype = str(next(iter(stored(folder / "base").values())).dtype).removeprefix("torch.")
+    weights = torch.tensor([0.2, 0.9]).to(getattr(torch, dtype)).tolist()
     return {
         "merge_method": "ties",
         "base_model": str(folder / "base"),
         "models": [
-            {"model": a, "parameters": {"weight": [0.2, 0.9], "density": DENSITY}},
+            {"model": a, "parameters": {"weight": weights, "density": DENSITY}},
             {"model": b, "parameters": {"weight": 0.5, "density": DENSITY}},
         ],
-        "dtype": "bfloat16" if (folder / "base" / "config.json").read_text().count('"bfloat16"') else "float32",
+        "dtype": dtype,
     }
 
 
