@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.checkpoints.headers import TensorInfo
-from evomerge.checkpoints.structure import LAYER_KEYS, is_embedding, text_config
+from evomerge.checkpoints.structure import LAYER_KEYS, is_embedding, is_head, text_config
 from evomerge.errors import InputError, Where
 from evomerge.escape import quoted
 from evomerge.safety.read import read_object
@@ -104,7 +104,8 @@ def check_config(config: Mapping[str, Any], file: Path, stored: Mapping[str, Ten
         for key in (*LAYER_KEYS, *_LENGTHS, "vocab_size"):
             if part.get(key) is not None and (type(part[key]) is not int or not 0 < part[key] < 2**31):
                 raise wrong(key, part[key], "not a whole number from 1 to 2147483647")
-    rows = [info.shape[:1] for name, info in stored.items() if is_embedding(name)]
+    # The embeddings may have more rows than there are tokens to predict (Mllama's): one of the two must agree.
+    rows = [info.shape[:1] for name, info in stored.items() if is_embedding(name) or is_head(name)]
     vocabulary = text_config(config).get("vocab_size", config.get("vocab_size"))
     if rows and vocabulary is not None and (vocabulary,) not in rows:
         found = f"but its token embeddings have {rows[0][0] if rows[0] else 'no'} rows"

@@ -17,7 +17,7 @@ from evomerge.checkpoints.structure import LAYER_KEYS, Stack
 DEFAULT = "default"
 ALIASES = {"vision_model": "vision_tower"}
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "encoder_layers", "decoder_layers",
-               "num_encoder_layers", "num_decoder_layers")  # fmt: skip
+               "num_encoder_layers", "num_decoder_layers", "num_global_layers", "conf_num_hidden_layers")  # fmt: skip
 _WORDS = {"vision": "vision_tower", "visual": "vision_tower", "audio": "audio_tower", "encoder": "encoder"}
 _PROJECTOR = re.compile(r"projector|connector|merger")
 _Path = tuple[str, ...]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_models
+import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.config import config_json, read_config, read_settings
@@ -63,6 +64,18 @@ def test_what_does_not_agree(changes: dict[str, Any], said: str, folder: Path) -
 )
 def test_what_is_healthy(changes: dict[str, Any], folder: Path) -> None:
     assert opened(folder, **changes).layers == 3
+
+
+def test_embeddings_may_have_rows_that_the_head_lacks(tmp_path: Path) -> None:
+    """As Mllama's have, for its image tokens."""
+    tensors = tiny_models.base_tensors()
+    name = "model.embed_tokens.weight"
+    tensors[name] = torch.cat([tensors[name], tensors[name][:8]])
+    folder = tiny_models.write(tmp_path / "m", tensors)
+    assert Checkpoint.open(str(folder)).layers == 3
+    tensors["lm_head.weight"] = tensors[name].clone()
+    with pytest.raises(InputError, match="vocab_size is 20, but its token embeddings have 28 rows"):
+        Checkpoint.open(str(tiny_models.write(tmp_path / "m", tensors)))
 
 
 def test_a_configuration_of_the_user_s_own_is_their_own(folder: Path) -> None:

@@ -69,3 +69,19 @@ def test_encoder_and_decoder():
     modules, found = named([*decoder, *encoder, *shared], {"num_layers": 2, "num_decoder_layers": 2})
     assert modules == {"decoder": decoder, "encoder": encoder, "shared": shared}
     assert found.main == "decoder"
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix", "module"),
+    [
+        ("conf_num_hidden_layers", "model.audio_tower.conformer", "audio_tower"),
+        ("num_global_layers", "model.vision_model.global_transformer.layers", "vision_tower"),
+    ],
+)
+def test_towers_whose_layers_have_a_key_of_their_own(key, prefix, module):
+    """Gemma 3n's conformer, and Mllama's second stack of vision layers."""
+    tower, text = layers(prefix, 4), layers("model.language_model.layers", 3)
+    part = "audio_config" if module == "audio_tower" else "vision_config"
+    modules, found = named([*tower, *text], {part: {key: 4}, "text_config": {"num_hidden_layers": 3}})
+    assert modules == {module: tower, "text_decoder": text}
+    assert found.keys == {module: (part, key)}
