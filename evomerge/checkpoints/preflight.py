@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.naming import rename_between
+from evomerge.checkpoints.relayout import pieces
 from evomerge.checkpoints.structure import is_head
 from evomerge.checkpoints.tokenizer import vocabulary
 from evomerge.checkpoints.uneven import Fate, fate, listed, roles, told
@@ -74,14 +75,20 @@ def _uneven(base: Checkpoint, source: Checkpoint) -> tuple[dict[str, Fate], dict
     extra = [t for t in names if t not in base.tensors and not (is_head(t) and base.tied)]
     named = base.config.get("architectures")
     ours = roles(base.config, named, base.stack, lacking) if lacking else {}
-    theirs = roles(source.config, named, source.stack, [names[t] for t in extra]) if extra else {}
-    return {t: fate(ours[t], ()) for t in lacking}, {t: fate(None, (theirs[names[t]],)) for t in extra}
+    theirs = roles(source.config, named, source.stack, [names[t][0] for t in extra]) if extra else {}
+    return {t: fate(ours[t], ()) for t in lacking}, {t: fate(None, (theirs[names[t][0]],)) for t in extra}
 
 
-def _names(base: Checkpoint, source: Checkpoint) -> dict[str, str]:
-    """The source's tensors: the base's name of each -> its own."""
+def _names(base: Checkpoint, source: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The source's tensors as the base stores them: the base's name of each -> its own, or one of those that it is made
+    of, and its shape."""
     rename = rename_between(source.stack, base.stack, base.tensors)
-    return {rename(name) if rename else name: name for name in source.tensors}
+    found = {rename(name) if rename else name: (name, tuple(info.shape)) for name, info in source.tensors.items()}
+    ours = {name: tuple(info.shape) for name, info in base.tensors.items()}
+    made = pieces(base.config, ours, {name: shape for name, (_, shape) in found.items()})
+    used = {name for parts in made.values() for name in parts.names}
+    relaid = {name: (found[p.names[0]][0], found[p.names[0]][1] if p.same else p.out.shape) for name, p in made.items()}
+    return {name: own for name, own in found.items() if name not in used} | relaid
 
 
 def _check_names(base: Checkpoint, source: Checkpoint, name: str, where: Where | None) -> None:
@@ -94,7 +101,7 @@ def _check_names(base: Checkpoint, source: Checkpoint, name: str, where: Where |
 
 def _check_shapes(base: Checkpoint, source: Checkpoint, name: str, where: Where | None) -> None:
     """InputError if shapes differ. Embeddings and heads may have other rows: they are brought to one vocabulary."""
-    shapes = {ours: source.tensors[theirs].shape for ours, theirs in _names(base, source).items()}
+    shapes = {name: shape for name, (_, shape) in _names(base, source).items()}
     unlike = [t for t, i in base.tensors.items() if t in shapes and i.shape != shapes[t]]
     axes = vocabulary_axes(base.config, base.tensors) if unlike else {}
     differing = [t for t in unlike if not _alike(base.tensors[t].shape, shapes[t], axes.get(t))]

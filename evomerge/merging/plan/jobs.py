@@ -13,6 +13,7 @@ import torch
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.modules import Modules, find_modules
 from evomerge.checkpoints.naming import rename_between
+from evomerge.checkpoints.relayout import Pieces, pieces
 from evomerge.checkpoints.structure import Place, Stack, is_head, text_config
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.recipe.bands import Bands
@@ -139,7 +140,24 @@ def _rows(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return matrix.index_select(0, rows.to(matrix.device))
 
 
-Operand = Read | MergeJob | RebuiltMatrix
+@dataclass(frozen=True, eq=False)
+class Relaid:
+    """A tensor made of those that another layout of the model stores (`checkpoints.relayout`)."""
+
+    pieces: Pieces
+    operands: tuple[Operand, ...]
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal contents."""
+        return self.pieces, self.operands
+
+    def build(self, fetch: Callable[[Operand], torch.Tensor]) -> torch.Tensor:
+        """The tensor. `fetch` gives an operand's."""
+        return self.pieces.build([fetch(operand) for operand in self.operands])
+
+
+Operand = Read | MergeJob | RebuiltMatrix | Relaid
 
 
 @dataclass(frozen=True)
@@ -170,8 +188,26 @@ class Model:
         return self.tensors.get(name)
 
     def named_like(self, other: Model) -> Model:
-        """This model, its tensors under the names that they have in another one, where one of the two has a prefix more
-        before its layers."""
+        """This model, its tensors under the names that they have in another one: where one of the two has a prefix more
+        before its layers, or stores them in another layout."""
+        renamed = self._prefixed_like(other)
+        made = pieces(other.config, other._shapes, renamed._shapes)
+        if not made:
+            return renamed
+        used = {name for parts in made.values() for name in parts.names}
+        tensors = {name: tensor for name, tensor in renamed.tensors.items() if name not in used}
+        for name, parts in made.items():
+            stored = [renamed.tensors[n] for n in parts.names]
+            relaid = Relaid(parts, tuple(tensor.operand for tensor in stored))
+            tensors[name] = stored[0] if parts.same else TensorRef(relaid, parts.out.shape, stored[0].dtype)
+        modules = find_modules(tensors, self.config, other.stack(None))
+        return replace(renamed, modules=modules, embedding=other.embedding, tensors=tensors)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    def _prefixed_like(self, other: Model) -> Model:
         main, theirs = self.stack(None), other.stack(None)
         rename = rename_between(main, theirs, other.tensors)
         if rename is None:

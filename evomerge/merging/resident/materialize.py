@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import SIZES
+from evomerge.checkpoints.layout import Slot, layout
 from evomerge.checkpoints.structure import Stack
 from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
@@ -27,7 +28,6 @@ from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.execute import execute, not_finite, write
-from evomerge.merging.resident.layout import Slot, layout
 from evomerge.merging.resident.placement import CPU
 from evomerge.merging.resident.sharding import Sharding, build, load, skeleton
 from evomerge.merging.resident.slopes import Pulls

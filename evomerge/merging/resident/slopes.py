@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.checkpoints.layout import Slot
 from evomerge.merging.kernels import bands
 from evomerge.merging.kernels.inputs import Blend
 from evomerge.merging.kernels.runner import Runner
 from evomerge.merging.plan.jobs import COPY, MergeJob
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.execute import Execution
-from evomerge.merging.resident.layout import Slot
 from evomerge.recipe.bands import Bands
 from evomerge.registry import METHODS
 

@@ -12,12 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from evomerge.checkpoints.structure import is_head
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -119,7 +117,7 @@ class _Loader:
 
 
 _Shapes = dict[str, list[tuple[int, ...]]]
-_Views = dict[str, list[Tensor]]
+_Views = dict[str, list["Tensor"]]
 """Of each pattern of a converter, the tensors (or their shapes) that it names, in order."""
 
 
@@ -193,7 +191,7 @@ class _Concatenated:
     def undone(operation: Any, views: _Views, before: _Shapes) -> _Views:
         [whole] = next(iter(views.values()))
         sizes = [shape[operation.dim] for tensors in before.values() for shape in tensors]
-        parts = iter(torch.split(whole, sizes, dim=operation.dim))
+        parts = iter(whole.split(sizes, operation.dim))  # type: ignore[no-untyped-call]
         return {pattern: [next(parts) for _ in tensors] for pattern, tensors in before.items()}
 
 
