@@ -24,8 +24,9 @@ def unwrapped(tensors: Mapping[str, T]) -> dict[str, T]:
 
 
 def rename_between(theirs: Stack, ours: Stack, names: Collection[str]) -> Callable[[str], str] | None:
-    """Turns names of a model with the layer stack `theirs` into those of one with `ours` and the tensors `names`, where
-    one of them has a prefix more (``model.``) before the same stack. None where there is nothing to turn."""
+    """Turns names of a model with the layer stack `theirs` into those of one with `ours` and the tensors `names`: where
+    one of them has a prefix more (``model.``) before the same stack, or is the language part of a model with more
+    (``model.language_model.layers`` for ``model.layers``). None where there is nothing to turn."""
     if theirs.prefix == ours.prefix:
         return None
     if ours.prefix.endswith(f".{theirs.prefix}"):
@@ -35,4 +36,12 @@ def rename_between(theirs: Stack, ours: Stack, names: Collection[str]) -> Callab
     if theirs.prefix.endswith(f".{ours.prefix}"):
         less = theirs.prefix.removesuffix(ours.prefix)
         return lambda name: name.removeprefix(less)
-    return None
+    (before, _, last), (after, _, same) = theirs.prefix.rpartition("."), ours.prefix.rpartition(".")
+    if last != same or not before or not after:
+        return None
+
+    def rename(name: str) -> str:
+        moved = f"{after}{name[len(before) :]}" if name.startswith(f"{before}.") else name
+        return moved if moved.startswith(f"{ours.prefix}.") or moved in names else name
+
+    return rename

@@ -7,10 +7,10 @@ of L layers has depth i / (L - 1), a single layer depth 1. So an empty slice at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evomerge.checkpoints.structure import Stack, is_head
+from evomerge.checkpoints.structure import Place, Stack, is_head, text_config
 from evomerge.errors import InputError, Where
 from evomerge.merging.plan.jobs import Model
 from evomerge.recipe.parameters import Levels
@@ -88,19 +88,34 @@ class Stacking:
                 layer += 1
         yield from (self._outside(last, name) for name in self._after())
 
+    def _stack(self, model: Model) -> Stack:
+        """The stack of the module in a model."""
+        return model.stack(self._module_in(model))
+
+    def _places(self, model: Model) -> Mapping[Place, list[str]]:
+        return model.places(self._module_in(model))
+
+    def _module_in(self, model: Model) -> str | None:
+        """What the module is in a model: the whole of a language model that is merged into the language part of one
+        with more modules, and the language part of that one among language models."""
+        single = len(model.modules.stacks) == 1
+        if self.name is None:
+            return None if single else model.modules.main
+        return None if single and self.name == self.donor.modules.main else self.name
+
     def _before(self) -> list[str]:
-        return _union(m.model.places(self.name).get("before", []) for m in self.groups[0].members)
+        return _union(self._places(m.model).get("before", []) for m in self.groups[0].members)
 
     def _after(self) -> list[str]:
         """A head that any model stores is an output of its own; models that tie theirs give their embeddings for it."""
         after = [self._following(m) for m in self.groups[-1].members]
-        heads = [m.model.places(self.name).get("after", []) for m in self.groups[0].members]
+        heads = [self._places(m.model).get("after", []) for m in self.groups[0].members]
         return _union([*after, *([n for n in names if is_head(n)] for names in heads)])
 
     def _following(self, member: Member) -> list[str]:
         """The names in the output of a member's tensors after its layers. A prediction layer behind its stack stands
         behind the output's stack, however many layers that has."""
-        stack, names = member.model.stack(self.name), member.model.places(self.name).get("after", [])
+        stack, names = self._stack(member.model), self._places(member.model).get("after", [])
         behind = {name: at for name in names if (at := stack.behind(name)) is not None}
         last = self.stack.layers
         return [self.stack.name(last + behind[n][0], behind[n][1]) if n in behind else n for n in names]
@@ -109,13 +124,13 @@ class Stacking:
         """An output tensor outside the layers, which has one name in all models, but for prediction layers."""
         names, behind = [name] * len(group.members), self.stack.behind(name)
         if behind is not None:
-            stacks = [m.model.stack(self.name) for m in group.members]
+            stacks = [self._stack(m.model) for m in group.members]
             names = [stack.name(stack.layers + behind[0], behind[1]) for stack in stacks]
         return OutputTensor(group, name, tuple(names), 0.0)
 
     def _layer(self, group: Group, depth: int, t: float, layer: int) -> Iterator[OutputTensor]:
-        for part in _union(m.model.places(self.name).get(m.start + depth, []) for m in group.members):
-            names = tuple(m.model.stack(self.name).name(m.start + depth, part) for m in group.members)
+        for part in _union(self._places(m.model).get(m.start + depth, []) for m in group.members):
+            names = tuple(self._stack(m.model).name(m.start + depth, part) for m in group.members)
             yield OutputTensor(group, self.stack.name(layer, part), names, t)
 
     def _group(self, slice_: Slice) -> Group:
@@ -140,17 +155,25 @@ class Stacking:
 
     def _member(self, source: Input) -> Member:
         model = self._find(source.model, source.where)
-        count = model.stack(self.name).layers
+        self._check_module(source, model)
+        count = self._stack(model).layers
         start, end = source.layers or (0, count)
         if end > count:
             problem = f"layer_range [{start}, {end}) of {source.model}, which has {count} layers"
             raise InputError(problem, f"end at {count} at most", source.where)
         ours, theirs = self.donor.config.get("model_type"), model.config.get("model_type")
-        if ours != theirs and not self._mix_types:
+        if not self._mix_types and not _types(self.donor) & _types(model):
             problem = f"{source.model} is a {theirs} model, the merge is of {ours} models"
             mend = "merge fine-tunes of one base; if its tensors have the same names, merge with --allow-crimes"
             raise InputError(problem, mend, source.where)
         return Member(source, model, start, end - start)
+
+    def _check_module(self, source: Input, model: Model) -> None:
+        module, main = self._module_in(model), self.donor.modules.main
+        if module is not None and module not in model.modules.stacks:
+            problem = f"{source.model} has no module {module}, which the merge has"
+            mend = f"merge the language part alone: modules: {{{main}: {{models: [...]}}}}; the others stay the base's"
+            raise InputError(problem, mend, source.where)
 
     def _base(self, slice_: Slice) -> Model | None:
         written = slice_.base or self.document.base
@@ -193,6 +216,11 @@ class Stacking:
             problem = f"its models give different numbers of layers ({numbers})"
             raise InputError(problem, "give every model of a slice equally many layers", group.levels.slice.where)
         return spans.pop()
+
+
+def _types(model: Model) -> set[str]:
+    """The types of a model and of its language part, as far as its configuration has them."""
+    return {str(part.get("model_type")) for part in (model.config, text_config(model.config))}
 
 
 def _union(lists: Iterable[Sequence[str]]) -> list[str]:
