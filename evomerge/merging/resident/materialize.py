@@ -220,7 +220,7 @@ class Resident:
         """A model of the merge's configuration; its parameters are not set yet."""
         sharding = self._sharding({n: math.prod(job.shape) for n, job in planned.jobs.items()}, planned.stack)
         with _quiet(f"the merged model of {self.base.path} cannot be built", "check the recipe's layer ranges"):
-            return build(planned.config, torch_dtype(self.dtype), sharding)
+            return build(planned.config, torch_dtype(self.dtype), sharding, getattr(self, "model", None))
 
     def _sharding(self, elements: Mapping[str, int], stack: Stack) -> Sharding:
         return Sharding({name: n * SIZES[self.dtype] for name, n in elements.items()}, stack, self._room)

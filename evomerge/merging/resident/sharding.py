@@ -48,7 +48,8 @@ class Sharding:
 
 
 def load(folder: Path, dtype: torch.dtype, sharding: Sharding) -> PreTrainedModel:
-    """The checkpoint's language model, loaded straight onto its devices."""
+    """The checkpoint's language model, loaded straight onto its devices. Where transformers cannot run a model with
+    towers on text, its language part alone: the other tensors are not read."""
     from transformers import AutoConfig
 
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -57,16 +58,22 @@ def load(folder: Path, dtype: torch.dtype, sharding: Sharding) -> PreTrainedMode
         devices: dict[str, str] = {"": sharding.single}
     else:
         devices = device_map(_skeleton(config, dtype), sharding)
-    model: PreTrainedModel = _auto(config).from_pretrained(folder, dtype=dtype, device_map=devices, **options)
+    whole, *parts = _kinds(config)
+    model: PreTrainedModel = _auto(whole).from_pretrained(folder, dtype=dtype, device_map=devices, **options)
+    if parts and not _runs(model):
+        model = _auto(parts[0]).from_pretrained(folder, dtype=dtype, device_map=devices, **options)
     return model
 
 
-def build(config: Mapping[str, Any], dtype: torch.dtype, sharding: Sharding) -> PreTrainedModel:
-    """The language model of a configuration, on its devices; its parameters are not set."""
+def build(
+    config: Mapping[str, Any], dtype: torch.dtype, sharding: Sharding, like: PreTrainedModel | None = None
+) -> PreTrainedModel:
+    """The language model of a configuration, on its devices; its parameters are not set. `like`: a model of the kind
+    that it shall be, where there are several."""
     from accelerate import dispatch_model  # type: ignore[import-untyped]
     from transformers import AutoConfig
 
-    model = _skeleton(AutoConfig.for_model(**_settings(config)), dtype)
+    model = _skeleton(AutoConfig.for_model(**_settings(config)), dtype, like)
     if sharding.single is not None:
         _allocate(model, {"": sharding.single})
         return model.to(sharding.single)
@@ -83,10 +90,26 @@ def skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
         return _skeleton(AutoConfig.for_model(**_settings(config)), torch.float32)
 
 
-def _auto(config: Any) -> Any:
-    """The Auto class that makes the model which a configuration names: a vision-language model as a whole, with its
-    tower, where `AutoModelForCausalLM` has none for its type, or the language model alone."""
+def _auto(kind: str) -> Any:
     import transformers
+
+    return getattr(transformers, kind)
+
+
+@torch.no_grad()
+def _runs(model: PreTrainedModel) -> bool:
+    """Whether transformers can run a model on text alone: some classes of some versions cannot."""
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    try:
+        model.eval()(input_ids=tokens)
+    except Exception:
+        return False
+    return True
+
+
+def _kinds(config: Any) -> list[str]:
+    """The Auto classes that make a configuration's model. First the one of the class that the configuration names: a
+    vision-language model as a whole, with its tower. Then that of its language part alone, if that is another."""
     from transformers.models.auto import modeling_auto
 
     kind, named = config.model_type, (config.architectures or [""])[0]
@@ -98,9 +121,10 @@ def _auto(config: Any) -> Any:
             ("AutoModelForMultimodalLM", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"),
         )
     }
-    of_name = (name for name, of_kind in classes.items() if of_kind == named)
-    able = (name for name, of_kind in classes.items() if of_kind is not None)
-    return getattr(transformers, next(of_name, next(able, "AutoModelForCausalLM")))
+    able = [name for name, of_kind in classes.items() if of_kind is not None] or ["AutoModelForCausalLM"]
+    first = next((name for name in able if classes[name] == named), able[0])
+    alone = able[0] != first and classes[able[0]] != classes[first]
+    return [first, able[0]] if alone else [first]
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,12 +151,15 @@ def device_map(model: PreTrainedModel, sharding: Sharding) -> dict[str, str]:
     return devices
 
 
-def _skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with parameters that take no memory; its buffers are real."""
+def _skeleton(config: Any, dtype: torch.dtype, like: PreTrainedModel | None = None) -> PreTrainedModel:
+    """The model with parameters that take no memory; its buffers are real. `like`: see `build`."""
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = _auto(config).from_config(config, dtype=dtype, trust_remote_code=False)
+    for kind in _kinds(config):
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = _auto(kind).from_config(config, dtype=dtype, trust_remote_code=False)
+        if like is None or type(model) is type(like):
+            break
     model.tie_weights()  # under init_empty_weights, tying made separate parameters
     return model
 
