@@ -19,12 +19,17 @@ def read_tensor(info: TensorInfo, where: Where | None = None) -> torch.Tensor:
     """The tensor, in fresh memory on the CPU: as it is stored, or dequantized. Threads may read at the same time.
 
     Raises:
-        InputError: the file is gone, cannot be read, or has become shorter since it was opened.
+        InputError: the file is gone, cannot be read, has become shorter since it was opened, or holds codes that mean
+            nothing.
     """
     import torch
 
     if isinstance(info, QuantizedTensor):
-        return info.dequantized(partial(read_tensor, where=where))
+        try:
+            return info.dequantized(partial(read_tensor, where=where))
+        except IndexError:  # a group or a code that there is not
+            problem = f"{info.file} is damaged: its weights cannot be dequantized"
+            raise InputError(problem, "copy or download it again", where) from None
     tensor = torch.empty(info.shape, dtype=getattr(torch, info.dtype))
     if info.bytes:
         _fill(tensor.reshape(-1).view(torch.uint8).numpy().data, info, where)

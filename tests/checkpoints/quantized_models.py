@@ -110,7 +110,7 @@ def gptq(weight: Tensor, bits: int = 4, size: int = 32, version: int = 1, order:
     back = torch.argsort(order)
     return {
         "qweight": words(codes[back].T, bits).T,
-        "qzeros": words(zeros - (version == 1), bits),
+        "qzeros": words(zeros - int(version == 1), bits),
         "scales": scales,
         "g_idx": (back // size).int(),
     }

@@ -119,7 +119,7 @@ def read(packed: Packed) -> Unpacked:
     if packed.settings.get("transform_config"):
         raise packed.error("its activations are transformed (transform_config)", "give the uncompressed model")
     tensors: Tensors = {}
-    used, words = set[str](), dict[str, None]()
+    used, words = set[str](), set[str]()
     for name in packed.stored:
         module, _, part = name.rpartition(".")
         if part != "weight_scale":
@@ -133,8 +133,8 @@ def read(packed: Packed) -> Unpacked:
             continue
         tensors[f"{module}.weight"] = tensor
         used |= {f"{module}.weight", *(f"{module}.{part}" for part in _PARTS)}
-        words[kind] = None
-    told = f"compressed-tensors, {', '.join(words)}" if words else ""
+        words.add(kind)
+    told = f"compressed-tensors, {', '.join(sorted(words))}" if words else ""
     return Unpacked({**rest(packed, used, _ACTIVATIONS), **tensors}, told)
 
 
