@@ -16,10 +16,6 @@ import torch
 from safetensors.torch import save_file
 
 FOLDER = Path(__file__).parent
-sys.path.insert(0, str(FOLDER.parent))
-
-import quantized_models as models
-
 GPTQ = {
     "gptq-4": (4, 1),
     "gptq-4-v2": (4, 2),
@@ -31,6 +27,8 @@ GPTQ = {
 
 
 def main() -> None:
+    sys.path.insert(0, str(FOLDER.parent))
+    import quantized_models as models
     from gptqmodel import __version__
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
     from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
