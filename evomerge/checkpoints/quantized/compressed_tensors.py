@@ -236,11 +236,15 @@ def _weights_of(packed: Packed, module: str) -> Mapping[str, Any]:
     class (all of them are linear layers)."""
     groups = packed.settings.get("config_groups")
     groups = [g for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
-    listed = [(g, t) for g in groups for t in g.get("targets") or () if isinstance(t, str)]
+    listed = [(g, t) for g in groups for t in _texts(g.get("targets"))]
     group = next((g for g, t in listed if _names(t, module)), None)
     group = group or next((g for g, t in listed if t.isidentifier()), groups[0] if len(groups) == 1 else {})
     weights = group.get("weights")
     return weights if isinstance(weights, dict) else {}
+
+
+def _texts(values: Any) -> list[str]:
+    return [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
 
 
 def _names(target: str, module: str) -> bool:

@@ -62,7 +62,7 @@ class GptqMatrix(QuantizedTensor):
 
 def read(packed: Packed) -> Unpacked:
     """The tensors of a checkpoint in this format. Raises InputError."""
-    version = packed.settings.get("checkpoint_format") or "gptq"
+    version = str(packed.settings.get("checkpoint_format") or "gptq")
     if version not in _VERSIONS:
         raise packed.error(f"its weights are laid out for one kernel ({version})", "give the checkpoint in format gptq")
     tensors: Tensors = {}
