@@ -6,6 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from evomerge.checkpoints import hub
 from evomerge.checkpoints.headers import QuantizedTensor, TensorInfo
 from evomerge.errors import InputError, Where
 
@@ -45,6 +46,7 @@ def read_bytes(info: TensorInfo, where: Where | None = None) -> bytes:
 
 def _fill(memory: memoryview, info: TensorInfo, where: Where | None) -> None:
     """Read a tensor's bytes into `memory`. InputError if they cannot be read, or are too few."""
+    hub.arrive(info.file, where)
     done, count = 0, -1
     try:
         with info.file.open("rb", buffering=0) as stream:
@@ -65,6 +67,8 @@ def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
         return one == other
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
+    for info in (one, other):
+        hub.arrive(info.file)
     with one.file.open("rb") as first, other.file.open("rb") as second:
         first.seek(one.start)
         second.seek(other.start)

@@ -330,6 +330,7 @@ def _load_model(base: Checkpoint, dtype: str, sharding: Sharding) -> PreTrainedM
 
     with _quiet(f"{base.path} cannot be loaded as a causal language model", _NO_MODEL):
         if base.quantization is None:
+            base.fetch()
             return load(base.path, torch_dtype(dtype), sharding)
         model = build(base.config, torch_dtype(dtype), sharding)
         if (base.path / _GENERATION_FILE).is_file():
