@@ -20,6 +20,7 @@ from evomerge.checkpoints.lora_steps import Change
 from evomerge.checkpoints.naming import unwrapped
 from evomerge.checkpoints.pickled import check_allowed, read_pickled
 from evomerge.checkpoints.quantized.formats import Quantization, unpacked
+from evomerge.checkpoints.quantized.gguf_file import ENDING, read_gguf
 from evomerge.checkpoints.read import read_tensor
 from evomerge.checkpoints.references import resolve, split_adapter
 from evomerge.checkpoints.structure import (
@@ -145,7 +146,8 @@ class Checkpoint:
 
     @classmethod
     def open(cls, ref: str, where: Where | None = None, base: Checkpoint | None = None) -> Checkpoint:
-        """Open a folder or a hub id (``name[@revision]``), followed by ``+adapter[@revision]`` for a LoRA adapter.
+        """Open a folder or a hub id (``name[@revision]``), followed by ``+adapter[@revision]`` for a LoRA adapter, or
+        by ``+file.gguf`` for the weights of a GGUF file in place of the model's.
 
         Relative folders start at the current folder or, if there is none, at the folder of the file that `where` names.
         An adapter alone belongs to the model that its configuration names, or to `base` if that is not found.
@@ -162,9 +164,15 @@ class Checkpoint:
         if adapter is not None:
             on = cls._open(model, where, None, is_base)
             folder, resolved = resolve(adapter, where)
+            if folder.suffix == ENDING and folder.is_file():
+                return on.with_weights(ref, folder, where)
             seen = identities(folder)
             return on.adapted(ref, read_adapter(folder, resolved, where), seen)
         folder, resolved = resolve(ref, where)
+        if folder.suffix == ENDING and folder.is_file():
+            if base is None:
+                raise InputError(f"{folder} has weights only", f"write model+{folder.name}", where)
+            return base.with_weights(ref, folder, where)
         seen = identities(folder)
         if is_there(folder / ADAPTER_CONFIG, where) and not any(is_known(folder / n, where) for n in (WEIGHTS, INDEX)):
             if is_base:
@@ -194,6 +202,21 @@ class Checkpoint:
             if isinstance(error, _AdapterError):
                 problem = f"its base, by its {ADAPTER_CONFIG}, is an adapter ({adapter.base})"
             raise adapter.error(problem, _PAIR) from None
+
+    def with_weights(self, reference: str, file: Path, where: Where | None) -> Checkpoint:
+        """This checkpoint with the weights of a GGUF file in place of its own. Raises InputError."""
+        seen = identity(file)
+        stored, words = read_gguf(file, self.config, self.stored, self.dtype, where)
+        return Checkpoint(
+            reference,
+            self.path,
+            self.config,
+            stored,
+            where,
+            resolved=f"{self.resolved()}+{file}",
+            seen={**self.seen, **({file: seen} if seen else {})},
+            quantization=Quantization(words, len(stored), self.dtype),
+        )
 
     def adapted(self, reference: str, adapter: Adapter, seen: Mapping[Path, Identity]) -> Checkpoint:
         """This checkpoint with a LoRA adapter merged into it, tensor by tensor as they are read. `seen`: the adapter's

@@ -94,3 +94,27 @@ def test_a_quantized_model_scores_as_what_it_stands_for(quantized_study: str) ->
         for model in ("models/one", "plain")
     )
     assert (ours.scores, ours.digest) == (theirs.scores, theirs.digest)
+
+
+def test_a_gguf_file_as_a_source(tiny_study: Study) -> None:
+    gguf = pytest.importorskip("gguf", reason="gguf writes the file and dequantizes it")
+
+    def change(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["sources"]["two"] = "models/two.gguf"
+
+    tiny_study(change)
+    names, writer = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2), gguf.GGUFWriter("models/two.gguf", "llama")
+    for name, tensor in quantized_models.tiny_models.read(Path("models/two")).items():
+        if "q_proj" in name or "k_proj" in name:  # as llama.cpp orders them, by its two heads
+            tensor = tensor.reshape(2, 2, 4, -1).transpose(1, 2).reshape(tensor.shape)
+        writer.add_tensor(names.get_name(name, (".weight",)), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    stored, tuned = Checkpoint.open("models/base+models/two.gguf"), Checkpoint.open("models/two")
+    assert all(torch.equal(stored.read(name), tuned.read(name)) for name in tuned.tensors)
+    assert dry_run("space.yaml")["quantized"] == "two: GGUF (F32), dequantized to float32"
+    result = evomerge.search("space.yaml", trials=5)
+    evomerge.export("space", "best.yaml", trial=4, allow_infeasible=True)
+    assert checkpoint_digest(evomerge.merge("best.yaml", "merged")) == result.search.trials[4].digest
