@@ -10,6 +10,7 @@ import tiny_models
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
