@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.config import CONFIG, check_config, read_config
-from evomerge.checkpoints.headers import TensorInfo, read_header
+from evomerge.checkpoints.headers import TensorInfo
+from evomerge.checkpoints.hub import arrive, header, headers, is_known
 from evomerge.checkpoints.identity import Identity, identities, identity
 from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_config import CONFIG as ADAPTER_CONFIG
@@ -19,6 +20,7 @@ from evomerge.checkpoints.lora_steps import Change
 from evomerge.checkpoints.naming import unwrapped
 from evomerge.checkpoints.pickled import check_allowed, read_pickled
 from evomerge.checkpoints.quantized.formats import Quantization, unpacked
+from evomerge.checkpoints.quantized.gguf_file import ENDING, read_gguf
 from evomerge.checkpoints.read import read_tensor
 from evomerge.checkpoints.references import resolve, split_adapter
 from evomerge.checkpoints.structure import (
@@ -144,7 +146,8 @@ class Checkpoint:
 
     @classmethod
     def open(cls, ref: str, where: Where | None = None, base: Checkpoint | None = None) -> Checkpoint:
-        """Open a folder or a hub id (``name[@revision]``), followed by ``+adapter[@revision]`` for a LoRA adapter.
+        """Open a folder or a hub id (``name[@revision]``), followed by ``+adapter[@revision]`` for a LoRA adapter, or
+        by ``+file.gguf`` for the weights of a GGUF file in place of the model's.
 
         Relative folders start at the current folder or, if there is none, at the folder of the file that `where` names.
         An adapter alone belongs to the model that its configuration names, or to `base` if that is not found.
@@ -161,11 +164,17 @@ class Checkpoint:
         if adapter is not None:
             on = cls._open(model, where, None, is_base)
             folder, resolved = resolve(adapter, where)
+            if folder.suffix == ENDING and folder.is_file():
+                return on.with_weights(ref, folder, where)
             seen = identities(folder)
             return on.adapted(ref, read_adapter(folder, resolved, where), seen)
         folder, resolved = resolve(ref, where)
+        if folder.suffix == ENDING and folder.is_file():
+            if base is None:
+                raise InputError(f"{folder} has weights only", f"write model+{folder.name}", where)
+            return base.with_weights(ref, folder, where)
         seen = identities(folder)
-        if is_there(folder / ADAPTER_CONFIG, where) and not any(is_there(folder / n, where) for n in (WEIGHTS, INDEX)):
+        if is_there(folder / ADAPTER_CONFIG, where) and not any(is_known(folder / n, where) for n in (WEIGHTS, INDEX)):
             if is_base:
                 raise _AdapterError(f"{folder} is an adapter", _PAIR, where)
             alone = read_adapter(folder, resolved, where)
@@ -193,6 +202,21 @@ class Checkpoint:
             if isinstance(error, _AdapterError):
                 problem = f"its base, by its {ADAPTER_CONFIG}, is an adapter ({adapter.base})"
             raise adapter.error(problem, _PAIR) from None
+
+    def with_weights(self, reference: str, file: Path, where: Where | None) -> Checkpoint:
+        """This checkpoint with the weights of a GGUF file in place of its own. Raises InputError."""
+        seen = identity(file)
+        stored, words = read_gguf(file, self.config, self.stored, self.dtype, where)
+        return Checkpoint(
+            reference,
+            self.path,
+            self.config,
+            stored,
+            where,
+            resolved=f"{self.resolved()}+{file}",
+            seen={**self.seen, **({file: seen} if seen else {})},
+            quantization=Quantization(words, len(stored), self.dtype),
+        )
 
     def adapted(self, reference: str, adapter: Adapter, seen: Mapping[Path, Identity]) -> Checkpoint:
         """This checkpoint with a LoRA adapter merged into it, tensor by tensor as they are read. `seen`: the adapter's
@@ -258,6 +282,11 @@ class Checkpoint:
         change = self._changes.get(name)
         return read_tensor(self.stored[name], self.where) if change is None else change.tensor(self.where)
 
+    def fetch(self) -> None:
+        """Download what is still on the hub of its files. InputError if that fails."""
+        for file in self.files():
+            arrive(file, self.where)
+
     def files(self) -> list[Path]:
         """All files of the checkpoint: weights, configuration, tokenizer, adapter."""
         weights = {file for info in self.stored.values() for file in info.files}
@@ -268,6 +297,7 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """sha256 (hex) over the names and contents of `files()`, remembered until they change."""
+        self.fetch()
         files = self.files()
         key = tuple((file, identity(file)) for file in files)
         if key not in _fingerprints:
@@ -287,8 +317,8 @@ class Checkpoint:
 def _stored(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
     """The tensors that a model folder stores, at least one."""
     single, index = folder / WEIGHTS, folder / INDEX
-    if is_there(single, where):
-        stored = read_header(single, where)
+    if is_known(single, where):
+        stored = header(single, where)
     elif is_there(index, where):
         stored = _sharded(index, where)
     elif any(next(folder.glob(pattern), None) for pattern in _PICKLES):
@@ -308,30 +338,30 @@ def _pickled(folder: Path, where: Where | None) -> dict[str, TensorInfo]:
     if is_there(single, where):
         return read_pickled(single, where)
     if is_there(index, where):
-        return _sharded(index, where, read_pickled)
+        return _sharded(index, where, lambda files, where: [read_pickled(file, where) for file in files])
     raise InputError(f"{folder} has no {WEIGHTS} and no {PICKLED}, with an index or without", "rename it", where)
 
 
 def _sharded(
-    index: Path, where: Where | None, read: Callable[[Path, Where | None], dict[str, TensorInfo]] = read_header
+    index: Path, where: Where | None, read: Callable[[list[Path], Where | None], list[dict[str, TensorInfo]]] = headers
 ) -> dict[str, TensorInfo]:
-    """The tensors of the files that an index lists, each as `read` finds them."""
+    """The tensors of the files that an index lists, as `read` finds them."""
     shards = read_object(index, where).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(f, str) for f in shards.values()):
         raise InputError(f"{index} has no weight_map of tensors to files", "copy or download it again", where)
     names = sorted(set(shards.values()))
     for name in names:
         check_name(name, f"shard of {index}", where)
-    missing = [f for f in names if not is_there(index.parent / f, where)]
+    missing = [f for f in names if not is_known(index.parent / f, where)]
     if missing:
         problem = f"{index.parent} lacks {len(missing)} of its {len(names)} shards, first {missing[0]}"
         raise InputError(problem, "copy or download them again", where)
-    headers = {f: read(index.parent / f, where) for f in names}
-    lost = next((name for name in shards if name not in headers[shards[name]]), None)
+    held = dict(zip(names, read([index.parent / f for f in names], where), strict=True))
+    lost = next((name for name in shards if name not in held[shards[name]]), None)
     if lost is not None:
         problem = f"{index} lists {lost}, which its shard {shards[lost]} does not hold"
         raise InputError(problem, "copy or download the checkpoint again", where)
-    return {name: headers[shard][name] for name, shard in shards.items()}
+    return {name: held[shard][name] for name, shard in shards.items()}
 
 
 def _config(folder: Path, stored: Mapping[str, TensorInfo], where: Where | None) -> dict[str, Any]:

@@ -120,9 +120,23 @@ def read_header(file: Path, where: Where | None = None) -> dict[str, TensorInfo]
     with opened(file, where) as (stream, size):
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else _LONGEST_HEADER + 1
-        if length > _LONGEST_HEADER:
-            raise _corrupt(file, "it is no safetensors file", where)
+        check_length(file, length, where)
         text = stream.read(length)
+    return parse_header(file, text, length, size, where)
+
+
+def check_length(file: Path, length: int, where: Where | None = None) -> None:
+    """InputError if a header of so many bytes is none."""
+    if length > _LONGEST_HEADER:
+        raise _corrupt(file, "it is no safetensors file", where)
+
+
+def parse_header(file: Path, text: bytes, length: int, size: int, where: Where | None = None) -> dict[str, TensorInfo]:
+    """The tensors of a header. `text`: what was read of its `length` bytes; `size`: the file's bytes.
+
+    Raises:
+        InputError: it is cut off, not valid, or does not fit the file's size.
+    """
     if len(text) < length:
         raise _corrupt(file, f"it is cut off inside its header ({size} bytes)", where)
     try:

@@ -46,11 +46,21 @@ def identities(folder: Path) -> dict[Path, Identity]:
     return {file: found for file, found in seen.items() if found is not None}
 
 
+_arrived: dict[Path, Identity] = {}
+
+
+def note_arrival(file: Path) -> None:
+    """Remember a file of a checkpoint that came to its place after the checkpoint was opened, as it is now."""
+    found = identity(file)
+    if found is not None:
+        _arrived[file] = found
+
+
 def changed_file(checkpoints: Iterable[Used]) -> Path | None:
     """The first file that is not what it was when its checkpoint was opened: replaced, written to, cut, new or gone."""
     for checkpoint in checkpoints:
         for file in checkpoint.files():
-            if identity(file) != checkpoint.seen.get(file):
+            if identity(file) != (checkpoint.seen.get(file) or _arrived.get(file)):
                 return file
     return None
 

@@ -15,7 +15,8 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, Protocol
 
-from evomerge.checkpoints.headers import FLOATS, TensorInfo, read_header
+from evomerge.checkpoints.headers import FLOATS, TensorInfo
+from evomerge.checkpoints.hub import header, is_known
 from evomerge.checkpoints.lora_config import CONFIG, MERGE, LoraConfig, read_config
 from evomerge.checkpoints.lora_names import Parameter, ParameterNames
 from evomerge.checkpoints.lora_steps import Change, ExpertsLowRank, LowRank, ReplaceRows, Shift
@@ -88,7 +89,7 @@ def read_adapter(folder: Path, resolved: str, where: Where | None = None) -> Ada
     error = partial(_error, folder, where)
     config = read_config(folder, error, where)
     again = f"save it again with peft's save_pretrained, which writes {WEIGHTS}"
-    weights, read = (WEIGHTS, read_header) if is_there(folder / WEIGHTS, where) else (PICKLED, read_pickled)
+    weights, read = (WEIGHTS, header) if is_known(folder / WEIGHTS, where) else (PICKLED, read_pickled)
     if weights == PICKLED:
         if not is_there(folder / PICKLED, where):
             raise error(f"it has no {WEIGHTS}", again)

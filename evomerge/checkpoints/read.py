@@ -6,6 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from evomerge.checkpoints import hub
 from evomerge.checkpoints.headers import QuantizedTensor, TensorInfo
 from evomerge.errors import InputError, Where
 
@@ -19,12 +20,17 @@ def read_tensor(info: TensorInfo, where: Where | None = None) -> torch.Tensor:
     """The tensor, in fresh memory on the CPU: as it is stored, or dequantized. Threads may read at the same time.
 
     Raises:
-        InputError: the file is gone, cannot be read, or has become shorter since it was opened.
+        InputError: the file is gone, cannot be read, has become shorter since it was opened, or holds codes that mean
+            nothing.
     """
     import torch
 
     if isinstance(info, QuantizedTensor):
-        return info.dequantized(partial(read_tensor, where=where))
+        try:
+            return info.dequantized(partial(read_tensor, where=where))
+        except IndexError:  # a group or a code that there is not
+            problem = f"{info.file} is damaged: its weights cannot be dequantized"
+            raise InputError(problem, "copy or download it again", where) from None
     tensor = torch.empty(info.shape, dtype=getattr(torch, info.dtype))
     if info.bytes:
         _fill(tensor.reshape(-1).view(torch.uint8).numpy().data, info, where)
@@ -40,6 +46,7 @@ def read_bytes(info: TensorInfo, where: Where | None = None) -> bytes:
 
 def _fill(memory: memoryview, info: TensorInfo, where: Where | None) -> None:
     """Read a tensor's bytes into `memory`. InputError if they cannot be read, or are too few."""
+    hub.arrive(info.file, where)
     done, count = 0, -1
     try:
         with info.file.open("rb", buffering=0) as stream:
@@ -60,6 +67,8 @@ def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
         return one == other
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
+    for info in (one, other):
+        hub.arrive(info.file)
     with one.file.open("rb") as first, other.file.open("rb") as second:
         first.seek(one.start)
         second.seek(other.start)

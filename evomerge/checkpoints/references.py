@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evomerge.checkpoints import hub
+from evomerge.checkpoints.quantized.gguf_file import ENDING
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.escape import shortened
 from evomerge.safety.paths import absolute, expanded, folders_in, is_folder, nearest_folder, status
@@ -51,7 +52,7 @@ def check_reference(ref: str, where: Where | None = None) -> None:
 
 def _check_model(ref: str, folder: Path, where: Where | None) -> None:
     """InputError for a folder that holds models, and is none."""
-    if any((folder / name).is_file() for name in _CONFIGS):
+    if folder.suffix == ENDING or any((folder / name).is_file() for name in _CONFIGS):
         return
     names = [name for name in folders_in(folder) if (folder / name / _CONFIGS[0]).is_file()]
     if names:
@@ -97,7 +98,7 @@ def locate(ref: str, where: Where | None = None) -> Path | None:
     """
     folder = _there(ref, where)
     if folder is not None:
-        if not is_folder(folder, where):
+        if not is_folder(folder, where) and folder.suffix != ENDING:
             problem = f"{shortened(ref)} is a file, not a model folder"
             raise InputError(problem, "give the folder that holds config.json", where)
         return absolute(folder, where=where)

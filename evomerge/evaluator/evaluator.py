@@ -56,6 +56,8 @@ class Evaluator:
         """Loads sources and tasks. Raises InputError, for NaN in a source among other things."""
         for line in tensor_notes(models.base, models.sources):
             progress.note(line)
+        for line in models.quantized:
+            progress.note(f"quantized: {line}")
         for line in models.tokens.dropped:
             progress.warn(line)
         for line in models.tokens.filled:

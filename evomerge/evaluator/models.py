@@ -31,6 +31,11 @@ class OpenModels:
     def checkpoints(self) -> dict[str, Checkpoint]:
         return {"base": self.base, **self.sources}
 
+    @property
+    def quantized(self) -> list[str]:
+        """A line for every model that is stored quantized: how, and as what it is read."""
+        return [f"{name}: {c.quantization}" for name, c in self.checkpoints.items() if c.quantization is not None]
+
 
 def open_models(spec: SpaceSpec, fitness: FitnessSpec) -> OpenModels:
     """Opens base and sources and checks that they can be merged. Raises InputError."""

@@ -42,7 +42,7 @@ def _model(node: Node, text: str) -> ModelRef:
     name, _, revision = text.partition("@")
     folder = resolve(node, text)
     # An existing folder wins over a hub id of the same spelling, as in transformers; folders may have an @.
-    if _HUB_ID.match(name) and not is_folder(folder, node.where):
+    if _HUB_ID.match(name) and not name.endswith(".gguf") and not is_folder(folder, node.where):
         return ModelRef(name, revision or None, _placed(node))
     return ModelRef(str(folder), None, _placed(node))
 

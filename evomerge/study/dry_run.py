@@ -69,6 +69,7 @@ def dry_run(
     first = None if begin is None else _start(begin, spec, plan)
     searched = plan.space if plan else _unopened(spec)
     tensors = tensor_notes(plan.models.base, plan.models.sources) if plan else []
+    quantized = plan.models.quantized if plan else []
     tokens = [*plan.models.tokens.dropped, *plan.models.tokens.filled] if plan else []
     timeouts = ", ".join(f"{n} {spec.timeout:g} s" for n, spec in scores.slices.items() if spec.timeout is not None)
     return {
@@ -80,6 +81,7 @@ def dry_run(
         if searched
         else "their number depends on the layers of the base",
         "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
+        **({"quantized": "; ".join(quantized)} if quantized else {}),
         **({"tensors": "; ".join(tensors)} if tensors else {}),
         **({"tokens": "; ".join(tokens)} if tokens else {}),
         **({"starts from": first} if first else {}),

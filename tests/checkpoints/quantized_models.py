@@ -70,6 +70,19 @@ def write(
     return folder
 
 
+def rewrite(folder: Path, quantize: Callable[[Tensor], Mapping[str, Tensor]], settings: Mapping[str, Any]) -> None:
+    """Stores the matrices in the layers of a checkpoint quantized, and everything else in bfloat16."""
+    stored: Parts = {}
+    for name, tensor in tiny_models.read(folder).items():
+        matrix = name.startswith("model.layers.") and tensor.ndim == 2
+        parts = quantize(tensor.float()) if matrix else {"weight": tensor.bfloat16()}
+        stored |= {f"{name.removesuffix('.weight')}.{part}": value.contiguous() for part, value in parts.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    told = json.loads((folder / "config.json").read_text())
+    told |= {"dtype": "bfloat16", "quantization_config": dict(settings)}
+    (folder / "config.json").write_text(json.dumps(told))
+
+
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [32, 32]}
 
 
@@ -110,7 +123,7 @@ def gptq(weight: Tensor, bits: int = 4, size: int = 32, version: int = 1, order:
     back = torch.argsort(order)
     return {
         "qweight": words(codes[back].T, bits).T,
-        "qzeros": words(zeros - (version == 1), bits),
+        "qzeros": words(zeros - int(version == 1), bits),
         "scales": scales,
         "g_idx": (back // size).int(),
     }

@@ -119,7 +119,7 @@ def read(packed: Packed) -> Unpacked:
     if packed.settings.get("transform_config"):
         raise packed.error("its activations are transformed (transform_config)", "give the uncompressed model")
     tensors: Tensors = {}
-    used, words = set[str](), dict[str, None]()
+    used, words = set[str](), set[str]()
     for name in packed.stored:
         module, _, part = name.rpartition(".")
         if part != "weight_scale":
@@ -133,8 +133,8 @@ def read(packed: Packed) -> Unpacked:
             continue
         tensors[f"{module}.weight"] = tensor
         used |= {f"{module}.weight", *(f"{module}.{part}" for part in _PARTS)}
-        words[kind] = None
-    told = f"compressed-tensors, {', '.join(words)}" if words else ""
+        words.add(kind)
+    told = f"compressed-tensors, {', '.join(sorted(words))}" if words else ""
     return Unpacked({**rest(packed, used, _ACTIVATIONS), **tensors}, told)
 
 
@@ -236,11 +236,15 @@ def _weights_of(packed: Packed, module: str) -> Mapping[str, Any]:
     class (all of them are linear layers)."""
     groups = packed.settings.get("config_groups")
     groups = [g for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
-    listed = [(g, t) for g in groups for t in g.get("targets") or () if isinstance(t, str)]
+    listed = [(g, t) for g in groups for t in _texts(g.get("targets"))]
     group = next((g for g, t in listed if _names(t, module)), None)
     group = group or next((g for g, t in listed if t.isidentifier()), groups[0] if len(groups) == 1 else {})
     weights = group.get("weights")
     return weights if isinstance(weights, dict) else {}
+
+
+def _texts(values: Any) -> list[str]:
+    return [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
 
 
 def _names(target: str, module: str) -> bool:

@@ -98,7 +98,7 @@ def _scale_names(name: str) -> list[str]:
 def _scaled(packed: Packed, name: str, scale: TensorInfo) -> ScaledBlocks:
     """A quantized tensor, once its scales fit."""
     info, grid = packed.stored[name], scale.shape
-    if len(info.shape) < 2:
+    if len(info.shape) < 2 or 0 in info.shape:
         raise packed.error(f"{name} is {list(info.shape)}, and no matrix")
     halves = 1 if info.dtype in EIGHT_BITS else 2  # e2m1: two in a byte
     shape = (*info.shape[:-1], info.shape[-1] * halves)

@@ -62,7 +62,7 @@ class GptqMatrix(QuantizedTensor):
 
 def read(packed: Packed) -> Unpacked:
     """The tensors of a checkpoint in this format. Raises InputError."""
-    version = packed.settings.get("checkpoint_format") or "gptq"
+    version = str(packed.settings.get("checkpoint_format") or "gptq")
     if version not in _VERSIONS:
         raise packed.error(f"its weights are laid out for one kernel ({version})", "give the checkpoint in format gptq")
     tensors: Tensors = {}
@@ -89,9 +89,9 @@ def _matrix(packed: Packed, module: str, less_one: bool) -> GptqMatrix:
     groups = packed.stored.get(f"{module}.g_idx")
     if groups is not None:
         packed.part(f"{module}.g_idx", ("int32", "int64"), (1,))
-        inputs = min(inputs, groups.elements)
+        inputs = groups.elements
     fits = scales.shape[1] == outputs and zeros.shape[0] == count and (groups is not None or not inputs % max(1, count))
-    if not bits or not inputs or not count or not fits or -(-inputs * bits // 32) > words.shape[0]:
+    if not bits or not inputs or not count or not fits or -(-inputs * bits // 32) != words.shape[0]:
         shapes = [list(info.shape) for info in (words, zeros, scales)]
         raise packed.error(f"{module} has codes, zero points and scales of the shapes {shapes}")
     return GptqMatrix(

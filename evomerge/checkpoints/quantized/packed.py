@@ -49,7 +49,7 @@ class Packed:
         info = self.stored.get(name)
         if info is None:
             raise self.error(f"it lacks {name}")
-        if info.dtype not in dtypes or len(info.shape) not in dimensions:
+        if info.dtype not in dtypes or len(info.shape) not in dimensions or 0 in info.shape:
             raise self.error(f"{name} is {info.dtype} {list(info.shape)}, which the format does not have")
         return info
 

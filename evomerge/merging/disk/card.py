@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.escape import code, code_block, markdown
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.recipe.recipe import Recipe
@@ -11,7 +12,9 @@ from evomerge.recipe.recipe import Recipe
 
 def card(name: str, recipe: Recipe, text: str, plan: MergePlan, digest: str) -> str:
     """README.md of the checkpoint `name`: its sources, recipe and digest. `text` is the recipe's YAML."""
-    sources = "\n".join(f"- {code(c.reference)}" + _commit(c.reference, c.resolved()) for c in plan.checkpoints)
+    sources = "\n".join(
+        f"- {code(c.reference)}" + _commit(c.reference, c.resolved()) + _quantized(c) for c in plan.checkpoints
+    )
     kind = "language models" if plan.embedding else "models"
     methods = ", ".join(dict.fromkeys(code(document.method) for document in recipe.documents))
     return f"""---
@@ -36,6 +39,11 @@ Method: {methods}. Size: {plan.elements:,} parameters in {plan.stack.layers} lay
 Recipe id: {code(recipe.id)}
 Digest of the weights: {code(digest)}
 """
+
+
+def _quantized(checkpoint: Checkpoint) -> str:
+    """That a checkpoint was read quantized."""
+    return "" if checkpoint.quantization is None else f", stored quantized: {checkpoint.quantization}"
 
 
 def _commit(reference: str, resolved: str) -> str:

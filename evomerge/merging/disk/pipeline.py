@@ -28,7 +28,7 @@ class StreamingBank(SourceBank):
 
     def bytes_of(self, job: MergeJob) -> int:
         """The bytes of a job's result, of all stored tensors that it reads, and of the factors that bands need."""
-        reads = (self.open(read.model).tensors[read.tensor].bytes for read in reads_of(job))
+        reads = (self.open(read.model).tensors[read.tensor].reading for read in reads_of(job))
         factors = sum(factor_bytes(job.shape, w.factored(min(job.shape))) for w in job.factored.values())
         return sum(reads) + torch.Size(job.shape).numel() * SIZES[job.out] + factors
 

@@ -83,8 +83,8 @@ class Resident:
 
         Args:
             device: one device, or several with the bytes that each has free (`Placement.room`).
-            planned: a merge whose configuration the model gets. If it differs from the base's, the parameters are not
-                set before the first `materialize`.
+            planned: a merge whose configuration the model gets. If it differs from the base's, or the base is stored
+                quantized, the parameters are not set before the first `materialize`.
             tokenizer: a tokenizer in place of the base's.
 
         Raises:
@@ -324,8 +324,18 @@ def _refuse_code(base: Checkpoint) -> None:
 
 
 def _load_model(base: Checkpoint, dtype: str, sharding: Sharding) -> PreTrainedModel:
+    """The base's model. If it is stored quantized, transformers would keep it so: it is built, and its parameters are
+    set by the first merge."""
+    from transformers import GenerationConfig
+
     with _quiet(f"{base.path} cannot be loaded as a causal language model", _NO_MODEL):
-        return load(base.path, torch_dtype(dtype), sharding)
+        if base.quantization is None:
+            base.fetch()
+            return load(base.path, torch_dtype(dtype), sharding)
+        model = build(base.config, torch_dtype(dtype), sharding)
+        if (base.path / _GENERATION_FILE).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(base.path, local_files_only=True)
+        return model
 
 
 @contextlib.contextmanager
