@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import SIZES
-from evomerge.checkpoints.layout import Slot, layout
+from evomerge.checkpoints.layout import Layout, Slot, layout
 from evomerge.checkpoints.structure import Stack
 from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
@@ -97,6 +97,7 @@ class Resident:
         self._jobs: dict[str, MergeJob] = {}
         self._slots: dict[str, Slot] = {}
         self._unread: frozenset[str] = frozenset()
+        self._layouts: dict[frozenset[str], tuple[dict[str, Any], Layout]] = {}  # with the model that each is of
         self._kept: dict[str, _Candidate] = {}  # the id of a recipe -> its candidate, the latest last
         self.most_kept = 0
         self.compiled = Compiled()
@@ -200,9 +201,8 @@ class Resident:
                 raise InputError(problem, "merge models of one architecture")
             self.model.__dict__ = built.__dict__
             self._adopt(planned.config, planned.shapes)
-        new = {n: shape for n, shape in planned.shapes.items() if n not in self._slots and n not in self._unread}
-        if new:  # another checkpoint's tensors, which the model may not read either
-            self._unread |= layout(self.model, new).unread
+        if not planned.jobs.keys() <= self._slots.keys() | self._unread:
+            self._adopt(planned.config, planned.shapes)  # a checkpoint that stores more, or in another layout
         read = [name for name in planned.jobs if name not in self._unread]
         _check_names(self.base.path, self._slots, read)
         for name in read:
@@ -229,7 +229,7 @@ class Resident:
         """Find the place of every checkpoint tensor in the model."""
         self.model.eval().requires_grad_(False)
         self._config, self._jobs = config, {}
-        place = layout(self.model, shapes)
+        place = self._layout(shapes)
         found = place.slots
         _check_names(self.base.path, found, [name for name in shapes if name not in place.unread])
         filled = Counter[int]()
@@ -241,6 +241,15 @@ class Resident:
             problem = f"{self.base.path} stores no {_listed(idle)}, which the model has"
             raise InputError(problem, "save the checkpoint again with this version of transformers")
         self._slots, self._unread = found, place.unread
+
+    def _layout(self, shapes: Mapping[str, Sequence[int]]) -> Layout:
+        """The layout of a checkpoint's tensors; of one with thousands of experts it takes seconds to find."""
+        key = frozenset(shapes)
+        known, place = self._layouts.get(key, (None, None))
+        if place is None or known is not self.model.__dict__:
+            place = layout(self.model, shapes)
+            self._layouts[key] = self.model.__dict__, place
+        return place
 
 
 def check_buildable(base: Checkpoint, planned: MergePlan) -> None:
