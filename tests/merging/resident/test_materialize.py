@@ -191,11 +191,16 @@ def test_a_prefix_of_the_base_model_may_differ(models, tmp_path):
     assert scored.digest() == scored.load(str(folder)) == checkpoint_digest(folder)
 
 
-def test_tensors_that_the_model_does_not_have(models, tmp_path):
-    tensors = tiny_models.base_tensors() | {"model.layers.0.extra.weight": torch.ones(4)}
-    folder = tiny_models.write(tmp_path / "odd", tensors)
-    with pytest.raises(InputError, match=r"the model has no parameter for model.layers.0.extra.weight"):
-        resident({"base": folder})
+def test_tensors_that_the_model_does_not_read(models, tmp_path):
+    """Prediction layers, value heads: they are merged to disk, and so they count in the digest."""
+    folder = tmp_path / "more"
+    tensors = tiny_models.base_tensors() | {"mtp.fc.weight": torch.ones(4, 4)}
+    scored = resident({"base": tiny_models.write(folder, tensors)})
+    assert scored.digest() == scored.load(str(folder)) == checkpoint_digest(folder)
+    assert scored.load(str(models["base"])) == checkpoint_digest(models["base"])
+    recipe = Recipe((Document("linear", (Slice((Input(str(folder), None, {"weight": 0.5}),)),), str(folder)),))
+    digest = scored.materialize(recipe)
+    assert scored.digest() == digest == checkpoint_digest(merge(recipe, tmp_path / "out"))
 
 
 def test_parameters_that_the_checkpoint_does_not_have(models, tmp_path):
