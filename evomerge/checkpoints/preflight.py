@@ -61,8 +61,8 @@ def tensor_notes(base: Checkpoint, sources: Mapping[str, Checkpoint]) -> list[st
             group = kept if what == "keep" else left
             group.setdefault(tensor, []).append(name)
     lines = told({t: m for t, m in kept.items() if t not in left}, left, "the base")
-    even = [name for name in base.tensors if name not in kept and name not in left]
-    not_read = unread(base.config, even) or ()
+    outside = [name for name in base.tensors if not isinstance(base.stack.place(name), int)]
+    not_read = unread(base.config, [name for name in outside if name not in kept and name not in left]) or ()
     if not_read:
         lines.append(f"{listed(sorted(not_read))}: merged, and not read by transformers")
     mixed = [name for name, source in sources.items() if source.tied != base.tied]
