@@ -12,6 +12,7 @@ from evomerge.checkpoints.relayout import pieces
 from evomerge.checkpoints.structure import is_head
 from evomerge.checkpoints.tokenizer import vocabulary
 from evomerge.checkpoints.uneven import Fate, fate, listed, roles, told
+from evomerge.checkpoints.unread import unread
 from evomerge.checkpoints.vocabulary_tensors import vocabulary_axes
 from evomerge.errors import InputError, Where
 
@@ -60,6 +61,10 @@ def tensor_notes(base: Checkpoint, sources: Mapping[str, Checkpoint]) -> list[st
             group = kept if what == "keep" else left
             group.setdefault(tensor, []).append(name)
     lines = told({t: m for t, m in kept.items() if t not in left}, left, "the base")
+    outside = [name for name in base.tensors if not isinstance(base.stack.place(name), int)]
+    not_read = unread(base.config, [name for name in outside if name not in kept and name not in left]) or ()
+    if not_read:
+        lines.append(f"{listed(sorted(not_read))}: merged, and not read by transformers")
     mixed = [name for name, source in sources.items() if source.tied != base.tied]
     if mixed:
         words = ("has a head of its own", "ties its head to its embeddings")

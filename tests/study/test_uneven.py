@@ -64,7 +64,8 @@ PREDICTION = {"model.layers.2.enorm.weight", "mtp.fc.weight"}
     [
         ({"base": predicting}, "model.layers.2.enorm.weight, mtp.fc.weight: kept from the base, as one and two lack it",
          PREDICTION),
-        ({"base": predicting, "one": predicting, "two": predicting}, None, PREDICTION),
+        ({"base": predicting, "one": predicting, "two": predicting},
+         "model.layers.2.enorm.weight, mtp.fc.weight: merged, and not read by transformers", PREDICTION),
         ({"one": valued}, "v_head.summary.weight: left out, as only one has it", set()),
         ({"two": compiled, "base": compiled}, None, set()),
     ],

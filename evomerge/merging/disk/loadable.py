@@ -67,14 +67,16 @@ def _known_unread(planned: MergePlan, names: Iterable[str]) -> Iterator[str]:
     checkpoints: value heads, prediction layers."""
     checkpoints = {c.resolved(): c for c in planned.checkpoints}
     named = {key: planned.config[key] for key in ("architectures",) if key in planned.config}
-    not_read: dict[str, frozenset[str]] = {}
-    for name in names:
-        reads = reads_of(planned.jobs[name])
-        for read in reads:
-            if read.model not in not_read:
-                source = checkpoints[read.model]
-                not_read[read.model] = unread({**source.config, **named}, source.tensors) or frozenset()
-        if all(read.tensor in not_read[read.model] for read in reads):
+    reads = {name: reads_of(planned.jobs[name]) for name in names}
+    read_of: dict[str, set[str]] = {}
+    for read in (read for group in reads.values() for read in group):
+        read_of.setdefault(read.model, set()).add(read.tensor)
+    not_read = {
+        model: unread({**checkpoints[model].config, **named}, tensors) or frozenset()
+        for model, tensors in read_of.items()
+    }
+    for name, group in reads.items():
+        if all(read.tensor in not_read[read.model] for read in group):
             yield name
 
 
