@@ -91,8 +91,6 @@ def test_a_stack_is_merged_as_one_tensor(method, kind, folders, tmp_path):
                 tensors[f"model.layers.{layer}.mlp.experts.{part}"] = stack
         plain[name] = tmp_path / name
         plain[name].mkdir()
-        from safetensors.torch import save_file
-
         save_file(
             {n: t.contiguous() for n, t in tensors.items() if "blocks" not in n}, plain[name] / "model.safetensors"
         )
