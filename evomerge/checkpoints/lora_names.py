@@ -15,9 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-from evomerge.checkpoints.headers import TensorInfo
+from typing import Any, Protocol
 
 _AROUND = ("model", "language_model", "module", "_orig_mod", "_fsdp_wrapped_module")
 _STACKED = ((("MergeModulelist", 0),), (("MergeModulelist", 0), ("Concatenate", 1)))
@@ -44,10 +42,17 @@ class Parameter:
     turned: bool = False
 
 
+class Shaped(Protocol):
+    """What has a shape, such as a stored tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
 class ParameterNames:
     """The names that a base's tensors have in memory."""
 
-    def __init__(self, stored: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> None:
+    def __init__(self, stored: Mapping[str, Shaped], config: Mapping[str, Any]) -> None:
         self._stored, self._config = stored, config
 
     def find(self, name: str) -> str | None:
@@ -73,6 +78,23 @@ class ParameterNames:
             if name.startswith(start) and "." not in name.removeprefix(start):
                 found[name.removeprefix(start)] = self._parameter(loaded)
         return {name: parameter for name, parameter in found.items() if parameter is not None}
+
+    def stacked(self) -> dict[str, Parameter]:
+        """The parameters [experts, rows, columns] that are made of several stored matrices, by their names in
+        memory."""
+        found = {}
+        for loaded in self._loaded.values():
+            parameter = self._parameter(loaded) if loaded[0][1] is not None else None
+            if parameter is not None and parameter.parts[0].expert is not None:
+                found[self.loaded(loaded[0][0])] = parameter
+        return found
+
+    def loaded(self, stored: str) -> str:
+        """The name in memory of a tensor with the name `stored`, whether there is one or not."""
+        from transformers.core_model_loading import rename_source_key
+
+        name: str = rename_source_key(stored, *self._steps)[0]
+        return name
 
     def _whole(self, stored: str, turned: bool = False) -> Parameter:
         """The parameter that is one stored tensor."""
@@ -112,20 +134,29 @@ class ParameterNames:
     def _loaded(self) -> Mapping[str, list[tuple[str, Any, str]]]:
         """Stored names with the converter that takes them and its pattern, by their names in memory without the words
         around a language model. Only names that transformers changes."""
-        mapping = [entry for kind in _kinds(self._config) for entry in _conversions(kind)]
         found: dict[str, list[tuple[str, Any, str]]] = {}
-        if not mapping:
+        renamings, converters = self._steps
+        if not renamings and not converters:
             return found
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+        from transformers.core_model_loading import rename_source_key
 
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         for name in self._stored:
             loaded, pattern = rename_source_key(name, renamings, converters)
             converter = next((c for c in converters if pattern in c.source_patterns), None)
             if loaded != name or converter is not None:
                 found.setdefault(_plain(loaded), []).append((name, converter, pattern or ""))
         return found
+
+    @cached_property
+    def _steps(self) -> tuple[list[Any], list[Any]]:
+        """The renamings and the converters of transformers for the configuration."""
+        mapping = [entry for kind in _kinds(self._config) for entry in _conversions(kind)]
+        if not mapping:
+            return [], []
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        return renamings, [entry for entry in mapping if isinstance(entry, WeightConverter)]
 
 
 def _plain(name: str) -> str:

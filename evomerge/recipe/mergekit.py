@@ -1,7 +1,8 @@
 """Reads and writes mergekit's YAML (mergekit docs, `mergekit.config.MergeConfiguration` and `mergekit-multi`).
 
 A file holds one document, or several in any order, all but one of them named. Keys that mergekit ignores are ignored
-here too, except `random_seed`, which selects the random masks.
+here too, except `random_seed`, which selects the random masks, and `experts`, which says whether those of a layer are
+merged as one tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from evomerge.registry import METHODS
 from evomerge.safety.names import check_name
 
 _KNOWN = {"merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "name",
-          "tokenizer_source", "tokenizer", "chat_template", "random_seed", "modules"}  # fmt: skip
+          "tokenizer_source", "tokenizer", "chat_template", "random_seed", "modules",
+          "experts"}  # fmt: skip
 
 
 def read_recipe(file: Path) -> Recipe:
@@ -139,6 +141,7 @@ def _document(node: Node) -> Document:
         name=text(parts.get("name")),
         seed=parts["random_seed"].integer(0, 2**63 - 1) if is_set(parts.get("random_seed")) else 0,
         where=node.where,
+        fused_experts=is_set(parts.get("experts")) and parts["experts"].one_of(("each", "fused"), "form") == "fused",
     )
 
 

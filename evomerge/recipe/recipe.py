@@ -96,7 +96,8 @@ class TokenizerPolicy:
 @dataclass(frozen=True)
 class Document:
     """One merge, of `slices` or of `modules`. `name` is set on all documents but the last: later documents use it as
-    a model. `seed` selects random masks (DARE, DELLA); mergekit ignores the key.
+    a model. `seed` selects random masks (DARE, DELLA); mergekit ignores the key. `fused_experts`: whether the experts
+    of a layer are merged as one tensor; else each matrix by itself.
     """
 
     method: str
@@ -111,6 +112,7 @@ class Document:
     seed: int = 0
     where: Where = field(default=Where(), compare=False)
     modules: tuple[Module, ...] = ()
+    fused_experts: bool = False
 
     @property
     def whole(self) -> bool:
@@ -221,6 +223,8 @@ def _document_data(document: Document) -> dict[str, Any]:
         data |= _tokenizer_data(document.tokenizer)
     if document.chat_template is not None:
         data["chat_template"] = document.chat_template
+    if document.fused_experts:
+        data["experts"] = "fused"
     if document.seed:
         data["random_seed"] = document.seed
     return data

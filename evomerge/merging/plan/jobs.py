@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -157,7 +158,93 @@ class Relaid:
         return self.pieces.build([fetch(operand) for operand in self.operands])
 
 
-Operand = Read | MergeJob | RebuiltMatrix | Relaid
+@dataclass(frozen=True)
+class Block:
+    """The place of a matrix in a stack [experts, rows, columns]: its expert, its first row, the one behind its last."""
+
+    expert: int
+    first: int
+    end: int
+
+    def of(self, stack: torch.Tensor) -> torch.Tensor:
+        """The matrix, as a view of the stack."""
+        return stack[self.expert, self.first : self.end]
+
+
+@dataclass(frozen=True, eq=False)
+class StackedMatrices:
+    """The matrices of a layer's experts as one tensor.
+
+    Attributes:
+        key: equal for equal contents.
+        shape: [experts, rows, columns].
+        dtype: the result's dtype.
+        blocks: the matrices and their places.
+    """
+
+    key: Hashable
+    shape: tuple[int, ...]
+    dtype: str
+    blocks: tuple[tuple[Block, Operand], ...]
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """The matrices that are read."""
+        return tuple(operand for _, operand in self.blocks)
+
+    def build(self, fetch: Callable[[Operand], torch.Tensor]) -> torch.Tensor:
+        """The stack, on the device of its first matrix. `fetch` gives an operand's tensor."""
+        stack = torch.empty(0)
+        for block, operand in self.blocks:
+            matrix = fetch(operand)
+            if not stack.numel():
+                stack = torch.empty(self.shape, dtype=getattr(torch, self.dtype), device=matrix.device)
+            block.of(stack).copy_(matrix)
+        return stack
+
+
+@dataclass(frozen=True, eq=False)
+class BlockOf:
+    """A block of a stack that another job merges. The blocks of a stack have one `once`."""
+
+    job: MergeJob
+    block: Block
+    once: Once
+    key: None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.block.end - self.block.first, *self.job.shape[2:])
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """The job of the stack."""
+        return (self.job,)
+
+    def build(self, fetch: Callable[[Operand], torch.Tensor]) -> torch.Tensor:
+        """The block. `fetch` carries out a job."""
+        return self.block.of(self.once.get(lambda: fetch(self.job)))
+
+
+class Once:
+    """Keeps a tensor until as many have got it as are to get it, in any thread; then it would be made again."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._left, self._lock = count, 0, threading.Lock()
+        self._tensor: torch.Tensor | None = None
+
+    def get(self, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The tensor, of `make` if it is not there."""
+        with self._lock:
+            if self._tensor is None:
+                self._tensor, self._left = make(), self._count
+            tensor, self._left = self._tensor, self._left - 1
+            if not self._left:
+                self._tensor = None
+            return tensor
+
+
+Operand = Read | MergeJob | RebuiltMatrix | Relaid | StackedMatrices | BlockOf
 
 
 @dataclass(frozen=True)

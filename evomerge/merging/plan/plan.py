@@ -21,6 +21,7 @@ from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.checkpoints.vocabulary_tensors import vocabulary_axes, with_rows
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.merging.plan.alignment import Alignment, promoted, truncated
+from evomerge.merging.plan.experts import expert_stacks
 from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, Read, TensorRef
 from evomerge.merging.plan.output_config import LayerRun, follow_tokens, output_config
 from evomerge.merging.plan.settings import settings
@@ -157,7 +158,9 @@ class _DocumentPlanner:
 
     def jobs(self) -> dict[str, MergeJob]:
         """The jobs of all output tensors, in the order of the model."""
-        jobs = [self._job(output) for part in self.parts for output in part.outputs()]
+        outputs = [output for part in self.parts for output in part.outputs()]
+        fused = self._fused(outputs) if self.document.fused_experts else {}
+        jobs = [fused.get(output.name) or self._job(output) for output in outputs]
         return {job.tensor: job for job in (*jobs, *self._unnamed()) if job is not None}
 
     def notes(self) -> list[str]:
@@ -283,9 +286,18 @@ class _DocumentPlanner:
             shape=tensor.shape,
         )
 
+    def _fused(self, outputs: Sequence[OutputTensor]) -> dict[str, MergeJob]:
+        """The jobs of the experts, of a recipe that merges those of a layer as one tensor."""
+        jobs = {}
+        for stack in expert_stacks(outputs, self.donor.config, self.document.where):
+            merged = self._merged(stack.output, [stack.of_model(i) for i in range(len(stack.output.names))])
+            for name, block in stack.written(merged).items():
+                jobs[name] = self._passed(name, TensorRef(block, block.shape, merged.out))
+        return jobs
+
     def _job(self, output: OutputTensor) -> MergeJob | None:
         """The job of an output tensor; None if it is left out, as not all models store it."""
-        document, group, name = self.document, output.group, output.name
+        group, name = output.group, output.name
         found = [m.model.find(inner) for m, inner in zip(group.members, output.names, strict=True)]
         stored = [tensor for tensor in found if tensor is not None]
         if len(stored) < len(found):
@@ -306,6 +318,11 @@ class _DocumentPlanner:
                 out=tensors[0].dtype,
                 shape=tensors[0].shape,
             )
+        return self._merged(output, tensors)
+
+    def _merged(self, output: OutputTensor, tensors: Sequence[TensorRef]) -> MergeJob:
+        """The job that merges the tensors of an output tensor's models by the document's method."""
+        document, group, name = self.document, output.group, output.name
         rows = list(zip(group.members, output.names, tensors, strict=True))
         merged = {id(m) for m in group.merged}
         chosen = [row for row in rows if id(row[0]) in merged]
