@@ -194,7 +194,9 @@ def recipe(folder: Path) -> dict[str, Any]:
     rounded before."""
     a, b = (str(folder / name) for name in SOURCES)
     dtype = str(next(iter(stored(folder / "base").values())).dtype).removeprefix("torch.")
-    weights = torch.tensor([0.2, 0.9]).to(getattr(torch, dtype)).tolist()
+    weights = [0.2, 0.9]
+    if dtype == "bfloat16":
+        weights = torch.tensor(weights, dtype=torch.bfloat16).tolist()
     return {
         "merge_method": "ties",
         "base_model": str(folder / "base"),
