@@ -193,7 +193,8 @@ def recipe(folder: Path) -> dict[str, Any]:
     """TIES with a gradient of weights over the layers. In 16 bits mergekit rounds weights to these; here they are
     rounded before."""
     a, b = (str(folder / name) for name in SOURCES)
-    dtype = str(next(iter(stored(folder / "base").values())).dtype).removeprefix("torch.")
+    kind = next(tensor.dtype for tensor in stored(folder / "base").values() if tensor.is_floating_point())
+    dtype = str(kind).removeprefix("torch.")
     weights = [0.2, 0.9]
     if dtype == "bfloat16":
         weights = torch.tensor(weights, dtype=torch.bfloat16).tolist()
