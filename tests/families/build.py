@@ -193,8 +193,11 @@ def recipe(folder: Path) -> dict[str, Any]:
     """TIES with a gradient of weights over the layers. In 16 bits mergekit rounds weights to these; here they are
     rounded before."""
     a, b = (str(folder / name) for name in SOURCES)
-    dtype = str(next(iter(stored(folder / "base").values())).dtype).removeprefix("torch.")
-    weights = torch.tensor([0.2, 0.9]).to(getattr(torch, dtype)).tolist()
+    kind = next(tensor.dtype for tensor in stored(folder / "base").values() if tensor.is_floating_point())
+    dtype = str(kind).removeprefix("torch.")
+    weights = [0.2, 0.9]
+    if dtype == "bfloat16":
+        weights = torch.tensor(weights, dtype=torch.bfloat16).tolist()
     return {
         "merge_method": "ties",
         "base_model": str(folder / "base"),

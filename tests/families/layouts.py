@@ -255,6 +255,7 @@ SIGLIP: dict[str, Any] = {
     "model_type": "siglip_vision_model", "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
 }  # fmt: skip
+HEADLESS: dict[str, Any] = {**SIGLIP, "vision_use_head": False}
 PIXTRAL: dict[str, Any] = {
     "model_type": "pixtral", "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 2, "head_dim": 12, "image_size": 28, "patch_size": 14,
@@ -278,7 +279,7 @@ VISION: dict[str, dict[str, Any]] = {
         "text_config": {
             **TIED_HEADS, "model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"],
         },
-        "vision_config": SIGLIP, "mm_tokens_per_image": 4, "image_token_index": IMAGE,
+        "vision_config": HEADLESS, "mm_tokens_per_image": 4, "image_token_index": IMAGE,
     },
     "gemma3n": {
         "text_config": {
@@ -343,7 +344,7 @@ VISION: dict[str, dict[str, Any]] = {
         "image_token_index": IMAGE,
     },
     "paligemma": {
-        "text_config": {**TIED_HEADS, "model_type": "gemma"}, "vision_config": SIGLIP, "image_token_index": IMAGE,
+        "text_config": {**TIED_HEADS, "model_type": "gemma"}, "vision_config": HEADLESS, "image_token_index": IMAGE,
         "projection_dim": 16,
     },
     "qwen2_5_vl": {

@@ -100,7 +100,7 @@ class Stacking:
         with more modules, and the language part of that one among language models."""
         single = len(model.modules.stacks) == 1
         if self.name is None:
-            return None if single else model.modules.main
+            return None if single or len(self.donor.modules.stacks) > 1 else model.modules.main
         return None if single and self.name == self.donor.modules.main else self.name
 
     def _before(self) -> list[str]:

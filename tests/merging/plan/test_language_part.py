@@ -80,3 +80,17 @@ def test_without_its_module_the_towers_are_missed(models: dict[str, Path], tmp_p
     entries = [{"model": str(models[n]), "parameters": {"weight": 0.5}} for n in ("vlm", "text")]
     with pytest.raises(InputError, match=r"text has no module .*; merge the language part alone: .*text_decoder"):
         run(tmp_path, {"merge_method": "linear", "base_model": str(models["vlm"]), "models": entries})
+
+
+def test_slices_of_the_whole_model_have_its_towers(models: dict[str, Path], tmp_path: Path) -> None:
+    """As a search writes a genome that has values for each layer."""
+    halves = [
+        {"sources": [{"model": str(models[n]), "layer_range": [i, i + 1]} for n in ("vlm", "tuned")],
+         "parameters": {"weight": 0.5}}
+        for i in range(2)
+    ]  # fmt: skip
+    merged = run(tmp_path, {"merge_method": "linear", "slices": halves})
+    vlm, tuned = (load_file(models[n] / "model.safetensors") for n in ("vlm", "tuned"))
+    assert merged.keys() == vlm.keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, 0.5 * vlm[name] + 0.5 * tuned[name])
