@@ -61,7 +61,7 @@ def test_slopes_are_the_central_differences(models_64, bank, method, flags, weig
     generator = torch.Generator().manual_seed(seed)
     for name in ("model.layers.1.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"):
         job = merge_plan.jobs[name]
-        if abs(sum(job.parameters["weight"])) < 0.1:
+        if method == "linear" and abs(sum(job.parameters["weight"])) < 0.1:
             return  # with the base's: normalised weights have a pole there
         gradient = torch.randn(job.shape, generator=generator, dtype=torch.float64)
         pull = Pull(job, bank, torch.device("cpu"))
