@@ -234,7 +234,7 @@ def test_nan_in_weights(tiny_study: Study, complaint: Check) -> None:
 
 def test_quantized_checkpoint(tiny_study: Study, complaint: Check) -> None:
     file = tiny_study().parent / "models/two/config.json"
-    about = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    about = {"quant_method": "hqq"}
     file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": about}))
     said = complaint("search", "space.yaml")
     assert "quantized" in said

@@ -66,6 +66,17 @@ INSIDE = {
         ["splits", "objectives", "guard"],
         ["settings", "templates"],
     ],
+    "checkpoints": [
+        ["preflight", "vocabulary"],
+        ["tokenizer", "write"],
+        ["checkpoint"],
+        ["references", "lora"],
+        ["lora_steps", "quantized"],
+        ["read"],
+        ["hub", "lora_config", "vocabulary_tensors"],
+        ["config", "pickled", "layouts", "modules"],
+        ["structure", "headers", "identity", "lora_names", "partial", "chat_templates"],
+    ],
     "merging": [["disk"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }
 """The floors of rooms that have sub-rooms: their folders and files, top floor first."""

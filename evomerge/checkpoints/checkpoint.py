@@ -14,10 +14,10 @@ from evomerge.checkpoints.config import CONFIG, check_config, read_config
 from evomerge.checkpoints.headers import TensorInfo
 from evomerge.checkpoints.hub import arrive, header, headers, is_known
 from evomerge.checkpoints.identity import Identity, identities, identity
+from evomerge.checkpoints.layouts.naming import unwrapped
 from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_config import CONFIG as ADAPTER_CONFIG
 from evomerge.checkpoints.lora_steps import Change
-from evomerge.checkpoints.naming import unwrapped
 from evomerge.checkpoints.pickled import check_allowed, read_pickled
 from evomerge.checkpoints.quantized.formats import Quantization, unpacked
 from evomerge.checkpoints.quantized.gguf_file import ENDING, read_gguf

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.naming import rename_between
-from evomerge.checkpoints.relayout import pieces
+from evomerge.checkpoints.layouts.naming import rename_between
+from evomerge.checkpoints.layouts.relayout import pieces
+from evomerge.checkpoints.layouts.uneven import Fate, fate, listed, roles, told
+from evomerge.checkpoints.layouts.unread import unread
 from evomerge.checkpoints.structure import is_head
 from evomerge.checkpoints.tokenizer import vocabulary
-from evomerge.checkpoints.uneven import Fate, fate, listed, roles, told
-from evomerge.checkpoints.unread import unread
 from evomerge.checkpoints.vocabulary_tensors import vocabulary_axes
 from evomerge.errors import InputError, Where
 
@@ -27,7 +27,7 @@ def check_family(base: Checkpoint, sources: Mapping[str, Checkpoint], where: Cal
 
     Raises:
         InputError: another architecture, shapes that differ, or tensors that only one of the models has and that its
-            model needs (`checkpoints.uneven`); names the first of them.
+            model needs (`checkpoints.layouts.uneven`); names the first of them.
     """
     for name, source in sources.items():
         _check_architecture(base, source, name, where(name))
@@ -53,7 +53,7 @@ def _check_architecture(base: Checkpoint, source: Checkpoint, name: str, where: 
 
 
 def tensor_notes(base: Checkpoint, sources: Mapping[str, Checkpoint]) -> list[str]:
-    """Lines on what not all models of a search store, and what happens to it (`checkpoints.uneven`)."""
+    """Lines on what not all models of a search store, and what happens to it (`checkpoints.layouts.uneven`)."""
     kept, left = dict[str, list[str]](), dict[str, list[str]]()
     for name, source in sources.items():
         lacking, extra = _uneven(base, source)

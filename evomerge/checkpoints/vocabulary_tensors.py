@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from evomerge.checkpoints.layouts.unread import keys_of, skeleton
 from evomerge.checkpoints.structure import is_embedding, is_head, text_config
-from evomerge.checkpoints.unread import keys_of, skeleton
 
 
 def vocabulary_axes(config: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, int]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
-from evomerge.checkpoints.preflight import TokenChanges, check_configured, check_family, token_changes
+from evomerge.checkpoints.layouts.unread import unread as not_read
+from evomerge.checkpoints.preflight import TokenChanges, check_configured, check_family, tensor_notes, token_changes
 from evomerge.checkpoints.structure import Place
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
@@ -94,15 +95,17 @@ def space_models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoin
         tensors=_layer_of_each_tensor(base),
         tied=base.tied,
         shapes={name: tuple(info.shape) for name, info in base.tensors.items()},
+        uneven=bool(tensor_notes(base, sources)),
     )
 
 
 def _layer_of_each_tensor(base: Checkpoint) -> dict[str, int]:
-    """Maps each floating-point tensor of the base, in the order of the model, to the layer whose values it takes:
-    tensors before the layers take the first layer's, tensors behind them the last one's (mergekit's rule for slices).
-    """
+    """Maps each floating-point tensor that the base's model reads, in the order of the model, to the layer whose values
+    it takes: tensors before the layers take the first layer's, tensors behind them the last one's (mergekit's rule for
+    slices)."""
+    unread = not_read(base.config, base.tensors) or frozenset()
     ends: dict[Place, int] = {"before": -1, "after": base.layers}
-    floats = [name for name, info in base.tensors.items() if info.dtype in FLOATS]
+    floats = [name for name, info in base.tensors.items() if info.dtype in FLOATS and name not in unread]
     places = {name: place if isinstance(place := base.stack.place(name), int) else ends[place] for name in floats}
     in_order = sorted(floats, key=places.__getitem__)
     return {name: min(max(places[name], 0), base.layers - 1) for name in in_order}

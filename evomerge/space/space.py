@@ -32,7 +32,7 @@ class Models:
             (`genes.Axes`).
         tied: whether the base's head is its embeddings.
         shapes: the shapes of `tensors`.
-        uneven: whether some of them lack tensors that others store (`checkpoints.uneven`).
+        uneven: whether some of them lack tensors that others store (`checkpoints.layouts.uneven`).
     """
 
     base: str

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.loading import LoadReport, load_report, without_numbers
-from evomerge.checkpoints.uneven import listed
-from evomerge.checkpoints.unread import unread
+from evomerge.checkpoints.layouts.loading import LoadReport, load_report, without_numbers
+from evomerge.checkpoints.layouts.uneven import listed
+from evomerge.checkpoints.layouts.unread import unread
 from evomerge.errors import InputError, Where
 from evomerge.merging.disk.pipeline import reads_of
 from evomerge.merging.plan.jobs import MergePlan

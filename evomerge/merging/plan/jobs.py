@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.layouts.naming import rename_between
+from evomerge.checkpoints.layouts.relayout import Pieces, pieces
 from evomerge.checkpoints.modules import Modules, find_modules
-from evomerge.checkpoints.naming import rename_between
-from evomerge.checkpoints.relayout import Pieces, pieces
 from evomerge.checkpoints.structure import Place, Stack, is_head, text_config
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.recipe.bands import Bands
@@ -143,7 +143,7 @@ def _rows(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Relaid:
-    """A tensor made of those that another layout of the model stores (`checkpoints.relayout`)."""
+    """A tensor made of those that another layout of the model stores (`checkpoints.layouts.relayout`)."""
 
     pieces: Pieces
     operands: tuple[Operand, ...]

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evomerge.checkpoints.layouts.unread import model_config, quiet, skeleton
 from evomerge.checkpoints.structure import (
     DECODER_KEYS,
     LAYER_KEYS,
@@ -25,7 +26,6 @@ from evomerge.checkpoints.structure import (
     find_stack,
     text_config,
 )
-from evomerge.checkpoints.unread import model_config, quiet, skeleton
 from evomerge.errors import InputError
 
 LayerRun = tuple[Mapping[str, Any], int, int]

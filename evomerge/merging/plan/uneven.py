@@ -1,10 +1,10 @@
-"""Settles the output tensors that not all models of a document store (the rules stand in `checkpoints.uneven`)."""
+"""Settles the output tensors that not all models of a document store (by the rules of `checkpoints.layouts.uneven`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.checkpoints.uneven import Role, fate, roles, told
+from evomerge.checkpoints.layouts.uneven import Role, fate, roles, told
 from evomerge.errors import InputError
 from evomerge.merging.plan.jobs import Model, TensorRef
 from evomerge.merging.plan.stacking import Member, OutputTensor

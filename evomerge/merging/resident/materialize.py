@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import SIZES
-from evomerge.checkpoints.layout import Layout, Slot, layout
+from evomerge.checkpoints.layouts.layout import Layout, Slot, layout
 from evomerge.checkpoints.structure import Stack
 from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.errors import EvomergeError, InputError, TrialError, Where

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.checkpoints.layout import Slot
+from evomerge.checkpoints.layouts.layout import Slot
 from evomerge.merging.kernels import bands
 from evomerge.merging.kernels.inputs import Blend
 from evomerge.merging.kernels.runner import Runner

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import tiny_models
 
+from evomerge.checkpoints.layouts.uneven import fate, roles, told
 from evomerge.checkpoints.structure import Stack
-from evomerge.checkpoints.uneven import fate, roles, told
 
 STACK = Stack("model.layers", 3)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import tiny_models
 
-from evomerge.checkpoints.unread import skeleton, unread
+from evomerge.checkpoints.layouts.unread import skeleton, unread
 
 NAMES = tuple(tiny_models.shapes())
 

@@ -19,8 +19,8 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
+from evomerge.checkpoints.layouts.unread import keys_of, skeleton
 from evomerge.checkpoints.structure import Stack
-from evomerge.checkpoints.unread import keys_of, skeleton
 
 Role = Literal["unread", "tied", "head", "body"]
 Fate = Literal["keep", "leave", "refuse"]

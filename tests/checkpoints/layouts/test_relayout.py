@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.layouts.relayout import pieces
 from evomerge.checkpoints.preflight import check_family
-from evomerge.checkpoints.relayout import pieces
 from evomerge.merging.disk.stream import checkpoint_digest, merge
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.materialize import Resident

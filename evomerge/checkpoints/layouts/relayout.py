@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints.layout import Slot, layout
-from evomerge.checkpoints.unread import skeleton
+from evomerge.checkpoints.layouts.layout import Slot, layout
+from evomerge.checkpoints.layouts.unread import skeleton
 
 if TYPE_CHECKING:
     from torch import Tensor

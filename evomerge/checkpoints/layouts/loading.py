@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evomerge.checkpoints.unread import keys_of, model_class, model_config, quiet
+from evomerge.checkpoints.layouts.unread import keys_of, model_class, model_config, quiet
 from evomerge.escape import shortened
 from evomerge.safety.limits import OutOfTime, TimeLimit
 

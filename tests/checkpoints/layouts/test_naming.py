@@ -3,7 +3,7 @@ from __future__ import annotations
 import tiny_models
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.naming import rename_between, unwrapped
+from evomerge.checkpoints.layouts.naming import rename_between, unwrapped
 from evomerge.checkpoints.structure import Stack
 
 

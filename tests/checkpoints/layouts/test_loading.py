@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import tiny_models
 
-from evomerge.checkpoints.loading import LoadReport, load_report, without_numbers
+from evomerge.checkpoints.layouts.loading import LoadReport, load_report, without_numbers
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
