@@ -126,7 +126,8 @@ def _page(rows: list[Row], seconds: float, compared: bool) -> str:
         minutes=seconds / 60,
         machine=platform.machine(),
         table="\n".join(f"| {' | '.join(cells)} |" for cells in table),
-        reasons="\n".join(_reasons(rows)) or "Nothing.",
+        reasons="\n".join(_reasons(rows, {"no", "refused"})) or "Nothing.",
+        unmerged="\n".join(_reasons(rows, {"-"})) or "Nothing.",
     )
 
 
@@ -134,11 +135,13 @@ def _count(rows: Iterable[Row], kind: str, whole: bool) -> int:
     return sum(r.layout.kind == kind and (r.whole or not whole) for r in rows)
 
 
-def _reasons(rows: Iterable[Row]) -> list[str]:
-    """A line for each reason, with the rows that have it."""
+def _reasons(rows: Iterable[Row], states: set[str]) -> list[str]:
+    """A line for each reason of outcomes of these states, with the rows that have it."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for column, why in row.reasons().items():
+            if row.found[column].state not in states:
+                continue
             text = " ".join(why.replace("|", "/").replace("<", "&lt;").split())
             found.setdefault(f"*{column}*: {text}", []).append(row.layout.name)
     return [f"- {', '.join(names)}. {why}" for why, names in found.items()]

@@ -24,7 +24,7 @@ FEW = (
 """What runs without being asked for."""
 
 UNLIKE_MERGEKIT = {
-    "gemma3n (hub)": "mergekit takes every numbered list of timm's tower for a stack of layers with its own gradient",
+    "gemma3n (hub)": "mergekit takes every numbered list of timm's tower for a stack of layers of its own",
     "qwen2_5_vl (hub)": "mergekit merges the projector's tensors twice, and the last layer's weights win",
     "qwen2_5_vl, tied (hub)": "mergekit merges the projector's tensors twice, and the last layer's weights win",
 }
