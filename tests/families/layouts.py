@@ -377,7 +377,7 @@ VISION: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 ONE_FORM = (
-    "gemma3n", "glm4v", "gpt_oss", "idefics3", "jetmoe", "llama4_text", "qwen3_5", "qwen3_vl", "qwen3_vl_moe",
+    "gemma3n", "glm4v", "gpt_oss", "idefics3", "jetmoe", "llama4", "llama4_text", "qwen3_5", "qwen3_vl", "qwen3_vl_moe",
     "smolvlm",
 )  # fmt: skip
 """Mixtures and vision-language models that transformers has in memory as they are published."""
