@@ -1,0 +1,71 @@
+"""Slopes of mixtures of experts: each stored expert has its part of the fused parameter's gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.merging.resident.bank import SourceBank
+from evomerge.merging.resident.materialize import Resident
+from evomerge.recipe.recipe import Document, Input, Recipe, Slice
+
+TINY = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+# All experts answer every token, so that no choice of experts jumps between two points.
+KINDS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 3},
+    "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 3, "moe_intermediate_size": 8, "head_dim": 8},
+    "qwen2_moe": {"num_experts": 3, "num_experts_per_tok": 3, "moe_intermediate_size": 8, "decoder_sparse_step": 1,
+                  "shared_expert_intermediate_size": 8},
+}  # fmt: skip
+IDS = torch.tensor([[3, 7, 1, 12, 5, 9, 4, 18]])
+STEP = 1e-2
+
+
+def write(kind: str, folder: Path) -> dict[str, str]:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY, **KINDS[kind]))
+    for name in ("base", "a", "b"):
+        if name != "base":
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(folder / name)
+        tiny_models.write_tokenizer(folder / name)
+    return {name: str(folder / name) for name in ("base", "a", "b")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_are_the_central_differences(kind: str, tmp_path: Path) -> None:
+    models = write(kind, tmp_path)
+    resident = Resident(Checkpoint.open(models["base"]), SourceBank(), "float32")
+    groups = ("experts.0.", "experts.2.", "self_attn")
+
+    def recipe(moved: str = "", by: float = 0.0) -> Recipe:
+        entries = [{"filter": g, "value": 0.4 + (by if g == moved else 0.0)} for g in groups] + [{"value": 0.4}]
+        inputs = (Input(models["a"], None, {"weight": tuple(entries)}), Input(models["b"], None, {"weight": 0.3}))
+        return Recipe((Document("task_arithmetic", (Slice(inputs),), base=models["base"]),))
+
+    def loss() -> torch.Tensor:
+        return resident.model(input_ids=IDS, labels=IDS).loss
+
+    resident.materialize(recipe())
+    pulls = resident.pulls()
+    with pulls.open(), torch.enable_grad():
+        loss().backward()  # type: ignore[no-untyped-call]
+    slopes = pulls.slopes()
+    for group in groups:
+        found = sum(of["weight"][0] for name, of in slopes.items() if group in name)  # type: ignore[misc]
+        ends = []
+        for by in (STEP, -STEP):
+            resident.materialize(recipe(group, by))
+            with torch.no_grad():
+                ends.append(float(loss()))
+        assert found == pytest.approx((ends[0] - ends[1]) / (2 * STEP), rel=0.02, abs=2e-4)
+        assert abs(found) > 1e-4
