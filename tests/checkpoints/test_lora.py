@@ -369,7 +369,7 @@ class TestBad:
         tiny_models.write(tmp_path / "base", base)
         folder = write_adapter(tmp_path / "adapter", pair(Q, base))
         (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-        with pytest.raises(InputError, match="its weights are pickled"):
+        with pytest.raises(InputError, match="holds pickled weights only"):
             Checkpoint.open(f"{tmp_path / 'base'}+{folder}")
 
     def test_two_adapters(self, tmp_path):

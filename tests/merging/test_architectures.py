@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.layouts import layout
 from evomerge.errors import InputError
 from evomerge.merging.disk.stream import checkpoint_digest, merge
 from evomerge.merging.plan.plan import plan
@@ -70,7 +71,8 @@ def test_a_model_built_of_its_configuration_is_the_loaded_one(kind, tmp_path):
     assert torch.equal(built.model(ids).logits, loaded.model(ids).logits)
 
 
-def test_experts_that_memory_holds_otherwise_than_files_merge_to_disk_only(tmp_path):
+def test_what_is_converted_in_an_unknown_way_merges_to_disk_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "_OPERATIONS", {})
     models = write("mixtral", tmp_path, **_COMMON, num_key_value_heads=1, intermediate_size=24, num_local_experts=2)
     assert AutoModelForCausalLM.from_pretrained(merge(ties(models), tmp_path / "out"))
     with pytest.raises(InputError, match="merged to disk, but not in memory"):
