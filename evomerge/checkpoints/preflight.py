@@ -11,7 +11,7 @@ from evomerge.checkpoints.layouts.naming import rename_between
 from evomerge.checkpoints.layouts.relayout import pieces
 from evomerge.checkpoints.layouts.uneven import Fate, fate, listed, roles, told
 from evomerge.checkpoints.layouts.unread import unread
-from evomerge.checkpoints.structure import is_head
+from evomerge.checkpoints.structure import is_head, text_config
 from evomerge.checkpoints.tokenizer import vocabulary
 from evomerge.checkpoints.vocabulary_tensors import vocabulary_axes
 from evomerge.errors import InputError, Where
@@ -46,7 +46,12 @@ def _check_architecture(base: Checkpoint, source: Checkpoint, name: str, where: 
     ours, theirs = base.config.get("model_type"), source.config.get("model_type")
     if ours != theirs:
         problem = f"{name} is a {theirs} model, the base is a {ours} model"
-        raise InputError(problem, "merge fine-tunes of one base", where)
+        mend = "merge fine-tunes of one base"
+        if {ours, text_config(base.config).get("model_type")} & {theirs, text_config(source.config).get("model_type")}:
+            mend += (
+                "; a language model goes into the language part by a recipe: modules: {text_decoder: {models: [...]}}"
+            )
+        raise InputError(problem, mend, where)
     if base.layers != source.layers:
         problem = f"{name} has {source.layers} layers, the base has {base.layers}"
         raise InputError(problem, "merge fine-tunes of one base", where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from evomerge.checkpoints.checkpoint import Checkpoint
@@ -12,7 +12,7 @@ from evomerge.checkpoints.preflight import TokenChanges, check_configured, check
 from evomerge.checkpoints.structure import Place
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
-from evomerge.files.module_groups import with_filters
+from evomerge.files.module_groups import READY_MADE, with_filters
 from evomerge.files.objects import FitnessSpec, ModelRef, SpaceSpec
 from evomerge.recipe.recipe import TokenizerPolicy
 from evomerge.safety.templates import check_template
@@ -48,8 +48,9 @@ def open_models(spec: SpaceSpec, fitness: FitnessSpec) -> OpenModels:
     check_family(base, sources, where)
     tokens = token_changes(base, sources, spec.tokenizer, where)
     _check_distinct({"base": base, **sources}, where)
+    ready_made = [name for name, text in spec.modules.items() if text == READY_MADE]
     spec = with_filters(spec, base.tensors)
-    _check_modules(spec, base)
+    _check_modules(spec, base, {*ready_made, *spec.freeze.modules})
     return OpenModels(base, sources, Space(spec, space_models(spec, base, sources, tokens)), tokens)
 
 
@@ -61,7 +62,13 @@ def _check_distinct(checkpoints: Mapping[str, Checkpoint], where: Callable[[str]
             raise InputError(f"{name} is the same checkpoint as {other}", "list each model once", where(name))
 
 
-def _check_modules(spec: SpaceSpec, base: Checkpoint) -> None:
+def _check_modules(spec: SpaceSpec, base: Checkpoint, needed: Collection[str]) -> None:
+    """InputError where a module's text is in no name, or where one of `needed` gets no tensor."""
+    of_first = {next((name for name, text in spec.modules.items() if text in tensor), "") for tensor in base.tensors}
+    for name in needed:
+        if name not in of_first and any(spec.modules[name] in tensor for tensor in base.tensors):
+            problem = f"the module {name} is empty: all of its tensors belong to modules before it"
+            raise InputError(problem, "name it before them", spec.at("modules"))
     for name, text in spec.modules.items():
         if not any(text in tensor for tensor in base.tensors):
             parts = {part for tensor in base.tensors for part in tensor.split(".") if not part.isdigit()}

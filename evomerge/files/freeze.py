@@ -97,6 +97,8 @@ def _modules(
             _check_leave_base(at, methods, "a module")
         elif not {"weight", "t"} & searched:
             at.fail("there is no gene `weight` to hold", "search weights, or write base")
+        if kept != "base" and any(gene.bands is not None for gene in genes):
+            at.fail("weights of bands make no module a source's bit for bit", "write base, or search without bands")
         for method in methods if kept != "base" else ():
             if not gives_source(method, searched, fixed):
                 problem = f"{method} has no value that makes a module a source's"

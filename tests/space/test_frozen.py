@@ -151,3 +151,11 @@ def test_modules_that_cannot_be_frozen(tmp_path: Path, method: str, frozen: Any,
             freeze={"modules": frozen},
             fixed={"density": 0.5} if method == "ties" else {},
         )
+
+
+def test_bands_make_no_module_a_sources(tmp_path: Path) -> None:
+    bands = {"low": 0.0, "high": 1.0, "per": ["sources", "tensors", "bands"], "bands": 4}
+    genes = {"method": "task_arithmetic", "weight": bands}
+    fixed = {"normalize": False}
+    with pytest.raises(InputError, match="weights of bands make no module a source's bit for bit"):
+        make(tmp_path, genes=genes, fixed=fixed, modules={"mlp": "mlp"}, freeze={"modules": {"mlp": "a"}})

@@ -13,6 +13,9 @@ from evomerge.merging.plan.layer_settings import LayerRun, follow_layers
 
 __all__ = ["LayerRun", "follow_tokens", "output_config"]
 
+_SIGHT = ("image", "video", "audio", "vision", "boi", "eoi", "boa", "eoa")
+"""How the settings begin that name tokens of what is no text: without them a model cannot see or hear."""
+
 
 def output_config(donor: Mapping[str, Any], runs: Sequence[LayerRun], dtype: str, tied: bool) -> dict[str, Any]:
     """The donor's configuration with the output's dtype, layers and tying.
@@ -59,6 +62,29 @@ def follow_tokens(settings: Mapping[str, Any], old: Vocabulary, new: Vocabulary)
         return result
 
     return follow(settings)
+
+
+def lost_token(settings: Mapping[str, Any], old: Vocabulary, new: Vocabulary, before: int, rows: int) -> str | None:
+    """What is wrong with the token of images or the like that the merged model would lose, if there is one: its
+    tokenizer lacks the token, or the row, for which no tokenizer has a word, is behind its last one.
+
+    Args:
+        settings: the donor's configuration.
+        before, rows: the rows of the donor's embeddings, and of the output's.
+    """
+    words = {i: token for token, i in old.tokens.items()}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            lost = lost_token(value, old, new, before, rows)
+            if lost is not None:
+                return lost
+        elif key.startswith(_SIGHT) and key.endswith(("_token_id", "_token_index")) and type(value) is int:
+            if value in words and words[value] not in new.tokens:
+                return f"the output's tokenizer lacks {words[value]!r}, which {key} in config.json stands for"
+            if value not in words and rows <= value < before:
+                problem = f"{key} in config.json is {value}, a row that the tokenizer has no word for"
+                return f"{problem}, and the merged model has {rows} rows"
+    return None
 
 
 @lru_cache(maxsize=8)

@@ -23,7 +23,7 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.merging.plan.alignment import Alignment, promoted, truncated
 from evomerge.merging.plan.experts import expert_stacks
 from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, Read, TensorRef
-from evomerge.merging.plan.output_config import LayerRun, follow_tokens, output_config
+from evomerge.merging.plan.output_config import LayerRun, follow_tokens, lost_token, output_config
 from evomerge.merging.plan.settings import settings
 from evomerge.merging.plan.stacking import Group, OutputTensor, Stacking
 from evomerge.merging.plan.uneven import UnevenTensors
@@ -182,6 +182,11 @@ class _DocumentPlanner:
             rows = next((job.shape[axes[name]] for name, job in jobs.items() if name in axes), None)
             config = config if rows is None else with_rows(config, rows)
         if self._alignment:
+            lost = lost_token(config, self.donor.vocabulary, self.vocabulary, self.donor.rows, self._alignment.rows)
+            if lost is not None:
+                policy = self.document.tokenizer
+                mend = "keep it: `tokens: {TOKEN: {source: MODEL}}` under tokenizer, or the models' own vocabulary"
+                raise InputError(lost, mend, policy.where if policy else self.document.where)
             config = follow_tokens(config, self.donor.vocabulary, self.vocabulary)
         return config
 

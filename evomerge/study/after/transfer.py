@@ -85,8 +85,11 @@ def _trial(state: Status, name: str, number: str) -> Trial:
         if trial is None:
             raise InputError(f"{name} has no searched trial {number}", "give the number of one", _FLAG)
         return trial
-    best = state.winner or state.search.best()
-    if best is None or not best.genome:
+    found = [trial for trial in (state.winner, state.search.best()) if trial is not None]
+    best = next((trial for trial in found if trial.genome), None)
+    if best is None and found:
+        raise InputError(f"{found[0].name} won in {name}, which has no genome", "name a trial: RUN:TRIAL", _FLAG)
+    if best is None:
         raise InputError(f"{name} has no searched merge that passes every floor", "name one: RUN:TRIAL", _FLAG)
     return best
 

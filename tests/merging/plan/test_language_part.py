@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from evomerge.errors import InputError
 from evomerge.merging.disk.stream import merge
 
-TEXT = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+TEXT = {"vocab_size": 28, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 1, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
 VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
           "image_size": 8, "patch_size": 4}  # fmt: skip
@@ -94,3 +96,19 @@ def test_slices_of_the_whole_model_have_its_towers(models: dict[str, Path], tmp_
     assert merged.keys() == vlm.keys()
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, 0.5 * vlm[name] + 0.5 * tuned[name])
+
+
+def test_no_merge_loses_the_token_of_images(models: dict[str, Path], tmp_path: Path) -> None:
+    """Row 26 is the image's, and the tokenizer has no word for it: with the tokens of the base, it would be cut off."""
+    folders = {}
+    for name in ("vlm", "tuned"):
+        folders[name] = shutil.copytree(models[name], tmp_path / name)
+        config = json.loads((folders[name] / "config.json").read_text())
+        (folders[name] / "config.json").write_text(json.dumps({**config, "image_token_index": 26}))
+    entries = [{"model": str(folder), "parameters": {"weight": 0.5}} for folder in folders.values()]
+    recipe = {"merge_method": "linear", "base_model": str(folders["vlm"]), "models": entries}
+    run(tmp_path, recipe)
+    with pytest.raises(
+        InputError, match=r"image_token_index in config.json is 26, a row that the tokenizer has no word"
+    ):
+        run(tmp_path / "vlm", {**recipe, "tokenizer_source": "base"})
