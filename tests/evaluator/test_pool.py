@@ -175,6 +175,8 @@ made.result()
     if state:
         for worker in left:
             worker.send_signal(state)
+        # The system wakes up the stopped processes that a dead parent leaves, not those that stop after its death.
+        wait_for(lambda: left if all(worker.status() == psutil.STATUS_STOPPED for worker in left) else [])
     process.kill()
     process.wait()
     assert not psutil.wait_procs([*left, *child], timeout=30)[1]
