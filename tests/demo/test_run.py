@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import evomerge
 from evomerge.demo.run import copy_starter_files, next_run
 from evomerge.merging.disk.stream import checkpoint_digest
 
 
+@pytest.mark.slow
 def test_the_average_misses_a_floor_and_the_search_clears_all(tmp_path: Path) -> None:
     done = evomerge.quickstart(tmp_path, trials=40)
     leaderboard = done.search.holdout

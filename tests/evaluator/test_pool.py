@@ -272,6 +272,7 @@ def test_two_workers_find_what_one_finds_though_one_of_them_is_killed(tiny_study
     assert "died (SIGKILL" in two.folder.log.read_text()
 
 
+@pytest.mark.slow
 def test_an_asynchronous_search_that_is_interrupted_and_killed_loses_nothing(tiny_study: Study) -> None:
     tiny_study()
     command = ["search", "space.yaml", "--optimizer", "tpe", "--workers", "2", "--asynchronous", "--trials", "40"]

@@ -212,6 +212,7 @@ def test_feasible_region_is_found_from_outside(name: str) -> None:
     assert best(history).feasible
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SEARCHING if name not in ("random", "qmc", "grid")])
 def test_better_than_random_on_a_sphere_with_floors(name: str) -> None:
     sphere = [Dimension(f"weight[{i}]", 0.0, 1.2, 0.4) for i in range(10)]

@@ -156,6 +156,7 @@ def _lines_with(content: bytes, key: bytes) -> list[int]:
     return ends
 
 
+@pytest.mark.slow
 def test_the_benchmark() -> None:
     """One kill of each kind, and a few cuts and turned bits; the benchmark takes hundreds."""
     counts = ["--kills", "1", "--kinds", "default", "--merges", "1", "--cuts", "8", "--flips", "8"]

@@ -55,6 +55,7 @@ def dying(after: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_a_generation_with_twins_goes_on_wherever_it_is_killed(
     tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ class StopAfter(Observer):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["cma-es", "tpe", "nsga-ii", "random"])
 def test_resume_equals_uninterrupted(tiny_study: Study, optimizer: str) -> None:
     space = tiny_study()

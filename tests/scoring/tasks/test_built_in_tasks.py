@@ -27,6 +27,7 @@ def test_other_names_are_not() -> None:
     assert not any(is_built_in(name) for name in ("gsm8kk", "", "*", "../arc", "no_such_task"))
 
 
+@pytest.mark.slow
 def test_gsm8k_as_lm_eval_has_it(bench: Bench, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"question": sentence(i, 4), "answer": f"so it is\n#### {i % 2}"} for i in range(20)]
     data = datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split in ("train", "test")})

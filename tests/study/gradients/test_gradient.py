@@ -214,6 +214,7 @@ def test_the_parts_of_the_gain_add_up(tiny_study: Study) -> None:
 # Resume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [along, started])
 def test_stopped_anywhere_it_goes_on_as_if_it_had_not(tiny_study: Study, change: Any) -> None:
     from evomerge.study.run.store import Store
@@ -253,6 +254,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_a_process_killed_in_its_steps_is_resumed(tiny_study: Study, one_thread: None) -> None:
     space = tiny_study(along)
     evomerge.search(space, run="whole")

@@ -153,6 +153,7 @@ class StopAt(Observer):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_race_that_was_cut_short_goes_on_to_the_same_end(study: Study) -> None:
     space = study()
     evomerge.search(space, run="whole")
@@ -284,6 +285,7 @@ def test_who_was_stopped_early_was_never_feasible(
         assert passes or min(abs(scores["a"].value - share), abs(scores["b"].value + bits)) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_no_mean_is_asked_whole(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race.Race, "_needed", lambda *about: 0.0)  # all but one of a generation fall out at once
     monkeypatch.setattr(holdout, "TOP", 0)
@@ -304,6 +306,7 @@ def test_a_metric_that_is_no_mean_is_asked_whole(study: Study, tmp_path: Path, m
     assert any(t.state == "pruned" for t in result.search.trials)
 
 
+@pytest.mark.slow
 def test_a_promotion_that_fails_loses_no_items(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pruned trial that cannot be scored in full stays as it is, with the items of a slice that is asked whole."""
     slices = {"m": {"task": "tiny_m", "metric": "mcc"}, "b": {"task": "tiny_b", "metric": "acc"}}
