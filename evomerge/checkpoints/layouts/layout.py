@@ -8,10 +8,11 @@ undone by views of the parameter, so that to write a merged tensor into its view
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from evomerge.checkpoints.layouts.unread import Loader
 from evomerge.checkpoints.structure import is_head
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def layout(model: PreTrainedModel, shapes: Mapping[str, Sequence[int]]) -> Layou
     """The layout of stored tensors of these names and shapes. One that the model reads in a way that is not known here
     has no slot and is not among the unread."""
     state: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
-    loader, found = _Loader(model, state), dict[str, Slot]()
+    loader, found = Loader(model, state), dict[str, Slot]()
     groups: dict[str, _Group] = {}
     unread = set[str]()
     # 1. Rename as the loader does: a name is in the model then, or it is one of several that make a parameter.
@@ -79,41 +80,6 @@ def layout(model: PreTrainedModel, shapes: Mapping[str, Sequence[int]]) -> Layou
             weight = model.get_output_embeddings().weight
             found[name] = Slot(weight, weight)
     return Layout({name: found[name] for name in shapes if name in found}, frozenset(unread - found.keys()))
-
-
-class _Loader:
-    """Renames stored tensors as `from_pretrained` does."""
-
-    def __init__(self, model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
-
-        self._state, self._prefix = state, model.base_model_prefix
-        mapping = get_model_conversion_mapping(model)
-        self._renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
-        self._converters = [m for m in mapping if isinstance(m, WeightConverter)]
-
-    @staticmethod
-    def in_order(names: Iterable[str]) -> list[str]:
-        """The order in which the loader takes them: experts are stacked by their numbers."""
-        from transformers.core_model_loading import dot_natural_key
-
-        return sorted(names, key=dot_natural_key)
-
-    def place(self, name: str) -> tuple[str, Any, str]:
-        """The name in the model; the converter that makes it of several tensors, or None; which of the converter's
-        patterns the stored name is."""
-        key, pattern = self._renamed(name, self._renamings, self._converters)
-        if key not in self._state and name in self._state:
-            key, pattern = self._renamed(name, [], [])
-        converter = next((c for c in self._converters if pattern in c.source_patterns), None)
-        return key, converter, pattern or ""
-
-    def _renamed(self, name: str, renamings: list[Any], converters: list[Any]) -> tuple[str, str | None]:
-        from transformers.core_model_loading import rename_source_key
-
-        key, pattern = rename_source_key(name, renamings, converters, self._prefix, dict(self._state))
-        return key, pattern
 
 
 _Shapes = dict[str, list[tuple[int, ...]]]

@@ -47,21 +47,43 @@ def unread_by(model: PreTrainedModel, names: Iterable[str]) -> frozenset[str]:
 def keys_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, tuple[str, bool]]:
     """For each stored tensor the name that transformers gives it when it loads the model, and whether the model has a
     parameter or buffer of that name. (Of tensors that are fused into one parameter, it is the name of that one.)"""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    state = model.state_dict()
+    loader = Loader(model, state)
+    keys = {name: loader.place(name)[0] for name in names}
+    return {name: (key, key in state) for name, key in keys.items()}
 
-    state, prefix = model.state_dict(), model.base_model_prefix
-    steps = get_model_conversion_mapping(model)
-    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
-    converters = [step for step in steps if isinstance(step, WeightConverter)]
-    keys = {}
-    for name in names:
-        # As transformers does: renamed, else as it is; with the base model's prefix added or removed in either case
-        key = rename_source_key(name, renamings, converters, prefix, state)[0]
-        if key not in state and name in state:
-            key = rename_source_key(name, [], [], prefix, state)[0]
-        keys[name] = key, key in state
-    return keys
+
+class Loader:
+    """Renames stored tensors as `from_pretrained` does."""
+
+    def __init__(self, model: PreTrainedModel, state: dict[str, Any]) -> None:
+        """`state`: the model's parameters and buffers, by name."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self._state, self._prefix = state, model.base_model_prefix
+        mapping = get_model_conversion_mapping(model)
+        self._renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+        self._converters = [m for m in mapping if isinstance(m, WeightConverter)]
+
+    @staticmethod
+    def in_order(names: Iterable[str]) -> list[str]:
+        """The order in which the loader takes them: experts are stacked by their numbers."""
+        from transformers.core_model_loading import dot_natural_key
+
+        return sorted(names, key=dot_natural_key)
+
+    def place(self, name: str) -> tuple[str, Any, str]:
+        """The name in the model; the converter that makes it of several tensors, or None; which of the converter's
+        patterns the stored name is."""
+        from transformers.core_model_loading import rename_source_key
+
+        # Renamed, else as it is; with the base model's prefix added or removed in either case.
+        key, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self._state)
+        if key not in self._state and name in self._state:
+            key, pattern = rename_source_key(name, [], [], self._prefix, self._state)
+        converter = next((c for c in self._converters if pattern in c.source_patterns), None)
+        return key, converter, pattern or ""
 
 
 def skeleton(config: Mapping[str, Any]) -> PreTrainedModel | None:
