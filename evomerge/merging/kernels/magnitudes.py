@@ -5,7 +5,8 @@ To keep the k elements of largest magnitude:
 1. Find the bin of rank k in the cumulated counts, from the largest magnitude down. A bin is one of the 32,768
    magnitudes of a 16-bit delta, or the upper 16 bits of a float32 magnitude.
 2. 16 bits: the threshold is the bin's magnitude. Of the elements equal to it as many are kept as are missing, those of
-   lower index first. Counts per chunk of the tensor tell the chunk in which they run out; only that one is read again.
+   lower index first. Counts per chunk of the tensor tell the chunk in which they run out; only that one is read again:
+   few elements, because a mixture of experts has thousands of tensors, each with a cut of its own for each source.
 3. float32: the elements of the bin are read and sorted by magnitude, equals by index.
 """
 
@@ -21,8 +22,7 @@ from torch import Tensor
 
 from evomerge.merging.kernels.arithmetic import spans
 
-_CHUNK = (1 << 15) - 64  # elements: their count fits 16 bits, and torch works on so few with one thread
-_TABULATED = 32  # chunks whose deltas are taken together
+_CHUNK = 1 << 14  # elements: their count fits 16 bits, mostly 8
 _SCANNED = 1 << 20  # elements that are looked at together: more memory at a time only costs page faults
 
 Block = Callable[[slice], Tensor]
@@ -66,7 +66,7 @@ class Magnitudes:
         self._cumulated = np.cumsum(self._counts)
         self._values = _values(self._bins, dtype)
         self.largest = float(self._values[0]) if self._exact and count else max(tops)
-        self._table: np.ndarray | None = None
+        self._table: _Table | None = None
 
     def cut(self, keep: int, delta: Block) -> Cut:
         """The `keep` elements of largest magnitude, exactly; among equals those of lower index."""
@@ -74,7 +74,7 @@ class Magnitudes:
             return NONE
         if keep >= self.count:
             return ALL
-        bin_ = int(np.searchsorted(self._cumulated, keep))
+        bin_ = int(self._cumulated.searchsorted(keep))
         missing = keep - (int(self._cumulated[bin_ - 1]) if bin_ else 0)
         return self._cut_at(bin_, missing, delta) if self._exact else self._cut_inside(bin_, missing, delta)
 
@@ -91,22 +91,30 @@ class Magnitudes:
         if missing == self._counts[bin_]:
             return Cut(value, self.count)
         if self._table is None:
-            self._table = self._tabulate(delta)
-        ends = np.cumsum(self._table[bin_], dtype=np.int64)
-        chunk = int(np.searchsorted(ends, missing))
+            self._table = _Table(self._tabulate(delta))
+        ends = self._table.row(bin_).cumsum(dtype=np.int64)
+        chunk = int(ends.searchsorted(missing))
         rest = missing - (int(ends[chunk - 1]) if chunk else 0)
         start = chunk * _CHUNK
-        equal = delta(slice(start, min(start + _CHUNK, self.count))).abs_() == value
-        return Cut(value, start + int(np.flatnonzero(equal.cpu().numpy())[rest - 1]) + 1)
+        # Codes are compared, not values: comparing 16-bit floats is ten times as slow
+        codes = _codes(delta(slice(start, min(start + _CHUNK, self.count))).abs_()).cpu().numpy()
+        equal = (codes == int(self._bins[bin_])).nonzero()[0]
+        return Cut(value, start + int(equal[rest - 1]) + 1)
 
     def _tabulate(self, delta: Block) -> np.ndarray:
         """The number of elements by magnitude (rows) and chunk (columns)."""
-        columns: list[np.ndarray] = []
-        for span in spans(self.count, _TABULATED * _CHUNK):
+        n_bins, parts = len(self._bins), []
+        ranks = np.zeros(1 << 15, dtype=np.int64)
+        ranks[self._bins] = np.arange(n_bins)
+        for span in spans(self.count, _SCANNED // _CHUNK * _CHUNK):
             codes = _codes(delta(span).abs_())
-            counts = [torch.bincount(codes[part], minlength=1 << 15) for part in spans(codes.numel(), _CHUNK)]
-            columns += [column.cpu().numpy()[self._bins].astype(np.uint16) for column in counts]
-        return np.ascontiguousarray(np.stack(columns, axis=1))
+            # One count over pairs of chunk and magnitude
+            cells = torch.from_numpy(ranks).to(codes.device)[codes.to(torch.int64)]
+            cells += torch.arange(codes.numel(), device=codes.device) // _CHUNK * n_bins
+            n_chunks = -(-codes.numel() // _CHUNK)
+            counts = torch.bincount(cells, minlength=n_chunks * n_bins).view(n_chunks, n_bins)
+            parts.append(counts.T.cpu().numpy().astype(np.uint16))
+        return np.concatenate(parts, axis=1)
 
     def _cut_inside(self, bin_: int, missing: int, delta: Block) -> Cut:
         """The cut that keeps the `missing` largest elements of a bin."""
@@ -120,6 +128,19 @@ class Magnitudes:
         threshold = float(torch.kthvalue(value, value.numel() - missing + 1).values)
         rest = missing - int((value > threshold).sum())
         return Cut(threshold, int(place[value == threshold][rest - 1]) + 1)
+
+
+class _Table:
+    """A table of small counts (uint16): rows in which all fit 8 bits take 8."""
+
+    def __init__(self, counts: np.ndarray) -> None:
+        wide = counts.max(axis=1) > np.iinfo(np.uint8).max
+        self._kinds = counts[~wide].astype(np.uint8), counts[wide]
+        self._wide = wide
+        self._numbers = np.where(wide, wide.cumsum(), (~wide).cumsum()) - 1  # of each row among those of its kind
+
+    def row(self, index: int) -> np.ndarray:
+        return self._kinds[int(self._wide[index])][self._numbers[index]]
 
 
 def _codes(sizes: Tensor) -> Tensor:

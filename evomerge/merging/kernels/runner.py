@@ -7,7 +7,7 @@ the last one is merged.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -110,10 +110,13 @@ def _chunks(blend: Blend, device: torch.device, size: int) -> Iterator[tuple[sli
     has_base = blend.base is not None
     tensors = [t.reshape(-1) for t in (blend.base, *blend.tensors) if t is not None]
     away = [is_away(t, device) for t in tensors]
-    cuts: Iterator[tuple[slice, list[Tensor]]]
+    count = tensors[0].numel()
+    cuts: Iterable[tuple[slice, list[Tensor]]]
     if any(away):
         cuts = moved_chunks(tensors, away, device, min(size, _MOVED), order_of(device))
+    elif 0 < count <= size:
+        cuts = [(slice(0, count), tensors)]  # whole: a mixture of experts has thousands of small tensors
     else:
-        cuts = ((span, [t[span] for t in tensors]) for span in spans(tensors[0].numel(), size))
+        cuts = ((span, [t[span] for t in tensors]) for span in spans(count, size))
     for span, parts in cuts:
         yield span, Blend(blend.kernel, parts[0] if has_base else None, parts[int(has_base) :], ())
