@@ -70,6 +70,9 @@ _HERE = Path(__file__).parent
 EXPERTS, MOST_MOE = 8, 1.3
 """Experts a layer of --moe, and the most that it may take, in times of the dense model."""
 
+_SETTLED = 0.1
+"""Seconds: to wait for fewer is to find that nothing is being compiled."""
+
 _PATIENCE = 40.0
 """Seconds that mergekit may take for the repeats of one method; one repeat over 20 s is enough."""
 
@@ -206,11 +209,13 @@ def against_dense(options: argparse.Namespace, work: Path) -> int:
                     started = time.perf_counter()
                     while True:
                         taken = worker.ask(recipe=candidate(method, i, models[0], models[1:]).text)["seconds"]
-                        if i >= 0 or time.perf_counter() - started > options.warm_up:
+                        # Warm is what has nothing to compile any more, a candidate after the last was ready
+                        if i >= 0 or (
+                            time.perf_counter() - started > options.warm_up
+                            and worker.ask(settle=True)["seconds"] < _SETTLED
+                        ):
                             break
-                    if i < 0:
-                        worker.ask(settle=True)
-                    elif i > 0:
+                    if i > 0:
                         times.append(taken)
         dense, moe = map(median, seconds)
         ratio = moe / dense

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,11 @@ class Levels:
     def of_tensor(self, name: str, tensor: str, t: float, kind: type = float) -> Any | None:
         """A parameter of the whole merge. `tensor` is the output's name."""
         return self._first(self._shared, name, tensor, t, kind)
+
+    def filtered(self, sources: Iterable[Input]) -> bool:
+        """Whether a parameter depends on the tensor's name, not only on its depth."""
+        levels = (*self._shared, *(source.parameters for source in sources))
+        return any(_is_filtered(value) for level in levels for value in level.values())
 
     def place(self, name: str, source: Input | None = None) -> Where:
         """The place of the parameter's first value; if it has none, the place where one is missing."""

@@ -200,7 +200,7 @@ def _write_tensors(
 
     def run(job: MergeJob) -> tuple[MergeJob, Tensor, str]:
         tensor = torch.empty(job.shape, dtype=torch_dtype(job.out), device=device)
-        write(job, tensor, bank)
+        write([job], [tensor], bank)
         try:
             return job, tensor, tensor_record(job.tensor, tensor)
         except NotFinite:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import atexit
 import functools
+import itertools
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from evomerge.merging.kernels.inputs import Blend
 
 _log = logging.getLogger(__name__)
 _WORTH = 2.0  # seconds in plain torch after which compiling begins
+_ROWS = 5  # of an example
 # Roundings to 16 bits in the middle of a formula are not optimized away, products not fused into sums, and values that
 # are used twice stay in registers (the thresholds are torch's for when to put them into memory instead)
 _OPTIONS: dict[str, Any] = {
@@ -40,7 +42,8 @@ _OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Signature:
-    """The kernel, device and dtypes that code is compiled for. `out` None: the kernel reduces to integers."""
+    """The kernel, device and dtypes that code is compiled for. `out` None: the kernel reduces to integers. `apart`: for
+    each tensor of a `rows.Joint`, whether its rows are apart; None for flat tensors."""
 
     kernel: Kernel
     device: str
@@ -49,12 +52,20 @@ class Signature:
     work: torch.dtype
     out: torch.dtype | None
     rows: tuple[int, int]
+    apart: tuple[bool, ...] | None = None
 
     @classmethod
-    def of(cls, blend: Blend, device: str, work: torch.dtype, out: torch.dtype | None) -> Signature:
+    def of(
+        cls,
+        blend: Blend,
+        device: str,
+        work: torch.dtype,
+        out: torch.dtype | None,
+        apart: tuple[bool, ...] | None = None,
+    ) -> Signature:
         base = None if blend.base is None else blend.base.dtype
         rows = len(blend.floats), len(blend.ints(0))
-        return cls(blend.kernel, device, base, tuple(t.dtype for t in blend.tensors), work, out, rows)
+        return cls(blend.kernel, device, base, tuple(t.dtype for t in blend.tensors), work, out, rows, apart)
 
     def function(self) -> Callable[..., Tensor]:
         """``(out, base, tensors, floats, ints) -> out``, or without `out` where the kernel reduces."""
@@ -64,16 +75,25 @@ class Signature:
     def example(self, count: int = (1 << 16) + 5) -> list[Any]:
         """Arguments that fit: numbers of the size of weights, so that roundings show."""
         numbers, columns = torch.Generator().manual_seed(0), len(self.tensors)
+        gaps = iter(self.apart or ())
 
         def random(dtype: torch.dtype) -> Tensor:
             if not dtype.is_floating_point:
-                return torch.randint(-(1 << 31), 1 << 31, (count,), generator=numbers).to(dtype).to(self.device)
-            return (torch.randn(count, generator=numbers) * 0.02).to(dtype).to(self.device)
+                made = torch.randint(-(1 << 31), 1 << 31, (count,), generator=numbers).to(dtype).to(self.device)
+            else:
+                made = (torch.randn(count, generator=numbers) * 0.02).to(dtype).to(self.device)
+            if self.apart is None:
+                return made
+            # Rows that are apart have a stride of their own, lest the compiler takes it for another's
+            gap = next(gaps) * (next(strides) + 1)
+            return made[: (length + gap) * _ROWS].view(_ROWS, length + gap)[:, :length]
 
+        length, strides = count // _ROWS - columns - 3, itertools.count()
         out = [] if self.out is None else [random(self.out)]
         base = None if self.base is None else random(self.base)
-        floats = torch.full((self.rows[0], columns), 0.0078125, dtype=wide_dtype(self.work), device=self.device)
-        ints = torch.full((self.rows[1], columns), 4321, dtype=torch.int32, device=self.device)
+        each = () if self.apart is None else (_ROWS, 1)
+        floats = torch.full((self.rows[0], columns, *each), 0.0078125, dtype=wide_dtype(self.work), device=self.device)
+        ints = torch.full((self.rows[1], columns, *each), 4321, dtype=torch.int32, device=self.device)
         return [*out, base, [random(d) for d in self.tensors], floats, ints]
 
 
@@ -114,15 +134,24 @@ class Compiled:
     def spent(self, signature: Signature, seconds: float) -> None:
         """Count seconds for which a kernel ran as plain torch; start to compile it when they reach `worth`."""
         total = self._seconds[signature] = self._seconds.get(signature, 0.0) + seconds
-        if total >= self._worth and signature not in self._started:
-            self._started.add(signature)
-            self._running[signature] = _start_compiler(signature)
+        if total >= self._worth:
+            self._start(signature)
+
+    def accompany(self, signature: Signature) -> None:
+        """Start to compile a kernel for rows, if it is worth compiling for flat tensors."""
+        if replace(signature, apart=None) in self._started:
+            self._start(signature)
 
     def wait(self) -> None:
         """Wait until all kernels that are being compiled are ready."""
         for signature, process in list(self._running.items()):
             process.wait()
             self._take(signature)
+
+    def _start(self, signature: Signature) -> None:
+        if signature not in self._started:
+            self._started.add(signature)
+            self._running[signature] = _start_compiler(signature)
 
     def _take(self, signature: Signature) -> None:
         """Take a kernel from the cache, which a process that has ended was to fill."""
@@ -144,8 +173,8 @@ def compile_(signature: Signature) -> Callable[..., Tensor]:
     plain = signature.function()
     function = torch.compile(_with_own_code(plain), fullgraph=True, options=dict(_OPTIONS))
     example = signature.example()
-    for argument in _chunks(example):
-        torch._dynamo.mark_dynamic(argument, 0)
+    for argument, dimension in _sizes(example, signature):
+        torch._dynamo.mark_dynamic(argument, dimension)
     with torch.no_grad():
         compiled = function(*example).clone()
         if not _agree(compiled, plain(*example)):
@@ -171,10 +200,14 @@ def _with_own_code(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-def _chunks(arguments: list[Any]) -> list[Tensor]:
-    """The arguments whose size is that of the chunk."""
-    *outs, base, tensors, _, _ = arguments
-    return [t for t in (*outs, base, *tensors) if t is not None]
+def _sizes(arguments: list[Any], signature: Signature) -> Iterator[tuple[Tensor, int]]:
+    """The dimensions of arguments that differ from call to call: those of the chunk and, of rows, how many they are."""
+    *outs, base, tensors, floats, ints = arguments
+    for tensor in (*outs, base, *tensors):
+        if tensor is not None:
+            yield from ((tensor, dimension) for dimension in range(tensor.dim()))
+    if signature.apart is not None:
+        yield from ((floats, 2), (ints, 2))
 
 
 def _start_compiler(signature: Signature) -> subprocess.Popen[bytes]:
@@ -193,6 +226,7 @@ def _to_json(signature: Signature) -> dict[str, Any]:
     return {
         **names, "function": signature.kernel.function, "options": options, "device": signature.device,
         "tensors": [_value_to_json(d) for d in signature.tensors], "rows": signature.rows,
+        "apart": signature.apart,
     }  # fmt: skip
 
 
@@ -205,7 +239,8 @@ def _from_json(data: dict[str, Any]) -> Signature:
     kernel = Kernel(data["function"], tuple((key, _value_from_json(value)) for key, value in data["options"]))
     base, work, out = (_value_from_json(data[name]) for name in ("base", "work", "out"))
     tensors = tuple(_value_from_json(name) for name in data["tensors"])
-    return Signature(kernel, data["device"], base, tensors, work, out, tuple(data["rows"]))
+    apart = None if data["apart"] is None else tuple(data["apart"])
+    return Signature(kernel, data["device"], base, tensors, work, out, tuple(data["rows"]), apart)
 
 
 def _value_from_json(value: Any) -> Any:

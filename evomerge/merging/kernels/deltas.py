@@ -32,6 +32,7 @@ def combine(
     rescale: Sequence[float] | None = None,
     thresholds: Rows = (),
     ints: Callable[[int], Sequence[Sequence[int]]] | None = None,
+    cuts: Sequence[Cut] = (),
 ) -> Blend:
     """base + lambda * sum of weight_i rescale_i delta_i over the kept elements (`elementwise.deltas`).
 
@@ -45,7 +46,8 @@ def combine(
     options = {"work": inputs.work, "keep": keep, "elect": elect, "normalize": normalize and elect}
     floats = [factors, list(weight), [lambda_] * len(factors), *thresholds]
     kernel = Kernel("deltas", tuple(options.items()))
-    return Blend(kernel, inputs.base, inputs.tensors, floats, ints or (lambda start: ((0,) * len(factors),)))
+    ints = ints or (lambda start: ((0,) * len(factors),))
+    return Blend(kernel, inputs.base, inputs.tensors, floats, ints, cuts=cuts)
 
 
 def masked(
@@ -118,7 +120,8 @@ def _cuts(inputs: Inputs, counts: Sequence[int]) -> list[Cut]:
 
 def _window(kind: str, rows: Sequence[Sequence[Cut]]) -> dict[str, Any]:
     thresholds = [[cut.value for cut in row] for row in rows]
-    return {"keep": kind, "thresholds": thresholds, "ints": functools.partial(positions, rows)}
+    cuts = [cut for row in rows for cut in row]
+    return {"keep": kind, "thresholds": thresholds, "ints": functools.partial(positions, rows), "cuts": cuts}
 
 
 def positions(rows: Sequence[Sequence[Cut]], start: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ the way. A digest tells models apart; it does not guard against forgery.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,16 +34,34 @@ def tensor_record(name: str, tensor: Tensor, runner: Runner = _PLAIN) -> str:
     Raises:
         NotFinite: it holds NaN or Inf.
     """
+    blend, tail = _words(name, tensor)
+    return _line(name, tensor, runner.reduce(blend, torch.float32, tensor.device), tail)
+
+
+def tensor_records(named: Sequence[tuple[str, Tensor]], runner: Runner = _PLAIN) -> list[str]:
+    """`tensor_record` of several, which takes one pass where they are the rows of one tensor (`rows.py`)."""
+    blends, tails = zip(*(_words(name, tensor) for name, tensor in named), strict=True)
+    sums = runner.reduce_all(blends, torch.float32, named[0][1].device)
+    return [_line(*each, found, tail) for each, found, tail in zip(named, sums, tails, strict=True)]
+
+
+def _words(name: str, tensor: Tensor) -> tuple[Blend, bytes]:
+    """The fingerprint of a tensor's 32-bit words, and the bytes behind the last. Raises NotFinite where the words'
+    fingerprint would not tell."""
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     whole = data.numel() // 4 * 4
     if data.storage_offset() % 4:
         data = data.clone()
-    words, tail = data[:whole].view(torch.int32), bytes(data[whole:].tolist())
+    words, tail = data[:whole].view(torch.int32), bytes(data[whole:].tolist()) if whole < data.numel() else b""
     if tensor.is_floating_point() and (tail or tensor.dtype not in _EXPONENTS) and not bool(tensor.isfinite().all()):
         raise NotFinite(name)
     kernel = Kernel("fingerprint", (("exponents", _EXPONENTS.get(tensor.dtype, ())),))
-    blend = Blend(kernel, None, [words], [[0.0]], lambda start: [[start % (1 << 31)]])
-    first, second, broken = runner.reduce(blend, torch.float32, tensor.device) or (0, 0, 0)
+    return Blend(kernel, None, [words], [[0.0]], lambda start: [[start % (1 << 31)]]), tail
+
+
+def _line(name: str, tensor: Tensor, sums: Sequence[int], tail: bytes) -> str:
+    """A tensor's line, by the sums of its words' fingerprint (none: it has no words)."""
+    first, second, broken = sums or (0, 0, 0)
     if broken:
         raise NotFinite(name)
     shape = ",".join(map(str, tensor.shape))

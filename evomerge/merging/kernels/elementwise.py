@@ -2,7 +2,8 @@
 
 A kernel takes flat chunks of the stored tensors and a few numbers, and returns the merged chunk in float32. It runs as
 plain torch, chunk by chunk, or compiled into one loop (`runner.py`), with equal bits: nothing in it depends on an
-element's neighbours. Values that change between candidates come in as tensors, so that nothing is compiled again.
+element's neighbours. Values that change between candidates come in as tensors, so that nothing is compiled again. Of
+several outputs at once (`rows.py`) a kernel takes chunks [outputs, elements], and each number as [outputs, 1].
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def deltas(
     for "drawn" the index of the first element, two keys, and the largest hash that is kept.
     """
     reference = wide(base)
-    index = torch.arange(base.numel(), dtype=torch.int32, device=base.device)
+    index = torch.arange(base.shape[-1], dtype=torch.int32, device=base.device)
     scaled = []
     for i, tensor in enumerate(tensors):
         change = rounded(wide(tensor) - reference, work)
@@ -131,7 +132,7 @@ def sce(
     changes = [rounded(wide(tensor) - reference, work) for tensor in tensors]
     # Select: the elements of largest variance
     if select:
-        index = torch.arange(base.numel(), dtype=torch.int32, device=base.device)
+        index = torch.arange(base.shape[-1], dtype=torch.int32, device=base.device)
         kept = _largest(spread(changes), index, floats[1, 0], ints[0, 0])
         changes = [only(change, kept) for change in changes]
     # Erase: deltas against the sign of the sum; then the mean by the weights that are left (from `methods.sce`)
@@ -191,7 +192,7 @@ def drawn_norms(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: T
     floats[0]: the units of `fixed_point`; ints as in `deltas`.
     """
     reference = wide(base)
-    index = torch.arange(base.numel(), dtype=torch.int32, device=base.device)
+    index = torch.arange(base.shape[-1], dtype=torch.int32, device=base.device)
     norms = []
     for i, tensor in enumerate(tensors):
         change = rounded(wide(tensor) - reference, work)
@@ -245,13 +246,13 @@ def fingerprint(
     that are all set in NaN and Inf. ints[0, 0]: the first word's number.
     """
     words = tensors[0]
-    places = torch.arange(words.numel(), dtype=torch.int32, device=words.device) + ints[0, 0]
+    places = torch.arange(words.shape[-1], dtype=torch.int32, device=words.device) + ints[0, 0]
     first = mix(places, 0x3C6EF372, words)
     second = lowbias32(first)
     broken = torch.zeros_like(words, dtype=torch.bool)
     for bits in exponents:
         broken = broken | ((words & bits) == bits)
-    return torch.stack([part.sum(dtype=torch.int64) for part in (first, second, broken)])
+    return torch.stack([part.sum(dim=-1, dtype=torch.int64) for part in (first, second, broken)])
 
 
 # Conditions, in the form that is fastest where they run: bool under the compiler; else 0 or 1 in a float dtype, because
@@ -264,6 +265,8 @@ def holds(compare: Callable[..., Tensor], a: Tensor, b: Tensor | float, dtype: t
     if torch.compiler.is_compiling():
         return compare(a, b)
     other = b.detach() if isinstance(b, Tensor) else b
+    if isinstance(other, Tensor) and other.dim():
+        return compare(a.detach(), other).to(dtype)
     return compare(a.detach(), other, out=torch.empty(a.shape, dtype=dtype, device=a.device))
 
 

@@ -43,6 +43,7 @@ class Blend:
         floats: rows of numbers with one column for each tensor.
         ints: gives the rows of integers for the chunk that starts at an element. A chunk lies in one block of masks.
         reusable: whether it may be kept at no cost of memory; False if its tensors are masks that were made for it.
+        cuts: those whose positions `ints` asks for.
     """
 
     kernel: Kernel
@@ -51,6 +52,7 @@ class Blend:
     floats: Sequence[Sequence[float]]
     ints: Callable[[int], Sequence[Sequence[int]]] = lambda start: ((0,),)
     reusable: bool = True
+    cuts: Sequence[Cut] = ()
 
 
 class Inputs:
@@ -190,6 +192,8 @@ class Inputs:
         source, base = self.tensors[i].reshape(-1), self.base
         assert base is not None
         flat, device, work = base.reshape(-1), self.device, self.work
+        if all((t.device, t.dtype) == (device, work) for t in (source, flat)):
+            return lambda span: source[span] - flat[span]
         return lambda span: source[span].to(device).to(work) - flat[span].to(device).to(work)
 
     def _top_norm(self, i: int, keep: int) -> float:

@@ -13,7 +13,7 @@ To keep the k elements of largest magnitude:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,15 +30,48 @@ Block = Callable[[slice], Tensor]
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A set of elements of largest magnitude: above `value`, or equal to it at an index below `position`."""
+class _Search:
+    """Looks for the `rank`-th element (1: the first) of a span of a delta whose magnitude has a code."""
 
-    value: float
-    position: int
+    delta: Block
+    span: slice
+    code: int
+    rank: int
+
+
+class Cut:
+    """A set of elements of largest magnitude: above `value`, or equal to it at an index below `position`. The position
+    is looked for when it is first asked for; those of several cuts, by `locate`, with less work."""
+
+    def __init__(self, value: float, position: int | _Search) -> None:
+        self.value, self._position = value, position
+
+    @property
+    def position(self) -> int:
+        if isinstance(self._position, _Search):
+            locate([self])
+        assert isinstance(self._position, int)
+        return self._position
 
 
 ALL = Cut(-1.0, 0)
 NONE = Cut(math.inf, 0)
+
+
+def locate(cuts: Iterable[Cut]) -> None:
+    """Find the positions of cuts."""
+    searches: dict[int, list[tuple[Cut, _Search]]] = {}
+    for cut in cuts:
+        if isinstance(search := cut._position, _Search):
+            searches.setdefault(search.span.stop - search.span.start, []).append((cut, search))
+    for length, alike in searches.items():
+        # Codes are compared, not values: comparing 16-bit floats is ten times as slow
+        codes = _codes(torch.stack([search.delta(search.span) for _, search in alike]).abs_()).cpu().numpy()
+        wanted = np.array([[search.code] for _, search in alike], dtype=np.int16)
+        equal = (codes == wanted).reshape(-1).nonzero()[0]
+        begins = length * np.arange(len(alike))
+        for (cut, search), begin, first in zip(alike, begins, equal.searchsorted(begins), strict=True):
+            cut._position = search.span.start + int(equal[first + search.rank - 1] - begin) + 1
 
 
 class Magnitudes:
@@ -94,12 +127,9 @@ class Magnitudes:
             self._table = _Table(self._tabulate(delta))
         ends = self._table.row(bin_).cumsum(dtype=np.int64)
         chunk = int(ends.searchsorted(missing))
-        rest = missing - (int(ends[chunk - 1]) if chunk else 0)
-        start = chunk * _CHUNK
-        # Codes are compared, not values: comparing 16-bit floats is ten times as slow
-        codes = _codes(delta(slice(start, min(start + _CHUNK, self.count))).abs_()).cpu().numpy()
-        equal = (codes == int(self._bins[bin_])).nonzero()[0]
-        return Cut(value, start + int(equal[rest - 1]) + 1)
+        rank = missing - (int(ends[chunk - 1]) if chunk else 0)
+        span = slice(chunk * _CHUNK, min((chunk + 1) * _CHUNK, self.count))
+        return Cut(value, _Search(delta, span, int(self._bins[bin_]), rank))
 
     def _tabulate(self, delta: Block) -> np.ndarray:
         """The number of elements by magnitude (rows) and chunk (columns)."""
@@ -140,7 +170,8 @@ class _Table:
         self._numbers = np.where(wide, wide.cumsum(), (~wide).cumsum()) - 1  # of each row among those of its kind
 
     def row(self, index: int) -> np.ndarray:
-        return self._kinds[int(self._wide[index])][self._numbers[index]]
+        counts: np.ndarray = self._kinds[int(self._wide[index])][self._numbers[index]]
+        return counts
 
 
 def _codes(sizes: Tensor) -> Tensor:

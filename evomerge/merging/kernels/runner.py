@@ -7,7 +7,7 @@ the last one is merged.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from torch import Tensor
 from evomerge.merging.kernels.arithmetic import spans, wide_dtype
 from evomerge.merging.kernels.compiled import Compiled, Signature
 from evomerge.merging.kernels.inputs import Blend
+from evomerge.merging.kernels.magnitudes import locate
 from evomerge.merging.kernels.masks import BLOCK
+from evomerge.merging.kernels.rows import Joint
 from evomerge.merging.kernels.transfers import is_away, moved_chunks, order_of
 
 _CACHED = 1 << 18  # elements of a chunk on the CPU: large enough for all threads, small enough for their caches
@@ -53,6 +55,17 @@ class Runner:
         self._each_chunk(blend, out.device, work, None if compiled else signature, store)
 
     @torch.no_grad()
+    def write_all(self, blends: Sequence[Blend], outs: Sequence[Tensor], work: torch.dtype) -> None:
+        """`write` of several: in one call where their tensors are rows (`rows.py`) and that is compiled."""
+        locate(cut for blend in blends for cut in blend.cuts)
+
+        def each() -> None:
+            for blend, out in zip(blends, outs, strict=True):
+                self.write(blend, out, work)
+
+        self._together(Joint.of(blends, outs), work, outs[0].device, each)
+
+    @torch.no_grad()
     def reduce(self, blend: Blend, work: torch.dtype, device: torch.device | str = "cpu") -> list[int]:
         """The integers that a reducing kernel gives, summed over all elements."""
         totals: list[Tensor] = []
@@ -65,6 +78,31 @@ class Runner:
 
         self._each_chunk(blend, torch.device(device), work, None if compiled else signature, add)
         return [int(n) for n in torch.stack(totals).sum(dim=0).tolist()] if totals else []
+
+    @torch.no_grad()
+    def reduce_all(self, blends: Sequence[Blend], work: torch.dtype, device: torch.device) -> list[list[int]]:
+        """`reduce` of several, whose kernel sums along the last dimension: in one call as in `write_all`."""
+        sums: list[list[int]] = []
+
+        def each() -> None:
+            sums.extend(self.reduce(blend, work, device) for blend in blends)
+
+        found = self._together(Joint.of(blends), work, device, each)
+        return sums if found is None else [[int(n) for n in column] for column in found.T.tolist()]
+
+    def _together(
+        self, joint: Joint | None, work: torch.dtype, device: torch.device, each: Callable[[], None]
+    ) -> Tensor | None:
+        """What the compiled kernel returns for the rows; None where there is none, after `each`."""
+        if joint is None or self._compiled is None or joint.device != device:
+            each()
+            return None
+        signature = joint.signature(work)
+        if function := self._compiled.find(signature):
+            return function(*joint.arguments(work))
+        each()
+        self._compiled.accompany(signature)
+        return None
 
     def pull(self, blend: Blend, floats: Tensor, gradient: Tensor, work: torch.dtype) -> Tensor:
         """d loss / d floats (float64, on the gradient's device), where `gradient` is d loss / d merged tensor and

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
@@ -27,13 +28,17 @@ from evomerge.merging.plan.output_config import LayerRun, follow_tokens, lost_to
 from evomerge.merging.plan.settings import settings
 from evomerge.merging.plan.stacking import Group, OutputTensor, Stacking
 from evomerge.merging.plan.uneven import UnevenTensors
-from evomerge.recipe.recipe import Document, Module, Recipe, TokenizerPolicy
+from evomerge.recipe.recipe import Document, Input, Module, Recipe, TokenizerPolicy
 from evomerge.registry import METHODS
 
 _ALONE = "passthrough"
 """The method of tensors that are one model's: of a model alone in its slice; of modules that a recipe does not name,
 which are the base's (mergekit leaves them out); and some of those that not all models store."""
 _ALONE_PARAMETERS = {p.name: (p.default if p.default is not None else 1.0,) for p in METHODS[_ALONE].parameters}
+
+
+_MODELS: WeakKeyDictionary[Checkpoint, Model] = WeakKeyDictionary()
+"""Of the checkpoints that are open: the next candidate reads the same ones."""
 
 
 def plan(
@@ -61,7 +66,8 @@ def plan(
     def find(reference: str, where: Where | None) -> Model:
         if reference not in models:
             opened[reference] = open_checkpoint(reference, where)
-            models[reference] = _stored_model(opened[reference])
+            models[reference] = _MODELS.get(opened[reference]) or _stored_model(opened[reference])
+            _MODELS[opened[reference]] = models[reference]
         return models[reference]
 
     def find_vocabulary(reference: str, where: Where | None) -> Vocabulary:
@@ -149,6 +155,8 @@ class _DocumentPlanner:
         self._models = {model.reference: model for model in (self.donor, *members)}
         self._uneven = UnevenTensors(self.donor, self.lead, list(self._models.values()))
         self._padding: list[str] = []
+        self._filtered: dict[Group, bool] = {}
+        self._known: dict[tuple[Group, float, tuple[int, ...]], dict[str, Any]] = {}
         self._alignment = self._aligned()
 
     @property
@@ -333,7 +341,7 @@ class _DocumentPlanner:
         chosen = [row for row in rows if id(row[0]) in merged]
         base = next((tensor.operand for member, _, tensor in rows if id(member) not in merged), None)
         members, shape = [(member.input, inner) for member, inner, _ in chosen], tensors[0].shape
-        parameters = _ALONE_PARAMETERS if group.alone else settings(group.levels, members, name, output.t, shape)
+        parameters = _ALONE_PARAMETERS if group.alone else self._settings(group, members, name, output.t, shape)
         work = document.dtype or promoted([tensor.dtype for tensor in tensors])
         return MergeJob(
             tensor=name,
@@ -346,6 +354,19 @@ class _DocumentPlanner:
             shape=shape,
             seed=document.seed,
         )
+
+    def _settings(
+        self, group: Group, members: list[tuple[Input, str]], name: str, t: float, shape: tuple[int, ...]
+    ) -> dict[str, Any]:
+        """`settings`, looked up once for all tensors of a layer and shape unless they are told apart by their names: a
+        layer may have hundreds of experts."""
+        if group not in self._filtered:
+            self._filtered[group] = group.levels.filtered(source for source, _ in members)
+        if self._filtered[group]:
+            return settings(group.levels, members, name, t, shape)
+        if (group, t, shape) not in self._known:
+            self._known[group, t, shape] = settings(group.levels, members, name, t, shape)
+        return self._known[group, t, shape]
 
     def _fitted(self, name: str, group: Group, stored: Sequence[TensorRef]) -> Sequence[TensorRef]:
         """The tensors, brought to one vocabulary. InputError if their shapes differ all the same."""

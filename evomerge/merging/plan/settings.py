@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from evomerge.errors import InputError, Where
@@ -65,7 +66,7 @@ def _check_bands(bands: Bands, shape: Sequence[int], owner: str, where: Where) -
 def _of_merge(levels: Levels, parameter: Parameter, tensor: str, t: float) -> Value:
     """The value of a parameter of the whole merge."""
     value = levels.of_tensor(parameter.name, tensor, t, parameter.kind)
-    return _legal(value, parameter, levels.document.method, tensor, levels.place(parameter.name))
+    return _legal(value, parameter, levels.document.method, tensor, lambda: levels.place(parameter.name))
 
 
 def _of_source(levels: Levels, source: Input, inner: str, tensor: str, t: float) -> Mapping[str, Value]:
@@ -74,36 +75,39 @@ def _of_source(levels: Levels, source: Input, inner: str, tensor: str, t: float)
     for parameter in METHODS[levels.document.method].parameters:
         if parameter.scope == "source":
             value = levels.of_source(source, parameter.name, inner, t, parameter.kind)
-            values[parameter.name] = _legal(value, parameter, owner, tensor, levels.place(parameter.name, source))
+            where = partial(levels.place, parameter.name, source)
+            values[parameter.name] = _legal(value, parameter, owner, tensor, where)
     return values
 
 
-def _legal(value: Any, parameter: Parameter, owner: str, tensor: str, where: Where) -> Value:
-    """The value as the parameter's kind, or its default. `owner`: the method or source, for messages."""
+def _legal(value: Any, parameter: Parameter, owner: str, tensor: str, where: Callable[[], Where]) -> Value:
+    """The value as the parameter's kind, or its default. `owner`, `where`: the method or source, for messages."""
     if value is None:
         if parameter.default is None:
             problem = f"{owner} has no {parameter.name} for {tensor}"
-            raise InputError(problem, f"give {parameter.name}, or a filter entry without filter", where)
+            raise InputError(problem, f"give {parameter.name}, or a filter entry without filter", where())
         return parameter.default
     if isinstance(value, Bands):
         if not parameter.banded:
             problem = f"{owner}: {parameter.name} takes no bands"
-            raise InputError(problem, f"give a number, or use merge_method: {BAND_ARITHMETIC}", where)
+            raise InputError(problem, f"give a number, or use merge_method: {BAND_ARITHMETIC}", where())
         return value
     if parameter.kind is bool:
         if value not in (0, 1):
-            raise InputError(f"{owner}: {parameter.name} is {value!r}, not true or false", "write true or false", where)
+            raise InputError(
+                f"{owner}: {parameter.name} is {value!r}, not true or false", "write true or false", where()
+            )
         return bool(value)
     number = float(value)
     if not math.isfinite(number):
-        raise InputError(f"{owner}: {parameter.name} is {value!r}, not a number", "give a number", where)
+        raise InputError(f"{owner}: {parameter.name} is {value!r}, not a number", "give a number", where())
     if parameter.kind is int and number != int(number):
-        raise InputError(f"{owner}: {parameter.name} is {number:g}, not a whole number", "give a whole number", where)
+        raise InputError(f"{owner}: {parameter.name} is {number:g}, not a whole number", "give a whole number", where())
     number = _within(number, parameter, owner, tensor, where)
     return int(number) if parameter.kind is int else number
 
 
-def _within(number: float, parameter: Parameter, owner: str, tensor: str, where: Where) -> float:
+def _within(number: float, parameter: Parameter, owner: str, tensor: str, where: Callable[[], Where]) -> float:
     """The number, in the parameter's range. Two ranges bound a search only (mergekit 0.1.5): `t` goes beyond the ends
     of a path, and a share above 1 keeps all, as 1 does."""
     if parameter.name == "t":
@@ -114,5 +118,5 @@ def _within(number: float, parameter: Parameter, owner: str, tensor: str, where:
         problem = (
             f"{owner}: {parameter.name} is {number:g} for {tensor}, outside {interval(parameter.low, parameter.high)}"
         )
-        raise InputError(problem, "give a number inside that range", where)
+        raise InputError(problem, "give a number inside that range", where())
     return number

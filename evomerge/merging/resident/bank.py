@@ -4,6 +4,7 @@ place that the placement plan chose."""
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.preflight import check_finite, check_head
+from evomerge.checkpoints.siblings import siblings
 from evomerge.errors import InputError, Where
 from evomerge.merging.kernels.inputs import Kept
-from evomerge.merging.resident.placement import FILE, HOST, SLAB, Placement, tensor_key
+from evomerge.merging.resident.placement import CPU, FILE, HOST, SLAB, Placement, tensor_key
 
 T = TypeVar("T")
 _ALIGNED = 512  # bytes
@@ -34,6 +36,7 @@ class SourceBank:
         self._pinned = Slabs() if placement is not None and placement.pinned else None
         self._checkpoints: dict[str, Checkpoint] = {}
         self._tensors: dict[Hashable, Tensor] = {}
+        self._rows: dict[str, dict[str, _Row]] = {}  # by the checkpoint's resolved reference
         self._checked: set[Hashable] = set()
         self._remembered: dict[Hashable, Any] = {}
 
@@ -87,14 +90,32 @@ class SourceBank:
         home = HOST if self._placement is None else self._placement.home(checkpoint, name)
         if home == FILE:
             return tensor
-        tensor = self._put(tensor, home)
-        if self._keep:
-            self._tensors[key] = tensor
-        return tensor
+        if not self._keep:
+            return self._put(tensor, home)
+        if checkpoint.resolved() not in self._rows:
+            self._rows[checkpoint.resolved()] = self._siblings(checkpoint)
+        self._tensors[key] = self._put(tensor, home, self._rows[checkpoint.resolved()].get(name))
+        return self._tensors[key]
 
-    def _put(self, tensor: Tensor, home: str) -> Tensor:
-        """The tensor in its home. InputError if there is not enough memory."""
+    def _siblings(self, checkpoint: Checkpoint) -> dict[str, _Row]:
+        """The places of tensors that lie beside their siblings: those of one home, shape and dtype."""
+        places = {}
+        for group in siblings(checkpoint.tensors):
+            alike: dict[Hashable, list[str]] = {}
+            for name in group if len(group) > 1 else ():
+                home = HOST if self._placement is None else self._placement.home(checkpoint, name)
+                info = checkpoint.tensors[name]
+                alike.setdefault((home, info.shape, info.dtype), []).append(name)
+            for names in alike.values():
+                memory = _Memory(len(names))
+                places.update({name: _Row(memory, i) for i, name in enumerate(names)})
+        return places
+
+    def _put(self, tensor: Tensor, home: str, row: _Row | None = None) -> Tensor:
+        """The tensor in its home, in its row there. InputError if there is not enough memory."""
         try:
+            if row is not None and row.memory.count > 1:
+                return row.filled(tensor, home, self._pinned is not None)
             if home == HOST:
                 return tensor if self._pinned is None else self._pinned.add(tensor)
             return tensor.to(home)
@@ -115,6 +136,30 @@ class SourceBank:
     def bytes(self) -> int:
         """The bytes of the kept tensors."""
         return sum(t.numel() * t.element_size() for t in self._tensors.values())
+
+
+@dataclass
+class _Memory:
+    """One memory for tensors that are merged in one call (`kernels.rows`): the experts of a layer."""
+
+    count: int
+    tensor: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A place in such a memory."""
+
+    memory: _Memory
+    index: int
+
+    def filled(self, tensor: Tensor, home: str, pinned: bool) -> Tensor:
+        """The place, with a copy of the tensor."""
+        if self.memory.tensor is None:
+            shape, device = (self.memory.count, *tensor.shape), CPU if home == HOST else home
+            pin = pinned and device == CPU
+            self.memory.tensor = torch.empty(shape, dtype=tensor.dtype, device=device, pin_memory=pin)
+        return self.memory.tensor[self.index].copy_(tensor)
 
 
 class Slabs:

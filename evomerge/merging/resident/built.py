@@ -87,7 +87,7 @@ class BuiltResident:
         self.compiled.collect()
         self.model.model = None  # before the next one takes memory
         self._slots = {name: self._slot(job, self._slots.get(name)) for name, job in jobs.items()}
-        records = [carry_out(job, self._slots[name], self.bank, self._runner) for name, job in jobs.items()]
+        records = [carry_out([job], [self._slots[name]], self.bank, self._runner)[0] for name, job in jobs.items()]
         self.model.state = dict(self._slots)
         self.model.model = self._build(dict(self._slots), self.base.path)
         return combined(records)

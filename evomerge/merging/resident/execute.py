@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from evomerge.errors import InputError, TrialError
+from evomerge.merging.kernels.elementwise import Kernel
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.kernels.masks import Draw
 from evomerge.merging.kernels.runner import Runner
@@ -27,7 +28,7 @@ def execute(job: MergeJob, bank: SourceBank, device: torch.device | str = "cpu",
         InputError: a source's weights are damaged, or the method cannot merge them.
     """
     result = torch.empty(job.shape, dtype=torch_dtype(job.out), device=device)
-    write(job, result, bank, runner)
+    write([job], [result], bank, runner)
     if result.is_floating_point() and not bool(result.isfinite().all()):
         raise not_finite(job)
     return result
@@ -39,9 +40,19 @@ def not_finite(job: MergeJob) -> TrialError:
     return TrialError(f"{job.tensor} came out of {job.method} with NaN or Inf ({settings})")
 
 
-def write(job: MergeJob, out: Tensor, bank: SourceBank, runner: Runner = _PLAIN) -> None:
-    """Merge into `out`, a tensor of the job's shape whose dtype holds the job's output dtype. Raises InputError."""
-    Execution(bank, out.device, runner).write(job, out)
+def write(jobs: Sequence[MergeJob], outs: Sequence[Tensor], bank: SourceBank, runner: Runner = _PLAIN) -> None:
+    """Merge into `outs`, tensors of the jobs' shapes whose dtypes hold the jobs' output dtypes. Jobs of one kernel take
+    one call where they can (`Runner.write_all`). Raises InputError."""
+    together: dict[tuple[str, Kernel], list[tuple[Blend, Tensor]]] = {}
+    for job, out in zip(jobs, outs, strict=True):
+        execution = Execution(bank, out.device, runner)
+        blend = execution.blend(job, out) if len(jobs) > 1 else None
+        if blend is None:
+            execution.write(job, out)
+        else:
+            together.setdefault((job.work, blend.kernel), []).append((blend, out))
+    for (work, _), pairs in together.items():
+        runner.write_all([blend for blend, _ in pairs], [out for _, out in pairs], torch_dtype(work))
 
 
 class Execution:
@@ -52,10 +63,18 @@ class Execution:
         self._done: dict[int, Tensor] = {}
 
     def write(self, job: MergeJob, out: Tensor) -> None:
-        target = out if out.is_contiguous() and out.dtype == torch_dtype(job.out) else None
+        target = out if _takes(out, job) else None
         result = self._run(job, target)
         if result is not target:
             out.copy_(result)
+
+    def blend(self, job: MergeJob, out: Tensor) -> Blend | None:
+        """The job's merge, to be written straight into `out`; None where it takes memory of its own."""
+        operands = [*([job.base] if job.base is not None else []), *job.inputs]
+        if job.method == COPY or not _takes(out, job) or None in map(_key, operands):
+            return None
+        merged = self.merged(job, job.parameters)
+        return merged if isinstance(merged, Blend) and merged.reusable else None
 
     def _fetch(self, operand: Operand) -> Tensor:
         """The operand's tensor: a stored one in the bank's place for it, a computed one on the device."""
@@ -114,6 +133,11 @@ class Execution:
     def _cast(self, tensor: Tensor, work: torch.dtype) -> Tensor:
         """A stored tensor stays as it is unless the work's dtype is narrower."""
         return tensor if torch.promote_types(tensor.dtype, work) == work else tensor.to(work)
+
+
+def _takes(out: Tensor, job: MergeJob) -> bool:
+    """Whether the job's output can be written straight into `out`."""
+    return out.is_contiguous() and out.dtype == torch_dtype(job.out)
 
 
 def _key(operand: Operand) -> Hashable:

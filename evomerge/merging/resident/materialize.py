@@ -17,12 +17,13 @@ from torch import Tensor
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import SIZES
 from evomerge.checkpoints.layouts.layout import Layout, Slot, layout
+from evomerge.checkpoints.siblings import siblings
 from evomerge.checkpoints.structure import Stack
 from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
 from evomerge.escape import shortened
 from evomerge.merging.kernels.compiled import Compiled
-from evomerge.merging.kernels.digest import NotFinite, combined, tensor_record
+from evomerge.merging.kernels.digest import NotFinite, combined, tensor_record, tensor_records
 from evomerge.merging.kernels.runner import Runner
 from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
@@ -96,6 +97,7 @@ class Resident:
         self._config: dict[str, Any] = {}
         self._jobs: dict[str, MergeJob] = {}
         self._slots: dict[str, Slot] = {}
+        self._alike: dict[str, list[str]] = {}  # the name of a slot -> of those that may be merged in one call with it
         self._unread: frozenset[str] = frozenset()
         self._layouts: dict[frozenset[str], tuple[dict[str, Any], Layout]] = {}  # with the model that each is of
         self._kept: dict[str, _Candidate] = {}  # the id of a recipe -> its candidate, the latest last
@@ -136,19 +138,25 @@ class Resident:
             self._jobs = planned.jobs
             return kept.digest
         self.compiled.collect()
-        records = [self._carry_out(job) for job in planned.jobs.values()]
+        records = [record for jobs in self._together(planned) for record in self._carry_out(jobs)]
         self._jobs = planned.jobs
         digest = combined(records)
         self._keep(recipe, planned, digest)
         return digest
 
-    def _carry_out(self, job: MergeJob) -> str:
-        """Merge one tensor; returns its line of the digest. One that is not in the model is merged for that line."""
-        if job.tensor in self._unread:
-            return tensor_record(
-                job.tensor, execute(job, self.bank, next(iter(self._room)), self._runner), self._runner
-            )
-        return carry_out(job, self._slots[job.tensor].tensor, self.bank, self._runner)
+    def _together(self, planned: MergePlan) -> Iterator[list[MergeJob]]:
+        """The plan's jobs, those together that may take one call."""
+        for name in planned.jobs:
+            names = self._alike.get(name, [name])
+            if name == names[0]:
+                yield [planned.jobs[each] for each in names]
+
+    def _carry_out(self, jobs: list[MergeJob]) -> list[str]:
+        """Merge some tensors; returns their lines of the digest. What is not in the model is merged for these only."""
+        if jobs[0].tensor not in self._unread:
+            return carry_out(jobs, [self._slots[job.tensor].tensor for job in jobs], self.bank, self._runner)
+        device = next(iter(self._room))
+        return [tensor_record(job.tensor, execute(job, self.bank, device, self._runner), self._runner) for job in jobs]
 
     def _keep(self, recipe: Recipe, planned: MergePlan, digest: str) -> None:
         """Keeps the candidate that the model is now in place of the earliest ones."""
@@ -241,6 +249,7 @@ class Resident:
             problem = f"{self.base.path} stores no {_listed(idle)}, which the model has"
             raise InputError(problem, "save the checkpoint again with this version of transformers")
         self._slots, self._unread = found, place.unread
+        self._alike = {name: names for names in siblings(found) for name in names}
 
     def _layout(self, shapes: Mapping[str, Sequence[int]]) -> Layout:
         """The layout of a checkpoint's tensors; of one with thousands of experts it takes seconds to find."""
@@ -277,18 +286,20 @@ def check_buildable(base: Checkpoint, planned: MergePlan) -> None:
 
 
 @torch.no_grad()
-def carry_out(job: MergeJob, slot: Tensor, bank: SourceBank, runner: Runner) -> str:
-    """Merge into the memory of a parameter; returns its line of the digest.
+def carry_out(jobs: Sequence[MergeJob], slots: Sequence[Tensor], bank: SourceBank, runner: Runner) -> list[str]:
+    """Merge into the memory of parameters; returns their lines of the digest. Tensors that are parts of one parameter,
+    given together, take one call where they are alike.
 
     Raises:
-        TrialError: it came out with NaN or Inf.
+        TrialError: one came out with NaN or Inf.
         InputError: a source's weights are damaged, or the method cannot merge them.
     """
-    write(job, slot, bank, runner)
+    write(jobs, slots, bank, runner)
+    outs = [(job.tensor, slot.to(torch_dtype(job.out))) for job, slot in zip(jobs, slots, strict=True)]
     try:
-        return tensor_record(job.tensor, slot.to(torch_dtype(job.out)), runner)
-    except NotFinite:
-        raise not_finite(job) from None
+        return tensor_records(outs, runner)
+    except NotFinite as error:
+        raise not_finite(next(job for job in jobs if job.tensor == str(error))) from None
 
 
 def as_it_is(ref: str, dtype: str) -> Recipe:

@@ -14,7 +14,7 @@ from evomerge.merging.kernels.arithmetic import delta, dot, fixed_point, fixed_s
 from evomerge.merging.kernels.deltas import middle_ranks, trim_count, values_at, window
 from evomerge.merging.kernels.elementwise import Kernel
 from evomerge.merging.kernels.inputs import Blend, Inputs
-from evomerge.merging.kernels.magnitudes import Magnitudes
+from evomerge.merging.kernels.magnitudes import Cut, Magnitudes
 from evomerge.merging.kernels.masks import BLOCK, Draw, limit, limits
 from evomerge.merging.kernels.runner import Runner
 
@@ -236,11 +236,12 @@ class TestMagnitudes:
         try:
             for threads in (1, 3):
                 torch.set_num_threads(threads)
-                found.add(Inputs([source], base).cut(0, 74_000))
+                cut = Inputs([source], base).cut(0, 74_000)
+                found.add((cut.value, cut.position))
         finally:
             torch.set_num_threads(before)
         assert len(found) == 1
-        assert int(kept_by(found.pop(), delta(source, base)).sum()) == 74_000
+        assert int(kept_by(Cut(*found.pop()), delta(source, base)).sum()) == 74_000
 
 
 class TestCounts:

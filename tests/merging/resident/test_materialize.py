@@ -339,7 +339,7 @@ def test_kept_candidates_are_copied_not_merged_again(models, monkeypatch):
     fresh = [model.materialize(recipe) for recipe in recipes]
     merged = []
     carry_out = materialize.carry_out
-    monkeypatch.setattr(materialize, "carry_out", lambda job, *about: merged.append(job) or carry_out(job, *about))
+    monkeypatch.setattr(materialize, "carry_out", lambda jobs, *about: merged.extend(jobs) or carry_out(jobs, *about))
     model.materialize(recipes[0])
     assert merged, "without room nothing is kept"
     size = sum(p.nbytes for p in model.model.state_dict().values())
