@@ -192,7 +192,7 @@ class Inputs:
         source, base = self.tensors[i].reshape(-1), self.base
         assert base is not None
         flat, device, work = base.reshape(-1), self.device, self.work
-        if all((t.device, t.dtype) == (device, work) for t in (source, flat)):
+        if source.dtype == flat.dtype == work and source.device == flat.device == device:
             return lambda span: source[span] - flat[span]
         return lambda span: source[span].to(device).to(work) - flat[span].to(device).to(work)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,15 +22,14 @@ from torch import Tensor
 
 from evomerge.merging.kernels.arithmetic import spans
 
-_CHUNK = 1 << 14  # elements: their count fits 16 bits, mostly 8
+_CHUNK = 1 << 13  # elements: their count fits 16 bits, mostly 8
 _SCANNED = 1 << 20  # elements that are looked at together: more memory at a time only costs page faults
 
 Block = Callable[[slice], Tensor]
 """A span of the flat delta, in its own dtype (16 bits, float32 or float64)."""
 
 
-@dataclass(frozen=True)
-class _Search:
+class _Search(NamedTuple):
     """Looks for the `rank`-th element (1: the first) of a span of a delta whose magnitude has a code."""
 
     delta: Block
@@ -70,8 +69,9 @@ def locate(cuts: Iterable[Cut]) -> None:
         wanted = np.array([[search.code] for _, search in alike], dtype=np.int16)
         equal = (codes == wanted).reshape(-1).nonzero()[0]
         begins = length * np.arange(len(alike))
-        for (cut, search), begin, first in zip(alike, begins, equal.searchsorted(begins), strict=True):
-            cut._position = search.span.start + int(equal[first + search.rank - 1] - begin) + 1
+        ranks = equal.searchsorted(begins) + [search.rank - 1 for _, search in alike]
+        for (cut, search), place in zip(alike, (equal[ranks] - begins).tolist(), strict=True):
+            cut._position = search.span.start + place + 1
 
 
 class Magnitudes:

@@ -26,12 +26,12 @@ def rows(tensors: Sequence[Tensor]) -> Tensor | None:
     step = tensors[1].data_ptr() - first.data_ptr()
     if step % first.element_size() or step < first.nbytes or not first.is_contiguous():
         return None
-    memory = first.untyped_storage().data_ptr()
+    # Between two tensors of one memory lies only that memory
+    if tensors[-1].untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+        return None
     for i, tensor in enumerate(tensors[1:], 1):
         alike = tensor.shape == first.shape and tensor.dtype == first.dtype and tensor.is_contiguous()
         if not alike or tensor.data_ptr() != first.data_ptr() + i * step:
-            return None
-        if tensor.untyped_storage().data_ptr() != memory:
             return None
     return first.as_strided((len(tensors), first.numel()), (step // first.element_size(), 1))
 

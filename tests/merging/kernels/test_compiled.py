@@ -18,9 +18,10 @@ from evomerge.merging.kernels.runner import Runner
 from evomerge.registry import METHODS, load
 from tests.merging.methods.test_conformance import arguments
 
-pytestmark = pytest.mark.skipif(
+compiled = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="kernels are compiled by a C++ compiler"
 )
+pytestmark = compiled
 SIZES = (4096, 5003, 70_001)  # with and without a rest that does not fill the processor's vectors
 DRAW = Draw(5, "model.layers.0.mlp.up_proj.weight")
 KINDS = {

@@ -1,8 +1,11 @@
-"""Slopes of mixtures of experts: each stored expert has its part of the fused parameter's gradient."""
+"""Mixtures of experts: each stored expert has its part of the fused parameter's gradient, and those of a layer are
+merged in one call."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +14,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.merging.disk.stream import checkpoint_digest, merge
+from evomerge.merging.resident import materialize
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.materialize import Resident
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
+from tests.merging.kernels.test_compiled import READY, compiled
 
 TINY = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
@@ -69,3 +75,26 @@ def test_they_are_the_central_differences(kind: str, tmp_path: Path) -> None:
                 ends.append(float(loss()))
         assert found == pytest.approx((ends[0] - ends[1]) / (2 * STEP), rel=0.02, abs=2e-4)
         assert abs(found) > 1e-4
+
+
+@compiled
+def test_experts_that_are_merged_in_one_call_have_the_digest_of_the_folder(tmp_path, monkeypatch):
+    models = write("mixtral", tmp_path)
+    joined = []
+
+    def find(signature):
+        if signature.apart is not None:
+            joined.append((signature.kernel.function, signature.apart[0]))
+        return READY.find(signature)
+
+    monkeypatch.setattr(
+        materialize, "Compiled", lambda: SimpleNamespace(find=find, collect=lambda: None, spent=READY.spent)
+    )
+    resident = Resident(Checkpoint.open(models["base"]), SourceBank(), "float32")
+    inputs = (Input(models["a"], None, {"weight": 0.3, "density": 0.6}),
+              Input(models["b"], None, {"weight": 0.6, "density": (0.2, 0.9)}))  # fmt: skip
+    recipe = Recipe((Document("ties", (Slice(inputs),), base=models["base"], out_dtype="float32"),))
+    assert resident.materialize(recipe) == checkpoint_digest(merge(recipe, tmp_path / "out"))
+    # Of two layers w1 and w3, which are halves of one parameter, and w2, whose experts follow each other in theirs
+    assert Counter(joined) == {(name, apart): n for name in ("deltas", "fingerprint")
+                               for apart, n in ((True, 4), (False, 2))}  # fmt: skip
