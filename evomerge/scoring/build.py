@@ -10,12 +10,13 @@ from typing import Any
 
 from evomerge.errors import InputError, TrialError
 from evomerge.files.objects import FitnessSpec, SliceSpec
+from evomerge.scoring.engine.images import ImageLM
 from evomerge.scoring.engine.resident import ResidentLM
 from evomerge.scoring.preflight import check_count, check_name, check_objective
 from evomerge.scoring.python.callables import CallablePass
 from evomerge.scoring.slices import ScoredSlice, SliceInfo
 from evomerge.scoring.splits import SIDES, Deal
-from evomerge.scoring.tasks.library import TaskLibrary
+from evomerge.scoring.tasks.library import TaskLibrary, TaskSet
 from evomerge.scoring.tasks.metrics import resolve
 from evomerge.scoring.tasks.passes import Answers, TaskPass
 from evomerge.scoring.tasks.proxy_loss import ProxyLoss, no_proxy_loss
@@ -46,7 +47,7 @@ class _Builder:
         self.fitness, self.model, self.tokenizer, self.split = fitness, model, tokenizer, split
         self._library = library
         self._passes: dict[str, TaskPass] = {}
-        self._wrappers: dict[bool | None, ResidentLM] = {}
+        self._wrappers: dict[Any, ResidentLM | ImageLM] = {}
 
     def build(self, spec: SliceSpec) -> ScoredSlice:
         slice_ = self._callable(spec) if spec.python is not None else self._task(spec)
@@ -110,18 +111,34 @@ class _Builder:
         options = {k: v for k, v in spec.options.items() if k != "filter"}
         key = json.dumps([spec.task, spec.items, options], sort_keys=True, default=str)
         if key not in self._passes:
-            lm = self._wrapper(spec)
-            self._passes[key] = TaskPass(self.fitness, spec, self._library.build(spec), lm)
+            tasks = self._library.build(spec)
+            self._passes[key] = TaskPass(self.fitness, spec, tasks, self._wrapper(spec, tasks))
         return self._passes[key]
 
-    def _wrapper(self, spec: SliceSpec) -> ResidentLM:
+    def _wrapper(self, spec: SliceSpec, tasks: TaskSet) -> ResidentLM | ImageLM:
         bos = spec.options.get("add_bos_token")
         if spec.options.get("apply_chat_template") and not getattr(self.tokenizer, "chat_template", None):
             problem = "apply_chat_template is set, and the tokenizer has no chat template"
             raise InputError(problem, "set `chat_template` in the search space", spec.at("apply_chat_template"))
+        images = {bool(getattr(task, "MULTIMODAL", False)) for task in tasks.leaves.values()}
+        if images == {True}:
+            return self._image_wrapper(spec)
+        if images == {True, False}:
+            problem = f"some tasks of {spec.task!r} show images, others do not"
+            raise InputError(problem, "give each kind a slice of its own", spec.at("task"))
         if bos not in self._wrappers:
             self._wrappers[bos] = ResidentLM(self.model, self.tokenizer, self.fitness.batch_size, bos)
         return self._wrappers[bos]
+
+    def _image_wrapper(self, spec: SliceSpec) -> ImageLM:
+        # lm-eval's class remembers that a chat template was applied, and then leaves the images' places alone
+        key = "images", bool(spec.options.get("apply_chat_template"))
+        if key not in self._wrappers:
+            try:
+                self._wrappers[key] = ImageLM(self.model, self.tokenizer, self.fitness.batch_size)
+            except InputError as error:
+                raise InputError(error.problem, error.mend, spec.at("task")) from error
+        return self._wrappers[key]
 
     def _check_counts(self, spec: SliceSpec, deal: Deal) -> None:
         total = len(deal.items("all"))

@@ -195,7 +195,10 @@ def _made_up(kind: str) -> Any:
 
 
 def _prompt_config(task: Any) -> dict[str, Any]:
-    return {name: task.get_config(name) for name in _PROMPT_FIELDS}
+    config = {name: task.get_config(name) for name in _PROMPT_FIELDS}
+    # Runs from before images were scored have digests without their field
+    images = task.get_config("doc_to_image")
+    return config if images is None else {**config, "doc_to_image": images}
 
 
 def _source(value: Any) -> str:

@@ -1,0 +1,83 @@
+"""Asks a vision-language model about images, by lm-eval's own code. Imports torch and lm-eval: import it where it is
+used."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm_eval.models.hf_vlms import HFMultimodalLM
+
+from evomerge.errors import InputError
+from evomerge.safety.templates import check_rendered, rendering
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """Requests about images, in order. None of their tokens is scored."""
+
+    requests: list[Any]
+    tokens: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", [0] * len(self.requests))
+
+
+class ImageLM(HFMultimodalLM):  # type: ignore[misc]  # lm-eval is untyped
+    """Runs lm-eval's `hf-multimodal` over a model whose weights change between calls, as `ResidentLM` runs `HFLM`.
+
+    Images and text go through the model's processor at each call; nothing is packed or kept.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        """`tokenizer` takes the place of the processor's.
+
+        Raises:
+            InputError: the model takes no images, or its folder has no processor.
+        """
+        self.processor = _processor(model, tokenizer)
+        super().__init__(pretrained=model, batch_size=batch_size)
+
+    def _create_tokenizer(self, *arguments: Any, **options: Any) -> None:
+        self.tokenizer = self.processor.tokenizer
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as one text; see `ResidentLM.apply_chat_template`."""
+        owner = str(self.tokenizer.name_or_path)
+        with rendering(owner):
+            text: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        check_rendered(text, owner)
+        return text
+
+    def plan(self, requests: Sequence[Any]) -> ImagePlan:
+        """Holds lm-eval instances (of generate_until), in order."""
+        return ImagePlan(list(requests))
+
+    def answer(self, plan: ImagePlan) -> list[str]:
+        """The texts that the model writes with its current weights, in order."""
+        answers: list[str] = self.generate_until(plan.requests, disable_tqdm=True)
+        return answers
+
+
+def _processor(model: Any, tokenizer: Any) -> Any:
+    from transformers import AutoProcessor, ProcessorMixin
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if type(model).__name__ not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
+        problem = f"the task shows images, and the model, a {type(model).__name__}, takes none"
+        raise InputError(problem, "merge vision-language models, or leave the slice out")
+    folder = Path(str(model.name_or_path or tokenizer.name_or_path))
+    try:
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # a processor's configuration can make transformers fail with anything
+        problem = f"{folder} has no processor that transformers can load ({type(error).__name__}: {error})"
+        raise InputError(problem, "put preprocessor_config.json of the original model there") from error
+    if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
+        problem = f"{folder} has a {type(processor).__name__}, and no processor of images"
+        raise InputError(problem, "put preprocessor_config.json of the original model there")
+    processor.tokenizer = copy.deepcopy(tokenizer)
+    processor.chat_template = tokenizer.chat_template or processor.chat_template
+    return processor
