@@ -16,7 +16,6 @@ from torch import Tensor
 from evomerge.merging.kernels.arithmetic import wide_dtype
 from evomerge.merging.kernels.compiled import Signature
 from evomerge.merging.kernels.inputs import Blend
-from evomerge.merging.kernels.masks import BLOCK
 
 
 def rows(tensors: Sequence[Tensor]) -> Tensor | None:
@@ -54,7 +53,7 @@ class Joint:
         """The blends as one, if their tensors and `outs`, into which they are written, are rows on one device."""
         first = blends[0]
         alike = all(b.kernel == first.kernel and len(b.tensors) == len(first.tensors) for b in blends)
-        if len(blends) < 2 or not alike or first.tensors[0].numel() > BLOCK:
+        if len(blends) < 2 or not alike:
             return None
         bases = [b.base for b in blends if b.base is not None]
         columns = [*([outs] if outs else []), *([bases] if bases else [])]

@@ -24,6 +24,7 @@ _CACHED = 1 << 18  # elements of a chunk on the CPU: large enough for all thread
 _MOVED = 1 << 24  # elements of a chunk that is moved to another device
 _PULLED = 1 << 21  # the same where autograd keeps `_KEPT` tensors in float32 of a chunk's size
 _KEPT = 12
+_JOINT = 1 << 28  # elements of rows that are merged in one call
 _SMALL = 64  # tensors below this are not worth a compiled call
 
 
@@ -58,12 +59,10 @@ class Runner:
     def write_all(self, blends: Sequence[Blend], outs: Sequence[Tensor], work: torch.dtype) -> None:
         """`write` of several: in one call where their tensors are rows (`rows.py`) and that is compiled."""
         locate(cut for blend in blends for cut in blend.cuts)
-
-        def each() -> None:
-            for blend, out in zip(blends, outs, strict=True):
-                self.write(blend, out, work)
-
-        self._together(Joint.of(blends, outs), work, outs[0].device, each)
+        for part in _parts(blends):
+            if self._joined(blends[part], outs[part], work, outs[0].device) is None:
+                for blend, out in zip(blends[part], outs[part], strict=True):
+                    self.write(blend, out, work)
 
     @torch.no_grad()
     def reduce(self, blend: Blend, work: torch.dtype, device: torch.device | str = "cpu") -> list[int]:
@@ -83,26 +82,28 @@ class Runner:
     def reduce_all(self, blends: Sequence[Blend], work: torch.dtype, device: torch.device) -> list[list[int]]:
         """`reduce` of several, whose kernel sums along the last dimension: in one call as in `write_all`."""
         sums: list[list[int]] = []
+        for part in _parts(blends):
+            found = self._joined(blends[part], (), work, device)
+            if found is None:
+                sums += [self.reduce(blend, work, device) for blend in blends[part]]
+            else:
+                sums += [[int(n) for n in column] for column in found.T.tolist()]
+        return sums
 
-        def each() -> None:
-            sums.extend(self.reduce(blend, work, device) for blend in blends)
-
-        found = self._together(Joint.of(blends), work, device, each)
-        return sums if found is None else [[int(n) for n in column] for column in found.T.tolist()]
-
-    def _together(
-        self, joint: Joint | None, work: torch.dtype, device: torch.device, each: Callable[[], None]
+    def _joined(
+        self, blends: Sequence[Blend], outs: Sequence[Tensor], work: torch.dtype, device: torch.device
     ) -> Tensor | None:
-        """What the compiled kernel returns for the rows; None where there is none, after `each`."""
-        if joint is None or self._compiled is None or joint.device != device:
-            each()
+        """What the kernel for rows returns; None where the blends are none, or it is not compiled yet."""
+        worth = self._compiled is not None and blends[0].tensors[0].numel() >= _SMALL
+        joint = Joint.of(blends, outs) if worth else None
+        if self._compiled is None or joint is None or joint.device != device:
             return None
         signature = joint.signature(work)
-        if function := self._compiled.find(signature):
-            return function(*joint.arguments(work))
-        each()
-        self._compiled.accompany(signature)
-        return None
+        function = self._compiled.find(signature)
+        if function is None:
+            self._compiled.accompany(signature)
+            return None
+        return function(*joint.arguments(work))
 
     def pull(self, blend: Blend, floats: Tensor, gradient: Tensor, work: torch.dtype) -> Tensor:
         """d loss / d floats (float64, on the gradient's device), where `gradient` is d loss / d merged tensor and
@@ -140,6 +141,11 @@ class Runner:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             self._compiled.spent(plain, time.perf_counter() - begun)
+
+
+def _parts(blends: Sequence[Blend]) -> Iterator[slice]:
+    """Cuts blends of one size into parts of at most `_JOINT` elements: compilers number those with 32 bits."""
+    return spans(len(blends), max(1, _JOINT // max(1, blends[0].tensors[0].numel())))
 
 
 def _chunks(blend: Blend, device: torch.device, size: int) -> Iterator[tuple[slice, Blend]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from evomerge.merging.kernels import runner
 from evomerge.merging.kernels.digest import NotFinite, tensor_record, tensor_records
-from evomerge.merging.kernels.inputs import Inputs
+from evomerge.merging.kernels.elementwise import Kernel
+from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.kernels.masks import Draw
 from evomerge.merging.kernels.rows import Joint, rows
 from evomerge.merging.kernels.runner import Runner
@@ -87,6 +91,22 @@ def test_others_are_merged_one_by_one():
         for blend, out in zip(blends, outs, strict=True):
             Runner().write(blend, expected, dtype)
             assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "calls"), [(200, 800, 1), (200, 400, 2), (200, 399, 0), (1, 800, 0), (63, 800, 0)]
+)
+def test_calls_are_neither_too_small_nor_too_large(monkeypatch, size, most, calls):
+    """A compiler takes a length of 1 for a constant, and numbers elements with 32 bits."""
+    asked = []
+    ready = SimpleNamespace(find=lambda signature: asked.append(signature.apart), accompany=lambda s: None,
+                            spent=lambda *about: None)  # fmt: skip
+    monkeypatch.setattr(runner, "_JOINT", most)
+    memory, sources = torch.zeros(NUMBER, size), torch.ones(NUMBER, size)
+    blends = [Blend(Kernel("weighted"), None, [source], [[0.5]]) for source in sources]
+    Runner(ready).write_all(blends, list(memory), torch.float32)
+    assert torch.equal(memory, torch.full((NUMBER, size), 0.5))
+    assert sum(apart is not None for apart in asked) == calls
 
 
 @compiled
