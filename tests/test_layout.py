@@ -75,7 +75,7 @@ INSIDE = {
         ["read"],
         ["hub", "lora_config", "vocabulary_tensors"],
         ["config", "pickled", "layouts", "modules"],
-        ["structure", "headers", "identity", "lora_names", "partial", "chat_templates"],
+        ["structure", "headers", "identity", "lora_names", "partial", "chat_templates", "siblings"],
     ],
     "merging": [["disk"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }

@@ -122,7 +122,7 @@ class _Builder:
             raise InputError(problem, "set `chat_template` in the search space", spec.at("apply_chat_template"))
         images = {bool(getattr(task, "MULTIMODAL", False)) for task in tasks.leaves.values()}
         if images == {True}:
-            return self._image_wrapper(spec)
+            return self._image_wrapper(spec, tasks)
         if images == {True, False}:
             problem = f"some tasks of {spec.task!r} show images, others do not"
             raise InputError(problem, "give each kind a slice of its own", spec.at("task"))
@@ -130,7 +130,10 @@ class _Builder:
             self._wrappers[bos] = ResidentLM(self.model, self.tokenizer, self.fitness.batch_size, bos)
         return self._wrappers[bos]
 
-    def _image_wrapper(self, spec: SliceSpec) -> ImageLM:
+    def _image_wrapper(self, spec: SliceSpec, tasks: TaskSet) -> ImageLM:
+        if any(task.get_config("num_fewshot") for task in tasks.leaves.values()):
+            problem = f"task {spec.task!r} shows images and has few-shot examples, which lm-eval shows without theirs"
+            raise InputError(problem, "set num_fewshot: 0", spec.at("num_fewshot"))
         # lm-eval's class remembers that a chat template was applied, and then leaves the images' places alone
         key = "images", bool(spec.options.get("apply_chat_template"))
         if key not in self._wrappers:

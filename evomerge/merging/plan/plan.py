@@ -25,10 +25,10 @@ from evomerge.merging.plan.alignment import Alignment, promoted, truncated
 from evomerge.merging.plan.experts import expert_stacks
 from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, Read, TensorRef
 from evomerge.merging.plan.output_config import LayerRun, follow_tokens, lost_token, output_config
-from evomerge.merging.plan.settings import settings
+from evomerge.merging.plan.settings import Settings
 from evomerge.merging.plan.stacking import Group, OutputTensor, Stacking
 from evomerge.merging.plan.uneven import UnevenTensors
-from evomerge.recipe.recipe import Document, Input, Module, Recipe, TokenizerPolicy
+from evomerge.recipe.recipe import Document, Module, Recipe, TokenizerPolicy
 from evomerge.registry import METHODS
 
 _ALONE = "passthrough"
@@ -155,8 +155,7 @@ class _DocumentPlanner:
         self._models = {model.reference: model for model in (self.donor, *members)}
         self._uneven = UnevenTensors(self.donor, self.lead, list(self._models.values()))
         self._padding: list[str] = []
-        self._filtered: dict[Group, bool] = {}
-        self._known: dict[tuple[Group, float, tuple[int, ...]], dict[str, Any]] = {}
+        self._settings = Settings()
         self._alignment = self._aligned()
 
     @property
@@ -341,7 +340,9 @@ class _DocumentPlanner:
         chosen = [row for row in rows if id(row[0]) in merged]
         base = next((tensor.operand for member, _, tensor in rows if id(member) not in merged), None)
         members, shape = [(member.input, inner) for member, inner, _ in chosen], tensors[0].shape
-        parameters = _ALONE_PARAMETERS if group.alone else self._settings(group, members, name, output.t, shape)
+        parameters = (
+            _ALONE_PARAMETERS if group.alone else self._settings.of(group.levels, members, name, output.t, shape)
+        )
         work = document.dtype or promoted([tensor.dtype for tensor in tensors])
         return MergeJob(
             tensor=name,
@@ -354,19 +355,6 @@ class _DocumentPlanner:
             shape=shape,
             seed=document.seed,
         )
-
-    def _settings(
-        self, group: Group, members: list[tuple[Input, str]], name: str, t: float, shape: tuple[int, ...]
-    ) -> dict[str, Any]:
-        """`settings`, looked up once for all tensors of a layer and shape unless they are told apart by their names: a
-        layer may have hundreds of experts."""
-        if group not in self._filtered:
-            self._filtered[group] = group.levels.filtered(source for source, _ in members)
-        if self._filtered[group]:
-            return settings(group.levels, members, name, t, shape)
-        if (group, t, shape) not in self._known:
-            self._known[group, t, shape] = settings(group.levels, members, name, t, shape)
-        return self._known[group, t, shape]
 
     def _fitted(self, name: str, group: Group, stored: Sequence[TensorRef]) -> Sequence[TensorRef]:
         """The tensors, brought to one vocabulary. InputError if their shapes differ all the same."""

@@ -17,6 +17,28 @@ from evomerge.registry import BAND_ARITHMETIC, METHODS, Parameter
 Value = float | bool | Bands
 
 
+class Settings:
+    """Looks up the `settings` of a document's tensors: once for all of a layer and shape, unless they are told apart by
+    their names. A layer may have hundreds of experts."""
+
+    def __init__(self) -> None:
+        self._filtered: dict[int, bool] = {}
+        self._known: dict[tuple[int, float, tuple[int, ...]], dict[str, Any]] = {}
+
+    def of(
+        self, levels: Levels, members: Sequence[tuple[Input, str]], tensor: str, t: float, shape: tuple[int, ...]
+    ) -> dict[str, Any]:
+        """As `settings`. `levels` has the same members for all tensors, and outlives this object."""
+        if id(levels) not in self._filtered:
+            self._filtered[id(levels)] = levels.filtered(source for source, _ in members)
+        if self._filtered[id(levels)]:
+            return settings(levels, members, tensor, t, shape)
+        key = id(levels), t, shape
+        if key not in self._known:
+            self._known[key] = settings(levels, members, tensor, t, shape)
+        return self._known[key]
+
+
 def settings(
     levels: Levels, members: Sequence[tuple[Input, str]], tensor: str, t: float, shape: Sequence[int]
 ) -> dict[str, Any]:

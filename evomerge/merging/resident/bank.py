@@ -97,6 +97,11 @@ class SourceBank:
         self._tensors[key] = self._put(tensor, home, self._rows[checkpoint.resolved()].get(name))
         return self._tensors[key]
 
+    def holds(self, ref: str, name: str) -> bool:
+        """Whether a tensor stays in memory once read, and is not read from its file for each use."""
+        homeless = self._placement is not None and self._placement.home(self.open(ref), name) == FILE
+        return self._keep and not homeless
+
     def _siblings(self, checkpoint: Checkpoint) -> dict[str, _Row]:
         """The places of tensors that lie beside their siblings: those of one home, shape and dtype."""
         places = {}

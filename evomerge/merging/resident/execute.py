@@ -69,12 +69,20 @@ class Execution:
             out.copy_(result)
 
     def blend(self, job: MergeJob, out: Tensor) -> Blend | None:
-        """The job's merge, to be written straight into `out`; None where it takes memory of its own."""
+        """The job's merge, to be written straight into `out`; None where it takes memory of its own, as tensors do that
+        are read from their files or cast for each use."""
         operands = [*([job.base] if job.base is not None else []), *job.inputs]
-        if job.method == COPY or not _takes(out, job) or None in map(_key, operands):
+        if job.method == COPY or not _takes(out, job) or not all(self._is_held(o, job) for o in operands):
             return None
         merged = self.merged(job, job.parameters)
         return merged if isinstance(merged, Blend) and merged.reusable else None
+
+    def _is_held(self, operand: Operand, job: MergeJob) -> bool:
+        """Whether the operand is a tensor that stays in memory, and is merged as it is there."""
+        if not isinstance(operand, Read) or not self._bank.holds(operand.model, operand.tensor):
+            return False
+        tensor, work = self._bank.tensor(operand.model, operand.tensor), torch_dtype(job.work)
+        return self._cast(tensor, work) is tensor
 
     def _fetch(self, operand: Operand) -> Tensor:
         """The operand's tensor: a stored one in the bank's place for it, a computed one on the device."""

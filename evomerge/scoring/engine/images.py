@@ -12,7 +12,11 @@ from typing import Any
 from lm_eval.models.hf_vlms import HFMultimodalLM
 
 from evomerge.errors import InputError
+from evomerge.escape import shortened
 from evomerge.safety.templates import check_rendered, rendering
+
+_MEND = "put processor_config.json or preprocessor_config.json of the original model there"
+_REASON = 160  # characters of an error of transformers that are shown
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,14 @@ def _processor(model: Any, tokenizer: Any) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a processor's configuration can make transformers fail with anything
-        problem = f"{folder} has no processor that transformers can load ({type(error).__name__}: {error})"
-        raise InputError(problem, "put preprocessor_config.json of the original model there") from error
+        reason = shortened(" ".join(str(error).split()), _REASON)
+        raise InputError(f"{folder} has no processor that transformers can load: {reason}", _MEND) from error
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
-        problem = f"{folder} has a {type(processor).__name__}, and no processor of images"
-        raise InputError(problem, "put preprocessor_config.json of the original model there")
+        raise InputError(f"{folder} has a {type(processor).__name__}, and no processor of images", _MEND)
     processor.tokenizer = copy.deepcopy(tokenizer)
+    for name in [name for name in vars(processor) if name.endswith("_token_id")]:
+        token = getattr(processor, name.removesuffix("_id"), None)
+        if isinstance(token, str):  # another tokenizer may have it elsewhere
+            setattr(processor, name, tokenizer.convert_tokens_to_ids(token))
     processor.chat_template = tokenizer.chat_template or processor.chat_template
     return processor

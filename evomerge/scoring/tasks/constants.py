@@ -50,7 +50,8 @@ def constant_items(task: Any, docs: Sequence[Doc]) -> str | None:
     values = {field: task.get_config(field) for field in ("doc_to_text", "doc_to_target", "doc_to_choice")}
     literal = {field: text for field, value in values.items() if (text := _literal(value, fields)) is not None}
     asks = _ASKS.get(kind, ("doc_to_text", "doc_to_target"))
-    if _enough(docs, literal, asks) and _alike(docs, lambda doc: [i.args[0:2] for i in doc.instances]):
+    images = bool(getattr(task, "MULTIMODAL", False))  # one question about many images is a task like any other
+    if not images and _enough(docs, literal, asks) and _alike(docs, lambda doc: [i.args[0:2] for i in doc.instances]):
         return f"all items ask the same of the model{_mistaken(literal, asks, fields)}"
     if values["doc_to_target"] is None or task.get_config("process_results") is not None:
         return None

@@ -3,6 +3,7 @@ merged in one call."""
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from evomerge.merging.disk.stream import checkpoint_digest, merge
 from evomerge.merging.resident import materialize
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.materialize import Resident
+from evomerge.merging.resident.placement import FILE
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 from tests.merging.kernels.test_compiled import READY, compiled
 
@@ -98,3 +100,26 @@ def test_experts_that_are_merged_in_one_call_have_the_digest_of_the_folder(tmp_p
     # Of two layers w1 and w3, which are halves of one parameter, and w2, whose experts follow each other in theirs
     assert Counter(joined) == {(name, apart): n for name in ("deltas", "fingerprint")
                                for apart, n in ((True, 4), (False, 2))}  # fmt: skip
+
+
+def test_experts_that_stay_in_files_are_read_one_by_one(tmp_path, monkeypatch):
+    """Those of a layer together may be larger than the memory that a placement has left."""
+    models = write("mixtral", tmp_path)
+    opened = {name: Checkpoint.open(path) for name, path in models.items()}
+    bank = SourceBank(placement=SimpleNamespace(home=lambda checkpoint, name: FILE, pinned=False))
+    resident = Resident(opened["base"], bank, "float32")
+    alive, most = weakref.WeakSet(), []
+    read = Checkpoint.read
+
+    def counted(checkpoint, name):
+        tensor = read(checkpoint, name)
+        if "experts" in name:
+            alive.add(tensor)
+            most.append(len(alive))
+        return tensor
+
+    monkeypatch.setattr(Checkpoint, "read", counted)
+    inputs = (Input(models["a"], None, {"weight": 0.3}), Input(models["b"], None, {"weight": 0.6}))
+    recipe = Recipe((Document("task_arithmetic", (Slice(inputs),), base=models["base"], out_dtype="float32"),))
+    assert resident.materialize(recipe) == checkpoint_digest(merge(recipe, tmp_path / "out"))
+    assert max(most) <= 2 * 3, "the base's and two sources', while the last expert's are let go"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,27 @@ def test_they_are_searched(folder: Path) -> None:
     assert again.scores["colours"].value == result.winner.scores["colours"]
     processor = AutoProcessor.from_pretrained(winner)
     assert processor.image_processor is not None
+
+
+def test_examples_are_refused(folder: Path) -> None:
+    """lm-eval shows them without their images."""
+    slice_ = {"task": "colours", "metric": "exact_match", "num_fewshot": 2}
+    fitness = {"include": str(folder / "tasks"), "slices": {"colours": slice_}}
+    (folder / "few.yaml").write_text(yaml.safe_dump(fitness))
+    with pytest.raises(InputError, match=r"slices.colours.num_fewshot: task 'colours' shows images and has few-shot"):
+        evomerge.evaluate(folder / "base", folder / "few.yaml", device="cpu")
+
+
+def test_a_folder_without_processor_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "base", tmp_path / "base")
+    for file in ("processor_config.json", "preprocessor_config.json"):
+        (tmp_path / "base" / file).unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"slices.colours.task: .*base has .*; put processor_config.json or pre"):
+        evomerge.evaluate(tmp_path / "base", folder / "fitness.yaml", device="cpu")
+
+
+def test_one_question_about_many_images_is_no_mistake(folder: Path) -> None:
+    assert not evomerge.evaluate(folder / "base", folder / "fitness.yaml", device="cpu").slices["colours"].doubts
 
 
 def test_a_model_without_images_is_refused(folder: Path, tmp_path: Path, tokenizer: Any, model: Any) -> None:
