@@ -349,7 +349,7 @@ class _DocumentPlanner:
             method=_ALONE if group.alone else document.method,
             inputs=tuple(tensor.operand for _, _, tensor in chosen),
             base=base,
-            parameters=looked_up,
+            parameters=parameters,
             work=work,
             out=document.out_dtype or work,
             shape=shape,
