@@ -12,7 +12,7 @@ from evomerge.errors import InputError, TrialError
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.scoring.engine.images import ImageLM
 from evomerge.scoring.engine.resident import ResidentLM
-from evomerge.scoring.preflight import check_count, check_name, check_objective
+from evomerge.scoring.preflight import check_count, check_images, check_name, check_objective
 from evomerge.scoring.python.callables import CallablePass
 from evomerge.scoring.slices import ScoredSlice, SliceInfo
 from evomerge.scoring.splits import SIDES, Deal
@@ -131,9 +131,8 @@ class _Builder:
         return self._wrappers[bos]
 
     def _image_wrapper(self, spec: SliceSpec, tasks: TaskSet) -> ImageLM:
-        if any(task.get_config("num_fewshot") for task in tasks.leaves.values()):
-            problem = f"task {spec.task!r} shows images and has few-shot examples, which lm-eval shows without theirs"
-            raise InputError(problem, "set num_fewshot: 0", spec.at("num_fewshot"))
+        for name, task in tasks.leaves.items():
+            check_images(name, task.get_config("output_type"), task.get_config("num_fewshot"), spec)
         # lm-eval's class remembers that a chat template was applied, and then leaves the images' places alone
         key = "images", bool(spec.options.get("apply_chat_template"))
         if key not in self._wrappers:

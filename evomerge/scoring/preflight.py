@@ -197,10 +197,24 @@ def check_task(spec: SliceSpec, local: LocalTasks) -> None:
         _check_splits(spec, leaf)
         _check_metric(spec, leaf)
         _check_generation(spec, leaf)
+        if leaf.config.get("doc_to_image") is not None:
+            shots = spec.options.get("num_fewshot", leaf.config.get("num_fewshot"))
+            check_images(leaf.config["task"], leaf.config.get("output_type"), shots, spec)
     if "gen_kwargs" in spec.options:
         check_arguments(spec.options["gen_kwargs"], spec.at("gen_kwargs"))
         if leaves and not foreign and not any(map(_generates, leaves)):
             raise InputError(f"task {name!r} generates no text", "remove it", spec.at("gen_kwargs"))
+
+
+def check_images(name: str, kind: str | None, shots: int | None, spec: SliceSpec) -> None:
+    """InputError where lm-eval cannot show a task's images: it asks for likelihoods without any, and shows the asked
+    item's alone. `kind`: of its output; `shots`: its few-shot examples."""
+    if kind not in (None, "generate_until"):
+        problem = f"task {name!r} shows images and does not generate text; lm-eval runs no such tasks"
+        raise InputError(problem, "give it output_type: generate_until", spec.at("task"))
+    if shots:
+        problem = f"task {name!r} shows images and has few-shot examples, which lm-eval shows without theirs"
+        raise InputError(problem, "set num_fewshot: 0", spec.at("num_fewshot"))
 
 
 def check_name(spec: SliceSpec, name: str, local: LocalTasks) -> None:

@@ -216,12 +216,8 @@ def _refuse(name: str, task: Any, spec: SliceSpec) -> None:
     if getattr(task, "UNSAFE_CODE", False):
         problem = f"task {name!r} runs code that the model writes"
         raise InputError(problem, "choose another task", spec.at("task"))
-    if getattr(task, "MULTIMODAL", False):
-        if task.get_config("doc_to_audio") is not None:
-            raise InputError(f"task {name!r} needs sound", "choose a task of texts or images", spec.at("task"))
-        if task.get_config("output_type") != "generate_until":
-            problem = f"task {name!r} shows images and does not generate text; lm-eval runs no such tasks"
-            raise InputError(problem, "give it output_type: generate_until", spec.at("task"))
+    if getattr(task, "MULTIMODAL", False) and task.get_config("doc_to_audio") is not None:
+        raise InputError(f"task {name!r} needs sound", "choose a task of texts or images", spec.at("task"))
 
 
 def _configure(name: str, task: Any, spec: SliceSpec) -> None:

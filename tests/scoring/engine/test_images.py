@@ -20,6 +20,8 @@ from transformers import AutoProcessor, CLIPImageProcessor, LlavaConfig, LlavaFo
 
 import evomerge
 from evomerge.errors import InputError
+from evomerge.files.fitness_file import read_fitness
+from evomerge.scoring.preflight import check_fitness
 
 TASK = """task: {name}
 dataset_path: parquet
@@ -163,12 +165,12 @@ def test_they_are_searched(folder: Path) -> None:
 
 
 def test_examples_are_refused(folder: Path) -> None:
-    """lm-eval shows them without their images."""
+    """lm-eval shows them without their images. A dry run says so, too."""
     slice_ = {"task": "colours", "metric": "exact_match", "num_fewshot": 2}
     fitness = {"include": str(folder / "tasks"), "slices": {"colours": slice_}}
     (folder / "few.yaml").write_text(yaml.safe_dump(fitness))
     with pytest.raises(InputError, match=r"slices.colours.num_fewshot: task 'colours' shows images and has few-shot"):
-        evomerge.evaluate(folder / "base", folder / "few.yaml", device="cpu")
+        check_fitness(read_fitness(folder / "few.yaml"), [])
 
 
 def test_a_folder_without_processor_is_refused(folder: Path, tmp_path: Path) -> None:
