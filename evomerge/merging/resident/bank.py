@@ -36,6 +36,7 @@ class SourceBank:
         self._pinned = Slabs() if placement is not None and placement.pinned else None
         self._checkpoints: dict[str, Checkpoint] = {}
         self._tensors: dict[Hashable, Tensor] = {}
+        self._addresses: set[int] = set()  # the addresses of these tensors
         self._rows: dict[str, dict[str, _Row]] = {}  # by the checkpoint's resolved reference
         self._checked: set[Hashable] = set()
         self._remembered: dict[Hashable, Any] = {}
@@ -94,13 +95,14 @@ class SourceBank:
             return self._put(tensor, home)
         if checkpoint.resolved() not in self._rows:
             self._rows[checkpoint.resolved()] = self._siblings(checkpoint)
-        self._tensors[key] = self._put(tensor, home, self._rows[checkpoint.resolved()].get(name))
-        return self._tensors[key]
+        kept = self._tensors[key] = self._put(tensor, home, self._rows[checkpoint.resolved()].get(name))
+        self._addresses.add(kept.data_ptr())
+        return kept
 
-    def holds(self, ref: str, name: str) -> bool:
-        """Whether a tensor stays in memory once read, and is not read from its file for each use."""
-        homeless = self._placement is not None and self._placement.home(self.open(ref), name) == FILE
-        return self._keep and not homeless
+    def holds(self, *tensors: Tensor | None) -> bool:
+        """Whether tensors (None: no tensor) are kept ones; others, read from a file or cast, are gone after their
+        use."""
+        return all(tensor is None or tensor.data_ptr() in self._addresses for tensor in tensors)
 
     def _siblings(self, checkpoint: Checkpoint) -> dict[str, _Row]:
         """The places of tensors that lie beside their siblings: those of one home, shape and dtype."""

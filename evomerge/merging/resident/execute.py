@@ -46,10 +46,9 @@ def write(jobs: Sequence[MergeJob], outs: Sequence[Tensor], bank: SourceBank, ru
     together: dict[tuple[str, Kernel], list[tuple[Blend, Tensor]]] = {}
     for job, out in zip(jobs, outs, strict=True):
         execution = Execution(bank, out.device, runner)
-        blend = execution.blend(job, out) if len(jobs) > 1 else None
-        if blend is None:
+        if len(jobs) == 1:
             execution.write(job, out)
-        else:
+        elif (blend := execution.blend(job, out)) is not None:
             together.setdefault((job.work, blend.kernel), []).append((blend, out))
     for (work, _), pairs in together.items():
         runner.write_all([blend for blend, _ in pairs], [out for _, out in pairs], torch_dtype(work))
@@ -69,20 +68,18 @@ class Execution:
             out.copy_(result)
 
     def blend(self, job: MergeJob, out: Tensor) -> Blend | None:
-        """The job's merge, to be written straight into `out`; None where it takes memory of its own, as tensors do that
-        are read from their files or cast for each use."""
-        operands = [*([job.base] if job.base is not None else []), *job.inputs]
-        if job.method == COPY or not _takes(out, job) or not all(self._is_held(o, job) for o in operands):
+        """Write the job's merge into `out`; or give it, to be written there together with others, where all that it
+        reads stays in memory anyway."""
+        if job.method == COPY or not _takes(out, job):
+            self.write(job, out)
             return None
         merged = self.merged(job, job.parameters)
-        return merged if isinstance(merged, Blend) and merged.reusable else None
-
-    def _is_held(self, operand: Operand, job: MergeJob) -> bool:
-        """Whether the operand is a tensor that stays in memory, and is merged as it is there."""
-        if not isinstance(operand, Read) or not self._bank.holds(operand.model, operand.tensor):
-            return False
-        tensor, work = self._bank.tensor(operand.model, operand.tensor), torch_dtype(job.work)
-        return self._cast(tensor, work) is tensor
+        if isinstance(merged, Blend) and merged.reusable and self._bank.holds(merged.base, *merged.tensors):
+            return merged
+        result = self._result(job, merged, out)
+        if result is not out:
+            out.copy_(result)
+        return None
 
     def _fetch(self, operand: Operand) -> Tensor:
         """The operand's tensor: a stored one in the bank's place for it, a computed one on the device."""
@@ -102,8 +99,10 @@ class Execution:
         """The job's result, written into `out` unless it is None."""
         if job.method == COPY:
             return _copied([self._fetch(operand) for operand in job.inputs], job)
+        return self._result(job, self.merged(job, job.parameters), out)
+
+    def _result(self, job: MergeJob, merged: Blend | Tensor, out: Tensor | None) -> Tensor:
         work = torch_dtype(job.work)
-        merged = self.merged(job, job.parameters)
         if isinstance(merged, Tensor):
             return merged.to(self._device).to(work).to(torch_dtype(job.out))
         if out is None:
