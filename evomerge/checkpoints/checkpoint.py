@@ -67,9 +67,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 """The tokenizers of all families, and the chat template."""
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 PROCESSOR_FILES = (
-    "preprocessor_config.json",
-    "processor_config.json",
+    *IMAGE_FILES,
     "video_preprocessor_config.json",
     "chat_template.json",
 )

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from evomerge.checkpoints.checkpoint import IMAGE_FILES, Checkpoint
 from evomerge.errors import InputError, nearest, suggestion
 from evomerge.escape import quoted, shortened
 from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
@@ -215,6 +216,24 @@ def check_images(name: str, kind: str | None, shots: int | None, spec: SliceSpec
     if shots:
         problem = f"task {name!r} shows images and has few-shot examples, which lm-eval shows without theirs"
         raise InputError(problem, "set num_fewshot: 0", spec.at("num_fewshot"))
+
+
+def check_images_taken(fitness: FitnessSpec, base: Checkpoint) -> None:
+    """InputError where local tasks show images, and the base, by its configuration and files, takes none."""
+    local = scan(fitness.include)
+    for spec in fitness.slices.values():
+        leaves = local.closure(spec.task)[0] if spec.task is not None else ()
+        if all(leaf.config.get("doc_to_image") is None for leaf in leaves):
+            continue
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+        kind = base.config.get("model_type")
+        if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            problem = f"task {spec.task!r} shows images, and {base.reference}, a {quoted(kind)} model, takes none"
+            raise InputError(problem, "merge vision-language models, or leave the slice out", spec.at("task"))
+        if not any((base.path / file).is_file() for file in IMAGE_FILES):
+            problem = f"task {spec.task!r} shows images, and {base.path} has no processor"
+            raise InputError(problem, f"put {' or '.join(IMAGE_FILES)} of the original model there", spec.at("task"))
 
 
 def check_name(spec: SliceSpec, name: str, local: LocalTasks) -> None:

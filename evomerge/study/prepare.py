@@ -24,7 +24,7 @@ from evomerge.optimize.declarations import (
     uses_gradient,
 )
 from evomerge.registry import CHOICES, METHODS, OPTIMIZERS, PARETO
-from evomerge.scoring.preflight import check_fitness
+from evomerge.scoring.preflight import check_fitness, check_images_taken
 from evomerge.scoring.tasks.task_files import scan
 from evomerge.space.space import Space
 from evomerge.study.run.folder import RunFolder
@@ -105,6 +105,7 @@ def make_plan(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
     if not models.space.dimensions:
         raise InputError("leaves nothing to search", "freeze less", spec.at("freeze"))
     check_start(spec, models.space)
+    check_images_taken(fitness, models.base)
     return Plan(spec, fitness, models)
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from lm_eval.models.hf_vlms import HFMultimodalLM
 
+from evomerge.checkpoints.checkpoint import IMAGE_FILES
 from evomerge.errors import InputError
 from evomerge.escape import shortened
 from evomerge.safety.templates import check_rendered, rendering
 
-_MEND = "put processor_config.json or preprocessor_config.json of the original model there"
+_MEND = f"put {' or '.join(IMAGE_FILES)} of the original model there"
 _REASON = 160  # characters of an error of transformers that are shown
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 import evomerge
+from evomerge.checkpoints.checkpoint import IMAGE_FILES
 from evomerge.errors import InputError
 from evomerge.files.fitness_file import read_fitness
 from evomerge.scoring.preflight import check_fitness
+from evomerge.study.dry_run import dry_run
 
 TASK = """task: {name}
 dataset_path: parquet
@@ -177,8 +180,27 @@ def test_a_folder_without_processor_is_refused(folder: Path, tmp_path: Path) -> 
     shutil.copytree(folder / "base", tmp_path / "base")
     for file in ("processor_config.json", "preprocessor_config.json"):
         (tmp_path / "base" / file).unlink(missing_ok=True)
-    with pytest.raises(InputError, match=r"slices.colours.task: .*base has .*; put processor_config.json or pre"):
+    with pytest.raises(InputError, match=r"slices.colours.task: .*base has .*; put preprocessor_config.json or pro"):
         evomerge.evaluate(tmp_path / "base", folder / "fitness.yaml", device="cpu")
+
+
+@pytest.mark.parametrize(("lost", "told"), [
+    ("processor", r"slices.colours.task: task 'colours' shows images, and .*base has no processor; put preprocessor_con"),
+    ("tower", r"slices.colours.task: task 'colours' shows images, and .*base, a 'llama' model, takes none"),
+])  # fmt: skip
+def test_a_dry_run_knows_who_takes_images(lost: str, told: str, folder: Path, tmp_path: Path) -> None:
+    for name in ("base", "a"):
+        shutil.copytree(folder / name, tmp_path / name)
+        if lost == "tower":
+            config = {"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 259}
+            (tmp_path / name / "config.json").write_text(json.dumps(config))
+        for file in IMAGE_FILES if lost == "processor" else ():
+            (tmp_path / name / file).unlink(missing_ok=True)
+    genes = {"method": "task_arithmetic", "weight": {"low": 0.0, "high": 1.0, "per": ["sources"]}}
+    space = {"base": str(tmp_path / "base"), "sources": {"a": str(tmp_path / "a")}, "genes": genes}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({**space, "fitness": str(folder / "fitness.yaml")}))
+    with pytest.raises(InputError, match=told):
+        dry_run(tmp_path / "space.yaml")
 
 
 def test_one_question_about_many_images_is_no_mistake(folder: Path) -> None:
