@@ -185,7 +185,7 @@ def test_a_folder_without_processor_is_refused(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("lost", "told"), [
-    ("processor", r"slices.colours.task: task 'colours' shows images, and .*base has no processor; put preprocessor_con"),
+    ("processor", r"slices.colours.task: task 'colours' shows images, and .*base has no processor; put pre"),
     ("tower", r"slices.colours.task: task 'colours' shows images, and .*base, a 'llama' model, takes none"),
 ])  # fmt: skip
 def test_a_dry_run_knows_who_takes_images(lost: str, told: str, folder: Path, tmp_path: Path) -> None:
