@@ -34,8 +34,7 @@ def tensor_record(name: str, tensor: Tensor, runner: Runner = _PLAIN) -> str:
     Raises:
         NotFinite: it holds NaN or Inf.
     """
-    blend, tail = _words(name, tensor)
-    return _line(name, tensor, runner.reduce(blend, torch.float32, tensor.device), tail)
+    return tensor_records([(name, tensor)], runner)[0]
 
 
 def tensor_records(named: Sequence[tuple[str, Tensor]], runner: Runner = _PLAIN) -> list[str]:

@@ -66,8 +66,7 @@ def plan(
     def find(reference: str, where: Where | None) -> Model:
         if reference not in models:
             opened[reference] = open_checkpoint(reference, where)
-            models[reference] = _MODELS.get(opened[reference]) or _stored_model(opened[reference])
-            _MODELS[opened[reference]] = models[reference]
+            models[reference] = _stored_model(opened[reference])
         return models[reference]
 
     def find_vocabulary(reference: str, where: Where | None) -> Vocabulary:
@@ -97,11 +96,13 @@ def plan(
 
 
 def _stored_model(checkpoint: Checkpoint) -> Model:
+    if checkpoint in _MODELS:
+        return _MODELS[checkpoint]
     key = checkpoint.resolved()
     tensors = {name: TensorRef(Read(key, name), info.shape, info.dtype) for name, info in checkpoint.tensors.items()}
     modules = find_modules(tensors, checkpoint.config, checkpoint.stack)
     vocabulary = Vocabulary.of(checkpoint.tokenizer_path)
-    return Model(
+    model = _MODELS[checkpoint] = Model(
         reference=key,
         config=checkpoint.config,
         modules=modules,
@@ -110,6 +111,7 @@ def _stored_model(checkpoint: Checkpoint) -> Model:
         tensors=tensors,
         vocabulary=vocabulary,
     )
+    return model
 
 
 def _staged_model(name: str, stage: MergePlan) -> Model:

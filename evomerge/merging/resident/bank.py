@@ -114,14 +114,15 @@ class SourceBank:
                 info = checkpoint.tensors[name]
                 alike.setdefault((home, info.shape, info.dtype), []).append(name)
             for names in alike.values():
-                memory = _Memory(len(names))
-                places.update({name: _Row(memory, i) for i, name in enumerate(names)})
+                if len(names) > 1:
+                    memory = _Memory(len(names))
+                    places.update({name: _Row(memory, i) for i, name in enumerate(names)})
         return places
 
     def _put(self, tensor: Tensor, home: str, row: _Row | None = None) -> Tensor:
         """The tensor in its home, in its row there. InputError if there is not enough memory."""
         try:
-            if row is not None and row.memory.count > 1:
+            if row is not None:
                 return row.filled(tensor, home, self._pinned is not None)
             if home == HOST:
                 return tensor if self._pinned is None else self._pinned.add(tensor)

@@ -14,7 +14,7 @@ from lm_eval.models.hf_vlms import HFMultimodalLM
 from evomerge.checkpoints.checkpoint import IMAGE_FILES
 from evomerge.errors import InputError
 from evomerge.escape import shortened
-from evomerge.safety.templates import check_rendered, rendering
+from evomerge.scoring.engine.resident import BoundedChat
 
 _MEND = f"put {' or '.join(IMAGE_FILES)} of the original model there"
 _REASON = 160  # characters of an error of transformers that are shown
@@ -31,7 +31,7 @@ class ImagePlan:
         object.__setattr__(self, "tokens", [0] * len(self.requests))
 
 
-class ImageLM(HFMultimodalLM):  # type: ignore[misc]  # lm-eval is untyped
+class ImageLM(BoundedChat, HFMultimodalLM):  # type: ignore[misc]  # lm-eval is untyped
     """Runs lm-eval's `hf-multimodal` over a model whose weights change between calls, as `ResidentLM` runs `HFLM`.
 
     Images and text go through the model's processor at each call; nothing is packed or kept.
@@ -48,14 +48,6 @@ class ImageLM(HFMultimodalLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def _create_tokenizer(self, *arguments: Any, **options: Any) -> None:
         self.tokenizer = self.processor.tokenizer
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as one text; see `ResidentLM.apply_chat_template`."""
-        owner = str(self.tokenizer.name_or_path)
-        with rendering(owner):
-            text: str = super().apply_chat_template(chat_history, add_generation_prompt)
-        check_rendered(text, owner)
-        return text
 
     def plan(self, requests: Sequence[Any]) -> ImagePlan:
         """Holds lm-eval instances (of generate_until), in order."""

@@ -14,7 +14,25 @@ from evomerge.scoring.engine.plan import Plan
 from evomerge.scoring.engine.shortcuts import Shortcuts
 
 
-class ResidentLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
+class BoundedChat:
+    """Makes one text of a conversation, for lm-eval's model classes."""
+
+    tokenizer: Any
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as one text. The template came with a checkpoint, so its time and memory are bounded.
+
+        Raises:
+            InputError: the template fails, takes too much, or makes too long a text.
+        """
+        owner = str(self.tokenizer.name_or_path)
+        with rendering(owner):
+            text: str = super().apply_chat_template(chat_history, add_generation_prompt)  # type: ignore[misc]
+        check_rendered(text, owner)
+        return text
+
+
+class ResidentLM(BoundedChat, HFLM):  # type: ignore[misc]  # lm-eval is untyped
     """Runs `HFLM` over a model whose weights change between calls.
 
     It keeps nothing that depends on the weights. `plan` prepares requests once, `answer` answers them with the current
@@ -47,18 +65,6 @@ class ResidentLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             with tokenizing(str(self.tokenizer.name_or_path)):
                 self._encoded[key] = super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
         return list(self._encoded[key])
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as one text. The template came with a checkpoint, so its time and memory are bounded.
-
-        Raises:
-            InputError: the template fails, takes too much, or makes too long a text.
-        """
-        owner = str(self.tokenizer.name_or_path)
-        with rendering(owner):
-            text: str = super().apply_chat_template(chat_history, add_generation_prompt)
-        check_rendered(text, owner)
-        return text
 
     def plan(self, requests: Sequence[Any]) -> Any:
         """Prepares lm-eval instances of one request type, in order. The plan's `tokens` has the number of scored tokens
