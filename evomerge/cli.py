@@ -200,6 +200,17 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "help": "default: 1, which is B; 1.5 goes beyond it by half of the way",
         },
     ),
+    # before a merge
+    "require_token": (
+        ("--require-token",),
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "TOKEN",
+            "help": "exit with 1 if the merged model would not have this token",
+        },
+    ),
+    "figure": (("--figure",), {"metavar": "FILE", "help": "draw where the sources conflict: .png, .svg or .pdf"}),
     **merge_options.OPTIONS,
 }  # fmt: skip
 """Option name -> (flags, argparse's settings). The name, or `dest`, is that of the Python function's parameter."""
@@ -231,6 +242,18 @@ COMMANDS = {
         "train small specialists here, search them, export the winner",
         {},
         ("folder", "trials", "device"),
+    ),
+    "check": Command(
+        commands.run_check,
+        "say what can go wrong with a merge, and what to try, from headers and samples of the weights",
+        {
+            "models": {
+                "metavar": "FILE_OR_MODEL",
+                "nargs": "+",
+                "help": "a search space or a recipe, or a base and its sources",
+            }
+        },
+        ("require_token", "figure", "device", "memory", "allow_pickle"),
     ),
     "search": Command(
         commands.run_search,

@@ -39,6 +39,26 @@ def _call(function: Callable[..., T], options: argparse.Namespace, **others: Any
     return function(**{**{name: value for name, value in vars(options).items() if name in parameters}, **others})
 
 
+def run_check(options: argparse.Namespace) -> int:
+    figure = _output(options.figure, "--figure", FORMATS, read=options.models)
+    # numpy takes a moment to import.
+    from evomerge.examine.check import check
+    from evomerge.report.checks import check_data, check_lines, check_tables
+    from evomerge.report.heat_map import draw_heat_map
+
+    with _view() as observer:
+        result = _call(check, options, observer=observer)
+    unsaved = []
+    if (deltas := result.deltas) is not None and deltas.tensors:
+        unsaved = _save(figure, lambda file: draw_heat_map(deltas, file))
+    if options.json:
+        drawn = deltas is not None and deltas.tensors and not unsaved
+        _print(options, {**check_data(result), "figure": options.figure if drawn else None})
+    else:
+        _show(*check_tables(result), *check_lines(result))
+    return _end(DONE if result.mergeable else NO, unsaved)
+
+
 def run_search(options: argparse.Namespace) -> int:
     if options.full:
         options.settings = [*options.settings, "fitness.pruning=false"]

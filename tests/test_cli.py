@@ -32,6 +32,12 @@ SWITCHES = (
 VALUES = "--transformers-cache --lora-merge-cache --lora-merge-dtype --write-threads --out-path"
 FLAGS: dict[str, dict[str, Any]] = {
     "quickstart": {"--dir": ".", "--trials": None, "--device": "auto"},
+    "check": {
+        "--require-token": [],
+        **dict.fromkeys(["--figure", "--memory"]),
+        "--device": "auto",
+        "--allow-pickle": False,
+    },
     "search": {
         **dict.fromkeys(
             [
@@ -96,6 +102,7 @@ FLAGS: dict[str, dict[str, Any]] = {
 
 HANDLED: dict[str, set[str]] = {
     "search": {"full", "dry_run"},
+    "check": {"figure"},
     "status": {"runs"},
     "merge": {"cuda", "hub_cache", "out_path", "quiet", "without_effect", "values_without_effect"},
     "evaluate": {"output", "items"},

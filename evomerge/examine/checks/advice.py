@@ -1,0 +1,94 @@
+"""Which methods and genes to try with these models, each with its reason. No rule here is a prediction of a score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evomerge.checkpoints.samples.deltas import Deltas
+from evomerge.checkpoints.samples.spectrum import Spectrum
+from evomerge.checkpoints.samples.sums import Estimate
+from evomerge.checkpoints.samples.training import LARGE
+from evomerge.examine.checks.signals import mean
+
+MOST_GROUPS = 8
+_TRIALS_A_GENE = 8
+"""Evaluations that a searched number needs before it gains more than its noise: docs/optimizers.md starts with few."""
+_CANCELS, _ALIKE, _UNEVEN = 0.3, 0.6, 1.5
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something to try: as the keys of a search space, and why."""
+
+    what: str
+    why: str
+
+
+def groups_for(sources: int, layers: int, trials: int) -> int:
+    """Layer groups with a weight for each source that so many trials can search."""
+    return max(1, min(layers, MOST_GROUPS, trials // (_TRIALS_A_GENE * sources)))
+
+
+def advice(deltas: Deltas, spectrum: Spectrum | None, layers: int, trials: int = 100) -> list[Advice]:
+    """What to try, the first thing first.
+
+    Args:
+        deltas: of the sources that descend from the base.
+        layers: of the base.
+        trials: the budget that the number of genes is for.
+    """
+    sources = deltas.sources
+    if not sources:
+        return []
+    sizes = {s: size for s in sources if (size := deltas.mean_size(s)) is not None}
+    groups = groups_for(len(sources), layers, trials)
+    if len(sources) == 1:
+        found = [Advice("method: slerp, t per layers", "one source: how far to go from the base is the one question")]
+    else:
+        what = f"method: task_arithmetic, weight per sources and layers, layers: {groups}"
+        count = f"{len(sources)} sources x {groups} groups = {len(sources) * groups} numbers"
+        why = f"{count}, which {trials} trials can search"
+        found = [Advice(what, why)]
+    found += _by_conflict(deltas) if len(sources) > 1 else []
+    largest = max((size.value for size in sizes.values()), default=0.0)
+    if largest >= LARGE:
+        found.append(
+            Advice("no dare_linear, no dare_ties", f"a mean change of {largest:.2g} is more than dropping bears")
+        )
+    elif largest > 0:
+        why = f"deltas are small (mean change at most {largest:.2g}): most elements can be dropped, the rest rescaled"
+        found.append(Advice("method: dare_linear, density from 0.2", why))
+    found += _by_layers(deltas)
+    return found
+
+
+def _by_conflict(deltas: Deltas) -> list[Advice]:
+    cosine = mean([deltas.cosine(a, b) for i, a in enumerate(deltas.sources) for b in deltas.sources[i + 1 :]])
+    lost = deltas.cancelled()
+    if lost is not None and lost.value > _CANCELS:
+        why = f"where deltas are added {lost.value:.0%} of them cancels: ties lets one sign win at each element"
+        return [Advice("method: ties, density from 0.1 per sources", why)]
+    if cosine is not None and cosine.value > _ALIKE:
+        why = f"deltas point the same way (cosine {cosine.value:.2f}): the average keeps what they share"
+        return [Advice("method: linear or model_stock", why)]
+    return []
+
+
+def _by_layers(deltas: Deltas) -> list[Advice]:
+    """Genes per layers pay where layers differ; layers that nobody changed need none."""
+    layers = sorted({tensor.layer for tensor in deltas.tensors if tensor.layer is not None})
+    found = []
+    sizes: dict[int, Estimate] = {}
+    for layer in layers:
+        size = mean([deltas.relative(source, deltas.of(layer)) for source in deltas.sources])
+        if size is not None:
+            sizes[layer] = size
+    still = [layer for layer, size in sizes.items() if size.value == 0]
+    if still and len(still) < len(layers):
+        found.append(Advice(f"freeze: {{layers: {still}}}", "no source changed a sampled element of these layers"))
+    moved = {layer: size.value for layer, size in sizes.items() if size.value > 0}
+    if len(moved) > 1 and max(moved.values()) > _UNEVEN * min(moved.values()):
+        most, least = max(moved, key=lambda i: moved[i]), min(moved, key=lambda i: moved[i])
+        why = f"layer {most} moved {moved[most]:.3g} of its norm, layer {least} {moved[least]:.3g}"
+        found.append(Advice("weight per layers", why))
+    return found
