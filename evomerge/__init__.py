@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from evomerge.demo.run import quickstart
     from evomerge.examine.check import check
     from evomerge.examine.evaluate import evaluate
+    from evomerge.examine.init import init
     from evomerge.examine.path import path
     from evomerge.merging.disk.stream import merge
     from evomerge.study.after.compare import compare
@@ -27,6 +28,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "init",
     "merge",
     "path",
     "quickstart",
@@ -42,6 +44,7 @@ _HOMES = {
     "compare": "evomerge.study.after.compare",
     "evaluate": "evomerge.examine.evaluate",
     "export": "evomerge.study.after.export",
+    "init": "evomerge.examine.init",
     "merge": "evomerge.merging.disk.stream",
     "path": "evomerge.examine.path",
     "quickstart": "evomerge.demo.run",

@@ -32,6 +32,12 @@ SWITCHES = (
 VALUES = "--transformers-cache --lora-merge-cache --lora-merge-dtype --write-threads --out-path"
 FLAGS: dict[str, dict[str, Any]] = {
     "quickstart": {"--dir": ".", "--trials": None, "--device": "auto"},
+    "init": {
+        **dict.fromkeys(["--fitness", "--trials"]),
+        "--tasks": [],
+        **dict.fromkeys(["-o", "--output"], "space.yaml"),
+        **dict.fromkeys(["--force", "--allow-pickle"], False),
+    },
     "check": {
         "--require-token": [],
         **dict.fromkeys(["--figure", "--memory"]),
@@ -56,6 +62,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--device": "auto",
         "--workers": 1,
         "--set": [],
+        "--tasks": [],
         **dict.fromkeys(["--asynchronous", "--full", "--dry-run", "--trust-tasks", "--allow-pickle"], False),
     },
     "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers"]),
@@ -101,7 +108,7 @@ FLAGS: dict[str, dict[str, Any]] = {
 """Command -> flag -> default."""
 
 HANDLED: dict[str, set[str]] = {
-    "search": {"full", "dry_run"},
+    "search": {"full", "dry_run", "tasks"},
     "check": {"figure"},
     "status": {"runs"},
     "merge": {"cuda", "hub_cache", "out_path", "quiet", "without_effect", "values_without_effect"},

@@ -20,8 +20,10 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["__main__"],
     ["cli"],
+    ["options"],
     ["merge_options"],
-    ["commands", "arguments"],
+    ["commands"],
+    ["arguments", "outputs"],
     ["report", "demo"],
     ["examine"],
     ["study"],

@@ -32,12 +32,12 @@ def check_tables(result: Checked) -> list[Sheet]:
 def check_lines(result: Checked) -> list[str]:
     """Findings, signals, advice, the plan, and the answer in the last line."""
     lines = [f"{f.level}: {f.topic}: {f.text}" for f in result.findings]
-    for predicts, title in (
-        (True, "what went with the loss of equal-weight merges (docs/check.md)"),
-        (False, "shown, does not predict"),
-    ):
-        told = [_signal(signal) for signal in result.signals if signal.predicts == predicts]
-        lines += [f"{title}: {'; '.join(told)}"] if told else []
+    told = [
+        f"{_signal(s)} (rank correlation {s.correlation:+.2f})" for s in result.signals if s.correlation is not None
+    ]
+    lines += [f"goes with the loss of equal-weight merges (docs/check.md): {'; '.join(told)}"] if told else []
+    others = [_signal(signal) for signal in result.signals if signal.correlation is None]
+    lines += [f"shown, does not predict: {'; '.join(others)}"] if others else []
     lines += [f"try: {a.what}: {a.why}" for a in result.advice]
     lines += [f"{topic}: {fact}" for topic, fact in result.plan.items()]
     problems = sum(finding.level == "problem" for finding in result.findings)

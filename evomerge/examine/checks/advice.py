@@ -13,7 +13,7 @@ from evomerge.examine.checks.signals import mean
 MOST_GROUPS = 8
 _TRIALS_A_GENE = 8
 """Evaluations that a searched number needs before it gains more than its noise: docs/optimizers.md starts with few."""
-_CANCELS, _ALIKE, _UNEVEN = 0.3, 0.6, 1.5
+_CANCELS, _ALIKE, _UNEVEN, _SPREAD = 0.3, 0.6, 1.5, 0.3
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,12 @@ def advice(deltas: Deltas, spectrum: Spectrum | None, layers: int, trials: int =
         count = f"{len(sources)} sources x {groups} groups = {len(sources) * groups} numbers"
         why = f"{count}, which {trials} trials can search"
         found = [Advice(what, why)]
+    spread = deltas.spread()
+    if spread is not None and spread.value > _SPREAD:
+        why = (
+            f"spread {spread.value:.2f}: each equal-weight merge of benchmarks/check.py with one above {_SPREAD:g} lost"
+        )
+        found.append(Advice("weight: {init: 0.2}, from 0 on", f"{why} more than its sources had gained"))
     found += _by_conflict(deltas) if len(sources) > 1 else []
     largest = max((size.value for size in sizes.values()), default=0.0)
     if largest >= LARGE:
