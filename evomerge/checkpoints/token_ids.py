@@ -20,9 +20,10 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Reordered:
-    """Two models that have different tokens under equal ids.
+    """Two models, or groups of models with the same tokens, that have different tokens under equal ids.
 
     Attributes:
+        one, other: their names.
         ids: these ids, in order.
         moved: how many tokens both have, under different ids.
         examples: the first of these ids with both tokens.
@@ -41,21 +42,29 @@ class Reordered:
 
 
 def reordered(models: Mapping[str, Checkpoint]) -> list[Reordered]:
-    """The pairs of models that have different tokens under equal ids. InputError where a tokenizer cannot be read."""
-    tokens = {name: found for name, model in models.items() if (found := vocabulary(model))}
-    ids: dict[str, dict[int, str]] = {}
+    """The pairs of models that have different tokens under equal ids; models with the same tokens are named together.
+    InputError where a tokenizer cannot be read."""
+    groups: list[tuple[list[str], dict[str, int]]] = []
+    for name, model in models.items():
+        tokens = vocabulary(model)
+        same = next((names for names, known in groups if known == tokens), None)
+        if same is not None:
+            same.append(name)
+        elif tokens:
+            groups.append(([name], tokens))
     result = []
-    for one, other in combinations(tokens, 2):
-        if tokens[one] == tokens[other]:
-            continue
-        for name in (one, other):
-            ids.setdefault(name, {i: token for token, i in tokens[name].items()})
-        differing = sorted(i for i, token in ids[one].items() if ids[other].get(i, token) != token)
+    for (ones, ours), (others, theirs) in combinations(groups, 2):
+        by_id = [{i: token for token, i in tokens.items()} for tokens in (ours, theirs)]
+        differing = sorted(i for i, token in by_id[0].items() if by_id[1].get(i, token) != token)
         if differing:
-            moved = sum(1 for token, i in tokens[one].items() if tokens[other].get(token, i) != i)
-            examples = tuple((i, ids[one][i], ids[other][i]) for i in differing[:_SHOWN])
-            result.append(Reordered(one, other, tuple(differing), moved, examples))
+            moved = sum(1 for token, i in ours.items() if theirs.get(token, i) != i)
+            examples = tuple((i, by_id[0][i], by_id[1][i]) for i in differing[:_SHOWN])
+            result.append(Reordered(_joined(ones), _joined(others), tuple(differing), moved, examples))
     return result
+
+
+def _joined(names: list[str]) -> str:
+    return f"({', '.join(names)})" if len(names) > 1 else names[0]
 
 
 def shared_rows(base: Checkpoint, other: Checkpoint) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:

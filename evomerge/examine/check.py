@@ -16,7 +16,7 @@ from evomerge.errors import InputError
 from evomerge.evaluator.device import parse_memory
 from evomerge.examine.checks.advice import Advice, advice
 from evomerge.examine.checks.findings import Finding, note, problem
-from evomerge.examine.checks.licences import compare_licences, licence_of
+from evomerge.examine.checks.licences import Licence, compare_licences, licence_of
 from evomerge.examine.checks.lineage import lineage, unrelated
 from evomerge.examine.checks.parents import Parents, open_parents
 from evomerge.examine.checks.signals import Signal, signals
@@ -112,6 +112,7 @@ def check(
     result = Checked([_facts(name, checkpoint) for name, checkpoint in parents.all.items()])
     fitting, result.findings = _fitting(parents)
     result.findings += _compared(parents, require_token)
+    result.findings += compare_licences({model.name: Licence(model.licence) for model in result.models})
     if fitting:
         observer.phase("sampling weights")
         result.deltas = measure(
@@ -188,7 +189,6 @@ def _compared(parents: Parents, required: Iterable[str]) -> Iterator[Finding]:
     if len(set(dtypes.values())) > 1:
         shown = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
         yield note("dtype", f"{shown}: the merge has the base's unless `dtype` says another")
-    yield from compare_licences({name: licence_of(model) for name, model in models.items()})
 
 
 def _sampled(result: Checked, parents: Parents, fitting: dict[str, Checkpoint]) -> list[Finding]:

@@ -15,7 +15,7 @@ from evomerge.merging.resident.placement import size
 from evomerge.report.numbers import number
 from evomerge.report.shown import Cell, Column, Row, Sheet
 
-_MOST_ROWS = 14
+_MOST_ROWS, _MOST_LAYERS = 14, 8
 Cells = Mapping[tuple[int | None, str], Sequence[TensorSums]]
 
 
@@ -25,7 +25,7 @@ def check_tables(result: Checked) -> list[Sheet]:
     if result.deltas is not None and result.deltas.tensors:
         tables.append(_sources(result))
         tables += [_pairs(result)] if len(result.deltas.sources) > 1 else []
-        tables += [_modules(result.deltas)]
+        tables += [_modules(result.deltas), _layers(result.deltas)]
     return tables
 
 
@@ -151,23 +151,40 @@ def _pairs(result: Checked) -> Sheet:
 
 def _modules(deltas: Deltas) -> Sheet:
     """One row a module, over all layers."""
-    several = len(deltas.sources) > 1
-    columns = [Column(source, "|delta| / |base|") for source in deltas.sources]
-    columns += [Column("signs", "opposed"), Column("cancelled")] if several else []
     by_module: dict[str, list[TensorSums]] = {}
     for tensor in deltas.tensors:
         by_module.setdefault(tensor.module, []).append(tensor)
     largest = sorted(by_module, key=lambda m: -sum(t.elements for t in by_module[m]))[:_MOST_ROWS]
+    shown = {module: tensors for module, tensors in by_module.items() if module in largest}
+    left = len(by_module) - len(shown)
+    return _places("By module, over all layers", "module", deltas, shown, [f"and {left} smaller ones"] if left else [])
+
+
+def _layers(deltas: Deltas) -> Sheet:
+    """One row a layer, or a run of layers where there are many."""
+    layers = sorted({tensor.layer for tensor in deltas.tensors if tensor.layer is not None})
+    step = -(-len(layers) // _MOST_LAYERS)
+    groups = [layers[i : i + step] for i in range(0, len(layers), step)] if layers else []
+    shown = {
+        f"{group[0]}-{group[-1]}" if len(group) > 1 else str(group[0]): [t for t in deltas.tensors if t.layer in group]
+        for group in groups
+    }
+    return _places("By layer", "layers" if step > 1 else "layer", deltas, shown, ["of each place by itself: --json"])
+
+
+def _places(
+    title: str, head: str, deltas: Deltas, places: Mapping[str, Sequence[TensorSums]], legend: Sequence[str]
+) -> Sheet:
+    """One row a group of tensors: how far each source moved, and how far they differ."""
+    several = len(deltas.sources) > 1
+    columns = [Column(source, "|delta| / |base|") for source in deltas.sources]
+    columns += [Column("signs", "opposed"), Column("cancelled")] if several else []
     rows = []
-    for module in by_module:
-        if module in largest:
-            tensors = by_module[module]
-            cells = [_cell(deltas.relative(source, tensors), 3) for source in deltas.sources]
-            cells += [_share(conflict(deltas, tensors)), _share(deltas.cancelled(tensors))] if several else []
-            rows.append(Row([module], cells))
-    left = len(by_module) - len(rows)
-    legend = [f"{left} smaller modules: with --json"] if left else []
-    return _sheet("By module, over all layers", "module", columns, rows, legend)
+    for name, tensors in places.items():
+        cells = [_cell(deltas.relative(source, tensors), 3) for source in deltas.sources]
+        cells += [_share(conflict(deltas, tensors)), _share(deltas.cancelled(tensors))] if several else []
+        rows.append(Row([name], cells))
+    return _sheet(title, head, columns, rows, legend)
 
 
 def _sheet(title: str, head: str, columns: Sequence[Column], rows: Sequence[Row], legend: Sequence[str]) -> Sheet:

@@ -233,6 +233,20 @@ def test_nan_is_named_and_counts_for_nothing(tiny_models: Path, tmp_path: Path) 
     assert np.isfinite(size.value)
 
 
+def test_quantized_weights_are_sampled_as_they_are_read(tmp_path: Path) -> None:
+    from quantized_models import FP8, fp8_blocks, write
+
+    base = Checkpoint.open(str(write(tmp_path / "base", lambda weight: {"weight": weight.bfloat16()}, {})))
+    source = Checkpoint.open(str(write(tmp_path / "fp8", fp8_blocks, FP8)))
+    assert source.quantization is not None
+    deltas = measure(base, {"fp8": source})
+    assert deltas.unread == {}
+    _, (moved,) = exact(base, {"fp8": source})
+    size = deltas.mean_size("fp8")
+    assert size is not None
+    assert size.value == pytest.approx(np.abs(moved).mean(), rel=1e-4)
+
+
 # Directions
 
 

@@ -216,7 +216,7 @@ def test_ids_in_another_order_are_named_by_check_and_dry_run(tiny_study: Study, 
     told = levels(check(["models/base", "models/two"]), "warning")
     assert any("base and two order 2 ids differently" in line for line in told)
     assert main(["search", "space.yaml", "--dry-run"]) == 0
-    assert "base and two order 2 ids differently" in capsys.readouterr().out
+    assert "(base, one) and two order 2 ids differently" in capsys.readouterr().out
 
 
 def test_templates_generation_and_settings_are_compared(near: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import evomerge
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.cli import main
 from evomerge.errors import InputError
+from evomerge.examine.check import check
 from evomerge.examine.checks.advice import groups_for
 from evomerge.examine.init import init
 from evomerge.examine.starter_fitness import choose_slices, usual_metric
@@ -26,6 +27,8 @@ from evomerge.scoring.tasks.task_files import TaskFile
 from tests.checkpoints.test_samples import write_adapter
 from tests.conftest import save_tiny, write_task
 from tests.examine.test_check import with_token
+from tests.families.build import write_models
+from tests.families.layouts import layouts
 
 Study = Callable[..., Path]
 Said = pytest.CaptureFixture[str]
@@ -285,3 +288,18 @@ def test_a_task_of_a_group_folder(place: Path) -> None:
     write_task(Path("tasks"), "tiny_c", 3)
     (slice_,) = choose_slices(["tasks/group.yaml"]).slices
     assert (slice_.task, slice_.metric) == ("both", "acc")
+
+
+LAYOUTS = {layout.name: layout for layout in layouts()}
+
+
+@pytest.mark.parametrize("name", ["gemma3 (hub)", "qwen3_moe (hub)", "jamba (hub)"])
+def test_models_of_other_families_pass(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vision-language model, a mixture of experts, a hybrid: with several sources and with one."""
+    monkeypatch.chdir(tmp_path)
+    write_models(LAYOUTS[name], tmp_path)
+    Path("tasks").mkdir()
+    write_task(Path("tasks"), "tiny_a", 1)
+    passes(init("base", ["a", "b"], tasks=TASKS[:1]).space)
+    passes(init("base", ["a"], tasks=TASKS[:1], output="one.yaml").space)
+    assert check("space.yaml").mergeable
