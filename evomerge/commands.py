@@ -233,8 +233,8 @@ def run_merge(options: argparse.Namespace) -> int:
 
     device = choose_device("cuda" if options.cuda else options.device)
     with _view() as observer:
-        progress = None if options.quiet else observer.progress
-        folder = _call(merge, options, device=device, progress=progress, note=observer.note)
+        progress, note = (None, None) if options.quiet else (observer.progress, observer.note)
+        folder = _call(merge, options, device=device, progress=progress, note=note)
     return _print(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
 
 

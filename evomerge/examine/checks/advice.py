@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from evomerge.checkpoints.samples.deltas import Deltas
 from evomerge.checkpoints.samples.spectrum import Spectrum
 from evomerge.checkpoints.samples.sums import Estimate
-from evomerge.checkpoints.samples.training import LARGE
+from evomerge.checkpoints.samples.training import FINE_TUNED, LARGE
 from evomerge.examine.checks.signals import mean
 
 MOST_GROUPS = 8
@@ -61,7 +61,7 @@ def advice(deltas: Deltas, spectrum: Spectrum | None, layers: int, trials: int =
         found.append(
             Advice("no dare_linear, no dare_ties", f"a mean change of {largest:.2g} is more than dropping bears")
         )
-    elif largest > 0:
+    elif 0 < largest <= FINE_TUNED:
         why = f"deltas are small (mean change at most {largest:.2g}): most elements can be dropped, the rest rescaled"
         found.append(Advice("method: dare_linear, density from 0.2", why))
     found += _by_layers(deltas)
