@@ -285,6 +285,8 @@ def test_status_of_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 REFUSED: dict[str, list[str]] = {
     # command -> a line that it must refuse
     "quickstart": ["--trials", "0"],
+    "init": ["base", "source", "--tasks", "absent.yaml"],
+    "check": ["nothing.yaml"],
     "search": ["nothing.yaml"],
     "resume": ["nothing"],
     "status": ["nothing"],

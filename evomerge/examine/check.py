@@ -107,8 +107,8 @@ def check(
     """
     observer = observer or Observer()
     parse_memory(memory)
-    observer.phase("reading headers")
-    parents = open_parents([models] if isinstance(models, str | Path) else list(models))
+    named = [models] if isinstance(models, str | Path) else list(models)
+    parents = open_parents(named, lambda: observer.phase("reading headers"))
     result = Checked([_facts(name, checkpoint) for name, checkpoint in parents.all.items()])
     fitting, result.findings = _fitting(parents)
     result.findings += _compared(parents, require_token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,20 +48,22 @@ class Parents:
         return {"base": self.base, **self.sources}
 
 
-def open_parents(models: Sequence[str | Path]) -> Parents:
-    """Opens what a command line names: one file, or a base and its sources.
+def open_parents(models: Sequence[str | Path], opening: Callable[[], None] = lambda: None) -> Parents:
+    """Opens what a command line names: one file, or a base and its sources. `opening`: is called before the first model
+    is opened, which can take a while.
 
     Raises:
         InputError: there is no such file or model, or too few of them.
     """
     if len(models) == 1 and Path(models[0]).suffix in _ENDINGS:
-        return _of_file(Path(models[0]))
+        return _of_file(Path(models[0]), opening)
     if len(models) < 2:
         kind = folder_kind(Path(models[0]).expanduser()) if models else None
         given = f"{models[0]} is {kind.name}" if kind is not None and not kind.is_model else "one model is no merge"
         raise InputError(given, "give a base and its sources, or a search space or recipe (.yaml)", Where("MODEL"))
     check_places(None, models)
     references = [str(model) for model in models]
+    opening()
     return opened(references[0], named(references[1:]))
 
 
@@ -71,20 +73,22 @@ def opened(base: str, sources: Mapping[str, str]) -> Parents:
     return Parents(first, {name: Checkpoint.open(reference, base=first) for name, reference in sources.items()})
 
 
-def _of_file(file: Path) -> Parents:
+def _of_file(file: Path, opening: Callable[[], None]) -> Parents:
     documents = load_documents(file, Schema.RECIPE)
     if any(isinstance(document.value, dict) and "merge_method" in document.value for document in documents):
-        return _of_recipe(read_recipe(file))
+        return _of_recipe(read_recipe(file), opening)
     spec = read_space(file)
     for ref in (spec.base, *spec.sources.values()):
         check_reference(str(ref), ref.where)
+    opening()
     base = Checkpoint.open(str(spec.base), spec.base.where)
     sources = {name: Checkpoint.open(str(ref), ref.where, base) for name, ref in spec.sources.items()}
     return Parents(base, sources, spec.tokenizer, spec.methods, space=spec)
 
 
-def _of_recipe(recipe: Recipe) -> Parents:
+def _of_recipe(recipe: Recipe, opening: Callable[[], None]) -> Parents:
     recipe.check_places()
+    opening()
     places, parents = recipe.places(), parents_of(recipe)
     stands_in = base_of(recipe) is None
     first = parents.pop("base") if not stands_in else parents.pop(next(iter(parents)))
