@@ -204,5 +204,5 @@ def _sampled(result: Checked, parents: Parents, fitting: dict[str, Checkpoint]) 
     related = [source for source in deltas.sources if source not in unrelated(deltas)]
     if related == list(deltas.sources):
         trials = (parents.space.trials if parents.space is not None else None) or 100
-        result.advice = advice(deltas, result.spectrum, parents.base.layers, trials)
+        result.advice = advice(deltas, parents.base.layers, trials)
     return findings

@@ -84,7 +84,7 @@ def init(
     count = TRIALS if trials is None else trials
     texts: dict[Path, str] = {}
     for tokenizer in _tokenizers(parents):
-        tips = advice(deltas, None, parents.base.layers, count)[1:] if deltas.tensors else []
+        tips = advice(deltas, parents.base.layers, count)[1:] if deltas.tensors else []
         space = choose_space(parents, deltas, tokenizer, count, _seen(deltas), tips)
         texts = {space_file: space_text(space, space_file, _beside(fitness_file, space_file))}
         if slices is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from evomerge.checkpoints.samples.deltas import Deltas
 from evomerge.checkpoints.samples.sums import Estimate, TensorSums
 from evomerge.examine.check import Checked
+from evomerge.examine.checks.advice import by_chance
 from evomerge.examine.checks.signals import Signal, mean
 from evomerge.merging.resident.placement import size
 from evomerge.report.numbers import number
@@ -184,7 +185,8 @@ def _places(
         cells = [_cell(deltas.relative(source, tensors), 3) for source in deltas.sources]
         cells += [_share(conflict(deltas, tensors)), _share(deltas.cancelled(tensors))] if several else []
         rows.append(Row([name], cells))
-    return _sheet(title, head, columns, rows, legend)
+    chance = [f"by chance: half of the signs, {by_chance(len(deltas.sources)):.0%} cancelled"] if several else []
+    return _sheet(title, head, columns, rows, [*chance, *legend])
 
 
 def _sheet(title: str, head: str, columns: Sequence[Column], rows: Sequence[Row], legend: Sequence[str]) -> Sheet:

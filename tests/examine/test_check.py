@@ -149,7 +149,7 @@ def test_opposed_and_equal_deltas_are_warnings(near: Path, tmp_path: Path) -> No
 
 
 def test_a_lora_source_changes_few_directions_and_leaves_the_rest(near: Path, tmp_path: Path) -> None:
-    adapter = write_adapter(tmp_path / "lora", Checkpoint.open(str(near / "base")))
+    adapter = write_adapter(tmp_path / "lora", Checkpoint.open(str(near / "base")), rank=1)
     result = check([str(near / "base"), str(adapter)])
     told = levels(result, "note")
     assert any("lie in few directions" in line for line in told)
@@ -314,3 +314,20 @@ def test_70_billion_parameters_take_a_part_of_the_memory(tmp_path: Path) -> None
     assert told["models"][0]["elements"] > 70e9
     assert len(told["lineage"]["untouched"]) == 723
     assert int(done.stderr.splitlines()[-1]) < 1_000_000
+
+
+def test_advice_follows_what_is_seen(near: Path, tmp_path: Path) -> None:
+    """A source that moved further, a layer that nobody changed, sources that are far apart: each is a reason."""
+    from safetensors.torch import load_file, save_file
+
+    base, one = (load_file(near / name / "model.safetensors") for name in ("base", "one"))
+    for name, factor in (("far", 30.0), ("half", 0.5)):
+        shutil.copytree(near / "one", tmp_path / name)
+        state = {k: base[k] + factor * (one[k] - base[k]) * (".layers.0." not in k) for k in base}
+        save_file(state, tmp_path / name / "model.safetensors", {"format": "pt"})
+    tips = {tip.what: tip.why for tip in check([str(near / "base"), *models(tmp_path, "far", "half")]).advice}
+    assert "60.0 times that of half" in tips["a lower weight for far"]
+    assert "freeze: {layers: [0]}" in tips
+    assert "model_stock" in " ".join(tips)
+    opposed = check([*models(near, "base", "one", "two")]).advice
+    assert not any("weight for" in tip.what or "freeze" in tip.what for tip in opposed)

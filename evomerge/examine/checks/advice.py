@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from evomerge.checkpoints.samples.deltas import Deltas
-from evomerge.checkpoints.samples.spectrum import Spectrum
 from evomerge.checkpoints.samples.sums import Estimate
 from evomerge.checkpoints.samples.training import FINE_TUNED, LARGE
 from evomerge.examine.checks.signals import mean
@@ -13,7 +14,7 @@ from evomerge.examine.checks.signals import mean
 MOST_GROUPS = 8
 _TRIALS_A_GENE = 8
 """Evaluations that a searched number needs before it gains more than its noise: docs/optimizers.md starts with few."""
-_CANCELS, _ALIKE, _UNEVEN, _SPREAD = 0.3, 0.6, 1.5, 0.3
+_CANCELS, _ALIKE, _UNEVEN, _UNEQUAL, _SPREAD = 0.03, 0.6, 1.5, 2.0, 0.3
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def groups_for(sources: int, layers: int, trials: int) -> int:
     return max(1, min(layers, MOST_GROUPS, trials // (_TRIALS_A_GENE * sources)))
 
 
-def advice(deltas: Deltas, spectrum: Spectrum | None, layers: int, trials: int = 100) -> list[Advice]:
+def advice(deltas: Deltas, layers: int, trials: int = 100) -> list[Advice]:
     """What to try, the first thing first.
 
     Args:
@@ -45,21 +46,18 @@ def advice(deltas: Deltas, spectrum: Spectrum | None, layers: int, trials: int =
     if len(sources) == 1:
         found = [Advice("method: slerp, t per layers", "one source: how far to go from the base is the one question")]
     else:
-        what = f"method: task_arithmetic, weight per sources and layers, layers: {groups}"
-        count = f"{len(sources)} sources x {groups} groups = {len(sources) * groups} numbers"
-        why = f"{count}, which {trials} trials can search"
-        found = [Advice(what, why)]
+        per = f"weight per sources and layers, layers: {groups}" if groups > 1 else "weight per sources"
+        count = f"{len(sources)} sources x {groups} layer groups = {len(sources) * groups} numbers"
+        found = [Advice(f"method: task_arithmetic, {per}", f"{count}, which {trials} trials can search")]
     spread = deltas.spread()
     if spread is not None and spread.value > _SPREAD:
-        why = (
-            f"spread {spread.value:.2f}: each equal-weight merge of benchmarks/check.py with one above {_SPREAD:g} lost"
-        )
-        found.append(Advice("weight: {init: 0.2}, from 0 on", f"{why} more than its sources had gained"))
-    found += _by_conflict(deltas) if len(sources) > 1 else []
+        measured = f"all 17 equal-weight merges with more than {_SPREAD:g} (docs/check.md) lost more than was gained"
+        found.append(Advice("weight: {init: 0.2}, from 0 on", f"spread {spread.value:.2f}: {measured}"))
+    found += [*_by_size(sizes), *_by_conflict(deltas)] if len(sources) > 1 else []
     largest = max((size.value for size in sizes.values()), default=0.0)
     if largest >= LARGE:
         found.append(
-            Advice("no dare_linear, no dare_ties", f"a mean change of {largest:.2g} is more than dropping bears")
+            Advice("no dare_linear, no dare_ties", f"a mean change of {largest:.2g} is too large to drop and rescale")
         )
     elif 0 < largest <= FINE_TUNED:
         why = f"deltas are small (mean change at most {largest:.2g}): most elements can be dropped, the rest rescaled"
@@ -68,12 +66,29 @@ def advice(deltas: Deltas, spectrum: Spectrum | None, layers: int, trials: int =
     return found
 
 
+def _by_size(sizes: Mapping[str, Estimate]) -> list[Advice]:
+    """Equal weights are not equal shares where one source moved much further than another."""
+    moved = {source: size.value for source, size in sizes.items() if size.value > 0}
+    if len(moved) < 2:
+        return []
+    most, least = max(moved, key=lambda s: moved[s]), min(moved, key=lambda s: moved[s])
+    if moved[most] < _UNEQUAL * moved[least]:
+        return []
+    why = f"its delta is {moved[most] / moved[least]:.1f} times that of {least}: equal weights are mostly {most}"
+    return [Advice(f"a lower weight for {most}", why)]
+
+
+def by_chance(sources: int) -> float:
+    """The share of |delta| that cancels where so many deltas of one size, normal and independent, are added."""
+    return 1 - 1 / math.sqrt(sources)
+
+
 def _by_conflict(deltas: Deltas) -> list[Advice]:
     cosine = mean([deltas.cosine(a, b) for i, a in enumerate(deltas.sources) for b in deltas.sources[i + 1 :]])
-    lost = deltas.cancelled()
-    if lost is not None and lost.value > _CANCELS:
-        why = f"where deltas are added {lost.value:.0%} of them cancels: ties lets one sign win at each element"
-        return [Advice("method: ties, density from 0.1 per sources", why)]
+    lost, chance = deltas.cancelled(), by_chance(len(deltas.sources))
+    if lost is not None and lost.value > chance + _CANCELS:
+        why = f"{lost.value:.0%} of the deltas cancels where they are added, {chance:.0%} would by chance"
+        return [Advice("method: ties, density from 0.1 per sources", f"{why}: ties lets one sign win at each element")]
     if cosine is not None and cosine.value > _ALIKE:
         why = f"deltas point the same way (cosine {cosine.value:.2f}): the average keeps what they share"
         return [Advice("method: linear or model_stock", why)]

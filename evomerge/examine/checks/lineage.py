@@ -14,7 +14,7 @@ from evomerge.examine.checks.findings import Finding, note, problem, warning
 UNRELATED_COSINE, UNRELATED_SIZE = 0.2, 0.8
 """Cosine of source and base over matrices, and |delta| / |base|: unrelated models have 0 and the square root of 2."""
 _ALIKE, _OPPOSED = 0.9, -0.2
-_LOW_RANK = 0.2
+_LOW_RANK = 0.1
 
 
 def unrelated(deltas: Deltas) -> list[str]:
