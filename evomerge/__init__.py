@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evomerge.demo.run import quickstart
+    from evomerge.examine.check import check
     from evomerge.examine.evaluate import evaluate
+    from evomerge.examine.init import init
     from evomerge.examine.path import path
     from evomerge.merging.disk.stream import merge
     from evomerge.study.after.compare import compare
@@ -21,12 +23,28 @@ if TYPE_CHECKING:
     from evomerge.study.search import resume, search
 
 __version__ = "0.1.0"
-__all__ = ["compare", "evaluate", "export", "merge", "path", "quickstart", "rank", "resume", "runs", "search", "status"]
+__all__ = [
+    "check",
+    "compare",
+    "evaluate",
+    "export",
+    "init",
+    "merge",
+    "path",
+    "quickstart",
+    "rank",
+    "resume",
+    "runs",
+    "search",
+    "status",
+]
 
 _HOMES = {
+    "check": "evomerge.examine.check",
     "compare": "evomerge.study.after.compare",
     "evaluate": "evomerge.examine.evaluate",
     "export": "evomerge.study.after.export",
+    "init": "evomerge.examine.init",
     "merge": "evomerge.merging.disk.stream",
     "path": "evomerge.examine.path",
     "quickstart": "evomerge.demo.run",

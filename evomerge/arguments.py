@@ -104,6 +104,11 @@ def number(text: str) -> float:
     return _read(float, text, "a number")
 
 
+def listed(text: str) -> list[str]:
+    """Reads words with commas between them, for argparse."""
+    return [word for part in text.split(",") if (word := part.strip())]
+
+
 def _read(read: Callable[[str], T], text: str, what: str) -> T:
     try:
         return read(text)

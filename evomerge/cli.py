@@ -1,4 +1,4 @@
-"""The command line: one table of options, one table of commands; parse, call, print.
+"""The command line: one table of commands, over that of options; parse, call, print.
 
 Results go to stdout, progress and errors to stderr.
 
@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from evomerge import __version__, commands, merge_options
-from evomerge.arguments import Parser, number, whole_number
+from evomerge.arguments import Parser
 from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
-from evomerge.errors import DEBUG, EvomergeError, InputError, Where, describe_unexpected
-from evomerge.files.common import parse_seconds
+from evomerge.errors import DEBUG, EvomergeError, InputError, describe_unexpected
 from evomerge.interrupts import ignore, listening
+from evomerge.options import OPTIONS, WORKERS
 from evomerge.streams import drop_unread, results_only
 from evomerge.study.run.folder import RunFolder
 
@@ -86,125 +86,6 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
     return f"every finished trial is kept; go on with `evomerge resume {RunFolder.named(run).handle}`"
 
 
-def _seconds(text: str) -> float:
-    return parse_seconds(text, Where("--time"))
-
-
-_FLAG = {"action": "store_true"}
-_WORKERS = "processes that score candidates, each with a model of its own; the GPUs are dealt among them"
-
-OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    # every command
-    "json": (("--json",), {**_FLAG, "help": "print one JSON document on stdout"}),
-    # the study
-    "run": (("--run",), {"metavar": "NAME", "help": "the run's name in ./runs (default: the file's name)"}),
-    "trials": (("--trials",), {"type": whole_number, "metavar": "N", "help": "budget of trials, references included"}),
-    "time": (
-        ("--time",),
-        {"type": _seconds, "metavar": "2h", "help": "budget of evaluation time: 90s, 20m, 4h, 2d"},
-    ),
-    "most_items": (
-        ("--items",),
-        {
-            "dest": "items",
-            "type": whole_number,
-            "metavar": "N",
-            "help": "budget of items of the search split, references included",
-        },
-    ),
-    "optimizer": (("--optimizer",), {"metavar": "NAME", "help": "in place of the file's"}),
-    "seed": (("--seed",), {"type": whole_number, "metavar": "N", "help": "of the optimizer and the random masks"}),
-    "asynchronous": (
-        ("--asynchronous",),
-        {**_FLAG, "help": "ask for the next candidate as soon as a worker is free, not a generation at a time"},
-    ),
-    "storage": (("--storage",), {"metavar": "URL", "help": "an Optuna storage in place of the run's journal"}),
-    "settings": (
-        ("--set",),
-        {
-            "action": "append",
-            "default": [],
-            "metavar": "key=value",
-            "help": "override a key of the space file, or of the fitness file (fitness.batch_size=4)",
-        },
-    ),
-    "begin": (
-        ("--from",),
-        {"metavar": "RUN[:TRIAL]", "help": "begin with another run's winner, carried over into this space"},
-    ),
-    "trust_tasks": (
-        ("--trust-tasks",),
-        {**_FLAG, "help": "run the code of tasks, too, that is not in the folders under `include`"},
-    ),
-    "allow_pickle": (
-        ("--allow-pickle",),
-        {**_FLAG, "help": "read pickled weights (.bin), too, where a model has no safetensors; no code of them is run"},
-    ),
-    "full": (("--full",), {**_FLAG, "help": "score every candidate on all items (pruning: false)"}),
-    "dry_run": (("--dry-run",), {**_FLAG, "help": "check everything that needs no weights, then stop"}),
-    # where it runs
-    "device": (
-        ("--device",),
-        {
-            "default": "auto",
-            "metavar": "D",
-            "help": "cpu, cuda, cuda:1, several GPUs (cuda:0,cuda:1) or auto (one, or all if the model needs them)",
-        },
-    ),
-    "memory": (
-        ("--memory",),
-        {
-            "metavar": "SIZE",
-            "help": "the most memory for base and sources: 20GB, or device=20GB,host=64GB; the rest is read from the "
-            "files",
-        },
-    ),
-    "workers": (("--workers",), {"type": whole_number, "default": 1, "metavar": "N", "help": _WORKERS}),
-    "folder": (("--dir",), {"default": ".", "help": "where models, runs and files go (default: here)"}),
-    "runs": (("--runs",), {"default": "runs", "metavar": "DIR", "help": "where the runs are (default: runs)"}),
-    # a run's trials
-    "trial": (("--trial",), {"type": whole_number, "metavar": "N", "help": "another trial than the winner"}),
-    "allow_infeasible": (
-        ("--allow-infeasible",),
-        {**_FLAG, "help": "even if it misses a floor, or was stopped early"},
-    ),
-    # scores
-    "fitness": (("--fitness",), {"metavar": "FILE", "help": "the fitness file"}),
-    "split": (("--split",), {"choices": ["search", "holdout", "all"], "default": "holdout"}),
-    "references": (
-        ("--reference",),
-        {
-            "action": "append",
-            "default": [],
-            "metavar": "NAME=MODEL",
-            "help": "a model that relative floors refer to, such as base=models/base",
-        },
-    ),
-    "output": (("-o", "--output"), {"metavar": "FILE"}),
-    "items": (
-        ("--items",),
-        {"metavar": "FILE", "help": "write the score of every item: FILE.jsonl or FILE.parquet"},
-    ),
-    # a line between two models
-    "points": (
-        ("--points",),
-        {"type": whole_number, "default": 11, "metavar": "N", "help": "how many, ends included (default: 11)"},
-    ),
-    "first": (("--from",), {"type": number, "default": 0.0, "metavar": "T", "help": "default: 0, which is A"}),
-    "last": (
-        ("--to",),
-        {
-            "type": number,
-            "default": 1.0,
-            "metavar": "T",
-            "help": "default: 1, which is B; 1.5 goes beyond it by half of the way",
-        },
-    ),
-    **merge_options.OPTIONS,
-}  # fmt: skip
-"""Option name -> (flags, argparse's settings). The name, or `dest`, is that of the Python function's parameter."""
-
-
 @dataclass(frozen=True)
 class Command:
     """One command.
@@ -232,14 +113,45 @@ COMMANDS = {
         {},
         ("folder", "trials", "device"),
     ),
+    "init": Command(
+        commands.run_init,
+        "write a first search space and fitness file for some models and tasks",
+        {
+            "base": {"metavar": "BASE"},
+            "sources": {"metavar": "SOURCE", "nargs": "+", "help": "its fine-tunes; adapters are sources, too"},
+        },
+        ("tasks", "output", "fitness", "trials", "force", "allow_pickle"),
+        {
+            "output": {"metavar": "SPACE.yaml", "default": "space.yaml", "help": "default: space.yaml"},
+            "fitness": {"help": "one that is there already, in place of tasks"},
+            "trials": {"help": "the budget, for which the number of genes is chosen (default: 100)"},
+        },
+    ),
+    "check": Command(
+        commands.run_check,
+        "say what can go wrong with a merge, and what to try, from headers and samples of the weights",
+        {
+            "models": {
+                "metavar": "FILE_OR_MODEL",
+                "nargs": "+",
+                "help": "a search space or a recipe, or a base and its sources",
+            }
+        },
+        ("require_token", "figure", "device", "memory", "allow_pickle"),
+    ),
     "search": Command(
         commands.run_search,
-        "launch a study from a search-space file",
-        {"space": {"metavar": "SPACE.yaml"}},
+        "launch a study from a search-space file, or from models and tasks",
+        {
+            "space": {
+                "metavar": "SPACE_OR_MODEL",
+                "nargs": "+",
+                "help": "a search space; or a base and its sources, with --tasks",
+            }
+        },
         (
-            "run", "trials", "time", "most_items", "optimizer", "seed", "device", "memory", "workers", "asynchronous",
-            "fitness", "storage", "settings", "begin", "full", "trust_tasks",
-            "allow_pickle", "dry_run",
+            "tasks", "run", "trials", "time", "most_items", "optimizer", "seed", "device", "memory", "workers",
+            "asynchronous", "fitness", "storage", "settings", "begin", "full", "trust_tasks", "allow_pickle", "dry_run",
         ),
         {"fitness": {"help": "in place of the file's"}},
     ),
@@ -253,7 +165,7 @@ COMMANDS = {
             "time": {"help": "new total budget of evaluation time"},
             "most_items": {"metavar": "TOTAL", "help": "new total budget of items"},
             "device": {"default": None, "help": "in place of the launch's"},
-            "workers": {"default": None, "help": f"{_WORKERS}; in place of the launch's"},
+            "workers": {"default": None, "help": f"{WORKERS}; in place of the launch's"},
         },
     ),
     "status": Command(

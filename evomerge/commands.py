@@ -11,22 +11,25 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from evomerge.arguments import listed
 from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError, Where
 from evomerge.escape import LogFormatter, printable
 from evomerge.evaluator.device import choose_device
 from evomerge.examine.evaluate import evaluate
 from evomerge.examine.path import PathInterrupted, path
+from evomerge.outputs import output_file, save
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.report.figures import FORMATS, draw_path
 from evomerge.safety.durable import write_whole
 from evomerge.safety.paths import absolute
 from evomerge.study.dry_run import dry_run
-from evomerge.study.run.folder import RunFolder, is_name
+from evomerge.study.run.folder import STARTERS, RunFolder, is_name
 from evomerge.study.run.items import save_items
 
 DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
@@ -39,7 +42,82 @@ def _call(function: Callable[..., T], options: argparse.Namespace, **others: Any
     return function(**{**{name: value for name, value in vars(options).items() if name in parameters}, **others})
 
 
+def run_check(options: argparse.Namespace) -> int:
+    figure = output_file(options.figure, "--figure", FORMATS, read=options.models)
+    # numpy takes a moment to import.
+    from evomerge.examine.check import check
+    from evomerge.report.checks import check_data, check_lines, check_tables
+    from evomerge.report.heat_map import draw_heat_map
+
+    with _view() as observer:
+        result = _call(check, options, observer=observer)
+    unsaved = []
+    if (deltas := result.deltas) is not None and deltas.tensors:
+        unsaved = save(figure, lambda file: draw_heat_map(deltas, file))
+    if options.json:
+        drawn = deltas is not None and deltas.tensors and not unsaved
+        _print(options, {**check_data(result), "figure": options.figure if drawn else None})
+    else:
+        _show(*check_tables(result), *check_lines(result))
+    return _end(DONE if result.mergeable else NO, unsaved)
+
+
+def run_init(options: argparse.Namespace) -> int:
+    if not options.tasks and options.fitness is None and sys.stdin.isatty() and not options.json:
+        options.tasks = listed(_asked("Tasks (names of lm-eval's, or task files, with commas between them): "))
+    # numpy takes a moment to import.
+    from evomerge.examine.init import init
+
+    with _view() as observer:
+        result = _call(init, options, observer=observer)
+    space, fitness = (os.path.relpath(file) for file in (result.space, result.fitness))
+    facts = {"space": space, "fitness": fitness, "genes": result.genes}
+    written = f"wrote {space}" + ("" if options.fitness else f" and {fitness}")
+    lines = [f"{written} ({result.genes} searched values)", f"next: `evomerge search {space} --dry-run`, then without"]
+    return _print(options, facts, lambda: lines)
+
+
+def _asked(question: str) -> str:
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline()
+
+
 def run_search(options: argparse.Namespace) -> int:
+    if len(options.space) == 1 and not options.tasks:
+        options.space = options.space[0]
+        return _search(options)
+    return _search_models(options)
+
+
+def _search_models(options: argparse.Namespace) -> int:
+    """Searches models without a space file: writes one into the run first, where it stays."""
+    base, *sources = options.space
+    if Path(base).suffix in (".yaml", ".yml"):
+        if sources:
+            raise InputError(f"evomerge search: {sources[0]!r} is one word too many", "see `evomerge search --help`")
+        raise InputError("--tasks goes with a base and its sources", f"name tasks in the fitness file of {base}")
+    if not sources:
+        raise InputError("one model is no merge", "give a base and at least one source", Where("SOURCE"))
+    # numpy takes a moment to import.
+    from evomerge.examine.init import init, run_name
+
+    folder = RunFolder.launched(options.run or run_name(sources), options.run or "")
+    options.run = str(folder.path)
+    with ExitStack() as stack:
+        place = folder.path
+        if options.dry_run:
+            place = Path(stack.enter_context(TemporaryDirectory()))
+        else:
+            place.mkdir(parents=True, exist_ok=True)
+        files = {"tasks": options.tasks, "trials": options.trials, "fitness": options.fitness}
+        with _view() as observer:
+            init(base, sources, output=place / STARTERS[0], force=True, allow_pickle=options.allow_pickle,
+                 observer=observer, **files)  # fmt: skip
+        options.space, options.fitness = str(place / STARTERS[0]), None
+        return _search(options)
+
+
+def _search(options: argparse.Namespace) -> int:
     if options.full:
         options.settings = [*options.settings, "fitness.pruning=false"]
     if options.dry_run:
@@ -82,9 +160,9 @@ def run_rank(options: argparse.Namespace) -> int:
     from evomerge.report import data, rankings
     from evomerge.study.after.rank import rank, write_winner
 
-    output = _output(options.output, "--output", read=[options.fitness])
+    output = output_file(options.output, "--output", read=[options.fitness])
     result = _call(rank, options, output=None)
-    unsaved = _save(output, lambda file: write_winner(result, file))
+    unsaved = save(output, lambda file: write_winner(result, file))
     if options.json:
         _print(options, data.ranked_data(result))
     else:
@@ -155,8 +233,8 @@ def run_merge(options: argparse.Namespace) -> int:
 
     device = choose_device("cuda" if options.cuda else options.device)
     with _view() as observer:
-        progress = None if options.quiet else observer.progress
-        folder = _call(merge, options, device=device, progress=progress, note=observer.note)
+        progress, note = (None, None) if options.quiet else (observer.progress, observer.note)
+        folder = _call(merge, options, device=device, progress=progress, note=note)
     return _print(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
 
 
@@ -176,14 +254,14 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from evomerge.report.data import as_json, evaluated_data
 
     read = [options.model, options.fitness]
-    items = _output(options.items, "--items", (".jsonl", ".parquet"), read=read)
-    output = _output(options.output, "--output", read=[*read, options.items])
+    items = output_file(options.items, "--items", (".jsonl", ".parquet"), read=read)
+    output = output_file(options.output, "--output", read=[*read, options.items])
     references = _references(options.references)
     with _view() as observer:
         result = _call(evaluate, options, references=references, observer=observer)
     data = evaluated_data(result)
-    unsaved = _save(output, lambda file: write_whole(file, as_json(data) + "\n"))
-    unsaved += _save(items, lambda file: save_items(file, {name: s.items for name, s in result.scores.items()}))
+    unsaved = save(output, lambda file: write_whole(file, as_json(data) + "\n"))
+    unsaved += save(items, lambda file: save_items(file, {name: s.items for name, s in result.scores.items()}))
     if options.json:
         _print(options, data)
     else:
@@ -195,14 +273,14 @@ def run_evaluate(options: argparse.Namespace) -> int:
 def run_path(options: argparse.Namespace) -> int:
     from evomerge.report.paths import path_data, path_summary, path_table
 
-    figure = _output(options.output, "--output", FORMATS)
+    figure = output_file(options.output, "--output", FORMATS)
     references = _references(options.references)
     try:
         with _view() as observer:
             result = _call(path, options, references=references, observer=observer)
     except PathInterrupted as stop:
         result = stop.partial
-    unsaved = _save(figure, lambda file: draw_path(result, file))
+    unsaved = save(figure, lambda file: draw_path(result, file))
     if options.json:
         _print(options, {**path_data(result), "figure": None if unsaved else options.output})
     else:
@@ -211,42 +289,6 @@ def run_path(options: argparse.Namespace) -> int:
     if not result.complete:
         return complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
     return code
-
-
-def _output(name: str | None, option: str, endings: Sequence[str] = (), read: Sequence[str | None] = ()) -> Path | None:
-    """Returns a file to write. InputError, before an hour of scoring, where it cannot be written, or is one of the
-    files that are `read`."""
-    if name is None:
-        return None
-    file = Path(name)
-    if endings and file.suffix.lower() not in endings:
-        raise InputError(f"{name} is none of {', '.join(endings)}", f"write for example x{endings[0]}", Where(option))
-    real = Path(os.path.realpath(file))  # a link stays one: what it leads to is written
-    if file.is_dir():
-        raise InputError(f"{name} is a folder", "name a file in it", Where(option))
-    if file.exists() and not file.is_file():
-        return file  # a device or a pipe
-    if not real.parent.is_dir():
-        raise InputError(
-            f"there is no folder {real.parent if file.is_symlink() else file.parent}", "create it", Where(option)
-        )
-    if not os.access(real.parent, os.W_OK | os.X_OK) or (file.exists() and not os.access(file, os.W_OK)):
-        raise InputError(f"you may not write {name}", "name another file", Where(option))
-    if any(os.path.realpath(other) == str(real) for other in read if other is not None):
-        raise InputError(f"{name} is read, and would be written over", "name another file", Where(option))
-    return file
-
-
-def _save(file: Path | None, write: Callable[[Path], None]) -> list[str]:
-    """Writes a file of results. What kept it from being written, as a line: the results are printed all the same."""
-    if file is not None:
-        try:
-            write(file)
-        except OSError as error:
-            return [
-                f"{file} is not written ({error.strerror or error}); name another file, or make room, and run it again"
-            ]
-    return []
 
 
 def _end(code: int, unsaved: Sequence[str]) -> int:

@@ -68,4 +68,4 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {"metavar": "X", **_HIDDEN},
     ),
 }  # fmt: skip
-"""Option name -> (flags, argparse's settings), as in `cli.OPTIONS`."""
+"""Option name -> (flags, argparse's settings), as in `options.OPTIONS`."""

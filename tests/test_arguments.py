@@ -9,7 +9,7 @@ from evomerge.errors import InputError
 
 WRONG = {
     "misspelt command": ("serach space.yaml", "there is no command 'serach'; did you mean 'search'?"),
-    "no command": ("", "a command is missing; use one of: quickstart, search"),
+    "no command": ("", "a command is missing; use one of: quickstart, init"),
     "misspelt option": ("search s.yaml --dryrun", "evomerge search has no option --dryrun; did you mean --dry-run?"),
     "misspelt option with a value": ("search s.yaml --trails 5", "no option --trails; did you mean --trials?"),
     "misspelt option in place of a word": ("merge r.yaml --overwritte", "did you mean --overwrite?"),

@@ -32,6 +32,18 @@ SWITCHES = (
 VALUES = "--transformers-cache --lora-merge-cache --lora-merge-dtype --write-threads --out-path"
 FLAGS: dict[str, dict[str, Any]] = {
     "quickstart": {"--dir": ".", "--trials": None, "--device": "auto"},
+    "init": {
+        **dict.fromkeys(["--fitness", "--trials"]),
+        "--tasks": [],
+        **dict.fromkeys(["-o", "--output"], "space.yaml"),
+        **dict.fromkeys(["--force", "--allow-pickle"], False),
+    },
+    "check": {
+        "--require-token": [],
+        **dict.fromkeys(["--figure", "--memory"]),
+        "--device": "auto",
+        "--allow-pickle": False,
+    },
     "search": {
         **dict.fromkeys(
             [
@@ -50,6 +62,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--device": "auto",
         "--workers": 1,
         "--set": [],
+        "--tasks": [],
         **dict.fromkeys(["--asynchronous", "--full", "--dry-run", "--trust-tasks", "--allow-pickle"], False),
     },
     "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers"]),
@@ -95,7 +108,8 @@ FLAGS: dict[str, dict[str, Any]] = {
 """Command -> flag -> default."""
 
 HANDLED: dict[str, set[str]] = {
-    "search": {"full", "dry_run"},
+    "search": {"full", "dry_run", "tasks"},
+    "check": {"figure"},
     "status": {"runs"},
     "merge": {"cuda", "hub_cache", "out_path", "quiet", "without_effect", "values_without_effect"},
     "evaluate": {"output", "items"},
@@ -271,6 +285,8 @@ def test_status_of_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 REFUSED: dict[str, list[str]] = {
     # command -> a line that it must refuse
     "quickstart": ["--trials", "0"],
+    "init": ["base", "source", "--tasks", "absent.yaml"],
+    "check": ["nothing.yaml"],
     "search": ["nothing.yaml"],
     "resume": ["nothing"],
     "status": ["nothing"],

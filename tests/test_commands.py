@@ -106,7 +106,7 @@ def test_a_folder_that_is_gone_meanwhile_costs_no_result(
     words: list[str], name: str, run: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("out").mkdir()
-    real = commands._output
+    real = commands.output_file
 
     def then_gone(*args: Any, **options: Any) -> Any:
         file = real(*args, **options)
@@ -114,7 +114,7 @@ def test_a_folder_that_is_gone_meanwhile_costs_no_result(
             Path("out").rmdir()
         return file
 
-    monkeypatch.setattr(commands, "_output", then_gone)
+    monkeypatch.setattr(commands, "output_file", then_gone)
     assert main(words) == 2
     said = capsys.readouterr()
     assert name in said.err

@@ -20,8 +20,10 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["__main__"],
     ["cli"],
+    ["options"],
     ["merge_options"],
-    ["commands", "arguments"],
+    ["commands"],
+    ["arguments", "outputs"],
     ["report", "demo"],
     ["examine"],
     ["study"],
@@ -67,7 +69,8 @@ INSIDE = {
         ["settings", "templates"],
     ],
     "checkpoints": [
-        ["preflight", "vocabulary"],
+        ["samples"],
+        ["preflight", "vocabulary", "token_ids"],
         ["tokenizer", "write"],
         ["checkpoint"],
         ["references", "lora"],
@@ -81,7 +84,19 @@ INSIDE = {
 }
 """The floors of rooms that have sub-rooms: their folders and files, top floor first."""
 
-HEAVY = {"torch", "transformers", "lm_eval", "optuna", "cma", "pandas", "pyarrow", "scipy", "matplotlib", "rich"}
+HEAVY = {
+    "numpy",
+    "torch",
+    "transformers",
+    "lm_eval",
+    "optuna",
+    "cma",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "matplotlib",
+    "rich",
+}
 """What takes long to import: the only reason to import another room inside a function."""
 
 MOST_LINES, MOST_FILES = 400, 24

@@ -273,6 +273,10 @@ class Checkpoint:
         """Whether an adapter computes the tensor when it is read; else it is stored as in `tensors`."""
         return name in self._changes
 
+    def change(self, name: str) -> Change | None:
+        """How an adapter computes the tensor; None if it does not."""
+        return self._changes.get(name)
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor as it is stored, or dequantized, in new memory. Threads may read at the same time.
 

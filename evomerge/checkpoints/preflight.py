@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from evomerge.checkpoints.layouts.naming import rename_between
 from evomerge.checkpoints.layouts.relayout import pieces
 from evomerge.checkpoints.layouts.uneven import Fate, fate, listed, roles, told
 from evomerge.checkpoints.layouts.unread import unread
-from evomerge.checkpoints.structure import is_head, text_config
+from evomerge.checkpoints.structure import is_embedding, is_head, text_config
 from evomerge.checkpoints.tokenizer import vocabulary
 from evomerge.checkpoints.vocabulary_tensors import vocabulary_axes
 from evomerge.errors import InputError, Where
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 _SHOWN = 3
+_NORM = re.compile(r"(^|\.)(norm|final_layernorm|ln_f|final_layer_norm|norm_f)\.(weight|bias)$")
 
 
 def check_family(base: Checkpoint, sources: Mapping[str, Checkpoint], where: Callable[[str], Where | None]) -> None:
@@ -57,8 +59,9 @@ def _check_architecture(base: Checkpoint, source: Checkpoint, name: str, where: 
         raise InputError(problem, "merge fine-tunes of one base", where)
 
 
-def tensor_notes(base: Checkpoint, sources: Mapping[str, Checkpoint]) -> list[str]:
-    """Lines on what not all models of a search store, and what happens to it (`checkpoints.layouts.uneven`)."""
+def tensor_notes(base: Checkpoint, sources: Mapping[str, Checkpoint], *, usual: bool = False) -> list[str]:
+    """Lines on what not all models of a search store, and what happens to it (`checkpoints.layouts.uneven`). `usual`:
+    embeddings, final norms and heads by their usual names are taken to be read, without asking transformers."""
     kept, left = dict[str, list[str]](), dict[str, list[str]]()
     for name, source in sources.items():
         lacking, extra = _uneven(base, source)
@@ -67,7 +70,10 @@ def tensor_notes(base: Checkpoint, sources: Mapping[str, Checkpoint]) -> list[st
             group.setdefault(tensor, []).append(name)
     lines = told({t: m for t, m in kept.items() if t not in left}, left, "the base")
     outside = [name for name in base.tensors if not isinstance(base.stack.place(name), int)]
-    not_read = unread(base.config, [name for name in outside if name not in kept and name not in left]) or ()
+    if usual:
+        outside = [name for name in outside if not (is_embedding(name) or is_head(name) or _NORM.search(name))]
+    asked = [name for name in outside if name not in kept and name not in left]
+    not_read = (unread(base.config, asked) or ()) if asked else ()
     if not_read:
         lines.append(f"{listed(sorted(not_read))}: merged, and not read by transformers")
     mixed = [name for name, source in sources.items() if source.tied != base.tied]
@@ -80,7 +86,7 @@ def tensor_notes(base: Checkpoint, sources: Mapping[str, Checkpoint]) -> list[st
 
 def _uneven(base: Checkpoint, source: Checkpoint) -> tuple[dict[str, Fate], dict[str, Fate]]:
     """What happens to the tensors that the source lacks, and to those that the base lacks, under the base's names."""
-    names = _names(base, source)
+    names = names_of_base(base, source)
     lacking = [t for t in base.tensors if t not in names and not (is_head(t) and source.tied)]
     extra = [t for t in names if t not in base.tensors and not (is_head(t) and base.tied)]
     named = base.config.get("architectures")
@@ -89,7 +95,7 @@ def _uneven(base: Checkpoint, source: Checkpoint) -> tuple[dict[str, Fate], dict
     return {t: fate(ours[t], ()) for t in lacking}, {t: fate(None, (theirs[names[t][0]],)) for t in extra}
 
 
-def _names(base: Checkpoint, source: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
+def names_of_base(base: Checkpoint, source: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The source's tensors as the base stores them: the base's name of each -> its own, or one of those that it is made
     of, and its shape."""
     rename = rename_between(source.stack, base.stack, base.tensors)
@@ -111,7 +117,7 @@ def _check_names(base: Checkpoint, source: Checkpoint, name: str, where: Where |
 
 def _check_shapes(base: Checkpoint, source: Checkpoint, name: str, where: Where | None) -> None:
     """InputError if shapes differ. Embeddings and heads may have other rows: they are brought to one vocabulary."""
-    shapes = {name: shape for name, (_, shape) in _names(base, source).items()}
+    shapes = {name: shape for name, (_, shape) in names_of_base(base, source).items()}
     unlike = [t for t, i in base.tensors.items() if t in shapes and i.shape != shapes[t]]
     axes = vocabulary_axes(base.config, base.tensors) if unlike else {}
     differing = [t for t in unlike if not _alike(base.tensors[t].shape, shapes[t], axes.get(t))]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.headers import SIZES
 from evomerge.checkpoints.write import parse_size
 from evomerge.errors import InputError, Where
 from evomerge.evaluator.shares import Share
@@ -109,14 +108,25 @@ def place_models(
     Raises:
         InputError: there is no such device, the limits are none, or the model does not fit.
     """
+    elements = {name: math.prod(job.shape) for name, job in planned.jobs.items()}
+    sizes = ModelSizes.of(elements, dtype, planned.stack)
+    return place_sizes(sizes, checkpoints, device, memory, share, step, factors)
+
+
+def place_sizes(
+    model: ModelSizes,
+    checkpoints: Mapping[str, Checkpoint],
+    device: str,
+    memory: str | None,
+    share: Share | None = None,
+    step: int = 0,
+    factors: int = 0,
+) -> Placement:
+    """As place_models, of a resident model whose sizes are known. Raises InputError."""
     limits, share = parse_memory(memory), share or Share(device, spare=device == "auto")
     names, whole = choose_devices(device), host_memory()
     host = share.of(whole)
     devices = [host if name == CPU else share.of(device_memory(name, whole)) for name in names]
-    elements = {name: math.prod(job.shape) for name, job in planned.jobs.items()}
-    model = ModelSizes(
-        {n: e * SIZES[dtype] for n, e in elements.items()}, max(elements.values(), default=0), planned.stack
-    )
     bounds = share.within(limits(names == [CPU]))
     try:
         speed = rates(names[0])

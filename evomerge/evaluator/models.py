@@ -10,6 +10,7 @@ from evomerge.checkpoints.headers import FLOATS
 from evomerge.checkpoints.layouts.unread import unread as not_read
 from evomerge.checkpoints.preflight import TokenChanges, check_configured, check_family, tensor_notes, token_changes
 from evomerge.checkpoints.structure import Place
+from evomerge.checkpoints.token_ids import reordered
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.module_groups import READY_MADE, with_filters
@@ -31,6 +32,15 @@ class OpenModels:
     @property
     def checkpoints(self) -> dict[str, Checkpoint]:
         return {"base": self.base, **self.sources}
+
+    @property
+    def reordered(self) -> list[str]:
+        """A line for every pair of models that have different tokens under equal ids."""
+        return (
+            [f"{pair}; rows are matched by token" for pair in reordered(self.checkpoints)]
+            if self.tokens.changes
+            else []
+        )
 
     @property
     def quantized(self) -> list[str]:

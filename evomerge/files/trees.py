@@ -65,6 +65,14 @@ def load_documents(file: Path, schema: Schema = Schema.OWN, named: Where | None 
     return parse_documents(_text(file, named), file, schema)
 
 
+def as_scalar(text: str) -> str:
+    """A text as YAML writes it on one line: plain where it reads back as that text, else in quotes."""
+    width = 10 * LONGEST_TEXT
+    if text.isprintable():
+        return str(yaml.safe_dump(text, width=width, allow_unicode=True)).removesuffix("\n...\n").rstrip("\n")
+    return str(yaml.safe_dump(text, width=width, default_style='"')).rstrip("\n")
+
+
 def _text(file: Path, named: Where | None) -> str:
     try:
         content = read_bytes(file, named, largest=LARGEST)

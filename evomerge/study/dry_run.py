@@ -22,6 +22,7 @@ from evomerge.study.prepare import (
     check_files,
     check_places,
     check_start,
+    large_deltas_of,
     launch_settings,
     make_plan,
     new_run,
@@ -75,7 +76,7 @@ def dry_run(
     searched = plan.space if plan else _unopened(spec)
     tensors = tensor_notes(plan.models.base, plan.models.sources) if plan else []
     quantized = plan.models.quantized if plan else []
-    tokens = [*plan.models.tokens.dropped, *plan.models.tokens.filled] if plan else []
+    tokens = [*plan.models.tokens.dropped, *plan.models.tokens.filled, *plan.models.reordered] if plan else []
     timeouts = ", ".join(f"{n} {spec.timeout:g} s" for n, spec in scores.slices.items() if spec.timeout is not None)
     return {
         "space": str(space),
@@ -96,7 +97,11 @@ def dry_run(
         + (f", {spec.most_items:,} items" if spec.most_items else ""),
         "slices": ", ".join(scores.slices),
         **({"timeouts": timeouts} if timeouts else {}),
-        **({"warnings": "; ".join(lines)} if (lines := doubts(scores)) else {}),
+        **(
+            {"warnings": "; ".join(lines)}
+            if (lines := [*doubts(scores), *(large_deltas_of(plan) if plan else [])])
+            else {}
+        ),
         **({"code that is run": "; ".join(code)} if (code := code_listed(scores)) else {}),
         "not checked": unknown or "weights, items",
     }

@@ -109,6 +109,14 @@ def make_plan(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
     return Plan(spec, fitness, models)
 
 
+def large_deltas_of(plan: Plan) -> list[str]:
+    """The line that says that DARE is searched over deltas too large for it; nothing where it is not."""
+    # numpy takes a moment to import, and few spaces use DARE.
+    from evomerge.checkpoints.samples.training import dare_doubts
+
+    return dare_doubts(plan.models.base, plan.models.sources, plan.spec.methods)
+
+
 def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """All that both files can be checked for without a checkpoint: options, tasks, metrics, data. Raises InputError."""
     _check_options(spec)

@@ -26,7 +26,15 @@ from evomerge.study.after.transfer import StartingPoint, starting_point
 from evomerge.study.gradients.contributions import contributions
 from evomerge.study.look import look_ahead
 from evomerge.study.observer import Observer
-from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, new_run, resumed_plan
+from evomerge.study.prepare import (
+    Plan,
+    check_budget,
+    large_deltas_of,
+    launch_settings,
+    launched_plan,
+    new_run,
+    resumed_plan,
+)
 from evomerge.study.repair import restore_items
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
@@ -135,6 +143,8 @@ def search(
         allow_pickle=allow_pickle,
     )
     plan = launched_plan(launch)
+    for line in large_deltas_of(plan):
+        observer.warn(line)
     first = starting_point(begin, plan.models) if begin is not None else None
     with (
         _executor(plan, device, memory, workers, observer) as executor,

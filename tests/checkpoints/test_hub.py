@@ -186,3 +186,25 @@ def test_a_hub_that_fails_on_the_way_is_one_line(hub: Hub, tmp_path: Path) -> No
     code = OPEN + f"import os; os.remove({str(repo / 'model.safetensors')!r}); c.read('model.norm.weight')"
     said = hub.run(code, tmp_path / "cache", fails=True).strip().splitlines()[-1]
     assert "model.safetensors of org/model cannot be fetched from the hub" in said
+
+
+CHECK = "from evomerge.cli import main; import sys; sys.exit(main({words!r}))"
+
+
+def test_models_on_the_hub_are_checked_by_their_headers(hub: Hub, tmp_path: Path) -> None:
+    """No weight is downloaded, a card's licence is read, and a space names the revision that was read."""
+    for number, name in enumerate(("model", "tuned")):
+        repo = tiny_models.write(tmp_path / name, tiny_models.base_tensors(seed=number))
+        (repo / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+        hub.repositories[f"org/{name}"] = repo
+    models = ["org/model@main", "org/tuned@main"]
+    said = hub.run(CHECK.format(words=["check", *models, "--json"]), tmp_path / "cache")
+    told = json.loads(said)
+    assert told["mergeable"] is True
+    assert [model["licence"] for model in told["models"]] == ["cc-by-nc-4.0"] * 2
+    assert any("on the hub, of which only headers are read" in finding["text"] for finding in told["findings"])
+    assert set(hub.asked) == {"model.safetensors bytes=0-99999"}
+    (tmp_path / "fitness.yaml").write_text("slices: {a: {task: arc_easy, metric: acc}}\n")
+    hub.run(CHECK.format(words=["init", *models, "--fitness", "fitness.yaml"]), tmp_path / "cache")
+    assert f"tuned: org/tuned@{COMMIT}" in (tmp_path / "space.yaml").read_text()
+    assert set(hub.asked) == {"model.safetensors bytes=0-99999"}

@@ -25,6 +25,7 @@ from evomerge.checkpoints.write import (
 )
 from evomerge.errors import InputError, TrialError, Where
 from evomerge.merging.disk.card import card
+from evomerge.merging.disk.doubts import doubts
 from evomerge.merging.disk.loadable import check_loads
 from evomerge.merging.disk.pipeline import StreamingBank, run_in_order
 from evomerge.merging.kernels.digest import NotFinite, combined, digest, tensor_record
@@ -81,7 +82,8 @@ def merge(
         allow_pickle: read pickled weights, too, where a model has no others (see `checkpoints/pickled.py`).
         shard_bytes: the most bytes of a weights file.
         progress: called with a text (tensor, rate, remaining time) and the share that is done (0 to 1).
-        note: called, before the first tensor is read, with lines on what not all models of the merge store.
+        note: called, before the first tensor is merged, with lines on what not all models of the merge store, and on
+            deltas that are too large for DARE.
 
     Returns:
         The absolute folder.
@@ -120,8 +122,8 @@ def merge(
         output_tokenizer(output.recipe.output, planned, where).files if copy_tokenizer else side_files(planned, where)
         for output, planned in zip(outputs, plans, strict=True)
     ]
-    for planned in plans:
-        for line in (*planned.notes, *check_loads(planned, where)):
+    for planned, output in zip(plans, outputs, strict=True):
+        for line in (*planned.notes, *check_loads(planned, where), *doubts(output.recipe, planned.checkpoints)):
             if note:
                 note(line)
     with ExitStack() as stack:

@@ -16,6 +16,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.headers import SIZES
 from evomerge.checkpoints.structure import Place, Stack
 from evomerge.errors import InputError, Where
 
@@ -63,6 +64,12 @@ class ModelSizes:
     sizes: Mapping[str, int]
     largest: int
     stack: Stack
+
+    @classmethod
+    def of(cls, elements: Mapping[str, int], dtype: str, stack: Stack) -> ModelSizes:
+        """The sizes of a model of one dtype. `elements`: of each tensor."""
+        sizes = {name: count * SIZES[dtype] for name, count in elements.items()}
+        return cls(sizes, max(elements.values(), default=0), stack)
 
     @property
     def bytes(self) -> int:

@@ -368,6 +368,19 @@ def built_in_names() -> frozenset[str]:
     return _names(folder) if folder is not None else frozenset()
 
 
+def built_in_tasks(name: str) -> list[TaskFile]:
+    """The leaf tasks of lm-eval's task, group or tag of that name, as far as they stand in one folder; a group's others
+    are left out. Nothing where lm-eval has no such name."""
+    folder = _built_in_folder()
+    if folder is None or not is_built_in(name):
+        return []
+    # The folder whose files hold the name: its tasks are read, and its neighbours' are not.
+    likely = [path for path in folder.glob(f"{re.split('[_-]', name)[0]}*") if path.is_dir()]
+    files = (file for place in (*likely, folder) for file in sorted(place.rglob("*.yaml")))
+    found = next((file for file in files if name.encode() in _names_in(file.read_bytes())), None)
+    return scan([found.parent]).closure(name)[0] if found is not None else []
+
+
 def _built_in_folder() -> Path | None:
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
@@ -376,10 +389,10 @@ def _built_in_folder() -> Path | None:
 
 
 def _names(folder: Path) -> frozenset[str]:
-    names: set[bytes] = set()
-    for path in folder.rglob("*.yaml"):
-        text = path.read_bytes()
-        names.update(_NAME.findall(text))
-        for tags in _TAGS.findall(text):
-            names.update(_WORD.findall(tags))
+    names = {name for path in folder.rglob("*.yaml") for name in _names_in(path.read_bytes())}
     return frozenset(name.decode("utf-8", "replace") for name in names)
+
+
+def _names_in(text: bytes) -> set[bytes]:
+    """The names of tasks, groups and tags in the text of a task file."""
+    return {*_NAME.findall(text), *(word for tags in _TAGS.findall(text) for word in _WORD.findall(tags))}

@@ -24,6 +24,8 @@ from evomerge.safety.read import read_object
 _FLAG, _UNUSUAL = Where("--run"), re.compile(r"[^\w.-]")
 _OWN = ("items", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
 """What a launch makes; hidden ones are being written. A whole `environment.json` makes the folder a run."""
+STARTERS = ("starter-space.yaml", "starter-fitness.yaml")
+"""The files that a search of models without a space file was given, in the run that they launch."""
 
 
 class RunFolder:
@@ -97,7 +99,9 @@ class RunFolder:
         if self.environment.exists():
             problem = f"the run {self.name!r} is there already ({self.path})"
             raise InputError(problem, f"`evomerge resume {self.handle}`, delete it, or choose another --run NAME")
-        if self.path.is_dir() and not all(p.name.lstrip(".").startswith(_OWN) for p in self.path.iterdir()):
+        if self.path.is_dir() and not all(
+            p.name.lstrip(".").startswith((*_OWN, *STARTERS)) for p in self.path.iterdir()
+        ):
             raise InputError(f"{self.path} holds files that are no run's", "choose another --run NAME")
         standing = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not standing.is_dir() or not os.access(standing, os.W_OK):
@@ -117,7 +121,7 @@ class RunFolder:
             for leftover in self.path.iterdir():
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
-                elif not leftover.name.startswith("run.lock"):
+                elif not leftover.name.startswith(("run.lock", *STARTERS)):
                     leftover.unlink()
             self.items.mkdir()
             sync_folder(self.path)
