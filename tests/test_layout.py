@@ -77,7 +77,7 @@ INSIDE = {
         ["config", "pickled", "layouts", "modules"],
         ["structure", "headers", "identity", "lora_names", "partial", "chat_templates", "siblings"],
     ],
-    "merging": [["disk"], ["resident"], ["methods"], ["plan"], ["kernels"]],
+    "merging": [["disk", "permutation"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }
 """The floors of rooms that have sub-rooms: their folders and files, top floor first."""
 

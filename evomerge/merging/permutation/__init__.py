@@ -1,1 +1,1 @@
-"""Permutations of hidden units that leave a model's function as it is: specifications, matching, aligned checkpoints."""
+"""Permutes hidden units, which leaves what a model computes as it is: specifications, matching, writing."""

@@ -142,4 +142,5 @@ def activation_matching(
 def _standardized(records: Tensor) -> Tensor:
     """Each entry with mean 0 and norm 1 over all places, so that inner products are correlations."""
     centred = records.double() - records.double().mean(0)
-    return centred / centred.norm(dim=0).clamp_min(_EPSILON)
+    scaled: Tensor = centred / centred.norm(dim=0).clamp_min(_EPSILON)
+    return scaled

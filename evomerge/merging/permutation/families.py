@@ -47,7 +47,9 @@ def specification_for(
         if found is None:
             known = any(kind in s.model_types for s in built_in())
             what = "with this configuration " if known else ""
-            raise InputError(f"no permutation specification is built in for {quoted(kind, 60)} {what}".strip(), MEND, where)
+            raise InputError(
+                f"no permutation specification is built in for {quoted(kind, 60)} {what}".strip(), MEND, where
+            )
         return found
     for candidate in built_in():
         if not candidate.model_types and _fits(candidate, shapes):

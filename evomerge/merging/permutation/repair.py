@@ -1,9 +1,9 @@
 """REPAIR for networks with batch normalisation: the statistics of an interpolated network, taken anew.
 
-Between two networks the activations of the average vary less than those of either (variance collapse). REPAIR (Jordan et
-al. 2022, arXiv:2211.08403) rescales each channel so that its mean and variance are the mean of both networks'. Behind
-batch normalisation these are its bias and weight, which are interpolated with all others: what is left to do is to
-measure the statistics that it normalises by on data (their section 4, "reset").
+Between two networks the activations of the average vary less than those of either (variance collapse). REPAIR (Jordan
+et al. 2022, arXiv:2211.08403) rescales each channel so that its mean and deviation are the mean of both networks'.
+Behind batch normalisation these are its bias and weight, which are interpolated with all others: what is left to do is
+to measure the statistics that it normalises by on data (their section 4, "reset").
 """
 
 from __future__ import annotations

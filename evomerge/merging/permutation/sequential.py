@@ -1,4 +1,4 @@
-"""The specification of a plain chain of layers (an MLP, a convolutional network), from its tensors' names and shapes."""
+"""The specification of a plain chain of layers (an MLP, a convolutional network), from its names and shapes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _is_chain(order: Sequence[str], layers: Shapes) -> bool:
 
 
 def _follows(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether a layer can read what another wrote: as many inputs, or, from a convolution to a matrix, blocks of them."""
+    """Whether a layer can read what another wrote: as many inputs, or, of a convolution read by a matrix, blocks."""
     if one[0] == other[1]:
         return len(one) == len(other) or len(one) > len(other) == 2
     return len(one) > 2 and len(other) == 2 and other[1] % one[0] == 0

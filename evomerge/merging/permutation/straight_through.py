@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from evomerge.merging.permutation.symmetries import Order, Symmetries
+from evomerge.merging.permutation.symmetries import Symmetries
 from evomerge.merging.permutation.weight_matching import Matching, weight_matching
 from evomerge.merging.permutation.weights import Weights, counts, permuted_weights
+
+if TYPE_CHECKING:
+    from evomerge.merging.permutation.symmetries import Order
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 """The loss of a model with these tensors, on the next batch; it must be differentiable."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Order = NDArray[np.int64]
+    Order = NDArray[np.int64]
+    """What stands at each place: the old places, in their new order."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Group:
 
     @property
     def identity(self) -> Order:
+        """The order in which nothing has moved."""
+        import numpy as np
+
         return np.arange(self.units * self.members)
 
 
@@ -66,6 +72,8 @@ class Symmetries:
 
     def random(self, seed: int) -> dict[str, Order]:
         """Permutations drawn at random; members stay with the other members of their unit."""
+        import numpy as np
+
         draw = np.random.default_rng(seed)
         orders = {}
         for name, group in self.groups.items():
@@ -82,6 +90,8 @@ def unit_order(group: Group, order: Order) -> Order:
 def axis_order(symmetries: Symmetries, pieces: tuple[Piece, ...], length: int, orders: Mapping[str, Order]) -> Order:
     """The order of the entries of an axis of `length`, once the groups of its pieces are in `orders`: place i of the
     result holds the old place that its entry comes from."""
+    import numpy as np
+
     result = np.arange(length)
     for piece in pieces:
         order = orders[piece.group]

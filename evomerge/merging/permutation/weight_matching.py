@@ -1,19 +1,23 @@
 """Weight matching: the permutations of one model that bring its weights nearest to another's.
 
-Git Re-Basin (Ainsworth et al. 2022, arXiv:2209.04836), algorithm 1: coordinate descent over the groups, each of which is
-a linear assignment while all others are held.
+Git Re-Basin (Ainsworth et al. 2022, arXiv:2209.04836), algorithm 1: coordinate descent over the groups, each of which
+is a linear assignment while all others are held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from evomerge.merging.permutation.symmetries import Order, Symmetries
+from evomerge.merging.permutation.symmetries import Symmetries
 from evomerge.merging.permutation.weights import Likeness, Orders, Weights, counts, permuted
+
+if TYPE_CHECKING:
+    from evomerge.merging.permutation.symmetries import Order
 
 _MOST_PASSES = 100
 _GAIN = 1e-7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,10 +12,13 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from evomerge.merging.permutation.symmetries import Group, Order, Piece, Symmetries, axis_order, unit_order
+from evomerge.merging.permutation.symmetries import Group, Piece, Symmetries, axis_order, unit_order
+
+if TYPE_CHECKING:
+    from evomerge.merging.permutation.symmetries import Order
 
 Weights = Mapping[str, Tensor]
-Orders = dict[str, Order]
+Orders = dict[str, "Order"]
 """Group -> which unit of the model stands at each place; where units have members, the order of all members."""
 
 _STATISTICS = ("running_mean", "running_var")
