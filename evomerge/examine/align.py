@@ -12,6 +12,7 @@ from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError, Where
 from evomerge.examine.references import check_places
 from evomerge.files.fitness_file import read_fitness
+from evomerge.files.objects import FitnessSpec
 from evomerge.merging.permutation.stored import ENDING, StoredModel, shared_symmetries
 from evomerge.recipe.mergekit import recipe_of
 from evomerge.safety.paths import absolute
@@ -69,9 +70,7 @@ def align(
             check_places(None, [given])
     _check_out(Path(out), overwrite, [reference, model])
     file = None if spec is None else absolute(spec, where=Where("--spec"))
-    scored = None if fitness is None else read_fitness(Path(fitness))
-    if scored is not None:
-        check_fitness(scored, [])
+    scored = None if fitness is None else _read_items(Path(fitness), trust_tasks)
     one, other = StoredModel.open(reference), StoredModel.open(model)
     _check_kind(other, Path(out))
     specification, symmetries = shared_symmetries(one, other, file)
@@ -86,13 +85,20 @@ def align(
             raise InputError(problem, "leave --fitness out, or match by activations from Python (docs/align.md)")
         from evomerge.examine.activations import matcher
 
-        trusted = replace(scored, trust_tasks=trust_tasks)
-        match = matcher(str(reference), str(model), symmetries, trusted, seed, device, memory, observer)
+        match = matcher(str(reference), str(model), symmetries, scored, seed, device, memory, observer)
     observer.phase(f"aligning {other.name} with {one.name}")
     result = align_models(one, other, specification, symmetries, seed=seed, match=match, progress=observer.progress)
     target = absolute(out)
     write_aligned(other, symmetries, result.orders, target, overwrite=overwrite, progress=observer.progress)
     return result
+
+
+def _read_items(file: Path, trust_tasks: bool) -> FitnessSpec:
+    """A fitness file without its floors, as nothing is held to them. InputError if something is wrong with it."""
+    spec = read_fitness(file)
+    spec = replace(spec, trust_tasks=trust_tasks, slices={n: replace(s, floor=None) for n, s in spec.slices.items()})
+    check_fitness(spec, [])
+    return spec
 
 
 def _check_out(out: Path, overwrite: bool, read: list[str | Path]) -> None:

@@ -14,14 +14,14 @@ from evomerge.merging.permutation.weights import Weights
 from evomerge.safety.limits import OutOfTime, TimeLimit
 
 _MOST = 200_000_000
-"""Elements of a model that is run: two of them in float32 take 1.6 GB, one after the other."""
+"""Elements of a model that is run: in float64 it takes 1.6 GB."""
 _SECONDS = 300.0
 _ROWS, _LENGTH = 2, 16
 
 
 def function_change(config: Mapping[str, Any], weights: Weights, permuted: Callable[[str], Tensor]) -> float | None:
     """The largest difference between the log-probabilities of a model and of its permuted self, on random tokens, in
-    float32. None where that is not measured: the model is large, or transformers cannot run it."""
+    float64. None where that is not measured: the model is large, or transformers cannot run it."""
     if not isinstance(config.get("model_type"), str) or sum(w.numel() for w in weights.values()) > _MOST:
         return None
     vocabulary = text_config(config).get("vocab_size")
@@ -42,10 +42,10 @@ def _log_probabilities(config: Mapping[str, Any], weights: dict[str, Tensor], to
             if kind is None:
                 return None
             with TimeLimit(_SECONDS), torch.no_grad():
-                state = {name: tensor.float() for name, tensor in weights.items()}
+                state = {name: tensor.double() for name, tensor in weights.items()}
                 settings = {k: v for k, v in config.items() if k not in ("quantization_config", "dtype", "torch_dtype")}
                 model = kind.from_pretrained(
-                    None, config=model_config(settings), state_dict=state, dtype=torch.float32
+                    None, config=model_config(settings), state_dict=state, dtype=torch.float64
                 ).eval()
                 logits: Tensor = model(tokens).logits
                 return logits.log_softmax(-1)
