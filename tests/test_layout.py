@@ -48,7 +48,7 @@ INSIDE = {
         ["racing"],
         ["gradients"],
         ["trials"],
-        ["finalists", "advice"],
+        ["finalists", "advice", "aligned"],
         ["observer"],
         ["run"],
     ],

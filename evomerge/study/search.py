@@ -26,7 +26,15 @@ from evomerge.study.after.transfer import StartingPoint, starting_point
 from evomerge.study.gradients.contributions import contributions
 from evomerge.study.look import look_ahead
 from evomerge.study.observer import Observer
-from evomerge.study.prepare import Plan, check_budget, launch_settings, launched_plan, new_run, resumed_plan
+from evomerge.study.prepare import (
+    Plan,
+    aligned_plan,
+    check_budget,
+    launch_settings,
+    launched_plan,
+    new_run,
+    resumed_plan,
+)
 from evomerge.study.repair import restore_items
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
@@ -134,21 +142,21 @@ def search(
         trust_tasks=trust_tasks,
         allow_pickle=allow_pickle,
     )
-    plan = launched_plan(launch)
-    first = starting_point(begin, plan.models) if begin is not None else None
-    with (
-        _executor(plan, device, memory, workers, observer) as executor,
-        _diagnosed(folder),
-        folder.claim(),
-        _logged(folder),
-    ):
-        facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
-        facts |= {"begin": asdict(first)} if first else {}
-        write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
-        opened = open_storage(folder.journal, url, observer.warn)
-        store = Store.create(opened, folder.name, plan.space.dimensions)
-        session = Session(folder, store, plan, executor, observer, first)
-        return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds, plan.spec.most_items))
+    with aligned_plan(launched_plan(launch), folder, observer) as plan:
+        first = starting_point(begin, plan.models) if begin is not None else None
+        with (
+            _executor(plan, device, memory, workers, observer) as executor,
+            _diagnosed(folder),
+            folder.claim(),
+            _logged(folder),
+        ):
+            facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
+            facts |= {"begin": asdict(first)} if first else {}
+            write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
+            opened = open_storage(folder.journal, url, observer.warn)
+            store = Store.create(opened, folder.name, plan.space.dimensions)
+            session = Session(folder, store, plan, executor, observer, first)
+            return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds, plan.spec.most_items))
 
 
 @listening()

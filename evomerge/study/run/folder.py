@@ -22,7 +22,7 @@ from evomerge.safety.paths import absolute, status
 from evomerge.safety.read import read_object
 
 _FLAG, _UNUSUAL = Where("--run"), re.compile(r"[^\w.-]")
-_OWN = ("items", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
+_OWN = ("items", "aligned", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
 """What a launch makes; hidden ones are being written. A whole `environment.json` makes the folder a run."""
 
 
@@ -37,6 +37,7 @@ class RunFolder:
         self.fitness = self.path / "fitness.yaml"
         self.environment = self.path / "environment.json"
         self.items = self.path / "items"
+        self.aligned = self.path / "aligned"
         self.best = self.path / "best.yaml"
         self.log = self.path / "search.log"
 
@@ -106,7 +107,7 @@ class RunFolder:
     @contextmanager
     def claim(self) -> Iterator[None]:
         """Make the folder and hold its lock for a launch. What a launch that died before it was written down left
-        there (no environment.json) is cleared."""
+        there (no environment.json) is cleared, but for the aligned copies, which are written before."""
         self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -115,6 +116,8 @@ class RunFolder:
         with self.lock():
             self.check_free()
             for leftover in self.path.iterdir():
+                if leftover == self.aligned:
+                    continue
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
                 elif not leftover.name.startswith("run.lock"):
