@@ -15,7 +15,7 @@ from evomerge.checkpoints.identity import check_unchanged, identity
 from evomerge.checkpoints.tokenizer import read_files, read_tokenizer_files
 from evomerge.checkpoints.write import CheckpointWriter, TensorLayout
 from evomerge.errors import InputError, StoppedError, Where
-from evomerge.merging.permutation.function_check import function_change
+from evomerge.merging.permutation.function_check import MOST, function_change
 from evomerge.merging.permutation.specification import Specification
 from evomerge.merging.permutation.stored import StoredModel, weights_of
 from evomerge.merging.permutation.symmetries import Symmetries
@@ -106,9 +106,9 @@ def align_models(
         InputError: the specification changes what the model computes.
     """
     mine, its = weights_of(one, other)
-    small = sum(info.elements for info in other.tensors.values()) <= _SMALL
+    elements = sum(info.elements for info in other.tensors.values())
     if match is None:
-        restarts = _RESTARTS if small else 1
+        restarts = _RESTARTS if elements <= _SMALL else 1
         matching = weight_matching(symmetries, mine, its, seed=seed, restarts=restarts, progress=progress)
     else:
         matching = match(mine, its)
@@ -123,7 +123,9 @@ def align_models(
         )
         for name, group in symmetries.groups.items()
     )
-    change = function_change(other.config, its, lambda name: permuted(symmetries, name, its[name], matching.orders))
+    change = None
+    if elements <= MOST:
+        change = function_change(other.config, its, lambda name: permuted(symmetries, name, its[name], matching.orders))
     if change is not None and not change <= _WRONG:
         problem = f"the specification {specification.name} changes what {other.name} computes (by {change:.2g})"
         raise InputError(problem, "correct it: some tensor follows another group", other.where)

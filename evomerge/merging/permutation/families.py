@@ -40,6 +40,9 @@ def specification_for(
         InputError: there is none; the message says how to write one.
     """
     if file is not None:
+        if not file.exists():
+            mend = "check the path, or leave it out: the built-in specification is taken then"
+            raise InputError(f"there is no specification {file}", mend, where)
         return read_specification(file)
     kind = config.get("model_type")
     if kind is not None:
