@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks._networks import NETWORKS, digits, pieces, text_loss, texts, train_llama, train_network
 from evomerge.examine.path import barrier
 from evomerge.merging.permutation.activation_matching import activation_matching, record
-from evomerge.merging.permutation.families import specification_for
+from evomerge.merging.permutation.families import symmetries_of
 from evomerge.merging.permutation.repair import repair
 from evomerge.merging.permutation.straight_through import straight_through
 from evomerge.merging.permutation.symmetries import Symmetries
@@ -107,8 +107,7 @@ class _Pair:
     def __init__(self, models: tuple[Any, Any], config: Mapping[str, Any]) -> None:
         self.models = models
         self.states = [{k: v.detach().clone() for k, v in model.state_dict().items()} for model in models]
-        shapes = {k: tuple(v.shape) for k, v in self.states[0].items()}
-        self.symmetries: Symmetries = specification_for(shapes, config).over(shapes, config)
+        self.symmetries: Symmetries = symmetries_of(self.states[0], config)
         self.scratch = copy.deepcopy(models[0])
 
     def change(self, orders: Orders) -> float:

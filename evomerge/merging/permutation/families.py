@@ -22,12 +22,27 @@ from evomerge.merging.permutation.specification import (
     TensorRule,
     Term,
 )
+from evomerge.merging.permutation.symmetries import Symmetries
 
 _FOLDER = Path(__file__).parent / "families"
 _MEMBERS, _BLOCKS = "members of ", "blocks of "
 _MOST_NAMES = 1_000
 """Names that the braces of one pattern may stand for."""
 _KEYS = ("groups", "tensors", "untouched", "model_types", "requires", "prefixes", "like")
+
+
+def symmetries_of(
+    weights: Mapping[str, Any], config: Mapping[str, Any] | None = None, file: Path | None = None
+) -> Symmetries:
+    """The symmetries of a model in memory. Raises InputError as `specification_for` does.
+
+    Args:
+        weights: its tensors, by name: a state dict.
+        config: config.json of a language model; without one it is a network of another kind.
+        file: a specification of the user's.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    return specification_for(shapes, config or {}, file).over(shapes, config or {})
 
 
 def specification_for(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from evomerge.checkpoints.structure import text_config
+from evomerge.checkpoints.structure import is_counter, text_config
 from evomerge.errors import InputError, Where
 from evomerge.merging.permutation.symmetries import Group, Piece, Symmetries
 
@@ -86,7 +86,7 @@ class Specification:
         return config.get("model_type") in self.model_types and fits
 
     def over(self, shapes: Shapes, config: Mapping[str, Any], where: Where | None = None) -> Symmetries:
-        """The symmetries of a checkpoint of these shapes.
+        """The symmetries of a checkpoint of these shapes. Counters of training steps need not be named.
 
         Raises:
             InputError: a tensor is not named, or has another number of axes; a size does not agree.
@@ -94,6 +94,8 @@ class Specification:
         # 1. The rule of each axis, with the groups' names.
         axes: dict[str, list[AxisRule]] = {}
         for name, shape in shapes.items():
+            if not shape and is_counter(name):
+                continue
             rule, numbers = self._rule(name, where)
             if rule.axes is None:
                 continue

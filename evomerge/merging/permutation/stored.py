@@ -126,9 +126,8 @@ def shared_symmetries(
         problem = f"{other.name} is {words[1]}, and {one.name} is {words[0]}: they cannot be aligned"
         raise InputError(problem, "align models of one architecture", where)
     _check_shapes(one, other, where)
-    shapes = {name: shape for name, shape in other.shapes.items() if not (not shape and is_counter(name))}
-    specification = specification_for(shapes, other.config, file, where)
-    symmetries = specification.over(shapes, other.config, where)
+    specification = specification_for(other.shapes, other.config, file, where)
+    symmetries = specification.over(other.shapes, other.config, where)
     if not symmetries.groups:
         raise InputError(f"the specification {specification.name} moves nothing of {other.name}", "name groups", where)
     return specification, symmetries

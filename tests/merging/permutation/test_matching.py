@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from itertools import permutations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from evomerge.merging.permutation.activation_matching import activation_matching, record
-from evomerge.merging.permutation.families import specification_for
+from evomerge.merging.permutation.families import read_specification, specification_for
 from evomerge.merging.permutation.repair import repair
 from evomerge.merging.permutation.straight_through import straight_through
 from evomerge.merging.permutation.symmetries import Group, Piece, Symmetries
@@ -172,3 +175,26 @@ def test_statistics_move_with_their_units_and_do_not_count() -> None:
     moved = permuted_weights(symmetries, other, orders)
     assert moved["w"].tolist() == [1.0, 2.0, 3.0]
     assert moved["n.running_mean"].tolist() == [1.0, 2.0, 900.0]
+
+
+def test_the_example_of_the_page_runs() -> None:
+    page = (Path(__file__).parents[3] / "docs/align.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.S)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        names: dict[str, Any] = {}
+        exec(compile(code, "docs/align.md", "exec"), names)
+    assert sorted(names["matched"].orders["0 units"]) == list(range(32))
+
+
+def test_the_specification_of_the_page_fits(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/align.md").read_text()
+    text = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.S) if "groups:" in block)
+    (tmp_path / "own.yaml").write_text(text)
+    shapes = {
+        "embed.weight": (9, 6), "layers.0.q.weight": (16, 6), "layers.0.k.weight": (8, 6), "layers.0.v.weight": (8, 6),
+        "layers.0.o.weight": (6, 16), "fc.weight": (3, 24), "fc.bias": (3,), "qkv.weight": (32, 6),
+    }  # fmt: skip
+    symmetries = read_specification(tmp_path / "own.yaml").over(shapes, {})
+    assert symmetries.groups == {"stream": Group(6), "heads": Group(4, 2)}
+    assert [piece.entries.shape for piece in symmetries.axes["qkv.weight"][0]] == [(8, 2), (4, 2), (4, 2)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -40,6 +42,44 @@ class Words(nn.Module):
         return out
 
 
+class Block(nn.Module):
+    """Of a residual network, with torchvision's names, or with a `shortcut`."""
+
+    def __init__(self, before: int, width: int, name: str) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(before, width), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, width), nn.BatchNorm2d(width)
+        for layer in (self.conv1, self.conv2):
+            layer.bias = None
+        self.side = name if before != width else ""
+        if self.side:
+            self.add_module(name, nn.Sequential(nn.Conv2d(before, width, 1, bias=False), nn.BatchNorm2d(width)))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        side = getattr(self, self.side)(images) if self.side else images
+        return torch.relu(side + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(images))))))
+
+
+class ResNet(nn.Module):
+    def __init__(self, stages: int, side: str) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(1, 6), nn.BatchNorm2d(6)
+        self.conv1.bias = None
+        widths = [6, 6, 8, 10, 12][: stages + 1]
+        self.stages = stages
+        for i, (before, width) in enumerate(pairwise(widths), start=1):
+            blocks = nn.Sequential(Block(before, width, side), Block(width, width, side))
+            self.add_module(f"layer{i}", blocks)
+        self.fc = nn.Linear(widths[-1], 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.bn1(self.conv1(images)))
+        for i in range(self.stages):
+            hidden = getattr(self, f"layer{i + 1}")(hidden)
+        out: torch.Tensor = self.fc(hidden.mean((2, 3)))
+        return out
+
+
 NETWORKS = {
     "mlp": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)
@@ -54,6 +94,9 @@ NETWORKS = {
     ),
     "named": Named,
     "words": Words,
+    "three stages": lambda: ResNet(3, "downsample"),
+    "four stages": lambda: ResNet(4, "downsample"),
+    "shortcuts": lambda: ResNet(3, "shortcut"),
 }  # fmt: skip
 
 
@@ -70,7 +113,8 @@ def test_a_permuted_network_computes_what_it_did(name: str) -> None:
     state = model.state_dict()
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     symmetries = specification_for(shapes, {}).over(shapes, {})
-    assert len(symmetries.groups) == sum(len(shape) > 1 for shape in shapes.values()) - 1
+    layers, stages = sum(len(shape) > 1 for shape in shapes.values()), getattr(model, "stages", 0)
+    assert len(symmetries.groups) == (3 * stages if stages else layers - 1)  # two blocks a stage, and its stream
     moved = permuted_weights(symmetries, state, symmetries.random(1))
     assert not torch.equal(moved[next(iter(moved))], state[next(iter(state))])
     model.load_state_dict(moved)
