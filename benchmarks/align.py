@@ -63,8 +63,10 @@ def main() -> int:
             print(f"  {time.perf_counter() - started:.0f} s", file=sys.stderr)
         means = {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
         print(f"{name:8}{'mean':>5}{'':18}" + "".join(f"{_cell(means, method):>18}" for method in METHODS))
-        shares = {m: means[m] / means["naive"] for m in METHODS[1:]}
-        print(f"{'':8}of the naive barrier: " + ", ".join(f"{m} {share:.1%}" for m, share in shares.items()))
+        for ending, words in (("", "of the naive barrier"), (" repaired", "with REPAIR, of the naive one")):
+            shares = {m: means[m + ending] / means["naive"] for m in METHODS if m + ending in means and m + ending != "naive"}
+            if shares:
+                print(f"{'':8}{words}: " + ", ".join(f"{m} {share:.1%}" for m, share in shares.items()))
     return 0
 
 

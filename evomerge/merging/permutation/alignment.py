@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from evomerge.checkpoints.checkpoint import PROCESSOR_FILES
@@ -146,14 +147,9 @@ class _Cosines:
         for name in symmetries.axes:
             mine, its = one[name], other[name]
             if counts(name, its):
-                a, b = mine.double(), its.double()
+                a, b = mine.float(), its.float()
                 moved = permuted(symmetries, name, b, orders)
-                self._sums[name] = (
-                    float((a * b).sum()),
-                    float((a * moved).sum()),
-                    float((a * a).sum()),
-                    float((b * b).sum()),
-                )
+                self._sums[name] = (_product(a, b), _product(a, moved), _product(a, a), _product(b, b))
 
     def of(self, group: str | None) -> tuple[float, float]:
         """Of the tensors that follow a group; None: any."""
@@ -161,6 +157,10 @@ class _Cosines:
         before, after, mine, its = np.sum([self._sums[n] for n in names if n in self._sums] or [(0.0,) * 4], axis=0)
         norm = float(np.sqrt(mine * its)) or 1.0
         return float(before) / norm, float(after) / norm
+
+
+def _product(one: Tensor, other: Tensor) -> float:
+    return float((one * other).sum(dtype=torch.float64))
 
 
 def write_aligned(
