@@ -64,7 +64,8 @@ def main() -> int:
         means = {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
         print(f"{name:8}{'mean':>5}{'':18}" + "".join(f"{_cell(means, method):>18}" for method in METHODS))
         for ending, words in (("", "of the naive barrier"), (" repaired", "with REPAIR, of the naive one")):
-            shares = {m: means[m + ending] / means["naive"] for m in METHODS if m + ending in means and m + ending != "naive"}
+            scored = [m for m in METHODS if m + ending in means and m + ending != "naive"]
+            shares = {m: means[m + ending] / means["naive"] for m in scored}
             if shares:
                 print(f"{'':8}{words}: " + ", ".join(f"{m} {share:.1%}" for m, share in shares.items()))
     return 0
