@@ -6,7 +6,6 @@ content is recorded like that of any source, and a resumed run takes it as it is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -50,32 +49,36 @@ def with_copies(spec: SpaceSpec, folder: RunFolder) -> SpaceSpec:
 def aligned_copies(
     spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoint], folder: RunFolder, observer: Observer
 ) -> Iterator[SpaceSpec]:
-    """Writes the copies that a space asks for, and yields it with them. If the run is not launched in the context, they
-    are deleted again."""
+    """Writes the copies that a space asks for, and yields it with them. If the run is not launched in the context, what
+    was written is deleted again."""
     if not spec.to_align:
         yield spec
         return
+    written: list[Path] = []
     try:
         for name, ref in spec.to_align.items():
-            write_copy(name, ref, base, sources[name], folder.aligned / name, observer)
+            if write_copy(name, ref, base, sources[name], folder.aligned / name, observer):
+                written.append(folder.aligned / name)
         yield with_copies(spec, folder)
     except BaseException:
         if not folder.environment.exists():
-            shutil.rmtree(folder.aligned, ignore_errors=True)
-            with suppress(OSError):
+            for copy in written:
+                shutil.rmtree(copy, ignore_errors=True)
+            with suppress(OSError):  # what others have written there stays
+                folder.aligned.rmdir()
                 folder.path.rmdir()
         raise
 
 
-def write_copy(name: str, ref: ModelRef, base: Checkpoint, source: Checkpoint, copy: Path, observer: Observer) -> None:
-    """Aligns a source and writes it, unless the copy of a launch that died is there. Raises InputError."""
+def write_copy(name: str, ref: ModelRef, base: Checkpoint, source: Checkpoint, copy: Path, observer: Observer) -> bool:
+    """Aligns a source and writes it, unless the copy of a launch that died is there; returns whether it was written.
+    Raises InputError."""
     from evomerge.merging.permutation.alignment import align_models, write_aligned
 
     specification, symmetries = alignable(base, source, ref)
-    rules = hashlib.sha256(repr((specification.groups, specification.rules)).encode()).hexdigest()
-    stamp = {"base": base.fingerprint(), "source": source.fingerprint(), "specification": rules}
+    stamp = {"base": base.fingerprint(), "source": source.fingerprint(), "specification": specification.digest()}
     if _is_of(copy, stamp):
-        return
+        return False
     observer.phase(f"aligning {name} with the base")
     one, other = StoredModel.of(base, ref.where), StoredModel.of(source, ref.where)
     result = align_models(one, other, specification, symmetries, progress=observer.progress)
@@ -87,6 +90,7 @@ def write_copy(name: str, ref: ModelRef, base: Checkpoint, source: Checkpoint, c
     )  # fmt: skip
     moved = f"{result.moved:.0%} of its units moved" if result.moved else "nothing had to move"
     observer.note(f"aligned {name}: {moved}, cosine with the base {result.before:.4f} -> {result.after:.4f}")
+    return True
 
 
 def _is_of(copy: Path, stamp: dict[str, str]) -> bool:

@@ -147,7 +147,7 @@ def search(
         with (
             _executor(plan, device, memory, workers, observer) as executor,
             _diagnosed(folder),
-            folder.claim(),
+            folder.claim(plan.spec.to_align),
             _logged(folder),
         ):
             facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}

@@ -50,6 +50,10 @@ def test_the_copy_is_searched_exported_and_resumed(tiny_study: Study, capsys: Sa
     assert str(COPY.absolute()) in json.dumps(recipe)
     evomerge.merge("best.yaml", "merged")
     assert load_file("merged/model.safetensors")
+    # Another search begins with its winner.
+    genome = result.search.trials[-1].genome
+    begun = evomerge.search("space.yaml", run="begun", begin=f"space:{number}", device="cpu")
+    assert genome in [trial.genome for trial in begun.search.trials]
     # A resume takes the copy as it is, and needs the original no more.
     Path("models/moved/model.safetensors").unlink()
     before = (COPY / "model.safetensors").stat().st_mtime_ns
@@ -92,7 +96,9 @@ def test_a_launch_that_fails_leaves_nothing_and_one_that_died_is_used(tiny_study
     shutil.copytree("runs/first/aligned", "runs/other/aligned")
     stamp = json.loads((Path("runs/other/aligned/two") / STAMP).read_text())
     (Path("runs/other/aligned/two") / STAMP).write_text(json.dumps({**stamp, "base": "another"}))
+    shutil.copytree("runs/first/aligned/two", "runs/other/aligned/gone")
     evomerge.search("space.yaml", run="other", device="cpu")
+    assert [copy.name for copy in Path("runs/other/aligned").iterdir()] == ["two"]
     assert json.loads((Path("runs/other/aligned/two") / STAMP).read_text()) == stamp
 
 

@@ -148,10 +148,10 @@ def _rules(parts: Mapping[str, Node], groups: Mapping[str, GroupRule], prefixes:
     if "tensors" in parts:
         for name, node in parts["tensors"].mapping().items():
             axes = tuple(_axis(axis, groups) for axis in node.sequence())
-            rules += [TensorRule(p, axes, node.where) for p in _patterns(name, prefixes, node)]
+            rules += [TensorRule(p, axes) for p in _patterns(name, prefixes, node)]
     if "untouched" in parts:
         for node in parts["untouched"].sequence():
-            rules += [TensorRule(p, None, node.where) for p in _patterns(node.text(), prefixes, node)]
+            rules += [TensorRule(p, None) for p in _patterns(node.text(), prefixes, node)]
     return rules
 
 

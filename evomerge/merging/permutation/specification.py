@@ -5,9 +5,10 @@ A specification is laid over the tensors of a checkpoint: every one of them must
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.checkpoints.structure import is_counter, text_config
@@ -60,7 +61,6 @@ class TensorRule:
 
     pattern: re.Pattern[str]
     axes: tuple[AxisRule, ...] | None
-    where: Where = field(default=Where(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ class Specification:
         """Whether it is for models of this configuration."""
         fits = all(config.get(key) == value for key, value in self.requires.items())
         return config.get("model_type") in self.model_types and fits
+
+    def digest(self) -> str:
+        """sha256 (hex) over what it says."""
+        rules = [(rule.pattern.pattern, rule.axes) for rule in self.rules]
+        return hashlib.sha256(repr((dict(self.groups), rules)).encode()).hexdigest()
 
     def over(self, shapes: Shapes, config: Mapping[str, Any], where: Where | None = None) -> Symmetries:
         """The symmetries of a checkpoint of these shapes. Counters of training steps need not be named.

@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -105,9 +105,9 @@ class RunFolder:
             raise InputError(f"{standing} is no folder that can be written", "name a place by --run")
 
     @contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self, copies: Collection[str] = ()) -> Iterator[None]:
         """Make the folder and hold its lock for a launch. What a launch that died before it was written down left
-        there (no environment.json) is cleared, but for the aligned copies, which are written before."""
+        there (no environment.json) is cleared, but for the aligned `copies`, which are written before."""
         self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -115,8 +115,9 @@ class RunFolder:
             raise InputError(f"cannot make {self.path} ({error.strerror})", "choose another --run") from None
         with self.lock():
             self.check_free()
-            for leftover in self.path.iterdir():
-                if leftover == self.aligned:
+            copied = [copy for copy in self.aligned.glob("*") if copy.name not in copies] if copies else []
+            for leftover in (*copied, *self.path.iterdir()):
+                if leftover == self.aligned and copies:
                     continue
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
