@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evomerge.demo.run import quickstart
+    from evomerge.examine.align import align
     from evomerge.examine.check import check
     from evomerge.examine.evaluate import evaluate
     from evomerge.examine.init import init
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "align",
     "check",
     "compare",
     "evaluate",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "align": "evomerge.examine.align",
     "check": "evomerge.examine.check",
     "compare": "evomerge.study.after.compare",
     "evaluate": "evomerge.examine.evaluate",

@@ -241,6 +241,20 @@ COMMANDS = {
             "output": {"default": "path.png", "help": "the picture: .png, .svg or .pdf (default: path.png)"},
         },
     ),
+    "align": Command(
+        commands.run_align,
+        "permute B's hidden units onto A's, which changes nothing that B computes (Git Re-Basin)",
+        {
+            "reference": {"metavar": "A", "help": "a model, or a .safetensors file"},
+            "model": {"metavar": "B", "help": "the one whose units are permuted"},
+            "out": {"metavar": "OUT", "help": "the folder, or the .safetensors file, to write"},
+        },
+        ("spec", "fitness", "seed", "device", "memory", "overwrite", "trust_tasks", "allow_pickle"),
+        {
+            "fitness": {"help": "match the units by what they do on its search items, not by their weights"},
+            "seed": {"default": 0, "help": "of the order in which groups of units are matched"},
+        },
+    ),
 }  # fmt: skip
 
 

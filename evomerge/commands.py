@@ -21,6 +21,7 @@ from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError, Where
 from evomerge.escape import LogFormatter, printable
 from evomerge.evaluator.device import choose_device
+from evomerge.examine.align import align
 from evomerge.examine.evaluate import evaluate
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.outputs import output_file, save
@@ -289,6 +290,16 @@ def run_path(options: argparse.Namespace) -> int:
     if not result.complete:
         return complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
     return code
+
+
+def run_align(options: argparse.Namespace) -> int:
+    from evomerge.report.alignments import alignment_data, alignment_summary, alignment_table
+
+    with _view() as observer:
+        result = _call(align, options, observer=observer)
+    if options.json:
+        return _print(options, {**alignment_data(result), "written": options.out})
+    return _show(alignment_table(result), *alignment_summary(result), f"wrote {options.out}")
 
 
 def _end(code: int, unsaved: Sequence[str]) -> int:

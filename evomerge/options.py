@@ -146,6 +146,11 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "force": (("--force",), {**_FLAG, "help": "write over files that are there"}),
     "figure": (("--figure",), {"metavar": "FILE", "help": "draw where the sources conflict: .png, .svg or .pdf"}),
+    # an alignment
+    "spec": (
+        ("--spec",),
+        {"metavar": "FILE.yaml", "help": "which axes follow which group of units (default: built in)"},
+    ),
     **merge_options.OPTIONS,
 }  # fmt: skip
 """Option name -> (flags, argparse's settings). The name, or `dest`, is that of the Python function's parameter."""

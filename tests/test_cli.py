@@ -104,6 +104,12 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--trust-tasks": False,
         "--allow-pickle": False,
     },
+    "align": {
+        **dict.fromkeys(["--spec", "--fitness", "--memory"]),
+        "--seed": 0,
+        "--device": "auto",
+        **dict.fromkeys(["--overwrite", "--trust-tasks", "--allow-pickle"], False),
+    },
 }
 """Command -> flag -> default."""
 
@@ -296,6 +302,7 @@ REFUSED: dict[str, list[str]] = {
     "merge": ["nothing.yaml", "out"],
     "evaluate": ["~nosuchuser/x", "--fitness", "fitness.yaml"],
     "path": ["loop", "other", "--fitness", "fitness.yaml"],
+    "align": ["nothing/a", "nothing/b/c", "out"],
 }
 
 

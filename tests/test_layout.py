@@ -50,7 +50,7 @@ INSIDE = {
         ["racing"],
         ["gradients"],
         ["trials"],
-        ["finalists", "advice"],
+        ["finalists", "advice", "aligned"],
         ["observer"],
         ["run"],
     ],
@@ -80,7 +80,7 @@ INSIDE = {
         ["config", "pickled", "layouts", "modules"],
         ["structure", "headers", "identity", "lora_names", "partial", "chat_templates", "siblings"],
     ],
-    "merging": [["disk"], ["resident"], ["methods"], ["plan"], ["kernels"]],
+    "merging": [["disk", "permutation"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }
 """The floors of rooms that have sub-rooms: their folders and files, top floor first."""
 

@@ -93,7 +93,7 @@ def _where_models_stand(spec: SpaceSpec) -> Callable[[str], Where]:
 
 
 def _open(ref: ModelRef, base: Checkpoint | None = None) -> Checkpoint:
-    return Checkpoint.open(str(ref), ref.where, base)
+    return Checkpoint.open(str(ref.copy or ref), ref.where, base)
 
 
 def space_models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoint], tokens: TokenChanges) -> Models:

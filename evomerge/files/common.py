@@ -20,6 +20,21 @@ LONGEST_SPAN = 1e9
 """Seconds: thirty years."""
 
 
+def read_source(node: Node) -> ModelRef:
+    """Reads a source: a checkpoint, as `read_model` does, or ``{path, revision, align}``. `align` is true or false, or
+    the path of a permutation specification."""
+    if not isinstance(node.value, dict):
+        return read_model(node)
+    node.mapping(["path"], ["revision", "align"])
+    model = read_model(Node({key: child for key, child in node.value.items() if key != "align"}, node.where))
+    align = node.value.get("align")
+    if align is None or align.value is False:
+        return model
+    if not isinstance(align.value, bool | str):
+        align.fail(f"is {align.shown()}, neither true nor a file", "write true, or the path of a specification")
+    return replace(model, align=True, specification=resolve(align) if isinstance(align.value, str) else None)
+
+
 def read_model(node: Node) -> ModelRef:
     """Reads a checkpoint: a path relative to the file, a hub id ``org/name[@revision]``, or ``{path, revision}``.
     A LoRA adapter follows its model's path or id after a plus sign."""

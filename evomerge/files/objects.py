@@ -32,11 +32,19 @@ AXES: tuple[Axis, ...] = ("sources", "layers", "modules", "tensors", "bands")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A checkpoint folder (absolute path) or a hub id with its revision; or two of these as ``model+adapter``."""
+    """A checkpoint folder (absolute path) or a hub id with its revision; or two of these as ``model+adapter``.
+
+    align: whether its hidden units are brought into the base's order first.
+    specification: the file that says which units may move, in place of the built-in one.
+    copy: the folder of the aligned copy, once it is written.
+    """
 
     path: str
     revision: str | None = None
     where: Where = field(default=Where(), compare=False)
+    align: bool = False
+    specification: Path | None = None
+    copy: Path | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.path}@{self.revision}" if self.revision else self.path
@@ -101,6 +109,11 @@ class SpaceSpec:
     def at(self, key: str) -> Where:
         """Where `key` stands in the file."""
         return self.where.get(key, Where(self.file, None, key))
+
+    @property
+    def to_align(self) -> dict[str, ModelRef]:
+        """The sources whose hidden units are brought into the base's order."""
+        return {name: ref for name, ref in self.sources.items() if ref.align}
 
     @property
     def asynchronous(self) -> bool:

@@ -35,8 +35,12 @@ def space_data(spec: SpaceSpec) -> dict[str, Any]:
     return data
 
 
-def _model(ref: ModelRef) -> str | dict[str, str]:
-    return {"path": ref.path, "revision": ref.revision} if ref.revision else ref.path
+def _model(ref: ModelRef) -> str | dict[str, Any]:
+    if not ref.revision and not ref.align:
+        return ref.path
+    revision = {"revision": ref.revision} if ref.revision else {}
+    align: dict[str, Any] = {"align": str(ref.specification or "") or True} if ref.align else {}
+    return {"path": ref.path, **revision, **align}
 
 
 def _genes(spec: SpaceSpec) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import RemovedError, Where
-from evomerge.files.common import index, read_model, read_seconds, resolve
+from evomerge.files.common import index, read_model, read_seconds, read_source, resolve
 from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
 from evomerge.files.kinds import load_space
@@ -108,7 +108,7 @@ def _sources(node: Node) -> dict[str, ModelRef]:
         check_name(name, "source", child.where)
         if name in ("base", "best_source", "uniform") or not name.replace("-", "_").replace(".", "_").isidentifier():
             child.fail(f"{name!r} cannot name a source", "use letters, digits, - and _; base is taken")
-        sources[name] = read_model(child)
+        sources[name] = read_source(child)
     if not sources:
         node.fail("names no source", "add at least one fine-tune of the base")
     return sources

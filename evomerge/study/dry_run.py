@@ -14,9 +14,11 @@ from evomerge.evaluator.device import choose_devices, listed, parse_memory
 from evomerge.evaluator.shares import check_workers, deal, describe
 from evomerge.files.objects import SpaceSpec
 from evomerge.files.pair import read_files
+from evomerge.merging.resident.placement import size
 from evomerge.scoring.preflight import doubts
 from evomerge.scoring.tasks.trust import code_listed
 from evomerge.space.space import Models, Space
+from evomerge.study.aligned import alignable
 from evomerge.study.prepare import (
     Plan,
     check_files,
@@ -27,6 +29,7 @@ from evomerge.study.prepare import (
     make_plan,
     new_run,
 )
+from evomerge.study.run.folder import RunFolder
 
 
 @with_pickles
@@ -61,7 +64,7 @@ def dry_run(
     """
     check_workers(workers)
     parse_memory(memory)
-    new_run(space, run, storage)
+    folder, _ = new_run(space, run, storage)
     settings = [*settings, *launch_settings(trials, time, seed, asynchronous, items)]
     spec, scores = read_files(Path(space), settings, optimizer, Path(fitness) if fitness else None)
     check_places(spec)
@@ -72,7 +75,8 @@ def dry_run(
         plan, unknown = make_plan(spec, scores), ""
     except UnreachableError as error:
         plan, unknown = None, f"checkpoints ({error.problem})"
-    first = None if begin is None else _start(begin, spec, plan)
+    # The models that another run merged are the aligned copies, which are not there yet.
+    first = None if begin is None else _start(begin, spec, None if spec.to_align else plan)
     searched = plan.space if plan else _unopened(spec)
     tensors = tensor_notes(plan.models.base, plan.models.sources) if plan else []
     quantized = plan.models.quantized if plan else []
@@ -90,6 +94,7 @@ def dry_run(
         **({"quantized": "; ".join(quantized)} if quantized else {}),
         **({"tensors": "; ".join(tensors)} if tensors else {}),
         **({"tokens": "; ".join(tokens)} if tokens else {}),
+        **_aligned(spec, plan, folder),
         **({"starts from": first} if first else {}),
         **(_placement(plan, device, memory, workers) if plan else _devices(device, workers)),
         "budget": f"{spec.trials or 'any number of'} trials"
@@ -105,6 +110,20 @@ def dry_run(
         **({"code that is run": "; ".join(code)} if (code := code_listed(scores)) else {}),
         "not checked": unknown or "weights, items",
     }
+
+
+def _aligned(spec: SpaceSpec, plan: Plan | None, folder: RunFolder) -> dict[str, str]:
+    """What is aligned with the base, by which specification, and what the copies take on the disk."""
+    lines = []
+    for name, ref in spec.to_align.items():
+        line = f"{name} onto the base"
+        if plan is not None:
+            source = plan.models.sources[name]
+            specification, symmetries = alignable(plan.models.base, source, ref)
+            taken = size(sum(info.bytes for info in source.tensors.values()))
+            line += f", {len(symmetries.groups)} groups of units (specification {specification.name}), {taken} on disk"
+        lines.append(f"{line} in {folder.aligned / name}")
+    return {"aligned": "; ".join(lines)} if lines else {}
 
 
 def _start(begin: str, spec: SpaceSpec, plan: Plan | None) -> str:

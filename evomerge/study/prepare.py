@@ -27,6 +27,8 @@ from evomerge.registry import CHOICES, METHODS, OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness, check_images_taken
 from evomerge.scoring.tasks.task_files import scan
 from evomerge.space.space import Space
+from evomerge.study.aligned import alignable, aligned_copies, with_copies
+from evomerge.study.observer import Observer
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.manifest import Environment, Launch
 
@@ -80,6 +82,14 @@ def launched_plan(launch: Launch) -> Plan:
     return make_plan(spec, fitness)
 
 
+@contextmanager
+def aligned_plan(plan: Plan, folder: RunFolder, observer: Observer) -> Iterator[Plan]:
+    """The plan of a new run over the aligned copies that its space asks for, which are written first. They are deleted
+    if the run is not launched in the context. Raises InputError."""
+    with aligned_copies(plan.spec, plan.models.base, plan.models.sources, folder, observer) as spec:
+        yield plan if spec is plan.spec else make_plan(spec, plan.fitness)
+
+
 def resumed_plan(folder: RunFolder, environment: Environment) -> Plan:
     """The plan of a run's own copies of its files. InputError, naming the changes, where they, the originals (if both
     are still there) or the checkpoints are not what was launched."""
@@ -91,7 +101,7 @@ def resumed_plan(folder: RunFolder, environment: Environment) -> Plan:
         mend = "launch a new run; status, rank, compare and export still read this one"
         raise InputError(problem, mend, error.where) from None
     environment.check_files(folder, spec, fitness)
-    plan = make_plan(spec, fitness)
+    plan = make_plan(with_copies(spec, folder), fitness)
     if Path(environment.launch.space).is_file():
         environment.check_files(folder, *environment.launch.read())
     check_files(spec, fitness)
@@ -106,6 +116,9 @@ def make_plan(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
         raise InputError("leaves nothing to search", "freeze less", spec.at("freeze"))
     check_start(spec, models.space)
     check_images_taken(fitness, models.base)
+    for name, ref in spec.to_align.items():
+        if ref.copy is None:
+            alignable(models.base, models.sources[name], ref)
     return Plan(spec, fitness, models)
 
 

@@ -28,6 +28,7 @@ from evomerge.study.look import look_ahead
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import (
     Plan,
+    aligned_plan,
     check_budget,
     large_deltas_of,
     launch_settings,
@@ -142,23 +143,23 @@ def search(
         trust_tasks=trust_tasks,
         allow_pickle=allow_pickle,
     )
-    plan = launched_plan(launch)
-    for line in large_deltas_of(plan):
-        observer.warn(line)
-    first = starting_point(begin, plan.models) if begin is not None else None
-    with (
-        _executor(plan, device, memory, workers, observer) as executor,
-        _diagnosed(folder),
-        folder.claim(),
-        _logged(folder),
-    ):
-        facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
-        facts |= {"begin": asdict(first)} if first else {}
-        write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
-        opened = open_storage(folder.journal, url, observer.warn)
-        store = Store.create(opened, folder.name, plan.space.dimensions)
-        session = Session(folder, store, plan, executor, observer, first)
-        return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds, plan.spec.most_items))
+    with aligned_plan(launched_plan(launch), folder, observer) as plan:
+        for line in large_deltas_of(plan):
+            observer.warn(line)
+        first = starting_point(begin, plan.models) if begin is not None else None
+        with (
+            _executor(plan, device, memory, workers, observer) as executor,
+            _diagnosed(folder),
+            folder.claim(plan.spec.to_align),
+            _logged(folder),
+        ):
+            facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
+            facts |= {"begin": asdict(first)} if first else {}
+            write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
+            opened = open_storage(folder.journal, url, observer.warn)
+            store = Store.create(opened, folder.name, plan.space.dimensions)
+            session = Session(folder, store, plan, executor, observer, first)
+            return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds, plan.spec.most_items))
 
 
 @listening()

@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from evomerge.safety.paths import absolute, status
 from evomerge.safety.read import read_object
 
 _FLAG, _UNUSUAL = Where("--run"), re.compile(r"[^\w.-]")
-_OWN = ("items", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
+_OWN = ("items", "aligned", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
 """What a launch makes; hidden ones are being written. A whole `environment.json` makes the folder a run."""
 STARTERS = ("starter-space.yaml", "starter-fitness.yaml")
 """The files that a search of models without a space file was given, in the run that they launch."""
@@ -39,6 +39,7 @@ class RunFolder:
         self.fitness = self.path / "fitness.yaml"
         self.environment = self.path / "environment.json"
         self.items = self.path / "items"
+        self.aligned = self.path / "aligned"
         self.best = self.path / "best.yaml"
         self.log = self.path / "search.log"
 
@@ -108,9 +109,9 @@ class RunFolder:
             raise InputError(f"{standing} is no folder that can be written", "name a place by --run")
 
     @contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self, copies: Collection[str] = ()) -> Iterator[None]:
         """Make the folder and hold its lock for a launch. What a launch that died before it was written down left
-        there (no environment.json) is cleared."""
+        there (no environment.json) is cleared, but for the aligned `copies`, which are written before."""
         self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,10 @@ class RunFolder:
             raise InputError(f"cannot make {self.path} ({error.strerror})", "choose another --run") from None
         with self.lock():
             self.check_free()
-            for leftover in self.path.iterdir():
+            copied = [copy for copy in self.aligned.glob("*") if copy.name not in copies] if copies else []
+            for leftover in (*copied, *self.path.iterdir()):
+                if leftover == self.aligned and copies:
+                    continue
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
                 elif not leftover.name.startswith(("run.lock", *STARTERS)):
