@@ -1,0 +1,116 @@
+"""`evomerge.doctor`: why a merged model is worse than it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evomerge.checkpoints.pickled import with_pickles
+from evomerge.errors import InputError, Where
+from evomerge.examine.findings.finding import Finding
+from evomerge.examine.references import check_places, parents_of
+from evomerge.files.fitness_file import read_fitness
+from evomerge.recipe.mergekit import recipe_of
+from evomerge.study.observer import Observer
+from evomerge.types import SplitName
+
+if TYPE_CHECKING:
+    from evomerge.examine.findings.behaviour import Behaviour
+    from evomerge.examine.findings.comparison import Comparison
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found, and what was looked at.
+
+    Attributes:
+        model: as it was given.
+        parents: name -> reference.
+        findings: the worst first.
+        behaviour: of the model and its parents, by name; the model's is "the merge". Empty where no model ran.
+        comparison: scores of a fitness file's slices beside those of every parent, where one was given.
+        notes: what could not be looked at, and why.
+    """
+
+    model: str
+    parents: Mapping[str, str]
+    findings: tuple[Finding, ...]
+    behaviour: Mapping[str, Behaviour] = field(default_factory=dict)
+    comparison: Comparison | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        return not self.findings
+
+
+@with_pickles
+def doctor(
+    model: str | Path,
+    *,
+    fitness: str | Path | None = None,
+    base: str | None = None,
+    sources: Sequence[str] = (),
+    split: SplitName = "holdout",
+    cheap: bool = False,
+    device: str = "auto",
+    memory: str | None = None,
+    trust_tasks: bool = False,
+    allow_pickle: bool = False,
+    observer: Observer | None = None,
+) -> Diagnosis:
+    """Examines a merged checkpoint or a recipe (merged in memory), and says what is wrong with it.
+
+    First without a forward pass: settings, tokenizer and every tensor against those of the parents. Then, unless
+    `cheap`, by running the model and its parents, one after the other, on a few prompts.
+
+    Args:
+        fitness: also score the model and every parent on these slices; prompts are taken from there, too.
+        base, sources: the parents, where no recipe beside the model names them, or in place of those.
+        split: whose items are scored.
+        device, memory, trust_tasks, allow_pickle: as in `evaluate`.
+
+    Raises:
+        InputError: an argument or a file is wrong.
+    """
+    observer = observer or Observer()
+    spec = None if fitness is None else replace(read_fitness(Path(fitness)), trust_tasks=trust_tasks)
+    recipe = recipe_of(model)
+    given = _given(base, sources)
+    check_places(recipe, [*([] if recipe else [model]), *given.values()])
+    # These import torch: what is wrong above is reported before.
+    from evomerge.examine.findings.checks import examined
+    from evomerge.examine.findings.opening import open_patient, recipe_beside, unreadable
+    from evomerge.examine.findings.patient import measured
+
+    beside = None if recipe else recipe_beside(str(model))
+    of_recipe = recipe or beside
+    parents = given or (parents_of(of_recipe) if of_recipe else {})
+    try:
+        patient = open_patient(str(model), recipe, beside, parents)
+    except InputError:
+        finding = None if recipe else unreadable(str(model))
+        if finding is None:
+            raise
+        return Diagnosis(str(model), parents, (finding,), notes=("nothing else could be looked at",))
+    notes = [] if parents else ["no parents are known: give --base and --source to compare with them"]
+    patient = measured(patient, observer)
+    findings = examined(patient)
+    if cheap:
+        return Diagnosis(str(model), parents, findings, notes=tuple(notes))
+    from evomerge.examine.findings.live import run_live
+
+    return run_live(patient, str(model), parents, findings, notes, spec, split, device, memory, observer)
+
+
+def _given(base: str | None, sources: Sequence[str]) -> dict[str, str]:
+    """The parents that were given, by name: a source goes by the name of its folder."""
+    parents = {"base": base} if base else {}
+    for source in sources:
+        if source == base:
+            raise InputError(f"{source} is the base and a source", "name it once", Where("--source"))
+        name = "+".join(Path(part.partition("@")[0]).name for part in source.split("+"))
+        parents[source if name in parents else name] = source
+    return parents
