@@ -15,8 +15,13 @@ _NEAR = 0.5
 """A float16 weight that is beyond this share of it in a parent may come out as infinite by rounding or a factor."""
 ZERO = 1e-3
 """A tensor whose norm is below this share of its parents' was zeroed."""
-_LEVELS, _SAMPLE, _FINE = 300, 1 << 15, 2e-4
-"""8 bits have 256 levels: a sample of weights that lies on at most this many steps of `_FINE` is codes."""
+_STEPS = (7, 8, 15, 127, 128, 255)
+"""From 0, or from the lowest code, to the highest one, of 4 and 8 bits."""
+_SAMPLE = 1 << 15
+_OFF = 0.2
+"""Codes lie closer to whole steps than that on average, with other weights added; other numbers are 0.25 away."""
+_ELSEWHERE, _LOOKED = 0.9, 8
+"""Below this cosine with every parent, rows are looked for in the rest of the layer; for so many tensors."""
 _HUGE = 3.0
 """A tensor that is so many times as large as every parent's is worth a look for codes."""
 
@@ -98,9 +103,9 @@ def codes(patient: Patient) -> Finding | None:
     for m in patient.compared(matrices=True):
         if m.name in patient.rows or m.norm < _HUGE * max(m.norms.values()):
             continue
-        count = _levels(patient, m)
-        if count <= _LEVELS or m.name in of_quantized:
-            found, levels = [*found, m], levels or count
+        steps = _steps(patient, m)
+        if steps or m.name in of_quantized:
+            found, levels = [*found, m], levels or steps
     if not patient.parents:
         for m in patient.measured.values():
             if len(m.shape) == 2 and not m.n_bad and m.largest > 1.5 and _whole(patient, m):
@@ -109,8 +114,8 @@ def codes(patient: Patient) -> Finding | None:
         return None
     first, names = found[0], [s.name for s in patient.sources if s.quantized]
     evidence = [Evidence(f"norm of {first.name}", first.norm, first.norms)] if first.parents else []
-    if 0 < levels <= _LEVELS:
-        evidence.append(Evidence(f"distinct values in a sample of {first.name}, the base taken off", float(levels)))
+    if levels:
+        evidence.append(Evidence(f"{first.name} lies on equal steps, up to its largest value", levels))
     if not first.parents:
         evidence.append(Evidence(f"largest magnitude of {first.name}, all whole numbers", first.largest))
     return Finding(
@@ -123,26 +128,27 @@ def codes(patient: Patient) -> Finding | None:
     )
 
 
-def _levels(patient: Patient, m: Measured) -> int:
-    """How many steps a sample of the tensor lies on, without what of it is the base's."""
-    tensor = patient.model.read(m.name).double().reshape(-1)
-    stride = max(1, tensor.numel() // _SAMPLE)
-    sample = tensor[::stride]
-    first = next(p for p in patient.parents if p.name == m.parents[0])
-    if first.shapes.get(m.name) == m.shape:
-        base = first.read(m.name).double().reshape(-1)[::stride]
-        quiet = sample.abs() <= sample.abs().max() * 0.01  # codes of 0: what is left there is the base's
-        if int(quiet.sum()) > 8:
-            weight = float(sample[quiet] @ base[quiet] / base[quiet].square().sum().clamp_min(1e-30))
-            sample = sample - weight * base
-    step = float(sample.abs().max()) * _FINE
-    return int(torch.unique((sample / max(step, 1e-30)).round()).numel())
+def _steps(patient: Patient, m: Measured) -> int:
+    """On how many equal steps the tensor's values lie, nearly: 0 if on none."""
+    sample = _sample(patient, m)
+    low, high = float(sample.min()), float(sample.max())
+    most = max(abs(low), abs(high))
+    for steps in _STEPS:
+        for values in (sample * (steps / most), (sample - low) * (steps / (high - low))):
+            if float((values - values.round()).abs().mean()) < _OFF:
+                return steps
+    return 0
 
 
 def _whole(patient: Patient, m: Measured) -> bool:
     """Whether nearly all values of a tensor are whole numbers."""
-    tensor = patient.model.read(m.name).double().reshape(-1)[:_SAMPLE]
-    return bool((tensor == tensor.round()).double().mean() > 0.99)
+    sample = _sample(patient, m)
+    return bool((sample == sample.round()).double().mean() > 0.99)
+
+
+def _sample(patient: Patient, m: Measured) -> torch.Tensor:
+    values = patient.model.read(m.name).reshape(-1)
+    return values[:: max(1, values.numel() // _SAMPLE)].double()
 
 
 def head(patient: Patient) -> Finding | None:
@@ -205,19 +211,23 @@ def _differs(patient: Patient, embedding: str, other: str) -> float:
 
 def swapped(patient: Patient) -> Finding | None:
     """Matrices whose rows are those of another place: a fused projection that was split or joined in a wrong order."""
-    found, evidence = [], []
-    for m in patient.compared(matrices=True):
-        if len(m.shape) != 2 or not isinstance(m.place, int) or len(found) >= 8:
-            continue
+    strange = [
+        m
+        for m in patient.compared(matrices=True)
+        if len(m.shape) == 2 and isinstance(m.place, int) and max(m.cosines.values()) < _ELSEWHERE
+    ]
+    evidence: list[Evidence] = []
+    parts: set[str] = set()
+    for m in strange[:_LOOKED]:
+        assert isinstance(m.place, int)
         layer = patient.origins[m.place].layer if patient.origins else m.place
-        if max(m.cosines.values()) < 0.9:
-            blocks = find_blocks(patient.model, m.name, patient.parents, layer)
-            if blocks:
-                found.append(m)
-                evidence += [
-                    Evidence(f"rows {b.first} to {b.last} of {m.name}", f"are rows of {b.tensor} from {b.at} on")
-                    for b in blocks[:3]
-                ]
+        blocks = find_blocks(patient.model, m.name, patient.parents, layer)
+        parts |= {patient.model.stack.part(m.name)} if blocks else set()
+        evidence += [
+            Evidence(f"rows {b.first} to {b.last} of {m.name}", f"are rows of {b.tensor} from {b.at} on")
+            for b in blocks[:3]
+        ]
+    found = [m for m in strange if patient.model.stack.part(m.name) in parts]
     if not found:
         return None
     return Finding(
