@@ -14,11 +14,12 @@ from evomerge.examine.references import check_places, parents_of
 from evomerge.files.fitness_file import read_fitness
 from evomerge.recipe.mergekit import recipe_of
 from evomerge.study.observer import Observer
-from evomerge.types import SplitName
+from evomerge.types import SliceScore, SplitName
 
 if TYPE_CHECKING:
     from evomerge.examine.findings.behaviour import Behaviour
-    from evomerge.examine.findings.comparison import Comparison
+    from evomerge.examine.findings.symptoms import Symptom
+    from evomerge.scoring.slices import SliceInfo
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,20 @@ class Diagnosis:
         model: as it was given.
         parents: name -> reference.
         findings: the worst first.
+        symptoms: what running the models showed to be worse than in every parent.
         behaviour: of the model and its parents, by name; the model's is "the merge". Empty where no model ran.
-        comparison: scores of a fitness file's slices beside those of every parent, where one was given.
+        slices: of the fitness file, where one was given.
+        scores: by model, then by slice, of the merge and its parents.
         notes: what could not be looked at, and why.
     """
 
     model: str
     parents: Mapping[str, str]
     findings: tuple[Finding, ...]
+    symptoms: tuple[Symptom, ...] = ()
     behaviour: Mapping[str, Behaviour] = field(default_factory=dict)
-    comparison: Comparison | None = None
+    slices: Mapping[str, SliceInfo] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, SliceScore]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -101,8 +106,25 @@ def doctor(
     if cheap:
         return Diagnosis(str(model), parents, findings, notes=tuple(notes))
     from evomerge.examine.findings.live import run_live
+    from evomerge.examine.findings.symptoms import cannot_run, overflowing, symptoms, unexplained
 
-    return run_live(patient, str(model), parents, findings, notes, spec, split, device, memory, observer)
+    live = run_live(patient, str(model), parents, spec, split, device, memory, observer)
+    if live.failed is not None:
+        findings = findings or (cannot_run(live.failed),)
+        return Diagnosis(str(model), parents, findings, notes=(*notes, f"the model was not run: {live.failed}"))
+    felt, overflow = symptoms(patient, live), overflowing(patient, live)
+    findings = (*([overflow] if overflow else []), *findings)
+    unseen = None if findings else unexplained(felt)
+    return Diagnosis(
+        model=str(model),
+        parents=parents,
+        findings=(*findings, *([unseen] if unseen else [])),
+        symptoms=felt,
+        behaviour=live.behaviour,
+        slices=live.slices,
+        scores=live.scores,
+        notes=(*notes, *live.notes),
+    )
 
 
 def _given(base: str | None, sources: Sequence[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.examine.patients import Models, write_wider
+from tests.examine.patients import FAMILIES, Models, write_wider
 
 Recipe = dict[str, Any]
 
@@ -40,7 +40,8 @@ def slerp(models: Models) -> Recipe:
 
 def frankenmerge(models: Models) -> Recipe:
     """Overlapping slices of two models, in order."""
-    ranges = [("one", [0, 2]), ("two", [1, 3]), ("one", [2, 4])]
+    layers = FAMILIES[models.family]["num_hidden_layers"]
+    ranges = [("one", [0, 2]), ("two", [1, 3]), ("one", [2, layers])]
     slices = [{"sources": [{"model": str(models.source(s)), "layer_range": r}]} for s, r in ranges]
     return {"merge_method": "passthrough", "slices": slices}
 
