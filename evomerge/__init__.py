@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evomerge.demo.run import quickstart
+    from evomerge.examine.doctor import doctor
     from evomerge.examine.evaluate import evaluate
     from evomerge.examine.path import path
     from evomerge.merging.disk.stream import merge
@@ -21,10 +22,24 @@ if TYPE_CHECKING:
     from evomerge.study.search import resume, search
 
 __version__ = "0.1.0"
-__all__ = ["compare", "evaluate", "export", "merge", "path", "quickstart", "rank", "resume", "runs", "search", "status"]
+__all__ = [
+    "compare",
+    "doctor",
+    "evaluate",
+    "export",
+    "merge",
+    "path",
+    "quickstart",
+    "rank",
+    "resume",
+    "runs",
+    "search",
+    "status",
+]
 
 _HOMES = {
     "compare": "evomerge.study.after.compare",
+    "doctor": "evomerge.examine.doctor",
     "evaluate": "evomerge.examine.evaluate",
     "export": "evomerge.study.after.export",
     "merge": "evomerge.merging.disk.stream",

@@ -181,6 +181,12 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         },
     ),
     "output": (("-o", "--output"), {"metavar": "FILE"}),
+    "base": (("--base",), {"metavar": "MODEL", "help": "the base, where no recipe beside the model names it"}),
+    "sources": (
+        ("--source",),
+        {"action": "append", "default": [], "metavar": "MODEL", "help": "a model that was merged; once for each"},
+    ),
+    "quick": (("--quick",), {**_FLAG, "help": "look at files and weights only, and run no model"}),
     "items": (
         ("--items",),
         {"metavar": "FILE", "help": "write the score of every item: FILE.jsonl or FILE.parquet"},
@@ -312,6 +318,18 @@ COMMANDS = {
         {"model": {"metavar": "MODEL_OR_RECIPE"}},
         ("fitness", "split", "references", "output", "items", "device", "memory", "trust_tasks", "allow_pickle"),
         {"fitness": {"required": True}, "output": {"help": "write what --json prints to a file, too"}},
+    ),
+    "doctor": Command(
+        commands.run_doctor,
+        "say why a merged model is worse than it should be",
+        {"model": {"metavar": "MODEL_OR_RECIPE"}},
+        (
+            "fitness", "base", "sources", "split", "quick", "output", "device", "memory", "trust_tasks", "allow_pickle",
+        ),
+        {
+            "fitness": {"help": "also score the model and every parent on its slices, and take prompts from there"},
+            "output": {"help": "write what --json prints to a file, too"},
+        },
     ),
     "path": Command(
         commands.run_path,

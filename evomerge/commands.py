@@ -19,7 +19,9 @@ from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError, Where
 from evomerge.escape import LogFormatter, printable
 from evomerge.evaluator.device import choose_device
+from evomerge.examine.doctor import doctor, glance
 from evomerge.examine.evaluate import evaluate
+from evomerge.examine.findings.finding import Finding
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.report.figures import FORMATS, draw_path
@@ -68,14 +70,29 @@ def run_resume(options: argparse.Namespace) -> int:
 
 def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | None = None) -> int:
     """Prints the end of a search: the table, and what to do next."""
-    from evomerge.report import data, gains, results
+    from evomerge.report import data, diagnosis, gains, results
 
+    found = _looked_at(options, result)
     if options.json:
-        _print(options, {**data.result_data(result), **(files or {})})
+        seen = {"findings": diagnosis.findings_data(found)}
+        _print(options, {**data.result_data(result), **seen, **(files or {})})
     else:
         gained = [gains.gained_table(result.gained)] if result.gained is not None else []
-        _show(results.result_table(result), *gained, *results.verdict(result))
+        seen_in = [f"seen in the winner: {diagnosis.finding_line(finding)}" for finding in found]
+        _show(results.result_table(result), *gained, *results.verdict(result), *seen_in)
     return DONE if result.winner else NO
+
+
+def _looked_at(options: argparse.Namespace, result: Any) -> tuple[Finding, ...]:
+    """What a short look at the winner finds. It cannot fail a search: an error in it is a line in the log."""
+    if result.winner is None:
+        return ()
+    try:
+        with _view() as observer:
+            return glance(result.winner.recipe, allow_pickle=getattr(options, "allow_pickle", False), observer=observer)
+    except Exception as error:
+        logging.getLogger("evomerge").info("the winner could not be looked at: %s", error)
+        return ()
 
 
 def run_rank(options: argparse.Namespace) -> int:
@@ -190,6 +207,22 @@ def run_evaluate(options: argparse.Namespace) -> int:
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
         _show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
     return _end(DONE if result.feasible else NO, unsaved)
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from evomerge.report.data import as_json
+    from evomerge.report.diagnosis import diagnosis_data, diagnosis_words
+
+    output = _output(options.output, "--output", read=[options.model, options.fitness])
+    with _view() as observer:
+        result = _call(doctor, options, observer=observer)
+    data = diagnosis_data(result)
+    unsaved = _save(output, lambda file: write_whole(file, as_json(data) + "\n"))
+    if options.json:
+        _print(options, data)
+    else:
+        _show(*diagnosis_words(result))
+    return _end(DONE if result.healthy else NO, unsaved)
 
 
 def run_path(options: argparse.Namespace) -> int:

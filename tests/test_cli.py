@@ -77,6 +77,13 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--trust-tasks": False,
         "--allow-pickle": False,
     },
+    "doctor": {
+        **dict.fromkeys(["--fitness", "--base", "-o", "--output", "--memory"]),
+        "--source": [],
+        "--split": "holdout",
+        "--device": "auto",
+        **dict.fromkeys(["--quick", "--trust-tasks", "--allow-pickle"], False),
+    },
     "path": {
         "--fitness": REQUIRED,
         "--split": "holdout",

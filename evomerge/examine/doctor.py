@@ -13,6 +13,7 @@ from evomerge.examine.findings.finding import Finding
 from evomerge.examine.references import check_places, parents_of
 from evomerge.files.fitness_file import read_fitness
 from evomerge.recipe.mergekit import recipe_of
+from evomerge.recipe.recipe import Recipe
 from evomerge.study.observer import Observer
 from evomerge.types import SliceScore, SplitName
 
@@ -59,7 +60,7 @@ def doctor(
     base: str | None = None,
     sources: Sequence[str] = (),
     split: SplitName = "holdout",
-    cheap: bool = False,
+    quick: bool = False,
     device: str = "auto",
     memory: str | None = None,
     trust_tasks: bool = False,
@@ -69,7 +70,7 @@ def doctor(
     """Examines a merged checkpoint or a recipe (merged in memory), and says what is wrong with it.
 
     First without a forward pass: settings, tokenizer and every tensor against those of the parents. Then, unless
-    `cheap`, by running the model and its parents, one after the other, on a few prompts.
+    `quick`, by running the model and its parents, one after the other, on a few prompts.
 
     Args:
         fitness: also score the model and every parent on these slices; prompts are taken from there, too.
@@ -103,7 +104,7 @@ def doctor(
     notes = [] if parents else ["no parents are known: give --base and --source to compare with them"]
     patient = measured(patient, observer)
     findings = examined(patient)
-    if cheap:
+    if quick:
         return Diagnosis(str(model), parents, findings, notes=tuple(notes))
     from evomerge.examine.findings.live import run_live
     from evomerge.examine.findings.symptoms import cannot_run, overflowing, symptoms, unexplained
@@ -125,6 +126,26 @@ def doctor(
         scores=live.scores,
         notes=(*notes, *live.notes),
     )
+
+
+GLANCE = 20.0
+"""Seconds that a search looks at its winner."""
+
+
+@with_pickles
+def glance(recipe: Recipe, *, allow_pickle: bool = False, observer: Observer | None = None) -> tuple[Finding, ...]:
+    """What a look at a recipe's merge finds in `GLANCE` seconds, without running it: what `doctor` with `quick` finds,
+    of large models in a part of their tensors.
+
+    Raises:
+        InputError: a model cannot be opened any more.
+    """
+    from evomerge.examine.findings.checks import examined
+    from evomerge.examine.findings.opening import open_patient
+    from evomerge.examine.findings.patient import measured
+
+    patient = open_patient("the winner", recipe, None, parents_of(recipe))
+    return examined(measured(patient, observer or Observer(), GLANCE))
 
 
 def _given(base: str | None, sources: Sequence[str]) -> dict[str, str]:

@@ -270,7 +270,11 @@ def _quantized(models: Models, bits: int = 8) -> tuple[Path, dict[str, Tensor]]:
         save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
         weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "channel"}
         group = {"targets": ["Linear"], "weights": weights}
-        settings = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"group_0": group}}
+        settings = {
+            "quant_method": "compressed-tensors",
+            "format": "int-quantized",
+            "config_groups": {"group_0": group},
+        }
         edit_json(folder, "config.json", quantization_config={**settings, "ignore": ["lm_head"]})
     return folder, codes
 
@@ -443,7 +447,9 @@ def adapter_twice(models: Models, out: Path) -> Case:
     """Its base had it already."""
     once = models.root / "once"
     if not once.exists():
-        models.merge(once, {"merge_method": "passthrough", "models": [{"model": f"{models.base}+{models.source('lora')}"}]})
+        models.merge(
+            once, {"merge_method": "passthrough", "models": [{"model": f"{models.base}+{models.source('lora')}"}]}
+        )
     recipe = {"merge_method": "passthrough", "models": [{"model": f"{once}+{models.source('lora')}"}]}
     models.merge(out, recipe)
     (out / "mergekit_config.yml").unlink()
@@ -506,7 +512,11 @@ BROKEN: dict[str, tuple[str, dict[str, tuple[Breakage, ...]]]] = {
     ),
     "adapter applied twice": (
         "adapter-twice",
-        {"llama": (adapter_twice, adapter_twice_beside_a_source), "qwen2": (adapter_twice,), "gemma2": (adapter_twice,)},
+        {
+            "llama": (adapter_twice, adapter_twice_beside_a_source),
+            "qwen2": (adapter_twice,),
+            "gemma2": (adapter_twice,),
+        },
     ),
 }
 """The fifteen breakages: the name that the first finding begins with, and variants by family ("*": of every family)."""

@@ -39,7 +39,9 @@ def unrelated(patient: Patient) -> Finding | None:
     found = {name: median(values) for name, values in cosines.items() if median(values) < RELATED}
     if not found:
         return None
-    evidence = [Evidence(f"cosine of {name} with {origin}, median over matrices", value) for name, value in found.items()]
+    evidence = [
+        Evidence(f"cosine of {name} with {origin}, median over matrices", value) for name, value in found.items()
+    ]
     evidence += [Evidence(f"size of the delta of {n}, of the weights of {origin}", median(ratios[n])) for n in found]
     return Finding(
         "unrelated-lineage",
@@ -56,8 +58,10 @@ def adapter_twice(patient: Patient) -> Finding | None:
     for source in patient.sources:
         if source.adapted is None:
             continue
-        changed = [m for m in patient.compared(matrices=True) if m.name in source.adapted and m.name not in patient.rows]
-        fits = [p for p in map(lambda m: project([m]), changed) if p is not None]
+        changed = [
+            m for m in patient.compared(matrices=True) if m.name in source.adapted and m.name not in patient.rows
+        ]
+        fits = [p for p in (project([m]) for m in changed) if p is not None]
         values = [p.coefficients[source.name] for p in fits if source.name in p.coefficients]
         if len(values) < max(1, len(changed) // 2):
             continue
@@ -158,7 +162,9 @@ def strangers(patient: Patient) -> Finding | None:
     )
 
 
-def _apart(patient: Patient, found: Sequence[Measured], name: str, says: str, cause: str, change: str) -> Finding | None:
+def _apart(
+    patient: Patient, found: Sequence[Measured], name: str, says: str, cause: str, change: str
+) -> Finding | None:
     if not found:
         return None
     what = "norm" if name == "norm-growth" else "cosine with the parents"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from evomerge.examine.findings.finding import Evidence, Finding
@@ -15,14 +16,11 @@ _ALIKE = 0.5
 def out_of_order(patient: Patient) -> Finding | None:
     """Layers that stand before ones that they follow in the parents."""
     origins = patient.origins
-    if not origins or any(o.cosine < _ALIKE for o in origins):
-        if not origins or not any(o.cosine >= _ALIKE and o.layer != i for i, o in enumerate(origins)):
-            return None
+    if not origins:
+        return None
     runs = _runs(origins)
     starts, ends = [first for first, _ in runs], [last for _, last in runs]
-    back = any(b < a for a, b in zip(starts, starts[1:], strict=False)) or any(
-        b < a for a, b in zip(ends, ends[1:], strict=False)
-    )
+    back = any(b < a for a, b in itertools.pairwise(starts)) or any(b < a for a, b in itertools.pairwise(ends))
     same_depth = all(p.layers == patient.model.layers for p in patient.parents)
     displaced = [i for i, o in enumerate(origins) if o.layer != i]
     if not back and not (same_depth and displaced):
@@ -31,7 +29,9 @@ def out_of_order(patient: Patient) -> Finding | None:
     evidence = [Evidence("the layers are, in order, the parents' layers", order)]
     for i in displaced[:2]:
         o = origins[i]
-        evidence.append(Evidence(f"cosine of layer {i} with layer {o.layer} of {o.parent}", o.cosine, {f"layer {i}": o.own}))
+        evidence.append(
+            Evidence(f"cosine of layer {i} with layer {o.layer} of {o.parent}", o.cosine, {f"layer {i}": o.own})
+        )
     return Finding(
         "layers-out-of-order",
         "layers are not in the order that the parents have them in",

@@ -149,7 +149,9 @@ def _prompts(suite: Any, split: SplitName) -> list[str]:
         requests = getattr(slice_.source, "requests", None)
         if requests is None:
             continue
-        texts = [doc.instances[0].args[0] for task in requests(split) for doc in task.docs[:_MOST_PROMPTS] if doc.instances]
+        texts = [
+            doc.instances[0].args[0] for task in requests(split) for doc in task.docs[:_MOST_PROMPTS] if doc.instances
+        ]
         found += [t[:_CHARACTERS] for t in texts if isinstance(t, str) and t.strip()][:2]
     return list(dict.fromkeys(found))[:_MOST_PROMPTS]
 

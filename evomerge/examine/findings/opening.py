@@ -10,7 +10,7 @@ from evomerge.checkpoints.headers import FLOATS
 from evomerge.checkpoints.hub import header, headers
 from evomerge.errors import InputError
 from evomerge.examine.findings.finding import Evidence, Finding, listed
-from evomerge.examine.findings.models import ModelView, merged, stored
+from evomerge.examine.findings.models import merged, stored
 from evomerge.examine.findings.patient import Patient
 from evomerge.examine.references import parents_of
 from evomerge.merging.disk.pipeline import StreamingBank

@@ -53,12 +53,11 @@ def find_origins(model: ModelView, parents: Sequence[ModelView]) -> tuple[Origin
         return _planned(model, parents)
     parts = _parts(model)
     known = [p for p in parents if parts and p.layers]
-    sketches = [(p, _sketch(p, parts, model)) for p in known]
-    sketches = [(p, sketch) for p, sketch in sketches if sketch is not None]
+    sketches = [(p, sketch) for p in known if (sketch := _sketch(p, parts, model)) is not None]
     own = _sketch(model, parts, model)
     if not sketches or own is None:
         return None
-    cosines = [np.einsum("kpe,jpe->kjp", own, sketch).mean(-1) for _, sketch in sketches]
+    cosines = [_between(own, sketch) for _, sketch in sketches]
     found = []
     for layer in range(model.layers):
         best = max(((float(c[layer].max()), i) for i, c in enumerate(cosines)))
@@ -71,6 +70,12 @@ def find_origins(model: ModelView, parents: Sequence[ModelView]) -> tuple[Origin
         else:
             found.append(Origin(sketches[i][0].name, int(cosines[i][layer].argmax()), best[0], same))
     return tuple(found)
+
+
+def _between(own: NDArray[np.float64], sketch: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cosine of each layer with each of another model: [layers, their layers], the mean over parts."""
+    flat: NDArray[np.float64] = own.reshape(len(own), -1) @ sketch.reshape(len(sketch), -1).T
+    return flat / own.shape[1]
 
 
 def _planned(model: ModelView, parents: Sequence[ModelView]) -> tuple[Origin, ...] | None:
@@ -156,4 +161,5 @@ def _blocks(own: str, at: Sequence[int], found: Sequence[tuple[str, str, int] | 
 
 def _unit(rows: Tensor) -> Tensor:
     rows = torch.nan_to_num(rows.float(), posinf=0.0, neginf=0.0)
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    unit: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return unit

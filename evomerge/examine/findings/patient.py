@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from evomerge.evaluator.progress import Progress
 from evomerge.examine.findings.measures import Measured, comparable, measure
@@ -54,6 +55,10 @@ class Patient:
         return [m for m in found if len(m.shape) > 1] if matrices else found
 
 
+_QUICK = 1 << 28
+"""Elements of the matrices of one vocabulary that are compared where time is short."""
+
+
 def measured(patient: Patient, progress: Progress, seconds: float | None = None) -> Patient:
     """Measures a patient's tensors; after `seconds`, what has been measured so far."""
     ends = None if seconds is None else time.monotonic() + seconds
@@ -69,8 +74,10 @@ def measured(patient: Patient, progress: Progress, seconds: float | None = None)
         parents = list(_own(patient.model, patient.parents, origins, name, shape))
         found[name] = measure(name, patient.model.read(name), place, parents)
     rows: dict[str, Rows] = {}
-    for name in (patient.model.embedding, patient.model.head):
-        if name in found and not found[name].n_bad and (ends is None or time.monotonic() < ends):
+    for name in filter(None, (patient.model.embedding, patient.model.head)):
+        size = prod(patient.model.shapes[name]) * (1 + len(patient.parents)) if name in found else 0
+        short = ends is not None and (size > _QUICK or time.monotonic() > ends)
+        if name in found and not found[name].n_bad and not short:
             progress.phase(f"comparing the rows of {name}")
             rows[name] = measure_rows(patient.model, patient.parents, name)
     return replace(patient, measured=found, origins=origins, rows=rows)

@@ -71,7 +71,9 @@ def end_of_text(patient: Patient) -> Finding | None:
     own, wanted = model.end_words(), set[str]().union(*theirs.values())
     beside: dict[str, Value] = {name: _set(words) for name, words in theirs.items()}
     ends = Evidence("a generation ends at", _set(own), beside)
-    named = Evidence("end token of the tokenizer", model.end_token or "none", {p.name: p.end_token or "none" for p in parents})
+    named = Evidence(
+        "end token of the tokenizer", model.end_token or "none", {p.name: p.end_token or "none" for p in parents}
+    )
     if wanted and not own:
         says = "no end-of-text token is set: a generation goes on until its limit"
     elif wanted and not own & wanted:

@@ -21,7 +21,9 @@ def permuted(patient: Patient) -> Finding | None:
     if not found and not by_id:
         return None
     rows = (found or by_id)[0]
-    evidence = [Evidence(f"rows of {r.name} that are not those of their tokens", len(r.strange)) for r in found or by_id]
+    evidence = [
+        Evidence(f"rows of {r.name} that are not those of their tokens", len(r.strange)) for r in found or by_id
+    ]
     for m in rows.moved[:3]:
         parent = next(p for p in patient.parents if p.name == m.parent)
         token, other = patient.model.by_id.get(m.at, f"id {m.at}"), parent.by_id.get(m.origin, f"id {m.origin}")
