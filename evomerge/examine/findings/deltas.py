@@ -21,6 +21,9 @@ TWICE = 0.1
 EXPLAINED = 0.9
 GREW = 1.5
 """A layer whose norm is so many times that of every parent grew."""
+FAR, MOVED = 6.0, 0.1
+"""A tensor is far from the base if its delta is so many times the largest of the sources', and such a share of the
+tensor. Random masks of a density of 0.05 go to 4.5 times."""
 STRANGER = 0.8
 """Below this cosine with every parent, a tensor is not what the parents have there."""
 
@@ -147,11 +150,7 @@ def grew(patient: Patient) -> Finding | None:
 
 def strangers(patient: Patient) -> Finding | None:
     """Tensors that are like no parent's."""
-    found = [
-        m
-        for m in patient.compared(matrices=True)
-        if max(m.cosines.values()) < STRANGER and m.name not in patient.rows and m.norm > 0
-    ]
+    found = [m for m in patient.compared() if m.name not in patient.rows and m.norm > 0 and _is_stranger(m)]
     return _apart(
         patient,
         found,
@@ -160,6 +159,14 @@ def strangers(patient: Patient) -> Finding | None:
         "they were not merged from these parents, or were damaged or stored in another layout",
         "check that the parents are the right ones, and merge again",
     )
+
+
+def _is_stranger(m: Measured) -> bool:
+    """Whether a matrix points elsewhere, or a tensor is far from the base where the sources are near to it."""
+    if len(m.shape) > 1 and max(m.cosines.values()) < STRANGER:
+        return True
+    far = max(m.deltas.values(), default=0.0)
+    return len(m.parents) > 1 and m.delta > max(FAR * far, MOVED * m.norms[m.parents[0]])
 
 
 def _apart(

@@ -74,8 +74,8 @@ def find_origins(model: ModelView, parents: Sequence[ModelView]) -> tuple[Origin
 
 def _between(own: NDArray[np.float64], sketch: NDArray[np.float64]) -> NDArray[np.float64]:
     """The cosine of each layer with each of another model: [layers, their layers], the mean over parts."""
-    flat: NDArray[np.float64] = own.reshape(len(own), -1) @ sketch.reshape(len(sketch), -1).T
-    return flat / own.shape[1]
+    cosines: NDArray[np.float64] = own.reshape(len(own), -1) @ sketch.reshape(len(sketch), -1).T / own.shape[1]
+    return cosines
 
 
 def _planned(model: ModelView, parents: Sequence[ModelView]) -> tuple[Origin, ...] | None:

@@ -22,8 +22,10 @@ _OFF = 0.2
 """Codes lie closer to whole steps than that on average, with other weights added; other numbers are 0.25 away."""
 _ELSEWHERE, _LOOKED = 0.9, 8
 """Below this cosine with every parent, rows are looked for in the rest of the layer; for so many tensors."""
-_HUGE = 3.0
-"""A tensor that is so many times as large as every parent's is worth a look for codes."""
+_GREW, _HUGE = 1.5, 8.0
+"""A tensor that is so many times as large as every parent's is worth a look for codes; and is too large for a lambda."""
+_ALONG = 0.9
+"""The rows of codes without scales go along the rows of the source, by this cosine in the median."""
 
 
 def overflow(patient: Patient) -> Finding | None:
@@ -101,11 +103,14 @@ def codes(patient: Patient) -> Finding | None:
     found: list[Measured] = []
     levels = 0
     for m in patient.compared(matrices=True):
-        if m.name in patient.rows or m.norm < _HUGE * max(m.norms.values()):
+        if m.name in patient.rows or m.norm < _GREW * max(m.norms.values()):
             continue
-        steps = _steps(patient, m)
-        if steps or m.name in of_quantized:
+        steps, huge = _steps(patient, m), m.norm > _HUGE * max(m.norms.values())
+        if steps or m.name in of_quantized or (huge and _along(patient, m)):
             found, levels = [*found, m], levels or steps
+    if found:  # what grew beside them has the same origin, where its own weights hide the steps
+        grown = (m for m in patient.compared(matrices=True) if m.norm > _GREW * max(m.norms.values()))
+        found += [m for m in grown if m not in found and m.name not in patient.rows]
     if not patient.parents:
         for m in patient.measured.values():
             if len(m.shape) == 2 and not m.n_bad and m.largest > 1.5 and _whole(patient, m):
@@ -120,7 +125,7 @@ def codes(patient: Patient) -> Finding | None:
         evidence.append(Evidence(f"largest magnitude of {first.name}, all whole numbers", first.largest))
     return Finding(
         "quantized-as-floats",
-        f"{listed([m.name for m in found])}: codes of quantized weights were merged as if they were weights",
+        f"{listed([m.name for m in found])}: codes of quantized weights, without their scales",
         tuple(evidence),
         f"{' and '.join(names) or 'a source'} is stored quantized, and was read without its scales",
         "merge the unquantized model, or let evomerge read the quantized one, which dequantizes it",
@@ -138,6 +143,17 @@ def _steps(patient: Patient, m: Measured) -> int:
             if float((values - values.round()).abs().mean()) < _OFF:
                 return steps
     return 0
+
+
+def _along(patient: Patient, m: Measured) -> bool:
+    """Whether the tensor's rows are those of a parent, by direction."""
+    rows = patient.model.read(m.name).double()
+    for parent in patient.parents:
+        if parent.shapes.get(m.name) == m.shape:
+            other = parent.read(m.name).double()
+            if float(torch.nn.functional.cosine_similarity(rows, other, dim=-1).median()) > _ALONG:
+                return True
+    return False
 
 
 def _whole(patient: Patient, m: Measured) -> bool:
