@@ -106,6 +106,7 @@ HANDLED: dict[str, set[str]] = {
     "status": {"runs"},
     "merge": {"cuda", "hub_cache", "out_path", "quiet", "without_effect", "values_without_effect"},
     "evaluate": {"output", "items"},
+    "doctor": {"output"},
     "path": {"output"},
 }
 """The options that the command line handles by itself; all others are parameters of the Python function."""
@@ -286,6 +287,7 @@ REFUSED: dict[str, list[str]] = {
     "compare": ["nothing", "1"],
     "merge": ["nothing.yaml", "out"],
     "evaluate": ["~nosuchuser/x", "--fitness", "fitness.yaml"],
+    "doctor": ["nothing"],
     "path": ["loop", "other", "--fitness", "fitness.yaml"],
 }
 

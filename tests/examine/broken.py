@@ -36,10 +36,11 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class Case:
-    """What doctor is asked about."""
+    """What doctor is asked about. `quick`: whether this shows without running the model."""
 
     model: Path
     options: dict[str, Any] = field(default_factory=dict)
+    quick: bool = True
 
 
 Breakage = Callable[[Models, Path], Case]
@@ -415,6 +416,26 @@ def weights_beyond_float16(models: Models, out: Path) -> Case:
     return Case(out)
 
 
+def activations_beyond_float16(models: Models, out: Path) -> Case:
+    """The weights fit, and what the layers compute with them does not."""
+    for source in ("one", "two"):
+        folder = models.root / f"loud_{source}"
+        if not folder.exists():
+            folder.mkdir()
+            for file in models.source(source).iterdir():
+                (folder / file.name).write_bytes(file.read_bytes())
+            edit(folder, _louder)
+    recipe = models.arithmetic("loud_one", "loud_two", dtype="float16")
+    del recipe["base_model"]
+    return Case(models.merge(out, {**recipe, "merge_method": "linear"}), quick=False)
+
+
+def _louder(tensors: dict[str, Tensor]) -> None:
+    for name in tensors:
+        if name.endswith("mlp.down_proj.weight"):
+            tensors[name] *= 1e5
+
+
 # 14. A missing end of text
 
 
@@ -505,7 +526,7 @@ BROKEN: dict[str, tuple[str, dict[str, tuple[Breakage, ...]]]] = {
         },
     ),
     "rope theta of another model": ("configuration-of-another-model", {"*": (rope_theta, old_rope_theta)}),
-    "overflow in float16": ("float16-overflow", {"*": (weights_beyond_float16,)}),
+    "overflow in float16": ("float16-overflow", {"*": (weights_beyond_float16, activations_beyond_float16)}),
     "missing end of text": (
         "end-of-text",
         {"*": (no_end, end_of_another_model, turn_does_not_end, tokenizer_without_end)},

@@ -31,6 +31,8 @@ NEW_TOKENS = 48
 _LONGEST = 256
 """Tokens of a prompt; of a longer one the last ones are kept."""
 _GRAM = 4
+_KNOWN = 0.5
+"""The share of the texts' tokens that a tokenizer must know."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Behaviour:
     """What one model did.
 
     Attributes:
-        bits_per_byte: of the texts.
+        bits_per_byte: of the texts; None where its tokenizer does not know most of their words.
         entropy: of its predictions on them, as a share of the largest that its vocabulary allows.
         repetition: the share of what it wrote (in runs of four tokens) that it had written before.
         ended: the share of prompts after which it ended the text by itself.
@@ -57,7 +59,7 @@ class Behaviour:
         written: what it wrote after the first prompt.
     """
 
-    bits_per_byte: float
+    bits_per_byte: float | None
     entropy: float
     repetition: float
     ended: float
@@ -72,7 +74,7 @@ def observe(model: Any, tokenizer: Any, ends: Collection[int], prompts: Sequence
     model.eval()
     device = next(model.parameters()).device
     with _peaks(model) as peak:
-        nats, entropies, layers = _read(model, tokenizer, device)
+        nats, entropies, layers, known = _read(model, tokenizer, device)
     n_bytes = sum(len(text.encode()) for text in TEXTS)
     repeated, ended, written = [], 0, ""
     asked = [_encoded(tokenizer, prompt) for prompt in prompts] + _chats(tokenizer)
@@ -83,7 +85,7 @@ def observe(model: Any, tokenizer: Any, ends: Collection[int], prompts: Sequence
         repeated.append(repetition(reply))
         written = written or tokenizer.decode(reply, skip_special_tokens=False)
     return Behaviour(
-        bits_per_byte=nats / math.log(2) / n_bytes,
+        bits_per_byte=nats / math.log(2) / n_bytes if known > _KNOWN else None,
         entropy=float(torch.tensor(entropies).mean()) if entropies else math.nan,
         repetition=sum(repeated) / max(1, len(repeated)),
         ended=ended / max(1, len(asked)),
@@ -99,11 +101,14 @@ def repetition(tokens: Sequence[int]) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def _read(model: Any, tokenizer: Any, device: Any) -> tuple[float, list[float], list[LayerActivations]]:
-    """The negative log-likelihood of the texts in nats, the entropy at each token, and the layers' activations."""
-    nats, entropies, sums = 0.0, list[float](), list[list[Tensor]]()
+def _read(model: Any, tokenizer: Any, device: Any) -> tuple[float, list[float], list[LayerActivations], float]:
+    """The negative log-likelihood of the texts in nats, the entropy at each token, the layers' activations, and the
+    share of the texts' tokens that the tokenizer knows."""
+    nats, entropies, sums, n_tokens, unknown = 0.0, list[float](), list[list[Tensor]](), 0, 0
     for text in TEXTS:
         ids = _encoded(tokenizer, text)
+        n_tokens += len(ids)
+        unknown += sum(i == tokenizer.unk_token_id for i in ids)
         start = tokenizer.bos_token_id
         if start is not None and ids[:1] != [start]:
             ids = [start, *ids]
@@ -118,7 +123,8 @@ def _read(model: Any, tokenizer: Any, device: Any) -> tuple[float, list[float], 
             if i == len(sums):
                 sums.append([])
             sums[i].append(state[0].float().reshape(-1).cpu())
-    return nats, entropies, [_activations(torch.cat(states)) for states in sums]
+    layers = [_activations(torch.cat(states)) for states in sums]
+    return nats, entropies, layers, 1 - unknown / max(1, n_tokens)
 
 
 def _activations(values: Tensor) -> LayerActivations:

@@ -109,7 +109,7 @@ def beyond(patient: Patient) -> Finding | None:
         "lambda, or the sum of the weights, is too large: no source was trained that far away",
         "lower lambda or the weights until no coefficient is above 1; `evomerge path` shows where the loss turns",
         severity="harmful",
-        tensors=frozenset(m.name for m in of),
+        tensors=frozenset(patient.measured),
     )
 
 

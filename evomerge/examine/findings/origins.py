@@ -23,6 +23,8 @@ _PARTS, _ROWS, _COLUMNS = 8, 16, 512
 """Of a layer: matrices, and rows and columns of each, that are compared with those of other layers."""
 _TRIED = 32
 """Rows of a matrix that are looked for."""
+_MORE, _MOVED = 0.1, 0.25
+"""How much more than its own row another one must be like a row; and the share of rows that must have moved."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,13 @@ def find_blocks(model: ModelView, name: str, parents: Sequence[ModelView], layer
     step = max(1, shape[0] // _TRIED)
     at = torch.arange(0, shape[0], step)
     tried = _unit(model.read(name)[at])
-    best = torch.full((len(at),), ALIKE)
     found: list[tuple[str, str, int] | None] = [None] * len(at)
     own = model.stack.name(layer, model.stack.part(name))
+    # A row that is as much like its own one in a parent has not moved.
+    best = torch.full((len(at),), ALIKE)
+    for parent in parents:
+        if parent.shapes.get(own) == shape:
+            best = torch.maximum(best, (tried * _unit(parent.read(own)[at])).sum(1) + _MORE)
     for parent in parents:
         for other, other_shape in parent.shapes.items():
             if parent.place(other) != layer or len(other_shape) != 2 or other_shape[1] != shape[1]:
@@ -141,7 +147,8 @@ def find_blocks(model: ModelView, name: str, parents: Sequence[ModelView], layer
             cosines, rows = (tried @ _unit(parent.read(other)).T).max(1)
             for i in (cosines > best).nonzero().flatten().tolist():
                 best[i], found[i] = cosines[i], (parent.name, other, int(rows[i]))
-    return _blocks(own, at.tolist(), found)
+    moved = sum(origin is not None and origin[1:] != (own, i) for origin, i in zip(found, at.tolist(), strict=True))
+    return _blocks(own, at.tolist(), found) if moved >= _MOVED * len(at) else []
 
 
 def _blocks(own: str, at: Sequence[int], found: Sequence[tuple[str, str, int] | None]) -> list[Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,10 +55,11 @@ def _incoherent(_: Patient, live: Live) -> Symptom | None:
     own, parents = live.behaviour.get(MERGE), _parents(live)
     if own is None:
         return None
-    worst = max((b.bits_per_byte for b in parents.values()), default=None)
+    read = {name: b.bits_per_byte for name, b in parents.items() if b.bits_per_byte is not None}
     flattest = max((b.entropy for b in parents.values()), default=None)
-    broken = own.bits_per_byte != own.bits_per_byte
-    wrong = worst is not None and own.bits_per_byte > WORSE_TEXT * worst
+    bits = own.bits_per_byte
+    broken = bits is not None and math.isnan(bits)
+    wrong = bits is not None and bool(read) and bits > WORSE_TEXT * max(read.values())
     flat = own.entropy > FLAT and (flattest is None or flattest < FLAT)
     if not (broken or wrong or flat):
         return None
@@ -65,7 +67,7 @@ def _incoherent(_: Patient, live: Live) -> Symptom | None:
         "incoherent",
         "it reads plain text worse than every parent" if wrong or broken else "its predictions are nearly even",
         (
-            Evidence("bits per byte of plain text", own.bits_per_byte, _beside(parents, lambda b: b.bits_per_byte)),
+            *([] if bits is None else [Evidence("bits per byte of plain text", bits, dict(read))]),
             Evidence("entropy of predictions, of the largest", own.entropy, _beside(parents, lambda b: b.entropy)),
         ),
     )

@@ -23,7 +23,7 @@ _OFF = 0.2
 _ELSEWHERE, _LOOKED = 0.9, 8
 """Below this cosine with every parent, rows are looked for in the rest of the layer; for so many tensors."""
 _GREW, _HUGE = 1.5, 8.0
-"""A tensor that is so many times as large as every parent's is worth a look for codes; and is too large for a lambda."""
+"""A tensor so many times as large as every parent's is worth a look for codes; and is too large for a lambda."""
 _ALONG = 0.9
 """The rows of codes without scales go along the rows of the source, by this cosine in the median."""
 
