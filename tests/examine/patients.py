@@ -132,7 +132,7 @@ def write_tokenizer(folder: Path, rows: int, order: list[int] | None = None, tem
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "TokenizersBackend",
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",

@@ -73,6 +73,8 @@ def run_live(
                 return Live(failed=str(error))
             live = replace(live, notes=(*live.notes, f"{name} could not be run: {error}"))
             continue
+        if seen is not None and not seen.layers:
+            live = replace(live, notes=(*live.notes, f"{name}: its tokenizer makes no tokens of plain text"))
         live = replace(
             live,
             behaviour={**live.behaviour, **({name: seen} if seen else {})},

@@ -54,7 +54,9 @@ def find_origins(model: ModelView, parents: Sequence[ModelView]) -> tuple[Origin
     if model.origins is not None:
         return _planned(model, parents)
     parts = _parts(model)
-    known = [p for p in parents if parts and p.layers]
+    if not parts:  # layers of several kinds, which have nothing in common
+        return None
+    known = [p for p in parents if p.layers]
     sketches = [(p, sketch) for p in known if (sketch := _sketch(p, parts, model)) is not None]
     own = _sketch(model, parts, model)
     if not sketches or own is None:
