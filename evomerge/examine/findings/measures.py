@@ -19,7 +19,7 @@ from evomerge.checkpoints.headers import FLOATS
 from evomerge.checkpoints.structure import Place
 from evomerge.examine.findings.models import ModelView
 
-_MOST = 1 << 22
+_MOST = 1 << 20
 """Elements of a tensor that its inner products are taken over; of a larger one, evenly spaced runs of rows."""
 _RUNS = 16
 _TINY = 1e-30

@@ -93,7 +93,7 @@ def measure_rows(model: ModelView, parents: Sequence[ModelView], name: str) -> R
     if len(at):
         same = [torch.where(at < len(matrix), at, -1) for matrix in matrices]
         by_id = float(_explained(merged, at, matrices, same)[0].median())
-    moved = () if alike > 1 and alike == len(rows) else _moved(merged, tried, used, matrices)
+    moved = () if not len(rows) or 1 < alike == len(rows) else _moved(merged, tried, used, matrices)
     return Rows(
         name=name,
         compared=int(known.sum()),
