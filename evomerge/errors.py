@@ -64,6 +64,10 @@ def _part(text: str) -> str:
     return shortened(masked(" ".join(text[: 10 * _LONGEST_PART].split())), _LONGEST_PART)
 
 
+class UnreachableError(InputError):
+    """A model is not here, and the hub that may have it cannot be asked."""
+
+
 class RemovedError(InputError):
     """A file asks for something that earlier versions could do."""
 

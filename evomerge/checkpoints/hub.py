@@ -20,7 +20,7 @@ from typing import Any
 from evomerge.checkpoints.headers import TensorInfo, check_length, parse_header, read_header
 from evomerge.checkpoints.identity import note_arrival
 from evomerge.checkpoints.pickled import check_allowed
-from evomerge.errors import InputError, Where
+from evomerge.errors import InputError, UnreachableError, Where
 from evomerge.safety.read import is_there, read_object
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -59,8 +59,8 @@ def fetch(
         The local folder, and the commit hash that it holds.
 
     Raises:
-        InputError: no such repository or revision, it cannot be reached, or its weights are pickled, and that is not
-            allowed.
+        UnreachableError: it is not in the cache, and the hub cannot be asked.
+        InputError: no such repository or revision, or its weights are pickled, and that is not allowed.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -77,7 +77,7 @@ def fetch(
         raise InputError(problem, "correct the name, or log in if it is private", where) from None
     except Exception as error:  # the network can fail with anything; the user needs one line
         problem = f"there is no folder {shown}, and the hub cannot be reached ({_reason(error)})"
-        raise InputError(problem, "correct the path, or download the model while online", where) from None
+        raise UnreachableError(problem, "correct the path, or download the model while online", where) from None
     for file in _weights(folder, name, where) if wanted is _WANTED else ():
         if not (folder / file).exists():
             _expect(folder / file, _Source(name, folder.name, file))
@@ -99,7 +99,7 @@ def _weights(folder: Path, name: str, where: Where | None) -> list[str]:
         there = [file for file in list_repo_files(name, revision=folder.name) if "/" not in file]
     except Exception as error:
         problem = f"the weights of {name} are not in the cache, and the hub cannot be reached ({_reason(error)})"
-        raise InputError(problem, "download the model while online", where) from None
+        raise UnreachableError(problem, "download the model while online", where) from None
     if not any(file.endswith(".safetensors") for file in there):
         _take_pickled(folder, name, there, where)
     return [file for file in _WEIGHTS if file in there]
@@ -204,9 +204,9 @@ def _range(source: _Source, start: int, stop: int, where: Where | None) -> tuple
     return content, int(told[1])
 
 
-def _failed(source: _Source, error: Exception, where: Where | None) -> InputError:
+def _failed(source: _Source, error: Exception, where: Where | None) -> UnreachableError:
     problem = f"{source.name} of {source.repository} cannot be fetched from the hub ({_reason(error)})"
-    return InputError(problem, "run the same command again, or download the model first", where)
+    return UnreachableError(problem, "run the same command again, or download the model first", where)
 
 
 def _reason(error: Exception) -> str:

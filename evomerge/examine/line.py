@@ -55,6 +55,12 @@ def line_between(start: Target, end: Target, observer: Observer) -> tuple[Line, 
         recipe = end.beside(start.name)
     if start.dtype != end.dtype:
         observer.warn(f"{start.name} is in {start.dtype}; it is scored in {end.dtype}, as {end.name} is")
+    kinds = [str(target.planned.config.get("model_type")) for target in (start, end)]
+    if kinds[0] != kinds[1]:
+        problem = (
+            f"{start.name} is a {kinds[0]} model, {end.name} a {kinds[1]} model: no line leads from one to the other"
+        )
+        raise InputError(problem, "give two models of one architecture")
     line = Line(recipe, end.recipe, end.dtype)
     return line, plan(line.at(0.5), end.headers.open)
 

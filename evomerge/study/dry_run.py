@@ -1,4 +1,4 @@
-"""`search --dry-run`: everything that can be checked without reading a weight or, for hub ids, without the network."""
+"""`search --dry-run`: everything that can be checked without reading a weight."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from evomerge.checkpoints.pickled import with_pickles
 from evomerge.checkpoints.preflight import tensor_notes
+from evomerge.errors import UnreachableError
 from evomerge.evaluator.device import choose_devices, listed, parse_memory
 from evomerge.evaluator.shares import check_workers, deal, describe
 from evomerge.files.objects import SpaceSpec
@@ -50,7 +51,9 @@ def dry_run(
 ) -> dict[str, Any]:
     """Describes what a search would do, as facts to print. Takes the arguments of `search`.
 
-    Hub ids are not fetched: with one among the models, checkpoints are not opened, and the facts say so.
+    Of models on the hub, configurations, tokenizers and headers are fetched, as far as they are not in its cache (of
+    pickled ones, which may be read with `allow_pickle`, all). Where it cannot be reached, checkpoints are not opened,
+    and the facts say so.
 
     Raises:
         InputError: something that was given is wrong.
@@ -64,8 +67,10 @@ def dry_run(
     scores = replace(scores, trust_tasks=trust_tasks)
     check_files(spec, scores)
     models = {"base": spec.base, **spec.sources}
-    remote = [str(ref) for ref in models.values() if not ref.local]
-    plan = None if remote else make_plan(spec, scores)
+    try:
+        plan, unknown = make_plan(spec, scores), ""
+    except UnreachableError as error:
+        plan, unknown = None, f"checkpoints ({error.problem})"
     first = None if begin is None else _start(begin, spec, plan)
     searched = plan.space if plan else _unopened(spec)
     tensors = tensor_notes(plan.models.base, plan.models.sources) if plan else []
@@ -93,7 +98,7 @@ def dry_run(
         **({"timeouts": timeouts} if timeouts else {}),
         **({"warnings": "; ".join(lines)} if (lines := doubts(scores)) else {}),
         **({"code that is run": "; ".join(code)} if (code := code_listed(scores)) else {}),
-        "not checked": f"checkpoints on the hub ({', '.join(remote)})" if remote else "weights, items",
+        "not checked": unknown or "weights, items",
     }
 
 

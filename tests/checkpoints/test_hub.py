@@ -159,6 +159,28 @@ def test_a_merge_of_models_on_the_hub(hub: Hub, tmp_path: Path) -> None:
     )
 
 
+def test_a_dry_run_goes_by_headers(hub: Hub, tmp_path: Path) -> None:
+    base = tiny_models.base_tensors()
+    hub.repositories["org/model"] = tiny_models.write(tmp_path / "model", base)
+    hub.repositories["org/tuned"] = tiny_models.write(tmp_path / "tuned", tiny_models.tuned(base, 1, 0.02))
+    (tmp_path / "score.py").write_text("def score(model, tokenizer, items):\n    return [1.0 for _ in items]\n")
+    (tmp_path / "items.jsonl").write_text("".join(f'{{"text": "{n}"}}\n' for n in range(12)))
+    (tmp_path / "fitness.yaml").write_text("slices: {all: {python: 'score:score', data: items.jsonl}}\n")
+    space = "base: org/model@main\nsources: {tuned: org/SOURCE@main}\nlayers: each\nfitness: fitness.yaml\n"
+    space += "genes: {method: linear, weight: {low: 0, high: 1, per: [layers]}}\nbudget: {trials: 4}\n"
+    (tmp_path / "space.yaml").write_text(space.replace("SOURCE", "tuned"))
+    code = "from evomerge.study.dry_run import dry_run\nprint(dry_run('space.yaml'))"
+    said = hub.run(code, tmp_path / "cache")
+    assert f"'genes': '{tiny_models.LAYERS} searched values'" in said
+    assert "'not checked': 'weights, items'" in said
+    assert hub.asked == 2 * ["model.safetensors bytes=0-99999"]
+    # What headers show is told before a download
+    cut = {name: tensor for name, tensor in base.items() if ".1.mlp.up_proj" not in name}
+    hub.repositories["org/cut"] = tiny_models.write(tmp_path / "cut", cut)
+    (tmp_path / "space.yaml").write_text(space.replace("SOURCE", "cut"))
+    assert "up_proj" in hub.run(code, tmp_path / "cache", fails=True).splitlines()[-1]
+
+
 def test_a_hub_that_fails_on_the_way_is_one_line(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["org/model"] = repo = tiny_models.write(tmp_path / "repo", tiny_models.base_tensors())
     code = OPEN + f"import os; os.remove({str(repo / 'model.safetensors')!r}); c.read('model.norm.weight')"

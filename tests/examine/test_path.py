@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -227,6 +228,7 @@ def test_json_is_one_document_and_the_exit_code_says_whether_a_point_passes(tiny
         (["models/one"], "models/one is one model; give a second one, or a recipe"),
         (["flat.yaml"], "the recipe has no base_model to start from"),
         (["models/one", "models/wide"], "merge models of one architecture"),
+        (["models/one", "models/other"], "is a llama model, models/other a mistral model: no line leads from one"),
     ],
 )
 def test_what_is_wrong_is_one_line(words: list[str], problem: str, tiny_study: Study, capsys: Said) -> None:
@@ -234,6 +236,9 @@ def test_what_is_wrong_is_one_line(words: list[str], problem: str, tiny_study: S
     flat = {"merge_method": "linear", "models": [{"model": "models/one", "parameters": {"weight": 1}}]}
     Path("flat.yaml").write_text(yaml.safe_dump(flat))
     save_tiny(Path("models/wide"), 1, hidden_size=32)
+    shutil.copytree("models/two", "models/other")
+    config = json.loads(Path("models/other/config.json").read_text())
+    Path("models/other/config.json").write_text(json.dumps(config | {"model_type": "mistral"}))
     assert main(["path", *words, "--fitness", "fitness.yaml", "--reference", "base=models/base"]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")

@@ -58,7 +58,7 @@ def test_what_a_launch_refuses_and_takes(tiny_study: Study, capsys: pytest.Captu
     assert main(["search", "space.yaml", "--set", "base=org/base", "--from", "first:5", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "starts from: trial 5 of first" in printed
-    assert "not checked: checkpoints on the hub (org/base)" in printed
+    assert "not checked: checkpoints (there is no folder org/base, and the hub cannot be reached" in printed
     assert sorted(Path().rglob("*")) == before
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,9 +40,33 @@ def tensor_record(name: str, tensor: Tensor, runner: Runner = _PLAIN) -> str:
 
 def tensor_records(named: Sequence[tuple[str, Tensor]], runner: Runner = _PLAIN) -> list[str]:
     """`tensor_record` of several, which takes one pass where they are the rows of one tensor (`rows.py`)."""
-    blends, tails = zip(*(_words(name, tensor) for name, tensor in named), strict=True)
-    sums = runner.reduce_all(blends, torch.float32, named[0][1].device)
-    return [_line(*each, found, tail) for each, found, tail in zip(named, sums, tails, strict=True)]
+    return Words.of(named).records(runner)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Tensors as 32-bit words, ready for their fingerprints.
+
+    Attributes:
+        shared: whether all words are in the tensors' own memory, so that they stay right when that is written to.
+    """
+
+    named: Sequence[tuple[str, Tensor]]
+    blends: Sequence[Blend]
+    tails: Sequence[bytes]
+    shared: bool
+
+    @classmethod
+    def of(cls, named: Sequence[tuple[str, Tensor]]) -> Words:
+        """Raises NotFinite where the words' fingerprint would not tell."""
+        blends, tails = zip(*(_words(name, tensor) for name, tensor in named), strict=True)
+        own = all(b.tensors[0].data_ptr() == t.data_ptr() for (_, t), b in zip(named, blends, strict=True))
+        return cls(named, blends, tails, own and not any(tails) and all(t.dtype in _EXPONENTS for _, t in named))
+
+    def records(self, runner: Runner = _PLAIN) -> list[str]:
+        """`tensor_records` of them as they are now. Raises NotFinite."""
+        sums = runner.reduce_all(self.blends, torch.float32, self.named[0][1].device)
+        return [_line(*each, found, tail) for each, found, tail in zip(self.named, sums, self.tails, strict=True)]
 
 
 def _words(name: str, tensor: Tensor) -> tuple[Blend, bytes]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from evomerge.merging.kernels.arithmetic import delta, fixed_point, fixed_scale, gram, spans, wide, wide_dtype
 from evomerge.merging.kernels.elementwise import Kernel
-from evomerge.merging.kernels.magnitudes import Cut, Magnitudes
+from evomerge.merging.kernels.magnitudes import Block, Cut, Magnitudes
 from evomerge.merging.kernels.masks import BLOCK, Draw, limit
 
 T = TypeVar("T")
@@ -88,6 +87,7 @@ class Inputs:
         self._remember = remember or (lambda key, make: make())
         self._run = run
         self.kept = kept
+        self._histograms: dict[int, tuple[Magnitudes, Block]] = {}
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -107,7 +107,7 @@ class Inputs:
         """Source `i`'s tensor on the device, float32 (float64 where the work is)."""
         return self._wide(self.tensors[i])
 
-    @cached_property
+    @property
     def reference(self) -> Tensor:
         """The base's tensor on the device, float32."""
         assert self.base is not None
@@ -130,11 +130,20 @@ class Inputs:
 
     def magnitudes(self, i: int) -> Magnitudes:
         """The histogram of delta `i`."""
-        return self._once("magnitudes", (i + 1, 0), lambda: Magnitudes(self._stored_delta(i), self.count, self.work))
+        return self._counted(i)[0]
 
     def cut(self, i: int, keep: int) -> Cut:
         """The `keep` elements of delta `i` that are largest in magnitude."""
-        return self.magnitudes(i).cut(keep, self._stored_delta(i))
+        histogram, delta = self._counted(i)
+        return histogram.cut(keep, delta)
+
+    def _counted(self, i: int) -> tuple[Magnitudes, Block]:
+        """The histogram of delta `i`, and the delta that was counted."""
+        if i not in self._histograms:
+            delta = self._stored_delta(i)
+            made = self._once("magnitudes", (i + 1, 0), lambda: Magnitudes(delta, self.count, self.work))
+            self._histograms[i] = made, delta
+        return self._histograms[i]
 
     def norm(self, i: int) -> float:
         """The L1 norm of delta `i`."""
@@ -187,7 +196,7 @@ class Inputs:
         value: T = self._remember((what, str(self.work), keys), make)
         return value
 
-    def _stored_delta(self, i: int) -> Callable[[slice], Tensor]:
+    def _stored_delta(self, i: int) -> Block:
         """Delta `i` in the dtype `work`, as a function that gives one span."""
         source, base = self.tensors[i].reshape(-1), self.base
         assert base is not None

@@ -13,8 +13,8 @@ To keep the k elements of largest magnitude:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,18 +22,20 @@ from torch import Tensor
 
 from evomerge.merging.kernels.arithmetic import spans
 
-_CHUNK = 1 << 13  # elements: their count fits 16 bits, mostly 8
+_CHUNK = 1 << 12  # elements: their count fits 16 bits, mostly 4
 _SCANNED = 1 << 20  # elements that are looked at together: more memory at a time only costs page faults
 
+T = TypeVar("T")
 Block = Callable[[slice], Tensor]
 """A span of the flat delta, in its own dtype (16 bits, float32 or float64)."""
 
 
 class _Search(NamedTuple):
-    """Looks for the `rank`-th element (1: the first) of a span of a delta whose magnitude has a code."""
+    """Looks for the `rank`-th element (1: the first) of a delta whose magnitude has a code, that of a table's row."""
 
     delta: Block
-    span: slice
+    table: _Table
+    row: int
     code: int
     rank: int
 
@@ -59,19 +61,39 @@ NONE = Cut(math.inf, 0)
 
 def locate(cuts: Iterable[Cut]) -> None:
     """Find the positions of cuts."""
-    searches: dict[int, list[tuple[Cut, _Search]]] = {}
-    for cut in cuts:
-        if isinstance(search := cut._position, _Search):
-            searches.setdefault(search.span.stop - search.span.start, []).append((cut, search))
-    for length, alike in searches.items():
-        # Codes are compared, not values: comparing 16-bit floats is ten times as slow
-        codes = _codes(torch.stack([search.delta(search.span) for _, search in alike]).abs_()).cpu().numpy()
-        wanted = np.array([[search.code] for _, search in alike], dtype=np.int16)
+    # 1. The chunk of each by its table
+    tables = _grouped((search.table.kind(search.row), (cut, search)) for cut, search in _sought(cuts))
+    chunks: list[tuple[int, tuple[Cut, _Search, slice, int]]] = []
+    for alike in tables:
+        ends = _rows([(search.table, search.row) for _, search in alike]).cumsum(axis=1, dtype=np.int64)
+        ranks = np.array([search.rank for _, search in alike])
+        numbers = (ends < ranks[:, None]).sum(axis=1)
+        before = np.where(numbers > 0, ends[np.arange(len(alike)), numbers - 1], 0)
+        for (cut, search), number, rank in zip(alike, numbers.tolist(), (ranks - before).tolist(), strict=True):
+            span = slice(number * _CHUNK, min((number + 1) * _CHUNK, search.table.count))
+            chunks.append((span.stop - span.start, (cut, search, span, rank)))
+    # 2. The element in the chunk. Codes are compared, not values: comparing 16-bit floats is ten times as slow
+    for sought in _grouped(chunks):
+        codes = _codes(torch.stack([search.delta(span) for _, search, span, _ in sought]).abs_()).cpu().numpy()
+        wanted = np.array([[search.code] for _, search, _, _ in sought], dtype=np.int16)
         equal = (codes == wanted).reshape(-1).nonzero()[0]
-        begins = length * np.arange(len(alike))
-        ranks = equal.searchsorted(begins) + [search.rank - 1 for _, search in alike]
-        for (cut, search), place in zip(alike, (equal[ranks] - begins).tolist(), strict=True):
-            cut._position = search.span.start + place + 1
+        begins = codes.shape[1] * np.arange(len(sought))
+        nth = equal.searchsorted(begins) + [rank - 1 for *_, rank in sought]
+        for (cut, _, span, _), place in zip(sought, (equal[nth] - begins).tolist(), strict=True):
+            cut._position = span.start + place + 1
+
+
+def _sought(cuts: Iterable[Cut]) -> Iterator[tuple[Cut, _Search]]:
+    """Those that have no position yet."""
+    return ((cut, cut._position) for cut in cuts if isinstance(cut._position, _Search))
+
+
+def _grouped(pairs: Iterable[tuple[Hashable, T]]) -> Iterable[list[T]]:
+    """The values of each key."""
+    groups: dict[Hashable, list[T]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups.values()
 
 
 class Magnitudes:
@@ -124,12 +146,8 @@ class Magnitudes:
         if missing == self._counts[bin_]:
             return Cut(value, self.count)
         if self._table is None:
-            self._table = _Table(self._tabulate(delta))
-        ends = self._table.row(bin_).cumsum(dtype=np.int64)
-        chunk = int(ends.searchsorted(missing))
-        rank = missing - (int(ends[chunk - 1]) if chunk else 0)
-        span = slice(chunk * _CHUNK, min((chunk + 1) * _CHUNK, self.count))
-        return Cut(value, _Search(delta, span, int(self._bins[bin_]), rank))
+            self._table = _Table(self._tabulate(delta), self.count)
+        return Cut(value, _Search(delta, self._table, bin_, int(self._bins[bin_]), missing))
 
     def _tabulate(self, delta: Block) -> np.ndarray:
         """The number of elements by magnitude (rows) and chunk (columns)."""
@@ -161,17 +179,40 @@ class Magnitudes:
 
 
 class _Table:
-    """A table of small counts (uint16): rows in which all fit 8 bits take 8."""
+    """A table of small counts (uint16): rows in which all fit 8 bits take 8, those in which all fit 4 take 4.
 
-    def __init__(self, counts: np.ndarray) -> None:
-        wide = counts.max(axis=1) > np.iinfo(np.uint8).max
-        self._kinds = counts[~wide].astype(np.uint8), counts[wide]
-        self._wide = wide
-        self._numbers = np.where(wide, wide.cumsum(), (~wide).cumsum()) - 1  # of each row among those of its kind
+    Attributes:
+        count: the number of elements that were counted.
+    """
 
-    def row(self, index: int) -> np.ndarray:
-        counts: np.ndarray = self._kinds[int(self._wide[index])][self._numbers[index]]
-        return counts
+    def __init__(self, counts: np.ndarray, count: int) -> None:
+        self.count, self._columns = count, counts.shape[1]
+        most = counts.max(axis=1, initial=0)
+        self._bits = np.select([most < 16, most < 256], [4, 8], 16).astype(np.uint8)  # of a row's counts
+        kept = {bits: counts[self._bits == bits] for bits in (4, 8, 16)}
+        self._kinds = {4: _halved(kept[4].astype(np.uint8)), 8: kept[8].astype(np.uint8), 16: kept[16]}
+        self._numbers = np.select(
+            [self._bits == b for b in (4, 8, 16)], [(self._bits == b).cumsum() - 1 for b in (4, 8, 16)]
+        )
+
+    def kind(self, row: int) -> tuple[int, int]:
+        """Rows of one kind, of several tables, are read together: columns, and bits of a count."""
+        return self._columns, int(self._bits[row])
+
+
+def _rows(places: Sequence[tuple[_Table, int]]) -> np.ndarray:
+    """Rows of one kind."""
+    columns, bits = places[0][0].kind(places[0][1])
+    found = np.stack([table._kinds[bits][table._numbers[row]] for table, row in places])
+    return np.concatenate([found & 15, found >> 4], axis=1)[:, :columns] if bits == 4 else found
+
+
+def _halved(counts: np.ndarray) -> np.ndarray:
+    """Counts below 16, two to a byte: those of the second half of columns in the upper bits."""
+    half = -(-counts.shape[1] // 2)
+    packed: np.ndarray = counts[:, :half].copy()
+    packed[:, : counts.shape[1] - half] |= counts[:, half:] << 4
+    return packed
 
 
 def _codes(sizes: Tensor) -> Tensor:

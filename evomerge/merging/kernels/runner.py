@@ -46,6 +46,7 @@ class Runner:
     def write(self, blend: Blend, out: Tensor, work: torch.dtype) -> None:
         """Write the merged tensor, rounded to `work`, into `out` (contiguous, of the tensors' shape)."""
         flat = out.view(-1)
+        locate(blend.cuts)
 
         def store(span: slice, chunk: Blend, floats: Tensor, ints: Tensor) -> None:
             write(flat[span], chunk.base, chunk.tensors, floats, ints)

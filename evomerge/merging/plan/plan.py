@@ -167,10 +167,16 @@ class _DocumentPlanner:
 
     def jobs(self) -> dict[str, MergeJob]:
         """The jobs of all output tensors, in the order of the model."""
-        outputs = [output for part in self.parts for output in part.outputs()]
+        outputs: list[OutputTensor] = []
+        added: dict[str, TensorRef] = {}
+        for part in self.parts:
+            remaining, kept = self._uneven.settle_ends(part, list(part.outputs()))
+            outputs += remaining
+            added |= kept
         fused = self._fused(outputs) if self.document.fused_experts else {}
         jobs = [fused.get(output.name) or self._job(output) for output in outputs]
-        return {job.tensor: job for job in (*jobs, *self._unnamed()) if job is not None}
+        passed = [self._passed(name, tensor) for name, tensor in added.items()]
+        return {job.tensor: job for job in (*jobs, *passed, *self._unnamed()) if job is not None}
 
     def notes(self) -> list[str]:
         """Lines on what not all models store, once the jobs are planned."""

@@ -108,14 +108,19 @@ class Stacking:
 
     def _after(self) -> list[str]:
         """A head that any model stores is an output of its own; models that tie theirs give their embeddings for it."""
-        after = [self._following(m) for m in self.groups[-1].members]
+        after = [self._following(m.model) for m in self.groups[-1].members]
         heads = [self._places(m.model).get("after", []) for m in self.groups[0].members]
         return _union([*after, *([n for n in names if is_head(n)] for names in heads)])
 
-    def _following(self, member: Member) -> list[str]:
-        """The names in the output of a member's tensors after its layers. A prediction layer behind its stack stands
+    def outside_of(self, model: Model) -> dict[str, str]:
+        """A model's names of its tensors outside of its layers, by their names in the output."""
+        before, after = (self._places(model).get(place, []) for place in ("before", "after"))
+        return dict(zip([*before, *self._following(model)], [*before, *after], strict=True))
+
+    def _following(self, model: Model) -> list[str]:
+        """The names in the output of a model's tensors after its layers. A prediction layer behind its stack stands
         behind the output's stack, however many layers that has."""
-        stack, names = self._stack(member.model), self._places(member.model).get("after", [])
+        stack, names = self._stack(model), self._places(model).get("after", [])
         behind = {name: at for name in names if (at := stack.behind(name)) is not None}
         last = self.stack.layers
         return [self.stack.name(last + behind[n][0], behind[n][1]) if n in behind else n for n in names]

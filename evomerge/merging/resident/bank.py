@@ -141,6 +141,10 @@ class SourceBank:
         value: T = self._remembered[key]
         return value
 
+    def recall(self, key: Hashable) -> Any:
+        """What is remembered under a key; None: nothing."""
+        return self._remembered.get(key)
+
     def bytes(self) -> int:
         """The bytes of the kept tensors."""
         return sum(t.numel() * t.element_size() for t in self._tensors.values())

@@ -18,7 +18,8 @@ from evomerge.merging.kernels.runner import Runner
 from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
-from evomerge.merging.resident.materialize import as_it_is, carry_out
+from evomerge.merging.resident.execute import carry_out
+from evomerge.merging.resident.materialize import as_it_is
 from evomerge.recipe.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evomerge.errors import InputError, TrialError
+from evomerge.merging.kernels.digest import NotFinite, Words
 from evomerge.merging.kernels.elementwise import Kernel
 from evomerge.merging.kernels.inputs import Blend, Inputs
 from evomerge.merging.kernels.masks import Draw
@@ -52,6 +53,38 @@ def write(jobs: Sequence[MergeJob], outs: Sequence[Tensor], bank: SourceBank, ru
             together.setdefault((job.work, blend.kernel), []).append((blend, out))
     for (work, _), pairs in together.items():
         runner.write_all([blend for blend, _ in pairs], [out for _, out in pairs], torch_dtype(work))
+
+
+@torch.no_grad()
+def carry_out(
+    jobs: Sequence[MergeJob],
+    slots: Sequence[Tensor],
+    bank: SourceBank,
+    runner: Runner,
+    known: dict[Hashable, Words] | None = None,
+) -> list[str]:
+    """Merge into the memory of parameters; returns their lines of the digest. Tensors that are parts of one parameter,
+    given together, take one call where they are alike.
+
+    Args:
+        known: the words of slots that came before; those of these are added.
+
+    Raises:
+        TrialError: one came out with NaN or Inf.
+        InputError: a source's weights are damaged, or the method cannot merge them.
+    """
+    write(jobs, slots, bank, runner)
+    key = jobs[0].tensor, *(job.out for job in jobs)
+    words = None if known is None else known.get(key)
+    try:
+        if words is None:
+            outs = [slot.to(torch_dtype(job.out)) for job, slot in zip(jobs, slots, strict=True)]
+            words = Words.of([(job.tensor, out) for job, out in zip(jobs, outs, strict=True)])
+            if known is not None and words.shared and all(out is slot for out, slot in zip(outs, slots, strict=True)):
+                known[key] = words
+        return words.records(runner)
+    except NotFinite as error:
+        raise not_finite(next(job for job in jobs if job.tensor == str(error))) from None
 
 
 class Execution:
@@ -118,7 +151,19 @@ class Execution:
         return result
 
     def inputs(self, job: MergeJob) -> Inputs:
-        """The tensors that the job merges, as its method takes them."""
+        """The tensors that the job merges, as its method takes them. Those that the bank holds are the same object for
+        every candidate."""
+        if METHODS[job.method].stochastic:
+            return self._inputs(job)
+        key = "inputs", job.base, job.inputs, job.work, self._device, self._runner
+        inputs: Inputs | None = self._bank.recall(key)
+        if inputs is None:
+            inputs = self._inputs(job)
+            if self._bank.holds(inputs.base, *inputs.tensors):
+                self._bank.remember(key, lambda: inputs)
+        return inputs
+
+    def _inputs(self, job: MergeJob) -> Inputs:
         method, work = METHODS[job.method], torch_dtype(job.work)
         operands = [*([job.base] if job.base is not None else []), *job.inputs]
         tensors = [self._cast(self._fetch(operand), work) for operand in operands]

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,12 @@ from evomerge.checkpoints.tokenizer import load_tokenizer
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
 from evomerge.escape import shortened
 from evomerge.merging.kernels.compiled import Compiled
-from evomerge.merging.kernels.digest import NotFinite, combined, tensor_record, tensor_records
+from evomerge.merging.kernels.digest import NotFinite, Words, combined, tensor_record
 from evomerge.merging.kernels.runner import Runner
 from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
-from evomerge.merging.resident.execute import execute, not_finite, write
+from evomerge.merging.resident.execute import carry_out, execute, not_finite
 from evomerge.merging.resident.placement import CPU
 from evomerge.merging.resident.sharding import Sharding, build, load, skeleton
 from evomerge.merging.resident.slopes import Pulls
@@ -98,6 +98,7 @@ class Resident:
         self._jobs: dict[str, MergeJob] = {}
         self._slots: dict[str, Slot] = {}
         self._alike: dict[str, list[str]] = {}  # the name of a slot -> of those that may be merged in one call with it
+        self._words: dict[Hashable, Words] = {}  # of the slots
         self._unread: frozenset[str] = frozenset()
         self._layouts: dict[frozenset[str], tuple[dict[str, Any], Layout]] = {}  # with the model that each is of
         self._kept: dict[str, _Candidate] = {}  # the id of a recipe -> its candidate, the latest last
@@ -154,7 +155,8 @@ class Resident:
     def _carry_out(self, jobs: list[MergeJob]) -> list[str]:
         """Merge some tensors; returns their lines of the digest. What is not in the model is merged for these only."""
         if jobs[0].tensor not in self._unread:
-            return carry_out(jobs, [self._slots[job.tensor].tensor for job in jobs], self.bank, self._runner)
+            slots = [self._slots[job.tensor].tensor for job in jobs]
+            return carry_out(jobs, slots, self.bank, self._runner, self._words)
         device = next(iter(self._room))
         return [tensor_record(job.tensor, execute(job, self.bank, device, self._runner), self._runner) for job in jobs]
 
@@ -248,7 +250,7 @@ class Resident:
         if idle:
             problem = f"{self.base.path} stores no {_listed(idle)}, which the model has"
             raise InputError(problem, "save the checkpoint again with this version of transformers")
-        self._slots, self._unread = found, place.unread
+        self._slots, self._words, self._unread = found, {}, place.unread
         self._alike = {name: names for names in siblings(found) for name in names}
 
     def _layout(self, shapes: Mapping[str, Sequence[int]]) -> Layout:
@@ -283,23 +285,6 @@ def check_buildable(base: Checkpoint, planned: MergePlan) -> None:
         if tuple(shape) != job.shape:
             problem = f"{base.path}: {name} is {list(job.shape)}, and {shape} by its config.json"
             raise InputError(problem, "correct config.json, or download the checkpoint again")
-
-
-@torch.no_grad()
-def carry_out(jobs: Sequence[MergeJob], slots: Sequence[Tensor], bank: SourceBank, runner: Runner) -> list[str]:
-    """Merge into the memory of parameters; returns their lines of the digest. Tensors that are parts of one parameter,
-    given together, take one call where they are alike.
-
-    Raises:
-        TrialError: one came out with NaN or Inf.
-        InputError: a source's weights are damaged, or the method cannot merge them.
-    """
-    write(jobs, slots, bank, runner)
-    outs = [(job.tensor, slot.to(torch_dtype(job.out))) for job, slot in zip(jobs, slots, strict=True)]
-    try:
-        return tensor_records(outs, runner)
-    except NotFinite as error:
-        raise not_finite(next(job for job in jobs if job.tensor == str(error))) from None
 
 
 def as_it_is(ref: str, dtype: str) -> Recipe:

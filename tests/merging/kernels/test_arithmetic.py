@@ -225,6 +225,20 @@ class TestMagnitudes:
             resolution = float(values.abs().max()) * values.numel() * 2**-20
             assert delta_inputs.kept_norm(0, drop, keep) == pytest.approx(expected, rel=1e-5, abs=resolution)
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_cuts_of_several_deltas_are_located_together(self, dtype):
+        """Deltas of several lengths, with few and with many elements of one magnitude in a chunk."""
+        deltas = [
+            ((noise(count, seed) * grain).round() / grain).to(dtype)
+            for seed, (count, grain) in enumerate([(9_000, 1e3), (9_000, 3.0), (20_001, 64.0), (5_000, 0.4)])
+        ]
+        known = [Magnitudes(block(values), values.numel(), dtype) for values in deltas]
+        pairs = [(i, keep) for i, values in enumerate(deltas) for keep in (1, 2_000, 4_500, values.numel() - 1)]
+        cuts = [known[i].cut(keep, block(deltas[i])) for i, keep in pairs]
+        magnitudes.locate(cuts)
+        for (i, keep), cut in zip(pairs, cuts, strict=True):
+            assert torch.equal(kept_by(cut, deltas[i]), largest(deltas[i], keep))
+
     def test_nothing(self):
         known = Magnitudes(block(torch.zeros(0)), 0, torch.float32)
         assert (known.count, known.nonzero, known.largest) == (0, 0, 0.0)

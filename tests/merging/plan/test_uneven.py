@@ -148,3 +148,34 @@ def test_a_prediction_layer_moves_behind_a_stack_that_shrinks(merged, tmp_path):
     tensors, _ = merged(text, a=a)
     assert tensors["model.layers.2.enorm.weight"].equal(torch.full((16,), 7.0))
     assert "model.layers.3.enorm.weight" not in tensors
+
+
+STACK = """
+merge_method: passthrough
+base_model: <base>
+slices:
+- sources: [{model: <a>, layer_range: [0, 1]}]
+- sources: [{model: <b>, layer_range: [1, 2]}]
+"""
+
+
+@pytest.mark.parametrize("having", ["", "base", "a", "b", "base a", "base b", "a b", "base a b"])
+def test_behind_a_stack_stands_what_the_base_stores(having, merged, tmp_path):
+    """Prediction layers of the last model, of the base where that has none, of none where the base has none."""
+    folders = {}
+    for seed, name in enumerate(("base", "a", "b")):
+        more = {key: tensor * (seed + 1) for key, tensor in MTP.items()} if name in having.split() else {}
+        folders[name] = with_more(tmp_path / name, seed, more)
+    tensors, lines = merged(STACK, **folders)
+    told = [line for line in lines if "mtp" in line and "not read" not in line]
+    names = having.split()
+    if "base" not in names:
+        assert not tensors.keys() & MTP.keys()
+        line = (
+            f"mtp.fc.weight, mtp.norm.weight: left out, as only {' and '.join(names)} ha{'ve' if names[1:] else 's'} it"
+        )
+        assert told == ([line] if names else [])
+        return
+    seed = 2 if "b" in names else 0
+    assert tensors["mtp.fc.weight"].equal(MTP["mtp.fc.weight"] * (seed + 1))
+    assert told == ([] if "b" in names else ["mtp.fc.weight, mtp.norm.weight: kept from base, as b lacks it"])
