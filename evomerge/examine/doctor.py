@@ -88,20 +88,25 @@ def doctor(
     check_places(recipe, [*([] if recipe else [model]), *given.values()])
     # These import torch: what is wrong above is reported before.
     from evomerge.examine.findings.checks import examined
-    from evomerge.examine.findings.opening import open_patient, recipe_beside, unreadable
+    from evomerge.examine.findings.opening import RECIPE, open_patient, recipe_beside, unreadable
     from evomerge.examine.findings.patient import measured
 
     beside = None if recipe else recipe_beside(str(model))
     of_recipe = recipe or beside
     parents = given or (parents_of(of_recipe) if of_recipe else {})
+    notes: list[str] = []
     try:
         patient = open_patient(str(model), recipe, beside, parents)
-    except InputError:
+    except InputError as error:
         finding = None if recipe else unreadable(str(model))
-        if finding is None:
+        if finding is not None:
+            return Diagnosis(str(model), parents, (finding,), notes=("nothing else could be looked at",))
+        if given or beside is None:
             raise
-        return Diagnosis(str(model), parents, (finding,), notes=("nothing else could be looked at",))
-    notes = [] if parents else ["no parents are known: give --base and --source to compare with them"]
+        patient, parents = open_patient(str(model), None, beside, {}), {}
+        notes.append(f"the parents that {RECIPE} names cannot be opened ({error.problem})")
+    if not parents:
+        notes.append("no parents are known: give --base and --source to compare with them")
     patient = measured(patient, observer)
     findings = examined(patient)
     if quick:

@@ -176,6 +176,19 @@ def test_without_parents_it_says_so_and_still_sees_what_the_model_shows(
     assert [f.name for f in doctor(folder, quick=True).findings] == ["not-finite"]
 
 
+def test_parents_that_are_gone_are_told(made: Callable[[str], Models], tmp_path: Path) -> None:
+    models = Models("llama", tmp_path / "models")
+    shutil.copytree(made("llama").root / "one", models.source("one"))
+    inputs = [{"model": str(models.source("one"))}]
+    folder = models.merge(tmp_path / "merge", {"merge_method": "passthrough", "models": inputs})
+    shutil.rmtree(models.root)
+    found = doctor(folder, quick=True)
+    assert found.healthy
+    assert found.parents == {}
+    assert found.notes[0].startswith("the parents that mergekit_config.yml names cannot be opened (there is no folder")
+    assert found.notes[1].startswith("no parents are known")
+
+
 def test_given_parents_come_before_the_recipes(made: Callable[[str], Models], tmp_path: Path) -> None:
     models = made("llama")
     folder = healthy.write(models, healthy.linear, tmp_path / "merge")

@@ -12,7 +12,6 @@ from evomerge.errors import InputError
 from evomerge.examine.findings.finding import Evidence, Finding, listed
 from evomerge.examine.findings.models import merged, stored
 from evomerge.examine.findings.patient import Patient
-from evomerge.examine.references import parents_of
 from evomerge.merging.disk.pipeline import StreamingBank
 from evomerge.merging.plan.plan import plan
 from evomerge.recipe.mergekit import read_recipe
@@ -23,16 +22,14 @@ RECIPE = "mergekit_config.yml"
 
 
 def recipe_beside(model: str) -> Recipe | None:
-    """The recipe beside a merged checkpoint, if there is one that can be read and whose models are there."""
+    """The recipe beside a merged checkpoint, if there is one that can be read."""
     file = Path(model).expanduser() / RECIPE
     if not file.is_file():
         return None
     try:
-        recipe = read_recipe(file)
-        recipe.check_places()
+        return read_recipe(file)
     except InputError:
         return None
-    return recipe
 
 
 def open_patient(model: str, recipe: Recipe | None, beside: Recipe | None, parents: Mapping[str, str]) -> Patient:
@@ -55,11 +52,6 @@ def open_patient(model: str, recipe: Recipe | None, beside: Recipe | None, paren
     views = {name: stored(name, Checkpoint.open(reference)).named_like(view) for name, reference in parents.items()}
     sources = tuple(v for name, v in views.items() if name != "base")
     return Patient(view, views.get("base"), sources, recipe or beside)
-
-
-def named_parents(recipe: Recipe) -> dict[str, str]:
-    """The parents of a recipe, by name."""
-    return parents_of(recipe)
 
 
 def unreadable(model: str) -> Finding | None:
