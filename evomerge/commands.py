@@ -72,7 +72,10 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
     """Prints the end of a search: the table, and what to do next."""
     from evomerge.report import data, diagnosis, gains, results
 
-    found = _looked_at(options, result)
+    found: tuple[Finding, ...] = ()
+    if result.winner is not None:
+        with _view() as observer:
+            found = _call(glance, options, recipe=result.winner.recipe, observer=observer)
     if options.json:
         seen = {"findings": diagnosis.findings_data(found)}
         _print(options, {**data.result_data(result), **seen, **(files or {})})
@@ -81,18 +84,6 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
         seen_in = [f"seen in the winner: {diagnosis.finding_line(finding)}" for finding in found]
         _show(results.result_table(result), *gained, *results.verdict(result), *seen_in)
     return DONE if result.winner else NO
-
-
-def _looked_at(options: argparse.Namespace, result: Any) -> tuple[Finding, ...]:
-    """What a short look at the winner finds. It cannot fail a search: an error in it is a line in the log."""
-    if result.winner is None:
-        return ()
-    try:
-        with _view() as observer:
-            return glance(result.winner.recipe, allow_pickle=getattr(options, "allow_pickle", False), observer=observer)
-    except Exception as error:
-        logging.getLogger("evomerge").info("the winner could not be looked at: %s", error)
-        return ()
 
 
 def run_rank(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from evomerge.examine.findings.behaviour import Behaviour
     from evomerge.examine.findings.symptoms import Symptom
     from evomerge.scoring.slices import SliceInfo
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,20 +140,25 @@ GLANCE = 20.0
 """Seconds that a search looks at its winner."""
 
 
-@with_pickles
 def glance(recipe: Recipe, *, allow_pickle: bool = False, observer: Observer | None = None) -> tuple[Finding, ...]:
     """What a look at a recipe's merge finds in `GLANCE` seconds, without running it: what `doctor` with `quick` finds,
-    of large models in a part of their tensors.
+    of large models in a part of their tensors. It comes at the end of a search, and takes nothing from it: an error,
+    or an interruption, is a line in the log."""
+    try:
+        return _glance(recipe, allow_pickle=allow_pickle, observer=observer or Observer())
+    except (Exception, KeyboardInterrupt) as error:
+        log.info("the winner could not be looked at: %s", str(error) or type(error).__name__)
+        return ()
 
-    Raises:
-        InputError: a model cannot be opened any more.
-    """
+
+@with_pickles
+def _glance(recipe: Recipe, *, allow_pickle: bool, observer: Observer) -> tuple[Finding, ...]:
     from evomerge.examine.findings.checks import examined
     from evomerge.examine.findings.opening import open_patient
     from evomerge.examine.findings.patient import measured
 
     patient = open_patient("the winner", recipe, None, parents_of(recipe))
-    return examined(measured(patient, observer or Observer(), GLANCE))
+    return examined(measured(patient, observer, GLANCE))
 
 
 def _given(base: str | None, sources: Sequence[str]) -> dict[str, str]:

@@ -287,7 +287,7 @@ def test_a_look_that_fails_is_no_failure_of_the_search(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("evomerge.commands.glance", fail)
+    monkeypatch.setattr("evomerge.examine.doctor.parents_of", fail)
     assert main(["search", str(tiny_study()), "--trials", "6", "--json", "--device", "cpu"]) in (0, 1)
     assert json.loads(capsys.readouterr().out)["findings"] == []
 
