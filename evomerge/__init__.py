@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from evomerge.demo.run import quickstart
     from evomerge.examine.align import align
     from evomerge.examine.check import check
+    from evomerge.examine.doctor import doctor
     from evomerge.examine.evaluate import evaluate
     from evomerge.examine.init import init
     from evomerge.examine.path import path
@@ -28,6 +29,7 @@ __all__ = [
     "align",
     "check",
     "compare",
+    "doctor",
     "evaluate",
     "export",
     "init",
@@ -45,6 +47,7 @@ _HOMES = {
     "align": "evomerge.examine.align",
     "check": "evomerge.examine.check",
     "compare": "evomerge.study.after.compare",
+    "doctor": "evomerge.examine.doctor",
     "evaluate": "evomerge.examine.evaluate",
     "export": "evomerge.study.after.export",
     "init": "evomerge.examine.init",

@@ -225,6 +225,18 @@ COMMANDS = {
         ("fitness", "split", "references", "output", "items", "device", "memory", "trust_tasks", "allow_pickle"),
         {"fitness": {"required": True}, "output": {"help": "write what --json prints to a file, too"}},
     ),
+    "doctor": Command(
+        commands.run_doctor,
+        "say why a merged model is worse than it should be",
+        {"model": {"metavar": "MODEL_OR_RECIPE"}},
+        (
+            "fitness", "base", "sources", "split", "quick", "output", "device", "memory", "trust_tasks", "allow_pickle",
+        ),
+        {
+            "fitness": {"help": "also score the model and every parent on its slices, and take prompts from there"},
+            "output": {"help": "write what --json prints to a file, too"},
+        },
+    ),
     "path": Command(
         commands.run_path,
         "score the straight line between two models, or from a recipe's base to its merge",

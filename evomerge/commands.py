@@ -22,7 +22,9 @@ from evomerge.errors import InputError, Where
 from evomerge.escape import LogFormatter, printable
 from evomerge.evaluator.device import choose_device
 from evomerge.examine.align import align
+from evomerge.examine.doctor import doctor, glance
 from evomerge.examine.evaluate import evaluate
+from evomerge.examine.findings.finding import Finding
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.outputs import output_file, save
 from evomerge.recipe.mergekit import read_recipe
@@ -147,13 +149,19 @@ def run_resume(options: argparse.Namespace) -> int:
 
 def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | None = None) -> int:
     """Prints the end of a search: the table, and what to do next."""
-    from evomerge.report import data, gains, results
+    from evomerge.report import data, diagnosis, gains, results
 
+    found: tuple[Finding, ...] = ()
+    if result.winner is not None:
+        with _view() as observer:
+            found = _call(glance, options, recipe=result.winner.recipe, observer=observer)
     if options.json:
-        _print(options, {**data.result_data(result), **(files or {})})
+        seen = {"findings": diagnosis.findings_data(found)}
+        _print(options, {**data.result_data(result), **seen, **(files or {})})
     else:
         gained = [gains.gained_table(result.gained)] if result.gained is not None else []
-        _show(results.result_table(result), *gained, *results.verdict(result))
+        seen_in = [f"seen in the winner: {diagnosis.finding_line(finding)}" for finding in found]
+        _show(results.result_table(result), *gained, *results.verdict(result), *seen_in)
     return DONE if result.winner else NO
 
 
@@ -269,6 +277,22 @@ def run_evaluate(options: argparse.Namespace) -> int:
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
         _show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
     return _end(DONE if result.feasible else NO, unsaved)
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from evomerge.report.data import as_json
+    from evomerge.report.diagnosis import diagnosis_data, diagnosis_words
+
+    output = output_file(options.output, "--output", read=[options.model, options.fitness])
+    with _view() as observer:
+        result = _call(doctor, options, observer=observer)
+    data = diagnosis_data(result)
+    unsaved = save(output, lambda file: write_whole(file, as_json(data) + "\n"))
+    if options.json:
+        _print(options, data)
+    else:
+        _show(*diagnosis_words(result))
+    return _end(DONE if result.healthy else NO, unsaved)
 
 
 def run_path(options: argparse.Namespace) -> int:

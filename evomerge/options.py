@@ -146,6 +146,13 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "force": (("--force",), {**_FLAG, "help": "write over files that are there"}),
     "figure": (("--figure",), {"metavar": "FILE", "help": "draw where the sources conflict: .png, .svg or .pdf"}),
+    # a diagnosis
+    "base": (("--base",), {"metavar": "MODEL", "help": "the base, where no recipe beside the model names it"}),
+    "sources": (
+        ("--source",),
+        {"action": "append", "default": [], "metavar": "MODEL", "help": "a model that was merged; once for each"},
+    ),
+    "quick": (("--quick",), {**_FLAG, "help": "look at files and weights only, and run no model"}),
     # an alignment
     "spec": (
         ("--spec",),

@@ -90,6 +90,13 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--trust-tasks": False,
         "--allow-pickle": False,
     },
+    "doctor": {
+        **dict.fromkeys(["--fitness", "--base", "-o", "--output", "--memory"]),
+        "--source": [],
+        "--split": "holdout",
+        "--device": "auto",
+        **dict.fromkeys(["--quick", "--trust-tasks", "--allow-pickle"], False),
+    },
     "path": {
         "--fitness": REQUIRED,
         "--split": "holdout",
@@ -119,6 +126,7 @@ HANDLED: dict[str, set[str]] = {
     "status": {"runs"},
     "merge": {"cuda", "hub_cache", "out_path", "quiet", "without_effect", "values_without_effect"},
     "evaluate": {"output", "items"},
+    "doctor": {"output"},
     "path": {"output"},
 }
 """The options that the command line handles by itself; all others are parameters of the Python function."""
@@ -301,6 +309,7 @@ REFUSED: dict[str, list[str]] = {
     "compare": ["nothing", "1"],
     "merge": ["nothing.yaml", "out"],
     "evaluate": ["~nosuchuser/x", "--fitness", "fitness.yaml"],
+    "doctor": ["nothing"],
     "path": ["loop", "other", "--fitness", "fitness.yaml"],
     "align": ["nothing/a", "nothing/b/c", "out"],
 }

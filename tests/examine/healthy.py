@@ -1,0 +1,91 @@
+"""Healthy merges of the kinds that people make, in which doctor must find nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.examine.patients import FAMILIES, Models, write_wider
+
+Recipe = dict[str, Any]
+
+
+def _models(models: Models, *sources: str, **parameters: Any) -> list[Recipe]:
+    return [{"model": str(models.source(s)), "parameters": parameters} for s in sources or ("one", "two")]
+
+
+def linear(models: Models) -> Recipe:
+    return {"merge_method": "linear", "models": _models(models, weight=0.5)}
+
+
+def task_arithmetic(models: Models) -> Recipe:
+    return models.arithmetic(weight=1.0)
+
+
+def ties(models: Models) -> Recipe:
+    inputs = _models(models, weight=1.0, density=0.3)
+    return {"merge_method": "ties", "base_model": str(models.base), "models": inputs}
+
+
+def dare_ties(models: Models) -> Recipe:
+    inputs = _models(models, weight=0.5, density=0.2)
+    return {"merge_method": "dare_ties", "base_model": str(models.base), "models": inputs, "random_seed": 3}
+
+
+def slerp(models: Models) -> Recipe:
+    inputs = [{"model": str(models.source(s))} for s in ("one", "two")]
+    return {"merge_method": "slerp", "base_model": inputs[0]["model"], "models": inputs, "parameters": {"t": 0.4}}
+
+
+def frankenmerge(models: Models) -> Recipe:
+    """Overlapping slices of two models, in order."""
+    layers = FAMILIES[models.family]["num_hidden_layers"]
+    ranges = [("one", [0, 2]), ("two", [1, 3]), ("one", [2, layers])]
+    slices = [{"sources": [{"model": str(models.source(s)), "layer_range": r}]} for s, r in ranges]
+    return {"merge_method": "passthrough", "slices": slices}
+
+
+def union(models: Models) -> Recipe:
+    if not (models.root / "wider").exists():
+        write_wider(models)
+    return {**models.arithmetic("one", "wider"), "tokenizer_source": "union"}
+
+
+def lora(models: Models) -> Recipe:
+    recipe = models.arithmetic("one")
+    recipe["models"].append({"model": f"{models.base}+{models.source('lora')}", "parameters": {"weight": 0.8}})
+    return recipe
+
+
+def one_source(models: Models) -> Recipe:
+    return models.arithmetic("one", weight=0.6)
+
+
+def by_layers(models: Models) -> Recipe:
+    """Weights that differ by layer and module, as a search finds them."""
+    gradient = [{"filter": "mlp", "value": [0.2, 1.2, 0.4]}, {"value": [1.0, 0.0, 0.7]}]
+    inputs = [
+        {"model": str(models.source("one")), "parameters": {"weight": gradient}},
+        {"model": str(models.source("two")), "parameters": {"weight": 0.6}},
+    ]
+    return {"merge_method": "task_arithmetic", "base_model": str(models.base), "models": inputs}
+
+
+HEALTHY: tuple[Callable[[Models], Recipe], ...] = (
+    linear,
+    task_arithmetic,
+    ties,
+    dare_ties,
+    slerp,
+    frankenmerge,
+    union,
+    lora,
+    one_source,
+    by_layers,
+)
+
+
+def write(models: Models, kind: Callable[[Models], Recipe], out: Path) -> Path:
+    """Writes a healthy merge."""
+    return models.merge(out, kind(models))
