@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import evomerge
 from evomerge.cli import main
@@ -115,6 +116,23 @@ def test_what_is_wrong_with_it_is_told_with_its_line(tiny_study: Study, capsys: 
     for dry in ([], ["--dry-run"]):
         assert main(["search", "space.yaml", *dry]) == 2
         assert said in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_an_adapter_is_told_with_its_line(tiny_study: Study, capsys: Said) -> None:
+    tiny_study(aligned())
+    adapter = Path("models/moved")
+    adapter.mkdir()
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    halves = {f"{name}.lora_A.weight": torch.ones(2, 16), f"{name}.lora_B.weight": torch.ones(16, 2)}
+    save_file(halves, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    for dry in ([], ["--dry-run"]):
+        assert main(["search", "space.yaml", *dry]) == 2
+        error = capsys.readouterr().err
+        assert "space.yaml:5: sources.two.path: " in error
+        assert "is a LoRA adapter" in error
     assert not Path("runs").exists()
 
 

@@ -60,7 +60,7 @@ class Recorder:
                 return
             given: Tensor = inputs[0].detach().movedim(axis, -1)
             if self._mask is not None and given.shape[:-1] == self._mask.shape:
-                given = given[self._mask]
+                given = given[self._mask.to(given.device)]
             parts.append(given.reshape(-1, given.shape[-1]).float().cpu())
 
         return keep
