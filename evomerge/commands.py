@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from evomerge.arguments import listed
+from evomerge.arguments import listed, named_models
 from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError, Where
 from evomerge.escape import LogFormatter, printable
@@ -28,6 +28,7 @@ from evomerge.examine.findings.finding import Finding
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.outputs import output_file, save
 from evomerge.recipe.mergekit import read_recipe
+from evomerge.recipe.recipe import Recipe
 from evomerge.report.figures import FORMATS, draw_path
 from evomerge.safety.durable import write_whole
 from evomerge.safety.paths import absolute
@@ -151,10 +152,7 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
     """Prints the end of a search: the table, and what to do next."""
     from evomerge.report import data, diagnosis, gains, results
 
-    found: tuple[Finding, ...] = ()
-    if result.winner is not None:
-        with _view() as observer:
-            found = _call(glance, options, recipe=result.winner.recipe, observer=observer)
+    found = _glance(options, result.winner.recipe) if result.winner is not None else ()
     if options.json:
         seen = {"findings": diagnosis.findings_data(found)}
         _print(options, {**data.result_data(result), **seen, **(files or {})})
@@ -163,6 +161,16 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
         seen_in = [f"seen in the winner: {diagnosis.finding_line(finding)}" for finding in found]
         _show(results.result_table(result), *gained, *results.verdict(result), *seen_in)
     return DONE if result.winner else NO
+
+
+def _glance(options: argparse.Namespace, winner: Recipe) -> tuple[Finding, ...]:
+    """What a look at the winner finds. A look that fails costs nothing of a search that is done."""
+    with _view() as observer:
+        try:
+            return _call(glance, options, recipe=winner, observer=observer)
+        except Exception as error:
+            observer.warn(f"the winner was not looked at: {error}")
+    return ()
 
 
 def run_rank(options: argparse.Namespace) -> int:
@@ -265,7 +273,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     read = [options.model, options.fitness]
     items = output_file(options.items, "--items", (".jsonl", ".parquet"), read=read)
     output = output_file(options.output, "--output", read=[*read, options.items])
-    references = _references(options.references)
+    references = named_models(options.references)
     with _view() as observer:
         result = _call(evaluate, options, references=references, observer=observer)
     data = evaluated_data(result)
@@ -299,7 +307,7 @@ def run_path(options: argparse.Namespace) -> int:
     from evomerge.report.paths import path_data, path_summary, path_table
 
     figure = output_file(options.output, "--output", FORMATS)
-    references = _references(options.references)
+    references = named_models(options.references)
     try:
         with _view() as observer:
             result = _call(path, options, references=references, observer=observer)
@@ -331,22 +339,6 @@ def _end(code: int, unsaved: Sequence[str]) -> int:
     for line in unsaved:
         code = complain(line, WRONG)
     return code
-
-
-def _references(pairs: Sequence[str]) -> dict[str, str]:
-    references: dict[str, str] = {}
-    for name, model in map(_pair, pairs):
-        if name in references:
-            raise InputError(f"{name!r} is given twice", "give each reference once", Where("--reference"))
-        references[name] = model
-    return references
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, model = text.partition("=")
-    if not equals or not name or not model:
-        raise InputError(f"{text!r} is not NAME=MODEL", "write for example base=models/base", Where("--reference"))
-    return name, model
 
 
 def run_quickstart(options: argparse.Namespace) -> int:
