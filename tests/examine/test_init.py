@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -303,3 +304,20 @@ def test_models_of_other_families_pass(name: str, tmp_path: Path, monkeypatch: p
     passes(init("base", ["a", "b"], tasks=TASKS[:1]).space)
     passes(init("base", ["a"], tasks=TASKS[:1], output="one.yaml").space)
     assert check("space.yaml").mergeable
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_it_asks_for_the_tasks_and_nothing_else(
+    place: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal(f"{TASKS[0]}, {TASKS[1]}\n"))
+    assert main(["init", "models/base", "models/one"]) == 0
+    assert "Tasks" in capsys.readouterr().err
+    assert passes(Path("space.yaml"))["slices"].keys() == {"tiny_a", "tiny_b"}
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{TASKS[0]}\n"))
+    assert main(["init", "models/base", "models/one", "--force"]) == 2
+    assert "no tasks" in capsys.readouterr().err
