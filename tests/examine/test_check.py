@@ -20,7 +20,7 @@ from evomerge.examine.check import Checked, check
 from evomerge.examine.checks.licences import Licence, compare_licences, licence_of
 from evomerge.examine.checks.parents import named
 from tests.checkpoints.sparse_models import write_sparse
-from tests.checkpoints.test_samples import reordered_copy, write_adapter
+from tests.checkpoints.variants import reordered_copy, with_token, write_adapter
 from tests.conftest import save_tiny
 
 Study = Callable[..., Path]
@@ -170,26 +170,6 @@ def test_tokens_that_a_source_adds(near: Path, tmp_path: Path, capsys: Said) -> 
     assert main([*arguments, "a"]) == 0
     assert main([*arguments, "<nowhere>"]) == 1
     assert "no model has the token '<nowhere>'" in capsys.readouterr().out
-
-
-def with_token(folder: Path, out: Path, token: str) -> Path:
-    """A copy of a model with one more token, and a row for it."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(folder, out)
-    state = load_file(out / "model.safetensors")
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        state[name] = torch.cat([state[name], state[name].mean(0, keepdim=True)])
-    save_file(state, out / "model.safetensors", {"format": "pt"})
-    config = json.loads((out / "config.json").read_text())
-    config["vocab_size"] += 1
-    (out / "config.json").write_text(json.dumps(config))
-    data = json.loads((out / "tokenizer.json").read_text())
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    data["added_tokens"].append({"id": config["vocab_size"] - 1, "content": token, "special": True, **flags})
-    (out / "tokenizer.json").write_text(json.dumps(data))
-    return out
 
 
 def test_a_space_with_union_keeps_a_required_token(tiny_study: Study, near: Path) -> None:

@@ -25,9 +25,8 @@ from evomerge.examine.starter_fitness import choose_slices, usual_metric
 from evomerge.files.pair import read_files
 from evomerge.files.trees import as_scalar
 from evomerge.scoring.tasks.task_files import TaskFile
-from tests.checkpoints.test_samples import write_adapter
+from tests.checkpoints.variants import with_token, write_adapter
 from tests.conftest import save_tiny, write_task
-from tests.examine.test_check import with_token
 from tests.families.build import write_models
 from tests.families.layouts import layouts
 
