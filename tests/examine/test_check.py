@@ -54,6 +54,13 @@ def test_sound_models_have_no_problem_and_no_warning(near: Path) -> None:
     assert result.plan.keys() == {"weights", "peak memory", "merge of a candidate"}
     assert any("task_arithmetic" in tip.what for tip in result.advice)
     assert all(tip.why for tip in result.advice)
+    assert [signal.name for signal in result.signals if signal.correlation is not None] == [
+        "spread",
+        "cosine with base",
+    ]
+    alone = check(models(near, "base", "one")).signals
+    assert {signal.correlation for signal in alone} == {None}
+    assert "spread" not in [signal.name for signal in alone]
 
 
 def test_a_space_and_a_recipe_name_their_models(tiny_study: Study, capsys: Said) -> None:
