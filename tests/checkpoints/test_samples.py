@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from evomerge.checkpoints.samples.spectrum import effective_rank, largest, overl
 from evomerge.checkpoints.samples.sums import Estimate, TensorSums, estimate
 from evomerge.checkpoints.samples.training import dare_doubts, mean_delta
 from tests.checkpoints.sparse_models import write_sparse
+from tests.checkpoints.variants import reordered_copy, write_adapter
 
 NAMES = ("french", "gsm8k", "shakespeare")
 
@@ -164,28 +163,6 @@ def test_an_adapter_is_sampled_as_it_is_merged(tiny_models: Path, tmp_path: Path
     assert "model.layers.1.mlp.up_proj.weight" in deltas.untouched()
 
 
-def write_adapter(folder: Path, base: Checkpoint, rank: int = 2) -> Path:
-    """A LoRA adapter of PEFT's format on one matrix."""
-    import torch
-    from safetensors.torch import save_file
-
-    outputs, inputs = base.tensors["model.layers.0.mlp.up_proj.weight"].shape
-    random = torch.Generator().manual_seed(1)
-    prefix = "base_model.model.model.layers.0.mlp.up_proj"
-    folder.mkdir()
-    save_file(
-        {
-            f"{prefix}.lora_A.weight": torch.randn(rank, inputs, generator=random),
-            f"{prefix}.lora_B.weight": torch.randn(outputs, rank, generator=random),
-        },
-        folder / "adapter_model.safetensors",
-    )
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["up_proj"], "task_type": "CAUSAL_LM"}
-    config["base_model_name_or_path"] = base.resolved()
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
-
-
 def test_tokens_are_compared_row_by_row(tiny_models: Path, tmp_path: Path) -> None:
     """A source that holds the same rows under other ids has not moved them."""
     swapped = reordered_copy(tiny_models / "base", tmp_path / "swapped")
@@ -194,26 +171,6 @@ def test_tokens_are_compared_row_by_row(tiny_models: Path, tmp_path: Path) -> No
     size = deltas.mean_size("swapped")
     assert size is not None
     assert size.value == 0
-
-
-def reordered_copy(folder: Path, out: Path) -> Path:
-    """A copy of a model whose last two tokens, and their rows, change places."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(folder, out)
-    state = load_file(out / "model.safetensors")
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        order = [*range(len(state[name]) - 2), len(state[name]) - 1, len(state[name]) - 2]
-        state[name] = state[name][order].contiguous()
-    save_file(state, out / "model.safetensors", {"format": "pt"})
-    data: dict[str, Any] = json.loads((out / "tokenizer.json").read_text())
-    vocab = data["model"]["vocab"]
-    last = sorted(vocab, key=vocab.get)[-2:]
-    vocab[last[0]], vocab[last[1]] = vocab[last[1]], vocab[last[0]]
-    (out / "tokenizer.json").write_text(json.dumps(data))
-    return out
 
 
 def test_nan_is_named_and_counts_for_nothing(tiny_models: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from evomerge.examine.check import Checked, check
 from evomerge.examine.checks.licences import Licence, compare_licences, licence_of
 from evomerge.examine.checks.parents import named
 from tests.checkpoints.sparse_models import write_sparse
-from tests.checkpoints.test_samples import reordered_copy, write_adapter
+from tests.checkpoints.variants import reordered_copy, with_token, write_adapter
 from tests.conftest import save_tiny
 
 Study = Callable[..., Path]
@@ -54,6 +54,13 @@ def test_sound_models_have_no_problem_and_no_warning(near: Path) -> None:
     assert result.plan.keys() == {"weights", "peak memory", "merge of a candidate"}
     assert any("task_arithmetic" in tip.what for tip in result.advice)
     assert all(tip.why for tip in result.advice)
+    assert [signal.name for signal in result.signals if signal.correlation is not None] == [
+        "spread",
+        "cosine with base",
+    ]
+    alone = check(models(near, "base", "one")).signals
+    assert {signal.correlation for signal in alone} == {None}
+    assert "spread" not in [signal.name for signal in alone]
 
 
 def test_a_space_and_a_recipe_name_their_models(tiny_study: Study, capsys: Said) -> None:
@@ -170,26 +177,6 @@ def test_tokens_that_a_source_adds(near: Path, tmp_path: Path, capsys: Said) -> 
     assert main([*arguments, "a"]) == 0
     assert main([*arguments, "<nowhere>"]) == 1
     assert "no model has the token '<nowhere>'" in capsys.readouterr().out
-
-
-def with_token(folder: Path, out: Path, token: str) -> Path:
-    """A copy of a model with one more token, and a row for it."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(folder, out)
-    state = load_file(out / "model.safetensors")
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        state[name] = torch.cat([state[name], state[name].mean(0, keepdim=True)])
-    save_file(state, out / "model.safetensors", {"format": "pt"})
-    config = json.loads((out / "config.json").read_text())
-    config["vocab_size"] += 1
-    (out / "config.json").write_text(json.dumps(config))
-    data = json.loads((out / "tokenizer.json").read_text())
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    data["added_tokens"].append({"id": config["vocab_size"] - 1, "content": token, "special": True, **flags})
-    (out / "tokenizer.json").write_text(json.dumps(data))
-    return out
 
 
 def test_a_space_with_union_keeps_a_required_token(tiny_study: Study, near: Path) -> None:

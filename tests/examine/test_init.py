@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -24,9 +25,8 @@ from evomerge.examine.starter_fitness import choose_slices, usual_metric
 from evomerge.files.pair import read_files
 from evomerge.files.trees import as_scalar
 from evomerge.scoring.tasks.task_files import TaskFile
-from tests.checkpoints.test_samples import write_adapter
+from tests.checkpoints.variants import with_token, write_adapter
 from tests.conftest import save_tiny, write_task
-from tests.examine.test_check import with_token
 from tests.families.build import write_models
 from tests.families.layouts import layouts
 
@@ -303,3 +303,20 @@ def test_models_of_other_families_pass(name: str, tmp_path: Path, monkeypatch: p
     passes(init("base", ["a", "b"], tasks=TASKS[:1]).space)
     passes(init("base", ["a"], tasks=TASKS[:1], output="one.yaml").space)
     assert check("space.yaml").mergeable
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_it_asks_for_the_tasks_and_nothing_else(
+    place: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal(f"{TASKS[0]}, {TASKS[1]}\n"))
+    assert main(["init", "models/base", "models/one"]) == 0
+    assert "Tasks" in capsys.readouterr().err
+    assert passes(Path("space.yaml"))["slices"].keys() == {"tiny_a", "tiny_b"}
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{TASKS[0]}\n"))
+    assert main(["init", "models/base", "models/one", "--force"]) == 2
+    assert "no tasks" in capsys.readouterr().err

@@ -60,7 +60,9 @@ def open_parents(models: Sequence[str | Path], opening: Callable[[], None] = lam
     if len(models) < 2:
         kind = folder_kind(Path(models[0]).expanduser()) if models else None
         given = f"{models[0]} is {kind.name}" if kind is not None and not kind.is_model else "one model is no merge"
-        raise InputError(given, "give a base and its sources, or a search space or recipe (.yaml)", Where("MODEL"))
+        raise InputError(
+            given, "give a base and its sources, or a search space or recipe (.yaml)", Where("FILE_OR_MODEL")
+        )
     check_places(None, models)
     references = [str(model) for model in models]
     opening()

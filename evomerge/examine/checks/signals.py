@@ -86,11 +86,17 @@ SIGNALS: dict[str, SignalKind] = {
 }
 
 
+_OF_SEVERAL = ("spread", "cancelled")
+
+
 def signals(deltas: Deltas, spectrum: Spectrum | None) -> list[Signal]:
-    """All signals that these models have, those that predict first."""
+    """All signals that these models have, those that predict first. Of one source alone none predicts: with equal
+    weights it is the merge."""
+    several = len(deltas.sources) > 1
     found = []
     for name, kind in SIGNALS.items():
-        estimate = kind.of(deltas, spectrum)
+        estimate = kind.of(deltas, spectrum) if several or name not in _OF_SEVERAL else None
         if estimate is not None:
-            found.append(Signal(name, kind.meaning, kind.correlation, estimate.value, estimate.error))
+            correlation = kind.correlation if several else None
+            found.append(Signal(name, kind.meaning, correlation, estimate.value, estimate.error))
     return sorted(found, key=lambda signal: signal.correlation is None)

@@ -44,7 +44,8 @@ def compare_tokens(base: Checkpoint, sources: Mapping[str, Checkpoint], policy: 
     """Compares vocabularies by id -> token: what the policy drops and fills in, what another policy would do, and ids
     that two models order differently. `policy`: "base", "union", a source's name, or a model's reference."""
     models = {"base": base, **sources}
-    findings = [note("tokens", f"{name} has no tokenizer that can be read") for name in _without(models)]
+    without = [name for name, model in models.items() if vocabulary(model) is None]
+    findings = [note("tokens", f"no tokenizer that can be read: {', '.join(without)}")] if without else []
     known = policy if policy in ("base", "union", *sources) else "base"
     chosen = token_changes(base, sources, known, lambda name: None)
     if not chosen.changes:
@@ -58,10 +59,6 @@ def compare_tokens(base: Checkpoint, sources: Mapping[str, Checkpoint], policy: 
         for pair in reordered(models)
     ]
     return findings
-
-
-def _without(models: Mapping[str, Checkpoint]) -> list[str]:
-    return [name for name, model in models.items() if vocabulary(model) is None]
 
 
 def _added(union: TokenChanges) -> list[str]:
