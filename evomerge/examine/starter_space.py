@@ -118,7 +118,7 @@ def _start(count: int) -> float:
 def _further(advice: Sequence[Advice]) -> list[str]:
     """What else could be tried, as comments."""
     return (
-        ["", "# Also worth a try, by what `evomerge check` sees:", *(f"#   {a.what}: {a.why}" for a in advice)]
+        ["", "# What `evomerge check` says besides:", *(f"#   {a.what}: {a.why}" for a in advice)]
         if advice
         else []
     )
