@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from evomerge.merging.permutation.alignment import AlignedGroup, Alignment
+from evomerge.merging.permutation.sequential import CHAIN
 from evomerge.report.shown import Cell, Column, Row, Sheet
 
 
@@ -29,6 +30,11 @@ def alignment_summary(result: Alignment) -> list[str]:
         lines.append("nothing had to move: the units of both stand in one order already")
     if result.change is not None:
         lines.append(f"same function: log-probabilities of random tokens differ by {result.change:.1e} at most")
+    elif result.specification.startswith(f"{CHAIN} "):
+        lines.append(
+            "this order was read from names and shapes: where a connection skips a layer, or a convolution is grouped "
+            "or transposed, it computes something else"
+        )
     else:
         lines.append("that it computes the same was not measured: it is large, or no language model of transformers")
     return lines

@@ -12,7 +12,7 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.escape import quoted
 from evomerge.files.nodes import Node
 from evomerge.files.trees import load
-from evomerge.merging.permutation.sequential import sequential
+from evomerge.merging.permutation.sequential import norm_of_groups, sequential
 from evomerge.merging.permutation.specification import (
     MEND,
     AxisRule,
@@ -69,6 +69,9 @@ def specification_for(
                 f"no permutation specification is built in for {quoted(kind, 60)} {what}".strip(), MEND, where
             )
         return found
+    if (norm := norm_of_groups(shapes)) is not None:
+        problem = f"{norm} may be a norm of groups of channels, which keep their order"
+        raise InputError(problem, MEND, where)
     for candidate in built_in():
         if not candidate.model_types and _fits(candidate, shapes):
             return candidate
@@ -105,6 +108,10 @@ def read_specification(file: Path) -> Specification:
     rules = _rules(parts, groups, prefixes or [""])
     if not groups or not (rules or like):
         root.fail("names no groups, or no tensors", "write groups: and tensors: (docs/align.md)")
+    used = {term.declared for rule in rules for axis in rule.axes or () for term in axis.terms}
+    unused = next((name for name in groups if name not in used and (like is None or name not in like.groups)), None)
+    if unused is not None:
+        parts["groups"].fail(f"no tensor follows the group {quoted(unused, 80)}", "name tensors of it, or remove it")
     return Specification(file.stem, kinds, requires, groups, (*rules, *(like.rules if like else ())))
 
 

@@ -20,9 +20,15 @@ from evomerge.merging.permutation.specification import (
 )
 
 _NO_CHAIN = re.compile(
-    r"res(net|id|_|\d|\.)|block|skip|shortcut|downsample|attn|attention|embed|lstm|gru|rnn|stage|layer\d+\.\d+", re.I
+    r"res(net|id|_|\d|\.)|block|skip|shortcut|downsample|attn|attention|embed|lstm|gru|rnn|stage|layer\d+\.\d+|"
+    r"squeeze|excit|gate|(^|[._])(se[._\d]|w3([._]|$))",  # w1, w2, w3: a gated MLP, as Llama's first code names it
+    re.I,
 )
 """Names of models that are no chains."""
+_TRANSPOSED = re.compile(r"deconv|transpose|upsampl|(^|[._])(up|dec|decoder)[._\d]", re.I)
+"""Names of kernels that may be stored [in, out, ...]."""
+CHAIN = "chain"
+"""The first word of the names of these specifications."""
 _MOST_ORDERS = 8
 """Layers whose order is tried where the names do not tell it."""
 
@@ -34,7 +40,7 @@ def sequential(shapes: Shapes, where: Where | None = None) -> Specification:
     Raises:
         InputError: the names are those of no chain, or names and sizes allow more than one order.
     """
-    odd = next((name for name in shapes if _NO_CHAIN.search(name)), None)
+    odd = next((n for n in shapes if _NO_CHAIN.search(n) or (len(shapes[n]) > 2 and _TRANSPOSED.search(n))), None)
     if odd is not None:
         raise InputError(f"{odd} is of no plain chain of layers", MEND, where)
     layers = _chain({n: s for n, s in shapes.items() if len(s) > 1}, where)
@@ -47,11 +53,12 @@ def sequential(shapes: Shapes, where: Where | None = None) -> Specification:
         axes[name] = (_axis(group), inputs, *(AxisRule() for _ in shapes[name][2:]))
     for name, shape in shapes.items():
         if len(shape) == 1:
-            axes[name] = (_axis(hidden.get(_module(_owner(name, layers, shapes, where)))),)
+            owner = _owner(name, layers, shapes, where)
+            axes[name] = (_axis(None if owner is None else hidden.get(_module(owner))),)
         elif not shape and not is_counter(name):
             raise InputError(f"{name} is a single number, of no layer", MEND, where)
     rules = [TensorRule(re.compile(re.escape(n)), axes.get(n)) for n in shapes]
-    title = f"chain {' -> '.join(_module(name) for name in layers)}"
+    title = f"{CHAIN} {' -> '.join(_module(name) for name in layers)}"
     return Specification(title, (), {}, {group: GroupRule() for group in hidden.values()}, tuple(rules))
 
 
@@ -86,23 +93,49 @@ def _follows(one: Sequence[int], other: Sequence[int]) -> bool:
     return len(one) > 2 and len(other) == 2 and other[1] % one[0] == 0
 
 
-def _owner(name: str, layers: Sequence[str], shapes: Shapes, where: Where | None) -> str:
-    """The layer whose outputs a vector belongs to: its own (a bias), else one of as many outputs, which is the only
-    one, has the vector's number in its name, or stands before it in the order of the numbers."""
+def _owner(name: str, layers: Sequence[str], shapes: Shapes, where: Where | None) -> str | None:
+    """The layer whose outputs a vector belongs to; None: it belongs to the model's inputs, or has one entry for all.
+
+    That is its own layer (of a bias). In one numbered list it is the layer before it. Else it is a layer of as many
+    outputs, if there is only one, or only one with its number; unless it may stand before that layer as well."""
     own = [layer for layer in layers if _module(layer) == _module(name)]
     if own:
         return own[0]
-    fitting = [layer for layer in layers if shapes[layer][0] == shapes[name][0]]
-    if len(fitting) == 1:
-        return fitting[0]
-    alike = [layer for layer in fitting if _numbers(_module(layer)) == _numbers(_module(name))]
-    if len(alike) == 1:
-        return alike[0]
-    one_list = all(re.sub(r"\d+", "*", _module(n)) == re.sub(r"\d+", "*", _module(name)) for n in layers)
-    before = [layer for layer in fitting if _natural(layer) < _natural(name)]
-    if one_list and before and before[-1] == [n for n in layers if _natural(n) < _natural(name)][-1]:
-        return before[-1]
-    raise InputError(f"{name} fits {len(fitting)} of its layers", MEND, where)
+    [size] = shapes[name]
+    if size == 1:
+        return None
+    fitting = [layer for layer in layers if shapes[layer][0] == size]
+    if all(re.sub(r"\d+", "*", _module(n)) == re.sub(r"\d+", "*", _module(name)) for n in layers):
+        before = [layer for layer in layers if _natural(layer) < _natural(name)]
+        if not before and shapes[layers[0]][1] == size:
+            return None
+        if before and before[-1] in fitting:
+            return before[-1]
+    elif fitting:
+        alike = [layer for layer in fitting if _numbers(_module(layer)) == _numbers(_module(name))]
+        found = fitting if len(fitting) == 1 else alike
+        batch_norm = bool(alike) and f"{_module(name)}.running_mean" in shapes  # these stand behind their layer
+        if len(found) == 1 and (batch_norm or not _reads(found[0], layers, size, shapes)):
+            return found[0]
+    raise InputError(f"{name} fits {len(fitting)} of its layers, or stands before one", MEND, where)
+
+
+def _reads(layer: str, layers: Sequence[str], size: int, shapes: Shapes) -> bool:
+    """Whether a norm of so many entries could stand before a layer, and not behind it."""
+    before = layers[layers.index(layer) - 1] if layer != layers[0] else None
+    return shapes[layer][1] == size and (before is None or shapes[before][0] == size)
+
+
+def norm_of_groups(shapes: Shapes) -> str | None:
+    """A norm that may be one of groups of channels, which can change their order in a few ways only: behind a
+    convolution, without the statistics of a batch norm."""
+    channels = {shape[0] for shape in shapes.values() if len(shape) > 2}
+    for name, shape in shapes.items():
+        module = _module(name)
+        beside = f"{module}.bias" in shapes and f"{module}.running_var" not in shapes
+        if name == f"{module}.weight" and len(shape) == 1 and shape[0] in channels and beside:
+            return name
+    return None
 
 
 def _module(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from evomerge.checkpoints.structure import is_counter, text_config
 from evomerge.errors import InputError, Where
+from evomerge.escape import quoted
 from evomerge.merging.permutation.symmetries import Group, Piece, Symmetries
 
 MEND = "write a specification (docs/align.md), and give it by --spec FILE.yaml"
@@ -149,6 +150,10 @@ class Specification:
             value = text.get(key) if isinstance(key, str) else key
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
+            if value is not None:
+                raise InputError(
+                    f"{key} in config.json is {quoted(str(value), 40)}, not a whole number", "correct it", where
+                )
         problem = f"the specification {self.name} needs {' or '.join(map(str, keys))} of a config.json"
         raise InputError(problem, "write the number itself", where)
 

@@ -117,6 +117,7 @@ GOOD = "groups:\n  h:\ntensors:\n  a.weight: [h, ~]\n  a.bias: [h]\n  b.weight: 
         (GOOD.replace("a.bias", '"a.{bias"'), "has a brace without its other one"),
         (f"like: lama\n{GOOD}", "did you mean 'llama'"),
         ("tensors: {a.weight: [~, ~]}\n", "names no groups"),
+        (GOOD.replace("  h:\n", "  h:\n  streem:\n"), "2?.*no tensor follows the group 'streem'"),
     ],
 )
 def test_what_is_wrong_with_a_specification_is_told(text: str, said: str, tmp_path: Path) -> None:
@@ -124,6 +125,12 @@ def test_what_is_wrong_with_a_specification_is_told(text: str, said: str, tmp_pa
     file.write_text(text)
     with pytest.raises(InputError, match=said):
         read_specification(file).over(TENSORS, {})
+
+
+def test_a_count_that_is_no_number_is_told(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(GOOD.replace("  h:\n", "  h: {units: n_head}\n"))
+    with pytest.raises(InputError, match=r"n_head in config[.]json is '8'"):
+        read_specification(tmp_path / "own.yaml").over(TENSORS, {"n_head": "8"})
 
 
 def test_a_specification_of_ones_own(tmp_path: Path) -> None:

@@ -88,6 +88,10 @@ NETWORKS = {
         nn.Flatten(), nn.Linear(16, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 12), nn.LayerNorm(12), nn.ReLU(),
         nn.Linear(12, 4),
     ),
+    "norm of the inputs": lambda: nn.Sequential(
+        nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)
+    ),
+    "one slope for all": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.PReLU(), nn.Linear(12, 4)),
     "batch norm": lambda: nn.Sequential(
         conv(1, 6), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
         nn.Linear(8 * 16, 4),
@@ -116,9 +120,20 @@ def test_a_permuted_network_computes_what_it_did(name: str) -> None:
     layers, stages = sum(len(shape) > 1 for shape in shapes.values()), getattr(model, "stages", 0)
     assert len(symmetries.groups) == (3 * stages if stages else layers - 1)  # two blocks a stage, and its stream
     moved = permuted_weights(symmetries, state, symmetries.random(1))
-    assert not torch.equal(moved[next(iter(moved))], state[next(iter(state))])
+    assert any(not torch.equal(moved[name], state[name]) for name in state)
     model.load_state_dict(moved)
     assert (model(images) - before).abs().max() < 1e-5
+
+
+def _without_statistics() -> dict[str, tuple[int, ...]]:
+    """A ResNet with group norm in place of batch norm."""
+    state = ResNet(3, "downsample").state_dict()
+    return {name: tuple(t.shape) for name, t in state.items() if "running" not in name}
+
+
+GROUP_NORM = {
+    "0.weight": (8, 1, 3, 3), "1.weight": (8,), "1.bias": (8,), "3.weight": (8, 8, 3, 3), "5.weight": (2, 32),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -129,6 +144,13 @@ def test_a_permuted_network_computes_what_it_did(name: str) -> None:
         ({"0.weight": (8, 4)}, "no hidden units"),
         ({"block.0.weight": (8, 8), "block.1.weight": (8, 8)}, "no plain chain"),
         ({"1.weight": (8, 4), "2.weight": (8, 8), "3.weight": (2, 8), "norm.weight": (8,)}, "norm.weight fits 2"),
+        ({"fc1.weight": (8, 8), "fc2.weight": (2, 8), "norm1.weight": (8,)}, "stands before one"),
+        ({"fc1.weight": (8, 8), "fc2.weight": (2, 8), "norm.weight": (8,), "norm.running_var": (8,)}, "before one"),
+        ({"w1.weight": (8, 4), "w2.weight": (4, 8), "w3.weight": (8, 4)}, "no plain chain"),  # a gated MLP
+        ({"c1.weight": (8, 1, 3, 3), "se.fc1.weight": (2, 8, 1, 1), "se.fc2.weight": (8, 2, 1, 1)}, "no plain chain"),
+        ({"conv1.weight": (8, 1, 3, 3), "deconv2.weight": (8, 8, 3, 3)}, "no plain chain"),  # [in, out, 3, 3]
+        (GROUP_NORM, "keep their order"),
+        (_without_statistics(), "keep their order"),
     ],
 )
 def test_what_is_not_clear_is_refused(shapes: dict[str, tuple[int, ...]], said: str) -> None:
