@@ -15,6 +15,7 @@ from evomerge.evaluator.evaluator import Evaluator, check_loadable, decompose, r
 from evomerge.evaluator.progress import Progress
 from evomerge.files.objects import FitnessSpec
 from evomerge.merging.kernels.bands import factor_bytes
+from evomerge.merging.plan.alignment import promoted
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.plan.tokenizers import output_tokenizer
@@ -58,7 +59,8 @@ class Target:
             return cls(str(model), recipe, False, shape, plan(recipe, bank.open), dtype, bank)
         planned = plan(merge, bank.open)
         shape = bank.open(base_of(merge) or merge.models()[0])
-        dtype = merge.output.out_dtype or merge.output.dtype or shape.dtype
+        said = merge.output.out_dtype or merge.output.dtype
+        dtype = said or promoted([shape.dtype, *{job.out for job in planned.jobs.values()}])
         return cls(str(model), merge, True, shape, planned, dtype, bank)
 
     def check_unchanged(self) -> None:

@@ -94,16 +94,16 @@ def doctor(
     from evomerge.examine.findings.opening import RECIPE, open_patient, recipe_beside, unreadable
     from evomerge.examine.findings.patient import measured
 
-    beside = None if recipe else recipe_beside(str(model))
+    notes: list[str] = []
+    beside = None if recipe else recipe_beside(str(model), notes)
     of_recipe = recipe or beside
     parents = given or (parents_of(of_recipe) if of_recipe else {})
-    notes: list[str] = []
     try:
         patient = open_patient(str(model), recipe, beside, parents)
     except InputError as error:
         finding = None if recipe else unreadable(str(model))
         if finding is not None:
-            return Diagnosis(str(model), parents, (finding,), notes=("nothing else could be looked at",))
+            return Diagnosis(str(model), parents, (finding,), notes=(*notes, "nothing else could be looked at"))
         if given or beside is None:
             raise
         patient, parents = open_patient(str(model), None, beside, {}), {}
@@ -115,14 +115,14 @@ def doctor(
     if quick:
         return Diagnosis(str(model), parents, findings, notes=tuple(notes))
     from evomerge.examine.findings.live import run_live
-    from evomerge.examine.findings.symptoms import cannot_run, overflowing, symptoms, unexplained
+    from evomerge.examine.findings.symptoms import cannot_run, overflowing, symptoms, tokenized_otherwise, unexplained
 
     live = run_live(patient, str(model), parents, spec, split, device, memory, observer)
     if live.failed is not None:
         findings = findings or (cannot_run(live.failed),)
         return Diagnosis(str(model), parents, findings, notes=(*notes, f"the model was not run: {live.failed}"))
-    felt, overflow = symptoms(patient, live), overflowing(patient, live)
-    findings = (*([overflow] if overflow else []), *findings)
+    felt, seen = symptoms(patient, live), (overflowing(patient, live), tokenized_otherwise(patient, live))
+    findings = (*(finding for finding in seen if finding is not None), *findings)
     unseen = None if findings else unexplained(felt)
     return Diagnosis(
         model=str(model),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.examine.doctor import Diagnosis
 from evomerge.examine.findings.finding import Evidence, Finding, Value
 from evomerge.report.numbers import number
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.report.tables import directed
+
+if TYPE_CHECKING:
+    from evomerge.examine.findings.behaviour import Behaviour
 
 
 def diagnosis_words(diagnosis: Diagnosis) -> list[Sheet | str]:
@@ -115,7 +118,7 @@ def diagnosis_data(diagnosis: Diagnosis) -> dict[str, Any]:
             {"name": s.name, "says": s.says, "evidence": [_evidence_data(e) for e in s.evidence]}
             for s in diagnosis.symptoms
         ],
-        "behaviour": {name: asdict(b) for name, b in diagnosis.behaviour.items()},
+        "behaviour": {name: _behaviour_data(b) for name, b in diagnosis.behaviour.items()},
         "scores": {
             model: {
                 name: {"score": info.show(scores[name].value), "stderr": scores[name].stderr}
@@ -141,6 +144,11 @@ def findings_data(findings: Sequence[Finding]) -> list[dict[str, Any]]:
         }
         for finding in findings
     ]
+
+
+def _behaviour_data(behaviour: Behaviour) -> dict[str, Any]:
+    """All but the tokens of the texts, which are compared and mean nothing by themselves."""
+    return {key: value for key, value in asdict(behaviour).items() if key != "tokens"}
 
 
 def _evidence_data(evidence: Evidence) -> dict[str, Any]:

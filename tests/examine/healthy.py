@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.examine.patients import FAMILIES, Models, write_wider
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.examine.patients import FAMILIES, Models, edit, tuned, write_wider
 
 Recipe = dict[str, Any]
 
@@ -72,6 +76,43 @@ def by_layers(models: Models) -> Recipe:
     return {"merge_method": "task_arithmetic", "base_model": str(models.base), "models": inputs}
 
 
+def depth_added(models: Models) -> Recipe:
+    """A layer twice, the second time with zeros where it writes into the stream."""
+    layers = FAMILIES[models.family]["num_hidden_layers"]
+    zeros = [{"filter": "o_proj", "value": 0.0}, {"filter": "down_proj", "value": 0.0}, {"value": 1.0}]
+    ranges: list[tuple[list[int], Recipe]] = [
+        ([0, 2], {}),
+        ([1, 2], {"parameters": {"scale": zeros}}),
+        ([2, layers], {}),
+    ]
+    one = str(models.source("one"))
+    slices = [{"sources": [{"model": one, "layer_range": span, **more}]} for span, more in ranges]
+    return {"merge_method": "passthrough", "slices": slices}
+
+
+def far_apart(models: Models) -> Recipe:
+    """Sources that went as far as their weights are long: the merge is like none of them."""
+    base = load_file(models.base / "model.safetensors")
+    for name, seed in (("far", 21), ("farther", 22)):
+        if not models.source(name).exists():
+            shutil.copytree(models.base, models.source(name))
+            edit(models.source(name), lambda t, seed=seed: t.update(_kept(tuned(base, seed, 1.0), base)))
+    return models.arithmetic("far", "farther", weight=0.9)
+
+
+def _kept(tensors: dict[str, Tensor], base: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The matrices of fine-tunes, in the base's dtype, with its vectors."""
+    return {n: (t.to(base[n].dtype) if t.dim() > 1 else base[n]) for n, t in tensors.items()}
+
+
+def dtypes(models: Models) -> Recipe:
+    """A source in float32 beside others in bfloat16, and no dtype in the recipe."""
+    if not models.source("wide").exists():
+        shutil.copytree(models.source("two"), models.source("wide"))
+        edit(models.source("wide"), lambda t: t.update({n: x.float() for n, x in t.items()}))
+    return models.arithmetic("one", "wide")
+
+
 HEALTHY: tuple[Callable[[Models], Recipe], ...] = (
     linear,
     task_arithmetic,
@@ -83,6 +124,9 @@ HEALTHY: tuple[Callable[[Models], Recipe], ...] = (
     lora,
     one_source,
     by_layers,
+    depth_added,
+    far_apart,
+    dtypes,
 )
 
 

@@ -57,6 +57,7 @@ class Behaviour:
         layers: the activations behind each layer, on the texts.
         peak: the largest magnitude in any projection's output.
         written: what it wrote after the first prompt.
+        tokens: of the texts.
     """
 
     bits_per_byte: float | None
@@ -66,6 +67,7 @@ class Behaviour:
     layers: tuple[LayerActivations, ...]
     peak: float
     written: str
+    tokens: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -92,6 +94,7 @@ def observe(model: Any, tokenizer: Any, ends: Collection[int], prompts: Sequence
         layers=tuple(layers),
         peak=max(peak, default=0.0),
         written=written,
+        tokens=tuple(str(t) for text in TEXTS for t in tokenizer.convert_ids_to_tokens(_encoded(tokenizer, text))),
     )
 
 
@@ -163,7 +166,12 @@ def _go_on(model: Any, ids: list[int], ends: Collection[int], device: Any) -> tu
         pad_token_id=stop[0] if stop else 0,
     )
     prompt = torch.tensor([ids], device=device)
-    out = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+    own = model.generation_config
+    model.generation_config = settings  # `generate` takes what settings leave open from there, and it may be wrong
+    try:
+        out = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+    finally:
+        model.generation_config = own
     reply = out[0, len(ids) :].tolist()
     return reply, bool(reply) and reply[-1] in stop
 

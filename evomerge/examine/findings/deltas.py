@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median
 
+from evomerge.examine.checks.lineage import UNRELATED_COSINE
 from evomerge.examine.findings.finding import Evidence, Finding, listed
 from evomerge.examine.findings.measures import Measured, Projection, project
 from evomerge.examine.findings.patient import Patient
+from evomerge.examine.findings.vocabulary import ordered_otherwise
 
-RELATED = 0.5
-"""Fine-tunes of one model have matrices of a higher cosine: see docs/doctor.md for what was measured."""
 BEYOND = 1.75
 """A source's delta that is in the merge more often than that is beyond what the source was trained to."""
 REACH = 1.75
@@ -25,7 +25,7 @@ FAR, MOVED = 6.0, 0.1
 """A tensor is far from the base if its delta is so many times the largest of the sources', and such a share of the
 tensor. Random masks of a density of 0.05 go to 4.5 times."""
 STRANGER = 0.8
-"""Below this cosine with every parent, a tensor is not what the parents have there."""
+"""Below this cosine with every parent, and with all that they span, a tensor is not what the parents have there."""
 
 
 def unrelated(patient: Patient) -> Finding | None:
@@ -39,7 +39,7 @@ def unrelated(patient: Patient) -> Finding | None:
             dot = m.gram[0, 0] + m.gram[0, i]
             cosines[name].append(float(dot / max(1e-30, m.norms[origin] * m.norms[name])))
             ratios[name].append(m.deltas[name] / max(1e-30, m.norms[origin]))
-    found = {name: median(values) for name, values in cosines.items() if median(values) < RELATED}
+    found = {name: median(values) for name, values in cosines.items() if median(values) < UNRELATED_COSINE}
     if not found:
         return None
     evidence = [
@@ -150,7 +150,8 @@ def grew(patient: Patient) -> Finding | None:
 
 def strangers(patient: Patient) -> Finding | None:
     """Tensors that are like no parent's."""
-    found = [m for m in patient.compared() if m.name not in patient.rows and m.norm > 0 and _is_stranger(m)]
+    moved = {name for name in patient.rows if any(ordered_otherwise(patient, p.name) for p in patient.parents)}
+    found = [m for m in patient.compared() if m.name not in moved and m.norm > 0 and is_stranger(m)]
     return _apart(
         patient,
         found,
@@ -161,12 +162,16 @@ def strangers(patient: Patient) -> Finding | None:
     )
 
 
-def _is_stranger(m: Measured) -> bool:
+def is_stranger(m: Measured) -> bool:
     """Whether a matrix points elsewhere, or a tensor is far from the base where the sources are near to it."""
-    if len(m.shape) > 1 and max(m.cosines.values()) < STRANGER:
+    if _points_elsewhere(m):
         return True
     far = max(m.deltas.values(), default=0.0)
     return len(m.parents) > 1 and m.delta > max(FAR * far, MOVED * m.norms[m.parents[0]])
+
+
+def _points_elsewhere(m: Measured) -> bool:
+    return len(m.shape) > 1 and m.likeness < STRANGER
 
 
 def _apart(
@@ -174,13 +179,14 @@ def _apart(
 ) -> Finding | None:
     if not found:
         return None
-    what = "norm" if name == "norm-growth" else "cosine with the parents"
-    evidence = [
-        Evidence(f"norm of {m.name}", m.norm, m.norms)
-        if name == "norm-growth"
-        else Evidence(f"{what}, {m.name}", max(m.cosines.values()), m.cosines)
-        for m in found[:3]
-    ]
+    evidence = []
+    for m in found[:3]:
+        if name == "norm-growth":
+            evidence.append(Evidence(f"norm of {m.name}", m.norm, m.norms))
+        elif _points_elsewhere(m):
+            evidence.append(Evidence(f"cosine with the parents, {m.name}", max(m.cosines.values()), m.cosines))
+        else:
+            evidence.append(Evidence(f"distance of {m.name} from {m.parents[0]}", m.delta, m.deltas))
     places = sorted({m.place for m in found if isinstance(m.place, int)})
     if places:
         evidence.append(Evidence("layers", f"{len(places)} of {patient.model.layers}"))

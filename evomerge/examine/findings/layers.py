@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from evomerge.examine.findings.finding import Evidence, Finding
-from evomerge.examine.findings.origins import Origin
+from evomerge.examine.findings.deltas import is_stranger
+from evomerge.examine.findings.finding import Evidence, Finding, listed
+from evomerge.examine.findings.origins import Origin, other_layer
 from evomerge.examine.findings.patient import Patient
 
+_LOOKED = 8
+"""So many strange tensors are looked for in other layers."""
 _ALIKE = 0.5
 """A layer is of no parent below this cosine."""
 
@@ -39,6 +42,48 @@ def out_of_order(patient: Patient) -> Finding | None:
         "the slices of the recipe stand in another order, or the tensors were numbered wrongly",
         "order the slices by their layer_range; slices that overlap are no problem",
         tensors=frozenset(n for n in patient.model.shapes if patient.model.place(n) in displaced),
+    )
+
+
+def cut_off(patient: Patient) -> Finding | None:
+    """Layers that are stored, and that the configuration does not count."""
+    model = patient.model
+    behind = {at[0] for name in model.shapes if (at := model.stack.behind(name)) is not None}
+    deeper = [p for p in patient.parents if p.layers > model.layers]
+    if not behind or len(deeper) < len(patient.parents) or not deeper:  # layers for next-token prediction are behind
+        return None
+    stored = model.layers + len(behind)
+    return Finding(
+        "layers-cut-off",
+        f"config.json counts {model.layers} layers, and {stored} are stored: the last ones are never run",
+        (Evidence("layers in config.json", model.layers, {p.name: p.layers for p in deeper}),),
+        "config.json is of another model, or was edited",
+        f"set num_hidden_layers to {stored}",
+    )
+
+
+def misplaced(patient: Patient) -> Finding | None:
+    """Single tensors that are those of other layers."""
+    model, found, evidence = patient.model, [], []
+    strange = [m for m in patient.compared() if isinstance(m.place, int) and m.norm > 0 and is_stranger(m)]
+    for m in strange[:_LOOKED]:
+        assert isinstance(m.place, int)
+        layer = patient.origins[m.place].layer if patient.origins else m.place
+        at = other_layer(model, m.name, patient.parents, layer)
+        if at is not None:
+            found.append(m.name)
+            evidence.append(Evidence(f"{m.name} is that of", f"layer {at[1]} of {at[0]}"))
+    if not found:
+        return None
+    parts = {model.stack.part(name) for name in found}
+    names = [m.name for m in strange if model.stack.part(m.name) in parts]
+    return Finding(
+        "tensors-of-other-layers",
+        f"{listed(names)}: what the parents have in other layers",
+        tuple(evidence[:4]),
+        "the tensors were numbered wrongly when they were merged, renamed or converted",
+        "put them back in their layers, or merge again",
+        tensors=frozenset(names),
     )
 
 

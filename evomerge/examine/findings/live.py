@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, TrialError
+from evomerge.escape import shortened
 from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluator import check_loadable, resident_model
 from evomerge.evaluator.progress import Progress
@@ -66,7 +67,7 @@ def run_live(
             subject.make()
             seen = None
             if subject.tokenizer is not None and (spec is None or spec.model is None):
-                seen = observe(subject.model, subject.tokenizer, view.ends, prompts or PROMPTS)
+                seen = _observed(subject, view.ends, prompts or PROMPTS)
             scores = subject.score(split, progress) if spec is not None else {}
         except EvomergeError as error:
             if name == MERGE:
@@ -84,6 +85,14 @@ def run_live(
         del subject
         gc.collect()
     return live
+
+
+def _observed(subject: _Subject, ends: Collection[int], prompts: Sequence[str]) -> Behaviour:
+    """What a model does. TrialError where it cannot do anything."""
+    try:
+        return observe(subject.model, subject.tokenizer, ends, prompts)
+    except Exception as error:  # files that do not fit each other can make transformers fail with anything
+        raise TrialError(f"running it failed: {type(error).__name__}: {shortened(str(error), 200)}") from error
 
 
 @dataclass(frozen=True)

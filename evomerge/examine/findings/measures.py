@@ -82,6 +82,17 @@ class Measured:
             found[name] = float(dot / max(_TINY, self.norm * self.norms[name]))
         return found
 
+    @cached_property
+    def likeness(self) -> float:
+        """The largest cosine with a parent, or with the nearest point that the base and the sources' deltas span: the
+        average of several sources that went far is like none of them."""
+        g, best = self.gram, max(self.cosines.values())
+        if len(self.parents) < 2:
+            return best
+        mix = np.concatenate([[1.0, 0.0], np.linalg.lstsq(g[2:, 2:], g[2:, 1], rcond=1e-9)[0]])
+        size = float(np.sqrt(max(0.0, mix @ g @ mix)))
+        return max(best, float((g[0] + g[1]) @ mix) / max(_TINY, self.norm * size))
+
     @property
     def delta(self) -> float:
         """The norm of y."""

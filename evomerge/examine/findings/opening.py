@@ -21,14 +21,15 @@ RECIPE = "mergekit_config.yml"
 """Of the folders that evomerge and mergekit write."""
 
 
-def recipe_beside(model: str) -> Recipe | None:
-    """The recipe beside a merged checkpoint, if there is one that can be read."""
+def recipe_beside(model: str, notes: list[str]) -> Recipe | None:
+    """The recipe beside a merged checkpoint, if there is one. One that cannot be read is a note."""
     file = Path(model).expanduser() / RECIPE
     if not file.is_file():
         return None
     try:
         return read_recipe(file)
-    except InputError:
+    except InputError as error:
+        notes.append(f"{RECIPE} cannot be read ({error.problem})")
         return None
 
 

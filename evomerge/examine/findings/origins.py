@@ -23,6 +23,8 @@ _PARTS, _ROWS, _COLUMNS = 8, 16, 512
 """Of a layer: matrices, and rows and columns of each, that are compared with those of other layers."""
 _TRIED = 32
 """Rows of a matrix that are looked for."""
+_HALF = 0.5
+"""A tensor of another layer is nearer to it than this share of its distance from its own one."""
 _MORE, _MOVED = 0.1, 0.25
 """How much more than its own row another one must be like a row; and the share of rows that must have moved."""
 
@@ -77,8 +79,10 @@ def find_origins(model: ModelView, parents: Sequence[ModelView]) -> tuple[Origin
 
 
 def _between(own: NDArray[np.float64], sketch: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The cosine of each layer with each of another model: [layers, their layers], the mean over parts."""
-    cosines: NDArray[np.float64] = own.reshape(len(own), -1) @ sketch.reshape(len(sketch), -1).T / own.shape[1]
+    """The cosine of each layer with each of another model: [layers, their layers], the mean over the parts that are not
+    zero."""
+    parts = np.maximum(1, own.any(-1).sum(1, keepdims=True))
+    cosines: NDArray[np.float64] = own.reshape(len(own), -1) @ sketch.reshape(len(sketch), -1).T / parts
     return cosines
 
 
@@ -166,6 +170,32 @@ def _blocks(own: str, at: Sequence[int], found: Sequence[tuple[str, str, int] | 
         else:
             blocks.append(Block(row, row, parent, tensor, there))
     return blocks
+
+
+def other_layer(model: ModelView, name: str, parents: Sequence[ModelView], layer: int) -> tuple[str, int] | None:
+    """The parent and its layer, other than `layer`, whose tensor one of the merge is, by a sample of its rows. None
+    where there is none."""
+    shape, part = model.shapes[name], model.stack.part(name)
+    first = (shape[0] - min(_TRIED, shape[0])) // 2
+    own = _rows_of(model, name, first)
+    found, best = None, (2 - 2 * ALIKE) ** 0.5 * float(own.norm())  # as far as rows of that cosine are
+    for parent in parents:
+        for other in range(parent.layers):
+            if parent.shapes.get(there := parent.stack.name(other, part)) != shape:
+                continue
+            apart = float((own - _rows_of(parent, there, first)).norm())
+            if other == layer:
+                best, found = min(best, _HALF * apart), found if _HALF * apart > best else None
+            elif apart < best:
+                best, found = apart, (parent.name, other)
+    return found
+
+
+def _rows_of(view: ModelView, name: str, first: int) -> Tensor:
+    """A sample of a tensor's rows, flat; all of a vector."""
+    shape = view.shapes[name]
+    rows = view.read(name) if len(shape) < 2 else view.read_rows(name, first, first + min(_TRIED, shape[0]))
+    return torch.nan_to_num(rows.double().reshape(-1), posinf=0.0, neginf=0.0)
 
 
 def _unit(rows: Tensor) -> Tensor:

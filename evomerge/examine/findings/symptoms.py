@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from evomerge.escape import shortened
 from evomerge.examine.findings.behaviour import Behaviour
 from evomerge.examine.findings.finding import Evidence, Finding, listed
 from evomerge.examine.findings.live import MERGE, Live, scored_apart
@@ -16,6 +17,8 @@ WORSE_TEXT = 1.25
 """The merge reads the texts worse than its worst parent by that factor, in bits per byte."""
 FLAT = 0.95
 """A prediction with so much of the largest possible entropy says nothing."""
+FLATTER = 0.5
+"""It is so much nearer to the largest entropy than the parent that is nearest."""
 LOOPS, MORE_LOOPS = 0.5, 0.3
 """So much of what it writes it has written before, and so much more than the parent that repeats itself most."""
 ENDS = 0.5
@@ -60,7 +63,7 @@ def _incoherent(_: Patient, live: Live) -> Symptom | None:
     bits = own.bits_per_byte
     broken = bits is not None and math.isnan(bits)
     wrong = bits is not None and bool(read) and bits > WORSE_TEXT * max(read.values())
-    flat = own.entropy > FLAT and (flattest is None or flattest < FLAT)
+    flat = own.entropy > FLAT and (flattest is None or 1 - own.entropy < FLATTER * (1 - flattest))
     if not (broken or wrong or flat):
         return None
     return Symptom(
@@ -160,6 +163,31 @@ def overflowing(patient: Patient, live: Live) -> Finding | None:
         "the parents were trained in bfloat16 or float32, whose range is larger",
         "merge with `dtype: bfloat16`, the dtype that the parents are stored in",
     )
+
+
+def tokenized_otherwise(patient: Patient, live: Live) -> Finding | None:
+    """Plain text that becomes other tokens than in every parent of the same vocabulary."""
+    own, parents = live.behaviour.get(MERGE), _parents(live)
+    same = [p.name for p in patient.parents if p.tokens is not None and p.tokens == patient.model.tokens]
+    read = {name: parents[name].tokens for name in same if name in parents and parents[name].tokens}
+    if own is None or not own.tokens or not read or own.tokens in read.values():
+        return None
+    shown = {name: _differing(tokens, own.tokens) for name, tokens in read.items()}
+    first = next(iter(read.values()))
+    return Finding(
+        "tokenizer-reads-otherwise",
+        "the tokenizer has a parent's vocabulary, but makes other tokens of plain text",
+        (Evidence("tokens where they first differ", _differing(own.tokens, first), shown),),
+        "its normalization, its splitting or the tokens that it adds (a second beginning of text) are another model's",
+        "copy tokenizer.json and tokenizer_config.json of the source whose vocabulary it has",
+        severity="harmful",
+    )
+
+
+def _differing(tokens: Sequence[str], others: Sequence[str]) -> str:
+    """A few tokens from the first one that differs."""
+    at = next((i for i, (a, b) in enumerate(zip(tokens, others, strict=False)) if a != b), len(others))
+    return " ".join(shortened(token, 12) for token in tokens[at : at + 3]) or "none"
 
 
 def unexplained(found: Sequence[Symptom]) -> Finding | None:

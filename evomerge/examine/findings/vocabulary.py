@@ -30,7 +30,7 @@ def permuted(patient: Patient) -> Finding | None:
         evidence.append(Evidence(f"row {m.at} ({_quoted(token)})", f"is that of {_quoted(other)} in {m.parent}"))
     if by_id:
         evidence.append(Evidence("of these rows the same ids of the parents explain", by_id[0].by_id))
-    apart = [p.name for p in patient.parents if _ordered_otherwise(patient, p.name)]
+    apart = [p.name for p in patient.parents if ordered_otherwise(patient, p.name)]
     cause = (
         f"{listed(apart)} gives the same tokens other ids, and the rows were merged by id"
         if apart
@@ -80,7 +80,7 @@ def _written_by_none(rows: Rows) -> bool:
     return bool(rows.zero) or len(rows.unlike) >= max(2, some) or len(new) > 1
 
 
-def _ordered_otherwise(patient: Patient, name: str) -> bool:
+def ordered_otherwise(patient: Patient, name: str) -> bool:
     """Whether a parent has some of the merge's tokens under other ids."""
     tokens = next(p for p in patient.parents if p.name == name).tokens or {}
     return any(tokens.get(token, i) != i for token, i in (patient.model.tokens or {}).items())

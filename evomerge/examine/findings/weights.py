@@ -72,7 +72,7 @@ def zeroed(patient: Patient) -> Finding | None:
     for m in patient.measured.values():
         if m.n_bad or m.name in patient.explained or m.name in patient.rows:
             continue
-        if m.parents:
+        if m.parents and not _added(patient, m):
             least = min(m.norms.values())
             if m.norm < ZERO * least:
                 found.append(m)
@@ -90,6 +90,14 @@ def zeroed(patient: Patient) -> Finding | None:
         "look at the weights that the recipe has for this tensor, and merge again",
         tensors=frozenset(m.name for m in found),
     )
+
+
+def _added(patient: Patient, m: Measured) -> bool:
+    """Whether the tensor is of a layer that stands in the merge twice: zeros in one of them leave the stream as it is,
+    which is how depth is added without a change (LLaMA Pro, Wu et al. 2024, arXiv:2401.02415)."""
+    if patient.origins is None or not isinstance(m.place, int) or m.place >= len(patient.origins):
+        return False
+    return sum(o.layer == patient.origins[m.place].layer for o in patient.origins) > 1
 
 
 def _scales(m: Measured) -> bool:
