@@ -369,16 +369,34 @@ def built_in_names() -> frozenset[str]:
 
 
 def built_in_tasks(name: str) -> list[TaskFile]:
-    """The leaf tasks of lm-eval's task, group or tag of that name, as far as they stand in one folder; a group's others
-    are left out. Nothing where lm-eval has no such name."""
+    """The leaf tasks of lm-eval's task, group or tag of that name, those in other folders included. Nothing where
+    lm-eval has no such name."""
+    leaves: dict[Path, TaskFile] = {}
+    queue, seen = [name], set[str]()
+    while queue:
+        current = queue.pop()
+        if current not in seen and is_built_in(current):
+            below, foreign = scan(_folders_of(current)).closure(current)
+            leaves |= {leaf.path: leaf for leaf in below}
+            queue += foreign
+        seen.add(current)
+    return list(leaves.values())
+
+
+def _folders_of(name: str) -> list[Path]:
+    """The folder that defines one of lm-eval's tasks or groups, else those whose tasks have the tag. The others are
+    not read: all would take a minute."""
     folder = _built_in_folder()
-    if folder is None or not is_built_in(name):
-        return []
-    # The folder whose files hold the name: its tasks are read, and its neighbours' are not.
+    assert folder is not None
     likely = [path for path in folder.glob(f"{re.split('[_-]', name)[0]}*") if path.is_dir()]
-    files = (file for place in (*likely, folder) for file in sorted(place.rglob("*.yaml")))
-    found = next((file for file in files if name.encode() in _names_in(file.read_bytes())), None)
-    return scan([found.parent]).closure(name)[0] if found is not None else []
+    tagged: dict[Path, None] = {}
+    for file in (file for place in (*likely, folder) for file in sorted(place.rglob("*.yaml"))):
+        text = file.read_bytes()
+        if name.encode() in _NAME.findall(text):
+            return [file.parent]
+        if name.encode() in _names_in(text):
+            tagged[file.parent] = None
+    return list(tagged)
 
 
 def _built_in_folder() -> Path | None:
