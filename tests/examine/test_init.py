@@ -72,6 +72,15 @@ def test_one_source_has_t(place: Path) -> None:
     assert "t" in data["genes"]
 
 
+def test_sources_far_apart_start_from_lower_weights(place: Path, tmp_path: Path) -> None:
+    starts = []
+    for scale in (0.002, 0.3):
+        names = [str(save_tiny(tmp_path / f"{n}-{scale}", n, near=Path("models/base"), scale=scale)) for n in (5, 6)]
+        data = passes(init("models/base", names, tasks=TASKS, force=True).space)
+        starts.append(data["genes"]["weight"]["init"])
+    assert starts == [0.5, 0.2]
+
+
 def test_an_adapter_is_a_source(place: Path) -> None:
     write_adapter(Path("models/lora"), Checkpoint.open("models/base"))
     data = passes(init("models/base", ["models/lora", "models/one"], tasks=TASKS).space)
