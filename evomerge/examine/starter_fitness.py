@@ -12,7 +12,8 @@ from evomerge.errors import InputError, Where
 from evomerge.files.trees import as_scalar
 from evomerge.safety.names import check_name
 from evomerge.scoring.preflight import known_filters, known_metrics
-from evomerge.scoring.tasks.task_files import LocalTasks, TaskFile, built_in_tasks, scan
+from evomerge.scoring.tasks.built_in import built_in_tasks
+from evomerge.scoring.tasks.task_files import LocalTasks, TaskFile, scan
 
 _WHERE = Where("--tasks")
 _USUAL = ("acc_norm", "acc", "exact_match", "f1", "mc2", "bits_per_byte", "byte_perplexity", "word_perplexity")

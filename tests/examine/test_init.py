@@ -24,7 +24,8 @@ from evomerge.examine.init import init
 from evomerge.examine.starter_fitness import choose_slices, usual_metric
 from evomerge.files.pair import read_files
 from evomerge.files.trees import as_scalar
-from evomerge.scoring.tasks.task_files import TaskFile, built_in_tasks
+from evomerge.scoring.tasks.built_in import built_in_tasks
+from evomerge.scoring.tasks.task_files import TaskFile
 from tests.checkpoints.variants import with_token, write_adapter
 from tests.conftest import save_tiny, write_task
 from tests.families.build import write_models
