@@ -325,6 +325,7 @@ def test_dare_over_large_deltas_warns_where_it_is_run(tiny_study: Study, capsys:
 def test_names_of_models_are_legal_and_distinct() -> None:
     found = named(["a/base", "b/base", "org/Chat-7B@main", "m/7b", "x+adapters/lora"])
     assert list(found) == ["base-2", "base-3", "Chat-7B", "source-7b", "lora"]
+    assert list(named(["m/" + "é" * 200, "n/" + "é" * 200])) == ["é" * 60, "é" * 60 + "-2"]
 
 
 # Full size
