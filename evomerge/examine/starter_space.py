@@ -117,8 +117,4 @@ def _start(count: int) -> float:
 
 def _further(advice: Sequence[Advice]) -> list[str]:
     """What else could be tried, as comments."""
-    return (
-        ["", "# What `evomerge check` says besides:", *(f"#   {a.what}: {a.why}" for a in advice)]
-        if advice
-        else []
-    )
+    return ["", "# What `evomerge check` says besides:", *(f"#   {a.what}: {a.why}" for a in advice)] if advice else []
