@@ -43,6 +43,18 @@ def test_gptq_equals_gptqmodel(tmp_path, case, monkeypatch):
     assert set(checkpoint.tensors) == {"blocks.0.norm.weight", "blocks.1.norm.weight", "head.weight"}
 
 
+@pytest.mark.parametrize("known", ["by its inputs", "by the settings"])
+def test_the_bits_of_a_matrix_of_few_outputs(tmp_path, known, monkeypatch):
+    few = {name: tensor[:, :8] for name, tensor in REFERENCES.items() if name.startswith("gptq-4.")}
+    few |= {"gptq-4.qzeros": REFERENCES["gptq-4.qzeros"][:, :1], "gptq-4.g_idx": REFERENCES["gptq-4.g_idx"]}
+    few["gptq-4.expected"] = REFERENCES["gptq-4.expected"][:8]
+    for name, tensor in few.items():
+        monkeypatch.setitem(REFERENCES, name, tensor.contiguous())
+    drop, settings = ((), {}) if known == "by its inputs" else (("g_idx",), {"bits": 4})
+    checkpoint, expected = one(tmp_path / "m", "gptq-4", drop=drop, quant_method="gptq", **settings)
+    assert torch.equal(checkpoint.read("head.weight"), expected)
+
+
 def test_without_the_groups_of_inputs_they_follow_each_other(tmp_path):
     checkpoint, expected = one(tmp_path / "m", "gptq-4", drop=("g_idx",), quant_method="gptq")
     assert torch.equal(checkpoint.read("head.weight"), expected)
