@@ -45,11 +45,11 @@ def test_gptq_equals_gptqmodel(tmp_path, case, monkeypatch):
 
 @pytest.mark.parametrize("known", ["by its inputs", "by the settings"])
 def test_the_bits_of_a_matrix_of_few_outputs(tmp_path, known, monkeypatch):
-    few = {name: tensor[:, :8] for name, tensor in REFERENCES.items() if name.startswith("gptq-4.")}
-    few |= {"gptq-4.qzeros": REFERENCES["gptq-4.qzeros"][:, :1], "gptq-4.g_idx": REFERENCES["gptq-4.g_idx"]}
-    few["gptq-4.expected"] = REFERENCES["gptq-4.expected"][:8]
-    for name, tensor in few.items():
-        monkeypatch.setitem(REFERENCES, name, tensor.contiguous())
+    whole = {part: REFERENCES[f"gptq-4.{part}"] for part in ("qweight", "scales", "qzeros", "expected")}
+    few = {part: whole[part][:, :8] for part in ("qweight", "scales")}
+    few |= {"qzeros": whole["qzeros"][:, :1], "expected": whole["expected"][:8]}
+    for part, tensor in few.items():
+        monkeypatch.setitem(REFERENCES, f"gptq-4.{part}", tensor.contiguous())
     drop, settings = ((), {}) if known == "by its inputs" else (("g_idx",), {"bits": 4})
     checkpoint, expected = one(tmp_path / "m", "gptq-4", drop=drop, quant_method="gptq", **settings)
     assert torch.equal(checkpoint.read("head.weight"), expected)
