@@ -9,6 +9,7 @@ import argparse
 import inspect
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -77,7 +78,8 @@ def run_init(options: argparse.Namespace) -> int:
     space, fitness = (os.path.relpath(file) for file in (result.space, result.fitness))
     facts = {"space": space, "fitness": fitness, "genes": result.genes}
     written = f"wrote {space}" + ("" if options.fitness else f" and {fitness}")
-    lines = [f"{written} ({result.genes} searched values)", f"next: `evomerge search {space} --dry-run`, then without"]
+    then = f"next: `evomerge search {shlex.quote(space)} --dry-run`, then without"
+    lines = [f"{written} ({result.genes} searched values)", then]
     return _print(options, facts, lambda: lines)
 
 
@@ -113,12 +115,19 @@ def _search_models(options: argparse.Namespace) -> int:
             place = Path(stack.enter_context(TemporaryDirectory()))
         else:
             place.mkdir(parents=True, exist_ok=True)
+            stack.callback(_remove_empty, place)
         files = {"tasks": options.tasks, "trials": options.trials, "fitness": options.fitness}
         with _view() as observer:
             init(base, sources, output=place / STARTERS[0], force=True, allow_pickle=options.allow_pickle,
                  observer=observer, **files)  # fmt: skip
         options.space, options.fitness = str(place / STARTERS[0]), None
         return _search(options)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes the folder of a run that came to nothing."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _search(options: argparse.Namespace) -> int:

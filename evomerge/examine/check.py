@@ -199,8 +199,14 @@ def _sampled(result: Checked, parents: Parents, fitting: dict[str, Checkpoint]) 
     if not deltas.tensors:
         return findings
     result.spectrum = spectrum(parents.base, fitting)
+    aligned = parents.space.to_align if parents.space is not None else ()
+    told = lineage(deltas, result.spectrum, parents.methods, aligned)
+    if parents.stands_in:
+        # How far two fine-tunes are apart tells nothing of how either was trained
+        text = f"the recipe has no base: {parents.base.reference} stands for it, and what is sampled are differences"
+        return [*findings, note("lineage", f"{text} from it"), *(f for f in told if f.level == "problem")]
+    findings += told
     result.signals = signals(deltas, result.spectrum)
-    findings += lineage(deltas, result.spectrum, parents.methods)
     related = [source for source in deltas.sources if source not in unrelated(deltas)]
     if related == list(deltas.sources):
         trials = (parents.space.trials if parents.space is not None else None) or 100

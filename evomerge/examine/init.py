@@ -22,6 +22,7 @@ from evomerge.safety.durable import write_whole
 from evomerge.study.observer import Observer
 from evomerge.study.prepare import check_files, make_plan
 from evomerge.study.prepare import check_places as check_model_places
+from evomerge.study.run.folder import check_run_name
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def _files(output: Path, fitness: str | Path | None) -> tuple[Path, Path]:
     space = Path.cwd() / output
     if not space.parent.is_dir():
         raise InputError(f"there is no folder {space.parent}", "create it", Where("--output"))
+    check_run_name(space.stem, "a run has the name of its space: use letters, digits, ., - and _", Where("--output"))
     if fitness is not None:
         return space, Path.cwd() / fitness
     stem = space.stem.removesuffix("space") if space.stem.endswith("space") else f"{space.stem}-"
@@ -171,6 +173,11 @@ def _checked(texts: dict[Path, str], space: Path, fitness: Path) -> int:
 
         check_candidates(plan.models, plan.fitness)
         return len(plan.space.dimensions)
+    except InputError as error:
+        if error.where is None or error.where.file not in hidden.values():
+            raise
+        # Nobody can look into a file that is gone: what is wrong is named by its key.
+        raise InputError(error.problem, error.mend, Where(key=error.where.key)) from None
     finally:
         for file in hidden.values():
             file.unlink(missing_ok=True)

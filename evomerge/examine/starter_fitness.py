@@ -12,7 +12,8 @@ from evomerge.errors import InputError, Where
 from evomerge.files.trees import as_scalar
 from evomerge.safety.names import check_name
 from evomerge.scoring.preflight import known_filters, known_metrics
-from evomerge.scoring.tasks.task_files import LocalTasks, TaskFile, built_in_tasks, scan
+from evomerge.scoring.tasks.built_in import built_in_tasks
+from evomerge.scoring.tasks.task_files import LocalTasks, TaskFile, scan
 
 _WHERE = Where("--tasks")
 _USUAL = ("acc_norm", "acc", "exact_match", "f1", "mc2", "bits_per_byte", "byte_perplexity", "word_perplexity")
@@ -54,6 +55,7 @@ def choose_slices(tasks: Sequence[str]) -> StarterFitness:
     """
     folders: dict[Path, LocalTasks] = {}
     slices: dict[str, StarterSlice] = {}
+    made_of: dict[str, list[TaskFile]] = {}
     for text in tasks:
         file = Path(text).expanduser()
         if file.suffix in (".yaml", ".yml") or file.is_file():
@@ -69,8 +71,11 @@ def choose_slices(tasks: Sequence[str]) -> StarterFitness:
                 raise InputError(f"lm-eval has no task {text!r}", mend, _WHERE)
         name = task.replace("/", "-").replace("\\", "-")
         check_name(name, "slice", _WHERE)
-        metric, lower = usual_metric(task, leaves)
-        slices[name] = StarterSlice(name, task, metric, lower, built_in)
+        slice_ = StarterSlice(name, task, *usual_metric(task, leaves), built_in)
+        if name in slices and (slices[name] != slice_ or leaves != made_of[name]):
+            problem = f"two different tasks are called {name!r}, and one fitness file can hold one of them"
+            raise InputError(problem, "give one of them another name", _WHERE)
+        slices[name], made_of[name] = slice_, leaves
     return StarterFitness(tuple(slices.values()), tuple(folders))
 
 
@@ -95,10 +100,14 @@ def usual_metric(task: str, leaves: Sequence[TaskFile]) -> tuple[str, bool]:
         InputError: its files do not tell its metrics.
     """
     told = [names for leaf in leaves if (names := known_metrics(leaf.config) or _listed(leaf.config))]
-    common = [name for name in (told[0] if told else []) if all(name in names for names in told)]
-    if not common:
+    if not told:
         mend = "write the slice yourself (docs/files.md), and give the file by --fitness"
         raise InputError(f"task {task!r} does not tell its metrics in its YAML", mend, _WHERE)
+    common = [name for name in told[0] if all(name in names for names in told)]
+    if not common:
+        shown = ", ".join(dict.fromkeys(name for names in told for name in names))
+        problem = f"the {len(leaves)} tasks of {task!r} have no metric in common (they have {shown})"
+        raise InputError(problem, "name those of its tasks that count", _WHERE)
     metric = next((name for name in _USUAL if name in common), common[0])
     filters = known_filters(leaves[0].config)
     lower = metric in _LOWER or _stated_lower(metric, leaves[0].config)

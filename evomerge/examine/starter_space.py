@@ -10,7 +10,7 @@ from pathlib import Path
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.references import split_adapter
 from evomerge.checkpoints.samples.deltas import Deltas
-from evomerge.examine.checks.advice import Advice, groups_for
+from evomerge.examine.checks.advice import START_APART, Advice, are_apart, groups_for
 from evomerge.examine.checks.parents import Parents
 from evomerge.files.trees import as_scalar
 
@@ -25,6 +25,7 @@ class StarterSpace:
         method: "slerp" for one source, else "task_arithmetic".
         groups: layer groups.
         tokenizer: "base", or "union" where a source brings tokens.
+        start: the weight that a search starts from.
         notes: comments for the head of the file.
     """
 
@@ -33,14 +34,14 @@ class StarterSpace:
     groups: int
     tokenizer: str
     trials: int
-    seconds: str | None = None
+    start: float
     notes: tuple[str, ...] = ()
     advice: tuple[Advice, ...] = ()
 
 
 def choose_space(
     parents: Parents,
-    deltas: Deltas | None,
+    deltas: Deltas,
     tokenizer: str,
     trials: int,
     notes: Sequence[str] = (),
@@ -49,8 +50,8 @@ def choose_space(
     """Chooses method, genes and layer groups by the number of sources, the layers, and the budget."""
     method = "slerp" if len(parents.sources) == 1 else "task_arithmetic"
     groups = groups_for(len(parents.sources), parents.base.layers, trials)
-    read = () if deltas is None else tuple(notes)
-    return StarterSpace(parents, method, groups, tokenizer, trials, notes=read, advice=tuple(advice))
+    start = START_APART if are_apart(deltas) else _start(len(parents.sources))
+    return StarterSpace(parents, method, groups, tokenizer, trials, start, tuple(notes), tuple(advice))
 
 
 def space_text(space: StarterSpace, file: Path, fitness: str) -> str:
@@ -106,19 +107,15 @@ def _weights(space: StarterSpace, count: int) -> list[str]:
     numbers = f"{count} sources x {space.groups} groups = {count * space.groups} numbers" if space.groups > 1 else ""
     return [
         "  method: task_arithmetic      # base + sum of weight * (source - base)",
-        f"  weight: {{low: 0.0, high: 1.2, init: {_start(count):g}, per: {per}}}     # {numbers or f'{count} numbers'}",
+        f"  weight: {{low: 0.0, high: 1.2, init: {space.start:g}, per: {per}}}     # {numbers or f'{count} numbers'}",
     ]
 
 
 def _start(count: int) -> float:
-    """The weight that a search starts from: a little more than the average's."""
+    """A little more than the average's weight."""
     return max(0.2, min(0.5, round(1 / count + 0.05, 1)))
 
 
 def _further(advice: Sequence[Advice]) -> list[str]:
     """What else could be tried, as comments."""
-    return (
-        ["", "# What `evomerge check` says besides:", *(f"#   {a.what}: {a.why}" for a in advice)]
-        if advice
-        else []
-    )
+    return ["", "# What `evomerge check` says besides:", *(f"#   {a.what}: {a.why}" for a in advice)] if advice else []

@@ -15,15 +15,14 @@ from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
 from evomerge.safety.read import read_text
 from evomerge.scoring.item_files import cluster_names, deal_items, read_items
 from evomerge.scoring.splits import SIDES
+from evomerge.scoring.tasks.built_in import built_in_names, is_built_in
 from evomerge.scoring.tasks.constants import constant_fields
 from evomerge.scoring.tasks.generation_arguments import check_arguments
 from evomerge.scoring.tasks.task_files import (
     SPLITS,
     LocalTasks,
     TaskFile,
-    built_in_names,
     data_splits,
-    is_built_in,
     missing_data,
     scan,
 )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.samples.deltas import Deltas, measure
-from evomerge.checkpoints.samples.segments import Drawing, Reader, decoded, draw, rounded
+from evomerge.checkpoints.samples.segments import Drawing, Reader, decoded, draw, draw_rows, rounded
 from evomerge.checkpoints.samples.spectrum import effective_rank, largest, overlap, spectrum
 from evomerge.checkpoints.samples.sums import Estimate, TensorSums, estimate
 from evomerge.checkpoints.samples.training import dare_doubts, mean_delta
@@ -131,6 +131,22 @@ def test_runs_are_inside_and_apart(elements: int, segments: int, length: int) ->
     assert (ends <= elements).all()
     assert (runs.starts[1:] >= ends[:-1]).all()
     assert runs.whole or len(runs.starts) == segments
+
+
+@pytest.mark.parametrize("width", [300, 511, 512, 1000])
+def test_all_columns_are_read_equally_often(width: int) -> None:
+    """What fine-tuning changes may stand in some columns, the first of a row or the last."""
+    drawing = Drawing(whole=1 << 12, segments=64, length=256)
+    read = {"rows": np.zeros(width), "runs": np.zeros(width)}
+    for seed in range(100):
+        chosen, columns, length = draw_rows(f"x{seed}", np.arange(500), width, drawing)
+        assert len(chosen) == len(columns) == 64
+        runs = draw(f"x{seed}", 4096 * width, drawing)
+        for kind, starts, many in (("rows", columns, length), ("runs", runs.starts, runs.length)):
+            np.add.at(read[kind], (starts[:, None] + np.arange(many)) % width, 1)
+    for times in read.values():
+        ends = np.concatenate([times[: width // 16], times[-width // 16 :]])
+        assert ends.mean() == pytest.approx(times.mean(), rel=0.05)
 
 
 @settings(max_examples=20)

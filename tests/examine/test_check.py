@@ -135,6 +135,41 @@ def test_unrelated_models_are_named_with_a_way_out(near: Path, tmp_path: Path) -
     assert result.advice == []
 
 
+def test_equal_norms_do_not_make_models_related(near: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_tiny(tmp_path / "stranger", 9)
+    shutil.copytree(near / "base", tmp_path / "base")
+    for name in ("base", "stranger"):
+        file = tmp_path / name / "model.safetensors"
+        state = {key: 10 * value if "norm" in key else value for key, value in load_file(file).items()}
+        save_file(state, file, {"format": "pt"})
+    assert not check(models(tmp_path, "base", "stranger")).mergeable
+
+
+def test_a_stranger_that_the_space_aligns_is_no_problem(tiny_study: Study) -> None:
+    save_tiny(Path("stranger"), 9)
+
+    def aligned(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space["sources"]["one"] = {"path": str(Path("stranger").resolve()), "align": True}
+
+    result = check(tiny_study(aligned))
+    assert result.mergeable
+    assert any("one does not descend" in line and "`align: true`" in line for line in levels(result, "note"))
+
+
+def test_a_recipe_without_a_base_has_no_deltas_of_training(tiny_study: Study) -> None:
+    tiny_study()
+    recipe = {"merge_method": "linear", "parameters": {"weight": 0.5}}
+    recipe["models"] = [{"model": "models/one"}, {"model": "models/two"}]
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    result = check("recipe.yaml")
+    assert result.mergeable
+    assert any("the recipe has no base: models/one stands for it" in line for line in levels(result, "note"))
+    assert not any(line.startswith("lineage") for line in levels(result, "warning"))
+    assert (result.signals, result.advice) == ([], [])
+
+
 def test_large_deltas_warn_and_speak_against_dare(tiny_models: Path) -> None:
     result = check(models(tiny_models, "base", "one", "two"))
     assert any("continued pretraining" in line for line in levels(result, "warning"))
@@ -255,6 +290,13 @@ def test_a_card_without_a_licence_names_none(card: str, near: Path, tmp_path: Pa
     assert licence_of(Checkpoint.open(str(tmp_path / "m"))) == Licence(None)
 
 
+@pytest.mark.parametrize("before", ["\n", "\ufeff", " \r\n"])
+def test_front_matter_may_follow_space_as_on_the_hub(before: str, near: Path, tmp_path: Path) -> None:
+    shutil.copytree(near / "one", tmp_path / "m")
+    (tmp_path / "m/README.md").write_text(f"{before}---\nlicense: MIT\n---\n", encoding="utf-8")
+    assert licence_of(Checkpoint.open(str(tmp_path / "m"))) == Licence("mit")
+
+
 def test_equal_permissive_licences_are_nothing_to_say() -> None:
     assert compare_licences({"a": Licence("mit"), "b": Licence("mit")}) == []
     assert compare_licences({"a": Licence("mit"), "b": Licence("apache-2.0")})[0].level == "note"
@@ -283,6 +325,7 @@ def test_dare_over_large_deltas_warns_where_it_is_run(tiny_study: Study, capsys:
 def test_names_of_models_are_legal_and_distinct() -> None:
     found = named(["a/base", "b/base", "org/Chat-7B@main", "m/7b", "x+adapters/lora"])
     assert list(found) == ["base-2", "base-3", "Chat-7B", "source-7b", "lora"]
+    assert list(named(["m/" + "é" * 200, "n/" + "é" * 200])) == ["é" * 60, "é" * 60 + "-2"]
 
 
 # Full size
@@ -291,10 +334,11 @@ def test_names_of_models_are_legal_and_distinct() -> None:
 def test_70_billion_parameters_take_a_part_of_the_memory(tmp_path: Path) -> None:
     """In a process of its own: a gigabyte is less than a hundredth of one of the three models."""
     folders = [str(write_sparse(tmp_path / name)) for name in ("base", "a", "b")]
+    # VmHWM: what getrusage tells includes the process that was forked
     code = (
-        "import resource, sys; from evomerge.cli import main\n"
+        "import re, sys; from evomerge.cli import main\n"
         f"code = main(['check', *{folders!r}, '--json'])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1], file=sys.stderr); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     told = json.loads(done.stdout)

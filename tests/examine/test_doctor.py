@@ -134,6 +134,7 @@ def test_nothing_is_found_in_merges_of_the_specialists(
     assert _said(doctor(file, device="cpu", quick=method != "linear")) == []
 
 
+@pytest.mark.slow
 def test_a_real_merge_that_went_too_far_is_felt(shared: Path, tmp_path: Path) -> None:
     recipe = _specialists(shared / "specialists", "ties", weight=0.5, density=0.3)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "parameters": {"lambda": 3.0}}))

@@ -24,6 +24,7 @@ from evomerge.examine.init import init
 from evomerge.examine.starter_fitness import choose_slices, usual_metric
 from evomerge.files.pair import read_files
 from evomerge.files.trees import as_scalar
+from evomerge.scoring.tasks.built_in import built_in_tasks
 from evomerge.scoring.tasks.task_files import TaskFile
 from tests.checkpoints.variants import with_token, write_adapter
 from tests.conftest import save_tiny, write_task
@@ -70,6 +71,15 @@ def test_one_source_has_t(place: Path) -> None:
     data = passes(init("models/base", ["models/one"], tasks=TASKS).space)
     assert data["genes"]["method"] == "slerp"
     assert "t" in data["genes"]
+
+
+def test_sources_far_apart_start_from_lower_weights(place: Path, tmp_path: Path) -> None:
+    starts = []
+    for scale in (0.002, 0.3):
+        names = [str(save_tiny(tmp_path / f"{n}-{scale}", n, near=Path("models/base"), scale=scale)) for n in (5, 6)]
+        data = passes(init("models/base", names, tasks=TASKS, force=True).space)
+        starts.append(data["genes"]["weight"]["init"])
+    assert starts == [0.5, 0.2]
 
 
 def test_an_adapter_is_a_source(place: Path) -> None:
@@ -154,12 +164,18 @@ WRONG = {
     "tasks and a fitness file": (["--tasks", "arc_easy", "--fitness", "f.yaml"], "two answers to one question"),
     "no ending": (["--tasks", "tasks/tiny_a.yaml", "-o", "space"], "give it the ending .yaml"),
     "no folder": (["--tasks", "tasks/tiny_a.yaml", "-o", "no/space.yaml"], "there is no folder"),
+    "no name of a run": (["--tasks", "tasks/tiny_a.yaml", "-o", "my space.yaml"], "'my space' has other characters"),
+    "two tasks of one name": (["--tasks", "tasks/tiny_a.yaml,other/tiny_a.yaml"], "two different tasks are called"),
+    "too few trials": (["--tasks", "tasks/tiny_a.yaml", "--trials", "2"], "error: budget.trials: 2 trials leave none"),
+    "tasks without a common metric": (["--tasks", "glue"], "the 9 tasks of 'glue' have no metric in common"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_one_line_and_writes_nothing(name: str, place: Path, capsys: Said) -> None:
     Path("tasks/empty.yaml").write_text("a: 1\n")
+    Path("other").mkdir()
+    write_task(Path("other"), "tiny_a", 9)
     words, said = WRONG[name]
     before = sorted(place.rglob("*"))
     assert main(["init", "models/base", "models/one", *words]) == 2
@@ -209,6 +225,9 @@ def test_words_of_a_search_that_are_wrong(place: Path, capsys: Said) -> None:
     assert "--tasks goes with a base and its sources" in capsys.readouterr().err
     assert main(["search", "models/base", "models/one"]) == 2
     assert "no tasks" in capsys.readouterr().err
+    assert main(["search", "models/base", "models/one", "--tasks", TASKS[0], "--trials", "1", "--run", "brief"]) == 2
+    assert "error: budget.trials: 1 trials leave none to search" in capsys.readouterr().err
+    assert not Path("runs/brief").exists()
     assert main(["search", "models/base", "--tasks", "arc_easy"]) == 2
     assert "give a base and at least one source" in capsys.readouterr().err
 
@@ -250,6 +269,11 @@ def test_the_usual_metric(config: dict[str, Any], metric: str, lower: bool) -> N
 def test_tasks_of_lm_eval_are_found_with_their_metrics() -> None:
     found = {s.task: s.metric for s in choose_slices(["arc_easy", "gsm8k", "wikitext"]).slices}
     assert found == {"arc_easy": "acc_norm", "gsm8k": "exact_match,flexible-extract", "wikitext": "bits_per_byte"}
+
+
+@pytest.mark.parametrize(("name", "leaves"), [("glue", 9), ("openllm", 64), ("mmlu", 57), ("nonsense_x", 0)])
+def test_groups_and_tags_over_several_folders_of_lm_eval(name: str, leaves: int) -> None:
+    assert len(built_in_tasks(name)) == leaves
 
 
 @given(st.integers(1, 20), st.integers(1, 100), st.integers(1, 2000))

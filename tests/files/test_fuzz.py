@@ -22,7 +22,7 @@ from evomerge.files.resolved import fitness_data, space_data, to_yaml
 from evomerge.files.space_file import read_space
 from evomerge.recipe.mergekit import read_recipe, write_recipe
 from evomerge.safety.limits import TimeLimit
-from evomerge.scoring.tasks import task_files
+from evomerge.scoring.tasks import built_in, task_files
 
 from ..conftest import SHARED
 from .mutations import MUTATIONS
@@ -66,7 +66,7 @@ def recipes() -> list[str]:
 def tasks() -> list[Path]:
     """Task files of the project, and of lm-eval: of all forms, small ones."""
     own = [*(REPO / "fitness").rglob("*.yaml"), *(REPO / "tests" / "scoring" / "task_files").rglob("*.yaml")]
-    folder = task_files._built_in_folder()
+    folder = built_in._built_in_folder()
     names = (
         "hellaswag",
         "gsm8k",
@@ -103,7 +103,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _few_built_in_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt name is compared with the names of lm-eval's 14,000 tasks, which takes a second."""
     names = frozenset({"hellaswag", "gsm8k", "wikitext"})
-    monkeypatch.setattr(task_files, "built_in_names", lambda: names)
+    monkeypatch.setattr(built_in, "built_in_names", lambda: names)
     monkeypatch.setattr("evomerge.scoring.preflight.built_in_names", lambda: names)
     monkeypatch.setattr("evomerge.scoring.preflight.is_built_in", names.__contains__)
 

@@ -84,12 +84,16 @@ def _matrix(packed: Packed, module: str, less_one: bool) -> GptqMatrix:
     zeros = packed.part(f"{module}.qzeros", ("int32",), (2,))
     scales = packed.scale(f"{module}.scales")
     outputs, count = words.shape[1], scales.shape[0]
-    bits = next((b for b in _BITS if -(-outputs * b // 32) == zeros.shape[1]), 0)
-    inputs = words.shape[0] * 32 // bits if bits else 0
     groups = packed.stored.get(f"{module}.g_idx")
     if groups is not None:
         packed.part(f"{module}.g_idx", ("int32", "int64"), (1,))
-        inputs = groups.elements
+    # Zero points of few outputs fill one word with any number of bits: then the settings, or the inputs, tell it
+    told = packed.settings.get("bits")
+    able = [b for b in sorted(_BITS, key=lambda b: b != told) if -(-outputs * b // 32) == zeros.shape[1]]
+    if groups is not None:
+        able = [b for b in able if -(-groups.elements * b // 32) == words.shape[0]] or able
+    bits = able[0] if able else 0
+    inputs = groups.elements if groups is not None else words.shape[0] * 32 // bits if bits else 0
     fits = scales.shape[1] == outputs and zeros.shape[0] == count and (groups is not None or not inputs % max(1, count))
     if not bits or not inputs or not count or not fits or -(-inputs * bits // 32) != words.shape[0]:
         shapes = [list(info.shape) for info in (words, zeros, scales)]

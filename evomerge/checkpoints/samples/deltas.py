@@ -70,6 +70,11 @@ class Deltas:
         """The modules, in the order of the model."""
         return list(dict.fromkeys(tensor.module for tensor in self.tensors))
 
+    @property
+    def matrices(self) -> list[TensorSums]:
+        """The tensors of two dimensions or more: norms' weights are near 1 in any two models."""
+        return [tensor for tensor in self.tensors if tensor.matrix]
+
     def _ratio(
         self, tensors: Sequence[TensorSums] | None, numerator: str, powers: Mapping[str, float]
     ) -> Estimate | None:
@@ -88,9 +93,8 @@ class Deltas:
         return self._ratio(tensors, f"changed {source}", {"count": -1})
 
     def with_base(self, source: str) -> Estimate | None:
-        """The cosine of source and base, over matrices: norms' weights are near 1 in any two models."""
-        matrices = [tensor for tensor in self.tensors if tensor.matrix]
-        return self._ratio(matrices, f"with base {source}", {"base2": -0.5, f"source2 {source}": -0.5})
+        """The cosine of source and base, over matrices."""
+        return self._ratio(self.matrices, f"with base {source}", {"base2": -0.5, f"source2 {source}": -0.5})
 
     def cosine(self, one: str, other: str, tensors: Sequence[TensorSums] | None = None) -> Estimate | None:
         """The cosine of two deltas."""

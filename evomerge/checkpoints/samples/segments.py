@@ -75,18 +75,28 @@ def draw(name: str, elements: int, drawing: Drawing) -> Runs:
     if elements <= max(drawing.whole, drawing.segments * drawing.length):
         return Runs(np.zeros(1, dtype=np.int64), elements, elements)
     part = elements // drawing.segments
-    inside = (generator(name).random(drawing.segments) * (part - drawing.length + 1)).astype(np.int64)
-    return Runs(part * np.arange(drawing.segments) + inside, drawing.length, elements)
+    inside, length = _tiles(generator(name), part, drawing.length, drawing.segments)
+    return Runs(part * np.arange(drawing.segments) + inside, length, elements)
 
 
 def draw_rows(name: str, rows: Sequence[int] | Places, width: int, drawing: Drawing) -> tuple[Places, Places, int]:
     """For a matrix of which some rows are compared: which of `rows` are read, the column at which each run begins, and
     the runs' length."""
-    length = min(width, drawing.length)
-    most = max(drawing.segments, drawing.whole // max(1, length))
+    most = max(drawing.segments, drawing.whole // min(width, drawing.length))
     random = generator(name)
     chosen = np.arange(len(rows)) if len(rows) <= most else np.sort(random.choice(len(rows), most, replace=False))
-    return chosen, random.integers(0, width - length + 1, len(chosen)), length
+    columns, length = _tiles(random, width, drawing.length, len(chosen))
+    return chosen, columns, length
+
+
+def _tiles(random: np.random.Generator, width: int, length: int, count: int) -> tuple[Places, int]:
+    """Draws `count` of the runs that tile `width`, each of `length` or up to twice that: where they begin, and their
+    length. Runs that might begin anywhere would read the ends of a row more seldom than its middle."""
+    tiles = max(1, width // length)
+    length = width // tiles
+    # What the tiles leave over, less than one element for each, is left at either end
+    shift = random.integers(0, width - tiles * length + 1, count)
+    return random.integers(0, tiles, count) * length + shift, length
 
 
 class Reader:

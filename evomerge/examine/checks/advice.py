@@ -16,6 +16,9 @@ _TRIALS_A_GENE = 8
 """Evaluations that a searched number needs before it gains more than its noise: docs/optimizers.md starts with few."""
 _CANCELS, _ALIKE, _UNEVEN, _UNEQUAL, _SPREAD = 0.03, 0.6, 1.5, 2.0, 0.3
 
+START_APART = 0.2
+"""The weight to start from where sources are far apart."""
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -28,6 +31,12 @@ class Advice:
 def groups_for(sources: int, layers: int, trials: int) -> int:
     """Layer groups with a weight for each source that so many trials can search."""
     return max(1, min(layers, MOST_GROUPS, trials // (_TRIALS_A_GENE * sources)))
+
+
+def are_apart(deltas: Deltas) -> bool:
+    """Whether the sources are so far from each other that their average loses what they gained."""
+    spread = deltas.spread() if len(deltas.sources) > 1 else None
+    return spread is not None and spread.value > _SPREAD
 
 
 def advice(deltas: Deltas, layers: int, trials: int = 100) -> list[Advice]:
@@ -50,9 +59,9 @@ def advice(deltas: Deltas, layers: int, trials: int = 100) -> list[Advice]:
         count = f"{len(sources)} sources x {groups} layer groups = {len(sources) * groups} numbers"
         found = [Advice(f"method: task_arithmetic, {per}", f"{count}, which {trials} trials can search")]
     spread = deltas.spread()
-    if spread is not None and spread.value > _SPREAD:
+    if spread is not None and are_apart(deltas):
         measured = f"all 17 equal-weight merges with more than {_SPREAD:g} (docs/check.md) lost more than was gained"
-        found.append(Advice("weight: {init: 0.2}, from 0 on", f"spread {spread.value:.2f}: {measured}"))
+        found.append(Advice(f"weight: {{init: {START_APART:g}}}, from 0 on", f"spread {spread.value:.2f}: {measured}"))
     found += [*_by_size(sizes), *_by_conflict(deltas)] if len(sources) > 1 else []
     largest = max((size.value for size in sizes.values()), default=0.0)
     if largest >= LARGE:

@@ -19,7 +19,7 @@ from evomerge.files.trees import parse_documents
 from evomerge.safety.read import is_there, read_text
 
 _CARD = "README.md"
-_FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", re.S)
+_FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", re.S)
 _PERMISSIVE = re.compile(r"^(mit|apache-2\.0|bsd.*|isc|cc0-1\.0|cc-by-[\d.]+|unlicense|afl-3\.0|zlib|wtfpl)$")
 _COMMUNITY = re.compile(r"^(llama|gemma|deepseek|qwen|falcon|tongyi|yi-|mrl|mnpl|command|stabilityai|health-ai|apple)")
 _TERMS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 
 from evomerge.checkpoints.layouts.uneven import listed
@@ -12,7 +12,7 @@ from evomerge.checkpoints.samples.training import DARE, FINE_TUNED, LARGE, PRETR
 from evomerge.examine.checks.findings import Finding, note, problem, warning
 
 UNRELATED_COSINE, UNRELATED_SIZE = 0.2, 0.8
-"""Cosine of source and base over matrices, and |delta| / |base|: unrelated models have 0 and the square root of 2."""
+"""Cosine of source and base, and |delta| / |base|, both over matrices: unrelated models have 0 and 1.41."""
 _ALIKE, _OPPOSED = 0.9, -0.2
 _LOW_RANK = 0.1
 
@@ -21,24 +21,29 @@ def unrelated(deltas: Deltas) -> list[str]:
     """The sources that were not trained on from the base."""
     found = []
     for source in deltas.sources:
-        cosine, size = deltas.with_base(source), deltas.relative(source)
+        cosine, size = deltas.with_base(source), deltas.relative(source, deltas.matrices)
         if cosine and size and cosine.value < UNRELATED_COSINE and size.value > UNRELATED_SIZE:
             found.append(source)
     return found
 
 
-def lineage(deltas: Deltas, spectrum: Spectrum | None, methods: Sequence[str]) -> list[Finding]:
-    """The findings. `methods`: those that the file names."""
+def lineage(
+    deltas: Deltas, spectrum: Spectrum | None, methods: Sequence[str], aligned: Collection[str] = ()
+) -> list[Finding]:
+    """The findings. `methods`: those that the file names. `aligned`: the sources that a search aligns first."""
     findings = [
         problem("weights", f"{model} holds NaN or Inf in {listed(tensors)}; use another copy of it")
         for model, tensors in deltas.broken.items()
     ]
     strangers = unrelated(deltas)
     for source in strangers:
-        cosine, size = deltas.with_base(source), deltas.relative(source)
+        cosine, size = deltas.with_base(source), deltas.relative(source, deltas.matrices)
         assert cosine is not None
         assert size is not None
         text = f"{source} does not descend from the base (cosine {cosine.value:.2f}, |delta| / |base| {size.value:.2f})"
+        if source in aligned:
+            findings.append(note("lineage", f"{text}: `align: true` brings its hidden units into the base's order"))
+            continue
         mend = "an average computes neither; `evomerge align` first brings its hidden units into the base's order"
         findings.append(problem("lineage", f"{text}: {mend}"))
     related = [source for source in deltas.sources if source not in strangers]

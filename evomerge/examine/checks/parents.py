@@ -20,6 +20,8 @@ from evomerge.recipe.mergekit import read_recipe
 from evomerge.recipe.recipe import Recipe, base_of
 
 _ENDINGS = (".yaml", ".yml")
+_LONGEST = 60
+"""Characters of a source's name."""
 _RESERVED = ("base", "best_source", "uniform")
 
 
@@ -117,6 +119,6 @@ def named(references: Sequence[str]) -> dict[str, str]:
 def _plain(reference: str) -> str:
     """The last part of a reference, as a legal name. Of ``model+adapter`` it is the adapter's."""
     last = Path(split_revision(reference.rpartition("+")[2] or reference)[0]).name
-    kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in last).strip("-.")
+    kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in last[:_LONGEST]).strip("-.")
     name = kept if kept[:1].isalpha() or kept[:1] == "_" else f"source-{kept}".rstrip("-")
     return name if name.replace("-", "_").replace(".", "_").isidentifier() else "source"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from evomerge.merging.kernels.arithmetic import spans
 
-_CHUNK = 1 << 12  # elements: their count fits 16 bits, mostly 4
+_CHUNKS = 1 << 8, 1 << 13  # the least and the most elements of a chunk: their count fits 16 bits, mostly 4
 _SCANNED = 1 << 20  # elements that are looked at together: more memory at a time only costs page faults
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def locate(cuts: Iterable[Cut]) -> None:
         numbers = (ends < ranks[:, None]).sum(axis=1)
         before = np.where(numbers > 0, ends[np.arange(len(alike)), numbers - 1], 0)
         for (cut, search), number, rank in zip(alike, numbers.tolist(), (ranks - before).tolist(), strict=True):
-            span = slice(number * _CHUNK, min((number + 1) * _CHUNK, search.table.count))
+            span = search.table.chunk(number)
             chunks.append((span.stop - span.start, (cut, search, span, rank)))
     # 2. The element in the chunk. Codes are compared, not values: comparing 16-bit floats is ten times as slow
     for sought in _grouped(chunks):
@@ -146,20 +146,21 @@ class Magnitudes:
         if missing == self._counts[bin_]:
             return Cut(value, self.count)
         if self._table is None:
-            self._table = _Table(self._tabulate(delta), self.count)
+            length = _chunk_length(len(self._bins))
+            self._table = _Table(self._tabulate(delta, length), self.count, length)
         return Cut(value, _Search(delta, self._table, bin_, int(self._bins[bin_]), missing))
 
-    def _tabulate(self, delta: Block) -> np.ndarray:
-        """The number of elements by magnitude (rows) and chunk (columns)."""
+    def _tabulate(self, delta: Block, length: int) -> np.ndarray:
+        """The number of elements by magnitude (rows) and chunk of `length` elements (columns)."""
         n_bins, parts = len(self._bins), []
         ranks = np.zeros(1 << 15, dtype=np.int64)
         ranks[self._bins] = np.arange(n_bins)
-        for span in spans(self.count, _SCANNED // _CHUNK * _CHUNK):
+        for span in spans(self.count, _SCANNED // length * length):
             codes = _codes(delta(span).abs_())
             # One count over pairs of chunk and magnitude
             cells = torch.from_numpy(ranks).to(codes.device)[codes.to(torch.int64)]
-            cells += torch.arange(codes.numel(), device=codes.device) // _CHUNK * n_bins
-            n_chunks = -(-codes.numel() // _CHUNK)
+            cells += torch.arange(codes.numel(), device=codes.device) // length * n_bins
+            n_chunks = -(-codes.numel() // length)
             counts = torch.bincount(cells, minlength=n_chunks * n_bins).view(n_chunks, n_bins)
             parts.append(counts.T.cpu().numpy().astype(np.uint16))
         return np.concatenate(parts, axis=1)
@@ -183,10 +184,11 @@ class _Table:
 
     Attributes:
         count: the number of elements that were counted.
+        length: that of a chunk.
     """
 
-    def __init__(self, counts: np.ndarray, count: int) -> None:
-        self.count, self._columns = count, counts.shape[1]
+    def __init__(self, counts: np.ndarray, count: int, length: int) -> None:
+        self.count, self.length, self._columns = count, length, counts.shape[1]
         most = counts.max(axis=1, initial=0)
         self._bits = np.select([most < 16, most < 256], [4, 8], 16).astype(np.uint8)  # of a row's counts
         kept = {bits: counts[self._bits == bits] for bits in (4, 8, 16)}
@@ -194,6 +196,10 @@ class _Table:
         self._numbers = np.select(
             [self._bits == b for b in (4, 8, 16)], [(self._bits == b).cumsum() - 1 for b in (4, 8, 16)]
         )
+
+    def chunk(self, column: int) -> slice:
+        """The elements that a column counts."""
+        return slice(column * self.length, min((column + 1) * self.length, self.count))
 
     def kind(self, row: int) -> tuple[int, int]:
         """Rows of one kind, of several tables, are read together: columns, and bits of a count."""
@@ -205,6 +211,13 @@ def _rows(places: Sequence[tuple[_Table, int]]) -> np.ndarray:
     columns, bits = places[0][0].kind(places[0][1])
     found = np.stack([table._kinds[bits][table._numbers[row]] for table, row in places])
     return np.concatenate([found & 15, found >> 4], axis=1)[:, :columns] if bits == 4 else found
+
+
+def _chunk_length(n_bins: int) -> int:
+    """A power of two that is no less than the number of magnitudes, so that a table with 4 bits a count takes at most a
+    quarter of the memory that a 16-bit source takes. The shorter chunks are, the less is read for a cut."""
+    least, most = _CHUNKS
+    return min(max(1 << (n_bins - 1).bit_length(), least), most)
 
 
 def _halved(counts: np.ndarray) -> np.ndarray:

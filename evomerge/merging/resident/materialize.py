@@ -105,7 +105,7 @@ class Resident:
         self.most_kept = 0
         self.compiled = Compiled()
         self._runner = Runner(self.compiled)
-        _refuse_code(base)
+        _check_kind(base)
         self.tokenizer = load_tokenizer(base.path) if tokenizer is None else tokenizer
         if planned is None or _structure(planned.config) == _structure(base.config):
             sharding = self._sharding({n: i.elements for n, i in base.tensors.items()}, base.stack)
@@ -242,14 +242,7 @@ class Resident:
         place = self._layout(shapes)
         found = place.slots
         _check_names(self.base.path, found, [name for name in shapes if name not in place.unread])
-        filled = Counter[int]()
-        for home, numel in {(s.home.data_ptr(), s.tensor.data_ptr()): s.tensor.numel() for s in found.values()}.items():
-            filled[home[0]] += numel
-        state = self.model.state_dict(keep_vars=True)
-        idle = [name for name, tensor in state.items() if filled[tensor.data_ptr()] < tensor.numel()]
-        if idle:
-            problem = f"{self.base.path} stores no {_listed(idle)}, which the model has"
-            raise InputError(problem, "save the checkpoint again with this version of transformers")
+        _check_filled(self.base.path, self.model, found)
         self._slots, self._words, self._unread = found, {}, place.unread
         self._alike = {name: names for names in siblings(found) for name in names}
 
@@ -272,7 +265,7 @@ def check_buildable(base: Checkpoint, planned: MergePlan) -> None:
     """
     from transformers import GenerationConfig
 
-    _refuse_code(base)
+    _check_kind(base)
     if (base.path / _GENERATION_FILE).is_file():
         with _quiet(f"{base.path / _GENERATION_FILE} is not valid", "correct it, or remove it"):
             GenerationConfig.from_pretrained(base.path, local_files_only=True)
@@ -280,6 +273,7 @@ def check_buildable(base: Checkpoint, planned: MergePlan) -> None:
         model = skeleton(planned.config)
         place = layout(model, planned.shapes)
     _check_names(base.path, place.slots, [name for name in planned.jobs if name not in place.unread])
+    _check_filled(base.path, model, place.slots)
     for name, slot in place.slots.items():
         job, shape = planned.jobs[name], list(slot.tensor.shape)
         if tuple(shape) != job.shape:
@@ -305,6 +299,24 @@ def _check_names(path: Path, slots: Mapping[str, Slot], names: list[str]) -> Non
         raise InputError(f"{path}: the recipe makes no {_listed(missing)}", "merge models of one architecture")
 
 
+def _check_filled(path: Path, model: PreTrainedModel, slots: Mapping[str, Slot]) -> None:
+    """InputError where a part of the model has no stored tensor."""
+
+    def memory(tensor: Tensor) -> int:
+        return tensor.data_ptr() or id(tensor)  # without memory, on the meta device, shared parameters are one object
+
+    filled = Counter[int]()
+    for (home, _), numel in {
+        (memory(s.home), s.tensor.storage_offset()): s.tensor.numel() for s in slots.values()
+    }.items():
+        filled[home] += numel
+    state = model.state_dict(keep_vars=True)
+    idle = [name for name, tensor in state.items() if filled[memory(tensor)] < tensor.numel()]
+    if idle:
+        problem = f"{path} stores no {_listed(idle)}, which the model has"
+        raise InputError(problem, "save the checkpoint again with this version of transformers")
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
@@ -320,9 +332,15 @@ def _structure(config: dict[str, Any]) -> dict[str, Any]:
         return pruned(AutoConfig.for_model(**config).to_dict())
 
 
-def _refuse_code(base: Checkpoint) -> None:
+def _check_kind(base: Checkpoint) -> None:
+    """InputError for what cannot be a language model here."""
     from transformers import CONFIG_MAPPING
 
+    if base.config.get("is_encoder_decoder"):
+        problem = (
+            f"{base.path} is an encoder-decoder ({base.config.get('model_type')}), which is merged, but not scored"
+        )
+        raise InputError(problem, "for other models, let `model` of the fitness file build it")
     if base.config.get("auto_map") and base.config.get("model_type") not in CONFIG_MAPPING:
         problem = f"{base.path} needs its own Python code to run (auto_map in config.json)"
         raise InputError(problem, "code from checkpoints is not run; use an architecture that transformers has")

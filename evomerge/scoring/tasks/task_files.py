@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +31,8 @@ _BUILDERS = {"json", "csv", "parquet", "text", "arrow", "xml"}
 SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 """The keys of a task that name a split of its data."""
 
-_NAME = re.compile(rb"""^["']?(?:task|group)["']?[ \t]*:[ \t]*["']?([^\s"'\[{#]+)""", re.M)
-_TAGS = re.compile(rb"""^["']?tag["']?[ \t]*:[ \t]*((?:\n?[ \t]*-[ \t]*[^\n]+)+|\[[^\]]*\]|[^\n#]+)""", re.M)
-_WORD = re.compile(rb"""[^\s"',\[\]-][^\s"',\[\]]*""")
+NAME = re.compile(rb"""^["']?(?:task|group)["']?[ \t]*:[ \t]*["']?([^\s"'\[{#]+)""", re.M)
+"""The name of a task or group in the text of its file."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ def _likely_names(path: Path) -> set[str]:
     """The names that the task of a broken file may have: what its text says, and the file's name."""
     names = {path.stem, path.stem.lstrip("_")}
     with suppress(InputError):
-        names |= {name.decode("utf-8", "replace") for name in _NAME.findall(read_bytes(path, largest=LARGEST))}
+        names |= {name.decode("utf-8", "replace") for name in NAME.findall(read_bytes(path, largest=LARGEST))}
     return names
 
 
@@ -346,53 +343,3 @@ def _member_names(members: Iterable[Any]) -> list[str]:
             name = member.get("task") or member.get("group")
             names += [name] if isinstance(name, str) else []
     return names
-
-
-# The tasks that come with lm-eval
-
-
-def is_built_in(name: str) -> bool:
-    """Whether lm-eval defines a task, group or tag of that name. Most names stand in a folder with the name of their
-    first word (`arc_easy` in `arc`), which is read first: all 14,000 files would take 1 to 2 s."""
-    folder = _built_in_folder()
-    if folder is None:
-        return False
-    likely = folder.glob(f"{re.split('[_-]', name)[0]}*") if name[:1].isalnum() else ()
-    return any(name in _names(path) for path in likely if path.is_dir()) or name in built_in_names()
-
-
-@cache
-def built_in_names() -> frozenset[str]:
-    """Names of lm-eval's own tasks, groups and tags, from the text of its YAML (some 14,000 files, 1 to 2 s)."""
-    folder = _built_in_folder()
-    return _names(folder) if folder is not None else frozenset()
-
-
-def built_in_tasks(name: str) -> list[TaskFile]:
-    """The leaf tasks of lm-eval's task, group or tag of that name, as far as they stand in one folder; a group's others
-    are left out. Nothing where lm-eval has no such name."""
-    folder = _built_in_folder()
-    if folder is None or not is_built_in(name):
-        return []
-    # The folder whose files hold the name: its tasks are read, and its neighbours' are not.
-    likely = [path for path in folder.glob(f"{re.split('[_-]', name)[0]}*") if path.is_dir()]
-    files = (file for place in (*likely, folder) for file in sorted(place.rglob("*.yaml")))
-    found = next((file for file in files if name.encode() in _names_in(file.read_bytes())), None)
-    return scan([found.parent]).closure(name)[0] if found is not None else []
-
-
-def _built_in_folder() -> Path | None:
-    spec = importlib.util.find_spec("lm_eval")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(spec.submodule_search_locations[0]) / "tasks"
-
-
-def _names(folder: Path) -> frozenset[str]:
-    names = {name for path in folder.rglob("*.yaml") for name in _names_in(path.read_bytes())}
-    return frozenset(name.decode("utf-8", "replace") for name in names)
-
-
-def _names_in(text: bytes) -> set[bytes]:
-    """The names of tasks, groups and tags in the text of a task file."""
-    return {*_NAME.findall(text), *(word for tags in _TAGS.findall(text) for word in _WORD.findall(tags))}

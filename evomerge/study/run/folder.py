@@ -63,9 +63,9 @@ class RunFolder:
             if status(Path(space)) is None:
                 return cls.named(run)  # that there is no such file is told by its reader
         if is_name(run):
-            _check_name(str(run), mend)
+            check_run_name(str(run), mend)
         folder = cls.named(run, where=_FLAG)
-        _check_name(folder.name, mend)
+        check_run_name(folder.name, mend)
         folder.check_free()
         return folder
 
@@ -163,12 +163,12 @@ def _describe(holder: Path) -> str:
         return "another process"
 
 
-def _check_name(name: str, mend: str) -> None:
+def check_run_name(name: str, mend: str, where: Where = _FLAG) -> None:
     """InputError if a new run cannot have this name. The rule is stricter than that of other names: a run's name is
     also a word of commands, a study in a storage, a title."""
     fault = name_fault(name) or (_UNUSUAL.search(name) and "has other characters than letters, digits, ., - and _")
     if fault:
-        raise InputError(f"{name[:60]!r} {fault}, so it cannot name a run", mend, _FLAG)
+        raise InputError(f"{name[:60]!r} {fault}, so it cannot name a run", mend, where)
 
 
 def is_name(run: str | Path) -> bool:

@@ -43,6 +43,18 @@ def test_gptq_equals_gptqmodel(tmp_path, case, monkeypatch):
     assert set(checkpoint.tensors) == {"blocks.0.norm.weight", "blocks.1.norm.weight", "head.weight"}
 
 
+@pytest.mark.parametrize("known", ["by its inputs", "by the settings"])
+def test_the_bits_of_a_matrix_of_few_outputs(tmp_path, known, monkeypatch):
+    whole = {part: REFERENCES[f"gptq-4.{part}"] for part in ("qweight", "scales", "qzeros", "expected")}
+    few = {part: whole[part][:, :8] for part in ("qweight", "scales")}
+    few |= {"qzeros": whole["qzeros"][:, :1], "expected": whole["expected"][:8]}
+    for part, tensor in few.items():
+        monkeypatch.setitem(REFERENCES, f"gptq-4.{part}", tensor.contiguous())
+    drop, settings = ((), {}) if known == "by its inputs" else (("g_idx",), {"bits": 4})
+    checkpoint, expected = one(tmp_path / "m", "gptq-4", drop=drop, quant_method="gptq", **settings)
+    assert torch.equal(checkpoint.read("head.weight"), expected)
+
+
 def test_without_the_groups_of_inputs_they_follow_each_other(tmp_path):
     checkpoint, expected = one(tmp_path / "m", "gptq-4", drop=("g_idx",), quant_method="gptq")
     assert torch.equal(checkpoint.read("head.weight"), expected)

@@ -190,7 +190,7 @@ class TestMagnitudes:
         """Exactly as many as asked are kept, none smaller than one that is dropped, equals by index."""
         values = values.to(dtype)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(magnitudes, "_CHUNK", chunk)
+            patch.setattr(magnitudes, "_CHUNKS", (chunk, chunk))
             patch.setattr(magnitudes, "_SCANNED", 3 * chunk)
             known = Magnitudes(block(values), values.numel(), dtype)
             for keep in {0, 1, int(density * values.numel()), values.numel() - 1, values.numel()}:

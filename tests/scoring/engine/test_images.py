@@ -26,6 +26,8 @@ from evomerge.files.fitness_file import read_fitness
 from evomerge.scoring.preflight import check_fitness
 from evomerge.study.dry_run import dry_run
 
+pytestmark = pytest.mark.slow
+
 TASK = """task: {name}
 dataset_path: parquet
 dataset_kwargs: {{data_files: {{test: {data}}}}}

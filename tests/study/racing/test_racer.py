@@ -81,6 +81,7 @@ def test_some_candidates_meet_few_items_and_the_best_all(
     assert best.state == "complete"
 
 
+@pytest.mark.slow
 def test_where_races_prune_none_few_that_come_alone_are_raced(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "DOUBT", 0.0)  # each may be the best
     raced: list[int] = []

@@ -10,7 +10,7 @@ import pytest
 from evomerge.errors import InputError
 from evomerge.scoring.preflight import check_fitness
 from evomerge.scoring.suite import Suite
-from evomerge.scoring.tasks.task_files import built_in_names, is_built_in
+from evomerge.scoring.tasks.built_in import built_in_names, is_built_in
 
 from ..conftest import Bench, only_says, sentence
 
