@@ -97,7 +97,8 @@ def far_apart(models: Models) -> Recipe:
         if not models.source(name).exists():
             shutil.copytree(models.base, models.source(name))
             edit(models.source(name), lambda t, seed=seed: t.update(_kept(tuned(base, seed, 1.0), base)))
-    return models.arithmetic("far", "farther", weight=0.9)
+    inputs = _models(models, "far", "farther", weight=1.0, density=0.5)
+    return {"merge_method": "ties", "base_model": str(models.base), "models": inputs}
 
 
 def _kept(tensors: dict[str, Tensor], base: dict[str, Tensor]) -> dict[str, Tensor]:
