@@ -48,7 +48,8 @@ def unrelated(patient: Patient) -> Finding | None:
     evidence += [Evidence(f"size of the delta of {n}, of the weights of {origin}", median(ratios[n])) for n in found]
     return Finding(
         "unrelated-lineage",
-        f"{listed(list(found))} is no fine-tune of {origin}: they have nothing in common",
+        f"{listed(list(found))} {'is no fine-tune' if len(found) == 1 else 'are no fine-tunes'} of {origin}: "
+        "they have nothing in common",
         tuple(evidence),
         "models that were trained from different beginnings do not average: their hidden units mean different things",
         "merge fine-tunes of one base; or align the models first",
