@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +104,6 @@ class Reader:
     def __init__(self) -> None:
         self._open: dict[Path, int] = {}
         self._lock, self._one_by_one = Lock(), Lock()
-        self._latest: dict[int, tuple[Any, Floats]] = {}
 
     def __enter__(self) -> Reader:
         return self
@@ -128,7 +126,7 @@ class Reader:
         if change is not None and is_plain(change):
             return self._adapted(change, starts, length)
         with self._one_by_one:
-            flat = self._computed(checkpoint, name)
+            flat = checkpoint.read(name).float().numpy().reshape(-1)  # it can only be computed as a whole
         read: Floats = flat[starts[:, None] + np.arange(length)]
         return read
 
@@ -155,14 +153,6 @@ class Reader:
 
     def _matrix(self, info: TensorInfo) -> Floats:
         return self._stored(info, np.zeros(1, dtype=np.int64), info.elements).reshape(info.shape)
-
-    def _computed(self, checkpoint: Checkpoint, name: str) -> Floats:
-        """A whole tensor that has to be computed; the latest one of each checkpoint is kept."""
-        latest = self._latest.get(id(checkpoint))
-        if latest is None or latest[0] != name:
-            latest = name, checkpoint.read(name).float().numpy().reshape(-1)
-            self._latest[id(checkpoint)] = latest
-        return latest[1]
 
     def _descriptor(self, file: Path) -> int:
         with self._lock:

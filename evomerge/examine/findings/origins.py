@@ -138,19 +138,19 @@ def find_blocks(model: ModelView, name: str, parents: Sequence[ModelView], layer
     shape = model.shapes[name]
     step = max(1, shape[0] // _TRIED)
     at = torch.arange(0, shape[0], step)
-    tried = _unit(model.read(name)[at])
+    tried = unit_rows(model.read(name)[at])
     found: list[tuple[str, str, int] | None] = [None] * len(at)
     own = model.stack.name(layer, model.stack.part(name))
     # A row that is as much like its own one in a parent has not moved.
     best = torch.full((len(at),), ALIKE)
     for parent in parents:
         if parent.shapes.get(own) == shape:
-            best = torch.maximum(best, (tried * _unit(parent.read(own)[at])).sum(1) + _MORE)
+            best = torch.maximum(best, (tried * unit_rows(parent.read(own)[at])).sum(1) + _MORE)
     for parent in parents:
         for other, other_shape in parent.shapes.items():
             if parent.place(other) != layer or len(other_shape) != 2 or other_shape[1] != shape[1]:
                 continue
-            cosines, rows = (tried @ _unit(parent.read(other)).T).max(1)
+            cosines, rows = (tried @ unit_rows(parent.read(other)).T).max(1)
             for i in (cosines > best).nonzero().flatten().tolist():
                 best[i], found[i] = cosines[i], (parent.name, other, int(rows[i]))
     moved = sum(origin is not None and origin[1:] != (own, i) for origin, i in zip(found, at.tolist(), strict=True))
@@ -198,7 +198,8 @@ def _rows_of(view: ModelView, name: str, first: int) -> Tensor:
     return torch.nan_to_num(rows.double().reshape(-1), posinf=0.0, neginf=0.0)
 
 
-def _unit(rows: Tensor) -> Tensor:
+def unit_rows(rows: Tensor) -> Tensor:
+    """The rows with length 1, as float32; what is not finite counts as 0."""
     rows = torch.nan_to_num(rows.float(), posinf=0.0, neginf=0.0)
     unit: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
     return unit

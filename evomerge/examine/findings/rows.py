@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from evomerge.examine.findings.models import ModelView
-from evomerge.examine.findings.origins import ALIKE
+from evomerge.examine.findings.origins import ALIKE, unit_rows
 
 _STRANGE = 0.7
 """A row of which the parents' rows explain less (of its square) is strange. Random masks go down to 0.5."""
@@ -165,14 +165,9 @@ def _moved(
     best: dict[int, Moved] = {}
     for (parent, _), matrix in zip(used, matrices, strict=True):
         other = matrix.float() - matrix.float().mean(0)
-        cosines = _unit(rows) @ _unit(other).T
+        cosines = unit_rows(rows) @ unit_rows(other).T
         values, places = cosines.max(1)
         for i, (value, place) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
             if value >= ALIKE and (i not in best or value > best[i].cosine + 0.02):
                 best[i] = Moved(int(tried[i]), parent.name, place, value)
     return tuple(best.values())
-
-
-def _unit(rows: Tensor) -> Tensor:
-    unit: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    return unit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evomerge.escape import shortened
+from evomerge.escape import quoted
 from evomerge.examine.findings.finding import Evidence, Finding, listed
 from evomerge.examine.findings.patient import Patient
 from evomerge.examine.findings.rows import Rows
@@ -27,7 +27,7 @@ def permuted(patient: Patient) -> Finding | None:
     for m in rows.moved[:3]:
         parent = next(p for p in patient.parents if p.name == m.parent)
         token, other = patient.model.by_id.get(m.at, f"id {m.at}"), parent.by_id.get(m.origin, f"id {m.origin}")
-        evidence.append(Evidence(f"row {m.at} ({_quoted(token)})", f"is that of {_quoted(other)} in {m.parent}"))
+        evidence.append(Evidence(f"row {m.at} ({quoted(token, 24)})", f"is that of {quoted(other, 24)} in {m.parent}"))
     if by_id:
         evidence.append(Evidence("of these rows the same ids of the parents explain", by_id[0].by_id))
     apart = [p.name for p in patient.parents if ordered_otherwise(patient, p.name)]
@@ -62,7 +62,7 @@ def unfilled(patient: Patient) -> Finding | None:
         if added:
             evidence.append(Evidence(f"of them tokens that {patient.parents[0].name} does not have", len(added)))
         some = [patient.model.by_id.get(i, f"id {i}") for i in (*r.zero, *r.unlike)[:3]]
-        evidence.append(Evidence("for example", listed([_quoted(token) for token in some])))
+        evidence.append(Evidence("for example", listed([quoted(token, 24) for token in some])))
     return Finding(
         "unfilled-rows",
         f"{listed([r.name for r in found])}: rows that no source wrote",
@@ -84,7 +84,3 @@ def ordered_otherwise(patient: Patient, name: str) -> bool:
     """Whether a parent has some of the merge's tokens under other ids."""
     tokens = next(p for p in patient.parents if p.name == name).tokens or {}
     return any(tokens.get(token, i) != i for token, i in (patient.model.tokens or {}).items())
-
-
-def _quoted(token: str) -> str:
-    return repr(shortened(token, 24))

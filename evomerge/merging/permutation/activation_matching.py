@@ -82,10 +82,10 @@ def _readers(
         if not (turned or convolution or isinstance(module, torch.nn.Linear)):
             continue
         reads = 0 if turned else 1
-        pieces = axes[reads]
+        parts = axes[reads]
         # Projections side by side read the same: one of them is enough.
-        place = (path.rpartition(".")[0], ",".join(p.group for p in pieces))
-        if pieces and (convolution or place not in taken or not place[0]):
+        place = (path.rpartition(".")[0], ",".join(p.group for p in parts))
+        if parts and (convolution or place not in taken or not place[0]):
             taken.add(place)
             yield (name, reads), (module, 1 if convolution else -1)
 

@@ -14,7 +14,7 @@ from typing import Any
 from evomerge.checkpoints.structure import is_counter, text_config
 from evomerge.errors import InputError, Where
 from evomerge.escape import quoted
-from evomerge.merging.permutation.symmetries import Group, Piece, Symmetries
+from evomerge.merging.permutation.symmetries import AxisPart, Group, Symmetries
 
 MEND = "write a specification (docs/align.md), and give it by --spec FILE.yaml"
 
@@ -112,10 +112,10 @@ class Specification:
         # 2. The size of each group.
         groups = self._sizes(axes, shapes, config, where)
         # 3. The places of the entries along each axis.
-        placed: dict[str, tuple[tuple[Piece, ...], ...]] = {}
+        placed: dict[str, tuple[tuple[AxisPart, ...], ...]] = {}
         for name, rules in axes.items():
             pairs = zip(rules, shapes[name], strict=True)
-            placed[name] = tuple(self._pieces(name, axis, int(length), groups, where) for axis, length in pairs)
+            placed[name] = tuple(self._axis_parts(name, axis, int(length), groups, where) for axis, length in pairs)
         return Symmetries(groups, placed)
 
     def _rule(self, name: str, where: Where | None) -> tuple[TensorRule, tuple[str, ...]]:
@@ -157,9 +157,9 @@ class Specification:
         problem = f"the specification {self.name} needs {' or '.join(map(str, keys))} of a config.json"
         raise InputError(problem, "write the number itself", where)
 
-    def _pieces(
+    def _axis_parts(
         self, name: str, rule: AxisRule, length: int, groups: Mapping[str, Group], where: Where | None
-    ) -> tuple[Piece, ...]:
+    ) -> tuple[AxisPart, ...]:
         """The places of an axis' entries. All of its terms have blocks of one size, which follows from its length."""
         if not rule.terms:
             return ()
@@ -174,7 +174,7 @@ class Specification:
         return tuple(_placed(rule, blocks, counts, size))
 
 
-def _placed(rule: AxisRule, blocks: Sequence[int], counts: Sequence[int], size: int) -> Iterator[Piece]:
+def _placed(rule: AxisRule, blocks: Sequence[int], counts: Sequence[int], size: int) -> Iterator[AxisPart]:
     import numpy as np  # a tenth of a second
 
     start = 0
@@ -186,7 +186,7 @@ def _placed(rule: AxisRule, blocks: Sequence[int], counts: Sequence[int], size: 
         else:
             first = (start + np.arange(count)) * size
             start += count
-        yield Piece(term.group, term.members, first[:, None] + np.arange(size)[None, :])
+        yield AxisPart(term.group, term.members, first[:, None] + np.arange(size)[None, :])
 
 
 def _numbered(rule: AxisRule, numbers: Sequence[str]) -> AxisRule:

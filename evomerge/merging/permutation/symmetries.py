@@ -39,7 +39,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Piece:
+class AxisPart:
     """A part of an axis that follows a group: `entries` [count, block] are the places of each unit, or of each member
     of each unit, along the axis."""
 
@@ -53,17 +53,17 @@ class Symmetries:
     """The groups of a model, and the axes that follow them.
 
     groups: by name.
-    axes: tensor -> for each of its axes the pieces that follow a group; none of an axis that stays as it is.
+    axes: tensor -> for each of its axes the parts that follow a group; none of an axis that stays as it is.
     """
 
     groups: Mapping[str, Group]
-    axes: Mapping[str, tuple[tuple[Piece, ...], ...]]
+    axes: Mapping[str, tuple[tuple[AxisPart, ...], ...]]
 
     def uses(self, group: str) -> Iterator[tuple[str, int]]:
         """The tensors and axes that follow a group."""
         for tensor, axes in self.axes.items():
-            for axis, pieces in enumerate(axes):
-                if any(piece.group == group for piece in pieces):
+            for axis, parts in enumerate(axes):
+                if any(part.group == group for part in parts):
                     yield tensor, axis
 
     def identity(self) -> dict[str, Order]:
@@ -87,15 +87,15 @@ def unit_order(group: Group, order: Order) -> Order:
     return order[:: group.members] // group.members
 
 
-def axis_order(symmetries: Symmetries, pieces: tuple[Piece, ...], length: int, orders: Mapping[str, Order]) -> Order:
-    """The order of the entries of an axis of `length`, once the groups of its pieces are in `orders`: place i of the
+def axis_order(symmetries: Symmetries, parts: tuple[AxisPart, ...], length: int, orders: Mapping[str, Order]) -> Order:
+    """The order of the entries of an axis of `length`, once the groups of its parts are in `orders`: place i of the
     result holds the old place that its entry comes from."""
     import numpy as np
 
     result = np.arange(length)
-    for piece in pieces:
-        order = orders[piece.group]
-        if not piece.of_members:
-            order = unit_order(symmetries.groups[piece.group], order)
-        result[piece.entries.ravel()] = piece.entries[order].ravel()
+    for part in parts:
+        order = orders[part.group]
+        if not part.of_members:
+            order = unit_order(symmetries.groups[part.group], order)
+        result[part.entries.ravel()] = part.entries[order].ravel()
     return result

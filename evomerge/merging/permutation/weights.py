@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from evomerge.merging.permutation.symmetries import Group, Piece, Symmetries, axis_order, unit_order
+from evomerge.merging.permutation.symmetries import AxisPart, Group, Symmetries, axis_order, unit_order
 
 if TYPE_CHECKING:
     from evomerge.merging.permutation.symmetries import Order
@@ -31,9 +31,9 @@ def counts(name: str, tensor: Tensor) -> bool:
 
 def permuted(symmetries: Symmetries, name: str, tensor: Tensor, orders: Mapping[str, Order], but: int = -1) -> Tensor:
     """A tensor with its axes in the given orders; axis `but` stays as it is. The values are not touched."""
-    for axis, pieces in enumerate(symmetries.axes.get(name, ())):
-        if pieces and axis != but:
-            order = axis_order(symmetries, pieces, tensor.shape[axis], orders)
+    for axis, parts in enumerate(symmetries.axes.get(name, ())):
+        if parts and axis != but:
+            order = axis_order(symmetries, parts, tensor.shape[axis], orders)
             tensor = tensor.index_select(axis, torch.from_numpy(order).to(tensor.device))
     return tensor
 
@@ -60,13 +60,13 @@ class Likeness:
         units = np.zeros((n, n))
         return cls(units, units if group.members == 1 else np.zeros((m, m)))
 
-    def add(self, one: Tensor, other: Tensor, pieces: Sequence[Piece], group: str) -> None:
+    def add(self, one: Tensor, other: Tensor, parts: Sequence[AxisPart], group: str) -> None:
         """Adds the inner products of two tensors' entries along their first axis, unit by unit."""
-        for piece in (p for p in pieces if p.group == group):
-            entries = torch.from_numpy(piece.entries.ravel()).to(one.device)
-            rows = [t.index_select(0, entries).reshape(len(piece.entries), -1).float() for t in (one, other)]
+        for part in (p for p in parts if p.group == group):
+            entries = torch.from_numpy(part.entries.ravel()).to(one.device)
+            rows = [t.index_select(0, entries).reshape(len(part.entries), -1).float() for t in (one, other)]
             products = (rows[0] @ rows[1].T).double().cpu().numpy()
-            target = self.members if piece.of_members else self.units
+            target = self.members if part.of_members else self.units
             target += products
 
     def best(self, group: Group) -> Order:

@@ -20,7 +20,7 @@ from evomerge.merging.permutation.activation_matching import activation_matching
 from evomerge.merging.permutation.families import read_specification, specification_for
 from evomerge.merging.permutation.repair import repair
 from evomerge.merging.permutation.straight_through import straight_through
-from evomerge.merging.permutation.symmetries import Group, Piece, Symmetries
+from evomerge.merging.permutation.symmetries import AxisPart, Group, Symmetries
 from evomerge.merging.permutation.weight_matching import weight_matching
 from evomerge.merging.permutation.weights import Likeness, permuted_weights
 
@@ -167,8 +167,8 @@ def test_repair_takes_the_statistics_of_the_model_itself() -> None:
 
 
 def test_statistics_move_with_their_units_and_do_not_count() -> None:
-    piece = ((Piece("h", False, np.arange(3)[:, None]),),)
-    symmetries = Symmetries({"h": Group(3)}, {"w": piece, "n.running_mean": piece})
+    part = ((AxisPart("h", False, np.arange(3)[:, None]),),)
+    symmetries = Symmetries({"h": Group(3)}, {"w": part, "n.running_mean": part})
     one = {"w": torch.tensor([1.0, 2.0, 3.0]), "n.running_mean": torch.tensor([900.0, 0.0, 0.0])}
     other = {"w": torch.tensor([3.0, 1.0, 2.0]), "n.running_mean": torch.tensor([900.0, 1.0, 2.0])}
     orders = weight_matching(symmetries, one, other).orders
@@ -197,4 +197,4 @@ def test_the_specification_of_the_page_fits(tmp_path: Path) -> None:
     }  # fmt: skip
     symmetries = read_specification(tmp_path / "own.yaml").over(shapes, {})
     assert symmetries.groups == {"stream": Group(6), "heads": Group(4, 2)}
-    assert [piece.entries.shape for piece in symmetries.axes["qkv.weight"][0]] == [(8, 2), (4, 2), (4, 2)]
+    assert [part.entries.shape for part in symmetries.axes["qkv.weight"][0]] == [(8, 2), (4, 2), (4, 2)]
