@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from evomerge import __version__, commands, merge_options
+from evomerge import __version__, commands, merge_options, shipping
+from evomerge.answers import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.arguments import Parser
-from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.errors import DEBUG, EvomergeError, InputError, describe_unexpected
 from evomerge.interrupts import ignore, listening
 from evomerge.options import OPTIONS, WORKERS
@@ -175,11 +175,15 @@ COMMANDS = {
         ("runs",),
     ),
     "export": Command(
-        commands.run_export,
+        shipping.run_export,
         "write a run's best recipe as mergekit YAML",
         _RUN,
-        ("output", "trial", "allow_infeasible"),
-        {"output": {"help": "default: stdout"}},
+        ("output", "trial", "allow_infeasible", "portable", "checkpoint", "device", "overwrite"),
+        {
+            "output": {"help": "default: stdout"},
+            "device": {"default": "cpu", "help": "where to merge: cpu, cuda, cuda:1 or auto"},
+            "overwrite": {"help": "replace the checkpoint that is there"},
+        },
     ),
     "rank": Command(
         commands.run_rank,
@@ -212,7 +216,7 @@ COMMANDS = {
         },
     ),
     "merge": Command(
-        commands.run_merge,
+        shipping.run_merge,
         "carry out a mergekit recipe: write the merged checkpoint",
         {"recipe": {"metavar": "RECIPE.yaml"}, "out": {"metavar": "OUT_DIR", "nargs": "?"}},
         ("device", "allow_pickle", *merge_options.OPTIONS),

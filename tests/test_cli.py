@@ -67,7 +67,11 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers"]),
     "status": {"--runs": "runs"},
-    "export": {"-o": None, "--output": None, "--trial": None, "--allow-infeasible": False},
+    "export": {
+        **dict.fromkeys(["-o", "--output", "--trial", "--checkpoint"]),
+        "--device": "cpu",
+        **dict.fromkeys(["--allow-infeasible", "--portable", "--overwrite"], False),
+    },
     "rank": {"--fitness": REQUIRED, "-o": None, "--output": None},
     "compare": {"--split": None},
     "merge": {

@@ -22,8 +22,8 @@ FLOORS = [
     ["cli"],
     ["options"],
     ["merge_options"],
-    ["commands"],
-    ["arguments", "outputs"],
+    ["commands", "shipping"],
+    ["arguments", "outputs", "answers"],
     ["report", "demo"],
     ["examine"],
     ["study"],
@@ -31,10 +31,10 @@ FLOORS = [
     ["optimize"],
     ["scoring"],
     ["space", "merging"],
-    ["recipe"],
+    ["recipe", "cards"],
     ["files", "checkpoints"],
     ["safety"],
-    ["types", "errors", "interrupts", "streams", "registry"],
+    ["types", "errors", "interrupts", "streams", "registry", "versions"],
     ["escape"],
 ]
 """The rooms, top floor first."""

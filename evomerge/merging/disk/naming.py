@@ -1,0 +1,126 @@
+"""What the models of a merge are called in files that strangers read: hub ids, and names of folders. A path of this
+machine says who its user is and where things lie, and is of no use to anybody else."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomerge.checkpoints.chat_templates import CHAT_TEMPLATES
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.hub import split_revision
+from evomerge.checkpoints.references import locate, split_adapter
+from evomerge.errors import InputError, Where
+from evomerge.escape import printable
+from evomerge.recipe.recipe import Recipe
+from evomerge.recipe.relocated import POLICIES, references, relocated
+
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})/?$")
+_WORDS = frozenset({*POLICIES, "auto", *CHAT_TEMPLATES})
+"""What stands for something else where a recipe may name a tokenizer or a chat template."""
+
+
+@dataclass(frozen=True)
+class PartName:
+    """One folder or repository of a merge.
+
+    Attributes:
+        name: a hub id, or the name of a folder.
+        revision: the commit of a hub id.
+        path: the absolute folder, of what is here only.
+    """
+
+    name: str
+    revision: str | None = None
+    path: Path | None = None
+
+    @property
+    def hub(self) -> bool:
+        return self.path is None
+
+    @property
+    def reference(self) -> str:
+        """What names it in a recipe."""
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+class Names:
+    """The names of all models of a recipe; equal names of different folders get a number.
+
+    Attributes:
+        parts: reference -> its model, and its adapter or file of weights.
+    """
+
+    def __init__(self, recipe: Recipe, checkpoints: Iterable[Checkpoint] = ()) -> None:
+        """`checkpoints`: those that the recipe's references opened; their commits are known."""
+        opened = {checkpoint.reference: checkpoint for checkpoint in checkpoints}
+        self._recipe, self._by_path = recipe, dict[Path, str]()
+        self._taken = {document.name for document in recipe.documents if document.name}
+        policies = [document.tokenizer for document in recipe.documents if document.tokenizer is not None]
+        if any(policy.source not in POLICIES for policy in policies) or any(d.chat_template for d in recipe.documents):
+            self._taken |= _WORDS
+        self.parts: dict[str, tuple[PartName, ...]] = {}
+        for reference, where in references(recipe).items():
+            known = opened.get(reference)
+            self.parts[reference] = tuple(map(self._part, _written(reference, where) if known is None else known.parts))
+
+    def _part(self, part: str) -> PartName:
+        path = Path(part)
+        if not path.is_absolute():
+            return PartName(*split_revision(part))
+        cached = _CACHED.search(path.as_posix())
+        if cached is not None:
+            return PartName(f"{cached[1]}/{cached[2]}", cached[3])
+        if path not in self._by_path:
+            plain = printable(path.name).replace("+", "-").replace("@", "-") or "model"
+            numbered = (plain if n == 1 else f"{plain}-{n}" for n in range(1, len(self._by_path) + len(_WORDS) + 99))
+            self._by_path[path] = next(name for name in numbered if name not in self._taken)
+            self._taken.add(self._by_path[path])
+        return PartName(self._by_path[path], path=path)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Reference -> its name: hub ids with their commits, names of folders."""
+        return {reference: "+".join(part.reference for part in parts) for reference, parts in self.parts.items()}
+
+    def named(self) -> Recipe:
+        """The recipe by these names."""
+        return relocated(self._recipe, self.names)
+
+    def seen_from(self, folder: Path, bare: bool = True) -> dict[str, str]:
+        """Reference -> hub ids with their commits, paths as they are seen from a folder. `bare`: a name alone stands
+        where such a path would spell folders that the two do not share below the home folder."""
+        return {r: "+".join(_place(part, folder, bare) for part in parts) for r, parts in self.parts.items()}
+
+    @property
+    def local(self) -> bool:
+        """Whether some model is here only."""
+        return any(not part.hub for parts in self.parts.values() for part in parts)
+
+    @property
+    def all_parts(self) -> list[PartName]:
+        """Every folder and repository once."""
+        return list(dict.fromkeys(part for parts in self.parts.values() for part in parts))
+
+
+def _written(reference: str, where: Where) -> Sequence[str]:
+    """The parts of a reference that was not opened, absolute where they are here. Models that are gone have names,
+    too."""
+    try:
+        parts = [part for part in split_adapter(reference, where) if part is not None]
+        return [part if Path(part).is_absolute() else str(locate(part, where) or part) for part in parts]
+    except InputError:
+        return [reference]
+
+
+def _place(part: PartName, folder: Path, bare: bool) -> str:
+    if part.path is None:
+        return part.reference
+    shared = Path(os.path.commonpath([part.path, folder]))
+    if bare and (shared == Path(shared.anchor) or shared in Path.home().parents):
+        return part.name
+    path = Path(os.path.relpath(part.path, folder)).as_posix()
+    return path if "/" in path else f"./{path}"
