@@ -92,7 +92,7 @@ class Names:
 
     def seen_from(self, folder: Path, bare: bool = True) -> dict[str, str]:
         """Reference -> hub ids with their commits, paths as they are seen from a folder. `bare`: a name alone stands
-        where such a path would spell folders that the two do not share below the home folder."""
+        where such a path would spell the name of somebody's home folder."""
         return {r: "+".join(_place(part, folder, bare) for part in parts) for r, parts in self.parts.items()}
 
     @property
@@ -119,8 +119,16 @@ def _written(reference: str, where: Where) -> Sequence[str]:
 def _place(part: PartName, folder: Path, bare: bool) -> str:
     if part.path is None:
         return part.reference
-    shared = Path(os.path.commonpath([part.path, folder]))
-    if bare and (shared == Path(shared.anchor) or shared in Path.home().parents):
+    if bare and _spells_a_home(part.path, folder):
         return part.name
     path = Path(os.path.relpath(part.path, folder)).as_posix()
     return path if "/" in path else f"./{path}"
+
+
+def _spells_a_home(path: Path, folder: Path) -> bool:
+    """Whether a path, as seen from a folder, leads down into a home folder: of this user, or one beside it."""
+    shared = Path(os.path.commonpath([path, folder]))
+    home = Path.home()
+    above = {Path("/home"), Path("/Users"), *([home.parent] if home.parent != Path(home.anchor) else [])}
+    homes = [p for p in (path, *path.parents) if p == home or p.parent in above]
+    return any(p not in (shared, *shared.parents) for p in homes)
