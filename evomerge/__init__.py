@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evomerge.examine.evaluate import evaluate
     from evomerge.examine.init import init
     from evomerge.examine.path import path
+    from evomerge.examine.reproduce import reproduce
     from evomerge.merging.disk.stream import merge
     from evomerge.study.after.compare import compare
     from evomerge.study.after.export import export
@@ -37,6 +38,7 @@ __all__ = [
     "path",
     "quickstart",
     "rank",
+    "reproduce",
     "resume",
     "runs",
     "search",
@@ -55,6 +57,7 @@ _HOMES = {
     "path": "evomerge.examine.path",
     "quickstart": "evomerge.demo.run",
     "rank": "evomerge.study.after.rank",
+    "reproduce": "evomerge.examine.reproduce",
     "resume": "evomerge.study.search",
     "runs": "evomerge.study.after.status",
     "search": "evomerge.study.search",

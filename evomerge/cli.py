@@ -222,6 +222,16 @@ COMMANDS = {
         ("device", "allow_pickle", *merge_options.OPTIONS),
         {"device": {"default": "cpu", "help": "where to compute: cpu, cuda, cuda:1 or auto"}},
     ),
+    "reproduce": Command(
+        shipping.run_reproduce,
+        "make a published merge again from its reproduce.json, and compare file by file",
+        {"record": {"metavar": "REPRODUCE.json"}},
+        ("models", "output", "device", "allow_pickle"),
+        {
+            "output": {"metavar": "DIR", "help": "keep what is made again there"},
+            "device": {"default": "cpu", "help": "where to compute: cpu, cuda, cuda:1 or auto"},
+        },
+    ),
     "evaluate": Command(
         commands.run_evaluate,
         "score a checkpoint or a recipe and hold it to its floors",

@@ -1,4 +1,4 @@
-"""The commands that write what is published: a recipe, a checkpoint."""
+"""The commands that write what is published, a recipe or a checkpoint, or check it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from evomerge.answers import DONE, call, print_data, show, view
+from evomerge.answers import DONE, NO, call, print_data, show, view
+from evomerge.arguments import named_models
 from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError
 from evomerge.escape import printable
@@ -73,3 +74,18 @@ def _merged_folder(options: argparse.Namespace) -> str | None:
     if not given and options.intermediate is None:
         raise InputError("evomerge merge: needs OUT_DIR", _MERGE_HELP)
     return given[0] if given else None
+
+
+def run_reproduce(options: argparse.Namespace) -> int:
+    from evomerge.examine.reproduce import reproduce
+    from evomerge.report.reproduced import reproduced_data, reproduced_table, reproduced_words
+
+    options.device = choose_device(options.device)
+    models = named_models(options.models, "--models")
+    with view() as observer:
+        result = call(reproduce, options, models=models, observer=observer)
+    if options.json:
+        print_data(options, reproduced_data(result))
+    else:
+        show(reproduced_table(result), *reproduced_words(result))
+    return DONE if result.equal else NO

@@ -85,6 +85,12 @@ FLAGS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(["--overwrite", "-v", "--allow-pickle"], False),
         **dict.fromkeys(VALUES.split()),
     },
+    "reproduce": {
+        "--models": [],
+        **dict.fromkeys(["-o", "--output"]),
+        "--device": "cpu",
+        "--allow-pickle": False,
+    },
     "evaluate": {
         "--fitness": REQUIRED,
         "--split": "holdout",
@@ -312,6 +318,7 @@ REFUSED: dict[str, list[str]] = {
     "rank": ["nothing", "--fitness", "nothing.yaml"],
     "compare": ["nothing", "1"],
     "merge": ["nothing.yaml", "out"],
+    "reproduce": ["nothing.json"],
     "evaluate": ["~nosuchuser/x", "--fitness", "fitness.yaml"],
     "doctor": ["nothing"],
     "path": ["loop", "other", "--fitness", "fitness.yaml"],

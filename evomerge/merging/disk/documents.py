@@ -42,7 +42,7 @@ class Documents:
         """Write them. `digest`: of the weights."""
         names = self._names
         seen = names.seen_from(self._folder) if names.local else {reference: reference for reference in names.parts}
-        text = self._relocated(seen) if names.local else self._text
+        text = self._relocated(seen) if names.local and not self._origin.text else self._text
         writer.text(RECIPE_FILE, text)
         if self._sources is not None:
             licence = self._sources.licence

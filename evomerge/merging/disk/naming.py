@@ -59,15 +59,16 @@ class Names:
         opened = {checkpoint.reference: checkpoint for checkpoint in checkpoints}
         self._recipe, self._by_path = recipe, dict[Path, str]()
         self._taken = {document.name for document in recipe.documents if document.name}
-        policies = [document.tokenizer for document in recipe.documents if document.tokenizer is not None]
-        if any(policy.source not in POLICIES for policy in policies) or any(d.chat_template for d in recipe.documents):
-            self._taken |= _WORDS
+        tokenizers = {document.tokenizer.source for document in recipe.documents if document.tokenizer}
+        asked = {*tokenizers, *(document.chat_template for document in recipe.documents)}
         self.parts: dict[str, tuple[PartName, ...]] = {}
         for reference, where in references(recipe).items():
             known = opened.get(reference)
-            self.parts[reference] = tuple(map(self._part, _written(reference, where) if known is None else known.parts))
+            parts = _written(reference, where) if known is None else known.parts
+            self.parts[reference] = tuple(self._part(part, reference in asked) for part in parts)
 
-    def _part(self, part: str) -> PartName:
+    def _part(self, part: str, asked: bool) -> PartName:
+        """`asked`: whether it also names a tokenizer or a chat template, where some words mean something else."""
         path = Path(part)
         if not path.is_absolute():
             return PartName(*split_revision(part))
@@ -77,7 +78,8 @@ class Names:
         if path not in self._by_path:
             plain = printable(path.name).replace("+", "-").replace("@", "-") or "model"
             numbered = (plain if n == 1 else f"{plain}-{n}" for n in range(1, len(self._by_path) + len(_WORDS) + 99))
-            self._by_path[path] = next(name for name in numbered if name not in self._taken)
+            taken = self._taken | (_WORDS if asked else set())
+            self._by_path[path] = next(name for name in numbered if name not in taken)
             self._taken.add(self._by_path[path])
         return PartName(self._by_path[path], path=path)
 

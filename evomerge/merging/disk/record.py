@@ -15,8 +15,6 @@ from evomerge.escape import quoted
 from evomerge.merging.disk.naming import Names, PartName
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.tokenizers import GENERATION_FILE
-from evomerge.recipe.mergekit import parse_recipe
-from evomerge.recipe.recipe import Recipe
 from evomerge.safety.names import name_fault
 from evomerge.safety.paths import status
 from evomerge.safety.read import read_object
@@ -162,11 +160,6 @@ def read_record(file: Path) -> Record:
         what = f"{type(error).__name__}: {quoted(str(error), 100)}"
         raise InputError(f"is damaged ({what})", _MEND, where) from None
     return record
-
-
-def recorded_recipe(record: Record, file: Path) -> Recipe:
-    """The recipe of a record. Raises InputError."""
-    return parse_recipe(record.recipe, file)
 
 
 def _part(data: Any) -> Part:

@@ -108,7 +108,8 @@ def merge(
             raise InputError(f"{seed} is no seed", "give a whole number from 0 to 2^63 - 1", Where("--random-seed"))
         whole = Recipe(tuple(replace(document, seed=seed) for document in whole.documents))
     origin = origin or Origin()
-    text = file.read_text(encoding="utf-8") if file and seed is None else write_recipe(whole, origin.header)
+    given = file.read_text(encoding="utf-8") if file and seed is None else None
+    text = origin.text or given or write_recipe(whole, origin.header)
     where, target, bank = Where(file) if file else None, Path(out).absolute(), StreamingBank(FactorCache())
     stages = {} if intermediate is None else _stages(whole, Path(intermediate).absolute())
     outputs = [_Output(folder, stage, write_recipe(stage)) for folder, stage in stages.items()]
