@@ -46,31 +46,20 @@ INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "source.spm",
-    "target.spm",
-    "target_vocab.json",
-    "normalizer.json",
-    "bpe.codes",
-    "tekken.json",
-    "qwen.tiktoken",
-    "chat_template.jinja",
-)
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm",
+    "target_vocab.json", "normalizer.json", "bpe.codes", "tekken.json", "qwen.tiktoken", "chat_template.jinja",
+    "byte_maps.json", "dict.txt", "emoji.json", "encoder.json", "entity_vocab.json", "hy.tiktoken",
+    "prophetnet.tokenizer", "sentencepiece.model", "spm.model", "spm_char.model", "tiktoken.model", "tokenizer.jsonl",
+    "tokenizer.model.v3", "vocab-src.json", "vocab-tgt.json", "vocab.bpe", "word_pronunciation.json", "word_shape.json",
+)  # fmt: skip
 """The tokenizers of all families, and the chat template."""
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 PROCESSOR_FILES = (
     *IMAGE_FILES,
     "video_preprocessor_config.json",
     "chat_template.json",
+    "audio_tokenizer_config.json",
 )
 NAMED_TEMPLATES = "additional_chat_templates"
 """The folder of a tokenizer's further chat templates, as NAME.jinja."""
