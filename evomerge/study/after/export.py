@@ -85,8 +85,8 @@ def export(
 
 
 def portable_recipe(recipe: Recipe, output: str | Path | None, bare: bool = False) -> Recipe:
-    """The recipe as it is written to a file (None: to stdout), without paths that mean nothing elsewhere. `bare`: models
-    that are here only go by the names of their folders."""
+    """The recipe as it is written to a file (None: to stdout), without paths that mean nothing elsewhere. `bare`:
+    models that are here only go by the names of their folders."""
     names = Names(recipe)
     if bare:
         return names.named()
