@@ -16,6 +16,7 @@ from evomerge.files.objects import SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.merging.resident.placement import size
 from evomerge.scoring.preflight import doubts
+from evomerge.scoring.tasks.benchmarks import benchmark_doubts
 from evomerge.scoring.tasks.trust import code_listed
 from evomerge.space.space import Models, Space
 from evomerge.study.aligned import alignable
@@ -104,7 +105,7 @@ def dry_run(
         **({"timeouts": timeouts} if timeouts else {}),
         **(
             {"warnings": "; ".join(lines)}
-            if (lines := [*doubts(scores), *(large_deltas_of(plan) if plan else [])])
+            if (lines := [*doubts(scores), *benchmark_doubts(scores), *(large_deltas_of(plan) if plan else [])])
             else {}
         ),
         **({"code that is run": "; ".join(code)} if (code := code_listed(scores)) else {}),

@@ -20,6 +20,7 @@ from evomerge.interrupts import listening
 from evomerge.optimize.base import Optimizer, Start
 from evomerge.optimize.build import build
 from evomerge.scoring.slices import SliceInfo
+from evomerge.scoring.tasks.benchmarks import benchmark_doubts
 from evomerge.study import holdout, loop
 from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
@@ -144,7 +145,7 @@ def search(
         allow_pickle=allow_pickle,
     )
     with aligned_plan(launched_plan(launch), folder, observer) as plan:
-        for line in large_deltas_of(plan):
+        for line in (*large_deltas_of(plan), *benchmark_doubts(plan.fitness)):
             observer.warn(line)
         first = starting_point(begin, plan.models) if begin is not None else None
         with (
