@@ -123,6 +123,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--items",),
         {"metavar": "FILE", "help": "write the score of every item: FILE.jsonl or FILE.parquet"},
     ),
+    "eval_results": (
+        ("--eval-results",),
+        {**_FLAG, "help": "write scores on whole public benchmarks into the model's folder, for the hub"},
+    ),
     # a line between two models
     "points": (
         ("--points",),
