@@ -237,8 +237,8 @@ COMMANDS = {
         "score a checkpoint or a recipe and hold it to its floors",
         {"model": {"metavar": "MODEL_OR_RECIPE"}},
         (
-            "fitness", "split", "references", "output", "items", "eval_results", "device", "memory", "trust_tasks",
-            "allow_pickle",
+            "fitness", "split", "references", "output", "items", "prompts", "eval_results", "device", "memory",
+            "trust_tasks", "allow_pickle",
         ),
         {"fitness": {"required": True}, "output": {"help": "write what --json prints to a file, too"}},
     ),
@@ -247,7 +247,8 @@ COMMANDS = {
         "say why a merged model is worse than it should be",
         {"model": {"metavar": "MODEL_OR_RECIPE"}},
         (
-            "fitness", "base", "sources", "split", "quick", "output", "device", "memory", "trust_tasks", "allow_pickle",
+            "fitness", "base", "sources", "split", "quick", "prompts", "output", "device", "memory", "trust_tasks",
+            "allow_pickle",
         ),
         {
             "fitness": {"help": "also score the model and every parent on its slices, and take prompts from there"},

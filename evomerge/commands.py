@@ -213,6 +213,7 @@ def run_status(options: argparse.Namespace) -> int:
 def run_evaluate(options: argparse.Namespace) -> int:
     from evomerge.report import tables
     from evomerge.report.data import as_json, evaluated_data
+    from evomerge.report.replies import reply_tables
 
     read = [options.model, options.fitness]
     items = output_file(options.items, "--items", (".jsonl", ".parquet"), read=read)
@@ -228,7 +229,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     else:
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
         show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
-        show(*tables.eval_results_words(result))
+        show(*tables.eval_results_words(result), *reply_tables(result.replies))
     return end(DONE if result.feasible else NO, unsaved)
 
 

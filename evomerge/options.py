@@ -127,6 +127,15 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--eval-results",),
         {**_FLAG, "help": "write scores on whole public benchmarks into the model's folder, for the hub"},
     ),
+    "prompts": (
+        ("--prompt",),
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "TEXT",
+            "help": "show what every model writes after this text; may be given several times",
+        },
+    ),
     # a line between two models
     "points": (
         ("--points",),

@@ -95,6 +95,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--fitness": REQUIRED,
         "--split": "holdout",
         "--reference": [],
+        "--prompt": [],
         "--device": "auto",
         **dict.fromkeys(["-o", "--output", "--items", "--memory"]),
         **dict.fromkeys(["--eval-results", "--trust-tasks", "--allow-pickle"], False),
@@ -102,6 +103,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "doctor": {
         **dict.fromkeys(["--fitness", "--base", "-o", "--output", "--memory"]),
         "--source": [],
+        "--prompt": [],
         "--split": "holdout",
         "--device": "auto",
         **dict.fromkeys(["--quick", "--trust-tasks", "--allow-pickle"], False),

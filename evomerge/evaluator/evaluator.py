@@ -104,7 +104,7 @@ class Evaluator:
             TrialError: the candidate cannot be merged or scored.
         """
         started = time.perf_counter()
-        digest = self._materialized(recipe)
+        digest = self.materialized(recipe)
         merged = time.perf_counter()
         try:
             scores = self.suite.score(split, on_slice, items)
@@ -129,7 +129,7 @@ class Evaluator:
         Raises:
             TrialError: the candidate cannot be merged or scored.
         """
-        self._materialized(recipe)
+        self.materialized(recipe)
         assert isinstance(self.resident, Resident), "only language models have proxy losses"
         if not tensors:
             return self.suite.proxy_loss(name, items), self.suite.proxy_loss(name, checked), {}
@@ -151,7 +151,7 @@ class Evaluator:
         loss = self.suite.slices[name].proxy_loss
         return self._memory is not None and loss is not None and self._memory.is_tight(loss.largest(items))
 
-    def _materialized(self, recipe: Recipe) -> str:
+    def materialized(self, recipe: Recipe) -> str:
         """The digest of the model, which becomes `recipe` unless it still is."""
         if self._holds is None or self._holds[0] != recipe.id:
             self._holds = self._pulls = None

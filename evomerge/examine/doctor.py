@@ -12,6 +12,7 @@ from evomerge.checkpoints.pickled import with_pickles
 from evomerge.errors import InputError, Where
 from evomerge.examine.findings.finding import Finding
 from evomerge.examine.references import check_places, parents_of
+from evomerge.examine.replies import Reply, side_by_side
 from evomerge.files.fitness_file import read_fitness
 from evomerge.recipe.mergekit import recipe_of
 from evomerge.recipe.recipe import Recipe
@@ -39,6 +40,7 @@ class Diagnosis:
         behaviour: of the model and its parents, by name; the model's is "the merge". Empty where no model ran.
         slices: of the fitness file, where one was given.
         scores: by model, then by slice, of the merge and its parents.
+        replies: what each model writes after the prompts that were given.
         notes: what could not be looked at, and why.
     """
 
@@ -50,6 +52,7 @@ class Diagnosis:
     slices: Mapping[str, SliceInfo] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, SliceScore]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    replies: tuple[Reply, ...] = ()
 
     @property
     def healthy(self) -> bool:
@@ -65,6 +68,7 @@ def doctor(
     sources: Sequence[str] = (),
     split: SplitName = "holdout",
     quick: bool = False,
+    prompts: Sequence[str] = (),
     device: str = "auto",
     memory: str | None = None,
     trust_tasks: bool = False,
@@ -80,12 +84,17 @@ def doctor(
         fitness: also score the model and every parent on these slices; prompts are taken from there, too.
         base, sources: the parents, where no recipe beside the model names them, or in place of those.
         split: whose items are scored.
+        prompts: texts; what every model writes after them is kept, too.
         device, memory, trust_tasks, allow_pickle: as in `evaluate`.
 
     Raises:
         InputError: an argument or a file is wrong.
     """
     observer = observer or Observer()
+    if quick and prompts:
+        raise InputError(
+            "a quick look runs no model, and --prompt asks for one", "leave out --quick", Where("--prompt")
+        )
     spec = None if fitness is None else replace(read_fitness(Path(fitness)), trust_tasks=trust_tasks)
     recipe = recipe_of(model)
     given = _given(base, sources)
@@ -119,7 +128,7 @@ def doctor(
     from evomerge.examine.findings.live import run_live
     from evomerge.examine.findings.symptoms import cannot_run, overflowing, symptoms, tokenized_otherwise, unexplained
 
-    live = run_live(patient, str(model), parents, spec, split, device, memory, observer)
+    live = run_live(patient, str(model), parents, spec, split, device, memory, observer, prompts)
     if live.failed is not None:
         findings = findings or (cannot_run(live.failed),)
         return Diagnosis(str(model), parents, findings, notes=(*notes, f"the model was not run: {live.failed}"))
@@ -135,6 +144,7 @@ def doctor(
         slices=live.slices,
         scores=live.scores,
         notes=(*notes, *live.notes),
+        replies=side_by_side(prompts, live.replies),
     )
 
 

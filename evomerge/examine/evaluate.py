@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.checkpoints.pickled import with_pickles
+from evomerge.errors import InputError, Where
 from evomerge.examine.eval_results import EvalResults, check_eval_results, write_eval_results
 from evomerge.examine.references import check_places, needed_references, parents_of, source_names
+from evomerge.examine.replies import Reply, side_by_side
 from evomerge.files.fitness_file import read_fitness
 from evomerge.recipe.mergekit import recipe_of
+from evomerge.recipe.recipe import Recipe
 from evomerge.registry import OBJECTIVES, load
 from evomerge.scoring.gates import Gate, Verdict, judge, scales, settle
 from evomerge.scoring.preflight import check_fitness
@@ -19,13 +22,14 @@ from evomerge.study.observer import Observer
 from evomerge.types import Scores, SplitName
 
 if TYPE_CHECKING:
+    from evomerge.evaluator.evaluator import Evaluator
     from evomerge.scoring.slices import SliceInfo
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """One model's scores on a split, each slice's gate and verdict, and the scores of the references needed.
-    `eval_results`: files for the hub, where they were asked for."""
+    `eval_results`: files for the hub, where they were asked for; `replies`: to the prompts that were given."""
 
     model: str
     split: SplitName
@@ -38,6 +42,7 @@ class Evaluated:
     references: Mapping[str, Scores]
     confidence: float | None
     eval_results: EvalResults | None = None
+    replies: tuple[Reply, ...] = ()
 
     @property
     def feasible(self) -> bool:
@@ -56,6 +61,7 @@ def evaluate(
     trust_tasks: bool = False,
     allow_pickle: bool = False,
     eval_results: bool = False,
+    prompts: Sequence[str] = (),
     observer: Observer | None = None,
 ) -> Evaluated:
     """Scores a checkpoint (folder, hub id, adapter) or a recipe (merged in memory) and holds it to its floors.
@@ -63,7 +69,8 @@ def evaluate(
     Relative floors need the scores of their references. A recipe brings its base and sources; a source has the name of
     its folder. For a checkpoint, or under other names, `references` maps a name ("base", a source's) to a model.
     `device`, `memory`, `trust_tasks` and `allow_pickle` are as in `search`. `eval_results` writes the scores on whole
-    public benchmarks into the model's folder, for the hub.
+    public benchmarks into the model's folder, for the hub. `prompts`: texts; what the model, its base and its sources
+    write after them is kept, too.
 
     Raises:
         InputError: an argument or a file is wrong.
@@ -72,6 +79,8 @@ def evaluate(
     observer = observer or Observer()
     folder = check_eval_results(model, split) if eval_results else None
     spec = replace(read_fitness(Path(fitness)), trust_tasks=trust_tasks)
+    if prompts and spec.model is not None:
+        raise InputError("the model is no language model", "leave out the prompts", Where("--prompt"))
     recipe = recipe_of(model)
     check_places(recipe, [*([] if recipe else [model]), *(references or {}).values()])
     models = {**(parents_of(recipe) if recipe else {}), **(references or {})}
@@ -82,10 +91,13 @@ def evaluate(
 
     target = Target.open(model)
     reference_recipes = {name: target.beside(reference) for name, reference in needed.items()}
-    evaluator = load_evaluator(target, target.planned, needed.values(), spec, split, device, memory, observer)
+    asked = {name: target.beside(reference) for name, reference in models.items()} if prompts else {}
+    beside = {**needed, **(models if prompts else {})}
+    evaluator = load_evaluator(target, target.planned, beside.values(), spec, split, device, memory, observer)
     reference_scores = score_references(evaluator, reference_recipes, split, observer)
     observer.phase("scoring the model")
     evaluation = evaluator.evaluate(target.recipe, split, observer.slice_started)
+    written = _written(evaluator, {**asked, "the model": target.recipe}, prompts, observer) if prompts else {}
     target.check_unchanged()
     suite = evaluator.suite.info
     gates = settle(suite.slices, reference_scores)
@@ -101,5 +113,23 @@ def evaluate(
         verdicts=judge(evaluation.scores, gates, scales(reference_scores, gates), spec.confidence),
         references=reference_scores,
         confidence=spec.confidence,
+        replies=side_by_side(prompts, written),
         eval_results=write_eval_results(folder, spec, suite.slices, evaluation.scores) if folder else None,
     )
+
+
+def _written(
+    evaluator: Evaluator, recipes: Mapping[str, Recipe], prompts: Sequence[str], observer: Observer
+) -> dict[str, list[str]]:
+    """What several models, by name, write after each prompt. Raises TrialError."""
+    from evomerge.examine.findings.behaviour import replies
+
+    resident, found = evaluator.resident, dict[str, list[str]]()
+    assert resident.tokenizer is not None, "a language model has one"
+    stated = getattr(getattr(resident.model, "generation_config", None), "eos_token_id", None)
+    ends = [*(stated if isinstance(stated, list) else [stated]), resident.tokenizer.eos_token_id]
+    for name, recipe in recipes.items():
+        observer.phase(f"asking {name}")
+        evaluator.materialized(recipe)
+        found[name] = replies(resident.model, resident.tokenizer, {i for i in ends if i is not None}, prompts)
+    return found

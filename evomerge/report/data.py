@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.report.gains import gained_data
 from evomerge.report.items_scored import ItemsScored
+from evomerge.report.replies import replies_data
 from evomerge.report.results import CarriedOver, better_parent, carried_over, closest
 from evomerge.scoring.gates import Verdict, interval
 from evomerge.study.after.status import Status, Unreadable
@@ -253,6 +254,7 @@ def evaluated_data(result: Evaluated) -> dict[str, Any]:
             model: {name: result.slices[name].show(s.value) for name, s in scores.items()}
             for model, scores in result.references.items()
         },
+        **({"replies": replies_data(result.replies)} if result.replies else {}),
         **({"eval_results": _eval_results_data(result.eval_results)} if result.eval_results else {}),
     }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.examine.doctor import Diagnosis
 from evomerge.examine.findings.finding import Evidence, Finding, Value
 from evomerge.report.numbers import number
+from evomerge.report.replies import replies_data, reply_tables
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.report.tables import directed
 
@@ -23,6 +24,7 @@ def diagnosis_words(diagnosis: Diagnosis) -> list[Sheet | str]:
         things.append(_behaviour(diagnosis))
     if diagnosis.scores:
         things.append(_scores(diagnosis))
+    things += reply_tables(diagnosis.replies)
     for symptom in diagnosis.symptoms:
         things.append(f"symptom: {symptom.says}")
     for finding in diagnosis.findings:
@@ -126,6 +128,7 @@ def diagnosis_data(diagnosis: Diagnosis) -> dict[str, Any]:
             }
             for model, scores in diagnosis.scores.items()
         },
+        **({"replies": replies_data(diagnosis.replies)} if diagnosis.replies else {}),
         "notes": list(diagnosis.notes),
     }
 

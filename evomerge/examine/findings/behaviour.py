@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomerge.errors import TrialError
+from evomerge.escape import shortened
 from evomerge.safety.templates import TooMuch, bounded
 
 TEXTS = (
@@ -28,6 +30,8 @@ PROMPTS = (
 QUESTIONS = ("Name three animals that can fly.", "Why is the sky blue?")
 """For models that have a chat template."""
 NEW_TOKENS = 48
+REPLY_TOKENS = 64
+"""Of what is shown to people (`replies`)."""
 _LONGEST = 256
 """Tokens of a prompt; of a longer one the last ones are kept."""
 _GRAM = 4
@@ -82,7 +86,7 @@ def observe(model: Any, tokenizer: Any, ends: Collection[int], prompts: Sequence
     asked = [_encoded(tokenizer, prompt) for prompt in prompts] + _chats(tokenizer)
     asked = [ids for ids in asked if ids]
     for ids in asked:
-        reply, stopped = _go_on(model, ids, ends, device)
+        reply, stopped = _go_on(model, ids, ends, device, NEW_TOKENS)
         ended += stopped
         repeated.append(repetition(reply))
         written = written or tokenizer.decode(reply, skip_special_tokens=False)
@@ -154,14 +158,27 @@ def _peaks(model: Any) -> Iterator[list[float]]:
             handle.remove()
 
 
-def _go_on(model: Any, ids: list[int], ends: Collection[int], device: Any) -> tuple[list[int], bool]:
-    """What a model writes after a prompt, greedily, and whether it ended by itself."""
+@torch.no_grad()
+def replies(model: Any, tokenizer: Any, ends: Collection[int], prompts: Sequence[str]) -> list[str]:
+    """What a model writes after each prompt, greedily; through its chat template, where it has one."""
+    model.eval()
+    device = next(model.parameters()).device
+    chats = _chats(tokenizer, prompts) or [_encoded(tokenizer, prompt) for prompt in prompts]
+    try:
+        written = [_go_on(model, ids, ends, device, REPLY_TOKENS)[0] if ids else [] for ids in chats]
+    except Exception as error:  # files that do not fit each other can make transformers fail with anything
+        raise TrialError(f"running it failed: {type(error).__name__}: {shortened(str(error), 200)}") from error
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+
+
+def _go_on(model: Any, ids: list[int], ends: Collection[int], device: Any, most: int) -> tuple[list[int], bool]:
+    """What a model writes after a prompt, greedily, in `most` tokens; and whether it ended by itself."""
     from transformers import GenerationConfig
 
     stop = sorted(ends)
     settings = GenerationConfig(
         do_sample=False,
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=most,
         eos_token_id=stop or None,
         pad_token_id=stop[0] if stop else 0,
     )
@@ -181,8 +198,8 @@ def _encoded(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def _chats(tokenizer: Any) -> list[list[int]]:
-    """The questions in the model's chat template; none where it has none, or it refuses."""
+def _chats(tokenizer: Any, questions: Sequence[str] = QUESTIONS) -> list[list[int]]:
+    """Questions in the model's chat template; none where it has none, or it refuses."""
     if not tokenizer.chat_template:
         return []
     try:
@@ -191,7 +208,7 @@ def _chats(tokenizer: Any) -> list[list[int]]:
                 tokenizer.apply_chat_template(
                     [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
                 )
-                for question in QUESTIONS
+                for question in questions
             ]
     except (TooMuch, Exception):  # a template is a program: it can fail with anything
         return []

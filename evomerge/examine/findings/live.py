@@ -13,7 +13,7 @@ from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluator import check_loadable, resident_model
 from evomerge.evaluator.progress import Progress
 from evomerge.evaluator.target import Target, load_evaluator
-from evomerge.examine.findings.behaviour import PROMPTS, Behaviour, observe
+from evomerge.examine.findings.behaviour import PROMPTS, Behaviour, observe, replies
 from evomerge.examine.findings.patient import Patient
 from evomerge.files.objects import FitnessSpec
 from evomerge.merging.plan.tokenizers import output_tokenizer
@@ -33,6 +33,7 @@ class Live:
         behaviour: of the merge and its parents, by name.
         slices: of the fitness file.
         scores: by model, then by slice.
+        replies: by model, what it writes after each prompt of the user's.
         notes: which models could not be run, and why.
         failed: why the merge itself could not be run.
     """
@@ -40,6 +41,7 @@ class Live:
     behaviour: Mapping[str, Behaviour] = field(default_factory=dict)
     slices: Mapping[str, SliceInfo] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, SliceScore]] = field(default_factory=dict)
+    replies: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     failed: str | None = None
 
@@ -53,8 +55,10 @@ def run_live(
     device: str,
     memory: str | None,
     progress: Progress,
+    asked: Sequence[str] = (),
 ) -> Live:
-    """Runs the merge, then its parents. One model is in memory at a time. A parent that cannot be run is noted."""
+    """Runs the merge, then its parents. One model is in memory at a time. A parent that cannot be run is noted.
+    `asked`: prompts of the user's, whose replies are kept."""
     live, prompts = Live(), list[str]()
     views = {v.name: v for v in patient.parents}
     for name, reference in {MERGE: model, **parents}.items():
@@ -65,9 +69,10 @@ def run_live(
                 prompts = _prompts(subject.suite, split)
             progress.phase(f"running {name}")
             subject.make()
-            seen = None
+            seen, written = None, list[str]()
             if subject.tokenizer is not None and (spec is None or spec.model is None):
                 seen = _observed(subject, view.ends, prompts or PROMPTS)
+                written = replies(subject.model, subject.tokenizer, view.ends, asked)
             scores = subject.score(split, progress) if spec is not None else {}
         except EvomergeError as error:
             if name == MERGE:
@@ -81,6 +86,7 @@ def run_live(
             behaviour={**live.behaviour, **({name: seen} if seen else {})},
             scores={**live.scores, **({name: scores} if scores else {})},
             slices=live.slices or subject.slices,
+            replies={**live.replies, **({name: written} if written else {})},
         )
         del subject
         gc.collect()

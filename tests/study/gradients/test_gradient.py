@@ -139,7 +139,7 @@ def held_choices(bench: Evaluator, recipe: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(kernels, "holds", lambda *about: decided.append(holds(*about)) or decided[-1])
         bench._holds = None
-        bench._materialized(recipe)
+        bench.materialized(recipe)
         replayed = itertools.cycle(decided) if decided else None
         patched.setattr(kernels, "holds", lambda *about: next(replayed))
         yield
