@@ -178,7 +178,10 @@ COMMANDS = {
         shipping.run_export,
         "write a run's best recipe as mergekit YAML",
         _RUN,
-        ("output", "trial", "allow_infeasible", "portable", "checkpoint", "device", "overwrite"),
+        (
+            "output", "trial", "allow_infeasible", "portable", "checkpoint", "device", "overwrite", "push_to_hub",
+            "public",
+        ),
         {
             "output": {"help": "default: stdout"},
             "device": {"default": "cpu", "help": "where to merge: cpu, cuda, cuda:1 or auto"},

@@ -52,6 +52,11 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--write-model-card",),
         {"action": Switch, "default": True, "help": "whether to write README.md (default: yes)"},
     ),
+    "push_to_hub": (
+        ("--push-to-hub",),
+        {"metavar": "OWNER/NAME", "help": "also upload it, to a new private repository of the hub"},
+    ),
+    "public": (("--public",), {"action": "store_true", "help": "of --push-to-hub: anybody may see it"}),
     "hub_cache": (("--transformers-cache",), {"metavar": "DIR", "help": "where models from the hub are kept"}),
     "quiet": (("--quiet",), {"action": Switch, "help": "show no progress"}),
     # What these say makes no difference here: tensors are streamed from and to safetensors, adapters are merged while

@@ -29,7 +29,8 @@ def run_export(options: argparse.Namespace) -> int:
         with view() as observer:
             text = call(export, options, progress=observer.progress, note=observer.note)
     if options.json:
-        return print_data(options, {"recipe": text, "file": options.output, "checkpoint": options.checkpoint})
+        written = {"recipe": text, "file": options.output, "checkpoint": options.checkpoint}
+        return print_data(options, {**written, "pushed": options.push_to_hub})
     if options.checkpoint is not None:
         show(f"wrote {options.checkpoint}")
     elif options.output is None:
@@ -63,7 +64,8 @@ def run_merge(options: argparse.Namespace) -> int:
     with view() as observer:
         progress, note = (None, None) if options.quiet else (observer.progress, observer.note)
         folder = call(merge, options, device=device, progress=progress, note=note)
-    return print_data(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
+    written = {"checkpoint": str(folder), "pushed": options.push_to_hub}
+    return print_data(options, written, lambda: [f"wrote {folder}"])
 
 
 def _merged_folder(options: argparse.Namespace) -> str | None:

@@ -68,9 +68,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers"]),
     "status": {"--runs": "runs"},
     "export": {
-        **dict.fromkeys(["-o", "--output", "--trial", "--checkpoint"]),
+        **dict.fromkeys(["-o", "--output", "--trial", "--checkpoint", "--push-to-hub"]),
         "--device": "cpu",
-        **dict.fromkeys(["--allow-infeasible", "--portable", "--overwrite"], False),
+        **dict.fromkeys(["--allow-infeasible", "--portable", "--overwrite", "--public"], False),
     },
     "rank": {"--fitness": REQUIRED, "-o": None, "--output": None},
     "compare": {"--split": None},
@@ -82,8 +82,8 @@ FLAGS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(
             [f"--{no}{name}" for name in ("copy-tokenizer", "write-model-card") for no in ("", "no-")], True
         ),
-        **dict.fromkeys(["--overwrite", "-v", "--allow-pickle"], False),
-        **dict.fromkeys(VALUES.split()),
+        **dict.fromkeys(["--overwrite", "-v", "--allow-pickle", "--public"], False),
+        **dict.fromkeys([*VALUES.split(), "--push-to-hub"]),
     },
     "reproduce": {
         "--models": [],

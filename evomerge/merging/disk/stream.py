@@ -30,6 +30,7 @@ from evomerge.merging.disk.loadable import check_loads
 from evomerge.merging.disk.origin import Origin
 from evomerge.merging.disk.pipeline import StreamingBank, run_in_order
 from evomerge.merging.disk.record import Options
+from evomerge.merging.disk.upload import Upload
 from evomerge.merging.kernels.digest import NotFinite, combined, digest, tensor_record
 from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
@@ -62,6 +63,8 @@ def merge(
     overwrite: bool = False,
     allow_pickle: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    push_to_hub: str | None = None,
+    public: bool = False,
     origin: Origin | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
@@ -83,10 +86,11 @@ def merge(
         overwrite: replace checkpoints that exist (see `check_target`).
         allow_pickle: read pickled weights, too, where a model has no others (see `checkpoints/pickled.py`).
         shard_bytes: the most bytes of a weights file.
+        push_to_hub: also upload the checkpoint, to a new repository of this name: private, unless `public`.
         origin: the search that the recipe comes from; `evomerge.export` tells it.
         progress: called with a text (tensor, rate, remaining time) and the share that is done (0 to 1).
         note: called, before the first tensor is merged, with lines on what not all models of the merge store, on
-            deltas that are too large for DARE, and on licences.
+            deltas that are too large for DARE, on licences, and on where it was pushed to.
 
     Returns:
         The absolute folder.
@@ -95,6 +99,7 @@ def merge(
         InputError: the recipe or a checkpoint is wrong, a target cannot be written, or the disk is full. Nothing was
             written then.
     """
+    upload = Upload.checked(push_to_hub, public)
     if threads is not None:
         if not 1 <= threads <= MOST_THREADS:
             mend = f"give a number from 1 to {MOST_THREADS}"
@@ -156,6 +161,10 @@ def merge(
             # Last: an error here leaves nothing, and from now on nothing is read.
             check_unchanged(planned.checkpoints, "while it was merged", "merge again")
             writer.seal()
+    if upload is not None:
+        address = upload.push(target)
+        if note:
+            note(f"pushed to {address}")
     return target
 
 

@@ -31,6 +31,8 @@ def export(
     checkpoint: str | Path | None = None,
     device: str = "cpu",
     overwrite: bool = False,
+    push_to_hub: str | None = None,
+    public: bool = False,
     progress: Callable[[str, float], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> str:
@@ -41,12 +43,14 @@ def export(
     Args:
         portable: models that are here only go by the names of their folders: for others to read.
         checkpoint: also merge the recipe, into this folder. Its card has the run's scores.
-        device, overwrite, progress, note: of that merge.
+        device, overwrite, push_to_hub, public, progress, note: of that merge.
 
     Raises:
         InputError: there is no such run or trial, or a file or folder cannot be written.
         NothingFeasible: the recipe misses a floor, or was not scored on all items, and `allow_infeasible` is false.
     """
+    if checkpoint is None and (push_to_hub is not None or public):
+        raise InputError("a recipe alone is not pushed", "add --checkpoint DIR", Where("--push-to-hub"))
     state = status(run)
     chosen, leaderboard, split = _chosen(state, trial)
     missed = [v.slice for v in leaderboard.verdicts(chosen) if not v.passed]
@@ -67,6 +71,8 @@ def export(
             checkpoint,
             device=device,
             overwrite=overwrite,
+            push_to_hub=push_to_hub,
+            public=public,
             allow_pickle=Environment.read(state.folder).launch.allow_pickle,
             origin=origin_of(state, chosen, leaderboard, split, header),
             progress=progress,

@@ -86,3 +86,9 @@ def test_the_command_writes_recipe_and_checkpoint(
     assert capsys.readouterr().out == "wrote out\n"
     assert main(["merge", "best.yaml", "again"]) == 0
     assert checkpoint_digest(tmp_path / "again") == checkpoint_digest(tmp_path / "out")
+
+
+def test_a_recipe_alone_is_not_pushed(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    evomerge.search(tiny_study(), trials=5)
+    assert main(["export", "space", "--push-to-hub", "x", "--allow-infeasible"]) == 2
+    assert "a recipe alone is not pushed; add --checkpoint DIR" in capsys.readouterr().err
