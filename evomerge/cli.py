@@ -120,7 +120,7 @@ COMMANDS = {
             "base": {"metavar": "BASE", "nargs": "?"},
             "sources": {"metavar": "SOURCE", "nargs": "*", "help": "its fine-tunes; adapters are sources, too"},
         },
-        ("tasks", "output", "fitness", "trials", "force", "allow_pickle", "evolve"),
+        ("tasks", "output", "fitness", "trials", "force", "allow_pickle", "from_mergekit_evolve"),
         {
             "output": {"metavar": "SPACE.yaml", "default": "space.yaml", "help": "default: space.yaml"},
             "fitness": {"help": "one that is there already, in place of tasks"},

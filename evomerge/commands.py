@@ -52,7 +52,7 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def run_init(options: argparse.Namespace) -> int:
-    asks = not options.tasks and options.fitness is None and options.evolve is None
+    asks = not options.tasks and options.fitness is None and options.from_mergekit_evolve is None
     if asks and sys.stdin.isatty() and not options.json:
         options.tasks = listed(_asked("Tasks (names of lm-eval's, or task files, with commas between them): "))
     # numpy takes a moment to import.
@@ -62,7 +62,7 @@ def run_init(options: argparse.Namespace) -> int:
         result = call(init, options, observer=observer)
     space, fitness = (os.path.relpath(file) for file in (result.space, result.fitness))
     facts = {"space": space, "fitness": fitness, "genes": result.genes}
-    facts |= {"notes": list(result.notes)} if options.evolve is not None else {}
+    facts |= {"notes": list(result.notes)} if options.from_mergekit_evolve is not None else {}
     written = f"wrote {space}" + ("" if options.fitness else f" and {fitness}")
     then = f"next: `evomerge search {shlex.quote(space)} --dry-run`, then without"
     lines = [*result.notes, f"{written} ({result.genes} searched values)", then]

@@ -84,7 +84,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         },
     ),
     "workers": (("--workers",), {"type": whole_number, "default": 1, "metavar": "N", "help": WORKERS}),
-    "folder": (("--dir",), {"default": ".", "help": "where models, runs and files go (default: here)"}),
+    "folder": (
+        ("--dir",),
+        {"default": "evomerge-quickstart", "help": "where models, runs and files go (default: evomerge-quickstart)"},
+    ),
     "runs": (("--runs",), {"default": "runs", "metavar": "DIR", "help": "where the runs are (default: runs)"}),
     # a run's trials
     "trial": (("--trial",), {"type": whole_number, "metavar": "N", "help": "another trial than the winner"}),
@@ -171,7 +174,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "help": "what a merge must be able to do: names of lm-eval's tasks, or task files (.yaml)",
         },
     ),
-    "evolve": (
+    "from_mergekit_evolve": (
         ("--from-mergekit-evolve",),
         {"metavar": "FILE", "help": "convert a configuration of mergekit-evolve, in place of models and tasks"},
     ),

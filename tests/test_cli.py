@@ -31,7 +31,7 @@ SWITCHES = (
 )
 VALUES = "--transformers-cache --lora-merge-cache --lora-merge-dtype --write-threads --out-path"
 FLAGS: dict[str, dict[str, Any]] = {
-    "quickstart": {"--dir": ".", "--trials": None, "--device": "auto"},
+    "quickstart": {"--dir": "evomerge-quickstart", "--trials": None, "--device": "auto"},
     "init": {
         **dict.fromkeys(["--fitness", "--trials", "--from-mergekit-evolve"]),
         "--tasks": [],

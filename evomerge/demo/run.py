@@ -31,15 +31,18 @@ class Quickstart:
     checkpoint: Path | None
 
 
+FOLDER = "evomerge-quickstart"
+
+
 def quickstart(
-    folder: str | Path = ".",
+    folder: str | Path = FOLDER,
     *,
     trials: int | None = None,
     device: str = "auto",
     observer: Observer | None = None,
 ) -> Quickstart:
-    """Runs a first search in `folder`, without a download: trains a base and three specialists of a support desk (kept
-    in ``models/quickstart`` for the next time), searches `SPACE`, writes recipe and checkpoint.
+    """Runs a first search in `folder`, which is made, without a download: trains a base and three specialists of a
+    support desk (kept in ``models/quickstart`` for the next time), searches `SPACE`, writes recipe and checkpoint.
 
     Raises:
         InputError: the folder cannot be written, or holds files of these names that are not legal.
@@ -49,6 +52,7 @@ def quickstart(
     check_budget(trials, None)
     run, started = next_run(root)
     try:
+        root.mkdir(parents=True, exist_ok=True)
         copy_starter_files(root)
         choose_devices(device)
         if not started:

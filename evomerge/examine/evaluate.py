@@ -45,6 +45,11 @@ class Evaluated:
     replies: tuple[Reply, ...] = ()
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """The scores in the metrics' own directions, by slice. (`scores` are oriented: higher is better.)"""
+        return {name: self.slices[name].show(score.value) for name, score in self.scores.items()}
+
+    @property
     def feasible(self) -> bool:
         return all(v.passed for v in self.verdicts)
 

@@ -48,7 +48,7 @@ def init(
     trials: int | None = None,
     force: bool = False,
     allow_pickle: bool = False,
-    evolve: str | Path | None = None,
+    from_mergekit_evolve: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Initialized:
     """Writes a commented search space, and beside it a fitness file. They are checked as a dry run does before they
@@ -62,18 +62,18 @@ def init(
         trials: the budget (default: 100), for which the number of genes is chosen.
         force: write over files that are there.
         allow_pickle: as in `search`.
-        evolve: a configuration of mergekit-evolve to convert, in place of models and tasks.
+        from_mergekit_evolve: a configuration of mergekit-evolve to convert, in place of models and tasks.
         observer: is told what happens.
 
     Raises:
         InputError: an argument is wrong, the models cannot be merged, or a file is there already.
     """
     observer = observer or Observer()
-    if evolve is not None:
+    if from_mergekit_evolve is not None:
         if base is not None or tasks or fitness is not None:
             problem = "models and tasks are those of mergekit-evolve's file"
             raise InputError(problem, "leave the others out", Where("--from-mergekit-evolve"))
-        return _converted(Path(evolve), Path(output), trials, force, observer)
+        return _converted(Path(from_mergekit_evolve), Path(output), trials, force, observer)
     if base is None:
         raise InputError("no models", "give a base and its sources", Where("BASE"))
     if not sources:

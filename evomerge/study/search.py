@@ -76,6 +76,10 @@ class Result:
     gained: Contributions | None = None
     release: Release | None = None
 
+    def metrics(self, trial: Trial) -> dict[str, float]:
+        """A trial's scores in the metrics' own directions, by slice; `Trial.scores` are oriented: higher is better."""
+        return {name: self.slices[name].show(value) for name, value in trial.scores.items()}
+
     def trials_dataframe(self) -> pd.DataFrame:
         """One row a trial, by its search scores (`after.dataframe.trials_dataframe`)."""
         return trials_dataframe(self.search)

@@ -107,7 +107,7 @@ def test_a_whole_configuration_runs(place: Path, capsys: Said) -> None:
 def test_every_method_has_a_counterpart(
     place: Path, genome: dict[str, Any], method: str, genes: int, said: str
 ) -> None:
-    result = evomerge.init(evolve=configured(place, genome))
+    result = evomerge.init(from_mergekit_evolve=configured(place, genome))
     space, _ = written(place)
     assert space["genes"]["method"] == method
     assert result.genes == genes
@@ -118,7 +118,7 @@ def test_every_method_has_a_counterpart(
 
 def test_negative_weights_and_filters_of_metrics(place: Path) -> None:
     tasks = [{"name": "tiny_a", "weight": -2, "metric": "acc,none"}, {"name": "tiny_a", "metric": "acc"}]
-    evomerge.init(evolve=configured(place, TIES, tasks=tasks, apply_chat_template=False))
+    evomerge.init(from_mergekit_evolve=configured(place, TIES, tasks=tasks, apply_chat_template=False))
     slices = written(place)[1]["slices"]
     assert slices["tiny_a"] == {"task": "tiny_a", "metric": "acc", "weight": 2.0, "direction": "lower"}
     assert slices["tiny_a-2"]["weight"] == 1.0

@@ -84,6 +84,10 @@ class Status:
     def winner(self) -> Trial | None:
         return self.release.winner if self.release else None
 
+    def metrics(self, trial: Trial) -> dict[str, float]:
+        """A trial's scores in the metrics' own directions, by slice; `Trial.scores` are oriented: higher is better."""
+        return {name: self.slices[name]["sign"] * value for name, value in trial.scores.items()}
+
     def trials_dataframe(self) -> pd.DataFrame:
         """One row a trial, by its search scores (`after.dataframe.trials_dataframe`)."""
         return trials_dataframe(self.search)

@@ -49,3 +49,20 @@ def test_a_metric_that_is_better_lower_keeps_its_sign(tiny_study: Study) -> None
     assert table.scores_a.tolist() == pytest.approx([-t.scores["a"] for t in result.search.trials])
     assert (table.scores_a > 0).all()
     assert table.floors_a.all()
+
+
+def test_scores_have_the_metric_s_direction_on_every_way_to_them(tiny_study: Callable[..., Path]) -> None:
+    """Perplexity, of which less is better, is positive for people, and negative inside."""
+
+    def lower(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        fitness["slices"]["b"] |= {"direction": "lower", "floor": 1.0}
+
+    result = evomerge.search(tiny_study(lower), trials=6)
+    trial = result.search.trials[0]
+    table = result.trials_dataframe()
+    assert trial.scores["b"] <= 0 <= result.metrics(trial)["b"] == -trial.scores["b"]
+    assert evomerge.status("space").metrics(trial) == result.metrics(trial)
+    assert table.scores_b[0] == result.metrics(trial)["b"]
+    scored = evomerge.evaluate("models/base", "fitness.yaml", split="search")
+    assert scored.metrics == result.metrics(trial)
+    assert scored.scores["b"].value == trial.scores["b"]
