@@ -23,10 +23,11 @@ from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan as plan_merge
 from evomerge.merging.plan.tokenizers import OutputTokenizer, output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
+from evomerge.merging.resident.building import check_buildable
 from evomerge.merging.resident.built import BuiltResident
 from evomerge.merging.resident.execute import Execution
 from evomerge.merging.resident.factor_cache import FactorCache, default_folder
-from evomerge.merging.resident.materialize import Resident, check_buildable
+from evomerge.merging.resident.materialize import Resident
 from evomerge.merging.resident.placement import CPU, Placement, size
 from evomerge.merging.resident.slopes import ParameterSlopes, Pulls
 from evomerge.recipe.recipe import Recipe

@@ -63,9 +63,9 @@ def test_a_model_built_of_its_configuration_is_the_loaded_one(kind, tmp_path):
     """What a recipe of another depth or vocabulary is merged into."""
     models = write(kind, tmp_path, **CONFIGS[kind])
     base, bank = Checkpoint.open(models["base"]), SourceBank()
-    loaded, built = Resident(base, bank, "float32"), Resident(base, bank, "float32")
-    built.model.__dict__ = built._built(plan(as_it_is(models["base"], "float32"), bank.open)).__dict__
-    built._adopt(base.config, list(base.tensors))
+    loaded = Resident(base, bank, "float32")
+    shorter = Recipe((Document("passthrough", (Slice((Input(models["base"], (0, 1)),)),), out_dtype="float32"),))
+    built = Resident(base, bank, "float32", planned=plan(shorter, bank.open))
     assert built.load(models["base"]) == loaded.digest()
     ids = torch.arange(1, 9)[None]
     assert torch.equal(built.model(ids).logits, loaded.model(ids).logits)

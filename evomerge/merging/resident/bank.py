@@ -3,7 +3,7 @@ place that the placement plan chose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -93,11 +93,36 @@ class SourceBank:
             return tensor
         if not self._keep:
             return self._put(tensor, home)
-        if checkpoint.resolved() not in self._rows:
-            self._rows[checkpoint.resolved()] = self._siblings(checkpoint)
-        kept = self._tensors[key] = self._put(tensor, home, self._rows[checkpoint.resolved()].get(name))
+        kept = self._tensors[key] = self._put(tensor, home, self._rows_of(checkpoint).get(name))
         self._addresses.add(kept.data_ptr())
         return kept
+
+    def kept_tensor(self, ref: str, name: str) -> Tensor | None:
+        """A tensor that stays in memory, in its place; None for one that is read for each use."""
+        checkpoint = self.open(ref)
+        home = HOST if self._placement is None else self._placement.home(checkpoint, name)
+        return self.tensor(ref, name) if self._keep and home != FILE else None
+
+    def arrange(self, checkpoint: Checkpoint, offsets: Mapping[str, int], elements: int) -> None:
+        """Puts tensors of one dtype into one memory of so many elements, each at its offset, once they are read. What
+        has no room there together stays apart."""
+        infos = [checkpoint.tensors[name] for name in offsets]
+        homes = {HOST if self._placement is None else self._placement.home(checkpoint, name) for name in offsets}
+        whole = sum(info.elements for info in infos) == elements
+        if len(homes) == 1 and whole and len({info.dtype for info in infos}) == 1:
+            memory = _Memory(elements)
+            rows = self._rows_of(checkpoint)
+            rows.update({name: _Row(memory, offset) for name, offset in offsets.items()})
+
+    def forget(self) -> None:
+        """Drops all tensors and all that was made of them, so that they are read again."""
+        self._tensors, self._remembered, self._addresses = {}, {}, set()
+
+    def _rows_of(self, checkpoint: Checkpoint) -> dict[str, _Row]:
+        key = checkpoint.resolved()
+        if key not in self._rows:
+            self._rows[key] = self._siblings(checkpoint)
+        return self._rows[key]
 
     def holds(self, *tensors: Tensor | None) -> bool:
         """Whether tensors (None: no tensor) are kept ones; others, read from a file or cast, are gone after their
@@ -115,8 +140,9 @@ class SourceBank:
                 alike.setdefault((home, info.shape, info.dtype), []).append(name)
             for names in alike.values():
                 if len(names) > 1:
-                    memory = _Memory(len(names))
-                    places.update({name: _Row(memory, i) for i, name in enumerate(names)})
+                    size = checkpoint.tensors[names[0]].elements
+                    memory = _Memory(len(names) * size)
+                    places.update({name: _Row(memory, i * size) for i, name in enumerate(names)})
         return places
 
     def _put(self, tensor: Tensor, home: str, row: _Row | None = None) -> Tensor:
@@ -152,9 +178,10 @@ class SourceBank:
 
 @dataclass
 class _Memory:
-    """One memory for tensors that are merged in one call (`kernels.rows`): the experts of a layer."""
+    """One memory for tensors that are merged in one call (`kernels.rows`), or are one parameter once they are loaded:
+    the experts of a layer."""
 
-    count: int
+    elements: int
     tensor: Tensor | None = None
 
 
@@ -163,15 +190,16 @@ class _Row:
     """A place in such a memory."""
 
     memory: _Memory
-    index: int
+    offset: int
 
     def filled(self, tensor: Tensor, home: str, pinned: bool) -> Tensor:
         """The place, with a copy of the tensor."""
         if self.memory.tensor is None:
-            shape, device = (self.memory.count, *tensor.shape), CPU if home == HOST else home
+            device = CPU if home == HOST else home
             pin = pinned and device == CPU
-            self.memory.tensor = torch.empty(shape, dtype=tensor.dtype, device=device, pin_memory=pin)
-        return self.memory.tensor[self.index].copy_(tensor)
+            self.memory.tensor = torch.empty(self.memory.elements, dtype=tensor.dtype, device=device, pin_memory=pin)
+        place = self.memory.tensor[self.offset : self.offset + tensor.numel()]
+        return place.view(tensor.shape).copy_(tensor)
 
 
 class Slabs:
