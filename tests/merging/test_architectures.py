@@ -13,7 +13,7 @@ from evomerge.errors import InputError
 from evomerge.merging.disk.stream import checkpoint_digest, merge
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank
-from evomerge.merging.resident.materialize import Resident, as_it_is
+from evomerge.merging.resident.materialize import Resident
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 
 _COMMON = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20}

@@ -15,7 +15,9 @@ from evomerge.checkpoints.preflight import check_finite, check_head
 from evomerge.checkpoints.siblings import siblings
 from evomerge.errors import InputError, Where
 from evomerge.merging.kernels.inputs import Kept
+from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.resident.placement import CPU, FILE, HOST, SLAB, Placement, tensor_key
+from evomerge.recipe.recipe import Recipe
 
 T = TypeVar("T")
 _ALIGNED = 512  # bytes
@@ -39,7 +41,14 @@ class SourceBank:
         self._addresses: set[int] = set()  # the addresses of these tensors
         self._rows: dict[str, dict[str, _Row]] = {}  # by the checkpoint's resolved reference
         self._checked: set[Hashable] = set()
+        self.held: dict[str, MergePlan] = {}  # by the recipe's id
+        self._merged: dict[str, Callable[[str], Tensor]] = {}  # by the same, what makes their tensors
         self._remembered: dict[Hashable, Any] = {}
+
+    def hold(self, recipe: Recipe, planned: MergePlan, make: Callable[[str], Tensor]) -> None:
+        """Keep the tensors of a merge like those of a checkpoint, under the recipe's id. `make`: merges the tensor of a
+        name; it is called once for each."""
+        self.held[recipe.id], self._merged[recipe.id] = planned, make
 
     def add(self, checkpoint: Checkpoint) -> Checkpoint:
         """Use this opened checkpoint for its reference and its resolved reference."""
@@ -78,6 +87,8 @@ class SourceBank:
         Raises:
             InputError: it is not finite, or its device ran out of memory.
         """
+        if ref in self._merged:
+            return self._merge(ref, name)
         checkpoint = self.open(ref)
         key = tensor_key(checkpoint, name)
         if key in self._tensors:
@@ -97,22 +108,36 @@ class SourceBank:
         self._addresses.add(kept.data_ptr())
         return kept
 
+    def _merge(self, ref: str, name: str) -> Tensor:
+        """A tensor of a held merge, in host memory."""
+        key = ref, name
+        if key not in self._tensors:
+            merged, row = self._merged[ref](name), self._rows.get(ref, {}).get(name)
+            kept = self._tensors[key] = self._put(merged, HOST, row)
+            self._addresses.add(kept.data_ptr())
+        return self._tensors[key]
+
     def kept_tensor(self, ref: str, name: str) -> Tensor | None:
         """A tensor that stays in memory, in its place; None for one that is read for each use."""
+        if ref in self._merged:
+            return self._merge(ref, name)
         checkpoint = self.open(ref)
         home = HOST if self._placement is None else self._placement.home(checkpoint, name)
         return self.tensor(ref, name) if self._keep and home != FILE else None
 
-    def arrange(self, checkpoint: Checkpoint, offsets: Mapping[str, int], elements: int) -> None:
-        """Puts tensors of one dtype into one memory of so many elements, each at its offset, once they are read. What
-        has no room there together stays apart."""
-        infos = [checkpoint.tensors[name] for name in offsets]
-        homes = {HOST if self._placement is None else self._placement.home(checkpoint, name) for name in offsets}
-        whole = sum(info.elements for info in infos) == elements
-        if len(homes) == 1 and whole and len({info.dtype for info in infos}) == 1:
-            memory = _Memory(elements)
-            rows = self._rows_of(checkpoint)
-            rows.update({name: _Row(memory, offset) for name, offset in offsets.items()})
+    def arrange(self, ref: str, offsets: Mapping[str, int], elements: int) -> None:
+        """Puts tensors of a checkpoint, or of a held merge, into one memory of so many elements, each at its offset,
+        once they are read. What has no room there together stays apart."""
+        memory, merged = _Memory(elements), ref in self._merged
+        if not merged:
+            checkpoint = self.open(ref)
+            homes = {HOST if self._placement is None else self._placement.home(checkpoint, name) for name in offsets}
+            infos = [checkpoint.tensors[name] for name in offsets]
+            whole = sum(info.elements for info in infos) == elements
+            if len(homes) > 1 or len({info.dtype for info in infos}) > 1 or not whole:
+                return
+        rows = self._rows.setdefault(ref, {}) if merged else self._rows_of(checkpoint)
+        rows.update({name: _Row(memory, offset) for name, offset in offsets.items()})
 
     def forget(self) -> None:
         """Drops all tensors and all that was made of them, so that they are read again."""

@@ -131,7 +131,7 @@ class Resident:
             InputError: the recipe does not fit its checkpoints or this model.
         """
         kept = self._kept.get(recipe.id)
-        planned = plan(recipe, self.bank.open) if kept is None else kept.planned
+        planned = plan(recipe, self.bank.open, held=self.bank.held) if kept is None else kept.planned
         self._fit(planned, link=is_stack(recipe) and len(self._room) == 1)
         self._jobs = {}
         if kept is not None:

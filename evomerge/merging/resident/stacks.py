@@ -12,17 +12,20 @@ For each parameter of a stack, the first of these that can be:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from evomerge.checkpoints.headers import SIZES
 from evomerge.checkpoints.layouts.layout import Layout, Slot, layout
-from evomerge.errors import EvomergeError
 from evomerge.merging.kernels.runner import Runner
-from evomerge.merging.plan.jobs import MergeJob, Read
+from evomerge.merging.plan.jobs import MergeJob, MergePlan, Read
+from evomerge.merging.plan.models import stage_recipe
+from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
-from evomerge.merging.resident.execute import write
+from evomerge.merging.resident.execute import execute, write
 from evomerge.merging.resident.sharding import skeleton
 from evomerge.merging.resident.skeleton import Home, Make, Memory, Skeleton, view_of
 from evomerge.recipe.recipe import Recipe
@@ -141,17 +144,42 @@ def _made(
     return make
 
 
+def prepare_stacks(bank: SourceBank, recipe: Recipe) -> None:
+    """Has the bank keep what stacks like this one are linked to. Call it before tensors are read; a recipe that is no
+    stack changes nothing."""
+    if is_stack(recipe):
+        hold_stages(bank, recipe)
+        lay_out(bank)
+
+
+def hold_stages(bank: SourceBank, recipe: Recipe) -> int:
+    """Has the bank keep the merges that a stack takes layers from, so that they are not merged again for each stack.
+    Returns their bytes. Nothing is merged yet."""
+    taken = {i.model for slice_ in recipe.output.all_slices for i in slice_.inputs}
+    n_bytes = 0
+    for number, document in enumerate(recipe.documents[:-1]):
+        if document.name in taken:
+            stage = stage_recipe(recipe, number)
+            planned = plan(stage, bank.open)
+            n_bytes += sum(math.prod(job.shape) * SIZES[job.out] for job in planned.jobs.values())
+
+            def make(name: str, planned: MergePlan = planned) -> Tensor:
+                return execute(planned.jobs[name], bank)
+
+            bank.hold(stage, planned, make)
+    return n_bytes
+
+
 def lay_out(bank: SourceBank) -> None:
     """Has the bank put tensors that are fused when they are loaded (the experts of a layer) side by side as the model
     has them, so that they can be linked. Call it before they are read."""
-    for checkpoint in bank.checkpoints:
+    models = {c.reference: (c.config, {name: info.shape for name, info in c.tensors.items()}) for c in bank.checkpoints}
+    models.update({key: (planned.config, planned.shapes) for key, planned in bank.held.items()})
+    for ref, (config, shapes) in models.items():
         try:
-            model = skeleton(checkpoint.config)
-        except EvomergeError:
-            continue
+            model = skeleton(config)
         except Exception:  # a configuration can make transformers fail with anything; loading the model says so
             continue
-        shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
         fused: dict[int, dict[str, Slot]] = {}
         for name, slot in layout(model, shapes).slots.items():
             if slot.tensor is not slot.home:
@@ -160,4 +188,4 @@ def lay_out(bank: SourceBank) -> None:
             if all(slot.tensor.is_contiguous() for slot in slots.values()):
                 whole = next(iter(slots.values())).home
                 offsets = {n: int(s.tensor.storage_offset() - s.home.storage_offset()) for n, s in slots.items()}
-                bank.arrange(checkpoint, offsets, whole.numel())
+                bank.arrange(ref, offsets, whole.numel())

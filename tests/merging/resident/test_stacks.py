@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import tiny_models
@@ -11,10 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.merging.disk.stream import checkpoint_digest, merge
+from evomerge.merging.resident import stacks as stacks_module
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.materialize import Resident
 from evomerge.merging.resident.placement import FILE, HOST, Placement
-from evomerge.merging.resident.stacks import lay_out
+from evomerge.merging.resident.stacks import hold_stages, lay_out
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 
 _COMMON = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 20,
@@ -173,3 +175,26 @@ def test_sources_are_read_again_where_code_wrote_into_them(family):
         next(resident.model.model.layers[0].parameters()).add_(1)
     resident.distrust()
     assert resident.materialize(recipe) == digest == resident.digest()
+
+
+def test_a_merge_that_a_stack_takes_layers_from_is_made_once(family, tmp_path, monkeypatch):
+    a, b = family["a"], family["b"]
+    inputs = tuple(Input(model, None, {"weight": 0.5}) for model in (a, b))
+    merged = Document("linear", (Slice(inputs),), out_dtype="float32", name="winner")
+    layers = (Slice((Input("winner", (0, 2)),)), Slice((Input(b, (1, 3)),)), Slice((Input("winner", (3, 4)),)))
+    recipe = Recipe((merged, Document("passthrough", layers, out_dtype="float32")))
+    bank = SourceBank()
+    for model in family.values():
+        bank.add(Checkpoint.open(model))
+    whole = sum(info.bytes for info in bank.open(a).tensors.values())
+    assert hold_stages(bank, recipe) == whole
+    lay_out(bank)
+    resident = Resident(bank.open(a), bank, "float32")
+    digest = resident.materialize(recipe)
+    assert checkpoint_digest(merge(recipe, tmp_path / "out")) == digest
+    kept = {t.untyped_storage().data_ptr() for t in bank._tensors.values()}
+    assert all(p.untyped_storage().data_ptr() in kept for p in resident.model.parameters())
+    monkeypatch.setattr(stacks_module, "execute", lambda *_: pytest.fail("merged again"))
+    shorter = replace(recipe.output, slices=layers[::2])
+    assert resident.materialize(Recipe((merged, shorter))) != digest
+    assert resident.materialize(recipe) == digest
