@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.preflight import check_configured, tensor_notes
+from evomerge.checkpoints.preflight import check_configured
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluation import Evaluation
@@ -54,7 +54,7 @@ class Evaluator:
     @classmethod
     def load(cls, models: OpenModels, fitness: FitnessSpec, placement: Placement, progress: Progress) -> Evaluator:
         """Loads sources and tasks. Raises InputError, for NaN in a source among other things."""
-        for line in tensor_notes(models.base, models.sources):
+        for line in models.tensor_notes:
             progress.note(line)
         for line in models.quantized:
             progress.note(f"quantized: {line}")
@@ -67,9 +67,9 @@ class Evaluator:
         for topic, line in decompositions(models).items():
             progress.note(f"{topic}: {line}")
         bank = _opened(models, placement, FactorCache())
-        average = models.space.uniform()
-        merge = plan_merge(average, bank.open)
-        tokenizer = output_tokenizer(average.output, merge)
+        outline = models.space.outline()
+        merge = plan_merge(outline, bank.open)
+        tokenizer = output_tokenizer(outline.output, merge)
         check_loadable(fitness, models.base, merge, tokenizer)
         progress.phase("loading the base and its sources")
         _fill(bank, models, progress)
@@ -161,9 +161,9 @@ class Evaluator:
 
 def check_candidates(models: OpenModels, fitness: FitnessSpec) -> None:
     """Checks the tokenizer and the model that a search would load, from files and headers. Raises InputError."""
-    average = models.space.uniform()
-    merge = plan_merge(average, _opened(models).open)
-    check_loadable(fitness, models.base, merge, output_tokenizer(average.output, merge))
+    outline = models.space.outline()
+    merge = plan_merge(outline, _opened(models).open)
+    check_loadable(fitness, models.base, merge, output_tokenizer(outline.output, merge))
 
 
 def check_loadable(fitness: FitnessSpec, base: Checkpoint, planned: MergePlan, tokenizer: OutputTokenizer) -> None:
@@ -212,10 +212,19 @@ def place_candidates(
     Raises:
         InputError: the model fits nowhere, or device or memory are none.
     """
-    merge = plan_merge(models.space.uniform(), _opened(models).open)
+    merge = _largest(models)
     step = planned_step(models, fitness.batch_size, merge)
     taken = _factor_bytes(models)
     return place_models(merge, models.space.models.dtype, models.checkpoints, device, memory, share, step, taken)
+
+
+def _largest(models: OpenModels) -> MergePlan:
+    """The plan of a candidate that takes as much memory as any."""
+    bank, space = _opened(models), models.space
+    try:
+        return plan_merge(space.largest(), bank.open)
+    except InputError:  # layers of several kinds, which cannot all stand in one stack
+        return plan_merge(space.outline(), bank.open)
 
 
 def decompositions(models: OpenModels) -> dict[str, str]:

@@ -26,7 +26,7 @@ from evomerge.optimize.declarations import (
 from evomerge.registry import CHOICES, METHODS, OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness, check_images_taken
 from evomerge.scoring.tasks.task_files import scan
-from evomerge.space.space import Space
+from evomerge.space.base import SearchSpace
 from evomerge.study.aligned import alignable, aligned_copies, with_copies
 from evomerge.study.observer import Observer
 from evomerge.study.run.folder import RunFolder
@@ -42,7 +42,7 @@ class Plan:
     models: OpenModels
 
     @property
-    def space(self) -> Space:
+    def space(self) -> SearchSpace:
         return self.models.space
 
     @property
@@ -113,7 +113,8 @@ def make_plan(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
     """Opens the models of checked files. Raises InputError."""
     models = open_models(spec, fitness)
     if not models.space.dimensions:
-        raise InputError("leaves nothing to search", "freeze less", spec.at("freeze"))
+        mend = "freeze less" if spec.dataflow is None else "name deeper models, or more of them"
+        raise InputError("leaves nothing to search", mend, spec.at("freeze" if spec.dataflow is None else "path"))
     check_start(spec, models.space)
     check_images_taken(fitness, models.base)
     for name, ref in spec.to_align.items():
@@ -133,6 +134,7 @@ def large_deltas_of(plan: Plan) -> list[str]:
 def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """All that both files can be checked for without a checkpoint: options, tasks, metrics, data. Raises InputError."""
     _check_options(spec)
+    _check_paths(spec, fitness)
     _check_choices(spec)
     _check_front(spec, fitness)
     check_slopes(spec, fitness)
@@ -142,14 +144,32 @@ def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
 
 
 def _check_options(spec: SpaceSpec) -> None:
-    if not spec.genes:
+    if not spec.genes and not spec.stacks:
         problem = "holds no gene: there is nothing to search"
         raise InputError(problem, "give at least one gene a range", spec.at("genes"))
     with _options_placed(spec):
         check_options(spec.optimizer["name"], spec.options)
 
 
-def check_start(spec: SpaceSpec, space: Space) -> None:
+def _check_paths(spec: SpaceSpec, fitness: FitnessSpec) -> None:
+    """InputError where layers are stacked, and the optimizer or the kind of model is for other spaces."""
+    name = spec.optimizer["name"]
+    if spec.dataflow is None:
+        return
+    if uses_gradient(name, spec.options):
+        given = name if declaration(name).needs_gradient else "warm_start: gradient"
+        key = "optimizer.warm_start" if "warm_start" in spec.options else "optimizer"
+        problem = f"{given} follows slopes, and the layers of a path have none"
+        raise InputError(problem, "use another optimizer, or `warm_start: true`", spec.at(key))
+    if spec.stacks and not declaration(name).takes_start:
+        problem = f"{name} goes by merges of known models, and a path merges none"
+        raise InputError(problem, "use another optimizer", spec.at("optimizer"))
+    if fitness.model is not None:
+        problem = "stacks layers of language models, and `model` of the fitness file builds another one"
+        raise InputError(problem, "write `space: weights`, or remove `model`", spec.at("space"))
+
+
+def check_start(spec: SpaceSpec, space: SearchSpace) -> None:
     """InputError where the optimizer goes by models that the space does not hold."""
     with _options_placed(spec):
         check_reference_genomes(spec.optimizer["name"], spec.options, list(spec.sources), space.reference_genomes)
@@ -198,10 +218,11 @@ def _either(names: Sequence[str]) -> str:
 
 
 def _check_budget(spec: SpaceSpec) -> None:
-    references = len(spec.sources) + 2
+    references = len(spec.sources) + (1 if spec.stacks else 2) + (spec.winner is not None)
     least = references if spec.optimizer["name"] == "uniform-soup" else references + 1  # the average is its trial
     if spec.trials is not None and spec.trials < least:
-        problem = f"{spec.trials} trials leave none to search: base, sources and average are {references}"
+        models = "base and sources" if spec.stacks else "base, sources and average"
+        problem = f"{spec.trials} trials leave none to search: {models} are {references}"
         raise InputError(problem, f"give at least {least}", spec.at("budget.trials"))
 
 

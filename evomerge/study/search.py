@@ -146,6 +146,8 @@ def search(
     with aligned_plan(launched_plan(launch), folder, observer) as plan:
         for line in large_deltas_of(plan):
             observer.warn(line)
+        for topic, line in plan.space.facts().items():
+            observer.note(f"{topic}: {line}")
         first = starting_point(begin, plan.models) if begin is not None else None
         with (
             _executor(plan, device, memory, workers, observer) as executor,

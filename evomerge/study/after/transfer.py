@@ -47,6 +47,7 @@ def starting_point(run: str, models: OpenModels) -> StartingPoint:
         InputError: there is no such trial, or it is not exactly a genome of the space.
     """
     space = models.space
+    assert isinstance(space, Space), "a path begins with another run's winner as a model"
     name, state, trial = starting_trial(run, space.spec)
     # Its optimizer does not matter: it may be one that was removed.
     old = read_space(state.folder.space, optimizer="random", fitness=state.folder.fitness)
