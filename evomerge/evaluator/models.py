@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
@@ -24,8 +24,10 @@ from evomerge.checkpoints.token_ids import reordered
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.module_groups import READY_MADE, with_filters
-from evomerge.files.objects import Dataflow, FitnessSpec, ModelRef, SpaceSpec
-from evomerge.recipe.recipe import TokenizerPolicy
+from evomerge.files.objects import WINNER, Dataflow, FitnessSpec, ModelRef, SpaceSpec
+from evomerge.recipe.mergekit import parse_recipe
+from evomerge.recipe.recipe import Document, Recipe, TokenizerPolicy
+from evomerge.recipe.stages import as_stage
 from evomerge.safety.templates import check_template
 from evomerge.space.base import Models, PathModel, PathModels, SearchSpace
 from evomerge.space.build import space_of
@@ -142,12 +144,37 @@ def space_models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoin
 
 def _path_models(spec: SpaceSpec, flow: Dataflow, models: Mapping[str, Checkpoint]) -> PathModels:
     """Describes the models of a path; where blocks are merged, all are like the base."""
-    path = {name: _path_model(models[name]) for name in (("base",) if flow.both else flow.path)}
+    made, winner = (None, ()) if spec.winner is None else _winner(spec.winner, models, spec.at("path"))
+    names = ("base",) if flow.both else flow.path
+    path = {name: made if made and name == WINNER else _path_model(models[name]) for name in names}
     shapes = layer_shapes(models["base"])
     found = [writers(models["base"].config, layer) for layer in shapes]
     inexact = next((reason for _, reason in found if reason), "")
     parts = tuple(dict.fromkeys(part for names, _ in found for part in names))
-    return PathModels(path, () if inexact else parts, inexact)
+    return PathModels(path, () if inexact else parts, inexact, winner)
+
+
+def _winner(text: str, models: Mapping[str, Checkpoint], where: Where) -> tuple[PathModel, tuple[Document, ...]]:
+    """Another run's winner as a model, and the documents that make it. InputError where it reads other models."""
+    # torch takes a second to import.
+    from evomerge.merging.plan.plan import plan
+
+    recipe = parse_recipe(text, "the other run's winner")
+    known = {checkpoint.resolved(): checkpoint for checkpoint in models.values()}
+    for reference in recipe.models():
+        if reference not in known:
+            problem = f"the other run's winner reads {reference}, which is no model of this space"
+            raise InputError(problem, "add it as a source; the path need not use it", where)
+    *before, output = as_stage(recipe, WINNER, "-")
+    documents = (*before, replace(output, chat_template=None))
+    planned = plan(Recipe(documents), lambda reference, _: known[reference])
+    layers = [0] * planned.stack.layers
+    for name, job in planned.jobs.items():
+        place = planned.stack.place(name)
+        if isinstance(place, int):
+            layers[place] += math.prod(job.shape)
+    elements = sum(math.prod(job.shape) for job in planned.jobs.values())
+    return PathModel(WINNER, tuple(layers), elements - sum(layers)), documents
 
 
 def _path_model(checkpoint: Checkpoint) -> PathModel:

@@ -69,14 +69,23 @@ def dry_run(
     spec, scores = read_files(Path(space), settings, optimizer, Path(fitness) if fitness else None)
     check_places(spec)
     scores = replace(scores, trust_tasks=trust_tasks)
+    # optuna takes a second to import.
+    from evomerge.study.after.winner import check_winner, with_winner
+
+    spec, former = with_winner(spec, begin)
     check_files(spec, scores)
     models = {"base": spec.base, **spec.sources}
     try:
-        plan, unknown = make_plan(spec, scores), ""
+        plan, unknown = make_plan(spec, scores, former), ""
     except UnreachableError as error:
         plan, unknown = None, f"checkpoints ({error.problem})"
     # The models that another run merged are the aligned copies, which are not there yet.
-    first = None if begin is None else _start(begin, spec, None if spec.to_align else plan)
+    first = str(former) if former is not None else None
+    if begin is not None:
+        if former is None:
+            first = _start(begin, spec, None if spec.to_align else plan)
+        elif plan is not None:
+            check_winner(begin, plan.models)
     searched = plan.space if plan else _unopened(spec)
     tensors = plan.models.tensor_notes if plan else []
     quantized = plan.models.quantized if plan else []

@@ -30,16 +30,19 @@ from evomerge.space.base import SearchSpace
 from evomerge.study.aligned import alignable, aligned_copies, with_copies
 from evomerge.study.observer import Observer
 from evomerge.study.run.folder import RunFolder
+from evomerge.study.run.former import FormerWinner, with_recorded
 from evomerge.study.run.manifest import Environment, Launch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study that passed its checks: both files, and the models that they name, opened by their headers."""
+    """A study that passed its checks: both files, and the models that they name, opened by their headers. `former`: the
+    trial of another run that is one of them."""
 
     spec: SpaceSpec
     fitness: FitnessSpec
     models: OpenModels
+    former: FormerWinner | None = None
 
     @property
     def space(self) -> SearchSpace:
@@ -74,12 +77,19 @@ def check_places(spec: SpaceSpec) -> None:
         check_reference(str(ref), ref.where)
 
 
-def launched_plan(launch: Launch) -> Plan:
-    """The plan of a new run. Raises InputError."""
+def launched_plan(launch: Launch, begin: str | None = None) -> Plan:
+    """The plan of a new run. `begin`: the run whose winner is a model of a path. Raises InputError."""
+    # optuna takes a second to import.
+    from evomerge.study.after.winner import check_winner, with_winner
+
     spec, fitness = launch.read()
     check_places(spec)
+    spec, former = with_winner(spec, begin)
     check_files(spec, fitness)
-    return make_plan(spec, fitness)
+    plan = make_plan(spec, fitness, former)
+    if former is not None and begin is not None:
+        check_winner(begin, plan.models)
+    return plan
 
 
 @contextmanager
@@ -87,7 +97,7 @@ def aligned_plan(plan: Plan, folder: RunFolder, observer: Observer) -> Iterator[
     """The plan of a new run over the aligned copies that its space asks for, which are written first. They are deleted
     if the run is not launched in the context. Raises InputError."""
     with aligned_copies(plan.spec, plan.models.base, plan.models.sources, folder, observer) as spec:
-        yield plan if spec is plan.spec else make_plan(spec, plan.fitness)
+        yield plan if spec is plan.spec else make_plan(spec, plan.fitness, plan.former)
 
 
 def resumed_plan(folder: RunFolder, environment: Environment) -> Plan:
@@ -100,16 +110,18 @@ def resumed_plan(folder: RunFolder, environment: Environment) -> Plan:
         problem = f"the run {folder.name!r} cannot be resumed: {error.problem}"
         mend = "launch a new run; status, rank, compare and export still read this one"
         raise InputError(problem, mend, error.where) from None
+    spec = with_recorded(spec, folder, environment)
     environment.check_files(folder, spec, fitness)
-    plan = make_plan(with_copies(spec, folder), fitness)
+    plan = make_plan(with_copies(spec, folder), fitness, FormerWinner.recorded(environment))
     if Path(environment.launch.space).is_file():
-        environment.check_files(folder, *environment.launch.read())
+        mine, scores = environment.launch.read()
+        environment.check_files(folder, with_recorded(mine, folder, environment), scores)
     check_files(spec, fitness)
     environment.check_checkpoints(folder, plan.checkpoints)
     return plan
 
 
-def make_plan(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
+def make_plan(spec: SpaceSpec, fitness: FitnessSpec, former: FormerWinner | None = None) -> Plan:
     """Opens the models of checked files. Raises InputError."""
     models = open_models(spec, fitness)
     if not models.space.dimensions:
@@ -120,7 +132,7 @@ def make_plan(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
     for name, ref in spec.to_align.items():
         if ref.copy is None:
             alignable(models.base, models.sources[name], ref)
-    return Plan(spec, fitness, models)
+    return Plan(spec, fitness, models, former)
 
 
 def large_deltas_of(plan: Plan) -> list[str]:

@@ -16,6 +16,7 @@ from evomerge.optimize.replay import Asked
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.gates import scales, settle
 from evomerge.scoring.item_noise import ItemNoise
+from evomerge.space.base import FORMER_WINNER
 from evomerge.space.space import Space
 from evomerge.study.after.transfer import StartingPoint
 from evomerge.study.gradients.trial_gradients import TrialGradients
@@ -94,7 +95,11 @@ class Session:
         self._settle()
 
     def _reference_scored(self, trial: Trial) -> EvalTask[Trial]:
-        return self.trials.end(trial, (yield from self.trials.evaluate(trial)))
+        done = self.trials.end(trial, (yield from self.trials.evaluate(trial)))
+        former = self.plan.former if done.label == FORMER_WINNER else None
+        if former is not None and done.digest not in (None, former.digest):
+            self.observer.warn(f"{done.name} should have the weights of {former}, and has others")
+        return done
 
     def _references_done(self, labels: Sequence[str]) -> tuple[int, int]:
         """How many references have ended, and how many there are."""

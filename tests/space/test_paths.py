@@ -42,9 +42,7 @@ def make(**changes: Any) -> SearchSpace:
         spec = read_space(file)
     assert spec.dataflow is not None
     names = ("base",) if spec.dataflow.both else spec.dataflow.path
-    path = {
-        n: PathModel("winner" if n == "winner" else f"/m/{n}", (SIZES[n],) * DEPTHS[n], OUTSIDE) for n in names
-    }
+    path = {n: PathModel("winner" if n == "winner" else f"/m/{n}", (SIZES[n],) * DEPTHS[n], OUTSIDE) for n in names}
     winner = (Document("linear", (Slice((Input("/m/a"),)),), name="winner"),) if "winner" in names else ()
     models = PathModels(path, writers, "" if writers else "nobody has looked", winner)
     sources = {name: f"/m/{name}" for name in data["sources"]}
