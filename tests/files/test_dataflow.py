@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from evomerge.errors import InputError
+from evomerge.files.dataflow import KEYS
 from evomerge.files.objects import Dataflow, Scales, SpaceSpec
 from evomerge.files.resolved import space_data, to_yaml
 from evomerge.files.space_file import read_space
@@ -129,3 +131,18 @@ def test_what_means_nothing_is_refused(name: str, tmp_path: Path) -> None:
     changes, line = WRONG[name]
     with pytest.raises(InputError, match=line):
         read(tmp_path, **changes)
+
+
+PAGE = (Path(__file__).parents[2] / "docs/dataflow.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE, re.S))
+def test_the_pages_examples_are_legal(block: str, tmp_path: Path) -> None:
+    (tmp_path / "flow.yaml").write_text(block)
+    spec = read_space(tmp_path / "flow.yaml")
+    assert spec.dataflow is not None
+
+
+def test_the_page_has_every_key() -> None:
+    table = PAGE[PAGE.index("| key |") :].split("\n\n")[0]
+    assert {row.split("`")[1] for row in table.splitlines()[2:]} == {"space", *KEYS}
