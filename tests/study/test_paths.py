@@ -18,6 +18,7 @@ from evomerge.merging.disk.stream import checkpoint_digest
 from evomerge.study.trials import Trials
 
 from ..conftest import save_tiny
+from .test_tokenizers import extend
 
 Study = Callable[..., Path]
 Changes = dict[str, Any]
@@ -278,3 +279,44 @@ def test_a_dry_run_tells_of_slots_limits_and_scales(study: Study, capsys: pytest
     assert said["scales"] == "pairs, 45 values: 45 pairs of layers are few"
     assert said["genes"] == "53 searched values"
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("policy", "rows"), [("base", 13), ("two", 15)])
+def test_models_with_other_tokens_stand_in_one_path(tiny_study: Study, policy: str, rows: int) -> None:
+    file = tiny_study(lambda space, fitness: stacked(space, policy))
+    extend(file.parent / "models/two", ["kl", "mn"])
+    trials = evomerge.search(file).search.trials
+    assert [t.state for t in trials] == ["complete"] * 6
+    used = next(t for t in trials if len(t.recipe.models()) == 2)
+    folder = evomerge.merge(used.recipe, "out")
+    assert checkpoint_digest(folder) == used.digest
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == rows
+
+
+def test_a_union_of_tokens_is_refused(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tiny_study(lambda space, fitness: stacked(space, "union"))
+    assert main(["search", "space.yaml", "--dry-run"]) == 0  # all have the same tokens
+    extend(file.parent / "models/two", ["kl"])
+    assert main(["search", "space.yaml", "--dry-run"]) == 2
+    assert "tokenizer: the embeddings of a path are its first model's" in capsys.readouterr().err
+
+
+def stacked(space: Changes, policy: str) -> None:
+    del space["layers"], space["genes"]
+    space |= {"space": "dataflow", "tokenizer": policy, "optimizer": {"name": "random"}, "budget": {"trials": 6}}
+
+
+@pytest.mark.slow
+def test_workers_know_the_winner(study: Study) -> None:
+    before = evomerge.search(study(**SPACES["slots"]), run="before").search.trials[5]
+    space = study(sources=["one", "deep"], path=["base", "winner"], optimizer={"name": "random"})
+    apart = evomerge.search(space, run="apart", begin=f"before:{before.number}", workers=2, trials=8)
+    assert next(t for t in apart.search.trials if t.label == "former winner").digest == before.digest
+    evomerge.search(space, run="alone", begin=f"before:{before.number}", trials=8)
+    assert {(g, r, d) for *_, g, r, d, _, _ in map(hashable, facts("apart"))} == {
+        (g, r, d) for *_, g, r, d, _, _ in map(hashable, facts("alone"))
+    }
+
+
+def hashable(fact: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(json.dumps(part, sort_keys=True) if isinstance(part, dict) else part for part in fact)
