@@ -120,8 +120,12 @@ class SearchSpace(ABC):
         """A recipe of a candidate's form, from which tokenizer and configuration are known."""
 
     def largest(self) -> Recipe:
-        """A recipe that takes as much memory as any."""
+        """A recipe whose weights take as much memory as any candidate's that are written."""
         return self.outline()
+
+    def stack(self) -> Recipe | None:
+        """A stack of all layers that candidates are stacked of, whatever its depth; None where weights are merged."""
+        return None
 
     def facts(self) -> dict[str, str]:
         """What a dry run says of the space beside the number of its dimensions."""

@@ -119,10 +119,6 @@ class BlockSpace(PathSpace):
             blocks.append((model, (begin, max(begin, end))))
         return self._stacked(self._within(blocks))
 
-    def _largest(self) -> Genome:
-        ends = {d.key: d.low if d.gene == "begin" else d.high for d in self.dimensions if d.gene in ("begin", "end")}
-        return {**self.start, **ends}
-
 
 class MergedBlockSpace(Space):
     """A search space of blocks that are merges of all models, with values of the merge's genes for each block (its axis

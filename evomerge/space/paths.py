@@ -107,10 +107,6 @@ class PathSpace(SearchSpace):
     def _scale(self, before: Place, after: Place) -> str | None:
         """The key of the input scale of the hop between two layers; None where it has none."""
 
-    @abstractmethod
-    def _largest(self) -> Genome:
-        """A genome that uses as many layers as are allowed."""
-
     def _exact(self, form: str) -> tuple[str, str]:
         """A form that was asked for, unless scales are not exact. InputError where they were asked for by name."""
         if form == "none" or self.path.writers:
@@ -158,7 +154,13 @@ class PathSpace(SearchSpace):
         return self.recipe(self.start)
 
     def largest(self) -> Recipe:
-        return self.recipe(self._largest())
+        """The largest model as it is: a stack takes the models' own memory."""
+        most = max(self.path.models.values(), key=lambda model: model.outside + sum(model.layers))
+        return self.parent(most.reference)
+
+    def stack(self) -> Recipe:
+        models = self.path.models.values()
+        return self._recipe(tuple(Slice((Input(m.reference, (0, len(m.layers))),)) for m in models))
 
     def facts(self) -> dict[str, str]:
         models = ", ".join(f"{name} ({self._depth(name)} layers)" for name in self.path.models)

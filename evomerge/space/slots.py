@@ -106,9 +106,6 @@ class SlotSpace(PathSpace):
             out.add(at)
         return [first, *(place for i, (place, _) in enumerate(used) if i not in out), last]
 
-    def _largest(self) -> Genome:
-        return {**self.start, **{key: 1.0 for key, _, _ in self._slots}}
-
 
 def _pair(before: Place, after: Place) -> tuple[str, ...]:
     return before[0], str(before[1]), after[0], str(after[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -239,19 +238,21 @@ def test_what_does_not_fit_the_models_is_refused(changes: dict[str, Any], line: 
         make(**changes)
 
 
-def test_the_largest_candidate_is_at_the_limit() -> None:
+def test_memory_is_planned_for_what_is_written() -> None:
     for name, changes in SPACES.items():
         space = make(**changes)
-        if "parameters" not in name:
-            flow = space.spec.dataflow
-            assert flow is not None
-            first = "base" if flow.both else flow.path[0]
-            most = flow.max_layers or 2 * DEPTHS[first]
-            if flow.both:
-                spans = [s.inputs[0].layers or (0, 6) for s in space.largest().documents[0].slices]
-                layers = sum(end - begin for begin, end in spans)
-            else:
-                layers = len(places(space.largest()))
-            own = sum(DEPTHS[n] for n in flow.path) * flow.repeats if flow.blocks is None else math.inf
-            whole = DEPTHS["base"] if flow.both and flow.blocks == 1 else math.inf
-            assert layers == min(most, own, whole), name
+        flow = space.spec.dataflow
+        assert flow is not None
+        if flow.both:
+            spans = [s.inputs[0].layers or (0, DEPTHS["base"]) for s in space.largest().documents[0].slices]
+            layers = sum(end - begin for begin, end in spans)
+            most = [flow.max_layers or 12, 6 if flow.blocks == 1 else 12, 3 if flow.max_parameters else 12]
+            assert layers <= min(most), name
+            assert (layers == min(most)) or flow.max_parameters, name
+            assert space.stack() is None
+        else:  # stacks take the models' own memory
+            assert space.largest().output.whole
+            stack = space.stack()
+            assert stack is not None
+            assert {model for model, _ in places(stack)} == {space.models.path.models[n].reference for n in flow.path}  # type: ignore[union-attr]
+            assert [d.name for d in stack.documents] == (["winner", None] if "winner" in flow.path else [None])
