@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
 from evomerge.escape import printable
@@ -81,7 +81,7 @@ def _charts(parts: Sequence[Section]) -> list[Chart]:
 @cache
 def _environment() -> Environment:
     made = Environment(
-        loader=PackageLoader("evomerge.report.page", "template"),
+        loader=FunctionLoader(_file),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
         finalize=_shown,
@@ -113,7 +113,7 @@ def _in_script(value: Any) -> Markup:
 
 
 def _file(name: str) -> str:
-    return resources.files("evomerge.report.page").joinpath("template", name).read_text(encoding="utf-8")
+    return resources.files(__package__).joinpath("template", name).read_text(encoding="utf-8")
 
 
 def _plotly() -> str:

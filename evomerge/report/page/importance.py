@@ -28,7 +28,7 @@ from evomerge.types import Dimension
 LEAST, MOST_TRIALS, SHOWN = 8, 200, 20
 """The fewest trials that a model is fitted to, the most, and how many genes a page shows."""
 
-MOST_COORDINATES = 2_000_000
+MOST_COORDINATES = 500_000
 """Of trials times genes: of more genes fewer trials are taken, so that the work stays in seconds."""
 
 _AT_ONCE = 1000

@@ -33,9 +33,10 @@ class Run:
         places: what its models are called, and how paths of this machine are kept out of the page.
     """
 
-    def __init__(self, run: str | Path) -> None:
-        """InputError where there is no such run, or it is damaged."""
-        self.state: Status = status(run)
+    def __init__(self, run: str | Path | Status) -> None:
+        """`run`: its name or path, or the run as it was read. InputError where there is no such run, or it is
+        damaged."""
+        self.state = run if isinstance(run, Status) else status(run)
         self.environment = Environment.read(self.folder)
         space = self.environment.identity.get("space file", {})
         models = {"base": str(space.get("base", "")), **{n: str(m) for n, m in _sources(space).items()}}

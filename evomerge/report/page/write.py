@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from evomerge import __version__
 from evomerge.errors import InputError, Where
 from evomerge.report.page.costs import costs_data
 from evomerge.report.page.html import page
@@ -21,6 +20,8 @@ from evomerge.report.page.verdict import verdict_data
 from evomerge.report.page.weights import weights_data
 from evomerge.report.runs import how_far
 from evomerge.safety.durable import write_whole
+from evomerge.study.after.status import Status
+from evomerge.study.run.manifest import versions
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ def write_report(run: str | Path, output: str | Path | None = None, *, compare: 
     return Report(file, data)
 
 
+def write_page(state: Status, file: Path) -> None:
+    """Writes the page of a run whose state is known. OSError where the file cannot be written."""
+    write_whole(file, page(run_data(Run(state))))
+
+
 def _default(first: Run, second: Run | None) -> Path:
     report = first.folder.report
     return report if second is None else report.with_name(f"report-with-{second.folder.name}.html")
@@ -69,7 +75,7 @@ def run_data(run: Run) -> dict[str, Any]:
         "state": state.state,
         "trials_done": how_far(state),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "evomerge": __version__,
+        "evomerge": versions()["evomerge"],
         "objective": str(run.environment.identity.get("fitness file", {}).get("objective", "mean")),
         "winner": state.winner.number if state.winner else None,
         "verdict": run.places.data(verdict_data(run)),
