@@ -220,7 +220,7 @@ def heat_map(grid: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     most = max((abs(v) for v in known), default=1.0) or 1.0
     below = any(v < 0 for v in known)
     scale = [[0, "--fill"], [1, "--c1"]]
-    height = min(900, 120 + max(24 if len(values) > 12 else 36, 8) * len(values))
+    height = min(900, 120 + (24 if len(values) > 12 else 36) * len(values))
     trace: dict[str, Any] = {
         "type": "heatmap",
         "z": values,
@@ -229,8 +229,8 @@ def heat_map(grid: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         "zmin": -most if below else 0,
         "zmax": most,
         "colorscale": [[0, "--c2"], [0.5, "--fill"], [1, "--c1"]] if below else scale,
-        "xgap": 2,
-        "ygap": 2,
+        "xgap": 2 if len(columns) <= 24 else 0,
+        "ygap": 2 if len(values) <= 40 else 0,
         "colorbar": {"thickness": 12, "len": 1.0, "outlinewidth": 0},
         "hoverinfo": "text",
         "text": [
@@ -240,14 +240,20 @@ def heat_map(grid: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     }
     if len(known) <= 120 and len(columns) <= 8:
         trace["texttemplate"] = "%{z:.3~g}"
+    across, down = _marks(columns, 24), _marks([tick(n) for n in grid["layers"]], 40)
+    angle = 0 if len(columns) <= 4 else -40 if len(columns) <= 24 else -90
     layout = _layout(
         height,
-        xaxis=_axis(tickvals=trace["x"], ticktext=columns, tickangle=-40 if len(columns) > 4 else 0, zeroline=False),
-        yaxis=_axis(
-            tickvals=trace["y"], ticktext=[tick(n) for n in grid["layers"]], autorange="reversed", zeroline=False
-        ),
+        xaxis=_axis(**across, tickangle=angle, zeroline=False, showgrid=False),
+        yaxis=_axis(**down, autorange="reversed", zeroline=False, showgrid=False),
     )
     return {"data": [trace], "layout": layout}, height
+
+
+def _marks(names: Sequence[str], most: int) -> dict[str, Any]:
+    """The marks of an axis: of many names some, at even steps."""
+    shown = range(0, len(names), -(-len(names) // most) or 1)
+    return {"tickvals": list(shown), "ticktext": [names[at] for at in shown]}
 
 
 def column_name(column: Mapping[str, Any]) -> str:
