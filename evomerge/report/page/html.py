@@ -36,7 +36,10 @@ def page(data: Mapping[str, Any]) -> str:
     """The page of one run, or of two side by side (`compared_with`). Tables of numbers lose their last rows where it
     would have more than `LARGEST` bytes."""
     other = data.get("compared_with")
-    parts = [*(compared_sections(data, other) if other else []), *sections(data)]
+    parts = sections(data)
+    if other:
+        own = [replace(part, title=f"{data['run']}: {part.title}") for part in parts]
+        parts = [*compared_sections(data, other), *own]
     for most in ROWS:
         text = _rendered(data, [replace(part, blocks=[_cut(b, most) for b in part.blocks]) for part in parts])
         if len(text.encode()) <= LARGEST:
