@@ -23,12 +23,14 @@ from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan as plan_merge
 from evomerge.merging.plan.tokenizers import OutputTokenizer, output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
+from evomerge.merging.resident.building import check_buildable
 from evomerge.merging.resident.built import BuiltResident
 from evomerge.merging.resident.execute import Execution
 from evomerge.merging.resident.factor_cache import FactorCache, default_folder
-from evomerge.merging.resident.materialize import Resident, check_buildable
+from evomerge.merging.resident.materialize import Resident
 from evomerge.merging.resident.placement import CPU, Placement, size
 from evomerge.merging.resident.slopes import ParameterSlopes, Pulls
+from evomerge.merging.resident.stacks import hold_stages, is_stack, prepare_stacks
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.python.functions import ModelBuilder
 from evomerge.scoring.suite import Suite
@@ -67,6 +69,7 @@ class Evaluator:
         for topic, line in decompositions(models).items():
             progress.note(f"{topic}: {line}")
         bank = _opened(models, placement, FactorCache())
+        prepare_stacks(bank, models.space.recipe(models.space.start))
         average = models.space.uniform()
         merge = plan_merge(average, bank.open)
         tokenizer = output_tokenizer(average.output, merge)
@@ -110,6 +113,8 @@ class Evaluator:
             scores = self.suite.score(split, on_slice, items)
         except TrialError:
             self._holds = None  # the code that failed may have changed the weights
+            if isinstance(self.resident, Resident):
+                self.resident.distrust()
             raise
         ended = time.perf_counter()
         return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})
@@ -214,7 +219,7 @@ def place_candidates(
     """
     merge = plan_merge(models.space.uniform(), _opened(models).open)
     step = planned_step(models, fitness.batch_size, merge)
-    taken = _factor_bytes(models)
+    taken = _factor_bytes(models) + _held_bytes(models)
     return place_models(merge, models.space.models.dtype, models.checkpoints, device, memory, share, step, taken)
 
 
@@ -248,6 +253,12 @@ def decompose(planned: MergePlan, bank: SourceBank, progress: Progress) -> None:
 
 def _factor_bytes(models: OpenModels) -> int:
     return sum(factor_bytes(shape, directions) for shape, directions in models.space.factored())
+
+
+def _held_bytes(models: OpenModels) -> int:
+    """The bytes of the merges that stacks take layers from."""
+    recipe = models.space.recipe(models.space.start)
+    return hold_stages(_opened(models), recipe) if is_stack(recipe) else 0
 
 
 def _opened(models: OpenModels, placement: Placement | None = None, kept: FactorCache | None = None) -> SourceBank:
