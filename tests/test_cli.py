@@ -312,6 +312,7 @@ REFUSED: dict[str, list[str]] = {
     "export": ["nothing"],
     "rank": ["nothing", "--fitness", "nothing.yaml"],
     "compare": ["nothing", "1"],
+    "report": ["nothing"],
     "merge": ["nothing.yaml", "out"],
     "evaluate": ["~nosuchuser/x", "--fitness", "fitness.yaml"],
     "doctor": ["nothing"],
