@@ -1,6 +1,7 @@
 """evomerge searches for the best way to merge fine-tuned language models.
 
-Every command is a function here: ``evomerge.search("space.yaml")``. They are imported when first used, because
+Every command is a function here: ``evomerge.search("space.yaml")``; that of `evomerge report` is ``write_report``, as
+``evomerge.report`` is the package that makes tables and pages. They are imported when first used, because
 torch, transformers and lm-eval take seconds to import.
 """
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from evomerge.examine.init import init
     from evomerge.examine.path import path
     from evomerge.merging.disk.stream import merge
+    from evomerge.report.page.write import write_report
     from evomerge.study.after.compare import compare
     from evomerge.study.after.export import export
     from evomerge.study.after.rank import rank
@@ -41,6 +43,7 @@ __all__ = [
     "runs",
     "search",
     "status",
+    "write_report",
 ]
 
 _HOMES = {
@@ -59,6 +62,7 @@ _HOMES = {
     "runs": "evomerge.study.after.status",
     "search": "evomerge.study.search",
     "status": "evomerge.study.after.status",
+    "write_report": "evomerge.report.page.write",
 }
 
 

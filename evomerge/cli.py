@@ -20,10 +20,10 @@ from typing import Any, NoReturn
 
 from evomerge import __version__, commands, merge_options
 from evomerge.arguments import Parser
-from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.errors import DEBUG, EvomergeError, InputError, describe_unexpected
 from evomerge.interrupts import ignore, listening
 from evomerge.options import OPTIONS, WORKERS
+from evomerge.outputs import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.streams import drop_unread, results_only
 from evomerge.study.run.folder import RunFolder
 
@@ -202,7 +202,7 @@ COMMANDS = {
             "first": {"metavar": "A", "help": "a trial's number, or base, a source, uniform, winner"},
             "second": {"metavar": "B", "nargs": "?", "help": "default: the winner, or the best so far"},
         },
-        ("split",),
+        ("split", "show_items"),
         {
             "split": {
                 "choices": ["search", "holdout"],
@@ -210,6 +210,13 @@ COMMANDS = {
                 "help": "default: holdout where both have scores there, else search",
             }
         },
+    ),
+    "report": Command(
+        commands.run_report,
+        "write a run's page: verdict, charts, items, recipe in one HTML file that needs no network",
+        _RUN,
+        ("output", "compare_with"),
+        {"output": {"help": "default: report.html in the run's folder"}},
     ),
     "merge": Command(
         commands.run_merge,

@@ -27,7 +27,7 @@ from evomerge.examine.doctor import doctor, glance
 from evomerge.examine.evaluate import evaluate
 from evomerge.examine.findings.finding import Finding
 from evomerge.examine.path import PathInterrupted, path
-from evomerge.outputs import output_file, save
+from evomerge.outputs import DONE, INTERRUPTED, NO, WRONG, complain, output_file, print_result, save, show
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.report.figures import FORMATS, draw_path
@@ -37,7 +37,6 @@ from evomerge.study.dry_run import dry_run
 from evomerge.study.run.folder import STARTERS, RunFolder, is_name
 from evomerge.study.run.items import save_items
 
-DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 T = TypeVar("T")
 
 
@@ -61,9 +60,9 @@ def run_check(options: argparse.Namespace) -> int:
         unsaved = save(figure, lambda file: draw_heat_map(deltas, file))
     if options.json:
         drawn = deltas is not None and deltas.tensors and not unsaved
-        _print(options, {**check_data(result), "figure": options.figure if drawn else None})
+        print_result(options, {**check_data(result), "figure": options.figure if drawn else None})
     else:
-        _show(*check_tables(result), *check_lines(result))
+        show(*check_tables(result), *check_lines(result))
     return _end(DONE if result.mergeable else NO, unsaved)
 
 
@@ -80,7 +79,7 @@ def run_init(options: argparse.Namespace) -> int:
     written = f"wrote {space}" + ("" if options.fitness else f" and {fitness}")
     then = f"next: `evomerge search {shlex.quote(space)} --dry-run`, then without"
     lines = [f"{written} ({result.genes} searched values)", then]
-    return _print(options, facts, lambda: lines)
+    return print_result(options, facts, lambda: lines)
 
 
 def _asked(question: str) -> str:
@@ -145,7 +144,7 @@ def _search(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     facts = _call(dry_run, options)
-    return _print(options, facts, lambda: [f"{key}: {value}" for key, value in facts.items()])
+    return print_result(options, facts, lambda: [f"{key}: {value}" for key, value in facts.items()])
 
 
 def run_resume(options: argparse.Namespace) -> int:
@@ -164,11 +163,11 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
     found = _glance(options, result.winner.recipe) if result.winner is not None else ()
     if options.json:
         seen = {"findings": diagnosis.findings_data(found)}
-        _print(options, {**data.result_data(result), **seen, **(files or {})})
+        print_result(options, {**data.result_data(result), **seen, **(files or {})})
     else:
         gained = [gains.gained_table(result.gained)] if result.gained is not None else []
         seen_in = [f"seen in the winner: {diagnosis.finding_line(finding)}" for finding in found]
-        _show(results.result_table(result), *gained, *results.verdict(result), *seen_in)
+        show(results.result_table(result), *gained, *results.verdict(result), *seen_in)
     return DONE if result.winner else NO
 
 
@@ -190,9 +189,9 @@ def run_rank(options: argparse.Namespace) -> int:
     result = _call(rank, options, output=None)
     unsaved = save(output, lambda file: write_winner(result, file))
     if options.json:
-        _print(options, data.ranked_data(result))
+        print_result(options, data.ranked_data(result))
     else:
-        _show(*rankings.ranked_tables(result), *rankings.ranked_words(result))
+        show(*rankings.ranked_tables(result), *rankings.ranked_words(result))
     return _end(DONE if result.winner else NO, unsaved)
 
 
@@ -202,8 +201,20 @@ def run_compare(options: argparse.Namespace) -> int:
 
     result = _call(compare, options)
     if options.json:
-        return _print(options, data.compared_data(result))
-    return _show(rankings.compared_table(result), rankings.compared_words(result))
+        return print_result(options, data.compared_data(result))
+    listed = rankings.differing_words(result) if options.items else []
+    return show(rankings.compared_table(result), rankings.compared_words(result), *listed)
+
+
+def run_report(options: argparse.Namespace) -> int:
+    # numpy takes a moment to import.
+    from evomerge.report.page.write import write_report
+
+    output_file(options.output, "--output")
+    report = _call(write_report, options)
+    file = os.path.relpath(report.file)
+    lines = [f"wrote {file}", report.data["verdict"]["headline"]]
+    return print_result(options, {**report.data, "file": file}, lambda: lines)
 
 
 def run_status(options: argparse.Namespace) -> int:
@@ -215,13 +226,13 @@ def run_status(options: argparse.Namespace) -> int:
             raise InputError(f"there is no folder {options.runs}", "name the folder that holds runs", Where("--runs"))
         states = after.runs(options.runs)
         if options.json:
-            return _print(options, [data.run_data(s) for s in states])
-        return _show(runs.runs_table(states) if states else f"no runs in {options.runs}")
+            return print_result(options, [data.run_data(s) for s in states])
+        return show(runs.runs_table(states) if states else f"no runs in {options.runs}")
     state = after.status(Path(options.runs) / options.run if is_name(options.run) else options.run)
     if options.json:
-        return _print(options, data.status_data(state))
+        return print_result(options, data.status_data(state))
     gained = [gains.gained_table(state.gained)] if state.gained else []
-    return _show(runs.status_words(state), *runs.status_tables(state), *gained)
+    return show(runs.status_words(state), *runs.status_tables(state), *gained)
 
 
 def run_export(options: argparse.Namespace) -> int:
@@ -229,7 +240,7 @@ def run_export(options: argparse.Namespace) -> int:
 
     text = _call(export, options)
     if options.json:
-        return _print(options, {"recipe": text, "file": options.output})
+        return print_result(options, {"recipe": text, "file": options.output})
     if options.output is None:
         print(text, end="")
     else:
@@ -261,7 +272,7 @@ def run_merge(options: argparse.Namespace) -> int:
     with _view() as observer:
         progress, note = (None, None) if options.quiet else (observer.progress, observer.note)
         folder = _call(merge, options, device=device, progress=progress, note=note)
-    return _print(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
+    return print_result(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
 
 
 def _merged_folder(options: argparse.Namespace) -> str | None:
@@ -289,10 +300,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
     unsaved = save(output, lambda file: write_whole(file, as_json(data) + "\n"))
     unsaved += save(items, lambda file: save_items(file, {name: s.items for name, s in result.scores.items()}))
     if options.json:
-        _print(options, data)
+        print_result(options, data)
     else:
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
-        _show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
+        show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
     return _end(DONE if result.feasible else NO, unsaved)
 
 
@@ -306,9 +317,9 @@ def run_doctor(options: argparse.Namespace) -> int:
     data = diagnosis_data(result)
     unsaved = save(output, lambda file: write_whole(file, as_json(data) + "\n"))
     if options.json:
-        _print(options, data)
+        print_result(options, data)
     else:
-        _show(*diagnosis_words(result))
+        show(*diagnosis_words(result))
     return _end(DONE if result.healthy else NO, unsaved)
 
 
@@ -324,9 +335,9 @@ def run_path(options: argparse.Namespace) -> int:
         result = stop.partial
     unsaved = save(figure, lambda file: draw_path(result, file))
     if options.json:
-        _print(options, {**path_data(result), "figure": None if unsaved else options.output})
+        print_result(options, {**path_data(result), "figure": None if unsaved else options.output})
     else:
-        _show(path_table(result), *path_summary(result), *([] if unsaved else [f"wrote {options.output}"]))
+        show(path_table(result), *path_summary(result), *([] if unsaved else [f"wrote {options.output}"]))
     code = _end(DONE if result.feasible else NO, unsaved)
     if not result.complete:
         return complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
@@ -339,8 +350,8 @@ def run_align(options: argparse.Namespace) -> int:
     with _view() as observer:
         result = _call(align, options, observer=observer)
     if options.json:
-        return _print(options, {**alignment_data(result), "written": options.out})
-    return _show(alignment_table(result), *alignment_summary(result), f"wrote {options.out}")
+        return print_result(options, {**alignment_data(result), "written": options.out})
+    return show(alignment_table(result), *alignment_summary(result), f"wrote {options.out}")
 
 
 def _end(code: int, unsaved: Sequence[str]) -> int:
@@ -359,7 +370,7 @@ def run_quickstart(options: argparse.Namespace) -> int:
     files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}
     code = _finish(options, result.search, files)
     if not options.json:
-        _show(*(f"{what:11} {file}" for what, file in files.items()))
+        show(*(f"{what:11} {file}" for what, file in files.items()))
     return code
 
 
@@ -372,27 +383,3 @@ def _view() -> Any:
     if logging.lastResort is not None:  # what is logged outside of a run
         logging.lastResort.setFormatter(LogFormatter("%(message)s"))
     return view()
-
-
-def _show(*things: Any) -> int:
-    """Prints tables and lines of text."""
-    from evomerge.report.shown import show
-
-    show(*things)
-    return DONE
-
-
-def _print(options: argparse.Namespace, data: Any, lines: Callable[[], Sequence[str]] | None = None) -> int:
-    """Prints JSON, or the lines in its place."""
-    if lines is not None and not options.json:
-        return _show(*lines())
-    from evomerge.report.data import as_json
-
-    print(as_json(data))
-    return DONE
-
-
-def complain(text: str, code: int, kind: str = "error") -> int:
-    with suppress(OSError):  # the terminal may be closed
-        print(printable(f"{kind}: {text}"), file=sys.stderr)
-    return code

@@ -109,6 +109,14 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--items",),
         {"metavar": "FILE", "help": "write the score of every item: FILE.jsonl or FILE.parquet"},
     ),
+    "show_items": (
+        ("--items",),
+        {**_FLAG, "dest": "items", "help": "list the items on which the two differ most, with their texts and answers"},
+    ),
+    "compare_with": (
+        ("--compare",),
+        {"dest": "compare", "metavar": "RUN2", "help": "lay this run beside the other one"},
+    ),
     # a line between two models
     "points": (
         ("--points",),

@@ -233,3 +233,6 @@ PLAIN = ("task_arithmetic", "dare_linear", "linear", "ties", "dare_ties", "slerp
 
 NEUTRAL: Mapping[str, float] = {"density": 1.0, "lambda": 1.0}
 """The values at which a parameter of these methods changes nothing."""
+
+PAGE = "evomerge.report.page.write:write_page"
+"""What writes the page of a run. It stands above a study, which calls it at its end."""

@@ -42,8 +42,8 @@ FLOORS = [
 INSIDE = {
     "study": [
         ["search", "dry_run"],
-        ["look"],
-        ["loop", "holdout", "repair"],
+        ["look", "page"],
+        ["loop", "holdout", "repair", "documents"],
         ["session"],
         ["prepare"],
         ["after"],
@@ -95,6 +95,7 @@ HEAVY = {
     "pyarrow",
     "scipy",
     "matplotlib",
+    "plotly",
     "rich",
 }
 """What takes long to import: the only reason to import another room inside a function."""

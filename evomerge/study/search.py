@@ -24,9 +24,11 @@ from evomerge.scoring.slices import SliceInfo
 from evomerge.study import holdout, loop
 from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
+from evomerge.study.documents import keep_documents
 from evomerge.study.gradients.contributions import contributions
 from evomerge.study.look import look_ahead
 from evomerge.study.observer import Observer
+from evomerge.study.page import with_page
 from evomerge.study.prepare import (
     Plan,
     aligned_plan,
@@ -82,6 +84,7 @@ class Result:
 
 
 @listening()
+@with_page
 @with_pickles
 def search(
     space: str | Path,
@@ -170,6 +173,7 @@ def search(
 
 
 @listening()
+@with_page
 @with_pickles
 def resume(
     run: str | Path,
@@ -251,6 +255,7 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     session.store.record("budget", limits)
     facts = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
     session.store.record("slices", facts)
+    keep_documents(session)
     spent = session.trials.spent()[1]
     left = None if budget.seconds is None else budget.seconds - spent
     signs = {name: s.sign for name, s in slices.items()}
