@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from evomerge.examine.path import path
     from evomerge.merging.disk.stream import merge
     from evomerge.study.after.compare import compare
+    from evomerge.study.after.dashboard import dashboard
     from evomerge.study.after.export import export
     from evomerge.study.after.rank import rank
     from evomerge.study.after.status import runs, status
@@ -29,6 +30,7 @@ __all__ = [
     "align",
     "check",
     "compare",
+    "dashboard",
     "doctor",
     "evaluate",
     "export",
@@ -47,6 +49,7 @@ _HOMES = {
     "align": "evomerge.examine.align",
     "check": "evomerge.examine.check",
     "compare": "evomerge.study.after.compare",
+    "dashboard": "evomerge.study.after.dashboard",
     "doctor": "evomerge.examine.doctor",
     "evaluate": "evomerge.examine.evaluate",
     "export": "evomerge.study.after.export",

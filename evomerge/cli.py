@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from evomerge import __version__, commands, merge_options
+from evomerge import __version__, commands, merge_options, run_commands
 from evomerge.arguments import Parser
 from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.errors import DEBUG, EvomergeError, InputError, describe_unexpected
@@ -173,6 +173,12 @@ COMMANDS = {
         "list the runs, or show one run's progress and best trials",
         {"run": {"metavar": "RUN", "nargs": "?"}},
         ("runs",),
+    ),
+    "dashboard": Command(
+        run_commands.run_dashboard,
+        "serve a run to the browser with optuna-dashboard",
+        _RUN,
+        ("port", "host"),
     ),
     "export": Command(
         commands.run_export,

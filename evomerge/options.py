@@ -86,6 +86,15 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "workers": (("--workers",), {"type": whole_number, "default": 1, "metavar": "N", "help": WORKERS}),
     "folder": (("--dir",), {"default": ".", "help": "where models, runs and files go (default: here)"}),
     "runs": (("--runs",), {"default": "runs", "metavar": "DIR", "help": "where the runs are (default: runs)"}),
+    # a page that shows a run
+    "port": (
+        ("--port",),
+        {"type": whole_number, "default": 8080, "metavar": "N", "help": "of the page (default: 8080; 0: any)"},
+    ),
+    "host": (
+        ("--host",),
+        {"default": "127.0.0.1", "metavar": "ADDRESS", "help": "what to listen on (default: this machine alone)"},
+    ),
     # a run's trials
     "trial": (("--trial",), {"type": whole_number, "metavar": "N", "help": "another trial than the winner"}),
     "allow_infeasible": (

@@ -22,6 +22,7 @@ FLOORS = [
     ["cli"],
     ["options"],
     ["merge_options"],
+    ["run_commands"],
     ["commands"],
     ["arguments", "outputs"],
     ["report", "demo"],

@@ -244,6 +244,7 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     session.store.record("budget", limits)
     facts = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
     session.store.record("slices", facts)
+    session.describe()
     spent = session.trials.spent()[1]
     left = None if budget.seconds is None else budget.seconds - spent
     signs = {name: s.sign for name, s in slices.items()}
