@@ -151,15 +151,16 @@ COMMANDS = {
         },
         (
             "tasks", "run", "trials", "time", "most_items", "optimizer", "seed", "device", "memory", "workers",
-            "asynchronous", "fitness", "storage", "settings", "begin", "full", "trust_tasks", "allow_pickle", "dry_run",
+            "asynchronous", "fitness", "storage", "settings", "begin", "trackers", "full", "trust_tasks",
+            "allow_pickle", "dry_run",
         ),
-        {"fitness": {"help": "in place of the file's"}},
+        {"fitness": {"help": "in place of the file's"}, "trackers": {"default": []}},
     ),
     "resume": Command(
         commands.run_resume,
         "continue a run exactly where it stopped",
         _RUN,
-        ("trials", "time", "most_items", "device", "memory", "workers"),
+        ("trials", "time", "most_items", "device", "memory", "workers", "trackers"),
         {
             "trials": {"metavar": "TOTAL", "help": "new total budget of trials"},
             "time": {"help": "new total budget of evaluation time"},

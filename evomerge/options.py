@@ -56,6 +56,16 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--from",),
         {"metavar": "RUN[:TRIAL]", "help": "begin with another run's winner, carried over into this space"},
     ),
+    "trackers": (
+        ("--track",),
+        {
+            "action": "extend",
+            "type": listed,
+            "default": None,
+            "metavar": "NAME,...",
+            "help": "record the trials with mlflow, wandb, tensorboard or trackio",
+        },
+    ),
     "trust_tasks": (
         ("--trust-tasks",),
         {**_FLAG, "help": "run the code of tasks, too, that is not in the folders under `include`"},

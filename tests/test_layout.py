@@ -48,6 +48,7 @@ INSIDE = {
         ["session"],
         ["prepare"],
         ["after"],
+        ["trackers"],
         ["racing"],
         ["gradients"],
         ["trials"],

@@ -30,6 +30,7 @@ from evomerge.study.prepare import (
     new_run,
 )
 from evomerge.study.run.folder import RunFolder
+from evomerge.study.trackers.tracker import Tracker, make_trackers
 
 
 @with_pickles
@@ -52,6 +53,7 @@ def dry_run(
     allow_pickle: bool = False,
     storage: str | None = None,
     begin: str | None = None,
+    trackers: Sequence[str | Tracker] = (),
 ) -> dict[str, Any]:
     """Describes what a search would do, as facts to print. Takes the arguments of `search`.
 
@@ -64,6 +66,7 @@ def dry_run(
     """
     check_workers(workers)
     parse_memory(memory)
+    make_trackers(trackers)
     folder, _ = new_run(space, run, storage)
     settings = [*settings, *launch_settings(trials, time, seed, asynchronous, items)]
     spec, scores = read_files(Path(space), settings, optimizer, Path(fitness) if fitness else None)
