@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from evomerge import __version__, commands, merge_options, run_commands
 from evomerge.arguments import Parser
 from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
+from evomerge.completion import SHELLS, Completion
 from evomerge.errors import DEBUG, EvomergeError, InputError, describe_unexpected
 from evomerge.interrupts import ignore, listening
 from evomerge.options import OPTIONS, WORKERS
@@ -151,7 +152,7 @@ COMMANDS = {
         },
         (
             "tasks", "run", "trials", "time", "most_items", "optimizer", "seed", "device", "memory", "workers",
-            "asynchronous", "fitness", "storage", "settings", "begin", "trackers", "full", "trust_tasks",
+            "asynchronous", "fitness", "storage", "settings", "from_run", "trackers", "full", "trust_tasks",
             "allow_pickle", "dry_run",
         ),
         {"fitness": {"help": "in place of the file's"}, "trackers": {"default": []}},
@@ -282,6 +283,9 @@ def parser() -> Parser:
     root = Parser(prog="evomerge")
     root.description = "Search for the best way to merge fine-tuned language models."
     root.add_argument("--version", action="version", version=f"evomerge {__version__}")
+    root.add_argument(
+        "--completion", action=Completion, choices=SHELLS, metavar="SHELL", help="print a script for bash, zsh or fish"
+    )
     subparsers = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         description = f"{command.help[0].upper()}{command.help[1:]}."

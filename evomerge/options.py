@@ -52,7 +52,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "help": "override a key of the space file, or of the fitness file (fitness.batch_size=4)",
         },
     ),
-    "begin": (
+    "from_run": (
         ("--from",),
         {"metavar": "RUN[:TRIAL]", "help": "begin with another run's winner, carried over into this space"},
     ),

@@ -24,6 +24,7 @@ FLOORS = [
     ["merge_options"],
     ["run_commands"],
     ["commands"],
+    ["completion"],
     ["arguments", "outputs"],
     ["report", "demo"],
     ["examine"],
@@ -35,7 +36,7 @@ FLOORS = [
     ["recipe"],
     ["files", "checkpoints"],
     ["safety"],
-    ["types", "errors", "interrupts", "streams", "registry"],
+    ["types", "errors", "interrupts", "streams", "registry", "deprecated"],
     ["escape"],
 ]
 """The rooms, top floor first."""
@@ -82,7 +83,7 @@ INSIDE = {
         ["config", "pickled", "layouts", "modules"],
         ["structure", "headers", "identity", "lora_names", "partial", "chat_templates", "siblings"],
     ],
-    "merging": [["disk", "permutation"], ["resident"], ["methods"], ["plan"], ["kernels"]],
+    "merging": [["disk", "permutation", "state_dicts"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }
 """The floors of rooms that have sub-rooms: their folders and files, top floor first."""
 

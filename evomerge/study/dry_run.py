@@ -52,7 +52,7 @@ def dry_run(
     trust_tasks: bool = False,
     allow_pickle: bool = False,
     storage: str | None = None,
-    begin: str | None = None,
+    from_run: str | None = None,
     trackers: Sequence[str | Tracker] = (),
 ) -> dict[str, Any]:
     """Describes what a search would do, as facts to print. Takes the arguments of `search`.
@@ -79,7 +79,7 @@ def dry_run(
     except UnreachableError as error:
         plan, unknown = None, f"checkpoints ({error.problem})"
     # The models that another run merged are the aligned copies, which are not there yet.
-    first = None if begin is None else _start(begin, spec, None if spec.to_align else plan)
+    first = None if from_run is None else _start(from_run, spec, None if spec.to_align else plan)
     searched = plan.space if plan else _unopened(spec)
     tensors = tensor_notes(plan.models.base, plan.models.sources) if plan else []
     quantized = plan.models.quantized if plan else []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.pickled import allow_pickles, with_pickles
+from evomerge.deprecated import renamed
 from evomerge.evaluator.device import listed, parse_memory
 from evomerge.evaluator.executor import Executor, InProcess
 from evomerge.evaluator.pool import WorkerPool
@@ -81,6 +82,7 @@ class Result:
         return trials_dataframe(self.search)
 
 
+@renamed(begin="from_run")
 @listening()
 @with_pickles
 def search(
@@ -101,7 +103,7 @@ def search(
     asynchronous: bool = False,
     trust_tasks: bool = False,
     allow_pickle: bool = False,
-    begin: str | None = None,
+    from_run: str | None = None,
     trackers: Sequence[str | Tracker] = (),
     observer: Observer | None = None,
 ) -> Result:
@@ -125,7 +127,7 @@ def search(
             comes from the hub.
         allow_pickle: pickled weights are read, too, where a model has no others; no code of them is run. The run
             remembers it.
-        begin: another run of the same models, whose winner is the first candidate ("RUN", or "RUN:TRIAL" for another
+        from_run: another run of the same models, whose winner is the first candidate ("RUN", or "RUN:TRIAL" for another
             trial of it), carried over exactly into this space, which may be finer.
         trackers: record the trials: "mlflow", "wandb", "tensorboard", "trackio", or a `Tracker` of your own.
         observer: is told what happens.
@@ -150,7 +152,7 @@ def search(
     with aligned_plan(launched_plan(launch), folder, observer) as plan:
         for line in large_deltas_of(plan):
             observer.warn(line)
-        first = starting_point(begin, plan.models) if begin is not None else None
+        first = starting_point(from_run, plan.models) if from_run is not None else None
         with (
             _executor(plan, device, memory, workers, observer) as executor,
             diagnosed(folder),

@@ -41,7 +41,7 @@ class ToMlflow(Tracker):
     def finish(self, summary: Mapping[str, Any]) -> None:
         numbers = {key: value for key, value in summary.items() if isinstance(value, float | int)}
         self._log({f"final.{key}": float(value) for key, value in numbers.items()}, 0)
-        self._client.set_tag(self.record, "evomerge.state", summary["state"])
+        self._client.set_tag(self.record, "state", summary["state"])
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(summary["state"], "FAILED")
         self._client.set_terminated(self.record, status)
 
