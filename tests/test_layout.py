@@ -26,7 +26,7 @@ FLOORS = [
     ["commands"],
     ["completion"],
     ["arguments", "outputs"],
-    ["report", "demo"],
+    ["report", "demo", "testing"],
     ["examine"],
     ["study"],
     ["evaluator"],
@@ -37,6 +37,7 @@ FLOORS = [
     ["files", "checkpoints"],
     ["safety"],
     ["types", "errors", "interrupts", "streams", "registry", "deprecated"],
+    ["plugins"],
     ["escape"],
 ]
 """The rooms, top floor first."""
