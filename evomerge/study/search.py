@@ -18,6 +18,7 @@ from evomerge.files.resolved import fitness_data, space_data
 from evomerge.interrupts import listening
 from evomerge.optimize.base import Optimizer, Start
 from evomerge.optimize.build import build
+from evomerge.safety.durable import write_whole
 from evomerge.scoring.slices import SliceInfo
 from evomerge.study import holdout, loop
 from evomerge.study.after.dataframe import trials_dataframe
@@ -128,7 +129,8 @@ def search(
         allow_pickle: pickled weights are read, too, where a model has no others; no code of them is run. The run
             remembers it.
         from_run: another run of the same models, whose winner is the first candidate ("RUN", or "RUN:TRIAL" for another
-            trial of it), carried over exactly into this space, which may be finer.
+            trial of it), carried over exactly into this space, which may be finer; in a space of paths it is the model
+            `winner`.
         trackers: record the trials: "mlflow", "wandb", "tensorboard", "trackio", or a `Tracker` of your own.
         observer: is told what happens.
 
@@ -149,10 +151,12 @@ def search(
         trust_tasks=trust_tasks,
         allow_pickle=allow_pickle,
     )
-    with aligned_plan(launched_plan(launch), folder, observer) as plan:
+    with aligned_plan(launched_plan(launch, from_run), folder, observer) as plan:
         for line in large_deltas_of(plan):
             observer.warn(line)
-        first = starting_point(from_run, plan.models) if from_run is not None else None
+        for topic, line in plan.space.facts().items():
+            observer.note(f"{topic}: {line}")
+        first = starting_point(from_run, plan.models) if from_run is not None and plan.former is None else None
         with (
             _executor(plan, device, memory, workers, observer) as executor,
             diagnosed(folder),
@@ -162,6 +166,9 @@ def search(
             facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
             facts |= {"begin": asdict(first)} if first else {}
             facts |= {"trackers": names} if (names := tracker_names(trackers)) else {}
+            if plan.former is not None and plan.spec.winner is not None:
+                write_whole(folder.winner, plan.spec.winner)
+                facts |= {"begin": plan.former.facts()}
             write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
             opened = open_storage(folder.journal, url, observer.warn)
             store = Store.create(opened, folder.name, plan.space.dimensions)
@@ -209,7 +216,7 @@ def resume(
             environment.check_items(folder, executor.digests)
             if changed := environment.changed_versions():
                 observer.warn(f"other versions than at the launch, scores may differ slightly: {changed}")
-            first = StartingPoint(**environment.begin) if environment.begin else None
+            first = StartingPoint(**environment.begin) if environment.begin and plan.former is None else None
             session = Session(folder, store, plan, executor, observer, first)
             return _run(session, _extended(session, trials, time, items), tracking)
 

@@ -160,7 +160,7 @@ def still_source(space: dict[str, Any], fitness: dict[str, Any]) -> None:
 def test_what_cannot_be_carried_over(tiny_study: Study, change: Any, begin: str, message: str) -> None:
     evomerge.search(tiny_study(), run="old", trials=6)
     with pytest.raises(InputError, match=message):
-        evomerge.search(tiny_study(change), run="new", begin=begin)
+        evomerge.search(tiny_study(change), run="new", from_run=begin)
     assert not Path("runs/new").exists()
 
 
