@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evomerge.demo.run import quickstart
+    from evomerge.errors import EvomergeError, InputError
     from evomerge.examine.align import align
     from evomerge.examine.check import check
     from evomerge.examine.doctor import doctor
@@ -19,23 +20,36 @@ if TYPE_CHECKING:
     from evomerge.examine.init import init
     from evomerge.examine.path import path
     from evomerge.merging.disk.stream import merge
+    from evomerge.merging.state_dicts import merge_tensors
+    from evomerge.report.notebook import ScoredTrial, Study, open_run, resume, search
     from evomerge.report.page.write import write_report
     from evomerge.study.after.compare import compare
+    from evomerge.study.after.dashboard import dashboard
     from evomerge.study.after.export import export
     from evomerge.study.after.rank import rank
     from evomerge.study.after.status import runs, status
-    from evomerge.study.search import resume, search
+    from evomerge.study.observer import Observer
+    from evomerge.study.trackers.tracker import Tracker
 
 __version__ = "0.1.0"
 __all__ = [
+    "EvomergeError",
+    "InputError",
+    "Observer",
+    "ScoredTrial",
+    "Study",
+    "Tracker",
     "align",
     "check",
     "compare",
+    "dashboard",
     "doctor",
     "evaluate",
     "export",
     "init",
     "merge",
+    "merge_tensors",
+    "open_run",
     "path",
     "quickstart",
     "rank",
@@ -47,20 +61,29 @@ __all__ = [
 ]
 
 _HOMES = {
+    "EvomergeError": "evomerge.errors",
+    "InputError": "evomerge.errors",
+    "Observer": "evomerge.study.observer",
+    "ScoredTrial": "evomerge.report.notebook",
+    "Study": "evomerge.report.notebook",
+    "Tracker": "evomerge.study.trackers.tracker",
     "align": "evomerge.examine.align",
     "check": "evomerge.examine.check",
     "compare": "evomerge.study.after.compare",
+    "dashboard": "evomerge.study.after.dashboard",
     "doctor": "evomerge.examine.doctor",
     "evaluate": "evomerge.examine.evaluate",
     "export": "evomerge.study.after.export",
     "init": "evomerge.examine.init",
     "merge": "evomerge.merging.disk.stream",
+    "merge_tensors": "evomerge.merging.state_dicts",
+    "open_run": "evomerge.report.notebook",
     "path": "evomerge.examine.path",
     "quickstart": "evomerge.demo.run",
     "rank": "evomerge.study.after.rank",
-    "resume": "evomerge.study.search",
+    "resume": "evomerge.report.notebook",
     "runs": "evomerge.study.after.status",
-    "search": "evomerge.study.search",
+    "search": "evomerge.report.notebook",
     "status": "evomerge.study.after.status",
     "write_report": "evomerge.report.page.write",
 }

@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from evomerge import __version__, commands, merge_options
+from evomerge import __version__, commands, merge_options, run_commands
 from evomerge.arguments import Parser
+from evomerge.completion import SHELLS, Completion
 from evomerge.errors import DEBUG, EvomergeError, InputError, describe_unexpected
 from evomerge.interrupts import ignore, listening
 from evomerge.options import OPTIONS, WORKERS
@@ -151,15 +152,16 @@ COMMANDS = {
         },
         (
             "tasks", "run", "trials", "time", "most_items", "optimizer", "seed", "device", "memory", "workers",
-            "asynchronous", "fitness", "storage", "settings", "begin", "full", "trust_tasks", "allow_pickle", "dry_run",
+            "asynchronous", "fitness", "storage", "settings", "from_run", "trackers", "full", "trust_tasks",
+            "allow_pickle", "dry_run",
         ),
-        {"fitness": {"help": "in place of the file's"}},
+        {"fitness": {"help": "in place of the file's"}, "trackers": {"default": []}},
     ),
     "resume": Command(
         commands.run_resume,
         "continue a run exactly where it stopped",
         _RUN,
-        ("trials", "time", "most_items", "device", "memory", "workers"),
+        ("trials", "time", "most_items", "device", "memory", "workers", "trackers"),
         {
             "trials": {"metavar": "TOTAL", "help": "new total budget of trials"},
             "time": {"help": "new total budget of evaluation time"},
@@ -173,6 +175,12 @@ COMMANDS = {
         "list the runs, or show one run's progress and best trials",
         {"run": {"metavar": "RUN", "nargs": "?"}},
         ("runs",),
+    ),
+    "dashboard": Command(
+        run_commands.run_dashboard,
+        "serve a run to the browser with optuna-dashboard",
+        _RUN,
+        ("port", "host"),
     ),
     "export": Command(
         commands.run_export,
@@ -282,6 +290,9 @@ def parser() -> Parser:
     root = Parser(prog="evomerge")
     root.description = "Search for the best way to merge fine-tuned language models."
     root.add_argument("--version", action="version", version=f"evomerge {__version__}")
+    root.add_argument(
+        "--completion", action=Completion, choices=SHELLS, metavar="SHELL", help="print a script for bash, zsh or fish"
+    )
     subparsers = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         description = f"{command.help[0].upper()}{command.help[1:]}."

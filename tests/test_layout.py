@@ -22,9 +22,11 @@ FLOORS = [
     ["cli"],
     ["options"],
     ["merge_options"],
+    ["run_commands"],
     ["commands"],
+    ["completion"],
     ["arguments", "outputs"],
-    ["report", "demo"],
+    ["report", "demo", "testing"],
     ["examine"],
     ["study"],
     ["evaluator"],
@@ -34,7 +36,8 @@ FLOORS = [
     ["recipe"],
     ["files", "checkpoints"],
     ["safety"],
-    ["types", "errors", "interrupts", "streams", "registry"],
+    ["types", "errors", "interrupts", "streams", "registry", "deprecated"],
+    ["plugins"],
     ["escape"],
 ]
 """The rooms, top floor first."""
@@ -47,6 +50,7 @@ INSIDE = {
         ["session"],
         ["prepare"],
         ["after"],
+        ["trackers"],
         ["racing"],
         ["gradients"],
         ["trials"],
@@ -80,7 +84,7 @@ INSIDE = {
         ["config", "pickled", "layouts", "modules"],
         ["structure", "headers", "identity", "lora_names", "partial", "chat_templates", "siblings"],
     ],
-    "merging": [["disk", "permutation"], ["resident"], ["methods"], ["plan"], ["kernels"]],
+    "merging": [["disk", "permutation", "state_dicts"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }
 """The floors of rooms that have sub-rooms: their folders and files, top floor first."""
 

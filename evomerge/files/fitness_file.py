@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,6 +13,7 @@ from evomerge.files.kinds import load_fitness
 from evomerge.files.nodes import Node, as_number
 from evomerge.files.objects import OLD_KEYS, PRUNERS, FitnessSpec, FloorSpec, FunctionRef, Pruner, SliceSpec
 from evomerge.files.settings import override
+from evomerge.plugins import scorers
 from evomerge.registry import OBJECTIVES, PARETO
 from evomerge.safety.names import check_name
 
@@ -33,6 +35,7 @@ _KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "
 _SLICE_KEYS = (
     "task",
     "python",
+    "scorer",
     "data",
     "metric",
     "direction",
@@ -157,9 +160,10 @@ def _split(node: Node | None) -> tuple[float, int]:
 def _slice(name: str, node: Node) -> SliceSpec:
     check_name(name, "slice", node.where)
     parts = node.mapping((), (*_SLICE_KEYS, *_OPTIONS), "{task: wikitext, metric: bits_per_byte}")
-    if ("task" in parts) == ("python" in parts):
-        node.fail("needs either `task` (an lm-eval task) or `python` (module:function)", "give one of them")
-    if "python" in parts:
+    if sum(key in parts for key in ("task", "python", "scorer")) != 1:
+        problem = "needs either `task` (an lm-eval task), `python` (module:function) or `scorer` (of a plug-in)"
+        node.fail(problem, "give one of them")
+    if "task" not in parts:
         _check_callable(node, parts)
     elif "data" in parts:
         parts["data"].fail("only goes with `python`; an lm-eval task names its own data", "remove it")
@@ -172,7 +176,8 @@ def _slice(name: str, node: Node) -> SliceSpec:
     return SliceSpec(
         name=name,
         task=parts["task"].text() if "task" in parts else None,
-        python=_function(parts["python"]) if "python" in parts else None,
+        python=_function(parts["python"]) if "python" in parts else _scorer(parts.get("scorer")),
+        scorer=parts["scorer"].text() if "scorer" in parts else None,
         data=resolve(parts["data"]) if "data" in parts else None,
         metric=metric,
         direction=cast(Literal["higher", "lower"] | None, direction),
@@ -217,6 +222,17 @@ def _function(node: Node) -> FunctionRef:
         node.fail(f"{node.value!r} is not module:function", "write for example my_fitness:score")
     file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
     return FunctionRef(resolve(node, file), function, node.where)
+
+
+def _scorer(node: Node | None) -> FunctionRef | None:
+    """Reads the name of a scorer that another package adds."""
+    if node is None:
+        return None
+    module, _, function = scorers()[node.one_of(tuple(scorers()), "scorer")].partition(":")
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        node.fail(f"the module {module} has no file", "install its package again")
+    return FunctionRef(Path(spec.origin), function, node.where, module)
 
 
 def _generation(node: Node) -> Any:

@@ -188,11 +188,12 @@ class FloorSpec:
 
 @dataclass(frozen=True)
 class FunctionRef:
-    """A user's function and the file that defines it."""
+    """A user's function and the file that defines it. `module`: of an installed package, by which it is imported."""
 
     script: Path
     function: str
     where: Where = field(default=Where(), compare=False)
+    module: str | None = None
 
     @property
     def name(self) -> str:
@@ -207,7 +208,8 @@ class FunctionRef:
 
 @dataclass(frozen=True)
 class SliceSpec:
-    """One slice: an lm-eval `task`, or a `python` callable with `data` (a JSONL file).
+    """One slice: an lm-eval `task`, or a `python` callable with `data` (a JSONL file), which may be that of a `scorer`
+    of another package.
 
     `items` caps the number of items of each split. `options` is handed to lm-eval as it is: num_fewshot, filter,
     apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs, add_bos_token. `cluster` names the
@@ -218,6 +220,7 @@ class SliceSpec:
     name: str
     task: str | None = None
     python: FunctionRef | None = None
+    scorer: str | None = None
     data: Path | None = None
     metric: str | None = None
     direction: Literal["higher", "lower"] | None = None

@@ -121,7 +121,8 @@ def fitness_data(spec: FitnessSpec) -> dict[str, Any]:
 def _slice(spec: SliceSpec) -> dict[str, Any]:
     data = {
         "task": spec.task,
-        "python": spec.python.anywhere if spec.python else None,
+        "scorer": spec.scorer,
+        "python": spec.python.anywhere if spec.python and spec.scorer is None else None,
         "data": str(spec.data) if spec.data else None,
         "metric": spec.metric,
         "direction": spec.direction,

@@ -22,5 +22,5 @@ def keep_documents(session: Session) -> None:
 
 
 def _documents(session: Session) -> EvalTask[dict[str, list[Document]]]:
-    documents: dict[str, list[Document]] = yield DocumentsJob(session.plan.space.uniform(), MOST)
+    documents: dict[str, list[Document]] = yield DocumentsJob(session.plan.space.outline(), MOST)
     return documents

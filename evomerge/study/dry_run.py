@@ -30,6 +30,7 @@ from evomerge.study.prepare import (
     new_run,
 )
 from evomerge.study.run.folder import RunFolder
+from evomerge.study.trackers.tracker import Tracker, make_trackers
 
 
 @with_pickles
@@ -51,7 +52,8 @@ def dry_run(
     trust_tasks: bool = False,
     allow_pickle: bool = False,
     storage: str | None = None,
-    begin: str | None = None,
+    from_run: str | None = None,
+    trackers: Sequence[str | Tracker] = (),
 ) -> dict[str, Any]:
     """Describes what a search would do, as facts to print. Takes the arguments of `search`.
 
@@ -64,6 +66,7 @@ def dry_run(
     """
     check_workers(workers)
     parse_memory(memory)
+    make_trackers(trackers)
     folder, _ = new_run(space, run, storage)
     settings = [*settings, *launch_settings(trials, time, seed, asynchronous, items)]
     spec, scores = read_files(Path(space), settings, optimizer, Path(fitness) if fitness else None)
@@ -72,7 +75,7 @@ def dry_run(
     # optuna takes a second to import.
     from evomerge.study.after.winner import check_winner, with_winner
 
-    spec, former = with_winner(spec, begin)
+    spec, former = with_winner(spec, from_run)
     check_files(spec, scores)
     models = {"base": spec.base, **spec.sources}
     try:
@@ -81,11 +84,11 @@ def dry_run(
         plan, unknown = None, f"checkpoints ({error.problem})"
     # The models that another run merged are the aligned copies, which are not there yet.
     first = str(former) if former is not None else None
-    if begin is not None:
+    if from_run is not None:
         if former is None:
-            first = _start(begin, spec, None if spec.to_align else plan)
+            first = _start(from_run, spec, None if spec.to_align else plan)
         elif plan is not None:
-            check_winner(begin, plan.models)
+            check_winner(from_run, plan.models)
     searched = plan.space if plan else _unopened(spec)
     tensors = plan.models.tensor_notes if plan else []
     quantized = plan.models.quantized if plan else []

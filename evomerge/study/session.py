@@ -26,7 +26,8 @@ from evomerge.study.racing.racer import Racer, applicable, is_cheap
 from evomerge.study.run.evaluation import Criteria, TrialResult
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
-from evomerge.study.run.release import looked
+from evomerge.study.run.notes import holdout_note, metric_name, released_note, study_note
+from evomerge.study.run.release import Release, looked
 from evomerge.study.run.store import Store, duplicate_label
 from evomerge.study.run.trial import Trial
 from evomerge.study.trials import AIM, Trials
@@ -78,6 +79,17 @@ class Session:
     @property
     def leaderboard(self) -> Leaderboard:
         return self.trials.leaderboard
+
+    def describe(self, release: Release | None = None) -> None:
+        """Writes down what Optuna's tools show of the study: the name of its objective, what it is, how it ended."""
+        plan, slices = self.plan, self.executor.info.slices
+        self.store.name_metric(metric_name(plan.fitness))
+        parts = [study_note(self.folder.name, plan.spec, plan.fitness, slices, len(plan.space.dimensions))]
+        if release is not None:
+            parts.insert(0, released_note(release.leaderboard, release.winner))
+            for trial in release.leaderboard.trials:
+                self.store.annotate(holdout_note(release.leaderboard, trial), trial)
+        self.store.annotate("\n\n".join(parts))
 
     # References: base, sources and uniform average, scored first; they settle the relative floors.
 

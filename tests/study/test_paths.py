@@ -158,7 +158,7 @@ def test_a_winner_is_a_model_of_the_next_path(study: Study, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert f"starts from: trial {before.number} of before" in said
     assert "path: winner (" in said
-    result = evomerge.search(space, run="next", begin=begin)
+    result = evomerge.search(space, run="next", from_run=begin)
     reference = next(t for t in result.search.trials if t.label == "former winner")
     assert (reference.digest, reference.scores) == (before.digest, before.scores)
     used = next(t for t in result.search.trials if t.genome and t.recipe_id != reference.recipe_id)
@@ -174,11 +174,11 @@ def test_a_winner_is_a_model_of_the_next_path(study: Study, capsys: pytest.Captu
     assert kept == {"run": "before", "trial": before.number, "recipe": before.recipe_id, "digest": before.digest}
 
     with dying(6), pytest.raises(KeyboardInterrupt):
-        evomerge.search(space, run="parts", begin=begin)
+        evomerge.search(space, run="parts", from_run=begin)
     evomerge.resume("parts")
     assert facts("parts") == facts("next")
 
-    again = evomerge.search(study(sources=["one"], path=["one", "winner"]), run="third", begin=f"next:{used.number}")
+    again = evomerge.search(study(sources=["one"], path=["one", "winner"]), run="third", from_run=f"next:{used.number}")
     deeper = next(t for t in again.search.trials if t.label == "former winner")
     assert deeper.digest == used.digest
     assert [d.name for d in deeper.recipe.documents][-3:] == ["winner-winner", "winner", None]
@@ -310,9 +310,9 @@ def stacked(space: Changes, policy: str) -> None:
 def test_workers_know_the_winner(study: Study) -> None:
     before = evomerge.search(study(**SPACES["slots"]), run="before").search.trials[5]
     space = study(sources=["one", "deep"], path=["base", "winner"], optimizer={"name": "random"})
-    apart = evomerge.search(space, run="apart", begin=f"before:{before.number}", workers=2, trials=8)
+    apart = evomerge.search(space, run="apart", from_run=f"before:{before.number}", workers=2, trials=8)
     assert next(t for t in apart.search.trials if t.label == "former winner").digest == before.digest
-    evomerge.search(space, run="alone", begin=f"before:{before.number}", trials=8)
+    evomerge.search(space, run="alone", from_run=f"before:{before.number}", trials=8)
     assert {(g, r, d) for *_, g, r, d, _, _ in map(hashable, facts("apart"))} == {
         (g, r, d) for *_, g, r, d, _, _ in map(hashable, facts("alone"))
     }
