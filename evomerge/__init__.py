@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from evomerge.examine.evaluate import evaluate
     from evomerge.examine.init import init
     from evomerge.examine.path import path
+    from evomerge.examine.reproduce import reproduce
     from evomerge.merging.disk.stream import merge
     from evomerge.merging.state_dicts import merge_tensors
     from evomerge.report.notebook import ScoredTrial, Study, open_run, resume, search
@@ -53,6 +54,7 @@ __all__ = [
     "path",
     "quickstart",
     "rank",
+    "reproduce",
     "resume",
     "runs",
     "search",
@@ -81,6 +83,7 @@ _HOMES = {
     "path": "evomerge.examine.path",
     "quickstart": "evomerge.demo.run",
     "rank": "evomerge.study.after.rank",
+    "reproduce": "evomerge.examine.reproduce",
     "resume": "evomerge.report.notebook",
     "runs": "evomerge.study.after.status",
     "search": "evomerge.report.notebook",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from evomerge.answers import DONE, complain
 from evomerge.escape import printable
-from evomerge.outputs import DONE, complain
 
 
 def run_dashboard(options: argparse.Namespace) -> int:

@@ -69,7 +69,11 @@ FLAGS: dict[str, dict[str, Any]] = {
     "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers", "--track"]),
     "status": {"--runs": "runs"},
     "dashboard": {"--port": 8080, "--host": "127.0.0.1"},
-    "export": {"-o": None, "--output": None, "--trial": None, "--allow-infeasible": False},
+    "export": {
+        **dict.fromkeys(["-o", "--output", "--trial", "--checkpoint"]),
+        "--device": "cpu",
+        **dict.fromkeys(["--allow-infeasible", "--portable", "--overwrite"], False),
+    },
     "rank": {"--fitness": REQUIRED, "-o": None, "--output": None},
     "compare": {"--split": None, "--items": False},
     "report": dict.fromkeys(["-o", "--output", "--compare"]),
@@ -83,6 +87,12 @@ FLAGS: dict[str, dict[str, Any]] = {
         ),
         **dict.fromkeys(["--overwrite", "-v", "--allow-pickle"], False),
         **dict.fromkeys(VALUES.split()),
+    },
+    "reproduce": {
+        "--models": [],
+        **dict.fromkeys(["-o", "--output"]),
+        "--device": "cpu",
+        "--allow-pickle": False,
     },
     "evaluate": {
         "--fitness": REQUIRED,
@@ -317,6 +327,7 @@ REFUSED: dict[str, list[str]] = {
     "compare": ["nothing", "1"],
     "report": ["nothing"],
     "merge": ["nothing.yaml", "out"],
+    "reproduce": ["nothing.json"],
     "evaluate": ["~nosuchuser/x", "--fitness", "fitness.yaml"],
     "doctor": ["nothing"],
     "path": ["loop", "other", "--fitness", "fitness.yaml"],

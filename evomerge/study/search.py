@@ -42,7 +42,7 @@ from evomerge.study.repair import restore_items
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.guarding import diagnosed, logged
 from evomerge.study.run.leaderboard import Floors, Leaderboard
-from evomerge.study.run.manifest import Environment, Launch, versions, write_launch
+from evomerge.study.run.manifest import Environment, Launch, write_launch
 from evomerge.study.run.release import (
     Contributions,
     Release,
@@ -55,6 +55,7 @@ from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
 from evomerge.study.trackers.tracker import Tracker, make_trackers, tracker_names
 from evomerge.study.trackers.tracking import tracked
+from evomerge.versions import versions
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from evomerge.report.page.weights import weights_data
 from evomerge.report.runs import how_far
 from evomerge.safety.durable import write_whole
 from evomerge.study.after.status import Status
-from evomerge.study.run.manifest import versions
+from evomerge.versions import versions
 
 
 @dataclass(frozen=True)
