@@ -94,6 +94,7 @@ def _slice(spec: SliceSpec) -> dict[str, Any]:
         "task": spec.task,
         "python": spec.python.anywhere if spec.python else None,
         "data": str(spec.data) if spec.data else None,
+        "measure": spec.measure,
         "metric": spec.metric,
         "direction": spec.direction,
         "floor": _floor(spec.floor),

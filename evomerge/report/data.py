@@ -233,7 +233,7 @@ def evaluated_data(result: Evaluated) -> dict[str, Any]:
             "score": slice_.show(score.value),
             "stderr": score.stderr,
             "interval": interval(score, slice_.sign),
-            "items": len(score.items),
+            "items": 0 if slice_.is_measure else len(score.items),
             "loss": score.loss,
             "floor": None if verdict.floor is None else slice_.show(verdict.floor),
             "bound": slice_.show(verdict.bound),

@@ -10,7 +10,7 @@ from evomerge.report.numbers import number
 from evomerge.report.results import both_splits, carried_over
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.report.tables import INTERVALS, describe, directed, leaderboard_table
-from evomerge.scoring.stats.paired import Comparison
+from evomerge.scoring.stats.paired import EXACT, Comparison
 from evomerge.study.after.compare import Compared
 from evomerge.study.after.rank import Ranked
 
@@ -95,20 +95,25 @@ def compared_words(compared: Compared) -> str:
 
 def _row(comparison: Comparison, info: Mapping[str, Any], total: int) -> list[Cell]:
     count = f"{comparison.items}" if comparison.items in (0, total) else f"{comparison.items} of {total}"
+    count = "-" if comparison.test == EXACT else count
     p = "-" if comparison.p is None else ("< 0.001" if comparison.p < 0.001 else f"{comparison.p:.3f}")
     sure = "bold" if comparison.p is not None and comparison.p < _SURE else ""
-    difference = "-" if math.isnan(comparison.difference) else f"{comparison.difference:+.4f}"
+    difference = "-" if math.isnan(comparison.difference) else _signed(comparison.difference)
     return [
         Cell(directed(str(info["metric"]), info["sign"])),
         Cell(number(comparison.first)),
         Cell(number(comparison.second)),
-        Cell(difference, f" ({_signed(comparison.interval)})" if comparison.interval else "", sure),
+        Cell(difference, f" ({_span(comparison.interval)})" if comparison.interval else "", sure),
         Cell(p, style=sure),
         Cell(comparison.test),
         Cell(count),
     ]
 
 
-def _signed(interval: tuple[float, float]) -> str:
+def _signed(value: float) -> str:
+    return f"{'+' if value >= 0 else ''}{number(value)}"
+
+
+def _span(interval: tuple[float, float]) -> str:
     low, high = interval
     return f"{low:+.4f} to {high:+.4f}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.report.items_scored import ItemsScored
-from evomerge.report.numbers import behind, number, shortest, telling
+from evomerge.report.numbers import behind, number, shortest, telling, usual
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.report.tables import (
     INTERVALS,
@@ -284,6 +284,6 @@ def missed_floors(leaderboard: Leaderboard, trial: Trial) -> str:
 def _missed(leaderboard: Leaderboard, trial: Trial, verdict: Verdict) -> str:
     sign, name = leaderboard.gates[verdict.slice].sign, verdict.slice
     floor = None if verdict.floor is None else sign * verdict.floor
-    decimals = telling(floor, [(sign * verdict.bound, False)], sign, 4)
+    decimals = telling(floor, [(sign * verdict.bound, False)], sign, usual([sign * verdict.bound]))
     bound = f" (confidence bound {number(sign * trial.bounds[name], decimals)})" if name in trial.bounds else ""
     return f"{name} {number(sign * trial.scores[name], decimals)}{bound}, floor {number(floor, decimals)}"

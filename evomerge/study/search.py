@@ -242,7 +242,7 @@ def _run(session: Session, budget: loop.Budget) -> Result:
     if last is not None and _is_last(last, session, budget):
         return _as_released(session, last)
     session.store.record("budget", limits)
-    facts = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
+    facts = {name: _facts(info) for name, info in slices.items()}
     session.store.record("slices", facts)
     spent = session.trials.spent()[1]
     left = None if budget.seconds is None else budget.seconds - spent
@@ -270,6 +270,12 @@ def _run(session: Session, budget: loop.Budget) -> Result:
         record_contributions(session.store, gained)
     session.observer.phase("scoring the best candidates on the holdout split")
     return _result(session, holdout.release(session, limits), gained)
+
+
+def _facts(info: SliceInfo) -> dict[str, Any]:
+    """What readers of a run are told of a slice."""
+    known = {"metric": info.metric, "sign": info.sign, "weight": info.weight}
+    return {**known, "measure": True} if info.is_measure else known
 
 
 def _is_last(release: Release, session: Session, budget: loop.Budget) -> bool:

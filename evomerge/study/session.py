@@ -145,6 +145,8 @@ class Session:
         """A slice on which all references score the same more likely has a mistake in its task than in its models."""
         scores = [t.scores for t in self.store.trials() if t.kind == "reference" and t.scores]
         for name, info in self.executor.info.slices.items():
+            if info.is_measure:
+                continue  # models of one family have one size
             values = {s[name] for s in scores}
             if len(values) == 1:
                 shown = info.show(values.pop())

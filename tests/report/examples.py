@@ -70,7 +70,8 @@ class Made:
     @property
     def infos(self) -> Any:
         signs = {name: self.sign(at) for at, name in enumerate(self.slices)}
-        return {n: SimpleNamespace(metric=self.metric, sign=s, show=partial(operator.mul, s)) for n, s in signs.items()}
+        known = {"metric": self.metric, "is_measure": False}
+        return {n: SimpleNamespace(**known, sign=s, show=partial(operator.mul, s)) for n, s in signs.items()}
 
     def score(self, at: int) -> float:
         return -self.random.uniform(1.5, 2.7) if self.sign(at) < 0 else self.random.uniform(0.45, 1.0)
