@@ -30,6 +30,7 @@ from evomerge.examine.path import PathInterrupted, path
 from evomerge.outputs import output_file, save
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.recipe.recipe import Recipe
+from evomerge.report.dry_run import dry_run_lines
 from evomerge.report.figures import FORMATS, draw_path
 from evomerge.safety.durable import write_whole
 from evomerge.safety.paths import absolute
@@ -145,7 +146,7 @@ def _search(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     facts = _call(dry_run, options)
-    return _print(options, facts, lambda: [f"{key}: {value}" for key, value in facts.items()])
+    return _print(options, facts, lambda: dry_run_lines(facts))
 
 
 def run_resume(options: argparse.Namespace) -> int:
