@@ -18,12 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from evomerge import __version__, commands, merge_options
+from evomerge import __version__, after_commands, commands, merge_options
 from evomerge.arguments import Parser
-from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.errors import DEBUG, EvomergeError, InputError, describe_unexpected
 from evomerge.interrupts import ignore, listening
 from evomerge.options import OPTIONS, WORKERS
+from evomerge.printing import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.streams import drop_unread, results_only
 from evomerge.study.run.folder import RunFolder
 
@@ -169,20 +169,20 @@ COMMANDS = {
         },
     ),
     "status": Command(
-        commands.run_status,
+        after_commands.run_status,
         "list the runs, or show one run's progress and best trials",
         {"run": {"metavar": "RUN", "nargs": "?"}},
-        ("runs",),
+        ("watch", "runs"),
     ),
     "export": Command(
-        commands.run_export,
+        after_commands.run_export,
         "write a run's best recipe as mergekit YAML",
         _RUN,
         ("output", "trial", "allow_infeasible"),
         {"output": {"help": "default: stdout"}},
     ),
     "rank": Command(
-        commands.run_rank,
+        after_commands.run_rank,
         "rank a run's trials under another fitness file, evaluating nothing",
         _RUN,
         ("fitness", "output"),
@@ -195,7 +195,7 @@ COMMANDS = {
         },
     ),
     "compare": Command(
-        commands.run_compare,
+        after_commands.run_compare,
         "compare two trials of a run item by item",
         {
             **_RUN,

@@ -6,21 +6,17 @@ Results go to stdout, progress and errors to stderr.
 from __future__ import annotations
 
 import argparse
-import inspect
-import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 from evomerge.arguments import listed, named_models
 from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError, Where
-from evomerge.escape import LogFormatter, printable
 from evomerge.evaluator.device import choose_device
 from evomerge.examine.align import align
 from evomerge.examine.doctor import doctor, glance
@@ -28,6 +24,12 @@ from evomerge.examine.evaluate import evaluate
 from evomerge.examine.findings.finding import Finding
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.outputs import output_file, save
+from evomerge.printing import DONE, INTERRUPTED, NO, complain
+from evomerge.printing import call as _call
+from evomerge.printing import end as _end
+from evomerge.printing import print_data as _print
+from evomerge.printing import show as _show
+from evomerge.printing import view as _view
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.report.dry_run import dry_run_lines
@@ -35,17 +37,8 @@ from evomerge.report.figures import FORMATS, draw_path
 from evomerge.safety.durable import write_whole
 from evomerge.safety.paths import absolute
 from evomerge.study.dry_run import dry_run
-from evomerge.study.run.folder import STARTERS, RunFolder, is_name
+from evomerge.study.run.folder import STARTERS, RunFolder
 from evomerge.study.run.items import save_items
-
-DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
-T = TypeVar("T")
-
-
-def _call(function: Callable[..., T], options: argparse.Namespace, **others: Any) -> T:
-    """Calls a public function with each option that is named as one of its parameters, and with `others`."""
-    parameters = inspect.signature(function).parameters
-    return function(**{**{name: value for name, value in vars(options).items() if name in parameters}, **others})
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -160,16 +153,21 @@ def run_resume(options: argparse.Namespace) -> int:
 
 def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | None = None) -> int:
     """Prints the end of a search: the table, and what to do next."""
-    from evomerge.report import data, diagnosis, gains, results
+    from evomerge.report import data, diagnosis, gains, verdicts
+    from evomerge.report.shown import plain
 
     found = _glance(options, result.winner.recipe) if result.winner is not None else ()
+    gained = [gains.gained_table(result.gained)] if result.gained is not None else []
+    table, *words = verdicts.ending(result)
+    seen_in = [f"seen in the winner: {diagnosis.finding_line(finding)}" for finding in found]
+    told = [table, *gained, *words, *seen_in]
+    for line in save(result.folder.summary, lambda file: write_whole(file, plain(*told))):
+        complain(line, DONE, "warning")
     if options.json:
         seen = {"findings": diagnosis.findings_data(found)}
         _print(options, {**data.result_data(result), **seen, **(files or {})})
     else:
-        gained = [gains.gained_table(result.gained)] if result.gained is not None else []
-        seen_in = [f"seen in the winner: {diagnosis.finding_line(finding)}" for finding in found]
-        _show(results.result_table(result), *gained, *results.verdict(result), *seen_in)
+        _show(*told)
     return DONE if result.winner else NO
 
 
@@ -181,62 +179,6 @@ def _glance(options: argparse.Namespace, winner: Recipe) -> tuple[Finding, ...]:
         except Exception as error:
             observer.warn(f"the winner was not looked at: {error}")
     return ()
-
-
-def run_rank(options: argparse.Namespace) -> int:
-    from evomerge.report import data, rankings
-    from evomerge.study.after.rank import rank, write_winner
-
-    output = output_file(options.output, "--output", read=[options.fitness])
-    result = _call(rank, options, output=None)
-    unsaved = save(output, lambda file: write_winner(result, file))
-    if options.json:
-        _print(options, data.ranked_data(result))
-    else:
-        _show(*rankings.ranked_tables(result), *rankings.ranked_words(result))
-    return _end(DONE if result.winner else NO, unsaved)
-
-
-def run_compare(options: argparse.Namespace) -> int:
-    from evomerge.report import data, rankings
-    from evomerge.study.after.compare import compare
-
-    result = _call(compare, options)
-    if options.json:
-        return _print(options, data.compared_data(result))
-    return _show(rankings.compared_table(result), rankings.compared_words(result))
-
-
-def run_status(options: argparse.Namespace) -> int:
-    from evomerge.report import data, gains, runs
-    from evomerge.study.after import status as after
-
-    if options.run is None:
-        if options.runs != "runs" and not Path(options.runs).is_dir():
-            raise InputError(f"there is no folder {options.runs}", "name the folder that holds runs", Where("--runs"))
-        states = after.runs(options.runs)
-        if options.json:
-            return _print(options, [data.run_data(s) for s in states])
-        return _show(runs.runs_table(states) if states else f"no runs in {options.runs}")
-    state = after.status(Path(options.runs) / options.run if is_name(options.run) else options.run)
-    if options.json:
-        return _print(options, data.status_data(state))
-    gained = [gains.gained_table(state.gained)] if state.gained else []
-    return _show(runs.status_words(state), *runs.status_tables(state), *gained)
-
-
-def run_export(options: argparse.Namespace) -> int:
-    from evomerge.study.after.export import export
-
-    text = _call(export, options)
-    if options.json:
-        return _print(options, {"recipe": text, "file": options.output})
-    if options.output is None:
-        print(text, end="")
-    else:
-        line = f"wrote {options.output}; `evomerge merge {options.output} OUT_DIR` makes the checkpoint"
-        print(printable(line), file=sys.stderr)
-    return DONE
 
 
 _MERGE_HELP = "see `evomerge merge --help`"
@@ -344,13 +286,6 @@ def run_align(options: argparse.Namespace) -> int:
     return _show(alignment_table(result), *alignment_summary(result), f"wrote {options.out}")
 
 
-def _end(code: int, unsaved: Sequence[str]) -> int:
-    """Returns the exit code of a command whose results are printed, and says which files they are not in."""
-    for line in unsaved:
-        code = complain(line, WRONG)
-    return code
-
-
 def run_quickstart(options: argparse.Namespace) -> int:
     from evomerge.demo.run import next_run, quickstart
 
@@ -361,39 +296,4 @@ def run_quickstart(options: argparse.Namespace) -> int:
     code = _finish(options, result.search, files)
     if not options.json:
         _show(*(f"{what:11} {file}" for what, file in files.items()))
-    return code
-
-
-# Output
-
-
-def _view() -> Any:
-    from evomerge.report.live import view
-
-    if logging.lastResort is not None:  # what is logged outside of a run
-        logging.lastResort.setFormatter(LogFormatter("%(message)s"))
-    return view()
-
-
-def _show(*things: Any) -> int:
-    """Prints tables and lines of text."""
-    from evomerge.report.shown import show
-
-    show(*things)
-    return DONE
-
-
-def _print(options: argparse.Namespace, data: Any, lines: Callable[[], Sequence[str]] | None = None) -> int:
-    """Prints JSON, or the lines in its place."""
-    if lines is not None and not options.json:
-        return _show(*lines())
-    from evomerge.report.data import as_json
-
-    print(as_json(data))
-    return DONE
-
-
-def complain(text: str, code: int, kind: str = "error") -> int:
-    with suppress(OSError):  # the terminal may be closed
-        print(printable(f"{kind}: {text}"), file=sys.stderr)
     return code

@@ -66,7 +66,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(["--asynchronous", "--full", "--dry-run", "--trust-tasks", "--allow-pickle"], False),
     },
     "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers"]),
-    "status": {"--runs": "runs"},
+    "status": {"--watch": False, "--runs": "runs"},
     "export": {"-o": None, "--output": None, "--trial": None, "--allow-infeasible": False},
     "rank": {"--fitness": REQUIRED, "-o": None, "--output": None},
     "compare": {"--split": None},
@@ -123,7 +123,7 @@ FLAGS: dict[str, dict[str, Any]] = {
 HANDLED: dict[str, set[str]] = {
     "search": {"full", "dry_run", "tasks"},
     "check": {"figure"},
-    "status": {"runs"},
+    "status": {"runs", "watch"},
     "merge": {"cuda", "hub_cache", "out_path", "quiet", "without_effect", "values_without_effect"},
     "evaluate": {"output", "items"},
     "doctor": {"output"},

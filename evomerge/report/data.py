@@ -22,6 +22,7 @@ from evomerge.types import SplitName
 
 if TYPE_CHECKING:
     from evomerge.examine.evaluate import Evaluated
+    from evomerge.scoring.stats.paired import Comparison
     from evomerge.study.after.compare import Compared
     from evomerge.study.after.rank import Ranked
     from evomerge.study.search import Result
@@ -282,6 +283,11 @@ def ranked_data(ranked: Ranked) -> dict[str, Any]:
 
 
 def compared_data(compared: Compared) -> dict[str, Any]:
+    def better(comparison: Comparison, sign: int) -> str | None:
+        """Which of the two has the better score, beyond chance or not; None where they are equal."""
+        ahead = comparison.difference * sign
+        return "first" if ahead > 0 else "second" if ahead < 0 else None
+
     def shown(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
         comparison = compared.comparisons[name]
         return {
@@ -295,12 +301,15 @@ def compared_data(compared: Compared) -> dict[str, Any]:
             "test": comparison.test,
             "items": comparison.items,
             "items_of_split": compared.totals[name],
+            "better": better(comparison, info["sign"]),
         }
 
+    a, b = compared.first, compared.second
     return {
         "run": str(compared.folder.path),
         "split": compared.split,
-        "first": {"trial": compared.first.number, "label": compared.first.name},
-        "second": {"trial": compared.second.number, "label": compared.second.name},
+        "first": {"trial": a.number, "label": a.name, "objective": a.objective},
+        "second": {"trial": b.number, "label": b.name, "objective": b.objective},
+        "difference": "first minus second",
         "slices": {name: shown(name, info) for name, info in compared.slices.items()},
     }

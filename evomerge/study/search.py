@@ -75,6 +75,11 @@ class Result:
     gained: Contributions | None = None
     release: Release | None = None
 
+    @property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What a run's storage tells of each slice."""
+        return {name: _facts(info) for name, info in self.slices.items()}
+
     def trials_dataframe(self) -> pd.DataFrame:
         """One row a trial, by its search scores (`after.dataframe.trials_dataframe`)."""
         return trials_dataframe(self.search)

@@ -183,8 +183,8 @@ class Session:
 
     # Searched trials.
 
-    def begin(self, proposal: Proposal) -> Trial:
-        """A new trial of a genome that the optimizer proposed."""
+    def begin(self, proposal: Proposal, generation: int | None = None) -> Trial:
+        """A new trial of a genome that the optimizer proposed, in this generation."""
         recipe = self.plan.space.recipe(proposal.genome)
         label = proposal.label
         if self.starting_point is not None and proposal.genome == self.starting_point.genome:
@@ -197,6 +197,7 @@ class Session:
             recipe,
             needs_gradient=proposal.needs_gradient,
             duplicate_of=original.number if original else None,
+            generation=generation,
         )
 
     def race(self, trials: Sequence[Trial], generation: Generation) -> None:

@@ -60,9 +60,25 @@ def compare(
     side = split or ("holdout" if all(_scored(state, n, "holdout") for n in numbers) else "search")
     a, b = (_trial(state, number, side) for number in numbers)
     scores = [recorded_scores(state.folder.items, t, side) for t in (a, b, *_whole(state, side))]
-    comparisons = {name: _compared(fact, name, a, b, scores) for name, fact in state.slices.items()}
+    comparisons = between(a, b, scores, state.slices)
     totals = {name: max(len(s[name].items) for s in scores if name in s) for name in comparisons}
     return Compared(state.folder, side, a, b, state.slices, comparisons, totals)
+
+
+def between(
+    first: Trial,
+    second: Trial,
+    scores: Sequence[Mapping[str, SliceScore]],
+    slices: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Comparison]:
+    """Compares two trials on each slice.
+
+    Args:
+        first, second: the trials.
+        scores: of both, with their items, and of others that were scored in full.
+        slices: by name: "sign", and "measure" where it is a size.
+    """
+    return {name: _compared(fact, name, first, second, scores) for name, fact in slices.items()}
 
 
 def _compared(

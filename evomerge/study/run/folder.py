@@ -42,6 +42,7 @@ class RunFolder:
         self.aligned = self.path / "aligned"
         self.best = self.path / "best.yaml"
         self.log = self.path / "search.log"
+        self.summary = self.path / "summary.txt"
 
     @property
     def handle(self) -> str:

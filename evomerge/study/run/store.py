@@ -134,6 +134,7 @@ class Store:
         n_told: int | None = None,
         needs_gradient: bool = False,
         duplicate_of: int | None = None,
+        generation: int | None = None,
     ) -> Trial:
         """Writes a trial down before it is evaluated (see `Trial`)."""
         attributes = {
@@ -146,6 +147,7 @@ class Store:
             **({} if n_told is None else {"told": n_told}),
             **({"sloped": True} if needs_gradient else {}),
             **({} if duplicate_of is None else {"duplicate_of": duplicate_of}),
+            **({} if generation is None else {"generation": generation}),
         }
         template = create_trial(
             state=TrialState.RUNNING,
@@ -276,6 +278,7 @@ def _read(frozen: FrozenTrial) -> Trial:
         needs_gradient=attributes.get("sloped", False),
         slopes=attributes.get("slopes"),
         duplicate_of=attributes.get("duplicate_of"),
+        generation=attributes.get("generation"),
     )
 
 
