@@ -18,12 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from evomerge import __version__, after_commands, commands, merge_options
+from evomerge import __version__, commands, merge_options, run_commands
 from evomerge.arguments import Parser
+from evomerge.completion import SHELLS, Completion
 from evomerge.errors import DEBUG, EvomergeError, InputError, describe_unexpected
 from evomerge.interrupts import ignore, listening
 from evomerge.options import OPTIONS, WORKERS
-from evomerge.printing import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
+from evomerge.outputs import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.streams import drop_unread, results_only
 from evomerge.study.run.folder import RunFolder
 
@@ -151,15 +152,16 @@ COMMANDS = {
         },
         (
             "tasks", "run", "trials", "time", "most_items", "optimizer", "seed", "device", "memory", "workers",
-            "asynchronous", "fitness", "storage", "settings", "begin", "full", "trust_tasks", "allow_pickle", "dry_run",
+            "asynchronous", "fitness", "storage", "settings", "from_run", "trackers", "full", "trust_tasks",
+            "allow_pickle", "dry_run",
         ),
-        {"fitness": {"help": "in place of the file's"}},
+        {"fitness": {"help": "in place of the file's"}, "trackers": {"default": []}},
     ),
     "resume": Command(
         commands.run_resume,
         "continue a run exactly where it stopped",
         _RUN,
-        ("trials", "time", "most_items", "device", "memory", "workers"),
+        ("trials", "time", "most_items", "device", "memory", "workers", "trackers"),
         {
             "trials": {"metavar": "TOTAL", "help": "new total budget of trials"},
             "time": {"help": "new total budget of evaluation time"},
@@ -169,20 +171,26 @@ COMMANDS = {
         },
     ),
     "status": Command(
-        after_commands.run_status,
+        run_commands.run_status,
         "list the runs, or show one run's progress and best trials",
         {"run": {"metavar": "RUN", "nargs": "?"}},
         ("watch", "runs"),
     ),
+    "dashboard": Command(
+        run_commands.run_dashboard,
+        "serve a run to the browser with optuna-dashboard",
+        _RUN,
+        ("port", "host"),
+    ),
     "export": Command(
-        after_commands.run_export,
+        run_commands.run_export,
         "write a run's best recipe as mergekit YAML",
         _RUN,
         ("output", "trial", "allow_infeasible"),
         {"output": {"help": "default: stdout"}},
     ),
     "rank": Command(
-        after_commands.run_rank,
+        run_commands.run_rank,
         "rank a run's trials under another fitness file, evaluating nothing",
         _RUN,
         ("fitness", "output"),
@@ -195,14 +203,14 @@ COMMANDS = {
         },
     ),
     "compare": Command(
-        after_commands.run_compare,
+        run_commands.run_compare,
         "compare two trials of a run item by item",
         {
             **_RUN,
             "first": {"metavar": "A", "help": "a trial's number, or base, a source, uniform, winner"},
             "second": {"metavar": "B", "nargs": "?", "help": "default: the winner, or the best so far"},
         },
-        ("split",),
+        ("split", "show_items"),
         {
             "split": {
                 "choices": ["search", "holdout"],
@@ -210,6 +218,13 @@ COMMANDS = {
                 "help": "default: holdout where both have scores there, else search",
             }
         },
+    ),
+    "report": Command(
+        run_commands.run_report,
+        "write a run's page: verdict, charts, items, recipe in one HTML file that needs no network",
+        _RUN,
+        ("output", "compare_with"),
+        {"output": {"help": "default: report.html in the run's folder"}},
     ),
     "merge": Command(
         commands.run_merge,
@@ -275,6 +290,9 @@ def parser() -> Parser:
     root = Parser(prog="evomerge")
     root.description = "Search for the best way to merge fine-tuned language models."
     root.add_argument("--version", action="version", version=f"evomerge {__version__}")
+    root.add_argument(
+        "--completion", action=Completion, choices=SHELLS, metavar="SHELL", help="print a script for bash, zsh or fish"
+    )
     subparsers = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         description = f"{command.help[0].upper()}{command.help[1:]}."

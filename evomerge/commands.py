@@ -23,13 +23,19 @@ from evomerge.examine.doctor import doctor, glance
 from evomerge.examine.evaluate import evaluate
 from evomerge.examine.findings.finding import Finding
 from evomerge.examine.path import PathInterrupted, path
-from evomerge.outputs import output_file, save
-from evomerge.printing import DONE, INTERRUPTED, NO, complain
-from evomerge.printing import call as _call
-from evomerge.printing import end as _end
-from evomerge.printing import print_data as _print
-from evomerge.printing import show as _show
-from evomerge.printing import view as _view
+from evomerge.outputs import (
+    DONE,
+    INTERRUPTED,
+    NO,
+    call,
+    complain,
+    end,
+    output_file,
+    print_result,
+    save,
+    show,
+    view,
+)
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.report.dry_run import dry_run_lines
@@ -48,17 +54,17 @@ def run_check(options: argparse.Namespace) -> int:
     from evomerge.report.checks import check_data, check_lines, check_tables
     from evomerge.report.heat_map import draw_heat_map
 
-    with _view() as observer:
-        result = _call(check, options, observer=observer)
+    with view() as observer:
+        result = call(check, options, observer=observer)
     unsaved = []
     if (deltas := result.deltas) is not None and deltas.tensors:
         unsaved = save(figure, lambda file: draw_heat_map(deltas, file))
     if options.json:
         drawn = deltas is not None and deltas.tensors and not unsaved
-        _print(options, {**check_data(result), "figure": options.figure if drawn else None})
+        print_result(options, {**check_data(result), "figure": options.figure if drawn else None})
     else:
-        _show(*check_tables(result), *check_lines(result))
-    return _end(DONE if result.mergeable else NO, unsaved)
+        show(*check_tables(result), *check_lines(result))
+    return end(DONE if result.mergeable else NO, unsaved)
 
 
 def run_init(options: argparse.Namespace) -> int:
@@ -67,14 +73,14 @@ def run_init(options: argparse.Namespace) -> int:
     # numpy takes a moment to import.
     from evomerge.examine.init import init
 
-    with _view() as observer:
-        result = _call(init, options, observer=observer)
+    with view() as observer:
+        result = call(init, options, observer=observer)
     space, fitness = (os.path.relpath(file) for file in (result.space, result.fitness))
     facts = {"space": space, "fitness": fitness, "genes": result.genes}
     written = f"wrote {space}" + ("" if options.fitness else f" and {fitness}")
     then = f"next: `evomerge search {shlex.quote(space)} --dry-run`, then without"
     lines = [f"{written} ({result.genes} searched values)", then]
-    return _print(options, facts, lambda: lines)
+    return print_result(options, facts, lambda: lines)
 
 
 def _asked(question: str) -> str:
@@ -111,7 +117,7 @@ def _search_models(options: argparse.Namespace) -> int:
             place.mkdir(parents=True, exist_ok=True)
             stack.callback(_remove_empty, place)
         files = {"tasks": options.tasks, "trials": options.trials, "fitness": options.fitness}
-        with _view() as observer:
+        with view() as observer:
             init(base, sources, output=place / STARTERS[0], force=True, allow_pickle=options.allow_pickle,
                  observer=observer, **files)  # fmt: skip
         options.space, options.fitness = str(place / STARTERS[0]), None
@@ -132,22 +138,22 @@ def _search(options: argparse.Namespace) -> int:
     options.run_in_progress = RunFolder.launched(options.run, options.space).path
     from evomerge.study.search import search
 
-    with _view() as observer:
-        result = _call(search, options, observer=observer)
+    with view() as observer:
+        result = call(search, options, observer=observer)
     return _finish(options, result)
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    facts = _call(dry_run, options)
-    return _print(options, facts, lambda: dry_run_lines(facts))
+    facts = call(dry_run, options)
+    return print_result(options, facts, lambda: dry_run_lines(facts))
 
 
 def run_resume(options: argparse.Namespace) -> int:
     from evomerge.study.search import resume
 
     options.run_in_progress = options.run
-    with _view() as observer:
-        result = _call(resume, options, observer=observer)
+    with view() as observer:
+        result = call(resume, options, observer=observer)
     return _finish(options, result)
 
 
@@ -165,17 +171,17 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
         complain(line, DONE, "warning")
     if options.json:
         seen = {"findings": diagnosis.findings_data(found)}
-        _print(options, {**data.result_data(result), **seen, **(files or {})})
+        print_result(options, {**data.result_data(result), **seen, **(files or {})})
     else:
-        _show(*told)
+        show(*told)
     return DONE if result.winner else NO
 
 
 def _glance(options: argparse.Namespace, winner: Recipe) -> tuple[Finding, ...]:
     """What a look at the winner finds. A look that fails costs nothing of a search that is done."""
-    with _view() as observer:
+    with view() as observer:
         try:
-            return _call(glance, options, recipe=winner, observer=observer)
+            return call(glance, options, recipe=winner, observer=observer)
         except Exception as error:
             observer.warn(f"the winner was not looked at: {error}")
     return ()
@@ -201,10 +207,10 @@ def run_merge(options: argparse.Namespace) -> int:
     from evomerge.merging.disk.stream import merge
 
     device = choose_device("cuda" if options.cuda else options.device)
-    with _view() as observer:
+    with view() as observer:
         progress, note = (None, None) if options.quiet else (observer.progress, observer.note)
-        folder = _call(merge, options, device=device, progress=progress, note=note)
-    return _print(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
+        folder = call(merge, options, device=device, progress=progress, note=note)
+    return print_result(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
 
 
 def _merged_folder(options: argparse.Namespace) -> str | None:
@@ -226,17 +232,17 @@ def run_evaluate(options: argparse.Namespace) -> int:
     items = output_file(options.items, "--items", (".jsonl", ".parquet"), read=read)
     output = output_file(options.output, "--output", read=[*read, options.items])
     references = named_models(options.references)
-    with _view() as observer:
-        result = _call(evaluate, options, references=references, observer=observer)
+    with view() as observer:
+        result = call(evaluate, options, references=references, observer=observer)
     data = evaluated_data(result)
     unsaved = save(output, lambda file: write_whole(file, as_json(data) + "\n"))
     unsaved += save(items, lambda file: save_items(file, {name: s.items for name, s in result.scores.items()}))
     if options.json:
-        _print(options, data)
+        print_result(options, data)
     else:
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
-        _show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
-    return _end(DONE if result.feasible else NO, unsaved)
+        show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
+    return end(DONE if result.feasible else NO, unsaved)
 
 
 def run_doctor(options: argparse.Namespace) -> int:
@@ -244,15 +250,15 @@ def run_doctor(options: argparse.Namespace) -> int:
     from evomerge.report.diagnosis import diagnosis_data, diagnosis_words
 
     output = output_file(options.output, "--output", read=[options.model, options.fitness])
-    with _view() as observer:
-        result = _call(doctor, options, observer=observer)
+    with view() as observer:
+        result = call(doctor, options, observer=observer)
     data = diagnosis_data(result)
     unsaved = save(output, lambda file: write_whole(file, as_json(data) + "\n"))
     if options.json:
-        _print(options, data)
+        print_result(options, data)
     else:
-        _show(*diagnosis_words(result))
-    return _end(DONE if result.healthy else NO, unsaved)
+        show(*diagnosis_words(result))
+    return end(DONE if result.healthy else NO, unsaved)
 
 
 def run_path(options: argparse.Namespace) -> int:
@@ -261,16 +267,16 @@ def run_path(options: argparse.Namespace) -> int:
     figure = output_file(options.output, "--output", FORMATS)
     references = named_models(options.references)
     try:
-        with _view() as observer:
-            result = _call(path, options, references=references, observer=observer)
+        with view() as observer:
+            result = call(path, options, references=references, observer=observer)
     except PathInterrupted as stop:
         result = stop.partial
     unsaved = save(figure, lambda file: draw_path(result, file))
     if options.json:
-        _print(options, {**path_data(result), "figure": None if unsaved else options.output})
+        print_result(options, {**path_data(result), "figure": None if unsaved else options.output})
     else:
-        _show(path_table(result), *path_summary(result), *([] if unsaved else [f"wrote {options.output}"]))
-    code = _end(DONE if result.feasible else NO, unsaved)
+        show(path_table(result), *path_summary(result), *([] if unsaved else [f"wrote {options.output}"]))
+    code = end(DONE if result.feasible else NO, unsaved)
     if not result.complete:
         return complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
     return code
@@ -279,21 +285,21 @@ def run_path(options: argparse.Namespace) -> int:
 def run_align(options: argparse.Namespace) -> int:
     from evomerge.report.alignments import alignment_data, alignment_summary, alignment_table
 
-    with _view() as observer:
-        result = _call(align, options, observer=observer)
+    with view() as observer:
+        result = call(align, options, observer=observer)
     if options.json:
-        return _print(options, {**alignment_data(result), "written": options.out})
-    return _show(alignment_table(result), *alignment_summary(result), f"wrote {options.out}")
+        return print_result(options, {**alignment_data(result), "written": options.out})
+    return show(alignment_table(result), *alignment_summary(result), f"wrote {options.out}")
 
 
 def run_quickstart(options: argparse.Namespace) -> int:
     from evomerge.demo.run import next_run, quickstart
 
     options.run_in_progress = next_run(Path(options.folder))[0]
-    with _view() as observer:
-        result = _call(quickstart, options, observer=observer)
+    with view() as observer:
+        result = call(quickstart, options, observer=observer)
     files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}
     code = _finish(options, result.search, files)
     if not options.json:
-        _show(*(f"{what:11} {file}" for what, file in files.items()))
+        show(*(f"{what:11} {file}" for what, file in files.items()))
     return code

@@ -22,10 +22,11 @@ FLOORS = [
     ["cli"],
     ["options"],
     ["merge_options"],
-    ["commands", "after_commands"],
-    ["printing"],
+    ["run_commands"],
+    ["commands"],
+    ["completion"],
     ["arguments", "outputs"],
-    ["report", "demo"],
+    ["report", "demo", "testing"],
     ["examine"],
     ["study"],
     ["evaluator"],
@@ -35,7 +36,8 @@ FLOORS = [
     ["recipe"],
     ["files", "checkpoints"],
     ["safety"],
-    ["types", "errors", "interrupts", "streams", "registry"],
+    ["types", "errors", "interrupts", "streams", "registry", "deprecated"],
+    ["plugins"],
     ["escape"],
 ]
 """The rooms, top floor first."""
@@ -43,11 +45,12 @@ FLOORS = [
 INSIDE = {
     "study": [
         ["search", "dry_run"],
-        ["look"],
-        ["loop", "holdout", "repair"],
+        ["look", "page"],
+        ["loop", "holdout", "repair", "documents"],
         ["session"],
         ["prepare"],
         ["after"],
+        ["trackers"],
         ["racing"],
         ["gradients"],
         ["trials"],
@@ -81,7 +84,7 @@ INSIDE = {
         ["config", "pickled", "layouts", "modules"],
         ["structure", "headers", "identity", "lora_names", "partial", "chat_templates", "siblings"],
     ],
-    "merging": [["disk", "permutation"], ["resident"], ["methods"], ["plan"], ["kernels"]],
+    "merging": [["disk", "permutation", "state_dicts"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }
 """The floors of rooms that have sub-rooms: their folders and files, top floor first."""
 
@@ -96,6 +99,7 @@ HEAVY = {
     "pyarrow",
     "scipy",
     "matplotlib",
+    "plotly",
     "rich",
 }
 """What takes long to import: the only reason to import another room inside a function."""

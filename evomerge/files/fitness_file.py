@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,6 +23,7 @@ from evomerge.files.objects import (
     SliceSpec,
 )
 from evomerge.files.settings import override
+from evomerge.plugins import scorers
 from evomerge.registry import OBJECTIVES, PARETO
 from evomerge.safety.names import check_name
 
@@ -40,11 +42,12 @@ _OPTIONS: dict[str, Callable[[Node], Any]] = {
 """What is handed to lm-eval, with its readers."""
 
 _KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "pruning")
-_KINDS = ("task", "python", "measure")
+_KINDS = ("task", "python", "scorer", "measure")
 _OF_MEASURES = ("measure", "floor", "weight")
 _SLICE_KEYS = (
     "task",
     "python",
+    "scorer",
     "data",
     "measure",
     "metric",
@@ -173,11 +176,13 @@ def _slice(name: str, node: Node) -> SliceSpec:
     check_name(name, "slice", node.where)
     parts = node.mapping((), (*_SLICE_KEYS, *_OPTIONS), "{task: wikitext, metric: bits_per_byte}")
     if sum(kind in parts for kind in _KINDS) != 1:
-        kinds = "`task` (an lm-eval task), `python` (module:function) or `measure` (of its size)"
+        kinds = (
+            "`task` (an lm-eval task), `python` (module:function), `scorer` (of a plug-in) or `measure` (of its size)"
+        )
         node.fail(f"needs one of {kinds}", "give one of them")
     if "measure" in parts:
         _check_measure(parts)
-    elif "python" in parts:
+    elif "task" not in parts:
         _check_callable(node, parts)
     elif "data" in parts:
         parts["data"].fail("only goes with `python`; an lm-eval task names its own data", "remove it")
@@ -190,7 +195,8 @@ def _slice(name: str, node: Node) -> SliceSpec:
     return SliceSpec(
         name=name,
         task=parts["task"].text() if "task" in parts else None,
-        python=_function(parts["python"]) if "python" in parts else None,
+        python=_function(parts["python"]) if "python" in parts else _scorer(parts.get("scorer")),
+        scorer=parts["scorer"].text() if "scorer" in parts else None,
         data=resolve(parts["data"]) if "data" in parts else None,
         measure=cast(Measure, parts["measure"].one_of(MEASURES, "measure")) if "measure" in parts else None,
         metric=metric,
@@ -251,6 +257,17 @@ def _function(node: Node) -> FunctionRef:
         node.fail(f"{node.value!r} is not module:function", "write for example my_fitness:score")
     file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
     return FunctionRef(resolve(node, file), function, node.where)
+
+
+def _scorer(node: Node | None) -> FunctionRef | None:
+    """Reads the name of a scorer that another package adds."""
+    if node is None:
+        return None
+    module, _, function = scorers()[node.one_of(tuple(scorers()), "scorer")].partition(":")
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        node.fail(f"the module {module} has no file", "install its package again")
+    return FunctionRef(Path(spec.origin), function, node.where, module)
 
 
 def _generation(node: Node) -> Any:

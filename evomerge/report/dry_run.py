@@ -13,7 +13,7 @@ def dry_run_lines(facts: Mapping[str, Any]) -> list[str]:
 
 def _said(key: str, value: Any) -> str:
     if key == "genes":
-        return "their number depends on the layers of the base" if value is None else f"{value} searched values"
+        return "their number depends on the layers of the models" if value is None else f"{value} searched values"
     if key == "budget":
         return _budget(value)
     if key == "timeouts":

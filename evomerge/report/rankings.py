@@ -14,6 +14,9 @@ from evomerge.report.verdicts import SURE
 from evomerge.scoring.stats.paired import EXACT, Comparison
 from evomerge.study.after.compare import Compared
 from evomerge.study.after.rank import Ranked
+from evomerge.types import ItemScore
+
+_NO_TEXTS = "the run kept no texts of its items: older ones have none"
 
 
 def ranked_tables(ranked: Ranked, top: int = 10) -> list[Sheet]:
@@ -106,6 +109,29 @@ def _by_objective(compared: Compared) -> list[str]:
     first, second = (a, b) if a.objective > b.objective else (b, a)
     values = f"{number(first.objective)} against {number(second.objective)}"
     return [f"by the objective {describe(first)} is better: {values}"]
+
+
+def differing_words(compared: Compared) -> list[str]:
+    """Lists the items of each slice on which the two differ most: texts and answers, a line each."""
+    lines = []
+    a, b = _short(describe(compared.first)), _short(describe(compared.second))
+    for name, found in (compared.differences or {}).items():
+        counts = f"{a} is better on {found.first_better}, {b} on {found.second_better} of {found.items} items"
+        lines += ["", f"{name}: {counts}"]
+        for difference in found.most:
+            document = difference.document
+            lines.append(f"  item {document.number + 1}" if document else f"  item {difference.first.item}")
+            if document is not None:
+                lines += [f"    | {line}" for line in document.prompt.split("\n")]
+                lines += [f"    choice: {choice}" for choice in document.choices]
+                lines += [] if document.answer is None else [f"    right answer: {document.answer}"]
+            lines += [f"    {who}: {_given(score)}" for who, score in ((a, difference.first), (b, difference.second))]
+        lines += [] if any(d.document for d in found.most) or not found.most else [f"  {_NO_TEXTS}"]
+    return lines
+
+
+def _given(score: ItemScore) -> str:
+    return f"{number(score.score)}{'' if score.answer is None else f', answered: {score.answer}'}"
 
 
 def _row(comparison: Comparison, info: Mapping[str, Any], total: int) -> list[Cell]:

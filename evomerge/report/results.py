@@ -209,13 +209,13 @@ def _objective(leaderboard: Leaderboard, number: int | None) -> float | None:
     return next((t.objective for t in leaderboard.trials if t.number == number), None)
 
 
-def better_parent(result: Ended) -> Trial | None:
+def better_parent(holdout: Leaderboard, winner: Trial | None) -> Trial | None:
     """Returns the base or source that passes every floor and scores better than the winner."""
-    parents = [t for t in result.holdout.trials if t.is_parent and result.holdout.outcome(t).feasible]
+    parents = [t for t in holdout.trials if t.is_parent and holdout.outcome(t).feasible]
     best = max(parents, key=lambda t: t.objective or 0.0, default=None)
-    if best is None or result.winner is None or best.objective is None or result.winner.objective is None:
+    if best is None or winner is None or best.objective is None or winner.objective is None:
         return None
-    return best if best.objective > result.winner.objective else None
+    return best if best.objective > winner.objective else None
 
 
 def closest(leaderboard: Leaderboard) -> Trial | None:

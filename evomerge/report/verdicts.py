@@ -60,7 +60,8 @@ def front_words(result: Ended) -> list[str]:
 def _outcome(result: Ended, look_closer: bool) -> list[str]:
     name = result.folder.handle
     if result.winner is not None:
-        parent, gain = better_parent(result), carried_over(result.search, result.holdout, result.winner)
+        parent = better_parent(result.holdout, result.winner)
+        gain = carried_over(result.search, result.holdout, result.winner)
         words = [f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`"]
         words += [str(gain)] if gain else []
         words += _asked(result)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from evomerge.files.objects import FitnessSpec, Measure, SliceSpec
 from evomerge.registry import PARETO
 from evomerge.scoring.splits import Deal
-from evomerge.types import ItemScore, SliceScore, SplitName
+from evomerge.types import Document, ItemScore, SliceScore, SplitName
 
 ITEM = "model"
 """The one item of a measure, in each split: so it is stored, and scored again, as other scores are."""
@@ -38,6 +38,10 @@ class MeasurePass:
         size = self._size[self._measure]
         # No score of an item: it is no sample of anything, from which noise could be estimated.
         return SliceScore(-float(size), 0.0, (ItemScore(ITEM, None, raw=size),))
+
+    def documents(self, split: SplitName) -> Iterator[Document]:
+        """None: there is no text to read."""
+        yield from ()
 
     def digest(self) -> str:
         """What is measured."""

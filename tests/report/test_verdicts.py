@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +27,9 @@ Study = Callable[..., Path]
 Said = pytest.CaptureFixture[str]
 
 
-def answered(folder: Path, number: int, split: Any, right: int, of: int = 200, *, shuffled: int | None = None) -> Trial:
-    """A trial that answers the first `right` of the items, or as many others."""
+def answered(folder: Path, number: int, split: Any, right: int, of: int = 200) -> Trial:
+    """A trial that answers the first `right` of the items."""
     answers = [float(at < right) for at in range(of)]
-    if shuffled is not None:
-        random.Random(shuffled).shuffle(answers)
     items = {"a": [ItemScore(f"a/{at}", answer, 1.0, answer) for at, answer in enumerate(answers)]}
     folder.mkdir(parents=True, exist_ok=True)
     write_items(folder, number, split, items)
