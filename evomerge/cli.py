@@ -171,10 +171,10 @@ COMMANDS = {
         },
     ),
     "status": Command(
-        commands.run_status,
+        run_commands.run_status,
         "list the runs, or show one run's progress and best trials",
         {"run": {"metavar": "RUN", "nargs": "?"}},
-        ("runs",),
+        ("watch", "runs"),
     ),
     "dashboard": Command(
         run_commands.run_dashboard,
@@ -194,7 +194,7 @@ COMMANDS = {
         },
     ),
     "rank": Command(
-        commands.run_rank,
+        run_commands.run_rank,
         "rank a run's trials under another fitness file, evaluating nothing",
         _RUN,
         ("fitness", "output"),
@@ -207,7 +207,7 @@ COMMANDS = {
         },
     ),
     "compare": Command(
-        commands.run_compare,
+        run_commands.run_compare,
         "compare two trials of a run item by item",
         {
             **_RUN,
@@ -224,7 +224,7 @@ COMMANDS = {
         },
     ),
     "report": Command(
-        commands.run_report,
+        run_commands.run_report,
         "write a run's page: verdict, charts, items, recipe in one HTML file that needs no network",
         _RUN,
         ("output", "compare_with"),

@@ -96,6 +96,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "workers": (("--workers",), {"type": whole_number, "default": 1, "metavar": "N", "help": WORKERS}),
     "folder": (("--dir",), {"default": ".", "help": "where models, runs and files go (default: here)"}),
     "runs": (("--runs",), {"default": "runs", "metavar": "DIR", "help": "where the runs are (default: runs)"}),
+    "watch": (("--watch",), {**_FLAG, "help": "show a running search until it ends"}),
     # a page that shows a run
     "port": (
         ("--port",),

@@ -132,3 +132,14 @@ class SliceScore:
 
 Scores = Mapping[str, SliceScore]
 """Slice name -> score."""
+
+
+def is_size(value: float) -> bool:
+    """Whether a score is written as a size: a whole number beyond 1. Shares of items are never beyond 1, and other
+    means hardly ever whole."""
+    return math.isfinite(value) and abs(value) > 1 and value == int(value)
+
+
+def shown(value: float) -> str:
+    """Writes a score on a line of text."""
+    return f"{value:,.0f}" if is_size(value) else f"{value:.4f}"

@@ -67,7 +67,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(["--asynchronous", "--full", "--dry-run", "--trust-tasks", "--allow-pickle"], False),
     },
     "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers", "--track"]),
-    "status": {"--runs": "runs"},
+    "status": {"--watch": False, "--runs": "runs"},
     "dashboard": {"--port": 8080, "--host": "127.0.0.1"},
     "export": {
         **dict.fromkeys(["-o", "--output", "--trial", "--checkpoint"]),
@@ -136,7 +136,7 @@ FLAGS: dict[str, dict[str, Any]] = {
 HANDLED: dict[str, set[str]] = {
     "search": {"full", "dry_run", "tasks"},
     "check": {"figure"},
-    "status": {"runs"},
+    "status": {"runs", "watch"},
     "merge": {"cuda", "hub_cache", "out_path", "quiet", "without_effect", "values_without_effect"},
     "evaluate": {"output", "items"},
     "doctor": {"output"},

@@ -66,7 +66,7 @@ INSIDE = {
         ["python"],
         ["preflight"],
         ["tasks"],
-        ["gates", "item_files"],
+        ["gates", "item_files", "measures"],
         ["stats"],
         ["engine"],
         ["splits", "objectives", "guard"],

@@ -163,6 +163,9 @@ class Evaluator:
         if self._holds is None or self._holds[0] != recipe.id:
             self._holds = self._pulls = None
             self._holds = recipe.id, self.resident.materialize(recipe)
+            if self.suite.measures:
+                planned = plan_merge(recipe, self.resident.bank.open)
+                self.suite.resize({"layers": planned.stack.layers, "parameters": planned.parameters})
         return self._holds[1]
 
 

@@ -23,6 +23,11 @@ class Top:
     cut: Cut = "each"
 
 
+Measure = Literal["layers", "parameters"]
+MEASURES: tuple[Measure, ...] = ("layers", "parameters")
+"""What is known of a candidate's size without asking it: the layers of its language model, and the parameters of the
+checkpoint that it is written as."""
+
 Pruner = Literal["early_stop", "racing", "representative"]
 PRUNERS: tuple[Pruner, ...] = ("early_stop", "racing", "representative")
 OLD_KEYS = {"economy": "pruning"}
@@ -208,8 +213,8 @@ class FunctionRef:
 
 @dataclass(frozen=True)
 class SliceSpec:
-    """One slice: an lm-eval `task`, or a `python` callable with `data` (a JSONL file), which may be that of a `scorer`
-    of another package.
+    """One slice: an lm-eval `task`, a `python` callable with `data` (a JSONL file), which may be that of a `scorer` of
+    another package, or a `measure` of the candidate's size, where less is better.
 
     `items` caps the number of items of each split. `options` is handed to lm-eval as it is: num_fewshot, filter,
     apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs, add_bos_token. `cluster` names the
@@ -222,6 +227,7 @@ class SliceSpec:
     python: FunctionRef | None = None
     scorer: str | None = None
     data: Path | None = None
+    measure: Measure | None = None
     metric: str | None = None
     direction: Literal["higher", "lower"] | None = None
     floor: FloorSpec | None = None

@@ -124,6 +124,7 @@ def _slice(spec: SliceSpec) -> dict[str, Any]:
         "scorer": spec.scorer,
         "python": spec.python.anywhere if spec.python and spec.scorer is None else None,
         "data": str(spec.data) if spec.data else None,
+        "measure": spec.measure,
         "metric": spec.metric,
         "direction": spec.direction,
         "floor": _floor(spec.floor),

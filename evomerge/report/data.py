@@ -23,6 +23,7 @@ from evomerge.types import ItemScore, SplitName
 
 if TYPE_CHECKING:
     from evomerge.examine.evaluate import Evaluated
+    from evomerge.scoring.stats.paired import Comparison
     from evomerge.study.after.compare import Compared
     from evomerge.study.after.rank import Ranked
     from evomerge.study.search import Result
@@ -234,7 +235,7 @@ def evaluated_data(result: Evaluated) -> dict[str, Any]:
             "score": slice_.show(score.value),
             "stderr": score.stderr,
             "interval": interval(score, slice_.sign),
-            "items": len(score.items),
+            "items": 0 if slice_.is_measure else len(score.items),
             "loss": score.loss,
             "floor": None if verdict.floor is None else slice_.show(verdict.floor),
             "bound": slice_.show(verdict.bound),
@@ -283,6 +284,11 @@ def ranked_data(ranked: Ranked) -> dict[str, Any]:
 
 
 def compared_data(compared: Compared) -> dict[str, Any]:
+    def better(comparison: Comparison, sign: int) -> str | None:
+        """Which of the two has the better score, beyond chance or not; None where they are equal."""
+        ahead = comparison.difference * sign
+        return "first" if ahead > 0 else "second" if ahead < 0 else None
+
     def shown(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
         comparison = compared.comparisons[name]
         return {
@@ -296,13 +302,16 @@ def compared_data(compared: Compared) -> dict[str, Any]:
             "test": comparison.test,
             "items": comparison.items,
             "items_of_split": compared.totals[name],
+            "better": better(comparison, info["sign"]),
         }
 
+    a, b = compared.first, compared.second
     return {
         "run": str(compared.folder.path),
         "split": compared.split,
-        "first": {"trial": compared.first.number, "label": compared.first.name},
-        "second": {"trial": compared.second.number, "label": compared.second.name},
+        "first": {"trial": a.number, "label": a.name, "objective": a.objective},
+        "second": {"trial": b.number, "label": b.name, "objective": b.objective},
+        "difference": "first minus second",
         "slices": {name: shown(name, info) for name, info in compared.slices.items()},
         **({"items": differences_data(compared.differences)} if compared.differences is not None else {}),
     }

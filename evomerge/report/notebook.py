@@ -13,8 +13,8 @@ from evomerge.escape import printable
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.report import plots
 from evomerge.report.numbers import number
-from evomerge.report.results import verdict
 from evomerge.report.tables import describe, directed
+from evomerge.report.verdicts import verdict
 from evomerge.scoring.slices import SliceInfo
 from evomerge.study import search as launching
 from evomerge.study.after.status import status

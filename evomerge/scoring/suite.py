@@ -11,8 +11,9 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
-from evomerge.files.objects import FitnessSpec
+from evomerge.files.objects import FitnessSpec, Measure
 from evomerge.scoring.guard import ExitCalled, undisturbed
+from evomerge.scoring.measures import MeasurePass
 from evomerge.scoring.slices import ScoredSlice, SuiteInfo
 from evomerge.scoring.splits import SIDES
 from evomerge.types import Document, SliceScore, SplitName
@@ -54,6 +55,17 @@ class Suite:
                 return cls(fitness, build_slices(fitness, model, tokenizer, split), model)
         except ExitCalled as error:
             raise InputError(f"a task cannot be built: {error}", "mend its code", Where(fitness.file)) from error
+
+    @property
+    def measures(self) -> list[MeasurePass]:
+        """The sources that have to be told the size of each candidate."""
+        sources = (slice_.source for slice_ in self.slices.values())
+        return [source for source in sources if isinstance(source, MeasurePass)]
+
+    def resize(self, size: Mapping[Measure, int]) -> None:
+        """Takes in the size of the candidate that the model has become."""
+        for measure in self.measures:
+            measure.resize(size)
 
     def score(
         self,

@@ -55,7 +55,7 @@ def dry_run(
     from_run: str | None = None,
     trackers: Sequence[str | Tracker] = (),
 ) -> dict[str, Any]:
-    """Describes what a search would do, as facts to print. Takes the arguments of `search`.
+    """Describes what a search would do, as data (`report.dry_run` prints it). Takes the arguments of `search`.
 
     Of models on the hub, configurations, tokenizers and headers are fetched, as far as they are not in its cache (of
     pickled ones, which may be read with `allow_pickle`, all). Where it cannot be reached, checkpoints are not opened,
@@ -93,39 +93,33 @@ def dry_run(
     tensors = plan.models.tensor_notes if plan else []
     quantized = plan.models.quantized if plan else []
     tokens = [*plan.models.tokens.dropped, *plan.models.tokens.filled, *plan.models.reordered] if plan else []
-    timeouts = ", ".join(f"{n} {spec.timeout:g} s" for n, spec in scores.slices.items() if spec.timeout is not None)
+    timeouts = {name: spec.timeout for name, spec in scores.slices.items() if spec.timeout is not None}
+    lines = [*doubts(scores), *(large_deltas_of(plan) if plan else [])]
+    budget = {"trials": spec.trials, "seconds": spec.seconds, "items": spec.most_items}
     return {
         "space": str(space),
         "fitness": str(spec.fitness),
-        "models": ", ".join(f"{name} {ref}" for name, ref in models.items()),
-        **({"methods": ", ".join(spec.methods)} if spec.methods else {}),
-        "genes": f"{len(searched.dimensions)} searched values"
-        if searched
-        else "their number depends on the layers of the models",
+        "models": {name: str(ref) for name, ref in models.items()},
+        **({"methods": list(spec.methods)} if spec.methods else {}),
+        "genes": len(searched.dimensions) if searched else None,
         **(searched.facts() if searched else {}),
-        "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
-        **({"quantized": "; ".join(quantized)} if quantized else {}),
-        **({"tensors": "; ".join(tensors)} if tensors else {}),
-        **({"tokens": "; ".join(tokens)} if tokens else {}),
+        "optimizer": dict(spec.optimizer),
+        **({"quantized": quantized} if quantized else {}),
+        **({"tensors": tensors} if tensors else {}),
+        **({"tokens": tokens} if tokens else {}),
         **_aligned(spec, plan, folder),
         **({"starts from": first} if first else {}),
         **(_placement(plan, device, memory, workers) if plan else _devices(device, workers)),
-        "budget": f"{spec.trials or 'any number of'} trials"
-        + (f", {spec.seconds:.0f} s" if spec.seconds else "")
-        + (f", {spec.most_items:,} items" if spec.most_items else ""),
-        "slices": ", ".join(scores.slices),
+        "budget": {"trials": spec.trials, **{limit: most for limit, most in budget.items() if most is not None}},
+        "slices": list(scores.slices),
         **({"timeouts": timeouts} if timeouts else {}),
-        **(
-            {"warnings": "; ".join(lines)}
-            if (lines := [*doubts(scores), *(large_deltas_of(plan) if plan else [])])
-            else {}
-        ),
-        **({"code that is run": "; ".join(code)} if (code := code_listed(scores)) else {}),
-        "not checked": unknown or "weights, items",
+        **({"warnings": lines} if lines else {}),
+        **({"code that is run": code} if (code := list(code_listed(scores))) else {}),
+        "not checked": [unknown] if unknown else ["weights", "items"],
     }
 
 
-def _aligned(spec: SpaceSpec, plan: Plan | None, folder: RunFolder) -> dict[str, str]:
+def _aligned(spec: SpaceSpec, plan: Plan | None, folder: RunFolder) -> dict[str, list[str]]:
     """What is aligned with the base, by which specification, and what the copies take on the disk."""
     lines = []
     for name, ref in spec.to_align.items():
@@ -136,7 +130,7 @@ def _aligned(spec: SpaceSpec, plan: Plan | None, folder: RunFolder) -> dict[str,
             taken = size(sum(info.bytes for info in source.tensors.values()))
             line += f", {len(symmetries.groups)} groups of units (specification {specification.name}), {taken} on disk"
         lines.append(f"{line} in {folder.aligned / name}")
-    return {"aligned": "; ".join(lines)} if lines else {}
+    return {"aligned": lines} if lines else {}
 
 
 def _start(begin: str, spec: SpaceSpec, plan: Plan | None) -> str:

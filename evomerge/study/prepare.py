@@ -287,7 +287,9 @@ def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:
     reasons = {}
     for spec in counting:
         leaves = local.closure(spec.task)[0] if spec.task is not None else []
-        if spec.python is not None:
+        if spec.measure is not None:
+            reasons[spec.name] = f"its {spec.measure}"
+        elif spec.python is not None:
             reasons[spec.name] = "a Python function"
         elif any(leaf.config.get("output_type") == "generate_until" for leaf in leaves):
             reasons[spec.name] = "generated text"

@@ -162,6 +162,8 @@ class Session:
         scores = [t.scores for t in self.store.trials() if t.kind == "reference" and t.scores]
         models = "base and sources" if self.plan.spec.stacks else "base, sources and average"
         for name, info in self.executor.info.slices.items():
+            if info.is_measure:
+                continue  # models of one family have one size
             values = {s[name] for s in scores}
             if len(values) == 1 and len(scores) > 1:
                 self.observer.warn(f"slice {name}: {models} all score {info.show(values.pop()):.4f}; check its task")
@@ -199,8 +201,8 @@ class Session:
 
     # Searched trials.
 
-    def begin(self, proposal: Proposal) -> Trial:
-        """A new trial of a genome that the optimizer proposed."""
+    def begin(self, proposal: Proposal, generation: int | None = None) -> Trial:
+        """A new trial of a genome that the optimizer proposed, in this generation."""
         recipe = self.plan.space.recipe(proposal.genome)
         label = proposal.label
         if self.starting_point is not None and proposal.genome == self.starting_point.genome:
@@ -213,6 +215,7 @@ class Session:
             recipe,
             needs_gradient=proposal.needs_gradient,
             duplicate_of=original.number if original else None,
+            generation=generation,
         )
 
     def race(self, trials: Sequence[Trial], generation: Generation) -> None:

@@ -139,6 +139,7 @@ class Trials:
         *,
         needs_gradient: bool = False,
         duplicate_of: int | None = None,
+        generation: int | None = None,
     ) -> Trial:
         """Writes a new trial down."""
         n_told = self.n_told if self._asynchronous and kind == "search" else None
@@ -151,6 +152,7 @@ class Trials:
             n_told=n_told,
             needs_gradient=needs_gradient,
             duplicate_of=duplicate_of,
+            generation=generation,
             numbers=self._unknown,
         )
         self._take_in(trial)

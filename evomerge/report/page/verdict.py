@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from evomerge.report.page.run import SPLITS, Run
-from evomerge.report.results import advice_words, better_parent, carried_over, missed_floors
+from evomerge.report.results import better_parent, carried_over, missed_floors
 from evomerge.report.runs import how_far
 from evomerge.report.tables import describe
+from evomerge.report.verdicts import advice_words
 from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
 
@@ -80,7 +81,7 @@ def _why_not(run: Run) -> list[str]:
     reasons = [f"{describe(subject)} came closest{f': {missed}' if missed else ''}."]
     advice = run.state.release.advice if run.state.release else None
     if advice is not None:
-        reasons += [f"{line.strip()}." for line in advice_words(advice, holdout)[1:]]
+        reasons += [f"{line.strip()}." for line in advice_words(advice, holdout, run.state.folder.handle)[1:]]
     return reasons
 
 

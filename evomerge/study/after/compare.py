@@ -70,7 +70,7 @@ def compare(
     side = split or ("holdout" if all(_scored(state, n, "holdout") for n in numbers) else "search")
     a, b = (_trial(state, number, side) for number in numbers)
     scores = [recorded_scores(state.folder.items, t, side) for t in (a, b, *_whole(state, side))]
-    comparisons = {name: _compared(fact["sign"], name, a, b, scores) for name, fact in state.slices.items()}
+    comparisons = between(a, b, scores, state.slices)
     totals = {name: max(len(s[name].items) for s in scores if name in s) for name in comparisons}
     found = _differences(state, scores) if items else None
     return Compared(state.folder, side, a, b, state.slices, comparisons, totals, found)
@@ -85,10 +85,28 @@ def _differences(state: Status, scores: Sequence[Mapping[str, SliceScore]]) -> d
     }
 
 
+def between(
+    first: Trial,
+    second: Trial,
+    scores: Sequence[Mapping[str, SliceScore]],
+    slices: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Comparison]:
+    """Compares two trials on each slice.
+
+    Args:
+        first, second: the trials.
+        scores: of both, with their items, and of others that were scored in full.
+        slices: by name: "sign", and "measure" where it is a size.
+    """
+    return {name: _compared(fact, name, first, second, scores) for name, fact in slices.items()}
+
+
 def _compared(
-    sign: int, name: str, first: Trial, second: Trial, scores: Sequence[Mapping[str, SliceScore]]
+    fact: Mapping[str, Any], name: str, first: Trial, second: Trial, scores: Sequence[Mapping[str, SliceScore]]
 ) -> Comparison:
-    a, b = (_of(s, name) for s in scores[:2])
+    sign, (a, b) = fact["sign"], (_of(s, name) for s in scores[:2])
+    if fact.get("measure"):
+        return paired.exact(a, b, sign)
     whole = [t.state == "complete" for t in (first, second)]
     full = [s for s, complete in zip((a, b), whole, strict=True) if complete] + [s[name] for s in scores[2:]]
     kind = mean_kind_of(full, sign) if full else None

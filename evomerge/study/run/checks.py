@@ -180,6 +180,7 @@ _TRIAL: Mapping[str, Predicate] = {
     "sloped": lambda value: isinstance(value, bool),
     "slopes": _by_name(_with(loss=_number, checked=_number, slopes=_listed(_number))),
     "duplicate_of": _count,
+    "generation": _count,
 }
 
 _RESCORED = _with(**_SCORES, objective=_known)

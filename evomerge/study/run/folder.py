@@ -44,6 +44,7 @@ class RunFolder:
         self.aligned = self.path / "aligned"
         self.best = self.path / "best.yaml"
         self.log = self.path / "search.log"
+        self.summary = self.path / "summary.txt"
         self.report = self.path / "report.html"
 
     @property

@@ -147,6 +147,7 @@ class Store:
         n_told: int | None = None,
         needs_gradient: bool = False,
         duplicate_of: int | None = None,
+        generation: int | None = None,
         numbers: Mapping[str, float] | None = None,
     ) -> Trial:
         """Writes a trial down before it is evaluated (see `Trial`). `numbers` come to stand in front of what is long
@@ -162,6 +163,7 @@ class Store:
             **({} if n_told is None else {"told": n_told}),
             **({"sloped": True} if needs_gradient else {}),
             **({} if duplicate_of is None else {"duplicate_of": duplicate_of}),
+            **({} if generation is None else {"generation": generation}),
         }
         template = create_trial(
             state=TrialState.RUNNING,

@@ -52,4 +52,5 @@ def read_trial(frozen: FrozenTrial) -> Trial:
         needs_gradient=attributes.get("sloped", False),
         slopes=attributes.get("slopes"),
         duplicate_of=attributes.get("duplicate_of"),
+        generation=attributes.get("generation"),
     )
