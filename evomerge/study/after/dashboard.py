@@ -62,8 +62,8 @@ def dashboard(
         problem = f"cannot listen on {host}:{port} ({error.strerror or error})"
         raise InputError(problem, "stop what listens there, or give another --port", Where("--port")) from None
     with server:
-        ready(f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/")
         try:
+            ready(f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/")
             server.serve_forever()
         except KeyboardInterrupt:
             return
