@@ -1,6 +1,7 @@
 """evomerge searches for the best way to merge fine-tuned language models.
 
-Every command is a function here: ``evomerge.search("space.yaml")``. They are imported when first used, because
+Every command is a function here: ``evomerge.search("space.yaml")``; that of `evomerge report` is ``write_report``, as
+``evomerge.report`` is the package that makes tables and pages. They are imported when first used, because
 torch, transformers and lm-eval take seconds to import.
 """
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from evomerge.examine.evaluate import evaluate
     from evomerge.examine.init import init
     from evomerge.examine.path import path
+    from evomerge.examine.reproduce import reproduce
     from evomerge.merging.disk.stream import merge
     from evomerge.merging.state_dicts import merge_tensors
     from evomerge.report.notebook import ScoredTrial, Study, open_run, resume, search
+    from evomerge.report.page.write import write_report
     from evomerge.study.after.compare import compare
     from evomerge.study.after.dashboard import dashboard
     from evomerge.study.after.export import export
@@ -51,10 +54,12 @@ __all__ = [
     "path",
     "quickstart",
     "rank",
+    "reproduce",
     "resume",
     "runs",
     "search",
     "status",
+    "write_report",
 ]
 
 _HOMES = {
@@ -78,10 +83,12 @@ _HOMES = {
     "path": "evomerge.examine.path",
     "quickstart": "evomerge.demo.run",
     "rank": "evomerge.study.after.rank",
+    "reproduce": "evomerge.examine.reproduce",
     "resume": "evomerge.report.notebook",
     "runs": "evomerge.study.after.status",
     "search": "evomerge.report.notebook",
     "status": "evomerge.study.after.status",
+    "write_report": "evomerge.report.page.write",
 }
 
 

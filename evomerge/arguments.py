@@ -120,18 +120,15 @@ def _where(action: argparse.Action) -> Where | None:
     return Where("/".join(action.option_strings)) if action.option_strings else None
 
 
-def named_models(pairs: Sequence[str]) -> dict[str, str]:
-    """The models of several ``NAME=MODEL``, by name. Raises InputError."""
-    references: dict[str, str] = {}
-    for name, model in map(_pair, pairs):
-        if name in references:
-            raise InputError(f"{name!r} is given twice", "give each reference once", Where("--reference"))
-        references[name] = model
-    return references
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, model = text.partition("=")
-    if not equals or not name or not model:
-        raise InputError(f"{text!r} is not NAME=MODEL", "write for example base=models/base", Where("--reference"))
-    return name, model
+def named_models(pairs: Sequence[str], option: str = "--reference") -> dict[str, str]:
+    """The models of several ``NAME=MODEL``, by name. InputError where one is none, or a name is
+    given twice."""
+    models: dict[str, str] = {}
+    for text in pairs:
+        name, equals, model = text.partition("=")
+        if not equals or not name or not model:
+            raise InputError(f"{text!r} is not NAME=MODEL", "write for example base=models/base", Where(option))
+        if name in models:
+            raise InputError(f"{name!r} is given twice", "give each once", Where(option))
+        models[name] = model
+    return models

@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from evomerge import __version__, commands, merge_options, run_commands
+from evomerge import __version__, commands, merge_options, run_commands, shipping
+from evomerge.answers import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.arguments import Parser
-from evomerge.commands import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.completion import SHELLS, Completion
 from evomerge.errors import DEBUG, EvomergeError, InputError, describe_unexpected
 from evomerge.interrupts import ignore, listening
@@ -183,11 +183,15 @@ COMMANDS = {
         ("port", "host"),
     ),
     "export": Command(
-        commands.run_export,
+        shipping.run_export,
         "write a run's best recipe as mergekit YAML",
         _RUN,
-        ("output", "trial", "allow_infeasible"),
-        {"output": {"help": "default: stdout"}},
+        ("output", "trial", "allow_infeasible", "portable", "checkpoint", "device", "overwrite"),
+        {
+            "output": {"help": "default: stdout"},
+            "device": {"default": "cpu", "help": "where to merge: cpu, cuda, cuda:1 or auto"},
+            "overwrite": {"help": "replace the checkpoint that is there"},
+        },
     ),
     "rank": Command(
         commands.run_rank,
@@ -210,7 +214,7 @@ COMMANDS = {
             "first": {"metavar": "A", "help": "a trial's number, or base, a source, uniform, winner"},
             "second": {"metavar": "B", "nargs": "?", "help": "default: the winner, or the best so far"},
         },
-        ("split",),
+        ("split", "show_items"),
         {
             "split": {
                 "choices": ["search", "holdout"],
@@ -219,12 +223,29 @@ COMMANDS = {
             }
         },
     ),
+    "report": Command(
+        commands.run_report,
+        "write a run's page: verdict, charts, items, recipe in one HTML file that needs no network",
+        _RUN,
+        ("output", "compare_with"),
+        {"output": {"help": "default: report.html in the run's folder"}},
+    ),
     "merge": Command(
-        commands.run_merge,
+        shipping.run_merge,
         "carry out a mergekit recipe: write the merged checkpoint",
         {"recipe": {"metavar": "RECIPE.yaml"}, "out": {"metavar": "OUT_DIR", "nargs": "?"}},
         ("device", "allow_pickle", *merge_options.OPTIONS),
         {"device": {"default": "cpu", "help": "where to compute: cpu, cuda, cuda:1 or auto"}},
+    ),
+    "reproduce": Command(
+        shipping.run_reproduce,
+        "make a published merge again from its reproduce.json, and compare file by file",
+        {"record": {"metavar": "REPRODUCE.json"}},
+        ("models", "output", "device", "allow_pickle"),
+        {
+            "output": {"metavar": "DIR", "help": "keep what is made again there"},
+            "device": {"default": "cpu", "help": "where to compute: cpu, cuda, cuda:1 or auto"},
+        },
     ),
     "evaluate": Command(
         commands.run_evaluate,

@@ -6,45 +6,29 @@ Results go to stdout, progress and errors to stderr.
 from __future__ import annotations
 
 import argparse
-import inspect
-import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
+from evomerge.answers import DONE, INTERRUPTED, NO, call, complain, end, print_data, show, view
 from evomerge.arguments import listed, named_models
-from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError, Where
-from evomerge.escape import LogFormatter, printable
-from evomerge.evaluator.device import choose_device
 from evomerge.examine.align import align
 from evomerge.examine.doctor import doctor, glance
 from evomerge.examine.evaluate import evaluate
 from evomerge.examine.findings.finding import Finding
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.outputs import output_file, save
-from evomerge.recipe.mergekit import read_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.report.figures import FORMATS, draw_path
 from evomerge.safety.durable import write_whole
-from evomerge.safety.paths import absolute
 from evomerge.study.dry_run import dry_run
 from evomerge.study.run.folder import STARTERS, RunFolder, is_name
 from evomerge.study.run.items import save_items
-
-DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
-T = TypeVar("T")
-
-
-def _call(function: Callable[..., T], options: argparse.Namespace, **others: Any) -> T:
-    """Calls a public function with each option that is named as one of its parameters, and with `others`."""
-    parameters = inspect.signature(function).parameters
-    return function(**{**{name: value for name, value in vars(options).items() if name in parameters}, **others})
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -54,17 +38,17 @@ def run_check(options: argparse.Namespace) -> int:
     from evomerge.report.checks import check_data, check_lines, check_tables
     from evomerge.report.heat_map import draw_heat_map
 
-    with _view() as observer:
-        result = _call(check, options, observer=observer)
+    with view() as observer:
+        result = call(check, options, observer=observer)
     unsaved = []
     if (deltas := result.deltas) is not None and deltas.tensors:
         unsaved = save(figure, lambda file: draw_heat_map(deltas, file))
     if options.json:
         drawn = deltas is not None and deltas.tensors and not unsaved
-        _print(options, {**check_data(result), "figure": options.figure if drawn else None})
+        print_data(options, {**check_data(result), "figure": options.figure if drawn else None})
     else:
-        _show(*check_tables(result), *check_lines(result))
-    return _end(DONE if result.mergeable else NO, unsaved)
+        show(*check_tables(result), *check_lines(result))
+    return end(DONE if result.mergeable else NO, unsaved)
 
 
 def run_init(options: argparse.Namespace) -> int:
@@ -73,14 +57,14 @@ def run_init(options: argparse.Namespace) -> int:
     # numpy takes a moment to import.
     from evomerge.examine.init import init
 
-    with _view() as observer:
-        result = _call(init, options, observer=observer)
+    with view() as observer:
+        result = call(init, options, observer=observer)
     space, fitness = (os.path.relpath(file) for file in (result.space, result.fitness))
     facts = {"space": space, "fitness": fitness, "genes": result.genes}
     written = f"wrote {space}" + ("" if options.fitness else f" and {fitness}")
     then = f"next: `evomerge search {shlex.quote(space)} --dry-run`, then without"
     lines = [f"{written} ({result.genes} searched values)", then]
-    return _print(options, facts, lambda: lines)
+    return print_data(options, facts, lambda: lines)
 
 
 def _asked(question: str) -> str:
@@ -117,7 +101,7 @@ def _search_models(options: argparse.Namespace) -> int:
             place.mkdir(parents=True, exist_ok=True)
             stack.callback(_remove_empty, place)
         files = {"tasks": options.tasks, "trials": options.trials, "fitness": options.fitness}
-        with _view() as observer:
+        with view() as observer:
             init(base, sources, output=place / STARTERS[0], force=True, allow_pickle=options.allow_pickle,
                  observer=observer, **files)  # fmt: skip
         options.space, options.fitness = str(place / STARTERS[0]), None
@@ -138,22 +122,22 @@ def _search(options: argparse.Namespace) -> int:
     options.run_in_progress = RunFolder.launched(options.run, options.space).path
     from evomerge.study.search import search
 
-    with _view() as observer:
-        result = _call(search, options, observer=observer)
+    with view() as observer:
+        result = call(search, options, observer=observer)
     return _finish(options, result)
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    facts = _call(dry_run, options)
-    return _print(options, facts, lambda: [f"{key}: {value}" for key, value in facts.items()])
+    facts = call(dry_run, options)
+    return print_data(options, facts, lambda: [f"{key}: {value}" for key, value in facts.items()])
 
 
 def run_resume(options: argparse.Namespace) -> int:
     from evomerge.study.search import resume
 
     options.run_in_progress = options.run
-    with _view() as observer:
-        result = _call(resume, options, observer=observer)
+    with view() as observer:
+        result = call(resume, options, observer=observer)
     return _finish(options, result)
 
 
@@ -164,19 +148,19 @@ def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | No
     found = _glance(options, result.winner.recipe) if result.winner is not None else ()
     if options.json:
         seen = {"findings": diagnosis.findings_data(found)}
-        _print(options, {**data.result_data(result), **seen, **(files or {})})
+        print_data(options, {**data.result_data(result), **seen, **(files or {})})
     else:
         gained = [gains.gained_table(result.gained)] if result.gained is not None else []
         seen_in = [f"seen in the winner: {diagnosis.finding_line(finding)}" for finding in found]
-        _show(results.result_table(result), *gained, *results.verdict(result), *seen_in)
+        show(results.result_table(result), *gained, *results.verdict(result), *seen_in)
     return DONE if result.winner else NO
 
 
 def _glance(options: argparse.Namespace, winner: Recipe) -> tuple[Finding, ...]:
     """What a look at the winner finds. A look that fails costs nothing of a search that is done."""
-    with _view() as observer:
+    with view() as observer:
         try:
-            return _call(glance, options, recipe=winner, observer=observer)
+            return call(glance, options, recipe=winner, observer=observer)
         except Exception as error:
             observer.warn(f"the winner was not looked at: {error}")
     return ()
@@ -187,23 +171,35 @@ def run_rank(options: argparse.Namespace) -> int:
     from evomerge.study.after.rank import rank, write_winner
 
     output = output_file(options.output, "--output", read=[options.fitness])
-    result = _call(rank, options, output=None)
+    result = call(rank, options, output=None)
     unsaved = save(output, lambda file: write_winner(result, file))
     if options.json:
-        _print(options, data.ranked_data(result))
+        print_data(options, data.ranked_data(result))
     else:
-        _show(*rankings.ranked_tables(result), *rankings.ranked_words(result))
-    return _end(DONE if result.winner else NO, unsaved)
+        show(*rankings.ranked_tables(result), *rankings.ranked_words(result))
+    return end(DONE if result.winner else NO, unsaved)
 
 
 def run_compare(options: argparse.Namespace) -> int:
     from evomerge.report import data, rankings
     from evomerge.study.after.compare import compare
 
-    result = _call(compare, options)
+    result = call(compare, options)
     if options.json:
-        return _print(options, data.compared_data(result))
-    return _show(rankings.compared_table(result), rankings.compared_words(result))
+        return print_data(options, data.compared_data(result))
+    listed = rankings.differing_words(result) if options.items else []
+    return show(rankings.compared_table(result), rankings.compared_words(result), *listed)
+
+
+def run_report(options: argparse.Namespace) -> int:
+    # numpy takes a moment to import.
+    from evomerge.report.page.write import write_report
+
+    output_file(options.output, "--output")
+    report = call(write_report, options)
+    file = os.path.relpath(report.file)
+    lines = [f"wrote {file}", report.data["verdict"]["headline"]]
+    return print_data(options, {**report.data, "file": file}, lambda: lines)
 
 
 def run_status(options: argparse.Namespace) -> int:
@@ -215,64 +211,13 @@ def run_status(options: argparse.Namespace) -> int:
             raise InputError(f"there is no folder {options.runs}", "name the folder that holds runs", Where("--runs"))
         states = after.runs(options.runs)
         if options.json:
-            return _print(options, [data.run_data(s) for s in states])
-        return _show(runs.runs_table(states) if states else f"no runs in {options.runs}")
+            return print_data(options, [data.run_data(s) for s in states])
+        return show(runs.runs_table(states) if states else f"no runs in {options.runs}")
     state = after.status(Path(options.runs) / options.run if is_name(options.run) else options.run)
     if options.json:
-        return _print(options, data.status_data(state))
+        return print_data(options, data.status_data(state))
     gained = [gains.gained_table(state.gained)] if state.gained else []
-    return _show(runs.status_words(state), *runs.status_tables(state), *gained)
-
-
-def run_export(options: argparse.Namespace) -> int:
-    from evomerge.study.after.export import export
-
-    text = _call(export, options)
-    if options.json:
-        return _print(options, {"recipe": text, "file": options.output})
-    if options.output is None:
-        print(text, end="")
-    else:
-        line = f"wrote {options.output}; `evomerge merge {options.output} OUT_DIR` makes the checkpoint"
-        print(printable(line), file=sys.stderr)
-    return DONE
-
-
-_MERGE_HELP = "see `evomerge merge --help`"
-
-
-def run_merge(options: argparse.Namespace) -> int:
-    # What can be told now is told before torch is imported.
-    out = _merged_folder(options)
-    recipe = read_recipe(Path(options.recipe))
-    if out is None:
-        # Where all documents have names, the last one's output stands beside the others, as with mergekit-multi
-        if recipe.output.name is None:
-            raise InputError("evomerge merge: needs OUT_DIR", _MERGE_HELP)
-        out = str(Path(options.intermediate) / recipe.output.name)
-    options.out = out
-    recipe.check_places()
-    check_target(absolute(options.out), options.overwrite)
-    if options.hub_cache is not None:
-        os.environ["HF_HUB_CACHE"] = str(absolute(options.hub_cache))  # read once, when the hub's library is imported
-    from evomerge.merging.disk.stream import merge
-
-    device = choose_device("cuda" if options.cuda else options.device)
-    with _view() as observer:
-        progress, note = (None, None) if options.quiet else (observer.progress, observer.note)
-        folder = _call(merge, options, device=device, progress=progress, note=note)
-    return _print(options, {"checkpoint": str(folder)}, lambda: [f"wrote {folder}"])
-
-
-def _merged_folder(options: argparse.Namespace) -> str | None:
-    """The folder that a merge is told to write, as OUT_DIR or --out-path; None where the documents' names may tell
-    it."""
-    given: list[str] = [folder for folder in (options.out, options.out_path) if folder is not None]
-    if len(given) > 1:
-        raise InputError("evomerge merge: OUT_DIR and --out-path are two folders", "give one of them")
-    if not given and options.intermediate is None:
-        raise InputError("evomerge merge: needs OUT_DIR", _MERGE_HELP)
-    return given[0] if given else None
+    return show(runs.status_words(state), *runs.status_tables(state), *gained)
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -283,17 +228,17 @@ def run_evaluate(options: argparse.Namespace) -> int:
     items = output_file(options.items, "--items", (".jsonl", ".parquet"), read=read)
     output = output_file(options.output, "--output", read=[*read, options.items])
     references = named_models(options.references)
-    with _view() as observer:
-        result = _call(evaluate, options, references=references, observer=observer)
+    with view() as observer:
+        result = call(evaluate, options, references=references, observer=observer)
     data = evaluated_data(result)
     unsaved = save(output, lambda file: write_whole(file, as_json(data) + "\n"))
     unsaved += save(items, lambda file: save_items(file, {name: s.items for name, s in result.scores.items()}))
     if options.json:
-        _print(options, data)
+        print_data(options, data)
     else:
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
-        _show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
-    return _end(DONE if result.feasible else NO, unsaved)
+        show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
+    return end(DONE if result.feasible else NO, unsaved)
 
 
 def run_doctor(options: argparse.Namespace) -> int:
@@ -301,15 +246,15 @@ def run_doctor(options: argparse.Namespace) -> int:
     from evomerge.report.diagnosis import diagnosis_data, diagnosis_words
 
     output = output_file(options.output, "--output", read=[options.model, options.fitness])
-    with _view() as observer:
-        result = _call(doctor, options, observer=observer)
+    with view() as observer:
+        result = call(doctor, options, observer=observer)
     data = diagnosis_data(result)
     unsaved = save(output, lambda file: write_whole(file, as_json(data) + "\n"))
     if options.json:
-        _print(options, data)
+        print_data(options, data)
     else:
-        _show(*diagnosis_words(result))
-    return _end(DONE if result.healthy else NO, unsaved)
+        show(*diagnosis_words(result))
+    return end(DONE if result.healthy else NO, unsaved)
 
 
 def run_path(options: argparse.Namespace) -> int:
@@ -318,16 +263,16 @@ def run_path(options: argparse.Namespace) -> int:
     figure = output_file(options.output, "--output", FORMATS)
     references = named_models(options.references)
     try:
-        with _view() as observer:
-            result = _call(path, options, references=references, observer=observer)
+        with view() as observer:
+            result = call(path, options, references=references, observer=observer)
     except PathInterrupted as stop:
         result = stop.partial
     unsaved = save(figure, lambda file: draw_path(result, file))
     if options.json:
-        _print(options, {**path_data(result), "figure": None if unsaved else options.output})
+        print_data(options, {**path_data(result), "figure": None if unsaved else options.output})
     else:
-        _show(path_table(result), *path_summary(result), *([] if unsaved else [f"wrote {options.output}"]))
-    code = _end(DONE if result.feasible else NO, unsaved)
+        show(path_table(result), *path_summary(result), *([] if unsaved else [f"wrote {options.output}"]))
+    code = end(DONE if result.feasible else NO, unsaved)
     if not result.complete:
         return complain(f"{len(result.points)} of {len(result.wanted)} points are scored", INTERRUPTED, "interrupted")
     return code
@@ -336,63 +281,21 @@ def run_path(options: argparse.Namespace) -> int:
 def run_align(options: argparse.Namespace) -> int:
     from evomerge.report.alignments import alignment_data, alignment_summary, alignment_table
 
-    with _view() as observer:
-        result = _call(align, options, observer=observer)
+    with view() as observer:
+        result = call(align, options, observer=observer)
     if options.json:
-        return _print(options, {**alignment_data(result), "written": options.out})
-    return _show(alignment_table(result), *alignment_summary(result), f"wrote {options.out}")
-
-
-def _end(code: int, unsaved: Sequence[str]) -> int:
-    """Returns the exit code of a command whose results are printed, and says which files they are not in."""
-    for line in unsaved:
-        code = complain(line, WRONG)
-    return code
+        return print_data(options, {**alignment_data(result), "written": options.out})
+    return show(alignment_table(result), *alignment_summary(result), f"wrote {options.out}")
 
 
 def run_quickstart(options: argparse.Namespace) -> int:
     from evomerge.demo.run import next_run, quickstart
 
     options.run_in_progress = next_run(Path(options.folder))[0]
-    with _view() as observer:
-        result = _call(quickstart, options, observer=observer)
+    with view() as observer:
+        result = call(quickstart, options, observer=observer)
     files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}
     code = _finish(options, result.search, files)
     if not options.json:
-        _show(*(f"{what:11} {file}" for what, file in files.items()))
-    return code
-
-
-# Output
-
-
-def _view() -> Any:
-    from evomerge.report.live import view
-
-    if logging.lastResort is not None:  # what is logged outside of a run
-        logging.lastResort.setFormatter(LogFormatter("%(message)s"))
-    return view()
-
-
-def _show(*things: Any) -> int:
-    """Prints tables and lines of text."""
-    from evomerge.report.shown import show
-
-    show(*things)
-    return DONE
-
-
-def _print(options: argparse.Namespace, data: Any, lines: Callable[[], Sequence[str]] | None = None) -> int:
-    """Prints JSON, or the lines in its place."""
-    if lines is not None and not options.json:
-        return _show(*lines())
-    from evomerge.report.data import as_json
-
-    print(as_json(data))
-    return DONE
-
-
-def complain(text: str, code: int, kind: str = "error") -> int:
-    with suppress(OSError):  # the terminal may be closed
-        print(printable(f"{kind}: {text}"), file=sys.stderr)
+        show(*(f"{what:11} {file}" for what, file in files.items()))
     return code

@@ -111,6 +111,20 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--allow-infeasible",),
         {**_FLAG, "help": "even if it misses a floor, or was stopped early"},
     ),
+    "portable": (
+        ("--portable",),
+        {**_FLAG, "help": "name local models by their folders alone, not by paths: a recipe to publish"},
+    ),
+    "checkpoint": (("--checkpoint",), {"metavar": "DIR", "help": "also merge it: write the checkpoint there"}),
+    "models": (
+        ("--models",),
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "NAME=PATH",
+            "help": "where a model is that is not where it was; once for each",
+        },
+    ),
     # scores
     "fitness": (("--fitness",), {"metavar": "FILE", "help": "the fitness file"}),
     "split": (("--split",), {"choices": ["search", "holdout", "all"], "default": "holdout"}),
@@ -127,6 +141,14 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "items": (
         ("--items",),
         {"metavar": "FILE", "help": "write the score of every item: FILE.jsonl or FILE.parquet"},
+    ),
+    "show_items": (
+        ("--items",),
+        {**_FLAG, "dest": "items", "help": "list the items on which the two differ most, with their texts and answers"},
+    ),
+    "compare_with": (
+        ("--compare",),
+        {"dest": "compare", "metavar": "RUN2", "help": "lay this run beside the other one"},
     ),
     # a line between two models
     "points": (

@@ -207,6 +207,27 @@ _METHODS: Mapping[str, Method] = {
     "passthrough": Method(f"{_HERE}.passthrough:passthrough", (SCALE,), "ordinary", (1, 1)),
 }
 
+_TIES_PAPER, _DARE_PAPER, _BREADCRUMBS_PAPER, _DELLA_PAPER = "2306.01708", "2311.03099", "2312.06795", "2406.11617"
+_ARITHMETIC_PAPER, _RAM_PAPER = "2212.04089", "2601.13572"
+PAPERS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("2203.05482",),
+    "karcher": ("2603.04972",),
+    "task_arithmetic": (_ARITHMETIC_PAPER,),
+    BAND_ARITHMETIC: (_ARITHMETIC_PAPER,),
+    "ties": (_TIES_PAPER,),
+    "dare_linear": (_DARE_PAPER,),
+    "dare_ties": (_DARE_PAPER, _TIES_PAPER),
+    "della": (_DELLA_PAPER,),
+    "della_linear": (_DELLA_PAPER,),
+    "breadcrumbs": (_BREADCRUMBS_PAPER,),
+    "breadcrumbs_ties": (_BREADCRUMBS_PAPER, _TIES_PAPER),
+    "model_stock": ("2403.19522",),
+    "sce": ("2408.07990",),
+    "ram": (_RAM_PAPER,),
+    "ramplus_tl": (_RAM_PAPER,),
+}
+"""Method -> the arXiv numbers of the papers that it is from; the others have none there."""
+
 
 def _method(point: EntryPoint) -> Method:
     method = loaded(point, Method)
@@ -278,3 +299,6 @@ PLAIN = ("task_arithmetic", "dare_linear", "linear", "ties", "dare_ties", "slerp
 
 NEUTRAL: Mapping[str, float] = {"density": 1.0, "lambda": 1.0}
 """The values at which a parameter of these methods changes nothing."""
+
+PAGE = "evomerge.report.page.write:write_page"
+"""What writes the page of a run. It stands above a study, which calls it at its end."""

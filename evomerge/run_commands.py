@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from evomerge.commands import DONE, complain
+from evomerge.answers import DONE, complain
 from evomerge.escape import printable
 
 

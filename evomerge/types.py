@@ -85,7 +85,8 @@ class ItemScore:
     `item` identifies the document whatever its position; `score` is the item's own value in the metric's
     natural direction (None where the metric has no per-item number); `weight` its share in the mean (1.0,
     or for example the bytes of a text); `raw` what the metric returned for it, JSON-compatible; `cluster` what items
-    with a common origin share, where the slice names such a field.
+    with a common origin share, where the slice names such a field; `answer` what the model answered, cut, where that is
+    a text or a choice.
     """
 
     item: str
@@ -93,6 +94,28 @@ class ItemScore:
     weight: float = 1.0
     raw: Any = None
     cluster: str | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """What people read of an item.
+
+    Attributes:
+        item: as `ItemScore.item`.
+        split: the items that it belongs to.
+        number: its position in the data of its task, from 0.
+        prompt: its text; long ones without their middle.
+        choices: that a model chooses from, if it does.
+        answer: the right one; None where there is none, or it is not known.
+    """
+
+    item: str
+    split: SplitName
+    number: int
+    prompt: str
+    choices: tuple[str, ...] = ()
+    answer: str | None = None
 
 
 @dataclass(frozen=True)

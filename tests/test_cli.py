@@ -22,7 +22,7 @@ from evomerge.cli import COMMANDS, OPTIONS, main, parser
 from tests.conftest import INTERRUPTIBLE
 
 Study = Callable[..., Path]
-HEAVY = {"torch", "transformers", "lm_eval", "pandas", "cma", "datasets", "matplotlib"}
+HEAVY = {"torch", "transformers", "lm_eval", "pandas", "cma", "datasets", "matplotlib", "plotly"}
 
 REQUIRED = "required"
 SWITCHES = (
@@ -69,9 +69,14 @@ FLAGS: dict[str, dict[str, Any]] = {
     "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers", "--track"]),
     "status": {"--runs": "runs"},
     "dashboard": {"--port": 8080, "--host": "127.0.0.1"},
-    "export": {"-o": None, "--output": None, "--trial": None, "--allow-infeasible": False},
+    "export": {
+        **dict.fromkeys(["-o", "--output", "--trial", "--checkpoint"]),
+        "--device": "cpu",
+        **dict.fromkeys(["--allow-infeasible", "--portable", "--overwrite"], False),
+    },
     "rank": {"--fitness": REQUIRED, "-o": None, "--output": None},
-    "compare": {"--split": None},
+    "compare": {"--split": None, "--items": False},
+    "report": dict.fromkeys(["-o", "--output", "--compare"]),
     "merge": {
         "--device": "cpu",
         "--out-shard-size": "5GB",
@@ -82,6 +87,12 @@ FLAGS: dict[str, dict[str, Any]] = {
         ),
         **dict.fromkeys(["--overwrite", "-v", "--allow-pickle"], False),
         **dict.fromkeys(VALUES.split()),
+    },
+    "reproduce": {
+        "--models": [],
+        **dict.fromkeys(["-o", "--output"]),
+        "--device": "cpu",
+        "--allow-pickle": False,
     },
     "evaluate": {
         "--fitness": REQUIRED,
@@ -134,6 +145,10 @@ HANDLED: dict[str, set[str]] = {
 """The options that the command line handles by itself; all others are parameters of the Python function."""
 
 
+FUNCTIONS = {"report": "write_report"}
+"""The functions that have another name than their command: `evomerge.report` is a package."""
+
+
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_flag_keeps_its_spelling_and_its_default(name: str) -> None:
     commands = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -150,7 +165,7 @@ def test_every_flag_keeps_its_spelling_and_its_default(name: str) -> None:
 def test_every_option_reaches_the_function_of_its_command(name: str) -> None:
     command = COMMANDS[name]
     names = {OPTIONS[option][1].get("dest", option) for option in command.options}
-    parameters = inspect.signature(getattr(evomerge, name)).parameters
+    parameters = inspect.signature(getattr(evomerge, FUNCTIONS.get(name, name))).parameters
     assert (names | {*command.positionals}) - HANDLED.get(name, set()) <= {*parameters}
     assert {*command.overrides} <= {*command.options}
 
@@ -310,7 +325,9 @@ REFUSED: dict[str, list[str]] = {
     "export": ["nothing"],
     "rank": ["nothing", "--fitness", "nothing.yaml"],
     "compare": ["nothing", "1"],
+    "report": ["nothing"],
     "merge": ["nothing.yaml", "out"],
+    "reproduce": ["nothing.json"],
     "evaluate": ["~nosuchuser/x", "--fitness", "fitness.yaml"],
     "doctor": ["nothing"],
     "path": ["loop", "other", "--fitness", "fitness.yaml"],

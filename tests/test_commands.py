@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_is_told_before_anything_is_computed(
     Path("link").symlink_to("fitness.yaml")
     Path("dangling").symlink_to("nowhere/x")
     before = Path("fitness.yaml").read_bytes()
-    monkeypatch.setattr(commands, "_call", lambda *_, **__: pytest.fail("it was computed"))
+    monkeypatch.setattr(commands, "call", lambda *_, **__: pytest.fail("it was computed"))
     assert main(words) == 2
     assert said in capsys.readouterr().err
     assert Path("fitness.yaml").read_bytes() == before

@@ -23,9 +23,9 @@ FLOORS = [
     ["options"],
     ["merge_options"],
     ["run_commands"],
-    ["commands"],
+    ["commands", "shipping"],
     ["completion"],
-    ["arguments", "outputs"],
+    ["arguments", "outputs", "answers"],
     ["report", "demo", "testing"],
     ["examine"],
     ["study"],
@@ -33,10 +33,10 @@ FLOORS = [
     ["optimize"],
     ["scoring"],
     ["space", "merging"],
-    ["recipe"],
+    ["recipe", "cards"],
     ["files", "checkpoints"],
     ["safety"],
-    ["types", "errors", "interrupts", "streams", "registry", "deprecated"],
+    ["types", "errors", "interrupts", "streams", "registry", "versions", "deprecated"],
     ["plugins"],
     ["escape"],
 ]
@@ -45,8 +45,8 @@ FLOORS = [
 INSIDE = {
     "study": [
         ["search", "dry_run"],
-        ["look"],
-        ["loop", "holdout", "repair"],
+        ["look", "page"],
+        ["loop", "holdout", "repair", "documents"],
         ["session"],
         ["prepare"],
         ["after"],
@@ -99,6 +99,7 @@ HEAVY = {
     "pyarrow",
     "scipy",
     "matplotlib",
+    "plotly",
     "rich",
 }
 """What takes long to import: the only reason to import another room inside a function."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.checkpoints.config import CONFIG, check_config, read_config
 from evomerge.checkpoints.headers import TensorInfo
 from evomerge.checkpoints.hub import arrive, header, headers, is_known
-from evomerge.checkpoints.identity import Identity, identities, identity
+from evomerge.checkpoints.identity import Identity, file_digest, fingerprint, identities, identity
 from evomerge.checkpoints.layouts.naming import unwrapped
 from evomerge.checkpoints.lora import Adapter, FittedAdapter, read_adapter
 from evomerge.checkpoints.lora_config import CONFIG as ADAPTER_CONFIG
@@ -47,31 +46,20 @@ INDEX = "model.safetensors.index.json"
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "source.spm",
-    "target.spm",
-    "target_vocab.json",
-    "normalizer.json",
-    "bpe.codes",
-    "tekken.json",
-    "qwen.tiktoken",
-    "chat_template.jinja",
-)
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm",
+    "target_vocab.json", "normalizer.json", "bpe.codes", "tekken.json", "qwen.tiktoken", "chat_template.jinja",
+    "byte_maps.json", "dict.txt", "emoji.json", "encoder.json", "entity_vocab.json", "hy.tiktoken",
+    "prophetnet.tokenizer", "sentencepiece.model", "spm.model", "spm_char.model", "tiktoken.model", "tokenizer.jsonl",
+    "tokenizer.model.v3", "vocab-src.json", "vocab-tgt.json", "vocab.bpe", "word_pronunciation.json", "word_shape.json",
+)  # fmt: skip
 """The tokenizers of all families, and the chat template."""
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 PROCESSOR_FILES = (
     *IMAGE_FILES,
     "video_preprocessor_config.json",
     "chat_template.json",
+    "audio_tokenizer_config.json",
 )
 NAMED_TEMPLATES = "additional_chat_templates"
 """The folder of a tokenizer's further chat templates, as NAME.jinja."""
@@ -86,7 +74,6 @@ VOCABULARY_FILES = (
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _PAIR = "write model+adapter"
-_fingerprints: dict[tuple[Any, ...], str] = {}
 
 
 class _AdapterError(InputError):
@@ -99,6 +86,8 @@ class Checkpoint:
     Attributes:
         reference: the reference as the user wrote it.
         path: the model's folder.
+        parts: references from anywhere (``hub id@commit``, an absolute path): the model's, then the adapter's or that
+            of the file of weights.
         tokenizer_path: the folder of its tokenizer and chat template: the adapter's, if it brings a tokenizer.
         config: config.json; empty if a model of the user's own has none. A quantization is left out.
         tensors: every tensor that a model of this kind reads, by name, in the order of the names. A stored head
@@ -115,7 +104,7 @@ class Checkpoint:
         config: dict[str, Any],
         stored: dict[str, TensorInfo],
         where: Where | None = None,
-        resolved: str | None = None,
+        parts: tuple[str, ...] = (),
         adapter: Adapter | None = None,
         changes: Mapping[str, Change] | None = None,
         seen: Mapping[Path, Identity] | None = None,
@@ -124,7 +113,8 @@ class Checkpoint:
         self.quantization = quantization
         self.reference, self.path, self.config, self.where = reference, path, config, where
         self.seen: Mapping[Path, Identity] = seen or {}
-        self._resolved, self._adapter, self._changes = resolved or str(path), adapter, changes or {}
+        self.parts = parts or (str(path),)
+        self._adapter, self._changes = adapter, changes or {}
         has_tokenizer = adapter is not None and any(is_there(adapter.folder / name, where) for name in VOCABULARY_FILES)
         self.tokenizer_path = adapter.folder if adapter is not None and has_tokenizer else path
         self._tokenizer_files = [f for n in TOKENIZER_FILES if is_there(f := self.tokenizer_path / n, where)]
@@ -182,7 +172,7 @@ class Checkpoint:
         stored = _stored(folder, where)
         config, stored, quantization = unpacked(folder, _config(folder, stored, where), stored, where)
         _check_tensors(folder, config, stored, where)
-        return cls(ref, folder, config, stored, where, resolved, seen=seen, quantization=quantization)
+        return cls(ref, folder, config, stored, where, (resolved,), seen=seen, quantization=quantization)
 
     @classmethod
     def _base_of(cls, adapter: Adapter, base: Checkpoint | None) -> Checkpoint:
@@ -213,7 +203,7 @@ class Checkpoint:
             self.config,
             stored,
             where,
-            resolved=f"{self.resolved()}+{file}",
+            parts=(*self.parts, str(file)),
             seen={**self.seen, **({file: seen} if seen else {})},
             quantization=Quantization(words, len(stored), self.dtype),
         )
@@ -236,7 +226,7 @@ class Checkpoint:
             config=with_text_config(self.config, settings),
             stored={**kept, **{name: change.info for name, change in fitted.changes.items()}},
             where=adapter.where,
-            resolved=f"{self.resolved()}+{adapter.resolved}",
+            parts=(*self.parts, adapter.resolved),
             adapter=adapter,
             changes=fitted.changes,
             seen={**self.seen, **seen},
@@ -300,22 +290,20 @@ class Checkpoint:
         return [*sorted(weights), *config, *self._tokenizer_files, *adapter]
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over the names and contents of `files()`, remembered until they change."""
+        """sha256 (hex) over the names and contents of `files()`."""
         self.fetch()
-        files = self.files()
-        key = tuple((file, identity(file)) for file in files)
-        if key not in _fingerprints:
-            whole = hashlib.sha256()
-            for file in files:
-                with file.open("rb") as stream:
-                    whole.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-            _fingerprints[key] = whole.hexdigest()
-        return _fingerprints[key]
+        return fingerprint((file.name, file_digest(file)) for file in self.files())
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """The folders of `parts`; of a file of weights, the file."""
+        adapter = [] if self._adapter is None else [self._adapter.folder]
+        return (self.path, *(adapter or map(Path, self.parts[1:])))
 
     def resolved(self) -> str:
         """The checkpoint's reference from anywhere: ``hub id@commit`` or the absolute folder, with the adapter's behind
         a plus sign."""
-        return self._resolved
+        return "+".join(self.parts)
 
 
 def _stored(folder: Path, where: Where | None) -> dict[str, TensorInfo]:

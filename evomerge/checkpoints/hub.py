@@ -24,7 +24,9 @@ from evomerge.errors import InputError, UnreachableError, Where
 from evomerge.safety.read import is_there, read_object
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_WANTED = ["*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
+_WANTED = [
+    "*.json", "*.jinja", "*.txt", "*.model", "tokenizer*", "*.spm", "*.tiktoken", "*.codes", "*.bpe", "*.tokenizer"
+]  # fmt: skip
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")

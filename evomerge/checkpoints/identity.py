@@ -3,6 +3,7 @@ needed, so that a file that is replaced or overwritten would be half of one mode
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -70,3 +71,30 @@ def check_unchanged(checkpoints: Iterable[Used], doing: str, mend: str) -> None:
     file = changed_file(checkpoints)
     if file is not None:
         raise StoppedError(f"{file} has changed {doing}", mend)
+
+
+class FileDigest(NamedTuple):
+    """The content of a file."""
+
+    sha256: str
+    bytes: int
+
+
+_digests: dict[tuple[Path, Identity | None], FileDigest] = {}
+
+
+def file_digest(file: Path) -> FileDigest:
+    """The digest of a file, remembered until the file changes."""
+    key = (file, identity(file))
+    if key not in _digests:
+        with file.open("rb") as stream:
+            _digests[key] = FileDigest(hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell())
+    return _digests[key]
+
+
+def fingerprint(digests: Iterable[tuple[str, FileDigest]]) -> str:
+    """sha256 (hex) over names and contents of files, in their order."""
+    whole = hashlib.sha256()
+    for name, digest in digests:
+        whole.update(f"{name}\0{digest.sha256}\n".encode())
+    return whole.hexdigest()

@@ -116,7 +116,7 @@ def read_files(folder: Path, names: Iterable[str], where: Where | None = None) -
     for name, content in contents.items():
         if name.endswith(".json") and not isinstance(parse_json(content, folder / name, where), dict):
             raise InputError(f"{folder / name} is not a JSON object", _MEND, where)
-        if not name.endswith((".json", ".model", ".spm")):
+        if not name.endswith((".json", ".model", ".spm", ".v3")):
             read_text(folder / name, where)
     return contents
 

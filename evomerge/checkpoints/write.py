@@ -2,19 +2,20 @@
 
 1. Write everything into a hidden folder beside the target (`PartialFolder`), under names that no reader takes for
    weights.
-2. Give the shards their names; write the index, then config.json; sync all files and the folder.
+2. Give the shards their names; write the index, config.json and the summary; sync all files and the folder.
 3. Rename the folder to the target, or exchange it with the target, and delete what was there.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 from evomerge.checkpoints.checkpoint import INDEX, NAMED_TEMPLATES, WEIGHTS
 from evomerge.checkpoints.config import CONFIG, config_json
 from evomerge.checkpoints.headers import SIZES, WORDS
+from evomerge.checkpoints.identity import FileDigest
 from evomerge.checkpoints.partial import PartialFolder
 from evomerge.errors import FULL, InputError, Where
 from evomerge.safety.durable import sync_folder
@@ -31,6 +33,8 @@ from evomerge.safety.durable import sync_folder
 if TYPE_CHECKING:
     import torch
 
+EVAL_RESULTS = ".eval_results"
+"""The folder of a model's scores on public benchmarks, as the hub reads them."""
 SHARD_BYTES = 5_000_000_000
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 
@@ -73,6 +77,8 @@ class CheckpointWriter:
         self._expected = [name for shard in self._shards for name in shard]
         self._files = [f"weights-{i:05d}.part" for i in range(len(self._shards))]
         self._stream: IO[bytes] | None = None
+        self._hash, self._hashes = hashlib.sha256(), dict[str, FileDigest]()
+        self._summary: tuple[str, Callable[[Mapping[str, FileDigest]], str]] | None = None
         self._config: dict[str, Any] = {}
         self._written, self._sealed = 0, False
 
@@ -104,8 +110,7 @@ class CheckpointWriter:
             shard = next(s for s in self._shards if name in s)
             if name == next(iter(shard)):
                 self._open(self._shards.index(shard))
-            assert self._stream is not None
-            self._stream.write(_bytes(tensor))
+            self._write(_bytes(tensor))
         self._written += 1
 
     def text(self, name: str, content: str) -> None:
@@ -117,10 +122,15 @@ class CheckpointWriter:
         with self._explained():
             (self.folder / name).parent.mkdir(exist_ok=True)
             (self.folder / name).write_bytes(content)
+        self._hashes[name] = FileDigest(hashlib.sha256(content).hexdigest(), len(content))
 
     def config(self, config: Mapping[str, Any]) -> None:
         """Set config.json; it is written last, or not at all if it is empty."""
         self._config = dict(config)
+
+    def summary(self, name: str, write: Callable[[Mapping[str, FileDigest]], str]) -> None:
+        """Set a text that is made of the digests of all other files, by name, once these are known."""
+        self._summary = (name, write)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -144,10 +154,14 @@ class CheckpointWriter:
             self._close()
             for part, name in zip(self._files, names, strict=True):
                 (self.folder / part).rename(self.folder / name)
+                self._hashes[name] = self._hashes.pop(part)
             if len(names) > 1:
                 self.text(INDEX, json.dumps(self._index(names), indent=2) + "\n")
             if self._config:
                 self.text(CONFIG, config_json(self._config))
+            if self._summary is not None:
+                name, write = self._summary
+                self.text(name, write(dict(sorted(self._hashes.items()))))
             for file in self.folder.rglob("*"):
                 _sync(file)
             sync_folder(self.folder)
@@ -156,11 +170,18 @@ class CheckpointWriter:
     def _open(self, number: int) -> None:
         self._close()
         self._stream = (self.folder / self._files[number]).open("wb")
-        self._stream.write(_header({name: self.layout[name] for name in self._shards[number]}))
+        self._write(_header({name: self.layout[name] for name in self._shards[number]}))
+
+    def _write(self, content: bytes | memoryview) -> None:
+        assert self._stream is not None
+        self._stream.write(content)
+        self._hash.update(content)
 
     def _close(self) -> None:
         if self._stream is not None:
             stream, self._stream = self._stream, None
+            part, digest = Path(stream.name).name, FileDigest(self._hash.hexdigest(), stream.tell())
+            self._hash, self._hashes[part] = hashlib.sha256(), digest
             stream.close()
 
     def _index(self, names: list[str]) -> dict[str, Any]:
@@ -284,10 +305,12 @@ def _check_replaced(target: Path, names: list[str], overwrite: bool, where: Wher
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a path in a checkpoint is a folder that no checkpoint has: any but that of further chat templates."""
+    """Whether a path in a checkpoint is a folder that no checkpoint has: any but those of further chat templates and
+    of scores on benchmarks."""
     if not path.is_dir() or path.is_symlink():
         return False
-    return path.name != NAMED_TEMPLATES or any(f.suffix != ".jinja" or not f.is_file() for f in path.iterdir())
+    ending = {NAMED_TEMPLATES: ".jinja", EVAL_RESULTS: ".yaml"}.get(path.name)
+    return ending is None or any(f.suffix != ending or not f.is_file() for f in path.iterdir())
 
 
 def _is_inside(path: Path | str | None, folder: Path) -> bool:

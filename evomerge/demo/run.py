@@ -12,7 +12,6 @@ from evomerge.demo.train import prepare
 from evomerge.errors import Where, system_error
 from evomerge.evaluator.device import choose_devices
 from evomerge.files.pair import read_files
-from evomerge.merging.disk.stream import merge
 from evomerge.study.after.export import export
 from evomerge.study.after.status import status
 from evomerge.study.observer import Observer
@@ -65,8 +64,7 @@ def quickstart(
     if result.winner is None:
         return Quickstart(result, None, None)
     recipe, checkpoint = result.folder.path / "winner.yaml", result.folder.path / "merged"
-    export(result.folder.path, recipe)
-    merge(recipe, checkpoint, progress=observer.progress, overwrite=True)
+    export(result.folder.path, recipe, checkpoint=checkpoint, overwrite=True, progress=observer.progress)
     return Quickstart(result, recipe, checkpoint)
 
 

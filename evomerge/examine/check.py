@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from evomerge.cards.licences import Licence, licence_of
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.pickled import with_pickles
 from evomerge.checkpoints.preflight import check_family, tensor_notes
@@ -16,7 +17,7 @@ from evomerge.errors import InputError
 from evomerge.evaluator.device import parse_memory
 from evomerge.examine.checks.advice import Advice, advice
 from evomerge.examine.checks.findings import Finding, note, problem
-from evomerge.examine.checks.licences import Licence, compare_licences, licence_of
+from evomerge.examine.checks.licences import compare_licences
 from evomerge.examine.checks.lineage import lineage, unrelated
 from evomerge.examine.checks.parents import Parents, open_parents
 from evomerge.examine.checks.signals import Signal, signals

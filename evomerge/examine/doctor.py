@@ -15,6 +15,7 @@ from evomerge.examine.references import check_places, parents_of
 from evomerge.files.fitness_file import read_fitness
 from evomerge.recipe.mergekit import recipe_of
 from evomerge.recipe.recipe import Recipe
+from evomerge.recipe.relocated import anchored
 from evomerge.study.observer import Observer
 from evomerge.types import SliceScore, SplitName
 
@@ -89,6 +90,7 @@ def doctor(
     recipe = recipe_of(model)
     given = _given(base, sources)
     check_places(recipe, [*([] if recipe else [model]), *given.values()])
+    recipe = anchored(recipe) if recipe else None
     # These import torch: what is wrong above is reported before.
     from evomerge.examine.findings.checks import examined
     from evomerge.examine.findings.opening import RECIPE, open_patient, recipe_beside, unreadable
@@ -157,6 +159,7 @@ def _glance(recipe: Recipe, *, allow_pickle: bool, observer: Observer) -> tuple[
     from evomerge.examine.findings.opening import open_patient
     from evomerge.examine.findings.patient import measured
 
+    recipe = anchored(recipe)
     patient = open_patient("the winner", recipe, None, parents_of(recipe))
     return examined(measured(patient, observer, GLANCE))
 

@@ -13,12 +13,13 @@ from evomerge.report.gains import gained_data
 from evomerge.report.items_scored import ItemsScored
 from evomerge.report.results import CarriedOver, better_parent, carried_over, closest
 from evomerge.scoring.gates import Verdict, interval
+from evomerge.study.after.differences import Difference, Differences
 from evomerge.study.after.status import Status, Unreadable
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.recorded import intervals
 from evomerge.study.run.release import Advice, Release
 from evomerge.study.run.trial import Trial
-from evomerge.types import SplitName
+from evomerge.types import ItemScore, SplitName
 
 if TYPE_CHECKING:
     from evomerge.examine.evaluate import Evaluated
@@ -92,7 +93,7 @@ def _floors(leaderboard: Leaderboard) -> dict[str, float | None]:
 
 def result_data(result: Result) -> dict[str, Any]:
     items = result.folder.items
-    closest_trial, parent = closest(result.holdout), better_parent(result)
+    closest_trial, parent = closest(result.holdout), better_parent(result.holdout, result.winner)
     near = None if result.winner else closest_trial
     return {
         "run": str(result.folder.path),
@@ -303,4 +304,34 @@ def compared_data(compared: Compared) -> dict[str, Any]:
         "first": {"trial": compared.first.number, "label": compared.first.name},
         "second": {"trial": compared.second.number, "label": compared.second.name},
         "slices": {name: shown(name, info) for name, info in compared.slices.items()},
+        **({"items": differences_data(compared.differences)} if compared.differences is not None else {}),
+    }
+
+
+def differences_data(found: Mapping[str, Differences]) -> dict[str, Any]:
+    """Returns how many items of each slice either candidate is better on, and those where they differ most."""
+
+    def side(score: ItemScore) -> dict[str, Any]:
+        return {"score": score.score, "answer": score.answer}
+
+    def item(difference: Difference) -> dict[str, Any]:
+        document = difference.document
+        return {
+            "item": difference.first.item,
+            "number": document.number if document else None,
+            "prompt": document.prompt if document else None,
+            "choices": list(document.choices) if document else [],
+            "right_answer": document.answer if document else None,
+            "first": side(difference.first),
+            "second": side(difference.second),
+        }
+
+    return {
+        name: {
+            "first_better": slice_.first_better,
+            "second_better": slice_.second_better,
+            "items": slice_.items,
+            "differ_most": [item(difference) for difference in slice_.most],
+        }
+        for name, slice_ in found.items()
     }

@@ -108,10 +108,8 @@ def _place(key: str) -> tuple[str, ...]:
 
 
 def _plotly() -> Any:
-    try:
-        import plotly.graph_objects as graph
-    except ImportError:
-        raise InputError("plotly is not installed", "pip install 'evomerge[plots]'") from None
+    import plotly.graph_objects as graph  # takes a moment
+
     return graph
 
 

@@ -13,8 +13,10 @@ from evomerge.report.tables import INTERVALS, describe, directed, leaderboard_ta
 from evomerge.scoring.stats.paired import Comparison
 from evomerge.study.after.compare import Compared
 from evomerge.study.after.rank import Ranked
+from evomerge.types import ItemScore
 
 _SURE = 0.05
+_NO_TEXTS = "the run kept no texts of its items: older ones have none"
 
 
 def ranked_tables(ranked: Ranked, top: int = 10) -> list[Sheet]:
@@ -91,6 +93,29 @@ def compared_words(compared: Compared) -> str:
             better[describe(compared.first if wins else compared.second)].append(name)
     sentences = [f"{model} is better on {', '.join(names)}" for model, names in better.items() if names]
     return "; ".join(sentences) or "no difference that is beyond chance (p < 0.05)"
+
+
+def differing_words(compared: Compared) -> list[str]:
+    """Lists the items of each slice on which the two differ most: texts and answers, a line each."""
+    lines = []
+    a, b = _short(describe(compared.first)), _short(describe(compared.second))
+    for name, found in (compared.differences or {}).items():
+        counts = f"{a} is better on {found.first_better}, {b} on {found.second_better} of {found.items} items"
+        lines += ["", f"{name}: {counts}"]
+        for difference in found.most:
+            document = difference.document
+            lines.append(f"  item {document.number + 1}" if document else f"  item {difference.first.item}")
+            if document is not None:
+                lines += [f"    | {line}" for line in document.prompt.split("\n")]
+                lines += [f"    choice: {choice}" for choice in document.choices]
+                lines += [] if document.answer is None else [f"    right answer: {document.answer}"]
+            lines += [f"    {who}: {_given(score)}" for who, score in ((a, difference.first), (b, difference.second))]
+        lines += [] if any(d.document for d in found.most) or not found.most else [f"  {_NO_TEXTS}"]
+    return lines
+
+
+def _given(score: ItemScore) -> str:
+    return f"{number(score.score)}{'' if score.answer is None else f', answered: {score.answer}'}"
 
 
 def _row(comparison: Comparison, info: Mapping[str, Any], total: int) -> list[Cell]:

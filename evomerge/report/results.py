@@ -208,7 +208,10 @@ def front_words(result: Result) -> list[str]:
 def _outcome(result: Result) -> list[str]:
     name = result.folder.handle
     if result.winner is not None:
-        parent, gain = better_parent(result), carried_over(result.search, result.holdout, result.winner)
+        parent, gain = (
+            better_parent(result.holdout, result.winner),
+            carried_over(result.search, result.holdout, result.winner),
+        )
         words = [f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`"]
         words += [str(gain)] if gain else []
         words += _asked(result)
@@ -262,13 +265,13 @@ def advice_words(advice: Advice, holdout: Leaderboard) -> list[str]:
     return ["what would help:", *(f"  {line}" for line in words)] if words else []
 
 
-def better_parent(result: Result) -> Trial | None:
+def better_parent(holdout: Leaderboard, winner: Trial | None) -> Trial | None:
     """Returns the base or source that passes every floor and scores better than the winner."""
-    parents = [t for t in result.holdout.trials if t.is_parent and result.holdout.outcome(t).feasible]
+    parents = [t for t in holdout.trials if t.is_parent and holdout.outcome(t).feasible]
     best = max(parents, key=lambda t: t.objective or 0.0, default=None)
-    if best is None or result.winner is None or best.objective is None or result.winner.objective is None:
+    if best is None or winner is None or best.objective is None or winner.objective is None:
         return None
-    return best if best.objective > result.winner.objective else None
+    return best if best.objective > winner.objective else None
 
 
 def closest(leaderboard: Leaderboard) -> Trial | None:

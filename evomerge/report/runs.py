@@ -17,7 +17,7 @@ _PREDICTED = 5
 def status_words(state: Status) -> str:
     """Says on one line whether the run goes on, how far it is, and what to do next."""
     failed = sum(trial.state == "failed" for trial in state.search.trials)
-    parts = [f"{_how_far(state)} trials"]
+    parts = [f"{how_far(state)} trials"]
     seconds = state.budget.get("seconds")
     if seconds:
         parts.append(f"{clock(state.seconds)} of {clock(seconds)} of evaluation")
@@ -81,13 +81,14 @@ def _run_cells(state: Status | Unreadable) -> list[Cell]:
     style = {"running": "green", "stopped": "yellow"}.get(state.state, "")
     return [
         Cell(_state(state), style=style),
-        Cell(_how_far(state)),
+        Cell(how_far(state)),
         Cell(f"{number(best.objective)} ({best.name})" if best else "none"),
         Cell(describe(state.winner) if state.winner else ("none" if state.finished else "-")),
     ]
 
 
-def _how_far(state: Status) -> str:
+def how_far(state: Status) -> str:
+    """Counts a run's finished trials, of its budget where that is known."""
     trials = state.budget.get("trials")
     return f"{state.done} of {trials}" if trials else str(state.done)
 

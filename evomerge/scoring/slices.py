@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.files.objects import FloorSpec
 from evomerge.scoring.splits import Deal
-from evomerge.types import SliceScore, SplitName
+from evomerge.types import Document, SliceScore, SplitName
 
 if TYPE_CHECKING:  # numpy and torch
     from evomerge.scoring.stats.aggregation import Aggregation
@@ -59,6 +59,7 @@ class Source(Protocol):
     def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> Any: ...
     def run(self, split: SplitName, names: frozenset[str] | None = None) -> Any: ...
     def digest(self) -> str: ...
+    def documents(self, split: SplitName) -> Iterator[Document]: ...
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,11 @@ from evomerge.scoring.slices import SliceInfo
 from evomerge.study import holdout, loop
 from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
+from evomerge.study.documents import keep_documents
 from evomerge.study.gradients.contributions import contributions
 from evomerge.study.look import look_ahead
 from evomerge.study.observer import Observer
+from evomerge.study.page import with_page
 from evomerge.study.prepare import (
     Plan,
     aligned_plan,
@@ -40,7 +42,7 @@ from evomerge.study.repair import restore_items
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.guarding import diagnosed, logged
 from evomerge.study.run.leaderboard import Floors, Leaderboard
-from evomerge.study.run.manifest import Environment, Launch, versions, write_launch
+from evomerge.study.run.manifest import Environment, Launch, write_launch
 from evomerge.study.run.release import (
     Contributions,
     Release,
@@ -53,6 +55,7 @@ from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
 from evomerge.study.trackers.tracker import Tracker, make_trackers, tracker_names
 from evomerge.study.trackers.tracking import tracked
+from evomerge.versions import versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +88,7 @@ class Result:
 
 @renamed(begin="from_run")
 @listening()
+@with_page
 @with_pickles
 def search(
     space: str | Path,
@@ -177,6 +181,7 @@ def search(
 
 
 @listening()
+@with_page
 @with_pickles
 def resume(
     run: str | Path,
@@ -270,6 +275,7 @@ def _searched(session: Session, budget: loop.Budget) -> Result:
     session.store.record("budget", limits)
     facts = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
     session.store.record("slices", facts)
+    keep_documents(session)
     session.describe()
     spent = session.trials.spent()[1]
     left = None if budget.seconds is None else budget.seconds - spent

@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 import evomerge
+from evomerge.cards.licences import Licence, licence_of
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.cli import main
 from evomerge.examine.check import Checked, check
-from evomerge.examine.checks.licences import Licence, compare_licences, licence_of
+from evomerge.examine.checks.licences import compare_licences
 from evomerge.examine.checks.parents import named
 from tests.checkpoints.sparse_models import write_sparse
 from tests.checkpoints.variants import reordered_copy, with_token, write_adapter

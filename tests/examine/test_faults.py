@@ -27,8 +27,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def _after(models: Models, change: Change, out: Path, quick: bool = True) -> Diagnosis:
-    """What is found in a healthy merge after a change."""
-    folder = out / "merge"
+    """What is found in a healthy merge after a change. It stands where its recipe's paths lead to the parents."""
+    folder = models.root / out.name
     shutil.copytree(models.root / "merge", folder)
     change(folder)
     return doctor(folder, quick=quick, device="cpu")

@@ -12,7 +12,6 @@ import pytest
 import evomerge
 from evomerge.errors import InputError
 from evomerge.recipe.mergekit import recipe_from_data
-from evomerge.report import plots
 
 Study = Callable[..., Path]
 
@@ -144,9 +143,3 @@ def test_figures_hold_the_trials(tiny_study: Study) -> None:
         study.plot_parallel(["wait"])
     with pytest.raises(InputError, match="no gene 'density'"):
         study.plot_weights(searched[0].number, "density")
-
-
-def test_without_plotly_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "plotly.graph_objects", None)
-    with pytest.raises(InputError, match=r"plotly is not installed; pip install 'evomerge\[plots\]'"):
-        plots.weights_figure({"weight[a]": 1.0})

@@ -110,7 +110,12 @@ def test_a_search_finds_a_classifier_that_keeps_both_skills(
 
     evomerge.export("space", "best.yaml")
     folder = evomerge.merge("best.yaml", "merged")
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "mergekit_config.yml", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "mergekit_config.yml",
+        "model.safetensors",
+        "reproduce.json",
+    ]
     assert load_file(folder / "model.safetensors").keys() == network().state_dict().keys()
     for model in (folder, "best.yaml"):
         scored = evomerge.evaluate(model, "fitness.yaml")

@@ -16,18 +16,19 @@ from evomerge.merging.disk.pipeline import StreamingBank
 from evomerge.merging.plan.plan import plan
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.recipe.recipe import Recipe
+from evomerge.recipe.relocated import anchored
 
 RECIPE = "mergekit_config.yml"
 """Of the folders that evomerge and mergekit write."""
 
 
 def recipe_beside(model: str, notes: list[str]) -> Recipe | None:
-    """The recipe beside a merged checkpoint, if there is one. One that cannot be read is a note."""
+    """The recipe beside a merged checkpoint, if there is one, with absolute paths. A faulty one is a note."""
     file = Path(model).expanduser() / RECIPE
     if not file.is_file():
         return None
     try:
-        return read_recipe(file)
+        return anchored(read_recipe(file))
     except InputError as error:
         notes.append(f"{RECIPE} cannot be read ({error.problem})")
         return None

@@ -24,10 +24,12 @@ from evomerge.checkpoints.write import (
     real_folder,
 )
 from evomerge.errors import InputError, TrialError, Where
-from evomerge.merging.disk.card import card
+from evomerge.merging.disk.documents import Documents
 from evomerge.merging.disk.doubts import doubts
 from evomerge.merging.disk.loadable import check_loads
+from evomerge.merging.disk.origin import Origin
 from evomerge.merging.disk.pipeline import StreamingBank, run_in_order
+from evomerge.merging.disk.record import Options
 from evomerge.merging.kernels.digest import NotFinite, combined, digest, tensor_record
 from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan
@@ -39,7 +41,6 @@ from evomerge.recipe.mergekit import read_recipe, write_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.safety.names import check_name
 
-RECIPE_FILE = "mergekit_config.yml"
 MOST_THREADS = 4096
 _FEEDING = 2  # threads that read for a GPU
 Progress = Callable[[str, float], None]
@@ -61,6 +62,7 @@ def merge(
     overwrite: bool = False,
     allow_pickle: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    origin: Origin | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Path:
@@ -81,9 +83,10 @@ def merge(
         overwrite: replace checkpoints that exist (see `check_target`).
         allow_pickle: read pickled weights, too, where a model has no others (see `checkpoints/pickled.py`).
         shard_bytes: the most bytes of a weights file.
+        origin: the search that the recipe comes from; `evomerge.export` tells it.
         progress: called with a text (tensor, rate, remaining time) and the share that is done (0 to 1).
-        note: called, before the first tensor is merged, with lines on what not all models of the merge store, and on
-            deltas that are too large for DARE.
+        note: called, before the first tensor is merged, with lines on what not all models of the merge store, on
+            deltas that are too large for DARE, and on licences.
 
     Returns:
         The absolute folder.
@@ -104,7 +107,9 @@ def merge(
         if not 0 <= seed < 2**63:
             raise InputError(f"{seed} is no seed", "give a whole number from 0 to 2^63 - 1", Where("--random-seed"))
         whole = Recipe(tuple(replace(document, seed=seed) for document in whole.documents))
-    text = file.read_text(encoding="utf-8") if file and seed is None else write_recipe(whole)
+    origin = origin or Origin()
+    given = file.read_text(encoding="utf-8") if file and seed is None else None
+    text = origin.text or given or write_recipe(whole, origin.header)
     where, target, bank = Where(file) if file else None, Path(out).absolute(), StreamingBank(FactorCache())
     stages = {} if intermediate is None else _stages(whole, Path(intermediate).absolute())
     outputs = [_Output(folder, stage, write_recipe(stage)) for folder, stage in stages.items()]
@@ -122,8 +127,14 @@ def merge(
         output_tokenizer(output.recipe.output, planned, where).files if copy_tokenizer else side_files(planned, where)
         for output, planned in zip(outputs, plans, strict=True)
     ]
-    for planned, output in zip(plans, outputs, strict=True):
-        for line in (*planned.notes, *check_loads(planned, where), *doubts(output.recipe, planned.checkpoints)):
+    options = Options(truncate_embeddings, mix_types, copy_tokenizer, shard_bytes, torch.device(device).type)
+    documents = [
+        Documents(output.folder, output.recipe, output.text, planned, options, model_card, origin)
+        for output, planned in zip(outputs, plans, strict=True)
+    ]
+    for planned, output, told in zip(plans, outputs, documents, strict=True):
+        looked = (check_loads(planned, where), doubts(output.recipe, planned.checkpoints), told.warnings)
+        for line in (*planned.notes, *(line for lines in looked for line in lines)):
             if note:
                 note(line)
     with ExitStack() as stack:
@@ -133,16 +144,14 @@ def merge(
             for o, p in reversed(list(zip(outputs, plans, strict=True)))
         ][::-1]
         check_space(writers)
-        for output, planned, files, writer in zip(outputs, plans, small, writers, strict=True):
+        for planned, files, told, writer in zip(plans, small, documents, writers, strict=True):
             try:
                 weights = _write_tensors(planned, bank, writer, torch.device(device), progress)
             except TrialError as error:
                 raise InputError(str(error), "change the recipe's parameters", where) from None
             for name, content in files.items():
                 writer.file(name, content)
-            writer.text(RECIPE_FILE, output.text)
-            if model_card:
-                writer.text("README.md", card(output.folder.name, output.recipe, output.text, planned, weights))
+            told.write(writer, weights)
             writer.config(planned.config)
             # Last: an error here leaves nothing, and from now on nothing is read.
             check_unchanged(planned.checkpoints, "while it was merged", "merge again")

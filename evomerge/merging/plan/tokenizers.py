@@ -32,7 +32,7 @@ from evomerge.safety.templates import check_template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_GENERATION_FILE = "generation_config.json"
+GENERATION_FILE = "generation_config.json"
 _PROCESSOR_TEMPLATE = "chat_template.json"
 _SENTENCEPIECE, _ADDED_TOKENS = "tokenizer.model", "added_tokens.json"
 
@@ -102,13 +102,13 @@ def _of_processor(planned: MergePlan, template: str | None, where: Where) -> dic
 
 def _generation(planned: MergePlan, where: Where) -> dict[str, bytes]:
     """The file of the donor's generation settings, if it has one, with the output's token ids."""
-    file = planned.donor.path / _GENERATION_FILE
+    file = planned.donor.path / GENERATION_FILE
     if not is_there(file, where):
         return {}
     settings, old = read_settings(file, where), Vocabulary.of(planned.donor.tokenizer_path)
     if old != planned.vocabulary:
         settings = follow_tokens(settings, old, planned.vocabulary)
-    return {_GENERATION_FILE: json_bytes(settings)}
+    return {GENERATION_FILE: json_bytes(settings)}
 
 
 def template_of(setting: str | None, models: Mapping[str, Checkpoint], where: Where | None = None) -> str | None:

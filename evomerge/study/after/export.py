@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from evomerge.errors import InputError, Where
+from evomerge.merging.disk.naming import Names
+from evomerge.merging.disk.record import RECORD, read_record
 from evomerge.recipe.mergekit import write_recipe
+from evomerge.recipe.recipe import Recipe
+from evomerge.recipe.relocated import relocated
 from evomerge.registry import BAND_ARITHMETIC
 from evomerge.safety.durable import write_whole
+from evomerge.study.after.shipped import origin_of
 from evomerge.study.after.status import NothingFeasible, Status, status
 from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.run.manifest import Environment
 from evomerge.study.run.trial import Trial
+from evomerge.types import SplitName
 
 
 def export(
-    run: str | Path, output: str | Path | None = None, *, trial: int | None = None, allow_infeasible: bool = False
+    run: str | Path,
+    output: str | Path | None = None,
+    *,
+    trial: int | None = None,
+    allow_infeasible: bool = False,
+    portable: bool = False,
+    checkpoint: str | Path | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[str, float], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> str:
     """The recipe of a run's winner (or best feasible trial so far, or `trial`) as mergekit YAML; several documents
-    are a recipe for mergekit-multi. Written to `output`, if given, and returned.
+    are a recipe for mergekit-multi. Written to `output`, if given, and returned. Models on the hub go by id and commit,
+    others by their paths as seen from the folder of `output`, or from the current one.
+
+    Args:
+        portable: models that are here only go by the names of their folders: for others to read.
+        checkpoint: also merge the recipe, into this folder. Its card has the run's scores.
+        device, overwrite, progress, note: of that merge.
 
     Raises:
-        InputError: there is no such run or trial.
+        InputError: there is no such run or trial, or a file or folder cannot be written.
         NothingFeasible: the recipe misses a floor, or was not scored on all items, and `allow_infeasible` is false.
     """
     state = status(run)
@@ -32,7 +56,24 @@ def export(
     if missed and not allow_infeasible:
         problem = f"{chosen.name} misses the floor of {', '.join(missed)} on the {split} split"
         raise NothingFeasible(f"{problem}; --allow-infeasible exports it all the same")
-    text = write_recipe(chosen.recipe, _header(state, chosen, split, missed))
+    header = _header(state, chosen, split, missed)
+    text = write_recipe(_relocated(chosen.recipe, output, portable), header)
+    if checkpoint is not None:
+        # torch takes seconds to import.
+        from evomerge.merging.disk.stream import merge
+
+        folder = merge(
+            chosen.recipe,
+            checkpoint,
+            device=device,
+            overwrite=overwrite,
+            allow_pickle=Environment.read(state.folder).launch.allow_pickle,
+            origin=origin_of(state, chosen, leaderboard, split, header),
+            progress=progress,
+            note=note,
+        )
+        if note is not None and read_record(folder / RECORD).digest != chosen.digest:
+            note(f"warning: these are not the weights that were scored ({chosen.digest}); merge on the same device")
     if output is not None:
         try:
             write_whole(Path(output), text)
@@ -43,22 +84,32 @@ def export(
     return text
 
 
-def _chosen(state: Status, number: int | None) -> tuple[Trial, Leaderboard, str]:
+def _relocated(recipe: Recipe, output: str | Path | None, portable: bool) -> Recipe:
+    """The recipe as it is exported: without paths that mean nothing elsewhere."""
+    names = Names(recipe)
+    if portable:
+        return names.named()
+    folder = Path.cwd() if output is None else Path(output).absolute().parent
+    return relocated(recipe, names.seen_from(folder.resolve(), bare=False))
+
+
+def _chosen(state: Status, number: int | None) -> tuple[Trial, Leaderboard, SplitName]:
     if not state.search.settled:
         raise NothingFeasible(f"the run {state.folder.name!r} has not scored all its references yet")
     if number is not None:
         return _numbered(state, number)
     if state.release is not None and state.release.winner is not None:
         return state.release.winner, state.release.leaderboard, "holdout"
-    leaderboard, split = (state.release.leaderboard, "holdout") if state.release else (state.search, "search")
+    leaderboard = state.release.leaderboard if state.release else state.search
+    split: SplitName = "holdout" if state.release else "search"
     merges = leaderboard.merges()
     if not merges:
         raise NothingFeasible(f"the run {state.folder.name!r} has no finished merge yet")
     return merges[0], leaderboard, split
 
 
-def _numbered(state: Status, number: int) -> tuple[Trial, Leaderboard, str]:
-    places = [(state.release.leaderboard, "holdout")] if state.release else []
+def _numbered(state: Status, number: int) -> tuple[Trial, Leaderboard, SplitName]:
+    places: list[tuple[Leaderboard, SplitName]] = [(state.release.leaderboard, "holdout")] if state.release else []
     for leaderboard, split in (*places, (state.search, "search")):
         for trial in leaderboard.trials:
             if trial.number == number and trial.ranked:

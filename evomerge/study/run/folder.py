@@ -44,6 +44,7 @@ class RunFolder:
         self.aligned = self.path / "aligned"
         self.best = self.path / "best.yaml"
         self.log = self.path / "search.log"
+        self.report = self.path / "report.html"
 
     @property
     def handle(self) -> str:

@@ -3,9 +3,7 @@ same checkpoints, files and items, or it would mix two studies."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,8 +19,7 @@ from evomerge.files.resolved import current_keys, fitness_data, space_data, to_y
 from evomerge.safety.durable import write_whole
 from evomerge.safety.read import read_object
 from evomerge.study.run.folder import RunFolder
-
-_PACKAGES = ("evomerge", "torch", "transformers", "lm-eval", "optuna", "cma", "numpy", "safetensors")
+from evomerge.versions import SCORING, versions
 
 _NAME, _NAME_OR_NONE = (str,), (str, type(None))
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -142,7 +139,7 @@ class Environment:
     def changed_versions(self) -> str:
         """The packages that are of another version than at the launch, in words; empty where none is."""
         now, then = versions(), self.versions
-        changed = [key for key in ("python", *_PACKAGES) if then.get(key) != now[key]]
+        changed = [key for key in ("python", *SCORING) if then.get(key) != now[key]]
         return ", ".join(f"{key} {then.get(key)} -> {now[key]}" for key in changed)
 
     def _check(self, folder: RunFolder, current: Mapping[str, Any]) -> None:
@@ -152,17 +149,6 @@ class Environment:
             listed = ", ".join(changes[:6]) + (f" and {len(changes) - 6} more" if len(changes) > 6 else "")
             problem = f"the run {folder.name!r} cannot be resumed, changed since its launch: {listed}"
             raise InputError(problem, "restore what changed, or launch a new run")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that compute the scores, for the record."""
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    return versions
 
 
 def _of_files(spec: SpaceSpec, fitness: FitnessSpec) -> dict[str, Any]:

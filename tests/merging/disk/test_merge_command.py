@@ -141,7 +141,7 @@ def test_an_adapter_is_a_model_of_a_recipe(run, models, tmp_path):
     assert code == 0
     base, merged = (load_file(f / "model.safetensors")[f"{name}.weight"] for f in (models["base"], folder))
     assert torch.allclose(merged, base + 0.5 * 3.0 * b @ a, atol=1e-5)
-    assert f"`{models['base']}+adapter`" in (folder / "README.md").read_text()
+    assert "\n- `base` with `adapter`\n" in (folder / "README.md").read_text()
 
 
 _ROWS = 7000

@@ -18,6 +18,7 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError, StoppedError
 from evomerge.merging.disk.stream import checkpoint_digest, merge
 from evomerge.recipe.mergekit import parse_recipe, read_recipe
+from evomerge.recipe.relocated import anchored
 
 
 @pytest.fixture
@@ -39,7 +40,9 @@ def test_the_folder_is_a_whole_checkpoint(recipe, models, tmp_path):
     assert len(seen) == len(tiny_models.shapes())
     config = json.loads((folder / "config.json").read_text())
     assert (config["dtype"], config["num_hidden_layers"]) == ("bfloat16", 3)
-    assert (folder / "mergekit_config.yml").read_text() == recipe.read_text()
+    written = read_recipe(folder / "mergekit_config.yml")
+    assert (folder / "mergekit_config.yml").read_text().startswith("# kept as it is\nmerge_method: dare_ties\n")
+    assert anchored(written).id == read_recipe(recipe).id
     text = (folder / "README.md").read_text()
     assert read_recipe(recipe).id in text
     assert checkpoint_digest(folder) in text
@@ -167,17 +170,3 @@ class TestTokenizer:
         assert self.template(pair, tmp_path / "4", "chat_template: auto")[0] == "B"
         with pytest.raises(InputError, match="chat_template 'chatmi' is not known"):
             merge(self.recipe(pair, "chat_template: chatmi"), tmp_path / "5")
-
-
-def test_a_card_takes_no_markup_from_names(models, tmp_path):
-    """A folder and a model with names that are Markdown and HTML; a comment of the recipe that ends a code block."""
-    hostile = tmp_path / "a`b [x](y) <img src=x> |"
-    hostile.symlink_to(models["a"])
-    file = tmp_path / "recipe.yaml"
-    text = f"# ```\n# <script>\nmerge_method: linear\nmodels:\n- {{model: '{hostile}', parameters: {{weight: 1.0}}}}\n"
-    file.write_text(text)
-    folder = merge(file, tmp_path / "# out <b>|`x`")
-    card = (folder / "README.md").read_text()
-    assert "\n# \\# out \\<b\\>\\|\\`x\\`\n" in card
-    assert f"\n- ``{hostile}``\n" in card
-    assert f"\n````yaml\n{text}````\n" in card

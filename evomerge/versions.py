@@ -1,0 +1,24 @@
+"""Versions of the packages that results depend on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+
+SCORING = ("evomerge", "torch", "transformers", "lm-eval", "optuna", "cma", "numpy", "safetensors")
+"""Those that compute scores."""
+
+MERGING = ("evomerge", "torch", "transformers", "tokenizers", "numpy", "safetensors")
+"""Those that make the files of a merge."""
+
+
+def versions(packages: Sequence[str] = SCORING) -> dict[str, str]:
+    """The versions of Python, the system and these packages; "absent" for one that is not there."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
