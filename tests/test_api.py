@@ -17,6 +17,7 @@ import pytest
 import evomerge
 from evomerge.cli import COMMANDS, OPTIONS, main
 from evomerge.deprecated import renamed
+from tests.test_cli import FUNCTIONS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/api.md").read_text()
@@ -52,7 +53,7 @@ def test_every_difference_of_names_is_on_the_page() -> None:
     """Options whose parameter has another name than the flag."""
     table = PAGE.partition("## Where the command line")[2]
     for name, command in COMMANDS.items():
-        parameters = inspect.signature(getattr(evomerge, name)).parameters
+        parameters = inspect.signature(getattr(evomerge, FUNCTIONS.get(name, name))).parameters
         for option in command.options:
             flags, settings = OPTIONS[option]
             parameter = str(settings.get("dest", option))

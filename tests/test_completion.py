@@ -46,7 +46,7 @@ def completed(script: str, line: str, folder: Path) -> set[str]:
 def test_bash_completes(script: str, tmp_path: Path) -> None:
     (tmp_path / "runs/support").mkdir(parents=True)
     (tmp_path / "space.yaml").write_text("")
-    assert completed(script, "evomerge re", tmp_path) == {"resume"}
+    assert completed(script, "evomerge resu", tmp_path) == {"resume"}
     assert completed(script, "evomerge search --tri", tmp_path) == {"--trials"}
     assert completed(script, "evomerge resume sup", tmp_path) == {"support"}
     assert "space.yaml" in completed(script, "evomerge search sp", tmp_path)
