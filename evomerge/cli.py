@@ -118,10 +118,10 @@ COMMANDS = {
         commands.run_init,
         "write a first search space and fitness file for some models and tasks",
         {
-            "base": {"metavar": "BASE"},
-            "sources": {"metavar": "SOURCE", "nargs": "+", "help": "its fine-tunes; adapters are sources, too"},
+            "base": {"metavar": "BASE", "nargs": "?"},
+            "sources": {"metavar": "SOURCE", "nargs": "*", "help": "its fine-tunes; adapters are sources, too"},
         },
-        ("tasks", "output", "fitness", "trials", "force", "allow_pickle"),
+        ("tasks", "output", "fitness", "trials", "force", "allow_pickle", "evolve"),
         {
             "output": {"metavar": "SPACE.yaml", "default": "space.yaml", "help": "default: space.yaml"},
             "fitness": {"help": "one that is there already, in place of tasks"},

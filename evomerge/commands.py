@@ -53,7 +53,8 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def run_init(options: argparse.Namespace) -> int:
-    if not options.tasks and options.fitness is None and sys.stdin.isatty() and not options.json:
+    asks = not options.tasks and options.fitness is None and options.evolve is None
+    if asks and sys.stdin.isatty() and not options.json:
         options.tasks = listed(_asked("Tasks (names of lm-eval's, or task files, with commas between them): "))
     # numpy takes a moment to import.
     from evomerge.examine.init import init
@@ -61,10 +62,10 @@ def run_init(options: argparse.Namespace) -> int:
     with view() as observer:
         result = call(init, options, observer=observer)
     space, fitness = (os.path.relpath(file) for file in (result.space, result.fitness))
-    facts = {"space": space, "fitness": fitness, "genes": result.genes}
+    facts = {"space": space, "fitness": fitness, "genes": result.genes, "notes": list(result.notes)}
     written = f"wrote {space}" + ("" if options.fitness else f" and {fitness}")
     then = f"next: `evomerge search {shlex.quote(space)} --dry-run`, then without"
-    lines = [f"{written} ({result.genes} searched values)", then]
+    lines = [*result.notes, f"{written} ({result.genes} searched values)", then]
     return print_data(options, facts, lambda: lines)
 
 

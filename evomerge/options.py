@@ -186,6 +186,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "help": "what a merge must be able to do: names of lm-eval's tasks, or task files (.yaml)",
         },
     ),
+    "evolve": (
+        ("--from-mergekit-evolve",),
+        {"metavar": "FILE", "help": "convert a configuration of mergekit-evolve, in place of models and tasks"},
+    ),
     "force": (("--force",), {**_FLAG, "help": "write over files that are there"}),
     "figure": (("--figure",), {"metavar": "FILE", "help": "draw where the sources conflict: .png, .svg or .pdf"}),
     # a diagnosis

@@ -33,7 +33,7 @@ VALUES = "--transformers-cache --lora-merge-cache --lora-merge-dtype --write-thr
 FLAGS: dict[str, dict[str, Any]] = {
     "quickstart": {"--dir": ".", "--trials": None, "--device": "auto"},
     "init": {
-        **dict.fromkeys(["--fitness", "--trials"]),
+        **dict.fromkeys(["--fitness", "--trials", "--from-mergekit-evolve"]),
         "--tasks": [],
         **dict.fromkeys(["-o", "--output"], "space.yaml"),
         **dict.fromkeys(["--force", "--allow-pickle"], False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from evomerge.checkpoints import hub
@@ -117,8 +118,13 @@ def _close(ref: str, where: Where | None) -> Path | None:
 
 
 def _there(ref: str, where: Where | None) -> Path | None:
-    """The path of a reference, if there is a file or folder."""
-    return next((path for path in _places(ref, where) if ref and status(path, where) is not None), None)
+    """The path of a reference, if there is a file or folder. InputError for one that means two of them, here and
+    beside the file."""
+    there = [path for path in _places(ref, where) if ref and status(path, where) is not None]
+    if len(there) > 1 and not os.path.samefile(there[0], there[1]):
+        problem = f"{shortened(ref)} is in the current folder, and beside the file ({there[1]})"
+        raise InputError(problem, "write the whole path of the one that is meant", where)
+    return there[0] if there else None
 
 
 def _places(ref: str, where: Where | None) -> list[Path]:

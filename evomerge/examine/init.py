@@ -14,6 +14,7 @@ from evomerge.errors import InputError, Where
 from evomerge.examine.checks.advice import advice
 from evomerge.examine.checks.lineage import unrelated
 from evomerge.examine.checks.parents import Parents, named, opened
+from evomerge.examine.from_evolve import convert
 from evomerge.examine.references import check_places
 from evomerge.examine.starter_fitness import choose_slices, fitness_text
 from evomerge.examine.starter_space import TRIALS, choose_space, space_text
@@ -27,17 +28,19 @@ from evomerge.study.run.folder import check_run_name
 
 @dataclass(frozen=True)
 class Initialized:
-    """The files that were written. `fitness`: or that was given."""
+    """The files that were written. `fitness`: or that was given; `notes`: lines on what was not kept of a file that was
+    converted."""
 
     space: Path
     fitness: Path
     genes: int
+    notes: tuple[str, ...] = ()
 
 
 @with_pickles
 def init(
-    base: str | Path,
-    sources: Sequence[str | Path],
+    base: str | Path | None = None,
+    sources: Sequence[str | Path] = (),
     *,
     tasks: Sequence[str] = (),
     output: str | Path = "space.yaml",
@@ -45,6 +48,7 @@ def init(
     trials: int | None = None,
     force: bool = False,
     allow_pickle: bool = False,
+    evolve: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Initialized:
     """Writes a commented search space, and beside it a fitness file. They are checked as a dry run does before they
@@ -58,12 +62,20 @@ def init(
         trials: the budget (default: 100), for which the number of genes is chosen.
         force: write over files that are there.
         allow_pickle: as in `search`.
+        evolve: a configuration of mergekit-evolve to convert, in place of models and tasks.
         observer: is told what happens.
 
     Raises:
         InputError: an argument is wrong, the models cannot be merged, or a file is there already.
     """
     observer = observer or Observer()
+    if evolve is not None:
+        if base is not None or tasks or fitness is not None:
+            problem = "models and tasks are those of mergekit-evolve's file"
+            raise InputError(problem, "leave the others out", Where("--from-mergekit-evolve"))
+        return _converted(Path(evolve), Path(output), trials, force, observer)
+    if base is None:
+        raise InputError("no models", "give a base and its sources", Where("BASE"))
     if not sources:
         raise InputError("one model is no merge", "give a base and at least one source", Where("SOURCE"))
     if not tasks and fitness is None:
@@ -101,6 +113,19 @@ def init(
     for file, text in reversed(texts.items()):
         write_whole(file, text)
     return Initialized(space_file, fitness_file, genes)
+
+
+def _converted(file: Path, output: Path, trials: int | None, force: bool, observer: Observer) -> Initialized:
+    space, fitness = _files(output, None)
+    _check_free([space, fitness], force)
+    observer.phase("reading headers")
+    told = convert(Path.cwd() / file, space, fitness, trials)
+    texts = told.texts(space, fitness, file)
+    observer.phase("checking the files")
+    genes = _checked(texts, space, fitness)
+    for written, text in reversed(texts.items()):
+        write_whole(written, text)
+    return Initialized(space, fitness, genes, tuple(told.notes))
 
 
 def run_name(sources: Sequence[str]) -> str:

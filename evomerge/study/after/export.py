@@ -57,7 +57,7 @@ def export(
         problem = f"{chosen.name} misses the floor of {', '.join(missed)} on the {split} split"
         raise NothingFeasible(f"{problem}; --allow-infeasible exports it all the same")
     header = _header(state, chosen, split, missed)
-    text = write_recipe(_relocated(chosen.recipe, output, portable), header)
+    text = write_recipe(portable_recipe(chosen.recipe, output, portable), header)
     if checkpoint is not None:
         # torch takes seconds to import.
         from evomerge.merging.disk.stream import merge
@@ -84,10 +84,11 @@ def export(
     return text
 
 
-def _relocated(recipe: Recipe, output: str | Path | None, portable: bool) -> Recipe:
-    """The recipe as it is exported: without paths that mean nothing elsewhere."""
+def portable_recipe(recipe: Recipe, output: str | Path | None, bare: bool = False) -> Recipe:
+    """The recipe as it is written to a file (None: to stdout), without paths that mean nothing elsewhere. `bare`:
+    models that are here only go by the names of their folders."""
     names = Names(recipe)
-    if portable:
+    if bare:
         return names.named()
     folder = Path.cwd() if output is None else Path(output).absolute().parent
     return relocated(recipe, names.seen_from(folder.resolve(), bare=False))

@@ -18,6 +18,7 @@ from evomerge.safety.durable import write_whole
 from evomerge.scoring.gates import lower_bound, scales, settle
 from evomerge.scoring.preflight import check_floors, check_objective
 from evomerge.scoring.stats.standard_errors import weighted_mean_stderr
+from evomerge.study.after.export import portable_recipe
 from evomerge.study.after.status import NothingFeasible, Status, status
 from evomerge.study.finalists import TOP, gate_confidence
 from evomerge.study.run.folder import RunFolder
@@ -241,4 +242,4 @@ def write_winner(ranked: Ranked, file: Path) -> None:
     split = "holdout" if ranked.holdout else "search"
     header = f"evomerge run {ranked.folder.name}, {winner.name}, recipe {winner.recipe_id[:16]}"
     reason = f"the best on the {split} items under {ranked.fitness.name}"
-    write_whole(file, write_recipe(winner.recipe, f"{header}\n{reason}"))
+    write_whole(file, write_recipe(portable_recipe(winner.recipe, file), f"{header}\n{reason}"))
