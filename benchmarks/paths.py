@@ -3,8 +3,8 @@
     python benchmarks/paths.py SPECIALISTS --out DIR [--trials 100] [--seeds 0-1] [--only quickstart]
 
 SPECIALISTS holds `base`, `shakespeare`, `gsm8k`, `french` and `items/` (real, small checkpoints; bits per byte, floors
-at the base's score and 0.02). Beside them the quickstart's models are trained (accuracies, floors of 0.90 for
-merges). For each testbed and seed, each a command of its own with one thread:
+at the base's score and 0.02). Beside them the quickstart's models are trained (accuracies, floors at the base's).
+For each testbed and seed, each a command of its own with one thread:
 
 - weights: task arithmetic, a weight for each source and layer group, the default optimizer
 - path: slots of all sources' layers, shared scales; without and with the weights' winner in front (`--from`)
@@ -63,7 +63,7 @@ def testbed(name: str, root: Path, specialists: Path, trials: int) -> tuple[dict
         space = write_specialists(root, specialists, trials)
     else:
         models(root)
-        space = write_quickstart(root / "files", root, items(root), {}, trials)
+        space = write_quickstart(root / "files", root, items(root), {}, trials, floor={"of": "base", "margin": 0.0})
     data = yaml.safe_load(space.read_text())
     fitness = yaml.safe_load((space.parent / data["fitness"]).read_text())
     fitness["include"] = [str((space.parent / folder).absolute()) for folder in fitness["include"]]
