@@ -61,6 +61,7 @@ PROCESSOR_FILES = (
     "chat_template.json",
     "audio_tokenizer_config.json",
 )
+GENERATION_FILE = "generation_config.json"
 NAMED_TEMPLATES = "additional_chat_templates"
 """The folder of a tokenizer's further chat templates, as NAME.jinja."""
 VOCABULARY_FILES = (

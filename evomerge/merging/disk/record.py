@@ -6,19 +6,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evomerge.checkpoints.checkpoint import NAMED_TEMPLATES, PROCESSOR_FILES, TOKENIZER_FILES
+from evomerge.checkpoints.checkpoint import GENERATION_FILE, NAMED_TEMPLATES, PROCESSOR_FILES, TOKENIZER_FILES
 from evomerge.checkpoints.identity import FileDigest, file_digest, fingerprint
 from evomerge.errors import InputError, Where
 from evomerge.escape import quoted
 from evomerge.merging.disk.naming import Names, PartName
-from evomerge.merging.plan.jobs import MergePlan
-from evomerge.merging.plan.tokenizers import GENERATION_FILE
 from evomerge.safety.names import name_fault
 from evomerge.safety.paths import status
 from evomerge.safety.read import read_object
 from evomerge.versions import MERGING, versions
+
+if TYPE_CHECKING:  # torch
+    from evomerge.merging.plan.jobs import MergePlan
 
 RECORD = "reproduce.json"
 FORMAT = 1

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from evomerge.checkpoints.chat_templates import CHAT_TEMPLATES
-from evomerge.checkpoints.checkpoint import PROCESSOR_FILES, Checkpoint
+from evomerge.checkpoints.checkpoint import GENERATION_FILE, PROCESSOR_FILES, Checkpoint
 from evomerge.checkpoints.config import read_settings
 from evomerge.checkpoints.tokenizer import (
     chat_template,
@@ -32,7 +32,6 @@ from evomerge.safety.templates import check_template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-GENERATION_FILE = "generation_config.json"
 _PROCESSOR_TEMPLATE = "chat_template.json"
 _SENTENCEPIECE, _ADDED_TOKENS = "tokenizer.model", "added_tokens.json"
 

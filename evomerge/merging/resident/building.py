@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.checkpoint import GENERATION_FILE, Checkpoint
 from evomerge.checkpoints.layouts.layout import Slot, layout
 from evomerge.errors import EvomergeError, InputError, Where
 from evomerge.escape import shortened
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SHOWN = 4
-_GENERATION_FILE = "generation_config.json"
 _NO_MODEL = "check its config.json; for other models, let `model` of the fitness file build it"
 _SKELETON_SECONDS = 120.0
 """A model of 100,000 modules takes some 20 s. A configuration can ask for a million."""
@@ -46,8 +45,8 @@ def check_buildable(base: Checkpoint, planned: MergePlan) -> None:
     from transformers import GenerationConfig
 
     check_kind(base)
-    if (base.path / _GENERATION_FILE).is_file():
-        with quiet(f"{base.path / _GENERATION_FILE} is not valid", "correct it, or remove it"):
+    if (base.path / GENERATION_FILE).is_file():
+        with quiet(f"{base.path / GENERATION_FILE} is not valid", "correct it, or remove it"):
             GenerationConfig.from_pretrained(base.path, local_files_only=True)
     with quiet(f"{base.path} cannot be loaded as a causal language model", _NO_MODEL), TimeLimit(_SKELETON_SECONDS):
         model = skeleton(planned.config)
@@ -137,7 +136,7 @@ def load_model(base: Checkpoint, dtype: str, sharding: Sharding) -> PreTrainedMo
             base.fetch()
             return load(base.path, torch_dtype(dtype), sharding)
         model = build(base.config, torch_dtype(dtype), sharding)
-        if (base.path / _GENERATION_FILE).is_file():
+        if (base.path / GENERATION_FILE).is_file():
             model.generation_config = GenerationConfig.from_pretrained(base.path, local_files_only=True)
         return model
 
