@@ -259,3 +259,26 @@ def test_references_of_one_size_are_no_mistake(tiny_study: Study) -> None:
 
     evomerge.search(tiny_study(sized()), trials=6, observer=Listening())
     assert not [line for line in told if "depth" in line or "size" in line]
+
+
+def test_layers_are_pruned_under_a_floor(tiny_study: Study) -> None:
+    """A space of data flow: its candidates differ in depth, and the smallest one that is good enough is searched."""
+
+    def flow(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        space.clear()
+        space |= {"space": "dataflow", "base": "models/base", "sources": {"one": "models/one"}, "max_layers": 4}
+        space |= {"path": ["base", "one"], "scales": "none", "fitness": "fitness.yaml"}
+        space |= {"optimizer": {"name": "random", "seed": 3}, "budget": {"trials": 16}}
+        fitness["slices"]["a"] |= {"weight": 0}
+        fitness["slices"]["b"] = {"task": "tiny_b", "metric": "acc", "weight": 0, "floor": 0.0}
+        fitness["slices"]["depth"] = {"measure": "layers", "floor": 3}
+
+    result = evomerge.search(tiny_study(flow))
+    searched = [t for t in result.search.trials if t.kind == "search" and t.scores]
+    depths = {t.number: -t.scores["depth"] for t in searched}
+    assert len(set(depths.values())) > 1
+    assert all(result.search.outcome(t).feasible == (depths[t.number] <= 3) for t in searched)
+    assert all(t.objective == -depths[t.number] for t in searched)
+    assert result.winner is not None
+    base = result.search.trials[0].digest
+    assert -result.winner.scores["depth"] == 3 == min(depths[t.number] for t in searched if t.digest != base)

@@ -122,7 +122,7 @@ def _read(file: Path) -> tuple[pa.Table, list[dict[str, Any]]]:
 
     content = read_bytes(file)
     try:
-        table = parquet.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        table = parquet.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
         rows = table.to_pylist()
         digest = (table.schema.metadata or {}).get(_DIGEST)
         sound = set(table.column_names) >= _COLUMNS and (digest is None or digest.decode() == _digest(rows))
