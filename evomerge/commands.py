@@ -62,7 +62,8 @@ def run_init(options: argparse.Namespace) -> int:
     with view() as observer:
         result = call(init, options, observer=observer)
     space, fitness = (os.path.relpath(file) for file in (result.space, result.fitness))
-    facts = {"space": space, "fitness": fitness, "genes": result.genes, "notes": list(result.notes)}
+    facts = {"space": space, "fitness": fitness, "genes": result.genes}
+    facts |= {"notes": list(result.notes)} if options.evolve is not None else {}
     written = f"wrote {space}" + ("" if options.fitness else f" and {fitness}")
     then = f"next: `evomerge search {shlex.quote(space)} --dry-run`, then without"
     lines = [*result.notes, f"{written} ({result.genes} searched values)", then]

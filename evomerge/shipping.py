@@ -13,6 +13,7 @@ from evomerge.checkpoints.write import check_target
 from evomerge.errors import InputError
 from evomerge.escape import printable
 from evomerge.evaluator.device import choose_device
+from evomerge.examine.reproduce import reproduce
 from evomerge.recipe.mergekit import read_recipe
 from evomerge.safety.paths import absolute
 
@@ -77,7 +78,6 @@ def _merged_folder(options: argparse.Namespace) -> str | None:
 
 
 def run_reproduce(options: argparse.Namespace) -> int:
-    from evomerge.examine.reproduce import reproduce
     from evomerge.report.reproduced import reproduced_data, reproduced_table, reproduced_words
 
     options.device = choose_device(options.device)
