@@ -178,7 +178,7 @@ def _filled(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return _filled_text(json.dumps(config))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _filled_text(text: str) -> Mapping[str, Any] | None:
     """`_filled` of a configuration as JSON: the next candidate asks about the same ones."""
     config = json.loads(text)
@@ -213,7 +213,7 @@ def _kinds(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | None:
     return _kinds_text(json.dumps(config))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _kinds_text(text: str) -> Sequence[Mapping[str, Any]] | None:
     """`_kinds` of a configuration as JSON."""
     config = json.loads(text)

@@ -171,8 +171,8 @@ class Resident:
         return [tensor_record(job.tensor, execute(job, self.bank, device, self._runner), self._runner) for job in jobs]
 
     def _line(self, job: MergeJob) -> list[str]:
-        """The line of the digest of a tensor that is linked or lent, which is the same in every candidate; as
-        `_carry_out`."""
+        """The line of the digest of a tensor that is linked or lent, as `_carry_out`. That of a source's own tensor is
+        the same in every candidate."""
         if job.tensor not in self._unwritten:
             return self._carry_out([job])
         key = origin(job), job.out
@@ -182,6 +182,8 @@ class Resident:
                 record = tensor_record(job.tensor, execute(job, self.bank, device, self._runner), self._runner)
             except NotFinite:
                 raise not_finite(job) from None
+            if key[0] is None or key[0][1] != 1.0:
+                return [record]
             self._lines[key] = record.removeprefix(job.tensor)
         return [job.tensor + self._lines[key]]
 
