@@ -251,7 +251,10 @@ COMMANDS = {
         commands.run_evaluate,
         "score a checkpoint or a recipe and hold it to its floors",
         {"model": {"metavar": "MODEL_OR_RECIPE"}},
-        ("fitness", "split", "references", "output", "items", "device", "memory", "trust_tasks", "allow_pickle"),
+        (
+            "fitness", "split", "references", "output", "items", "eval_results", "device", "memory", "trust_tasks",
+            "allow_pickle",
+        ),
         {"fitness": {"required": True}, "output": {"help": "write what --json prints to a file, too"}},
     ),
     "doctor": Command(

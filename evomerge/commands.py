@@ -192,6 +192,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     else:
         missed = ", ".join(v.slice for v in result.verdicts if not v.passed)
         show(tables.evaluated_table(result), f"misses the floor of {missed}" if missed else "passes every floor")
+        show(*tables.eval_results_words(result))
     return end(DONE if result.feasible else NO, unsaved)
 
 

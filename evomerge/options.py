@@ -151,6 +151,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--compare",),
         {"dest": "compare", "metavar": "RUN2", "help": "lay this run beside the other one"},
     ),
+    "eval_results": (
+        ("--eval-results",),
+        {**_FLAG, "help": "write scores on whole public benchmarks into the model's folder, for the hub"},
+    ),
     # a line between two models
     "points": (
         ("--points",),

@@ -100,8 +100,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--reference": [],
         "--device": "auto",
         **dict.fromkeys(["-o", "--output", "--items", "--memory"]),
-        "--trust-tasks": False,
-        "--allow-pickle": False,
+        **dict.fromkeys(["--eval-results", "--trust-tasks", "--allow-pickle"], False),
     },
     "doctor": {
         **dict.fromkeys(["--fitness", "--base", "-o", "--output", "--memory"]),

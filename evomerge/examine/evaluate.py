@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.checkpoints.pickled import with_pickles
+from evomerge.examine.eval_results import EvalResults, check_eval_results, write_eval_results
 from evomerge.examine.references import check_places, needed_references, parents_of, source_names
 from evomerge.files.fitness_file import read_fitness
 from evomerge.recipe.mergekit import recipe_of
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One model's scores on a split, each slice's gate and verdict, and the scores of the references needed."""
+    """One model's scores on a split, each slice's gate and verdict, and the scores of the references needed.
+    `eval_results`: files for the hub, where they were asked for."""
 
     model: str
     split: SplitName
@@ -35,6 +37,7 @@ class Evaluated:
     verdicts: list[Verdict]
     references: Mapping[str, Scores]
     confidence: float | None
+    eval_results: EvalResults | None = None
 
     @property
     def feasible(self) -> bool:
@@ -52,19 +55,22 @@ def evaluate(
     memory: str | None = None,
     trust_tasks: bool = False,
     allow_pickle: bool = False,
+    eval_results: bool = False,
     observer: Observer | None = None,
 ) -> Evaluated:
     """Scores a checkpoint (folder, hub id, adapter) or a recipe (merged in memory) and holds it to its floors.
 
     Relative floors need the scores of their references. A recipe brings its base and sources; a source has the name of
     its folder. For a checkpoint, or under other names, `references` maps a name ("base", a source's) to a model.
-    `device`, `memory`, `trust_tasks` and `allow_pickle` are as in `search`.
+    `device`, `memory`, `trust_tasks` and `allow_pickle` are as in `search`. `eval_results` writes the scores on whole
+    public benchmarks into the model's folder, for the hub.
 
     Raises:
         InputError: an argument or a file is wrong.
         TrialError: the model could not be scored.
     """
     observer = observer or Observer()
+    folder = check_eval_results(model, split) if eval_results else None
     spec = replace(read_fitness(Path(fitness)), trust_tasks=trust_tasks)
     recipe = recipe_of(model)
     check_places(recipe, [*([] if recipe else [model]), *(references or {}).values()])
@@ -95,4 +101,5 @@ def evaluate(
         verdicts=judge(evaluation.scores, gates, scales(reference_scores, gates), spec.confidence),
         references=reference_scores,
         confidence=spec.confidence,
+        eval_results=write_eval_results(folder, spec, suite.slices, evaluation.scores) if folder else None,
     )

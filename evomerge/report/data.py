@@ -22,6 +22,7 @@ from evomerge.study.run.trial import Trial
 from evomerge.types import ItemScore, SplitName
 
 if TYPE_CHECKING:
+    from evomerge.examine.eval_results import EvalResults
     from evomerge.examine.evaluate import Evaluated
     from evomerge.scoring.stats.paired import Comparison
     from evomerge.study.after.compare import Compared
@@ -254,7 +255,12 @@ def evaluated_data(result: Evaluated) -> dict[str, Any]:
             model: {name: result.slices[name].show(s.value) for name, s in scores.items()}
             for model, scores in result.references.items()
         },
+        **({"eval_results": _eval_results_data(result.eval_results)} if result.eval_results else {}),
     }
+
+
+def _eval_results_data(written: EvalResults) -> dict[str, Any]:
+    return {"files": {n: str(f) for n, f in written.files.items()}, "left_out": dict(written.left_out)}
 
 
 def ranked_data(ranked: Ranked) -> dict[str, Any]:

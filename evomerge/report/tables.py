@@ -157,3 +157,12 @@ def evaluated_table(result: Evaluated) -> Sheet:
     legend = ["↓: lower is better"] if any(s.sign < 0 for s in result.slices.values()) else []
     legend += by_bounds(result.confidence)
     return Sheet(f"{result.model} on the {result.split} items", ["slice"], columns, rows, legend)
+
+
+def eval_results_words(result: Evaluated) -> list[str]:
+    """Says which results were written for the hub, and why others were not."""
+    written = result.eval_results
+    if written is None:
+        return []
+    lines = [f"wrote {file}" for file in written.files.values()]
+    return [*lines, *(f"no result of {name} for the hub: {why}" for name, why in written.left_out.items())]

@@ -15,6 +15,7 @@ from evomerge.files.objects import SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.merging.resident.placement import size
 from evomerge.scoring.preflight import doubts
+from evomerge.scoring.tasks.benchmarks import benchmark_doubts
 from evomerge.scoring.tasks.trust import code_listed
 from evomerge.space.base import Models, SearchSpace
 from evomerge.space.space import Space
@@ -94,7 +95,7 @@ def dry_run(
     quantized = plan.models.quantized if plan else []
     tokens = [*plan.models.tokens.dropped, *plan.models.tokens.filled, *plan.models.reordered] if plan else []
     timeouts = {name: spec.timeout for name, spec in scores.slices.items() if spec.timeout is not None}
-    lines = [*doubts(scores), *(large_deltas_of(plan) if plan else [])]
+    lines = [*doubts(scores), *benchmark_doubts(scores), *(large_deltas_of(plan) if plan else [])]
     budget = {"trials": spec.trials, "seconds": spec.seconds, "items": spec.most_items}
     return {
         "space": str(space),

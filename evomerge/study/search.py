@@ -20,6 +20,7 @@ from evomerge.optimize.base import Optimizer, Start
 from evomerge.optimize.build import build
 from evomerge.safety.durable import write_whole
 from evomerge.scoring.slices import SliceInfo
+from evomerge.scoring.tasks.benchmarks import benchmark_doubts
 from evomerge.study import holdout, loop
 from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
@@ -161,7 +162,7 @@ def search(
         allow_pickle=allow_pickle,
     )
     with aligned_plan(launched_plan(launch, from_run), folder, observer) as plan:
-        for line in large_deltas_of(plan):
+        for line in (*large_deltas_of(plan), *benchmark_doubts(plan.fitness)):
             observer.warn(line)
         for topic, line in plan.space.facts().items():
             observer.note(f"{topic}: {line}")

@@ -9,7 +9,9 @@ from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.escape import code, markdown
+from evomerge.files.fitness_file import read_fitness
 from evomerge.merging.disk.origin import Origin
+from evomerge.scoring.tasks.benchmarks import benchmark_doubts
 from evomerge.study.after.status import Status
 from evomerge.study.run.items import recorded_items
 from evomerge.study.run.leaderboard import Leaderboard
@@ -106,8 +108,16 @@ class _Told:
             yield f"- Its scores are predicted from {trial.evaluated} of {trial.items} items."
         versions = ((name, version) for name, version in self._environment.versions.items() if name != "platform")
         yield f"- Scored with {markdown(', '.join(' '.join(pair) for pair in versions))}."
+        yield from (f"- Warning: {markdown(line)}." for line in self._doubts())
         for name, digest in self._environment.identity.get("items", {}).items():
             yield f"- Items of {markdown(name)} and their split: {code(str(digest)[:16])}."
+
+    def _doubts(self) -> list[str]:
+        """A line where slices are public benchmarks; none where the tasks of the run are not here any more."""
+        try:
+            return benchmark_doubts(read_fitness(self._state.folder.fitness))
+        except InputError:
+            return []
 
     # For the record
 
