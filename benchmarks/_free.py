@@ -68,8 +68,11 @@ class FreeExecutor(ABC):
 
     def result(self) -> tuple[Any, Any]:
         from evomerge.evaluator.evaluation import Evaluation
+        from evomerge.evaluator.jobs import DocumentsJob
 
         job = self._queue.popleft()
+        if isinstance(job, DocumentsJob):
+            return job, {}  # such items have no texts
         answers = self.answers(job)
         wanted = {name: None if job.items is None else job.items.get(name, ()) for name in self.info.slices}
         scores = {n: self._score(answers, n, names) for n, names in wanted.items() if names is None or names}

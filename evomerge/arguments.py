@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         choices = [str(choice) for choice in action.choices]
-        if self.below:
+        if self.below and not action.option_strings:
             raise InputError(f"there is no command {value[:200]!r}", suggestion(value, choices))
         problem = f"{value[:200]!r} is none of {', '.join(choices)}"
         close = nearest(value, choices)

@@ -18,9 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from evomerge import __version__, commands, merge_options, shipping
+from evomerge import __version__, commands, merge_options, run_commands, shipping
 from evomerge.answers import INTERRUPTED, NO, PIPE_CLOSED, WRONG, complain
 from evomerge.arguments import Parser
+from evomerge.completion import SHELLS, Completion
 from evomerge.errors import DEBUG, EvomergeError, InputError, describe_unexpected
 from evomerge.interrupts import ignore, listening
 from evomerge.options import OPTIONS, WORKERS
@@ -151,15 +152,16 @@ COMMANDS = {
         },
         (
             "tasks", "run", "trials", "time", "most_items", "optimizer", "seed", "device", "memory", "workers",
-            "asynchronous", "fitness", "storage", "settings", "begin", "full", "trust_tasks", "allow_pickle", "dry_run",
+            "asynchronous", "fitness", "storage", "settings", "from_run", "trackers", "full", "trust_tasks",
+            "allow_pickle", "dry_run",
         ),
-        {"fitness": {"help": "in place of the file's"}},
+        {"fitness": {"help": "in place of the file's"}, "trackers": {"default": []}},
     ),
     "resume": Command(
         commands.run_resume,
         "continue a run exactly where it stopped",
         _RUN,
-        ("trials", "time", "most_items", "device", "memory", "workers"),
+        ("trials", "time", "most_items", "device", "memory", "workers", "trackers"),
         {
             "trials": {"metavar": "TOTAL", "help": "new total budget of trials"},
             "time": {"help": "new total budget of evaluation time"},
@@ -169,10 +171,16 @@ COMMANDS = {
         },
     ),
     "status": Command(
-        commands.run_status,
+        run_commands.run_status,
         "list the runs, or show one run's progress and best trials",
         {"run": {"metavar": "RUN", "nargs": "?"}},
-        ("runs",),
+        ("watch", "runs"),
+    ),
+    "dashboard": Command(
+        run_commands.run_dashboard,
+        "serve a run to the browser with optuna-dashboard",
+        _RUN,
+        ("port", "host"),
     ),
     "export": Command(
         shipping.run_export,
@@ -189,7 +197,7 @@ COMMANDS = {
         },
     ),
     "rank": Command(
-        commands.run_rank,
+        run_commands.run_rank,
         "rank a run's trials under another fitness file, evaluating nothing",
         _RUN,
         ("fitness", "output"),
@@ -202,14 +210,14 @@ COMMANDS = {
         },
     ),
     "compare": Command(
-        commands.run_compare,
+        run_commands.run_compare,
         "compare two trials of a run item by item",
         {
             **_RUN,
             "first": {"metavar": "A", "help": "a trial's number, or base, a source, uniform, winner"},
             "second": {"metavar": "B", "nargs": "?", "help": "default: the winner, or the best so far"},
         },
-        ("split",),
+        ("split", "show_items"),
         {
             "split": {
                 "choices": ["search", "holdout"],
@@ -217,6 +225,13 @@ COMMANDS = {
                 "help": "default: holdout where both have scores there, else search",
             }
         },
+    ),
+    "report": Command(
+        run_commands.run_report,
+        "write a run's page: verdict, charts, items, recipe in one HTML file that needs no network",
+        _RUN,
+        ("output", "compare_with"),
+        {"output": {"help": "default: report.html in the run's folder"}},
     ),
     "merge": Command(
         shipping.run_merge,
@@ -296,6 +311,9 @@ def parser() -> Parser:
     root = Parser(prog="evomerge")
     root.description = "Search for the best way to merge fine-tuned language models."
     root.add_argument("--version", action="version", version=f"evomerge {__version__}")
+    root.add_argument(
+        "--completion", action=Completion, choices=SHELLS, metavar="SHELL", help="print a script for bash, zsh or fish"
+    )
     subparsers = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         description = f"{command.help[0].upper()}{command.help[1:]}."

@@ -24,10 +24,11 @@ from evomerge.examine.findings.finding import Finding
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.outputs import output_file, save
 from evomerge.recipe.recipe import Recipe
+from evomerge.report.dry_run import dry_run_lines
 from evomerge.report.figures import FORMATS, draw_path
 from evomerge.safety.durable import write_whole
 from evomerge.study.dry_run import dry_run
-from evomerge.study.run.folder import STARTERS, RunFolder, is_name
+from evomerge.study.run.folder import STARTERS, RunFolder
 from evomerge.study.run.items import save_items
 
 
@@ -131,7 +132,7 @@ def _search(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     facts = call(dry_run, options)
-    return print_data(options, facts, lambda: [f"{key}: {value}" for key, value in facts.items()])
+    return print_data(options, facts, lambda: dry_run_lines(facts))
 
 
 def run_resume(options: argparse.Namespace) -> int:
@@ -145,16 +146,21 @@ def run_resume(options: argparse.Namespace) -> int:
 
 def _finish(options: argparse.Namespace, result: Any, files: dict[str, str] | None = None) -> int:
     """Prints the end of a search: the table, and what to do next."""
-    from evomerge.report import data, diagnosis, gains, results
+    from evomerge.report import data, diagnosis, gains, verdicts
+    from evomerge.report.shown import plain
 
     found = _glance(options, result.winner.recipe) if result.winner is not None else ()
+    gained = [gains.gained_table(result.gained)] if result.gained is not None else []
+    table, *words = verdicts.ending(result)
+    seen_in = [f"seen in the winner: {diagnosis.finding_line(finding)}" for finding in found]
+    told = [table, *gained, *words, *seen_in]
+    for line in save(result.folder.summary, lambda file: write_whole(file, plain(*told))):
+        complain(line, DONE, "warning")
     if options.json:
         seen = {"findings": diagnosis.findings_data(found)}
         print_data(options, {**data.result_data(result), **seen, **(files or {})})
     else:
-        gained = [gains.gained_table(result.gained)] if result.gained is not None else []
-        seen_in = [f"seen in the winner: {diagnosis.finding_line(finding)}" for finding in found]
-        show(results.result_table(result), *gained, *results.verdict(result), *seen_in)
+        show(*told)
     return DONE if result.winner else NO
 
 
@@ -166,48 +172,6 @@ def _glance(options: argparse.Namespace, winner: Recipe) -> tuple[Finding, ...]:
         except Exception as error:
             observer.warn(f"the winner was not looked at: {error}")
     return ()
-
-
-def run_rank(options: argparse.Namespace) -> int:
-    from evomerge.report import data, rankings
-    from evomerge.study.after.rank import rank, write_winner
-
-    output = output_file(options.output, "--output", read=[options.fitness])
-    result = call(rank, options, output=None)
-    unsaved = save(output, lambda file: write_winner(result, file))
-    if options.json:
-        print_data(options, data.ranked_data(result))
-    else:
-        show(*rankings.ranked_tables(result), *rankings.ranked_words(result))
-    return end(DONE if result.winner else NO, unsaved)
-
-
-def run_compare(options: argparse.Namespace) -> int:
-    from evomerge.report import data, rankings
-    from evomerge.study.after.compare import compare
-
-    result = call(compare, options)
-    if options.json:
-        return print_data(options, data.compared_data(result))
-    return show(rankings.compared_table(result), rankings.compared_words(result))
-
-
-def run_status(options: argparse.Namespace) -> int:
-    from evomerge.report import data, gains, runs
-    from evomerge.study.after import status as after
-
-    if options.run is None:
-        if options.runs != "runs" and not Path(options.runs).is_dir():
-            raise InputError(f"there is no folder {options.runs}", "name the folder that holds runs", Where("--runs"))
-        states = after.runs(options.runs)
-        if options.json:
-            return print_data(options, [data.run_data(s) for s in states])
-        return show(runs.runs_table(states) if states else f"no runs in {options.runs}")
-    state = after.status(Path(options.runs) / options.run if is_name(options.run) else options.run)
-    if options.json:
-        return print_data(options, data.status_data(state))
-    gained = [gains.gained_table(state.gained)] if state.gained else []
-    return show(runs.status_words(state), *runs.status_tables(state), *gained)
 
 
 def run_evaluate(options: argparse.Namespace) -> int:

@@ -33,6 +33,16 @@ def shortened(text: object, most: int = 200) -> str:
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
+def excerpt(text: object, most: int) -> str:
+    """The text, in lines as it is, with its middle left out where it has more than `most` characters: what is asked
+    stands at the end. Halves of characters, which no file takes, become question marks."""
+    shown = str(text).encode("utf-8", "replace").decode("utf-8")
+    if len(shown) <= most:
+        return shown
+    head = most // 3
+    return f"{shown[:head]} [...] {shown[head + 7 - most :]}"
+
+
 def quoted(value: object, most: int = 60) -> str:
     """A value as Python writes it, printable and cut to `most` characters: for messages that say what stands there."""
     return shortened(repr(value), most)

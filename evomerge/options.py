@@ -52,9 +52,19 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "help": "override a key of the space file, or of the fitness file (fitness.batch_size=4)",
         },
     ),
-    "begin": (
+    "from_run": (
         ("--from",),
         {"metavar": "RUN[:TRIAL]", "help": "begin with another run's winner, carried over into this space"},
+    ),
+    "trackers": (
+        ("--track",),
+        {
+            "action": "extend",
+            "type": listed,
+            "default": None,
+            "metavar": "NAME,...",
+            "help": "record the trials with mlflow, wandb, tensorboard or trackio",
+        },
     ),
     "trust_tasks": (
         ("--trust-tasks",),
@@ -89,6 +99,16 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {"default": "evomerge-quickstart", "help": "where models, runs and files go (default: evomerge-quickstart)"},
     ),
     "runs": (("--runs",), {"default": "runs", "metavar": "DIR", "help": "where the runs are (default: runs)"}),
+    "watch": (("--watch",), {**_FLAG, "help": "show a running search until it ends"}),
+    # a page that shows a run
+    "port": (
+        ("--port",),
+        {"type": whole_number, "default": 8080, "metavar": "N", "help": "of the page (default: 8080; 0: any)"},
+    ),
+    "host": (
+        ("--host",),
+        {"default": "127.0.0.1", "metavar": "ADDRESS", "help": "what to listen on (default: this machine alone)"},
+    ),
     # a run's trials
     "trial": (("--trial",), {"type": whole_number, "metavar": "N", "help": "another trial than the winner"}),
     "allow_infeasible": (
@@ -125,6 +145,14 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "items": (
         ("--items",),
         {"metavar": "FILE", "help": "write the score of every item: FILE.jsonl or FILE.parquet"},
+    ),
+    "show_items": (
+        ("--items",),
+        {**_FLAG, "dest": "items", "help": "list the items on which the two differ most, with their texts and answers"},
+    ),
+    "compare_with": (
+        ("--compare",),
+        {"dest": "compare", "metavar": "RUN2", "help": "lay this run beside the other one"},
     ),
     "eval_results": (
         ("--eval-results",),

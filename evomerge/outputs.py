@@ -1,4 +1,4 @@
-"""Files of results that commands write: checked before the work, and written after it."""
+"""Files of results that commands write: they are checked before the work, and written after it."""
 
 from __future__ import annotations
 

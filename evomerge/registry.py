@@ -2,7 +2,8 @@
 
 A merge method is one function in a file of `evomerge/merging/methods/` plus one line in `METHODS`; an optimizer
 is one class in a file of `evomerge/optimize/` plus one line in `OPTIMIZERS`. The shared conformance tests
-read these tables, so a new line is tested as soon as it stands here.
+read these tables, so a new line is tested as soon as it stands here. Other packages add theirs by entry points
+(docs/extend.md).
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint
 from typing import Any, Literal
+
+from evomerge.plugins import Table, check_target, found, loaded
 
 
 def load(target: str) -> Any:
@@ -68,6 +72,21 @@ class Method:
 
     def parameter(self, name: str) -> Parameter | None:
         return next((p for p in self.parameters if p.name == name), None)
+
+
+@dataclass(frozen=True)
+class OptimizerPlugin:
+    """An optimizer of another package.
+
+    Attributes:
+        optimizer: its class, as "module:Class"; it is called as those of `evomerge.optimize` are.
+        declaration: what it can do, an `optimize.declarations.Declaration`; None: the defaults.
+        options: its own options by name, each an `optimize.declarations.Option`.
+    """
+
+    optimizer: str
+    declaration: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,7 +170,7 @@ def _della(name: str, parameters: tuple[Parameter, ...]) -> Method:
     )
 
 
-METHODS: Mapping[str, Method] = {
+_METHODS: Mapping[str, Method] = {
     "linear": Method(
         f"{_HERE}.linear:linear", (WEIGHT, flag("normalize", True)), "ordinary", differentiable=("weight",)
     ),
@@ -209,14 +228,26 @@ PAPERS: Mapping[str, tuple[str, ...]] = {
 }
 """Method -> the arXiv numbers of the papers that it is from; the others have none there."""
 
-CHOICES: Mapping[str, Choice] = {
-    **{name: Choice(name) for name in METHODS if name not in ("passthrough", BAND_ARITHMETIC)},
-    # The plain average of the sources (model soups, Wortsman et al. 2022, section 2); a weighted soup is `linear`.
-    "uniform_soup": Choice("linear", {"weight": 1.0, "normalize": True}),
-}
+
+def _method(point: EntryPoint) -> Method:
+    method = loaded(point, Method)
+    check_target(method.function)
+    return method
+
+
+METHODS: Mapping[str, Method] = Table(_METHODS, lambda: found("methods", {*_METHODS, "uniform_soup"}, _method))
+
+CHOICES: Mapping[str, Choice] = Table(
+    {
+        **{name: Choice(name) for name in _METHODS if name not in ("passthrough", BAND_ARITHMETIC)},
+        # The plain average of the sources (model soups, Wortsman et al. 2022, section 2); a weighted soup is `linear`.
+        "uniform_soup": Choice("linear", {"weight": 1.0, "normalize": True}),
+    },
+    lambda: {name: Choice(name) for name in METHODS if name not in _METHODS},
+)
 """What a search space may name as its method; recipes say the method behind it."""
 
-OPTIMIZERS: Mapping[str, str] = {
+_OPTIMIZERS: Mapping[str, str] = {
     "surrogate": "evomerge.optimize.bayesian:Surrogate",
     "cma-es": "evomerge.optimize.cma_es:CmaEs",
     "tpe": "evomerge.optimize.optuna_samplers:Tpe",
@@ -233,6 +264,20 @@ OPTIMIZERS: Mapping[str, str] = {
 
 REMOVED_OPTIMIZERS: Mapping[str, str] = {"gp": "surrogate", "nsga-iii": "nsga-ii or tpe"}
 """Optimizers of earlier versions -> what to use instead."""
+
+
+def _optimizer(point: EntryPoint) -> OptimizerPlugin:
+    plugin = loaded(point, OptimizerPlugin)
+    check_target(plugin.optimizer)
+    return plugin
+
+
+OPTIMIZER_PLUGINS: Mapping[str, OptimizerPlugin] = Table(
+    {}, lambda: found("optimizers", {*_OPTIMIZERS, *REMOVED_OPTIMIZERS}, _optimizer)
+)
+OPTIMIZERS: Mapping[str, str] = Table(
+    _OPTIMIZERS, lambda: {name: plugin.optimizer for name, plugin in OPTIMIZER_PLUGINS.items()}
+)
 
 OPTIMIZER_KEYS = ("name", "seed", "asynchronous")
 """What every optimizer is given in a space file, besides options of its own."""
@@ -254,3 +299,6 @@ PLAIN = ("task_arithmetic", "dare_linear", "linear", "ties", "dare_ties", "slerp
 
 NEUTRAL: Mapping[str, float] = {"density": 1.0, "lambda": 1.0}
 """The values at which a parameter of these methods changes nothing."""
+
+PAGE = "evomerge.report.page.write:write_page"
+"""What writes the page of a run. It stands above a study, which calls it at its end."""

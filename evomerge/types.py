@@ -85,7 +85,8 @@ class ItemScore:
     `item` identifies the document whatever its position; `score` is the item's own value in the metric's
     natural direction (None where the metric has no per-item number); `weight` its share in the mean (1.0,
     or for example the bytes of a text); `raw` what the metric returned for it, JSON-compatible; `cluster` what items
-    with a common origin share, where the slice names such a field.
+    with a common origin share, where the slice names such a field; `answer` what the model answered, cut, where that is
+    a text or a choice.
     """
 
     item: str
@@ -93,6 +94,28 @@ class ItemScore:
     weight: float = 1.0
     raw: Any = None
     cluster: str | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """What people read of an item.
+
+    Attributes:
+        item: as `ItemScore.item`.
+        split: the items that it belongs to.
+        number: its position in the data of its task, from 0.
+        prompt: its text; long ones without their middle.
+        choices: that a model chooses from, if it does.
+        answer: the right one; None where there is none, or it is not known.
+    """
+
+    item: str
+    split: SplitName
+    number: int
+    prompt: str
+    choices: tuple[str, ...] = ()
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,3 +132,14 @@ class SliceScore:
 
 Scores = Mapping[str, SliceScore]
 """Slice name -> score."""
+
+
+def is_size(value: float) -> bool:
+    """Whether a score is written as a size: a whole number beyond 1. Shares of items are never beyond 1, and other
+    means hardly ever whole."""
+    return math.isfinite(value) and abs(value) > 1 and value == int(value)
+
+
+def shown(value: float) -> str:
+    """Writes a score on a line of text."""
+    return f"{value:,.0f}" if is_size(value) else f"{value:.4f}"

@@ -53,6 +53,19 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["EVOMERGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture
+def pages() -> None:
+    """Searches end with their page, as they do outside of tests."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches in this process write no page, which has five megabytes, unless the test asks for `pages`."""
+    page = sys.modules.get("evomerge.study.page")
+    if page is not None and "pages" not in request.fixturenames:
+        monkeypatch.setattr(page, "write_page", lambda result, observer: None)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real checkpoints that stands beside a developer's checkout."""

@@ -22,7 +22,7 @@ from evomerge.cli import COMMANDS, OPTIONS, main, parser
 from tests.conftest import INTERRUPTIBLE
 
 Study = Callable[..., Path]
-HEAVY = {"torch", "transformers", "lm_eval", "pandas", "cma", "datasets", "matplotlib"}
+HEAVY = {"torch", "transformers", "lm_eval", "pandas", "cma", "datasets", "matplotlib", "plotly"}
 
 REQUIRED = "required"
 SWITCHES = (
@@ -63,17 +63,20 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--workers": 1,
         "--set": [],
         "--tasks": [],
+        "--track": [],
         **dict.fromkeys(["--asynchronous", "--full", "--dry-run", "--trust-tasks", "--allow-pickle"], False),
     },
-    "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers"]),
-    "status": {"--runs": "runs"},
+    "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers", "--track"]),
+    "status": {"--watch": False, "--runs": "runs"},
+    "dashboard": {"--port": 8080, "--host": "127.0.0.1"},
     "export": {
         **dict.fromkeys(["-o", "--output", "--trial", "--checkpoint", "--push-to-hub"]),
         "--device": "cpu",
         **dict.fromkeys(["--allow-infeasible", "--portable", "--overwrite", "--public"], False),
     },
     "rank": {"--fitness": REQUIRED, "-o": None, "--output": None},
-    "compare": {"--split": None},
+    "compare": {"--split": None, "--items": False},
+    "report": dict.fromkeys(["-o", "--output", "--compare"]),
     "merge": {
         "--device": "cpu",
         "--out-shard-size": "5GB",
@@ -134,13 +137,17 @@ FLAGS: dict[str, dict[str, Any]] = {
 HANDLED: dict[str, set[str]] = {
     "search": {"full", "dry_run", "tasks"},
     "check": {"figure"},
-    "status": {"runs"},
+    "status": {"runs", "watch"},
     "merge": {"cuda", "hub_cache", "out_path", "quiet", "without_effect", "values_without_effect"},
     "evaluate": {"output", "items"},
     "doctor": {"output"},
     "path": {"output"},
 }
 """The options that the command line handles by itself; all others are parameters of the Python function."""
+
+
+FUNCTIONS = {"report": "write_report"}
+"""The functions that have another name than their command: `evomerge.report` is a package."""
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -159,7 +166,7 @@ def test_every_flag_keeps_its_spelling_and_its_default(name: str) -> None:
 def test_every_option_reaches_the_function_of_its_command(name: str) -> None:
     command = COMMANDS[name]
     names = {OPTIONS[option][1].get("dest", option) for option in command.options}
-    parameters = inspect.signature(getattr(evomerge, name)).parameters
+    parameters = inspect.signature(getattr(evomerge, FUNCTIONS.get(name, name))).parameters
     assert (names | {*command.positionals}) - HANDLED.get(name, set()) <= {*parameters}
     assert {*command.overrides} <= {*command.options}
 
@@ -315,9 +322,11 @@ REFUSED: dict[str, list[str]] = {
     "search": ["nothing.yaml"],
     "resume": ["nothing"],
     "status": ["nothing"],
+    "dashboard": ["nothing"],
     "export": ["nothing"],
     "rank": ["nothing", "--fitness", "nothing.yaml"],
     "compare": ["nothing", "1"],
+    "report": ["nothing"],
     "merge": ["nothing.yaml", "out"],
     "reproduce": ["nothing.json"],
     "evaluate": ["~nosuchuser/x", "--fitness", "fitness.yaml"],

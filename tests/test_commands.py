@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from evomerge import commands
+from evomerge import commands, run_commands
 from evomerge.cli import main
 from tests.faults import failing
 
@@ -114,7 +114,8 @@ def test_a_folder_that_is_gone_meanwhile_costs_no_result(
             Path("out").rmdir()
         return file
 
-    monkeypatch.setattr(commands, "output_file", then_gone)
+    for module in (commands, run_commands):
+        monkeypatch.setattr(module, "output_file", then_gone)
     assert main(words) == 2
     said = capsys.readouterr()
     assert name in said.err

@@ -22,9 +22,11 @@ FLOORS = [
     ["cli"],
     ["options"],
     ["merge_options"],
+    ["run_commands"],
     ["commands", "shipping"],
+    ["completion"],
     ["arguments", "outputs", "answers"],
-    ["report", "demo"],
+    ["report", "demo", "testing"],
     ["examine"],
     ["study"],
     ["evaluator"],
@@ -34,7 +36,8 @@ FLOORS = [
     ["recipe", "cards"],
     ["files", "checkpoints"],
     ["safety"],
-    ["types", "errors", "interrupts", "streams", "registry", "versions"],
+    ["types", "errors", "interrupts", "streams", "registry", "versions", "deprecated"],
+    ["plugins"],
     ["escape"],
 ]
 """The rooms, top floor first."""
@@ -42,11 +45,12 @@ FLOORS = [
 INSIDE = {
     "study": [
         ["search", "dry_run"],
-        ["look"],
-        ["loop", "holdout", "repair"],
+        ["look", "page"],
+        ["loop", "holdout", "repair", "documents"],
         ["session"],
         ["prepare"],
         ["after"],
+        ["trackers"],
         ["racing"],
         ["gradients"],
         ["trials"],
@@ -62,7 +66,7 @@ INSIDE = {
         ["python"],
         ["preflight"],
         ["tasks"],
-        ["gates", "item_files"],
+        ["gates", "item_files", "measures"],
         ["stats"],
         ["engine"],
         ["splits", "objectives", "guard"],
@@ -80,7 +84,7 @@ INSIDE = {
         ["config", "pickled", "layouts", "modules"],
         ["structure", "headers", "identity", "lora_names", "partial", "chat_templates", "siblings"],
     ],
-    "merging": [["disk", "permutation"], ["resident"], ["methods"], ["plan"], ["kernels"]],
+    "merging": [["disk", "permutation", "state_dicts"], ["resident"], ["methods"], ["plan"], ["kernels"]],
 }
 """The floors of rooms that have sub-rooms: their folders and files, top floor first."""
 
@@ -95,6 +99,7 @@ HEAVY = {
     "pyarrow",
     "scipy",
     "matplotlib",
+    "plotly",
     "rich",
 }
 """What takes long to import: the only reason to import another room inside a function."""

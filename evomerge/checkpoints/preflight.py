@@ -37,6 +37,47 @@ def check_family(base: Checkpoint, sources: Mapping[str, Checkpoint], where: Cal
         _check_shapes(base, source, name, where(name))
 
 
+def check_stackable(models: Mapping[str, Checkpoint], where: Callable[[str], Where | None]) -> None:
+    """Check that layers of all models can stand in one stack, whatever the depth of each. The first model is compared
+    with the others. `where`: the place of a model's name.
+
+    Raises:
+        InputError: another architecture, other numbers of heads, or a layer that is like none of the first model.
+    """
+    (first, one), *others = models.items()
+    kinds = layer_shapes(one)
+    for name, other in others:
+        _check_settings(first, one, name, other, where(name))
+        for layer, shapes in enumerate(layer_shapes(other)):
+            if shapes not in kinds:
+                problem = f"layer {layer} of {name} is like none of {first}: {_unlike(shapes, kinds[0], first)}"
+                raise InputError(problem, "stack layers of models of one architecture and size", where(name))
+
+
+def layer_shapes(checkpoint: Checkpoint) -> list[dict[str, tuple[int, ...]]]:
+    """For each layer the shapes of its tensors, by their names behind the layer's number."""
+    layers: list[dict[str, tuple[int, ...]]] = [{} for _ in range(checkpoint.layers)]
+    for name, info in checkpoint.tensors.items():
+        place = checkpoint.stack.place(name)
+        if isinstance(place, int):
+            layers[place][checkpoint.stack.part(name)] = tuple(info.shape)
+    return layers
+
+
+def _check_settings(first: str, one: Checkpoint, name: str, other: Checkpoint, where: Where | None) -> None:
+    for key in ("model_type", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"):
+        ours, theirs = (text_config(c.config).get(key, c.config.get(key)) for c in (one, other))
+        if ours != theirs:
+            problem = f"{name} has {key} {theirs}, {first} has {ours}"
+            raise InputError(problem, "stack layers of models of one architecture and size", where)
+
+
+def _unlike(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], first: str) -> str:
+    part = next(p for p in (*shapes, *expected) if shapes.get(p) != expected.get(p))
+    shown = [list(of[part]) if part in of else "not there" for of in (shapes, expected)]
+    return f"{part} is {shown[0]}, in layer 0 of {first} {shown[1]}"
+
+
 def check_configured(checkpoint: Checkpoint, where: Where | None = None) -> None:
     """InputError if the configuration is missing, without which transformers cannot build the model."""
     if not checkpoint.config:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
-from evomerge.checkpoints.preflight import check_configured, tensor_notes
+from evomerge.checkpoints.preflight import check_configured
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluation import Evaluation
@@ -23,12 +23,14 @@ from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan as plan_merge
 from evomerge.merging.plan.tokenizers import OutputTokenizer, output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
+from evomerge.merging.resident.building import check_buildable
 from evomerge.merging.resident.built import BuiltResident
 from evomerge.merging.resident.execute import Execution
 from evomerge.merging.resident.factor_cache import FactorCache, default_folder
-from evomerge.merging.resident.materialize import Resident, check_buildable
+from evomerge.merging.resident.materialize import Resident
 from evomerge.merging.resident.placement import CPU, Placement, size
 from evomerge.merging.resident.slopes import ParameterSlopes, Pulls
+from evomerge.merging.resident.stacks import hold_stages, prepare_stacks
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.python.functions import ModelBuilder
 from evomerge.scoring.suite import Suite
@@ -54,7 +56,7 @@ class Evaluator:
     @classmethod
     def load(cls, models: OpenModels, fitness: FitnessSpec, placement: Placement, progress: Progress) -> Evaluator:
         """Loads sources and tasks. Raises InputError, for NaN in a source among other things."""
-        for line in tensor_notes(models.base, models.sources):
+        for line in models.tensor_notes:
             progress.note(line)
         for line in models.quantized:
             progress.note(f"quantized: {line}")
@@ -67,9 +69,12 @@ class Evaluator:
         for topic, line in decompositions(models).items():
             progress.note(f"{topic}: {line}")
         bank = _opened(models, placement, FactorCache())
-        average = models.space.uniform()
-        merge = plan_merge(average, bank.open)
-        tokenizer = output_tokenizer(average.output, merge)
+        stack = models.space.stack()
+        if stack is not None:
+            prepare_stacks(bank, stack)
+        outline = models.space.outline()
+        merge = plan_merge(outline, bank.open)
+        tokenizer = output_tokenizer(outline.output, merge)
         check_loadable(fitness, models.base, merge, tokenizer)
         progress.phase("loading the base and its sources")
         _fill(bank, models, progress)
@@ -110,6 +115,8 @@ class Evaluator:
             scores = self.suite.score(split, on_slice, items)
         except TrialError:
             self._holds = None  # the code that failed may have changed the weights
+            if isinstance(self.resident, Resident):
+                self.resident.distrust()
             raise
         ended = time.perf_counter()
         return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})
@@ -156,14 +163,17 @@ class Evaluator:
         if self._holds is None or self._holds[0] != recipe.id:
             self._holds = self._pulls = None
             self._holds = recipe.id, self.resident.materialize(recipe)
+            if self.suite.measures:
+                planned = plan_merge(recipe, self.resident.bank.open)
+                self.suite.resize({"layers": planned.stack.layers, "parameters": planned.parameters})
         return self._holds[1]
 
 
 def check_candidates(models: OpenModels, fitness: FitnessSpec) -> None:
     """Checks the tokenizer and the model that a search would load, from files and headers. Raises InputError."""
-    average = models.space.uniform()
-    merge = plan_merge(average, _opened(models).open)
-    check_loadable(fitness, models.base, merge, output_tokenizer(average.output, merge))
+    outline = models.space.outline()
+    merge = plan_merge(outline, _opened(models).open)
+    check_loadable(fitness, models.base, merge, output_tokenizer(outline.output, merge))
 
 
 def check_loadable(fitness: FitnessSpec, base: Checkpoint, planned: MergePlan, tokenizer: OutputTokenizer) -> None:
@@ -212,10 +222,19 @@ def place_candidates(
     Raises:
         InputError: the model fits nowhere, or device or memory are none.
     """
-    merge = plan_merge(models.space.uniform(), _opened(models).open)
+    merge = _largest(models)
     step = planned_step(models, fitness.batch_size, merge)
-    taken = _factor_bytes(models)
+    taken = _factor_bytes(models) + _held_bytes(models)
     return place_models(merge, models.space.models.dtype, models.checkpoints, device, memory, share, step, taken)
+
+
+def _largest(models: OpenModels) -> MergePlan:
+    """The plan of a candidate that takes as much memory as any."""
+    bank, space = _opened(models), models.space
+    try:
+        return plan_merge(space.largest(), bank.open)
+    except InputError:  # layers of several kinds, which cannot stand in any order
+        return plan_merge(space.outline(), bank.open)
 
 
 def decompositions(models: OpenModels) -> dict[str, str]:
@@ -248,6 +267,12 @@ def decompose(planned: MergePlan, bank: SourceBank, progress: Progress) -> None:
 
 def _factor_bytes(models: OpenModels) -> int:
     return sum(factor_bytes(shape, directions) for shape, directions in models.space.factored())
+
+
+def _held_bytes(models: OpenModels) -> int:
+    """The bytes of the merges that stacks take layers from."""
+    stack = models.space.stack()
+    return 0 if stack is None else hold_stages(_opened(models), stack)
 
 
 def _opened(models: OpenModels, placement: Placement | None = None, kept: FactorCache | None = None) -> SourceBank:

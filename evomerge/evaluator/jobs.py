@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from evomerge.recipe.recipe import Recipe
-from evomerge.types import SplitName
+from evomerge.types import Document, SplitName
 
 if TYPE_CHECKING:
     from evomerge.evaluator.evaluation import Evaluation
@@ -43,6 +43,17 @@ class ScoreJob:
 
     def run(self, evaluator: Evaluator, on_slice: Callable[[str], None]) -> Evaluation:
         return evaluator.evaluate(self.recipe, self.split, on_slice, self.items)
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentsJob:
+    """Lists what people read of the items, by slice: of at most `most` items. No model is merged."""
+
+    recipe: Recipe
+    most: int
+
+    def run(self, evaluator: Evaluator, on_slice: Callable[[str], None]) -> dict[str, list[Document]]:
+        return evaluator.suite.documents(self.most)
 
 
 @dataclass(frozen=True, eq=False)

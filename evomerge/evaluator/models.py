@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
+from evomerge.checkpoints.layouts.residual import writers
 from evomerge.checkpoints.layouts.unread import unread as not_read
-from evomerge.checkpoints.preflight import TokenChanges, check_configured, check_family, tensor_notes, token_changes
+from evomerge.checkpoints.preflight import (
+    TokenChanges,
+    check_configured,
+    check_family,
+    check_stackable,
+    layer_shapes,
+    tensor_notes,
+    token_changes,
+)
 from evomerge.checkpoints.structure import Place
 from evomerge.checkpoints.token_ids import reordered
 from evomerge.checkpoints.tokenizer import chat_template
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.module_groups import READY_MADE, with_filters
-from evomerge.files.objects import FitnessSpec, ModelRef, SpaceSpec
-from evomerge.recipe.recipe import TokenizerPolicy
+from evomerge.files.objects import WINNER, Dataflow, FitnessSpec, ModelRef, SpaceSpec
+from evomerge.recipe.mergekit import parse_recipe
+from evomerge.recipe.recipe import Document, Recipe, TokenizerPolicy
+from evomerge.recipe.stages import as_stage
 from evomerge.safety.templates import check_template
-from evomerge.space.space import Models, Space
+from evomerge.space.base import Models, PathModel, PathModels, SearchSpace
+from evomerge.space.build import space_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,7 @@ class OpenModels:
 
     base: Checkpoint
     sources: dict[str, Checkpoint]
-    space: Space
+    space: SearchSpace
     tokens: TokenChanges
 
     @property
@@ -43,6 +56,11 @@ class OpenModels:
         )
 
     @property
+    def tensor_notes(self) -> list[str]:
+        """Lines on what not all models store, where they are merged."""
+        return [] if self.space.spec.stacks else tensor_notes(self.base, self.sources)
+
+    @property
     def quantized(self) -> list[str]:
         """A line for every model that is stored quantized: how, and as what it is read."""
         return [f"{name}: {c.quantization}" for name, c in self.checkpoints.items() if c.quantization is not None]
@@ -55,13 +73,16 @@ def open_models(spec: SpaceSpec, fitness: FitnessSpec) -> OpenModels:
     where = _where_models_stand(spec)
     if fitness.model is None:
         check_configured(base, where("base"))
-    check_family(base, sources, where)
+    if spec.stacks:
+        check_stackable({"base": base, **sources}, where)
+    else:
+        check_family(base, sources, where)
     tokens = token_changes(base, sources, spec.tokenizer, where)
     _check_distinct({"base": base, **sources}, where)
     ready_made = [name for name, text in spec.modules.items() if text == READY_MADE]
     spec = with_filters(spec, base.tensors)
     _check_modules(spec, base, {*ready_made, *spec.freeze.modules})
-    return OpenModels(base, sources, Space(spec, space_models(spec, base, sources, tokens)), tokens)
+    return OpenModels(base, sources, space_of(spec, space_models(spec, base, sources, tokens)), tokens)
 
 
 def _check_distinct(checkpoints: Mapping[str, Checkpoint], where: Callable[[str], Where]) -> None:
@@ -101,7 +122,11 @@ def space_models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoin
     references = {name: checkpoint.resolved() for name, checkpoint in sources.items()}
     policy = None
     if tokens.changes or spec.tokenizer in references:
-        policy = TokenizerPolicy(references.get(spec.tokenizer, spec.tokenizer), where=spec.at("tokenizer"))
+        named = {"base": base.resolved(), **references} if spec.stacks else references
+        policy = TokenizerPolicy(named.get(spec.tokenizer, spec.tokenizer), where=spec.at("tokenizer"))
+    if spec.stacks and tokens.changes and spec.tokenizer == "union":
+        problem = "the embeddings of a path are its first model's, which lacks tokens of other models"
+        raise InputError(problem, "write base, or the first model's name", spec.at("tokenizer"))
     return Models(
         base=base.resolved(),
         sources=references,
@@ -112,8 +137,49 @@ def space_models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoin
         tensors=_layer_of_each_tensor(base),
         tied=base.tied,
         shapes={name: tuple(info.shape) for name, info in base.tensors.items()},
-        uneven=bool(tensor_notes(base, sources)),
+        uneven=not spec.stacks and bool(tensor_notes(base, sources)),
+        path=None if spec.dataflow is None else _path_models(spec, spec.dataflow, {"base": base, **sources}),
     )
+
+
+def _path_models(spec: SpaceSpec, flow: Dataflow, models: Mapping[str, Checkpoint]) -> PathModels:
+    """Describes the models of a path; where blocks are merged, all are like the base."""
+    made, winner = (None, ()) if spec.winner is None else _winner(spec.winner, models, spec.at("path"))
+    names = ("base",) if flow.both else flow.path
+    path = {name: made if made and name == WINNER else _path_model(models[name]) for name in names}
+    shapes = layer_shapes(models["base"])
+    found = [writers(models["base"].config, layer) for layer in shapes]
+    inexact = next((reason for _, reason in found if reason), "")
+    parts = tuple(dict.fromkeys(part for names, _ in found for part in names))
+    return PathModels(path, () if inexact else parts, inexact, winner)
+
+
+def _winner(text: str, models: Mapping[str, Checkpoint], where: Where) -> tuple[PathModel, tuple[Document, ...]]:
+    """Another run's winner as a model, and the documents that make it. InputError where it reads other models."""
+    # torch takes a second to import.
+    from evomerge.merging.plan.plan import plan
+
+    recipe = parse_recipe(text, "the other run's winner")
+    known = {checkpoint.resolved(): checkpoint for checkpoint in models.values()}
+    for reference in recipe.models():
+        if reference not in known:
+            problem = f"the other run's winner reads {reference}, which is no model of this space"
+            raise InputError(problem, "add it as a source; the path need not use it", where)
+    *before, output = as_stage(recipe, WINNER, "-")
+    documents = (*before, replace(output, chat_template=None))
+    planned = plan(Recipe(documents), lambda reference, _: known[reference])
+    layers = [0] * planned.stack.layers
+    for name, job in planned.jobs.items():
+        place = planned.stack.place(name)
+        if isinstance(place, int):
+            layers[place] += math.prod(job.shape)
+    elements = sum(math.prod(job.shape) for job in planned.jobs.values())
+    return PathModel(WINNER, tuple(layers), elements - sum(layers)), documents
+
+
+def _path_model(checkpoint: Checkpoint) -> PathModel:
+    layers = tuple(sum(math.prod(shape) for shape in shapes.values()) for shapes in layer_shapes(checkpoint))
+    return PathModel(checkpoint.resolved(), layers, sum(i.elements for i in checkpoint.tensors.values()) - sum(layers))
 
 
 def _layer_of_each_tensor(base: Checkpoint) -> dict[str, int]:
@@ -128,8 +194,11 @@ def _layer_of_each_tensor(base: Checkpoint) -> dict[str, int]:
     return {name: min(max(places[name], 0), base.layers - 1) for name in in_order}
 
 
-def _chat_template(spec: SpaceSpec, models: Mapping[str, Checkpoint]) -> str:
-    """Returns "auto" or the text of the template, as mergekit knows no model's name there."""
+def _chat_template(spec: SpaceSpec, models: Mapping[str, Checkpoint]) -> str | None:
+    """Returns "auto" or the text of the template, as mergekit knows no model's name there; None where it is that of the
+    model that gives the tokenizer."""
+    if spec.chat_template == "auto" and spec.stacks:
+        return None  # as it would depend on the models that a path uses
     if spec.chat_template not in models:
         if spec.chat_template != "auto":
             check_template(spec.chat_template, str(spec.file), spec.at("chat_template"))

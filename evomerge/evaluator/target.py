@@ -22,6 +22,7 @@ from evomerge.merging.plan.tokenizers import output_tokenizer
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.factor_cache import FactorCache
 from evomerge.merging.resident.materialize import as_it_is
+from evomerge.merging.resident.stacks import prepare_stacks
 from evomerge.recipe.mergekit import recipe_of
 from evomerge.recipe.recipe import Recipe, alone, base_of
 from evomerge.scoring.suite import Suite
@@ -115,6 +116,7 @@ def load_evaluator(
     bank = SourceBank(placement=placement, kept=FactorCache())
     for checkpoint in (*planned.checkpoints, *map(target.headers.open, references)):
         bank.add(checkpoint)
+    prepare_stacks(bank, target.recipe)
     decompose(planned, bank, progress)
     resident = resident_model(spec, target.shape, bank, target.dtype, placement.room, target.planned, tokenizer)
     progress.phase("building the tasks")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.evaluator.target import Target, check_tokens
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.materialize import as_it_is
-from evomerge.recipe.mergekit import recipe_from_data
-from evomerge.recipe.recipe import Document, Input, Recipe, Slice, to_data
+from evomerge.recipe.recipe import Document, Input, Recipe, Slice
+from evomerge.recipe.stages import as_stage
 from evomerge.study.observer import Observer
 
 _START, _END = "start of the line", "end of the line"
-_REFERENCES = ("name", "model", "base_model", "source", "tokenizer_source")
-"""The keys of a recipe whose values can be documents' names."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +73,4 @@ def _staged(recipe: Recipe, name: str) -> tuple[tuple[Document, ...], str]:
     first = recipe.models()[0]
     if recipe == as_it_is(first, recipe.output.out_dtype or ""):
         return (), first
-    names = {d.name: f"{name}: {d.name}" for d in recipe.documents if d.name}
-    data = _renamed(to_data(recipe), names)
-    data[-1]["name"] = name
-    return recipe_from_data(data).documents, name
-
-
-def _renamed(data: Any, names: dict[str, str]) -> Any:
-    """Returns a recipe's data with its documents under other names, so that two recipes fit into one."""
-    if isinstance(data, list):
-        return [_renamed(entry, names) for entry in data]
-    if not isinstance(data, dict):
-        return data
-    return {
-        key: names.get(value, value) if key in _REFERENCES and isinstance(value, str) else _renamed(value, names)
-        for key, value in data.items()
-    }
+    return as_stage(recipe, name, ": "), name

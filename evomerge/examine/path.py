@@ -20,7 +20,7 @@ from evomerge.safety.paths import absolute
 from evomerge.scoring.gates import Gate, Verdict, judge, scales, settle
 from evomerge.scoring.preflight import check_fitness
 from evomerge.study.observer import Observer
-from evomerge.types import Scores, SplitName
+from evomerge.types import Scores, SplitName, shown
 
 if TYPE_CHECKING:
     from evomerge.scoring.slices import SliceInfo
@@ -229,7 +229,7 @@ def describe_point(point: Point, path: ScoredPath) -> str:
     """Describes a point in one line."""
     if point.reason is not None:
         return f"t = {point.t:g} failed: {point.reason}"
-    scores = " ".join(f"{name} {path.slices[name].show(s.value):.4f}" for name, s in point.scores.items())
+    scores = " ".join(f"{name} {shown(path.slices[name].show(s.value))}" for name, s in point.scores.items())
     missed = [v.slice for v in point.verdicts if not v.passed]
     return f"t = {point.t:g}: {scores} {'misses ' + ', '.join(missed) if missed else 'passes'}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -10,8 +11,19 @@ from evomerge.errors import InputError, Where
 from evomerge.files.common import index, read_seconds, resolve
 from evomerge.files.kinds import load_fitness
 from evomerge.files.nodes import Node, as_number
-from evomerge.files.objects import OLD_KEYS, PRUNERS, FitnessSpec, FloorSpec, FunctionRef, Pruner, SliceSpec
+from evomerge.files.objects import (
+    MEASURES,
+    OLD_KEYS,
+    PRUNERS,
+    FitnessSpec,
+    FloorSpec,
+    FunctionRef,
+    Measure,
+    Pruner,
+    SliceSpec,
+)
 from evomerge.files.settings import override
+from evomerge.plugins import scorers
 from evomerge.registry import OBJECTIVES, PARETO
 from evomerge.safety.names import check_name
 
@@ -30,10 +42,14 @@ _OPTIONS: dict[str, Callable[[Node], Any]] = {
 """What is handed to lm-eval, with its readers."""
 
 _KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "pruning")
+_KINDS = ("task", "python", "scorer", "measure")
+_OF_MEASURES = ("measure", "floor", "weight")
 _SLICE_KEYS = (
     "task",
     "python",
+    "scorer",
     "data",
+    "measure",
     "metric",
     "direction",
     "floor",
@@ -78,7 +94,9 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
     if not slices:
         parts["slices"].fail("names no slice", "add at least one task")
     if "model" in parts:
-        _check_no_tasks(slices)
+        _check_no_language_model(slices)
+    if all(spec.measure is not None for spec in slices.values()):
+        parts["slices"].fail("measure sizes only, and say nothing of what a model can do", "add at least one task")
     search, seed = _split(parts.get("split"))
     objective = parts["objective"].one_of(OBJECTIVES, "objective") if "objective" in parts else "mean"
     where = index(root)
@@ -157,9 +175,14 @@ def _split(node: Node | None) -> tuple[float, int]:
 def _slice(name: str, node: Node) -> SliceSpec:
     check_name(name, "slice", node.where)
     parts = node.mapping((), (*_SLICE_KEYS, *_OPTIONS), "{task: wikitext, metric: bits_per_byte}")
-    if ("task" in parts) == ("python" in parts):
-        node.fail("needs either `task` (an lm-eval task) or `python` (module:function)", "give one of them")
-    if "python" in parts:
+    if sum(kind in parts for kind in _KINDS) != 1:
+        kinds = (
+            "`task` (an lm-eval task), `python` (module:function), `scorer` (of a plug-in) or `measure` (of its size)"
+        )
+        node.fail(f"needs one of {kinds}", "give one of them")
+    if "measure" in parts:
+        _check_measure(parts)
+    elif "task" not in parts:
         _check_callable(node, parts)
     elif "data" in parts:
         parts["data"].fail("only goes with `python`; an lm-eval task names its own data", "remove it")
@@ -172,8 +195,10 @@ def _slice(name: str, node: Node) -> SliceSpec:
     return SliceSpec(
         name=name,
         task=parts["task"].text() if "task" in parts else None,
-        python=_function(parts["python"]) if "python" in parts else None,
+        python=_function(parts["python"]) if "python" in parts else _scorer(parts.get("scorer")),
+        scorer=parts["scorer"].text() if "scorer" in parts else None,
         data=resolve(parts["data"]) if "data" in parts else None,
+        measure=cast(Measure, parts["measure"].one_of(MEASURES, "measure")) if "measure" in parts else None,
         metric=metric,
         direction=cast(Literal["higher", "lower"] | None, direction),
         floor=_floor(parts["floor"], metric) if "floor" in parts else None,
@@ -203,11 +228,26 @@ def _check_callable(node: Node, parts: dict[str, Node]) -> None:
             parts[key].fail("only goes with an lm-eval `task`", "remove it")
 
 
-def _check_no_tasks(slices: dict[str, SliceSpec]) -> None:
-    spec = next((spec for spec in slices.values() if spec.task is not None), None)
-    if spec is not None:
-        problem = f"the lm-eval task {spec.task!r} needs a language model, and `model` builds another one"
-        raise InputError(problem, "score with `python` instead, or remove `model`", spec.at("task"))
+def _check_measure(parts: dict[str, Node]) -> None:
+    """InputError where a slice that measures a size is given what belongs to items or metrics."""
+    for key, node in parts.items():
+        if key not in _OF_MEASURES:
+            node.fail("does not go with `measure`, which has no items and no metric", "remove it")
+    floor = parts.get("floor")
+    if floor is not None and as_number(floor.value) is not None and floor.number() < 1:
+        problem = f"{floor.shown()} is less than any model has: the floor of a measure is the most that is allowed"
+        floor.fail(problem, f"give the largest number of {parts['measure'].value}")
+
+
+def _check_no_language_model(slices: dict[str, SliceSpec]) -> None:
+    """InputError where a slice needs a language model."""
+    for spec in slices.values():
+        if spec.task is not None:
+            problem = f"the lm-eval task {spec.task!r} needs a language model, and `model` builds another one"
+            raise InputError(problem, "score with `python` instead, or remove `model`", spec.at("task"))
+        if spec.measure == "layers":
+            problem = "the layers are those of a language model, and `model` builds another one"
+            raise InputError(problem, "use `measure: parameters`, or remove `model`", spec.at("measure"))
 
 
 def _function(node: Node) -> FunctionRef:
@@ -217,6 +257,17 @@ def _function(node: Node) -> FunctionRef:
         node.fail(f"{node.value!r} is not module:function", "write for example my_fitness:score")
     file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
     return FunctionRef(resolve(node, file), function, node.where)
+
+
+def _scorer(node: Node | None) -> FunctionRef | None:
+    """Reads the name of a scorer that another package adds."""
+    if node is None:
+        return None
+    module, _, function = scorers()[node.one_of(tuple(scorers()), "scorer")].partition(":")
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        node.fail(f"the module {module} has no file", "install its package again")
+    return FunctionRef(Path(spec.origin), function, node.where, module)
 
 
 def _generation(node: Node) -> Any:

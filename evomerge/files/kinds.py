@@ -45,7 +45,7 @@ def _is_task(keys: Mapping[str, Node]) -> bool:
 
 _FILES = {
     SPACE: FileKind(
-        lambda keys: not keys.keys().isdisjoint({"genes", "sources"}), "`evomerge search {file}` searches it"
+        lambda keys: not keys.keys().isdisjoint({"genes", "sources", "space"}), "`evomerge search {file}` searches it"
     ),
     RECIPE: FileKind(
         lambda keys: "merge_method" in keys,

@@ -23,6 +23,11 @@ class Top:
     cut: Cut = "each"
 
 
+Measure = Literal["layers", "parameters"]
+MEASURES: tuple[Measure, ...] = ("layers", "parameters")
+"""What is known of a candidate's size without asking it: the layers of its language model, and the parameters of the
+checkpoint that it is written as."""
+
 Pruner = Literal["early_stop", "racing", "representative"]
 PRUNERS: tuple[Pruner, ...] = ("early_stop", "racing", "representative")
 OLD_KEYS = {"economy": "pruning"}
@@ -82,9 +87,50 @@ class Freeze:
     modules: dict[str, str | None] = field(default_factory=dict)
 
 
+WINNER = "winner"
+"""The model of a path that another run's winner is (`evomerge search SPACE.yaml --from RUN`)."""
+
+SCALE_FORMS = ("auto", "none", "pairs", "shared")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The input scales of a path's layers: a value for each pair of layers ("pairs"), one for all pairs of like kind
+    ("shared"), "none", or what suits the space ("auto"); and their range."""
+
+    form: str = "auto"
+    low: float = 0.5
+    high: float = 2.0
+
+
+@dataclass(frozen=True)
+class Dataflow:
+    """What a space of paths says besides genes.
+
+    Attributes:
+        both: whether blocks of layers are merged, too; else each is one model's as it is.
+        path: the models whose layers a path uses, in order.
+        repeats: how often these layers stand in a row.
+        max_layers, max_parameters: limits of a candidate. Parameters are a multiple of the first model's up to 1000,
+            and a number above.
+        scales: of the hops between layers.
+        blocks: the number of contiguous blocks; None: each layer has a slot.
+    """
+
+    both: bool
+    path: tuple[str, ...]
+    repeats: int = 1
+    max_layers: int | None = None
+    max_parameters: float | None = None
+    scales: Scales = Scales()
+    blocks: int | None = None
+
+
 @dataclass(frozen=True)
 class SpaceSpec:
-    """A search-space file. `layers` is a number of equal groups, "each", or explicit [start, end) ranges."""
+    """A search-space file. `layers` is a number of equal groups, "each", or explicit [start, end) ranges. `dataflow`:
+    how layers are stacked, where paths are searched. `winner`: the recipe of the model of that name, which is no part
+    of the file."""
 
     file: Path
     base: ModelRef
@@ -104,11 +150,18 @@ class SpaceSpec:
     trials: int | None = 100
     most_items: int | None = None
     seconds: float | None = None
+    dataflow: Dataflow | None = None
+    winner: str | None = field(default=None, compare=False)
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 
     def at(self, key: str) -> Where:
         """Where `key` stands in the file."""
         return self.where.get(key, Where(self.file, None, key))
+
+    @property
+    def stacks(self) -> bool:
+        """Whether candidates are stacks of the models' own layers, and no weights are merged."""
+        return self.dataflow is not None and not self.dataflow.both
 
     @property
     def to_align(self) -> dict[str, ModelRef]:
@@ -140,11 +193,12 @@ class FloorSpec:
 
 @dataclass(frozen=True)
 class FunctionRef:
-    """A user's function and the file that defines it."""
+    """A user's function and the file that defines it. `module`: of an installed package, by which it is imported."""
 
     script: Path
     function: str
     where: Where = field(default=Where(), compare=False)
+    module: str | None = None
 
     @property
     def name(self) -> str:
@@ -159,7 +213,8 @@ class FunctionRef:
 
 @dataclass(frozen=True)
 class SliceSpec:
-    """One slice: an lm-eval `task`, or a `python` callable with `data` (a JSONL file).
+    """One slice: an lm-eval `task`, a `python` callable with `data` (a JSONL file), which may be that of a `scorer` of
+    another package, or a `measure` of the candidate's size, where less is better.
 
     `items` caps the number of items of each split. `options` is handed to lm-eval as it is: num_fewshot, filter,
     apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs, add_bos_token. `cluster` names the
@@ -170,7 +225,9 @@ class SliceSpec:
     name: str
     task: str | None = None
     python: FunctionRef | None = None
+    scorer: str | None = None
     data: Path | None = None
+    measure: Measure | None = None
     metric: str | None = None
     direction: Literal["higher", "lower"] | None = None
     floor: FloorSpec | None = None

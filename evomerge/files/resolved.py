@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import yaml
 
-from evomerge.files.objects import OLD_KEYS, Cut, FitnessSpec, FloorSpec, GeneSpec, ModelRef, SliceSpec, SpaceSpec, Top
+from evomerge.files.objects import (
+    OLD_KEYS,
+    Cut,
+    Dataflow,
+    FitnessSpec,
+    FloorSpec,
+    GeneSpec,
+    ModelRef,
+    SliceSpec,
+    SpaceSpec,
+    Top,
+)
 
 
 def space_data(spec: SpaceSpec) -> dict[str, Any]:
@@ -16,12 +28,7 @@ def space_data(spec: SpaceSpec) -> dict[str, Any]:
         "sources": {name: _model(ref) for name, ref in spec.sources.items()},
         "tokenizer": spec.tokenizer,
         "chat_template": spec.chat_template,
-        "layers": spec.layers if isinstance(spec.layers, int | str) else [list(r) for r in spec.layers],
-        "modules": spec.modules,
-        "interpolate": spec.interpolate,
-        "genes": _genes(spec),
-        "fixed": spec.fixed,
-        **_freeze(spec),
+        **(_merges(spec) if spec.dataflow is None else _paths(spec, spec.dataflow)),
         "optimizer": spec.optimizer,
         "budget": {
             "trials": spec.trials,
@@ -33,6 +40,28 @@ def space_data(spec: SpaceSpec) -> dict[str, Any]:
     if spec.dtype:
         data["dtype"] = spec.dtype
     return data
+
+
+def _merges(spec: SpaceSpec) -> dict[str, Any]:
+    """The keys of a space of weights."""
+    return {
+        "layers": spec.layers if isinstance(spec.layers, int | str) else [list(r) for r in spec.layers],
+        "modules": spec.modules,
+        "interpolate": spec.interpolate,
+        "genes": _genes(spec),
+        "fixed": spec.fixed,
+        **_freeze(spec),
+    }
+
+
+def _paths(spec: SpaceSpec, flow: Dataflow) -> dict[str, Any]:
+    """The keys of a space of paths."""
+    limits = {"max_layers": flow.max_layers, "max_parameters": flow.max_parameters, "blocks": flow.blocks}
+    stated = {key: value for key, value in limits.items() if value is not None}
+    if flow.both:
+        return {"space": "both", **stated, "modules": spec.modules, "genes": _genes(spec), "fixed": spec.fixed}
+    repeats = {} if flow.blocks is not None else {"repeats": flow.repeats}
+    return {"space": "dataflow", "path": list(flow.path), **repeats, **stated, "scales": asdict(flow.scales)}
 
 
 def _model(ref: ModelRef) -> str | dict[str, Any]:
@@ -92,8 +121,10 @@ def fitness_data(spec: FitnessSpec) -> dict[str, Any]:
 def _slice(spec: SliceSpec) -> dict[str, Any]:
     data = {
         "task": spec.task,
-        "python": spec.python.anywhere if spec.python else None,
+        "scorer": spec.scorer,
+        "python": spec.python.anywhere if spec.python and spec.scorer is None else None,
         "data": str(spec.data) if spec.data else None,
+        "measure": spec.measure,
         "metric": spec.metric,
         "direction": spec.direction,
         "floor": _floor(spec.floor),

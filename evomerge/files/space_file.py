@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evomerge.errors import RemovedError, Where
 from evomerge.files.common import index, read_model, read_seconds, read_source, resolve
+from evomerge.files.dataflow import KEYS, check_blocks, read_dataflow, read_kind
 from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
 from evomerge.files.kinds import load_space
 from evomerge.files.module_groups import GROUPS, READY_MADE
 from evomerge.files.nodes import MOST_LAYERS, Node
-from evomerge.files.objects import ModelRef, SpaceSpec
+from evomerge.files.objects import GeneSpec, ModelRef, SpaceSpec
 from evomerge.files.settings import override
 from evomerge.registry import OPTIMIZER_KEYS, OPTIMIZERS, REMOVED_OPTIMIZERS
 from evomerge.safety.names import check_name
@@ -30,6 +31,8 @@ _KEYS = (
     "freeze",
     "optimizer",
     "budget",
+    "space",
+    *KEYS,
 )
 _MOST_TRIALS = 10_000_000
 """With a free scorer they would take a week: the bookkeeping of a trial costs some 50 ms."""
@@ -67,15 +70,16 @@ def _other_optimizer(node: Node | None, name: str) -> Node:
 
 
 def space_from(root: Node, file: Path) -> SpaceSpec:
-    parts = root.mapping(["base", "sources", "genes", "fitness"], _KEYS, "base: path/of/the/base")
-    sources = _sources(parts["sources"])
+    kind = read_kind(root.mapping(example="base: path/of/the/base"))
+    alone = kind == "dataflow" and "path" in root.value  # the path may be the base's
+    needed = ["sources"] * (not alone) + ["genes"] * (kind != "dataflow")
+    parts = root.mapping(["base", *needed, "fitness"], ["sources", *_KEYS])
+    sources = _sources(parts["sources"], can_be_none=alone) if "sources" in parts else {}
+    dataflow = read_dataflow(parts, kind, sources)
     modules = _modules(parts.get("modules"))
-    genes, methods = read_genes(parts["genes"], len(sources))
-    for gene in genes:
-        if "modules" in gene.per and not modules:
-            parts["genes"].value[gene.name].fail("is per modules, and no module is named", "add modules: {mlp: mlp}")
-    fixed = read_fixed(parts.get("fixed"), methods, {g.name for g in genes})
-    check_genes(parts["genes"], methods, genes, fixed, parts.get("fixed"))
+    genes, methods, fixed = _genes(parts, len(sources), modules) if kind != "dataflow" else ((), (), {})
+    if kind == "both":
+        check_blocks(parts["genes"].value, genes)
     trials, seconds, items = _budget(parts.get("budget"))
     return SpaceSpec(
         file=file,
@@ -96,11 +100,25 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
         trials=trials,
         most_items=items,
         seconds=seconds,
+        dataflow=dataflow,
         where=index(root),
     )
 
 
-def _sources(node: Node) -> dict[str, ModelRef]:
+def _genes(
+    parts: Mapping[str, Node], sources: int, modules: Collection[str]
+) -> tuple[tuple[GeneSpec, ...], tuple[str, ...], dict[str, float | bool]]:
+    """Genes, methods, and what is fixed."""
+    genes, methods = read_genes(parts["genes"], sources)
+    for gene in genes:
+        if "modules" in gene.per and not modules:
+            parts["genes"].value[gene.name].fail("is per modules, and no module is named", "add modules: {mlp: mlp}")
+    fixed = read_fixed(parts.get("fixed"), methods, {g.name for g in genes})
+    check_genes(parts["genes"], methods, genes, fixed, parts.get("fixed"))
+    return genes, methods, fixed
+
+
+def _sources(node: Node, can_be_none: bool = False) -> dict[str, ModelRef]:
     if not isinstance(node.value, dict):
         node.fail(f"is {node.shown()}, and each source needs a name", "write for example sources: {code: path/of/it}")
     sources = {}
@@ -109,7 +127,7 @@ def _sources(node: Node) -> dict[str, ModelRef]:
         if name in ("base", "best_source", "uniform") or not name.replace("-", "_").replace(".", "_").isidentifier():
             child.fail(f"{name!r} cannot name a source", "use letters, digits, - and _; base is taken")
         sources[name] = read_source(child)
-    if not sources:
+    if not sources and not can_be_none:
         node.fail("names no source", "add at least one fine-tune of the base")
     return sources
 

@@ -64,7 +64,7 @@ class Surrogate(Sequential):
         self._population = self.num_workers if population == "auto" else int(population)
         self._startup = startup
         self._mutation = Mutation(self._encoding)
-        self._groups = _groups(self._encoding)
+        self._groups = groups_of(self._encoding)
         self._fitted: tuple[int, list[float]] | None = None
 
     def _askable(self) -> int:
@@ -201,7 +201,7 @@ def _within_reach(column: Matrix) -> Matrix:
     return column + excess - span * np.log1p(excess / span)
 
 
-def _groups(encoding: Encoding) -> list[Group]:
+def groups_of(encoding: Encoding) -> list[Group]:
     """The coordinates of each gene: a weight, a density and a choice have length scales of their own."""
     groups: dict[tuple[str, bool], list[int]] = {}
     for dimension, place in zip(encoding.dimensions, encoding.places, strict=True):

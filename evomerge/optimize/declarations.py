@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomerge.errors import nearest, suggestion
-from evomerge.registry import OPTIMIZER_KEYS
+from evomerge.plugins import Table
+from evomerge.registry import OPTIMIZER_KEYS, OPTIMIZER_PLUGINS
 from evomerge.space.reference_genomes import BASE, UNIFORM, ReferenceGenome, equal_labels
 
 GRADIENT = "gradient"
@@ -39,7 +40,7 @@ class Declaration:
     needs_gradient: bool = False
 
 
-DECLARATIONS: Mapping[str, Declaration] = {
+_DECLARATIONS = {
     # It ranks by the hypervolume that a candidate adds. The cost of that grows exponentially with the objectives: an
     # ask after 400 trials takes 0.5 s with 6 of them, 6 s with 10.
     "tpe": Declaration(objectives=6),
@@ -51,6 +52,11 @@ DECLARATIONS: Mapping[str, Declaration] = {
     "greedy-soup": Declaration(takes_start=False),
     "path": Declaration(takes_start=False),
 }
+
+DECLARATIONS: Mapping[str, Declaration] = Table(
+    _DECLARATIONS,
+    lambda: {name: p.declaration for name, p in OPTIMIZER_PLUGINS.items() if isinstance(p.declaration, Declaration)},
+)
 """What differs from the defaults."""
 
 
@@ -121,7 +127,7 @@ STARTUP = Option(10, int, 1, 100_000)
 GENERATION = Option(10, int, 4, 10_000)
 """Trials in a generation: few, as budgets are small (of 10, 20 and 30, the best after 120 trials)."""
 
-OPTIONS: Mapping[str, Mapping[str, Option]] = {
+_OPTIONS: dict[str, Mapping[str, Option]] = {
     "surrogate": {
         # trials that are asked at once (auto: as many as there are workers), and the number of outcomes before the
         # first model
@@ -170,6 +176,10 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "warm_start": WARM_START,
     },
 }
+
+OPTIONS: Mapping[str, Mapping[str, Option]] = Table(
+    _OPTIONS, lambda: {name: plugin.options for name, plugin in OPTIMIZER_PLUGINS.items()}
+)
 """Optimizer name -> the options that it takes, which are keyword arguments of its class."""
 
 

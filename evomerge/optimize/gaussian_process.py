@@ -74,6 +74,36 @@ class GaussianProcess:
         std = np.sqrt(np.maximum(1.0 - (explained**2).sum(axis=0), 1e-12))
         return mean * self._unit + self._center, std[:, None] * (self._amplitude * self._unit)
 
+    def predict_differences(self, center: Vector, places: Group, low: Vector, high: Vector) -> tuple[Vector, Vector]:
+        """How much the first output changes when one coordinate of `center` goes from a low to a high value and all
+        others stay: the mean and the standard deviation of each difference.
+
+        Args:
+            center: [d].
+            places: [k], the coordinates.
+            low, high: [k], their values.
+        """
+        scale = self._scales()[places]
+        # The squared distance to a datum, in length scales, with one coordinate exchanged: [k, n].
+        whole = (self._scales() * (center - self._inputs) ** 2).sum(axis=1)
+        data = self._inputs[:, places].T
+        others = whole - scale[:, None] * (center[places][:, None] - data) ** 2
+        rows = [np.exp(-0.5 * np.maximum(others + scale[:, None] * (v[:, None] - data) ** 2, 0.0)) for v in (low, high)]
+        cross: Matrix = rows[1] - rows[0]
+        change: Vector = (cross @ self._weights)[:, 0] * self._unit[0]
+        # var f(b) - f(a) = 2 - 2 k(a, b) - |L⁻¹ (k_b - k_a)|², times the squared amplitude
+        explained = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+        apart = 2.0 - 2.0 * np.exp(-0.5 * scale * (high - low) ** 2)
+        variance = np.maximum(apart - (explained**2).sum(axis=0), 0.0)
+        return change, np.sqrt(variance) * float(self._amplitude[0] * self._unit[0])
+
+    def _scales(self) -> Vector:
+        """[d], one over the squared length scale of each coordinate."""
+        scales = np.zeros(self._inputs.shape[1])
+        for group, scale in zip(self._groups, self.hyperparameters, strict=False):
+            scales[group] = math.exp(-2 * scale)
+        return scales
+
     def add_fantasies(self, inputs: Matrix) -> None:
         """Adds the predictions at `inputs` to the data ("kriging believer", Ginsbourger et al. 2010): candidates that
         are being evaluated are not looked for again."""

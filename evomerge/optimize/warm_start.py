@@ -17,7 +17,7 @@ from evomerge.optimize.base import GenomeId, Optimizer, Proposal, Reason, Start,
 from evomerge.optimize.ordering import rank_key
 from evomerge.optimize.phased import Phased
 from evomerge.optimize.planned import Batches, Planned
-from evomerge.space.reference_genomes import ReferenceKind, sources_of
+from evomerge.space.reference_genomes import SOUP, ReferenceKind, sources_of
 from evomerge.types import Dimension, Genome, Outcome
 
 
@@ -131,7 +131,7 @@ class _SoupPhase(_Soups):
         return "every parent was tried"
 
     def _proposal(self, genome: Genome) -> Proposal:
-        return Proposal(genome, Reason.SOUP, label="greedy soup")
+        return Proposal(genome, Reason.SOUP, label=SOUP)
 
 
 class UniformSoup(Planned):

@@ -14,16 +14,18 @@ from evomerge.report.items_scored import ItemsScored
 from evomerge.report.replies import replies_data
 from evomerge.report.results import CarriedOver, better_parent, carried_over, closest
 from evomerge.scoring.gates import Verdict, interval
+from evomerge.study.after.differences import Difference, Differences
 from evomerge.study.after.status import Status, Unreadable
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.recorded import intervals
 from evomerge.study.run.release import Advice, Release
 from evomerge.study.run.trial import Trial
-from evomerge.types import SplitName
+from evomerge.types import ItemScore, SplitName
 
 if TYPE_CHECKING:
     from evomerge.examine.eval_results import EvalResults
     from evomerge.examine.evaluate import Evaluated
+    from evomerge.scoring.stats.paired import Comparison
     from evomerge.study.after.compare import Compared
     from evomerge.study.after.rank import Ranked
     from evomerge.study.search import Result
@@ -94,7 +96,7 @@ def _floors(leaderboard: Leaderboard) -> dict[str, float | None]:
 
 def result_data(result: Result) -> dict[str, Any]:
     items = result.folder.items
-    closest_trial, parent = closest(result.holdout), better_parent(result)
+    closest_trial, parent = closest(result.holdout), better_parent(result.holdout, result.winner)
     near = None if result.winner else closest_trial
     return {
         "run": str(result.folder.path),
@@ -235,7 +237,7 @@ def evaluated_data(result: Evaluated) -> dict[str, Any]:
             "score": slice_.show(score.value),
             "stderr": score.stderr,
             "interval": interval(score, slice_.sign),
-            "items": len(score.items),
+            "items": 0 if slice_.is_measure else len(score.items),
             "loss": score.loss,
             "floor": None if verdict.floor is None else slice_.show(verdict.floor),
             "bound": slice_.show(verdict.bound),
@@ -290,6 +292,11 @@ def ranked_data(ranked: Ranked) -> dict[str, Any]:
 
 
 def compared_data(compared: Compared) -> dict[str, Any]:
+    def better(comparison: Comparison, sign: int) -> str | None:
+        """Which of the two has the better score, beyond chance or not; None where they are equal."""
+        ahead = comparison.difference * sign
+        return "first" if ahead > 0 else "second" if ahead < 0 else None
+
     def shown(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
         comparison = compared.comparisons[name]
         return {
@@ -303,12 +310,45 @@ def compared_data(compared: Compared) -> dict[str, Any]:
             "test": comparison.test,
             "items": comparison.items,
             "items_of_split": compared.totals[name],
+            "better": better(comparison, info["sign"]),
         }
 
+    a, b = compared.first, compared.second
     return {
         "run": str(compared.folder.path),
         "split": compared.split,
-        "first": {"trial": compared.first.number, "label": compared.first.name},
-        "second": {"trial": compared.second.number, "label": compared.second.name},
+        "first": {"trial": a.number, "label": a.name, "objective": a.objective},
+        "second": {"trial": b.number, "label": b.name, "objective": b.objective},
+        "difference": "first minus second",
         "slices": {name: shown(name, info) for name, info in compared.slices.items()},
+        **({"items": differences_data(compared.differences)} if compared.differences is not None else {}),
+    }
+
+
+def differences_data(found: Mapping[str, Differences]) -> dict[str, Any]:
+    """Returns how many items of each slice either candidate is better on, and those where they differ most."""
+
+    def side(score: ItemScore) -> dict[str, Any]:
+        return {"score": score.score, "answer": score.answer}
+
+    def item(difference: Difference) -> dict[str, Any]:
+        document = difference.document
+        return {
+            "item": difference.first.item,
+            "number": document.number if document else None,
+            "prompt": document.prompt if document else None,
+            "choices": list(document.choices) if document else [],
+            "right_answer": document.answer if document else None,
+            "first": side(difference.first),
+            "second": side(difference.second),
+        }
+
+    return {
+        name: {
+            "first_better": slice_.first_better,
+            "second_better": slice_.second_better,
+            "items": slice_.items,
+            "differ_most": [item(difference) for difference in slice_.most],
+        }
+        for name, slice_ in found.items()
     }

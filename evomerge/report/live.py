@@ -9,26 +9,18 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
-from rich.text import Text
 
-from evomerge.escape import printable
-from evomerge.interrupts import seen_through
+from evomerge.interrupts import deferred, seen_through
 from evomerge.report.numbers import clock, number
+from evomerge.report.panel import Panel, Shown
 from evomerge.report.shown import console as plain_console
 from evomerge.report.shown import text
-from evomerge.report.tables import describe, leaderboard_table
+from evomerge.report.tables import describe
 from evomerge.study.observer import Observer, StageName
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import Trial
-
-_STAGES: tuple[StageName, ...] = ("references", "search", "holdout")
-"""The stages that every study has."""
-_BAR = 30  # columns
 
 
 class Clock:
@@ -63,12 +55,15 @@ class Clock:
     def elapsed(self) -> float:
         return time.monotonic() - self._started
 
-    def left(self, done: int) -> str:
-        """The time that is left when so many trials are done; "?" where that is unknown."""
+    def left(self, done: int, known: float | None = None) -> str:
+        """The time that is left when so many trials are done; "?" where that is unknown. `known`: the seconds of a
+        trial by earlier sessions, as long as none has ended in this one."""
         now, limits = time.monotonic(), []
         if self.trials is not None and self._finished:
             mean = (self._last - self._first) / self._finished
             limits.append(mean * max(0, self.trials - done) - (now - self._last))
+        elif self.trials is not None and known is not None:
+            limits.append(known * max(0, self.trials - done))
         if self.seconds is not None:
             limits.append(self.seconds - self.elapsed)
         left = min(limits, default=-1.0)
@@ -164,38 +159,47 @@ class LineView(Observer):
 
 
 class LiveView(LineView):
-    """Redraws a panel in place: the stages with their counts, what is being done and for how long, the best merges
-    against the floors. A thread redraws it, so that the clock goes on while a candidate is being scored."""
+    """Redraws a screen in place (`report.panel`): the stages with their counts, what is being done and for how long,
+    what the search has come to, its best merge against the floors. A thread redraws it, so that the clock goes on while
+    a candidate is being scored."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._run = ""
-        self._stages: dict[str, tuple[int, int | None]] = {}
-        self._stage = ""
-        self._table: RenderableType | None = None
-        self._what, self._now, self._since = "scoring", "", time.monotonic()
-        self._spinner = Spinner("dots")
-        self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=4, transient=True)
+        self._shown = Shown(since=time.monotonic())
+        self._what = "scoring"
+        self._screen = Panel(self._shown)
+        self._live = Live(console=console, get_renderable=lambda: self._screen, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
-        self._live.start()
+        try:
+            with deferred():
+                self._live.start()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with suppress(OSError):
+        self._end()
+
+    def _end(self) -> None:
+        """Gives the terminal back as it was: an interruption waits for that."""
+        with deferred(), suppress(OSError):
             self._live.stop()
 
     def phase(self, message: str) -> None:
         self._begin(message)
 
     def progress(self, message: str, done: float) -> None:
-        self._now = f"{message} ({done:.0%})"
+        self._shown.now = f"{message} ({done:.0%})"
         self._redraw()
 
     def launched(
         self, run: str, trials: int | None, seconds: float | None, signs: Mapping[str, int], spent: float = 0.0
     ) -> None:
-        self._clock, self._signs, self._run = Clock(trials, seconds, spent), signs, run
+        self._clock, self._signs, self._shown.run = Clock(trials, seconds, spent), signs, run
+        self._shown.elapsed = lambda: self._clock.spent + self._clock.elapsed
+        self._shown.search_note = self._search_note
         self._redraw()
 
     def stage(self, name: StageName, done: int, total: int | None, last: str = "") -> None:
@@ -203,8 +207,13 @@ class LiveView(LineView):
         if name in ("best in full", "holdout"):
             self._what = "scoring on the holdout items" if name == "holdout" else "scoring in full"
             self._begin(self._what)
-        self._stages = {**self._stages, name: (done, total)}
-        self._stage = name
+        self._shown.stages = {**self._shown.stages, name: (done, total)}
+        self._shown.stage = name
+        self._redraw()
+
+    def recorded(self, leaderboard: Leaderboard) -> None:
+        self._shown.tally.add_all(leaderboard)
+        self._shown.board = leaderboard
         self._redraw()
 
     def trial_started(self, trial: Trial) -> None:
@@ -212,55 +221,34 @@ class LiveView(LineView):
         self._begin(self._what)
 
     def slice_started(self, name: str) -> None:
-        self._now = f"{self._what}: {name}"
+        self._shown.now = f"{self._what}: {name}"
 
     def trial_finished(self, trial: Trial, leaderboard: Leaderboard) -> None:
         self._clock.tick()
         if trial.kind == "search":
-            self._stages = {**self._stages, "search": (leaderboard.n_finished, self._clock.trials)}
+            self._shown.stages = {**self._shown.stages, "search": (leaderboard.n_finished, self._clock.trials)}
+            self._shown.stage = "search"
         if trial.state == "failed":
             self.warn(f"{describe(trial)} failed: {trial.reason}")
-        if leaderboard.settled:
-            rows = [(describe(t), t) for t in (*leaderboard.merges(3), leaderboard.base) if t is not None]
-            self._table = leaderboard_table("best so far (search split)", leaderboard, rows, {})
+        self._shown.tally.add(trial, leaderboard)
+        self._shown.board = leaderboard
         self._redraw()
 
     def _begin(self, what: str) -> None:
         """Something else is being done from now on."""
-        self._now, self._since = what, time.monotonic()
+        self._shown.now, self._shown.since = what, time.monotonic()
         self._redraw()
 
     def _redraw(self) -> None:
         with suppress(OSError), seen_through():  # the terminal was closed
             self._live.refresh()
 
-    def _panel(self) -> Group:
-        parts: list[RenderableType] = []
-        if self._run:
-            parts += [text(f"run {self._run}  {clock(self._clock.elapsed)}", "bold"), self._bars()]
-        if self._now:
-            self._spinner.update(text=Text(printable(f" {self._now}  {clock(time.monotonic() - self._since)}")))
-            parts.append(self._spinner)
-        return Group(*parts, *([self._table] if self._table else []))
-
-    def _bars(self) -> Table:
-        bars = Table.grid(padding=(0, 1))
-        stages = self._stages
-        names = [name for name in ("references", "search", "best in full", "holdout") if name in (*_STAGES, *stages)]
-        for name in names:
-            if name not in stages:
-                bars.add_row(Text(name, "dim"), Text(""), Text("-", "dim"), Text(""))
-                continue
-            done, total = stages[name]
-            at_work = name == self._stage
-            bar = ProgressBar(total=total, completed=min(done, total or done), width=_BAR)
-            note = ""
-            if name == "search":
-                left = f"about {self._clock.left(done)} left" if at_work and self._clock.left(done) != "?" else ""
-                note = ", ".join(filter(None, (self._clock.budget(), left)))
-            count = f"{done}/{total}" if total else str(done)
-            bars.add_row(Text(name), bar if total else Text(""), Text(count), Text(note))
-        return bars
+    def _search_note(self) -> str:
+        """What stands beside the search: the time that is used, and what is left of it."""
+        done, _ = self._shown.stages.get("search", (0, None))
+        left = self._clock.left(done, self._shown.tally.mean("total"))
+        at_work = self._shown.stage == "search" and left != "?"
+        return ", ".join(filter(None, (self._clock.budget(), f"about {left} left" if at_work else "")))
 
 
 def view(console: Console | None = None) -> LineView:

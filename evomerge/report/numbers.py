@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from evomerge.types import is_size
+
 Interval = tuple[float, float] | None
 
 _DIGITS = 4
@@ -13,28 +15,37 @@ _MOST = 12
 """Decimals that no number goes beyond."""
 
 
-def number(value: float | None, decimals: int = _DIGITS) -> str:
-    """Writes a number; "-" where there is none."""
+def number(value: float | None, decimals: int | None = None) -> str:
+    """Writes a number, a size as a whole one; "-" where there is none."""
     if value is None:
         return "-"
     if math.isnan(value):
         return "undefined"
     if math.isinf(value):
         return "infinite" if value > 0 else "-infinite"
-    return f"{value:.{decimals}f}"
+    decimals = usual([value]) if decimals is None else decimals
+    return f"{value:,.0f}" if decimals == 0 else f"{value:.{decimals}f}"
+
+
+def usual(values: Iterable[float]) -> int:
+    """Returns the decimals of scores of one slice: none where all are sizes."""
+    known = list(values)
+    return 0 if known and all(map(is_size, known)) else _DIGITS
 
 
 def span(interval: Interval, decimals: int = _DIGITS) -> str:
     """Writes an interval of a score: ``0.944–0.996``."""
     if interval is None:
         return "-"
+    if interval[0] == interval[1]:
+        return "exact"
     low, high = (number(end, decimals) for end in interval)
     return f"{low} to {high}" if low.startswith("-") else f"{low}–{high}"
 
 
 def behind(value: float, interval: Interval, decimals: int | None = None) -> str:
     """Writes the interval that follows a score, short: `` (0.94–1.00)``."""
-    if interval is None:
+    if interval is None or interval[0] == interval[1]:
         return ""
     decimals = short(value) if decimals is None else decimals
     fewer = max(0, decimals - 1)
@@ -58,8 +69,8 @@ def telling(floor: float | None, scores: Sequence[tuple[float, bool]], sign: int
     if floor is None or not math.isfinite(floor):
         return least
     for decimals in range(least, _MOST):
-        limit = float(number(floor, decimals))
-        shown = ((float(number(value, decimals)), passed) for value, passed in scores if math.isfinite(value))
+        limit = round(floor, decimals)
+        shown = ((round(value, decimals), passed) for value, passed in scores if math.isfinite(value))
         if all((sign * value >= sign * limit) == passed for value, passed in shown):
             return decimals
     return _MOST
@@ -67,7 +78,8 @@ def telling(floor: float | None, scores: Sequence[tuple[float, bool]], sign: int
 
 def shortest(values: Iterable[float]) -> int:
     """Returns the decimals of a column in which each of these numbers has about four digits, or more."""
-    return max(map(short, values), default=_DIGITS - 1)
+    known = list(values)
+    return 0 if known and usual(known) == 0 else max(map(short, known), default=_DIGITS - 1)
 
 
 def clock(seconds: float) -> str:

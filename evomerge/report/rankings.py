@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.report.numbers import number
-from evomerge.report.results import both_splits, carried_over
+from evomerge.report.results import both_splits, carried_over, closest, missed_floors
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.report.tables import INTERVALS, describe, directed, leaderboard_table
-from evomerge.scoring.stats.paired import Comparison
+from evomerge.report.verdicts import SURE
+from evomerge.scoring.stats.paired import EXACT, Comparison
 from evomerge.study.after.compare import Compared
 from evomerge.study.after.rank import Ranked
+from evomerge.types import ItemScore
 
-_SURE = 0.05
+_NO_TEXTS = "the run kept no texts of its items: older ones have none"
 
 
 def ranked_tables(ranked: Ranked, top: int = 10) -> list[Sheet]:
@@ -37,7 +39,10 @@ def ranked_words(ranked: Ranked) -> list[str]:
     split = "holdout" if ranked.holdout else "search"
     before = f"before: {describe(ranked.before) if ranked.before else 'none'}"
     if ranked.winner is None:
-        words = [f"no winner: no merge passes every floor on the {split} split ({before})"]
+        board = ranked.holdout or ranked.search
+        near = closest(board)
+        missed = f"; closest is {describe(near)}: {missed_floors(board, near)}" if near is not None else ""
+        words = [f"no winner: no merge passes every floor on the {split} split{missed} ({before})"]
     else:
         same = ranked.before is not None and ranked.before.number == ranked.winner.number
         words = [f"winner on the {split} split: {describe(ranked.winner)} ({'as before' if same else before})"]
@@ -83,32 +88,73 @@ def _short(name: str) -> str:
 
 
 def compared_words(compared: Compared) -> str:
-    """Says on which slices one trial is better beyond chance."""
+    """Says on which slices one trial is better beyond chance, and which one is by the objective."""
     better: Mapping[str, list[str]] = {describe(compared.first): [], describe(compared.second): []}
     for name, comparison in compared.comparisons.items():
-        if comparison.p is not None and comparison.p < _SURE:
+        if comparison.p is not None and comparison.p < SURE:
             wins = comparison.difference * compared.slices[name]["sign"] > 0
             better[describe(compared.first if wins else compared.second)].append(name)
     sentences = [f"{model} is better on {', '.join(names)}" for model, names in better.items() if names]
-    return "; ".join(sentences) or "no difference that is beyond chance (p < 0.05)"
+    found = "; ".join(sentences) or "no difference that is beyond chance (p < 0.05)"
+    return "; ".join([found, *_by_objective(compared)])
+
+
+def _by_objective(compared: Compared) -> list[str]:
+    """Says which trial is better in the number that the search followed, whatever chance has to do with it."""
+    a, b = compared.first, compared.second
+    if a.objective is None or b.objective is None:
+        return []
+    if a.objective == b.objective:
+        return [f"both have the objective {number(a.objective)}"]
+    first, second = (a, b) if a.objective > b.objective else (b, a)
+    values = f"{number(first.objective)} against {number(second.objective)}"
+    return [f"by the objective {describe(first)} is better: {values}"]
+
+
+def differing_words(compared: Compared) -> list[str]:
+    """Lists the items of each slice on which the two differ most: texts and answers, a line each."""
+    lines = []
+    a, b = _short(describe(compared.first)), _short(describe(compared.second))
+    for name, found in (compared.differences or {}).items():
+        counts = f"{a} is better on {found.first_better}, {b} on {found.second_better} of {found.items} items"
+        lines += ["", f"{name}: {counts}"]
+        for difference in found.most:
+            document = difference.document
+            lines.append(f"  item {document.number + 1}" if document else f"  item {difference.first.item}")
+            if document is not None:
+                lines += [f"    | {line}" for line in document.prompt.split("\n")]
+                lines += [f"    choice: {choice}" for choice in document.choices]
+                lines += [] if document.answer is None else [f"    right answer: {document.answer}"]
+            lines += [f"    {who}: {_given(score)}" for who, score in ((a, difference.first), (b, difference.second))]
+        lines += [] if any(d.document for d in found.most) or not found.most else [f"  {_NO_TEXTS}"]
+    return lines
+
+
+def _given(score: ItemScore) -> str:
+    return f"{number(score.score)}{'' if score.answer is None else f', answered: {score.answer}'}"
 
 
 def _row(comparison: Comparison, info: Mapping[str, Any], total: int) -> list[Cell]:
     count = f"{comparison.items}" if comparison.items in (0, total) else f"{comparison.items} of {total}"
+    count = "-" if comparison.test == EXACT else count
     p = "-" if comparison.p is None else ("< 0.001" if comparison.p < 0.001 else f"{comparison.p:.3f}")
-    sure = "bold" if comparison.p is not None and comparison.p < _SURE else ""
-    difference = "-" if math.isnan(comparison.difference) else f"{comparison.difference:+.4f}"
+    sure = "bold" if comparison.p is not None and comparison.p < SURE else ""
+    difference = "-" if math.isnan(comparison.difference) else _signed(comparison.difference)
     return [
         Cell(directed(str(info["metric"]), info["sign"])),
         Cell(number(comparison.first)),
         Cell(number(comparison.second)),
-        Cell(difference, f" ({_signed(comparison.interval)})" if comparison.interval else "", sure),
+        Cell(difference, f" ({_span(comparison.interval)})" if comparison.interval else "", sure),
         Cell(p, style=sure),
         Cell(comparison.test),
         Cell(count),
     ]
 
 
-def _signed(interval: tuple[float, float]) -> str:
+def _signed(value: float) -> str:
+    return f"{'+' if value >= 0 else ''}{number(value)}"
+
+
+def _span(interval: tuple[float, float]) -> str:
     low, high = interval
     return f"{low:+.4f} to {high:+.4f}"

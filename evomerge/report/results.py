@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from evomerge.report.items_scored import ItemsScored
-from evomerge.report.numbers import behind, number, shortest, telling
+from evomerge.report.numbers import behind, number, shortest, telling, usual
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.report.tables import (
     INTERVALS,
@@ -25,24 +23,49 @@ from evomerge.report.tables import (
     slice_columns,
 )
 from evomerge.scoring.gates import Verdict
-from evomerge.study.advice import MOST_TIMES
+from evomerge.space.reference_genomes import SOUP, equal_labels
+from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.recorded import Interval, intervals
-from evomerge.study.run.release import Advice
+from evomerge.study.run.release import Release
 from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
 
-if TYPE_CHECKING:
-    from evomerge.study.search import Result
+
+class Ended(Protocol):
+    """A search that has ended: the `Result` of one, or the `Status` of a finished run."""
+
+    @property
+    def folder(self) -> RunFolder: ...
+    @property
+    def search(self) -> Leaderboard: ...
+    @property
+    def holdout(self) -> Leaderboard: ...
+    @property
+    def winner(self) -> Trial | None: ...
+    @property
+    def release(self) -> Release | None: ...
+    @property
+    def facts(self) -> Mapping[str, Mapping[str, Any]]: ...
+    @property
+    def confidence(self) -> float | None: ...
 
 
-def result_table(result: Result) -> Sheet:
-    """Builds a table of both splits: parents, uniform average, the other re-scored candidates, and the winner (without
-    one, the closest)."""
-    metrics = {name: info.metric for name, info in result.slices.items()}
+def result_table(result: Ended) -> Sheet:
+    """Builds a table of both splits: parents, uniform average, the best of the equal weights and of the soups, the
+    other re-scored candidates, and the winner (without one, the closest)."""
+    metrics = {name: str(fact["metric"]) for name, fact in result.facts.items()}
     title = "Scores on both splits; the search never saw the holdout items"
     legend = by_bounds(result.confidence)
-    return both_splits(title, result.folder.items, result.search, result.holdout, metrics, legend)
+    plain = plain_merges(result.search)
+    return both_splits(title, result.folder.items, result.search, result.holdout, metrics, legend, plain)
+
+
+def plain_merges(search: Leaderboard) -> list[Trial]:
+    """The best merge with equal weights, and the best soup, where some were scored: what a search has to beat."""
+    kinds = (equal_labels(), [SOUP])
+    found = [next((t for t in search.merges_in_order() if t.kind == "search" and t.label in k), None) for k in kinds]
+    return [trial for trial in found if trial is not None]
 
 
 def both_splits(
@@ -52,14 +75,19 @@ def both_splits(
     holdout: Leaderboard,
     metrics: Mapping[str, str],
     legend: Sequence[str] = (),
+    others: Sequence[Trial] = (),
 ) -> Sheet:
     """Builds a table with two rows for each trial of `holdout`: its search and its holdout scores.
 
     items: the folder of per-item scores.
+    others: trials that stand beside them, with their search scores alone where they have no others.
     """
     known = {trial.number: trial for trial in search.trials}
+    labelled: list[tuple[str, Trial, Trial | None]]
     labelled = [(label, known[trial.number], trial) for label, trial in _rows(holdout)]
-    sides = [(search, t) for _, t, _ in labelled] + [(holdout, t) for *_, t in labelled]
+    rescored = {trial.number for trial in holdout.trials}
+    labelled[-1:-1] = [(describe(t), t, None) for t in others if t.number not in rescored]
+    sides = [(search, t) for _, t, _ in labelled] + [(holdout, t) for *_, t in labelled if t is not None]
     decimals = {name: _decimals(name, sides) for name in holdout.gates}
     rows = [
         Row(["floor", name], [*_floors(board, decimals), Cell(""), Cell("")], "dim", ends=name == "holdout")
@@ -67,12 +95,12 @@ def both_splits(
     ]
     unknown = []
     for label, found, trial in labelled:
-        places: list[tuple[SplitName, Leaderboard, Trial]]
-        places = [("search", search, found), ("holdout", holdout, trial)]
+        places: list[tuple[SplitName, Leaderboard, Trial]] = [("search", search, found)]
+        places += [("holdout", holdout, trial)] if trial is not None else []
         for split, board, side in places:
             spans = intervals(items, side, split, {name: gate.sign for name, gate in board.gates.items()})
             unknown += [f"{side.name} ({split})"] if side.scores and not spans else []
-            rows.append(_row(label, split, board, side, spans, decimals))
+            rows.append(_row(label, split, board, side, spans, decimals, ends=split == places[-1][0]))
     columns = [*slice_columns(holdout.gates, metrics), Column("objective"), Column("floors", numbers=False)]
     notes = [*directions(g.sign for g in holdout.gates.values()), *misses(sides), *origins(holdout, "holdout"), *legend]
     notes += [f"no intervals, as items are damaged or missing: {', '.join(unknown)}"] if unknown else []
@@ -110,6 +138,7 @@ def _row(
     trial: Trial,
     spans: Mapping[str, Interval],
     decimals: Mapping[str, int],
+    ends: bool,
 ) -> Row:
     missed = {v.slice for v in leaderboard.verdicts(trial) if not v.passed}
     cells = []
@@ -121,7 +150,7 @@ def _row(
         after = behind(value, spans.get(name), decimals[name])
         cells.append(scored(number(value, decimals[name]), after, trial, name in missed))
     objective = scored(number(trial.objective), "", trial, missed=False)
-    return Row([label, split], [*cells, objective, mark(leaderboard, trial)], ends=split == "holdout")
+    return Row([label, split], [*cells, objective, mark(leaderboard, trial)], ends=ends)
 
 
 # What the table says
@@ -180,95 +209,13 @@ def _objective(leaderboard: Leaderboard, number: int | None) -> float | None:
     return next((t.objective for t in leaderboard.trials if t.number == number), None)
 
 
-def verdict(result: Result) -> list[str]:
-    """Says how a search ended, how many items it scored, and what to do next."""
-    items = ItemsScored.of(result.search.trials)
-    counts = [str(items)] if items.in_full else []
-    return [*counts, *_outcome(result), *front_words(result)]
-
-
-def front_words(result: Result) -> list[str]:
-    """Lists the points of a front with their search scores and their places on the holdout split; empty without one."""
-    points = result.search.front()
-    if not points:
-        return []
-    known, still = {t.number for t in result.holdout.trials}, {t.number for t in result.holdout.front()}
-    able = {t.number for t in result.holdout.trials if result.holdout.outcome(t).feasible}
-    count = f"{len(points)} trade-off{'s' if len(points) > 1 else ''}"
-    words = [f"front: {count} by the search items; `evomerge export {result.folder.handle} --trial N` takes any"]
-    for trial in points:
-        holdout = "not scored on the holdout items"
-        if trial.number in known:
-            passes = "another is as good" if trial.number in able else "misses a floor"
-            holdout = f"holdout: {'on the front' if trial.number in still else passes}"
-        words.append(f"  {result.search.floors.describe(trial)} ({holdout})")
-    return words
-
-
-def _outcome(result: Result) -> list[str]:
-    name = result.folder.handle
-    if result.winner is not None:
-        parent, gain = better_parent(result), carried_over(result.search, result.holdout, result.winner)
-        words = [f"winner: {describe(result.winner)} passes every floor; `evomerge export {name} -o best.yaml`"]
-        words += [str(gain)] if gain else []
-        words += _asked(result)
-        if parent is not None:
-            words.append(f"note: {parent.label} itself passes every floor and scores better; no merge beat it")
-        return words
-    last = closest(result.holdout)
-    if last is None:
-        return ["no winner: no merge could be scored"]
-    missed = missed_floors(result.holdout, last)
-    words = [f"no winner: no candidate passes every floor on the holdout split; closest is {describe(last)}: {missed}"]
-    advice = result.release.advice if result.release else None
-    return words if advice is None else [*words, *advice_words(advice, result.holdout)]
-
-
-def _asked(result: Result) -> list[str]:
-    """Says how many finalists the holdout was asked about, and what chance the winner had."""
-    chances = result.release.chances if result.release else {}
-    known = {t.number for t in result.holdout.trials}
-    n_asked = sum(number in known for number in chances)
-    if not chances or result.winner is None:
-        return []
-    chance = chances.get(result.winner.number)
-    # The uniform average is scored as a reference, whether it is a finalist or not.
-    words = "the winner is none of them" if chance is None else f"the search items gave the winner {chance:.0%} to pass"
-    return [f"the holdout was asked about {n_asked} of {len(chances)} finalists; {words}"]
-
-
-def advice_words(advice: Advice, holdout: Leaderboard) -> list[str]:
-    """Says what would help: lower floors, more items, more trials."""
-    name = next((describe(t) for t in holdout.trials if t.number == advice.trial), f"trial {advice.trial}")
-    lower = []
-    for slice_, bound in advice.floors.items():
-        sign = holdout.gates[slice_].sign
-        # Rounded to the side on which the trial passes.
-        shown = sign * math.floor(bound * 1e4) / 1e4
-        lower.append(f"{slice_} {shown:.6g}")
-    words = [f"lower floors: {name} passes with {', '.join(lower)} (`evomerge rank` shows it)"] if lower else []
-    if advice.items is not None and advice.items > MOST_TIMES:
-        words.append(f"more items: {name} needs more than {MOST_TIMES} times as many in each split")
-    elif advice.items is not None:
-        many = f"{advice.items:g} times as many in each split" if advice.items > 1 else "as many others in each split"
-        words.append(f"more items: with {many}, {name} passes with 80 % probability")
-    elif lower:
-        words.append(f"more items: no number of them helps {name}, which lies below a floor on both splits together")
-    if advice.chances is not None:
-        before, now = advice.chances
-        so_far = f"the best chance by the search items was {before:.0%} after half of the trials, and is {now:.0%}"
-        more = f"; at this pace it is 80 % after {advice.trials} trials" if advice.trials else ""
-        words.append(f"more trials: {so_far}{more}")
-    return ["what would help:", *(f"  {line}" for line in words)] if words else []
-
-
-def better_parent(result: Result) -> Trial | None:
+def better_parent(holdout: Leaderboard, winner: Trial | None) -> Trial | None:
     """Returns the base or source that passes every floor and scores better than the winner."""
-    parents = [t for t in result.holdout.trials if t.is_parent and result.holdout.outcome(t).feasible]
+    parents = [t for t in holdout.trials if t.is_parent and holdout.outcome(t).feasible]
     best = max(parents, key=lambda t: t.objective or 0.0, default=None)
-    if best is None or result.winner is None or best.objective is None or result.winner.objective is None:
+    if best is None or winner is None or best.objective is None or winner.objective is None:
         return None
-    return best if best.objective > result.winner.objective else None
+    return best if best.objective > winner.objective else None
 
 
 def closest(leaderboard: Leaderboard) -> Trial | None:
@@ -284,6 +231,6 @@ def missed_floors(leaderboard: Leaderboard, trial: Trial) -> str:
 def _missed(leaderboard: Leaderboard, trial: Trial, verdict: Verdict) -> str:
     sign, name = leaderboard.gates[verdict.slice].sign, verdict.slice
     floor = None if verdict.floor is None else sign * verdict.floor
-    decimals = telling(floor, [(sign * verdict.bound, False)], sign, 4)
+    decimals = telling(floor, [(sign * verdict.bound, False)], sign, usual([sign * verdict.bound]))
     bound = f" (confidence bound {number(sign * trial.bounds[name], decimals)})" if name in trial.bounds else ""
     return f"{name} {number(sign * trial.scores[name], decimals)}{bound}, floor {number(floor, decimals)}"

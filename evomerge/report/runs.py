@@ -17,7 +17,7 @@ _PREDICTED = 5
 def status_words(state: Status) -> str:
     """Says on one line whether the run goes on, how far it is, and what to do next."""
     failed = sum(trial.state == "failed" for trial in state.search.trials)
-    parts = [f"{_how_far(state)} trials"]
+    parts = [f"{how_far(state)} trials"]
     seconds = state.budget.get("seconds")
     if seconds:
         parts.append(f"{clock(state.seconds)} of {clock(seconds)} of evaluation")
@@ -32,8 +32,8 @@ def status_words(state: Status) -> str:
 
 
 def status_tables(state: Status, top: int = 10) -> list[Sheet]:
-    """Builds the table of a run's references and best trials by search scores (or of its front), and the one of the
-    trials with holdout scores. Trials that were scored in full come first."""
+    """Builds the table of a run's references and best trials by search scores (or of its front), and, where it has gone
+    on since, the one of the trials with holdout scores. Trials that were scored in full come first."""
     leaderboard, front = state.search, state.search.front()
     metrics = {name: str(info["metric"]) for name, info in state.slices.items()}
     shown = [t for t in leaderboard.trials if t.kind == "reference" and t.state != "running"]
@@ -44,10 +44,10 @@ def status_tables(state: Status, top: int = 10) -> list[Sheet]:
     shown += [t for t in ended if t.state == "pruned"][:_PREDICTED]
     count = f"; the front has {len(front)} of them" if front else ""
     tables = [leaderboard_table(f"Scores on the search split{count}", leaderboard, _labelled(state, shown), metrics)]
-    if state.release is not None:
+    if state.release is not None and not state.finished:
         board = state.release.leaderboard
-        since = "" if state.finished else f", after {state.release.after} trials; the search has gone on since"
-        title = f"Scores on the holdout split, which name the winner{since}"
+        since = f"after {state.release.after} trials; the search has gone on since"
+        title = f"Scores on the holdout split, which name the winner, {since}"
         tables.append(leaderboard_table(title, board, _labelled(state, board.trials), metrics))
     return tables
 
@@ -81,13 +81,14 @@ def _run_cells(state: Status | Unreadable) -> list[Cell]:
     style = {"running": "green", "stopped": "yellow"}.get(state.state, "")
     return [
         Cell(_state(state), style=style),
-        Cell(_how_far(state)),
+        Cell(how_far(state)),
         Cell(f"{number(best.objective)} ({best.name})" if best else "none"),
         Cell(describe(state.winner) if state.winner else ("none" if state.finished else "-")),
     ]
 
 
-def _how_far(state: Status) -> str:
+def how_far(state: Status) -> str:
+    """Counts a run's finished trials, of its budget where that is known."""
     trials = state.budget.get("trials")
     return f"{state.done} of {trials}" if trials else str(state.done)
 

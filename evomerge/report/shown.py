@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from itertools import groupby
 from typing import IO, Literal
 
@@ -57,6 +58,16 @@ def show(*things: Sheet | str) -> None:
         if not out.is_terminal:
             out.width = max(_PIPE, thing.widest)
         out.print(thing)
+
+
+def plain(*things: Sheet | str) -> str:
+    """Writes tables and lines as a file holds them: whole, without control sequences."""
+    widest = max((thing.widest for thing in things if isinstance(thing, Sheet)), default=_PIPE)
+    out = PipeConsole(file=StringIO(), width=max(_PIPE, widest), markup=False, highlight=False, emoji=False)
+    for thing in things:
+        out.print(Text(printable(thing)) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
+    written: str = out.file.getvalue()  # type: ignore[attr-defined]
+    return written
 
 
 def text(content: object, style: str = "") -> Text:

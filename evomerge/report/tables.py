@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from evomerge.report.numbers import number, span, telling
+from evomerge.report.numbers import number, span, telling, usual
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.scoring.gates import Gate, Verdict, interval
 from evomerge.study.run.leaderboard import Leaderboard
@@ -33,15 +33,18 @@ def directed(metric: str, sign: int) -> str:
     return f"{metric} {'↑' if sign > 0 else '↓'}".strip()
 
 
-def limit(floor: float | None, sign: int, decimals: int = 4) -> str:
+def limit(floor: float | None, sign: int, decimals: int | None = None) -> str:
     """Writes an oriented floor in the metric's direction: ``≥ 0.9000``."""
     return "none" if floor is None else f"{'≥' if sign > 0 else '≤'} {number(sign * floor, decimals)}"
 
 
-def floor_decimals(floor: float | None, sign: int, verdicts: Iterable[Verdict], least: int = 4) -> int:
-    """The decimals, at least `least`, with which each score is on the right side of its oriented floor. A score that
-    was held to it by a confidence bound, not by itself, may be on either."""
-    scores = [(sign * v.score, v.passed) for v in verdicts if v.bound == v.score]
+def floor_decimals(floor: float | None, sign: int, verdicts: Iterable[Verdict], least: int | None = None) -> int:
+    """The decimals, at least `least` (default: the usual ones), with which each score is on the right side of its
+    oriented floor. A score that was held to it by a confidence bound, not by itself, may be on either."""
+    known = list(verdicts)
+    if least is None:
+        least = usual([sign * v.score for v in known] or ([] if floor is None else [sign * floor]))
+    scores = [(sign * v.score, v.passed) for v in known if v.bound == v.score]
     return telling(None if floor is None else sign * floor, scores, sign, least)
 
 
@@ -144,7 +147,7 @@ def evaluated_table(result: Evaluated) -> Sheet:
         passed = Cell("pass", style="green") if verdict.passed else Cell("miss", style="red")
         cells = [
             Cell(directed(slice_.metric, sign)),
-            Cell(str(len(score.items))),
+            Cell("-" if slice_.is_measure else str(len(score.items))),
             Cell(number(sign * score.value, decimals)),
             Cell(span(interval(score, sign), decimals)),
             Cell(limit(verdict.floor, sign, decimals) + origin),

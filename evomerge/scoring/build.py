@@ -1,5 +1,5 @@
-"""Builds a fitness file's slices from lm-eval tasks and Python functions. Imports lm-eval: import it where it is
-used."""
+"""Builds a fitness file's slices from lm-eval tasks, Python functions and measures. Imports lm-eval: import it where it
+is used."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 from evomerge.errors import InputError, TrialError
-from evomerge.files.objects import FitnessSpec, SliceSpec
+from evomerge.files.objects import FitnessSpec, Measure, SliceSpec
 from evomerge.scoring.engine.images import ImageLM
 from evomerge.scoring.engine.resident import ResidentLM
+from evomerge.scoring.measures import MeasurePass, mixture
 from evomerge.scoring.preflight import check_count, check_images, check_name, check_objective
 from evomerge.scoring.python.callables import CallablePass
 from evomerge.scoring.slices import ScoredSlice, SliceInfo
 from evomerge.scoring.splits import SIDES, Deal
+from evomerge.scoring.tasks.answers import answer_by
 from evomerge.scoring.tasks.library import TaskLibrary, TaskSet
 from evomerge.scoring.tasks.metrics import resolve
 from evomerge.scoring.tasks.passes import Answers, TaskPass
@@ -50,8 +52,28 @@ class _Builder:
         self._wrappers: dict[Any, ResidentLM | ImageLM] = {}
 
     def build(self, spec: SliceSpec) -> ScoredSlice:
+        if spec.measure is not None:
+            return self._measured(spec, spec.measure)
         slice_ = self._callable(spec) if spec.python is not None else self._task(spec)
         return slice_ if spec.range is None else _within(*spec.range, slice_)
+
+    def _measured(self, spec: SliceSpec, measure: Measure) -> ScoredSlice:
+        source, doubt = MeasurePass(measure), mixture(self.fitness, spec)
+        info = SliceInfo(
+            name=spec.name,
+            sign=-1,
+            metric=measure,
+            weight=spec.weight,
+            floor=spec.floor,
+            items=source.names("search"),
+            n_holdout=len(source.names("holdout")),
+            aggregation=None,
+            no_proxy_loss="a size has no slope",
+            doubts=(f"{spec.at('measure')}: {doubt}",) if doubt else (),
+            n_read=0,
+            is_measure=True,
+        )
+        return ScoredSlice(info, source, _unchanged)
 
     def _callable(self, spec: SliceSpec) -> ScoredSlice:
         source = CallablePass(self.fitness, spec, self.model, self.tokenizer)
@@ -89,7 +111,9 @@ class _Builder:
             self._check_clusters(spec, source, metric.clusters)
 
         def read(answers: Answers) -> SliceScore:
-            return replace(metric.read(answers.rows[metric.filter]), loss=answers.loss)
+            score, given = metric.read(answers.rows[metric.filter]), answers.given[metric.filter]
+            items = (replace(i, answer=answer_by(metric.name, i.item, given)) for i in score.items)
+            return replace(score, items=tuple(items), loss=answers.loss)
 
         info = SliceInfo(
             name=spec.name,

@@ -14,6 +14,7 @@ from evomerge.escape import quoted, shortened
 from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
 from evomerge.safety.read import read_text
 from evomerge.scoring.item_files import cluster_names, deal_items, read_items
+from evomerge.scoring.measures import mixture
 from evomerge.scoring.splits import SIDES
 from evomerge.scoring.tasks.built_in import built_in_names, is_built_in
 from evomerge.scoring.tasks.constants import constant_fields
@@ -54,11 +55,13 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
         InputError: something is wrong; with file, line and key.
     """
     check_floors(fitness, sources)
-    check_weights(fitness)
+    check_objective(fitness, {name: -1 if spec.measure else 1 for name, spec in fitness.slices.items()})
     if fitness.model is not None:
         check_function(fitness.model, MODEL_TAKES)
     local = scan(fitness.include, fitness.at("include"))
     for spec in fitness.slices.values():
+        if spec.measure is not None:
+            continue
         if spec.python is not None:
             check_items(fitness, spec, check_callable(spec))
         else:
@@ -68,10 +71,12 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
 
 def doubts(fitness: FitnessSpec) -> list[str]:
     """What local tasks probably do otherwise than their authors meant, as far as their YAML and the first row of their
-    data show it; a line each, with its place."""
+    data show it, and objectives that add sizes to scores; a line each, with its place."""
     local = scan(fitness.include)
     lines = []
     for spec in fitness.slices.values():
+        if mixed := mixture(fitness, spec):
+            lines.append(f"{spec.at('measure')}: {mixed}")
         for leaf in local.closure(spec.task)[0] if spec.task is not None else ():
             constant = constant_fields(leaf)
             lines += [f"{spec.at('task')}: task {leaf.config['task']!r}: {constant}"] if constant else []
@@ -99,7 +104,8 @@ def check_objective(fitness: FitnessSpec, signs: Mapping[str, int]) -> None:
         return
     for name, spec in fitness.slices.items():
         if signs[name] < 0 and spec.weight > 0:
-            problem = f"geometric_mean cannot hold slice {name!r}: a lower {spec.metric} is better"
+            better = f"fewer {spec.measure} are better" if spec.measure else f"a lower {spec.metric} is better"
+            problem = f"geometric_mean cannot hold slice {name!r}: {better}"
             raise InputError(problem, "use mean, weighted_mean or min, or give it weight 0", fitness.at("objective"))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evomerge.files.objects import FloorSpec
 from evomerge.scoring.splits import Deal
-from evomerge.types import SliceScore, SplitName
+from evomerge.types import Document, SliceScore, SplitName
 
 if TYPE_CHECKING:  # numpy and torch
     from evomerge.scoring.stats.aggregation import Aggregation
@@ -30,6 +30,7 @@ class SliceInfo:
         no_proxy_loss: why the slice has no proxy loss; empty if it has one.
         n_holdout: the number of items of the holdout split.
         n_read: how many tokens a model reads to be scored on the items; None where that is unknown.
+        is_measure: whether the score is a size, which is exact and costs nothing: its one item counts nowhere.
         doubts: what its task probably does otherwise than its author meant, a line each.
     """
 
@@ -44,6 +45,7 @@ class SliceInfo:
     n_holdout: int = 0
     doubts: tuple[str, ...] = ()
     n_read: int | None = None
+    is_measure: bool = False
 
     def show(self, value: float) -> float:
         """Turns an oriented value (higher is better) into the metric's own number."""
@@ -59,6 +61,7 @@ class Source(Protocol):
     def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> Any: ...
     def run(self, split: SplitName, names: frozenset[str] | None = None) -> Any: ...
     def digest(self) -> str: ...
+    def documents(self, split: SplitName) -> Iterator[Document]: ...
 
 
 @dataclass(frozen=True)
@@ -109,4 +112,5 @@ class SuiteInfo:
 
     def count(self, items: Mapping[str, Sized]) -> int:
         """How many items these are, by slice; those that several slices share count once."""
-        return sum(len(items.get(pool[0], ())) for pool in self.pools)
+        asked = (pool[0] for pool in self.pools if not self.slices[pool[0]].is_measure)
+        return sum(len(items.get(name, ())) for name in asked)

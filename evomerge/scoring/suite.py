@@ -7,13 +7,16 @@ import importlib
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
-from evomerge.files.objects import FitnessSpec
+from evomerge.files.objects import FitnessSpec, Measure
 from evomerge.scoring.guard import ExitCalled, undisturbed
+from evomerge.scoring.measures import MeasurePass
 from evomerge.scoring.slices import ScoredSlice, SuiteInfo
-from evomerge.types import SliceScore, SplitName
+from evomerge.scoring.splits import SIDES
+from evomerge.types import Document, SliceScore, SplitName
 
 T = TypeVar("T")
 
@@ -52,6 +55,17 @@ class Suite:
                 return cls(fitness, build_slices(fitness, model, tokenizer, split), model)
         except ExitCalled as error:
             raise InputError(f"a task cannot be built: {error}", "mend its code", Where(fitness.file)) from error
+
+    @property
+    def measures(self) -> list[MeasurePass]:
+        """The sources that have to be told the size of each candidate."""
+        sources = (slice_.source for slice_ in self.slices.values())
+        return [source for source in sources if isinstance(source, MeasurePass)]
+
+    def resize(self, size: Mapping[Measure, int]) -> None:
+        """Takes in the size of the candidate that the model has become."""
+        for measure in self.measures:
+            measure.resize(size)
 
     def score(
         self,
@@ -124,6 +138,16 @@ class Suite:
         """Maps each slice to a sha256 over its items' content, their sides and the task's prompts. Scores of a resumed
         run are comparable only if it is the same."""
         return {name: slice_.source.digest() for name, slice_ in self.slices.items()}
+
+    def documents(self, most: int) -> dict[str, list[Document]]:
+        """What people read of the items of both splits, by slice: of at most `most` items, the same share of each
+        slice. No weight is read."""
+        share = max(1, most // max(1, len(self.slices)))
+        with undisturbed():
+            return {
+                name: [d for split in SIDES for d in islice(slice_.source.documents(split), share // 2)]
+                for name, slice_ in self.slices.items()
+            }
 
     def doubts(self) -> list[str]:
         """What tasks probably do otherwise than their authors meant, a line each."""

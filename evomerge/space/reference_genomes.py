@@ -17,6 +17,9 @@ from evomerge.types import Dimension, Genome, Value
 BASE, UNIFORM = "base", "uniform"
 """Labels that no source can have."""
 
+SOUP = "greedy soup"
+"""The label of what a greedy soup mixes."""
+
 EQUAL_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
 """The ladder of equal weights (where there is one source and a path to it, of places on the path)."""
 

@@ -3,62 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from evomerge.errors import InputError
 from evomerge.files.objects import GeneSpec, SpaceSpec
 from evomerge.recipe.bands import even
-from evomerge.recipe.recipe import Document, Input, Recipe, Slice, TokenizerPolicy
+from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 from evomerge.registry import BAND_ARITHMETIC, CHOICES, METHODS, Choice, Method, Parameter
+from evomerge.space.base import Models, SearchSpace, joined
 from evomerge.space.frozen import cut, frozen_layers, frozen_values, kept_value
 from evomerge.space.genes import OTHER, Axes, dimensions, shares_at, value_at
-from evomerge.space.reference_genomes import ReferenceGenome, ReferenceKind, reference_genomes
-from evomerge.types import Dimension, Genome, Value
+from evomerge.space.reference_genomes import UNIFORM, ReferenceGenome, ReferenceKind, reference_genomes
+from evomerge.types import Genome, Value
 
 
-@dataclass(frozen=True)
-class Models:
-    """The facts about the checkpoints that recipes hold.
-
-    Attributes:
-        base, sources: portable references.
-        layers: the number of layers.
-        dtype: of the output.
-        tokenizer: the policy, where vocabularies have to be brought together.
-        chat_template: "auto", or a Jinja text.
-        tensors: the base's floating-point tensors, in the order of the model, with the layer whose values each takes
-            (`genes.Axes`).
-        tied: whether the base's head is its embeddings.
-        shapes: the shapes of `tensors`.
-        uneven: whether some of them lack tensors that others store (`checkpoints.layouts.uneven`).
-    """
-
-    base: str
-    sources: Mapping[str, str]
-    layers: int
-    dtype: str
-    tokenizer: TokenizerPolicy | None = None
-    chat_template: str = "auto"
-    tensors: Mapping[str, int] = field(default_factory=dict)
-    tied: bool = False
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    uneven: bool = False
-
-
-class Space:
-    """The search space of one study. Makes recipes: of a genome, of the parents as they are, of the uniform average."""
+class Space(SearchSpace):
+    """A search space of merges. Makes recipes: of a genome, of the parents as they are, of the uniform average."""
 
     def __init__(self, spec: SpaceSpec, models: Models) -> None:
         """Raises InputError where the layer groups, or what is frozen, do not fit the base's layers."""
-        self.spec, self.models = spec, models
+        super().__init__(spec, models)
         self.axes = _axes(spec, models)
         self._all = dimensions(spec.genes, self.axes)
         self.frozen_layers = frozen_layers(spec, models.layers)
         self.frozen_values: Genome = frozen_values(self._all, spec, self.axes, self.frozen_layers)
         self._spans = cut(self.axes.groups, self.frozen_layers)
-        self.dimensions: tuple[Dimension, ...] = tuple(d for d in self._all if d.key not in self.frozen_values)
+        self.dimensions = self._searched = tuple(d for d in self._all if d.key not in self.frozen_values)
         self._genes = {gene.name: gene for gene in spec.genes}
 
     @property
@@ -77,17 +49,12 @@ class Space:
                     yield from ((shape, kept) for _ in self.models.sources)
 
     @property
-    def start(self) -> Genome:
-        """The genome of every gene's `init`."""
-        return {d.key: d.tidy(d.init) for d in self.dimensions}
-
-    @property
     def reference_genomes(self) -> dict[str, ReferenceGenome]:
         """The genomes of well-known models, by label, as far as the space holds them (`space.reference_genomes`)."""
         sources = tuple(self.models.sources)
         references = reference_genomes(self._all, sources, self.spec.methods, self.spec.fixed)
         return {
-            label: replace(reference, genome={d.key: reference.genome[d.key] for d in self.dimensions})
+            label: replace(reference, genome={d.key: reference.genome[d.key] for d in self._searched})
             for label, reference in references.items()
             if self._holds(reference)
         }
@@ -107,6 +74,12 @@ class Space:
         return any(self.spec.freeze.modules.values()) or any(
             value != 0.0 for key, value in self.frozen_values.items() if key.startswith("weight[")
         )
+
+    def references(self) -> dict[str, Recipe]:
+        return {**super().references(), UNIFORM: self.uniform()}
+
+    def outline(self) -> Recipe:
+        return self.uniform()
 
     def parent(self, reference: str) -> Recipe:
         """A checkpoint as it is. Under a tokenizer policy, or where the models do not all store the same tensors, as it
@@ -139,7 +112,7 @@ class Space:
         stages = [self._merge(genome, method, f"stage-{method}") for method in used]
         stack = [Slice((Input(f"stage-{method}", group),)) for method, group in zip(methods, self._spans, strict=True)]
         # The stages have the output's vocabulary already.
-        return Recipe((*stages, replace(self._document("passthrough", tuple(_joined(stack)), None), tokenizer=None)))
+        return Recipe((*stages, replace(self._document("passthrough", tuple(joined(stack)), None), tokenizer=None)))
 
     def shares(self, parameter: str, source: str, tensor: str) -> tuple[tuple[str, float], ...]:
         """The dimensions that a parameter of one source ("": of the whole merge) takes its value from at a tensor, and
@@ -165,9 +138,7 @@ class Space:
 
     def _merge(self, genome: Genome, name: str, stage: str | None = None) -> Document:
         choice = CHOICES[name]
-        each_layer = self.axes.interpolate or any("tensors" in gene.per for gene in self.spec.genes)
-        spans = [(i, i + 1) for i in range(self.models.layers)] if each_layer else self._spans
-        slices = _joined([self._slice(genome, choice, span) for span in spans])
+        slices = joined(self._slices(genome, choice))
         # Written with `models`, mergekit would merge a base that is not listed.
         if len(slices) == 1 and _listed(METHODS[choice.method]):
             inputs = tuple(Input(i.model, None, i.parameters) for i in slices[0].inputs)
@@ -177,6 +148,11 @@ class Space:
         names = {p.name for p in choice.parameters}
         fixed = {k: v for k, v in self.spec.fixed.items() if k in names}
         return self._document(choice.method, tuple(slices), self.models.base, {**choice.settled, **fixed}, stage)
+
+    def _slices(self, genome: Genome, choice: Choice) -> list[Slice]:
+        each_layer = self.axes.interpolate or any("tensors" in gene.per for gene in self.spec.genes)
+        spans = [(i, i + 1) for i in range(self.models.layers)] if each_layer else self._spans
+        return [self._slice(genome, choice, span) for span in spans]
 
     def _slice(self, genome: Genome, choice: Choice, span: tuple[int, int]) -> Slice:
         method = METHODS[choice.method]
@@ -254,26 +230,6 @@ class Space:
         # A source can store a head of its own where the base's is its embeddings.
         return [*entries, {"value": self.value(gene, genome, source, layer, "", names[0])}]
 
-    def _document(
-        self,
-        method: str,
-        slices: tuple[Slice, ...],
-        base: str | None,
-        parameters: Mapping[str, Any] | None = None,
-        name: str | None = None,
-    ) -> Document:
-        return Document(
-            method=method,
-            slices=slices,
-            base=base,
-            parameters=parameters or {},
-            out_dtype=self.models.dtype,
-            tokenizer=self.models.tokenizer,
-            chat_template=self.models.chat_template if name is None else None,
-            name=name,
-            seed=int(self.spec.optimizer.get("seed", 0)) if METHODS[method].stochastic else 0,
-        )
-
 
 def _listed(method: Method) -> bool:
     """Whether the base stands among the inputs. A method that takes it as a model like the others and has no weights
@@ -291,29 +247,6 @@ def _base_parameters(method: Method) -> dict[str, Any]:
     """The base's parameters. Where it is a model like the others its weight is 0, so that it only gives config and
     tokenizer."""
     return {"weight": 0.0} if method.base == "ordinary" else {}
-
-
-def _joined(slices: Sequence[Slice]) -> list[Slice]:
-    """Joins neighbouring slices that continue each other with equal parameters."""
-    joined: list[Slice] = []
-    for following in slices:
-        if joined and _continues(joined[-1], following):
-            inputs = [
-                Input(a.model, (a.layers[0], b.layers[1]), a.parameters)
-                for a, b in zip(joined[-1].inputs, following.inputs, strict=True)
-                if a.layers and b.layers
-            ]
-            joined[-1] = Slice(tuple(inputs), following.parameters)
-        else:
-            joined.append(following)
-    return joined
-
-
-def _continues(first: Slice, second: Slice) -> bool:
-    return first.parameters == second.parameters and all(
-        a.model == b.model and a.parameters == b.parameters and a.layers and b.layers and a.layers[1] == b.layers[0]
-        for a, b in zip(first.inputs, second.inputs, strict=True)
-    )
 
 
 def _axes(spec: SpaceSpec, models: Models) -> Axes:

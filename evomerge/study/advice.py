@@ -58,7 +58,9 @@ def _times_the_items(
             continue
         above = (searched.scores[name] - gate.floor + rescored.scores[name] - floor) / 2
         width = rescored.scores[name] - rescored.bounds[name] if confidence is not None and rescored.bounds else 0.0
-        distances.append((above, searched.errors.get(name, 0.0) / math.sqrt(2), width))
+        error = searched.errors.get(name, 0.0) / math.sqrt(2)
+        if error or width or above < 0:  # a size, which is exact, may stand at its floor
+            distances.append((above, error, width))
     if not distances or any(above <= 0 for above, _, _ in distances):
         return None
     # P(all pass) >= CHANCE if each of the m floors passes with CHANCE^(1/m): sqrt(k) above >= z error + width.

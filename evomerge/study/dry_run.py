@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.checkpoints.pickled import with_pickles
-from evomerge.checkpoints.preflight import tensor_notes
 from evomerge.errors import UnreachableError
 from evomerge.evaluator.device import choose_devices, listed, parse_memory
 from evomerge.evaluator.shares import check_workers, deal, describe
@@ -18,7 +17,8 @@ from evomerge.merging.resident.placement import size
 from evomerge.scoring.preflight import doubts
 from evomerge.scoring.tasks.benchmarks import benchmark_doubts
 from evomerge.scoring.tasks.trust import code_listed
-from evomerge.space.space import Models, Space
+from evomerge.space.base import Models, SearchSpace
+from evomerge.space.space import Space
 from evomerge.study.aligned import alignable
 from evomerge.study.prepare import (
     Plan,
@@ -31,6 +31,7 @@ from evomerge.study.prepare import (
     new_run,
 )
 from evomerge.study.run.folder import RunFolder
+from evomerge.study.trackers.tracker import Tracker, make_trackers
 
 
 @with_pickles
@@ -52,9 +53,10 @@ def dry_run(
     trust_tasks: bool = False,
     allow_pickle: bool = False,
     storage: str | None = None,
-    begin: str | None = None,
+    from_run: str | None = None,
+    trackers: Sequence[str | Tracker] = (),
 ) -> dict[str, Any]:
-    """Describes what a search would do, as facts to print. Takes the arguments of `search`.
+    """Describes what a search would do, as data (`report.dry_run` prints it). Takes the arguments of `search`.
 
     Of models on the hub, configurations, tokenizers and headers are fetched, as far as they are not in its cache (of
     pickled ones, which may be read with `allow_pickle`, all). Where it cannot be reached, checkpoints are not opened,
@@ -65,55 +67,60 @@ def dry_run(
     """
     check_workers(workers)
     parse_memory(memory)
+    make_trackers(trackers)
     folder, _ = new_run(space, run, storage)
     settings = [*settings, *launch_settings(trials, time, seed, asynchronous, items)]
     spec, scores = read_files(Path(space), settings, optimizer, Path(fitness) if fitness else None)
     check_places(spec)
     scores = replace(scores, trust_tasks=trust_tasks)
+    # optuna takes a second to import.
+    from evomerge.study.after.winner import check_winner, with_winner
+
+    spec, former = with_winner(spec, from_run)
     check_files(spec, scores)
     models = {"base": spec.base, **spec.sources}
     try:
-        plan, unknown = make_plan(spec, scores), ""
+        plan, unknown = make_plan(spec, scores, former), ""
     except UnreachableError as error:
         plan, unknown = None, f"checkpoints ({error.problem})"
     # The models that another run merged are the aligned copies, which are not there yet.
-    first = None if begin is None else _start(begin, spec, None if spec.to_align else plan)
+    first = str(former) if former is not None else None
+    if from_run is not None:
+        if former is None:
+            first = _start(from_run, spec, None if spec.to_align else plan)
+        elif plan is not None:
+            check_winner(from_run, plan.models)
     searched = plan.space if plan else _unopened(spec)
-    tensors = tensor_notes(plan.models.base, plan.models.sources) if plan else []
+    tensors = plan.models.tensor_notes if plan else []
     quantized = plan.models.quantized if plan else []
     tokens = [*plan.models.tokens.dropped, *plan.models.tokens.filled, *plan.models.reordered] if plan else []
-    timeouts = ", ".join(f"{n} {spec.timeout:g} s" for n, spec in scores.slices.items() if spec.timeout is not None)
+    timeouts = {name: spec.timeout for name, spec in scores.slices.items() if spec.timeout is not None}
+    lines = [*doubts(scores), *benchmark_doubts(scores), *(large_deltas_of(plan) if plan else [])]
+    budget = {"trials": spec.trials, "seconds": spec.seconds, "items": spec.most_items}
     return {
         "space": str(space),
         "fitness": str(spec.fitness),
-        "models": ", ".join(f"{name} {ref}" for name, ref in models.items()),
-        "methods": ", ".join(spec.methods),
-        "genes": f"{len(searched.dimensions)} searched values"
-        if searched
-        else "their number depends on the layers of the base",
-        "optimizer": ", ".join(f"{key} {value}" for key, value in spec.optimizer.items()),
-        **({"quantized": "; ".join(quantized)} if quantized else {}),
-        **({"tensors": "; ".join(tensors)} if tensors else {}),
-        **({"tokens": "; ".join(tokens)} if tokens else {}),
+        "models": {name: str(ref) for name, ref in models.items()},
+        **({"methods": list(spec.methods)} if spec.methods else {}),
+        "genes": len(searched.dimensions) if searched else None,
+        **(searched.facts() if searched else {}),
+        "optimizer": dict(spec.optimizer),
+        **({"quantized": quantized} if quantized else {}),
+        **({"tensors": tensors} if tensors else {}),
+        **({"tokens": tokens} if tokens else {}),
         **_aligned(spec, plan, folder),
         **({"starts from": first} if first else {}),
         **(_placement(plan, device, memory, workers) if plan else _devices(device, workers)),
-        "budget": f"{spec.trials or 'any number of'} trials"
-        + (f", {spec.seconds:.0f} s" if spec.seconds else "")
-        + (f", {spec.most_items:,} items" if spec.most_items else ""),
-        "slices": ", ".join(scores.slices),
+        "budget": {"trials": spec.trials, **{limit: most for limit, most in budget.items() if most is not None}},
+        "slices": list(scores.slices),
         **({"timeouts": timeouts} if timeouts else {}),
-        **(
-            {"warnings": "; ".join(lines)}
-            if (lines := [*doubts(scores), *benchmark_doubts(scores), *(large_deltas_of(plan) if plan else [])])
-            else {}
-        ),
-        **({"code that is run": "; ".join(code)} if (code := code_listed(scores)) else {}),
-        "not checked": unknown or "weights, items",
+        **({"warnings": lines} if lines else {}),
+        **({"code that is run": code} if (code := list(code_listed(scores))) else {}),
+        "not checked": [unknown] if unknown else ["weights", "items"],
     }
 
 
-def _aligned(spec: SpaceSpec, plan: Plan | None, folder: RunFolder) -> dict[str, str]:
+def _aligned(spec: SpaceSpec, plan: Plan | None, folder: RunFolder) -> dict[str, list[str]]:
     """What is aligned with the base, by which specification, and what the copies take on the disk."""
     lines = []
     for name, ref in spec.to_align.items():
@@ -124,7 +131,7 @@ def _aligned(spec: SpaceSpec, plan: Plan | None, folder: RunFolder) -> dict[str,
             taken = size(sum(info.bytes for info in source.tensors.values()))
             line += f", {len(symmetries.groups)} groups of units (specification {specification.name}), {taken} on disk"
         lines.append(f"{line} in {folder.aligned / name}")
-    return {"aligned": "; ".join(lines)} if lines else {}
+    return {"aligned": lines} if lines else {}
 
 
 def _start(begin: str, spec: SpaceSpec, plan: Plan | None) -> str:
@@ -163,9 +170,9 @@ def _placement(plan: Plan, device: str, memory: str | None, workers: int) -> dic
     return {"workers": f"{describe(shares)}, each as follows", **placed[shares[0]].facts(), **needed}
 
 
-def _unopened(spec: SpaceSpec) -> Space | None:
+def _unopened(spec: SpaceSpec) -> SearchSpace | None:
     """The space over a base that was not opened: with counted or listed layer groups its dimensions are known."""
-    if spec.layers == "each" or any("tensors" in gene.per for gene in spec.genes):
+    if spec.dataflow is not None or spec.layers == "each" or any("tensors" in gene.per for gene in spec.genes):
         return None
     layers = spec.layers if isinstance(spec.layers, int) else spec.layers[-1][1]
     assert isinstance(layers, int)

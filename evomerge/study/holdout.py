@@ -80,6 +80,7 @@ def release(session: Session, budget: Mapping[str, Any]) -> Release:
         advice=None if points or winner is not None else _advice(session, result, leaderboard, finalists),
     )
     record_release(session.store, ended)
+    session.describe(ended)
     if ended.winner is not None:
         publish(session, ended.winner)
     return ended

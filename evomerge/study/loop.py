@@ -61,6 +61,7 @@ def run(
     optimizer = make(session.start())
     history = session.history()
     replay_interleaved(optimizer, history)
+    session.observer.recorded(session.leaderboard)
     session.observer.stage("search", session.trials.spent()[0], budget.trials)
     if session.plan.spec.asynchronous:
         _asynchronously(session, optimizer, budget)
@@ -82,13 +83,21 @@ def _by_generations(
     while count := budget.left(session, _askable(optimizer, together)):
         between(session, budget)
         generation = optimizer.generation
+        number = _generation(session, n_told, generation)
         trials = session.trials.searched[n_told:][:count]  # left by a killed process
         for number, trial in enumerate(trials, n_told):
             recall(optimizer, trial.genome, number)
-        trials += [session.begin(optimizer.ask()) for _ in range(count - len(trials))]
+        trials += [session.begin(optimizer.ask(), number) for _ in range(count - len(trials))]
         for done in _scored(session, trials, generation):
             optimizer.tell(done.genome, session.outcome(done))
         n_told += count
+
+
+def _generation(session: Session, n_told: int, generation: Generation) -> int | None:
+    """The number of a generation of which some may be told already; None in a run that did not count from its
+    beginning."""
+    last = session.trials.searched[n_told - 1].generation if n_told else 0
+    return None if last is None else last + (generation.told == 0)
 
 
 def _scored(session: Session, trials: list[Trial], generation: Generation) -> list[Trial]:

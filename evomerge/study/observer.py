@@ -39,6 +39,9 @@ class Observer(Progress):
             last: the one that was done last, where it is not told by `trial_finished`.
         """
 
+    def recorded(self, leaderboard: Leaderboard) -> None:
+        """The search begins; `leaderboard` ranks the trials that have ended before, in earlier sessions, too."""
+
     def trial_started(self, trial: Trial) -> None:
         """A trial is being evaluated."""
 

@@ -26,23 +26,26 @@ from evomerge.optimize.declarations import (
 from evomerge.registry import CHOICES, METHODS, OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness, check_images_taken
 from evomerge.scoring.tasks.task_files import scan
-from evomerge.space.space import Space
+from evomerge.space.base import SearchSpace
 from evomerge.study.aligned import alignable, aligned_copies, with_copies
 from evomerge.study.observer import Observer
 from evomerge.study.run.folder import RunFolder
+from evomerge.study.run.former import FormerWinner, with_recorded
 from evomerge.study.run.manifest import Environment, Launch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study that passed its checks: both files, and the models that they name, opened by their headers."""
+    """A study that passed its checks: both files, and the models that they name, opened by their headers. `former`: the
+    trial of another run that is one of them."""
 
     spec: SpaceSpec
     fitness: FitnessSpec
     models: OpenModels
+    former: FormerWinner | None = None
 
     @property
-    def space(self) -> Space:
+    def space(self) -> SearchSpace:
         return self.models.space
 
     @property
@@ -74,12 +77,19 @@ def check_places(spec: SpaceSpec) -> None:
         check_reference(str(ref), ref.where)
 
 
-def launched_plan(launch: Launch) -> Plan:
-    """The plan of a new run. Raises InputError."""
+def launched_plan(launch: Launch, begin: str | None = None) -> Plan:
+    """The plan of a new run. `begin`: the run whose winner is a model of a path. Raises InputError."""
+    # optuna takes a second to import.
+    from evomerge.study.after.winner import check_winner, with_winner
+
     spec, fitness = launch.read()
     check_places(spec)
+    spec, former = with_winner(spec, begin)
     check_files(spec, fitness)
-    return make_plan(spec, fitness)
+    plan = make_plan(spec, fitness, former)
+    if former is not None and begin is not None:
+        check_winner(begin, plan.models)
+    return plan
 
 
 @contextmanager
@@ -87,7 +97,7 @@ def aligned_plan(plan: Plan, folder: RunFolder, observer: Observer) -> Iterator[
     """The plan of a new run over the aligned copies that its space asks for, which are written first. They are deleted
     if the run is not launched in the context. Raises InputError."""
     with aligned_copies(plan.spec, plan.models.base, plan.models.sources, folder, observer) as spec:
-        yield plan if spec is plan.spec else make_plan(spec, plan.fitness)
+        yield plan if spec is plan.spec else make_plan(spec, plan.fitness, plan.former)
 
 
 def resumed_plan(folder: RunFolder, environment: Environment) -> Plan:
@@ -100,26 +110,29 @@ def resumed_plan(folder: RunFolder, environment: Environment) -> Plan:
         problem = f"the run {folder.name!r} cannot be resumed: {error.problem}"
         mend = "launch a new run; status, rank, compare and export still read this one"
         raise InputError(problem, mend, error.where) from None
+    spec = with_recorded(spec, folder, environment)
     environment.check_files(folder, spec, fitness)
-    plan = make_plan(with_copies(spec, folder), fitness)
+    plan = make_plan(with_copies(spec, folder), fitness, FormerWinner.recorded(environment))
     if Path(environment.launch.space).is_file():
-        environment.check_files(folder, *environment.launch.read())
+        mine, scores = environment.launch.read()
+        environment.check_files(folder, with_recorded(mine, folder, environment), scores)
     check_files(spec, fitness)
     environment.check_checkpoints(folder, plan.checkpoints)
     return plan
 
 
-def make_plan(spec: SpaceSpec, fitness: FitnessSpec) -> Plan:
+def make_plan(spec: SpaceSpec, fitness: FitnessSpec, former: FormerWinner | None = None) -> Plan:
     """Opens the models of checked files. Raises InputError."""
     models = open_models(spec, fitness)
     if not models.space.dimensions:
-        raise InputError("leaves nothing to search", "freeze less", spec.at("freeze"))
+        mend = "freeze less" if spec.dataflow is None else "name deeper models, or more of them"
+        raise InputError("leaves nothing to search", mend, spec.at("freeze" if spec.dataflow is None else "path"))
     check_start(spec, models.space)
     check_images_taken(fitness, models.base)
     for name, ref in spec.to_align.items():
         if ref.copy is None:
             alignable(models.base, models.sources[name], ref)
-    return Plan(spec, fitness, models)
+    return Plan(spec, fitness, models, former)
 
 
 def large_deltas_of(plan: Plan) -> list[str]:
@@ -133,6 +146,7 @@ def large_deltas_of(plan: Plan) -> list[str]:
 def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     """All that both files can be checked for without a checkpoint: options, tasks, metrics, data. Raises InputError."""
     _check_options(spec)
+    _check_paths(spec, fitness)
     _check_choices(spec)
     _check_front(spec, fitness)
     check_slopes(spec, fitness)
@@ -142,14 +156,32 @@ def check_files(spec: SpaceSpec, fitness: FitnessSpec) -> None:
 
 
 def _check_options(spec: SpaceSpec) -> None:
-    if not spec.genes:
+    if not spec.genes and not spec.stacks:
         problem = "holds no gene: there is nothing to search"
         raise InputError(problem, "give at least one gene a range", spec.at("genes"))
     with _options_placed(spec):
         check_options(spec.optimizer["name"], spec.options)
 
 
-def check_start(spec: SpaceSpec, space: Space) -> None:
+def _check_paths(spec: SpaceSpec, fitness: FitnessSpec) -> None:
+    """InputError where layers are stacked, and the optimizer or the kind of model is for other spaces."""
+    name = spec.optimizer["name"]
+    if spec.dataflow is None:
+        return
+    if uses_gradient(name, spec.options):
+        given = name if declaration(name).needs_gradient else "warm_start: gradient"
+        key = "optimizer.warm_start" if "warm_start" in spec.options else "optimizer"
+        problem = f"{given} follows slopes, and the layers of a path have none"
+        raise InputError(problem, "use another optimizer, or `warm_start: true`", spec.at(key))
+    if spec.stacks and not declaration(name).takes_start:
+        problem = f"{name} goes by merges of known models, and a path merges none"
+        raise InputError(problem, "use another optimizer", spec.at("optimizer"))
+    if fitness.model is not None:
+        problem = "stacks layers of language models, and `model` of the fitness file builds another one"
+        raise InputError(problem, "write `space: weights`, or remove `model`", spec.at("space"))
+
+
+def check_start(spec: SpaceSpec, space: SearchSpace) -> None:
     """InputError where the optimizer goes by models that the space does not hold."""
     with _options_placed(spec):
         check_reference_genomes(spec.optimizer["name"], spec.options, list(spec.sources), space.reference_genomes)
@@ -198,10 +230,11 @@ def _either(names: Sequence[str]) -> str:
 
 
 def _check_budget(spec: SpaceSpec) -> None:
-    references = len(spec.sources) + 2
+    references = len(spec.sources) + (1 if spec.stacks else 2) + (spec.winner is not None)
     least = references if spec.optimizer["name"] == "uniform-soup" else references + 1  # the average is its trial
     if spec.trials is not None and spec.trials < least:
-        problem = f"{spec.trials} trials leave none to search: base, sources and average are {references}"
+        models = "base and sources" if spec.stacks else "base, sources and average"
+        problem = f"{spec.trials} trials leave none to search: {models} are {references}"
         raise InputError(problem, f"give at least {least}", spec.at("budget.trials"))
 
 
@@ -254,7 +287,9 @@ def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:
     reasons = {}
     for spec in counting:
         leaves = local.closure(spec.task)[0] if spec.task is not None else []
-        if spec.python is not None:
+        if spec.measure is not None:
+            reasons[spec.name] = f"its {spec.measure}"
+        elif spec.python is not None:
             reasons[spec.name] = "a Python function"
         elif any(leaf.config.get("output_type") == "generate_until" for leaf in leaves):
             reasons[spec.name] = "generated text"

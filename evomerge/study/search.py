@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints.pickled import allow_pickles, with_pickles
-from evomerge.errors import EvomergeError, InputError, is_disk_full
-from evomerge.escape import LogFormatter
+from evomerge.deprecated import renamed
 from evomerge.evaluator.device import listed, parse_memory
 from evomerge.evaluator.executor import Executor, InProcess
 from evomerge.evaluator.pool import WorkerPool
 from evomerge.evaluator.shares import check_workers, deal, resumed_device
+from evomerge.files.resolved import fitness_data, space_data
 from evomerge.interrupts import listening
 from evomerge.optimize.base import Optimizer, Start
 from evomerge.optimize.build import build
+from evomerge.safety.durable import write_whole
 from evomerge.scoring.slices import SliceInfo
 from evomerge.scoring.tasks.benchmarks import benchmark_doubts
 from evomerge.study import holdout, loop
 from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
+from evomerge.study.documents import keep_documents
 from evomerge.study.gradients.contributions import contributions
 from evomerge.study.look import look_ahead
 from evomerge.study.observer import Observer
+from evomerge.study.page import with_page
 from evomerge.study.prepare import (
     Plan,
     aligned_plan,
@@ -39,6 +41,7 @@ from evomerge.study.prepare import (
 )
 from evomerge.study.repair import restore_items
 from evomerge.study.run.folder import RunFolder
+from evomerge.study.run.guarding import diagnosed, logged
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.manifest import Environment, Launch, write_launch
 from evomerge.study.run.release import (
@@ -51,6 +54,9 @@ from evomerge.study.run.release import (
 from evomerge.study.run.store import Store, open_storage
 from evomerge.study.run.trial import Trial
 from evomerge.study.session import Session
+from evomerge.study.trackers.tracker import Tracker, make_trackers, tracker_names
+from evomerge.study.trackers.tracking import tracked
+from evomerge.versions import versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,12 +86,19 @@ class Result:
         """A trial's scores in the metrics' own directions, by slice; `Trial.scores` are oriented: higher is better."""
         return {name: self.slices[name].show(value) for name, value in trial.scores.items()}
 
+    @property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What a run's storage tells of each slice."""
+        return {name: _facts(info) for name, info in self.slices.items()}
+
     def trials_dataframe(self) -> pd.DataFrame:
         """One row a trial, by its search scores (`after.dataframe.trials_dataframe`)."""
         return trials_dataframe(self.search)
 
 
+@renamed(begin="from_run")
 @listening()
+@with_page
 @with_pickles
 def search(
     space: str | Path,
@@ -105,7 +118,8 @@ def search(
     asynchronous: bool = False,
     trust_tasks: bool = False,
     allow_pickle: bool = False,
-    begin: str | None = None,
+    from_run: str | None = None,
+    trackers: Sequence[str | Tracker] = (),
     observer: Observer | None = None,
 ) -> Result:
     """Search the space that a file describes and name the best merge that keeps every floor.
@@ -128,8 +142,10 @@ def search(
             comes from the hub.
         allow_pickle: pickled weights are read, too, where a model has no others; no code of them is run. The run
             remembers it.
-        begin: another run of the same models, whose winner is the first candidate ("RUN", or "RUN:TRIAL" for another
-            trial of it), carried over exactly into this space, which may be finer.
+        from_run: another run of the same models, whose winner is the first candidate ("RUN", or "RUN:TRIAL" for another
+            trial of it), carried over exactly into this space, which may be finer; in a space of paths it is the model
+            `winner`.
+        trackers: record the trials: "mlflow", "wandb", "tensorboard", "trackio", or a `Tracker` of your own.
         observer: is told what happens.
 
     Raises:
@@ -138,6 +154,7 @@ def search(
     observer = observer or Observer()
     check_workers(workers)
     parse_memory(memory)
+    tracking = make_trackers(trackers)
     folder, url = new_run(space, run, storage)
     launch = Launch(
         space=str(Path(space).absolute()),
@@ -148,26 +165,33 @@ def search(
         trust_tasks=trust_tasks,
         allow_pickle=allow_pickle,
     )
-    with aligned_plan(launched_plan(launch), folder, observer) as plan:
+    with aligned_plan(launched_plan(launch, from_run), folder, observer) as plan:
         for line in (*large_deltas_of(plan), *benchmark_doubts(plan.fitness)):
             observer.warn(line)
-        first = starting_point(begin, plan.models) if begin is not None else None
+        for topic, line in plan.space.facts().items():
+            observer.note(f"{topic}: {line}")
+        first = starting_point(from_run, plan.models) if from_run is not None and plan.former is None else None
         with (
             _executor(plan, device, memory, workers, observer) as executor,
-            _diagnosed(folder),
+            diagnosed(folder),
             folder.claim(plan.spec.to_align),
-            _logged(folder),
+            logged(folder),
         ):
             facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
             facts |= {"begin": asdict(first)} if first else {}
+            facts |= {"trackers": names} if (names := tracker_names(trackers)) else {}
+            if plan.former is not None and plan.spec.winner is not None:
+                write_whole(folder.winner, plan.spec.winner)
+                facts |= {"begin": plan.former.facts()}
             write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
             opened = open_storage(folder.journal, url, observer.warn)
             store = Store.create(opened, folder.name, plan.space.dimensions)
             session = Session(folder, store, plan, executor, observer, first)
-            return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds, plan.spec.most_items))
+            return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds, plan.spec.most_items), tracking)
 
 
 @listening()
+@with_page
 @with_pickles
 def resume(
     run: str | Path,
@@ -178,10 +202,12 @@ def resume(
     device: str | None = None,
     memory: str | None = None,
     workers: int | None = None,
+    trackers: Sequence[str | Tracker] | None = None,
     observer: Observer | None = None,
 ) -> Result:
     """Continue a run exactly where it stopped, however it stopped. `trials`, `time` and `items` are new totals;
-    `device` and `memory` are the launch's unless one of them is given, and so is the number of `workers`.
+    `device` and `memory` are the launch's unless one of them is given, and so are the number of `workers` and the names
+    of `trackers`.
 
     Raises:
         InputError: there is no such run, or its checkpoints, files or items changed since its launch.
@@ -191,9 +217,10 @@ def resume(
     check_budget(trials, time, items)
     check_workers(workers)
     folder = RunFolder.existing(run)
-    with _diagnosed(folder), folder.lock(), _logged(folder):
+    with diagnosed(folder), folder.lock(), logged(folder):
         environment = Environment.read(folder)
         allow_pickles(environment.launch.allow_pickle)
+        tracking = make_trackers(environment.trackers if trackers is None else trackers)
         plan = resumed_plan(folder, environment)
         store = _reopen(folder, environment, plan, observer)
         if device is None and memory is None:
@@ -204,9 +231,9 @@ def resume(
             environment.check_items(folder, executor.digests)
             if changed := environment.changed_versions():
                 observer.warn(f"other versions than at the launch, scores may differ slightly: {changed}")
-            first = StartingPoint(**environment.begin) if environment.begin else None
+            first = StartingPoint(**environment.begin) if environment.begin and plan.former is None else None
             session = Session(folder, store, plan, executor, observer, first)
-            return _run(session, _extended(session, trials, time, items))
+            return _run(session, _extended(session, trials, time, items), tracking)
 
 
 @contextmanager
@@ -239,16 +266,27 @@ def _reopen(folder: RunFolder, environment: Environment, plan: Plan, observer: O
     return store
 
 
-def _run(session: Session, budget: loop.Budget) -> Result:
-    spec, slices = session.plan.spec, session.executor.info.slices
-    limits = budget.to_data()
+def _run(session: Session, budget: loop.Budget, trackers: Sequence[Tracker]) -> Result:
     restore_items(session)
     last = released(session.store)
     if last is not None and _is_last(last, session, budget):
         return _as_released(session, last)
+    plan = session.plan
+    config = {"space": space_data(plan.spec), "fitness": fitness_data(plan.fitness), "versions": versions()}
+    with tracked(session.trials, trackers, config) as tracking:
+        result = _searched(session, budget)
+        tracking.finish("finished", result.search, result.winner)
+    return result
+
+
+def _searched(session: Session, budget: loop.Budget) -> Result:
+    spec, slices = session.plan.spec, session.executor.info.slices
+    limits = budget.to_data()
     session.store.record("budget", limits)
-    facts = {name: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for name, s in slices.items()}
+    facts = {name: _facts(info) for name, info in slices.items()}
     session.store.record("slices", facts)
+    keep_documents(session)
+    session.describe()
     spent = session.trials.spent()[1]
     left = None if budget.seconds is None else budget.seconds - spent
     signs = {name: s.sign for name, s in slices.items()}
@@ -275,6 +313,12 @@ def _run(session: Session, budget: loop.Budget) -> Result:
         record_contributions(session.store, gained)
     session.observer.phase("scoring the best candidates on the holdout split")
     return _result(session, holdout.release(session, limits), gained)
+
+
+def _facts(info: SliceInfo) -> dict[str, Any]:
+    """What readers of a run are told of a slice."""
+    known = {"metric": info.metric, "sign": info.sign, "weight": info.weight}
+    return {**known, "measure": True} if info.is_measure else known
 
 
 def _is_last(release: Release, session: Session, budget: loop.Budget) -> bool:
@@ -321,70 +365,3 @@ def _extended(session: Session, trials: int | None, time: float | None, items: i
     if budget.items is not None and n_items >= budget.items:
         session.observer.warn(f"{n_items:,} of {budget.items:,} items are used up; --items gives a new total")
     return budget
-
-
-class _RunLog(logging.FileHandler):
-    """A log that costs no search, and no word on the terminal, where it cannot be written."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):
-            super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
-
-    def close(self) -> None:
-        with suppress(OSError):  # what a full disk did not take is written again here
-            super().close()
-
-
-@contextmanager
-def _logged(folder: RunFolder) -> Iterator[None]:
-    """Keeps the run's log."""
-    logger, handler = logging.getLogger("evomerge"), _RunLog(folder.log, encoding="utf-8", delay=True)
-    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    except Exception as error:
-        if not (isinstance(error, (EvomergeError, OSError)) or _of_storage(error)):
-            logger.exception("a fault of evomerge's own")
-            error.add_note(f"{folder.log} shows more")
-        raise
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
-        handler.close()
-
-
-@contextmanager
-def _diagnosed(folder: RunFolder) -> Iterator[None]:
-    """Says which file of the run could not be written, and how to go on: what finished is in the journal."""
-    try:
-        yield
-    except OSError as error:
-        file = error.filename2 or error.filename
-        of_run = isinstance(file, (str, Path)) and folder.path in (Path(file), *Path(file).parents)
-        if not of_run and not is_disk_full(error):
-            raise
-        reason = "the disk is full" if is_disk_full(error) else error.strerror
-        mend = "free some space" if is_disk_full(error) else "make it possible"
-        raise _ended(folder, f"{file if of_run else folder.path} cannot be written: {reason}", mend) from None
-    except Exception as error:
-        if not _of_storage(error):
-            raise
-        cause = str(error.__cause__ or error).partition("\n")[0]
-        raise _ended(folder, f"the storage of the run {folder.name!r} failed ({cause})", "mend it") from error
-
-
-def _of_storage(error: Exception) -> bool:
-    """Whether a database in place of the journal failed."""
-    return type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy")
-
-
-def _ended(folder: RunFolder, problem: str, mend: str) -> InputError:
-    if not folder.environment.exists():
-        return InputError(problem, f"{mend} and launch again, or choose another --run")
-    return InputError(f"{problem}; every finished trial is kept", f"{mend}, then `evomerge resume {folder.handle}`")

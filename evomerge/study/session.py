@@ -16,6 +16,8 @@ from evomerge.optimize.replay import Asked
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.gates import scales, settle
 from evomerge.scoring.item_noise import ItemNoise
+from evomerge.space.base import FORMER_WINNER
+from evomerge.space.space import Space
 from evomerge.study.after.transfer import StartingPoint
 from evomerge.study.gradients.trial_gradients import TrialGradients
 from evomerge.study.observer import Observer
@@ -24,9 +26,10 @@ from evomerge.study.racing.racer import Racer, applicable, is_cheap
 from evomerge.study.run.evaluation import Criteria, TrialResult
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
-from evomerge.study.run.release import looked
+from evomerge.study.run.notes import holdout_note, metric_name, released_note, study_note
+from evomerge.study.run.release import Release, looked
 from evomerge.study.run.store import Store, duplicate_label
-from evomerge.study.run.trial import UNIFORM, Trial
+from evomerge.study.run.trial import Trial
 from evomerge.study.trials import AIM, Trials
 from evomerge.types import Outcome
 
@@ -77,6 +80,17 @@ class Session:
     def leaderboard(self) -> Leaderboard:
         return self.trials.leaderboard
 
+    def describe(self, release: Release | None = None) -> None:
+        """Writes down what Optuna's tools show of the study: the name of its objective, what it is, how it ended."""
+        plan, slices = self.plan, self.executor.info.slices
+        self.store.name_metric(metric_name(plan.fitness))
+        parts = [study_note(self.folder.name, plan.spec, plan.fitness, slices, len(plan.space.dimensions))]
+        if release is not None:
+            parts.insert(0, released_note(release.leaderboard, release.winner))
+            for trial in release.leaderboard.trials:
+                self.store.annotate(holdout_note(release.leaderboard, trial), trial)
+        self.store.annotate("\n\n".join(parts))
+
     # References: base, sources and uniform average, scored first; they settle the relative floors.
 
     def score_references(self) -> None:
@@ -93,7 +107,11 @@ class Session:
         self._settle()
 
     def _reference_scored(self, trial: Trial) -> EvalTask[Trial]:
-        return self.trials.end(trial, (yield from self.trials.evaluate(trial)))
+        done = self.trials.end(trial, (yield from self.trials.evaluate(trial)))
+        former = self.plan.former if done.label == FORMER_WINNER else None
+        if former is not None and done.digest not in (None, former.digest):
+            self.observer.warn(f"{done.name} should have the weights of {former}, and has others")
+        return done
 
     def _references_done(self, labels: Sequence[str]) -> tuple[int, int]:
         """How many references have ended, and how many there are."""
@@ -109,9 +127,7 @@ class Session:
                 yield trial
 
     def _references(self) -> dict[str, Recipe]:
-        space = self.plan.space
-        parents = {"base": space.models.base, **space.models.sources}
-        return {**{name: space.parent(model) for name, model in parents.items()}, UNIFORM: space.uniform()}
+        return self.plan.space.references()
 
     def _settle(self) -> None:
         """Turns the floors into numbers, by the references' scores, and writes them down for readers."""
@@ -144,11 +160,13 @@ class Session:
     def _warn_of_flat_slices(self) -> None:
         """A slice on which all references score the same more likely has a mistake in its task than in its models."""
         scores = [t.scores for t in self.store.trials() if t.kind == "reference" and t.scores]
+        models = "base and sources" if self.plan.spec.stacks else "base, sources and average"
         for name, info in self.executor.info.slices.items():
+            if info.is_measure:
+                continue  # models of one family have one size
             values = {s[name] for s in scores}
-            if len(values) == 1:
-                shown = info.show(values.pop())
-                self.observer.warn(f"slice {name}: base, sources and average all score {shown:.4f}; check its task")
+            if len(values) == 1 and len(scores) > 1:
+                self.observer.warn(f"slice {name}: {models} all score {info.show(values.pop()):.4f}; check its task")
 
     def _choose_means(self) -> None:
         """Pruning and gradients, as the files ask for them. Both go by the scored references."""
@@ -161,7 +179,9 @@ class Session:
             alone = "; asynchronous candidates do not race" if spec.asynchronous else ""
             self.observer.note(f"items: {self.racer.schedule}{alone}")
         if uses_gradient(spec.optimizer["name"], spec.options):
-            self.gradients = TrialGradients(self.trials, self.trials.as_ended, self.executor, self.plan.space)
+            space = self.plan.space
+            assert isinstance(space, Space), "paths have no slopes (`prepare.check_files`)"
+            self.gradients = TrialGradients(self.trials, self.trials.as_ended, self.executor, space)
             self.gradients.score_references()
 
     def make_racer(self) -> Racer | None:
@@ -181,8 +201,8 @@ class Session:
 
     # Searched trials.
 
-    def begin(self, proposal: Proposal) -> Trial:
-        """A new trial of a genome that the optimizer proposed."""
+    def begin(self, proposal: Proposal, generation: int | None = None) -> Trial:
+        """A new trial of a genome that the optimizer proposed, in this generation."""
         recipe = self.plan.space.recipe(proposal.genome)
         label = proposal.label
         if self.starting_point is not None and proposal.genome == self.starting_point.genome:
@@ -195,6 +215,7 @@ class Session:
             recipe,
             needs_gradient=proposal.needs_gradient,
             duplicate_of=original.number if original else None,
+            generation=generation,
         )
 
     def race(self, trials: Sequence[Trial], generation: Generation) -> None:

@@ -15,13 +15,13 @@ from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.safety.durable import write_whole
 from evomerge.safety.read import read_text
-from evomerge.scoring.gates import judge
 from evomerge.scoring.item_noise import ItemNoise, Scored
 from evomerge.study.observer import Observer
 from evomerge.study.run.evaluation import Criteria, TrialResult
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.items import Items, append_items, load_items, write_items
 from evomerge.study.run.leaderboard import Floors, Leaderboard
+from evomerge.study.run.numbers import constraints, of_search, unknown
 from evomerge.study.run.store import Store
 from evomerge.study.run.trial import Kind, Trial
 from evomerge.types import Genome, ItemScore, SplitName
@@ -66,6 +66,8 @@ class Trials:
         self.folder, self.store, self.criteria, self.observer = folder, store, criteria, observer
         self.leaderboard, self.as_ended = Leaderboard(Floors.unsettled()), Leaderboard(Floors.unsettled())
         self._seed, self._asynchronous, self._num_workers = seed, asynchronous, num_workers
+        slices = criteria.info.slices
+        self._signs, self._unknown = {name: info.sign for name, info in slices.items()}, unknown(slices)
         self.item_noise: ItemNoise | None = None
         self.searched: list[Trial] = []
         self._places: dict[int, int] = {}  # number -> place in `searched`
@@ -119,6 +121,8 @@ class Trials:
         """Ranks all trials under the floors that the references have settled."""
         self.leaderboard.settle(floors)
         self.as_ended.settle(floors)
+        for trial in self.store.unclosed:
+            self.store.close(trial, constraints(floors.verdicts(trial)), of_search(trial, self._signs, floors))
 
     def aim(self, aim: float, raised: int | None = None) -> None:
         """What the optimizer is told aims `aim` standard errors above the floors, from trial `raised` on twice that."""
@@ -135,6 +139,7 @@ class Trials:
         *,
         needs_gradient: bool = False,
         duplicate_of: int | None = None,
+        generation: int | None = None,
     ) -> Trial:
         """Writes a new trial down."""
         n_told = self.n_told if self._asynchronous and kind == "search" else None
@@ -147,6 +152,8 @@ class Trials:
             n_told=n_told,
             needs_gradient=needs_gradient,
             duplicate_of=duplicate_of,
+            generation=generation,
+            numbers=self._unknown,
         )
         self._take_in(trial)
         return trial
@@ -157,7 +164,16 @@ class Trials:
             logger.warning("trial %d failed: %s", trial.number, result.reason)
         order = self.n_told if trial.n_told is not None else None
         result = self._with_errors(self._with_elapsed(result))
-        done = self.store.end(trial, result, self._constraints(result), order)
+        floors = self.leaderboard.floors
+        scored = _scored(trial, result)
+        done = self.store.end(
+            trial,
+            result,
+            constraints(floors.verdicts(scored)),
+            order,
+            of_search(scored, self._signs, floors),
+            floors.settled,
+        )
         self._take_in(done)
         logger.info("trial %d %s: objective %s, %.2f s", done.number, done.state, done.objective, done.seconds["total"])
         self.keep_best()
@@ -194,13 +210,6 @@ class Trials:
             return result
         items = {name: {item.item: item for item in score.items} for name, score in result.scores.items()}
         return replace(result, errors=self.item_noise.errors(Scored(result.scores, items)))
-
-    def _constraints(self, result: TrialResult) -> list[float] | None:
-        """How far the scores lie below each floor, 0 where it is met; None before the floors are settled."""
-        floors = self.leaderboard.floors
-        if result.failed or not floors.settled:
-            return None
-        return [verdict.shortfall for verdict in judge(result.gated, floors.gates, floors.scale)]
 
     # Duplicates.
 
@@ -319,3 +328,9 @@ class Trials:
             return read_text(self.folder.best) == text
         except InputError:
             return False
+
+
+def _scored(trial: Trial, result: TrialResult) -> Trial:
+    """The trial with the scores of a result, before that is stored."""
+    scores = {name: score.value for name, score in result.scores.items()}
+    return replace(trial, scores=scores, bounds=result.bounds)

@@ -171,8 +171,8 @@ def test_a_dry_run_goes_by_headers(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(space.replace("SOURCE", "tuned"))
     code = "from evomerge.study.dry_run import dry_run\nprint(dry_run('space.yaml'))"
     said = hub.run(code, tmp_path / "cache")
-    assert f"'genes': '{tiny_models.LAYERS} searched values'" in said
-    assert "'not checked': 'weights, items'" in said
+    assert f"'genes': {tiny_models.LAYERS}," in said
+    assert "'not checked': ['weights', 'items']" in said
     assert hub.asked == 2 * ["model.safetensors bytes=0-99999"]
     # What headers show is told before a download
     cut = {name: tensor for name, tensor in base.items() if ".1.mlp.up_proj" not in name}

@@ -209,8 +209,8 @@ def test_what_a_space_cannot_say(files: tuple[Path, Path], key: str, value: Any,
 @pytest.mark.parametrize(
     ("piece", "message"),
     [
-        ({"metric": "acc"}, "needs either `task`"),
-        ({"task": "t", "python": "a:b", "metric": "acc"}, "needs either `task`"),
+        ({"metric": "acc"}, "needs one of `task`"),
+        ({"task": "t", "python": "a:b", "metric": "acc"}, "needs one of `task`"),
         ({"python": "nocolon", "data": "x"}, "is not module:function"),
         ({"python": "a:b"}, "has no 'data'"),
         ({"python": "a:b", "data": "x", "num_fewshot": 1}, "only goes with an lm-eval `task`"),

@@ -13,7 +13,7 @@ from evomerge.errors import InputError
 from evomerge.merging.disk.stream import checkpoint_digest, merge
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank
-from evomerge.merging.resident.materialize import Resident, as_it_is
+from evomerge.merging.resident.materialize import Resident
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 
 _COMMON = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20}
@@ -63,9 +63,9 @@ def test_a_model_built_of_its_configuration_is_the_loaded_one(kind, tmp_path):
     """What a recipe of another depth or vocabulary is merged into."""
     models = write(kind, tmp_path, **CONFIGS[kind])
     base, bank = Checkpoint.open(models["base"]), SourceBank()
-    loaded, built = Resident(base, bank, "float32"), Resident(base, bank, "float32")
-    built.model.__dict__ = built._built(plan(as_it_is(models["base"], "float32"), bank.open)).__dict__
-    built._adopt(base.config, list(base.tensors))
+    loaded = Resident(base, bank, "float32")
+    shorter = Recipe((Document("passthrough", (Slice((Input(models["base"], (0, 1)),)),), out_dtype="float32"),))
+    built = Resident(base, bank, "float32", planned=plan(shorter, bank.open))
     assert built.load(models["base"]) == loaded.digest()
     ids = torch.arange(1, 9)[None]
     assert torch.equal(built.model(ids).logits, loaded.model(ids).logits)

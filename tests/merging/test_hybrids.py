@@ -15,7 +15,8 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.merging.disk.stream import checkpoint_digest, merge
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank
-from evomerge.merging.resident.materialize import Resident, check_buildable
+from evomerge.merging.resident.building import check_buildable
+from evomerge.merging.resident.materialize import Resident
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

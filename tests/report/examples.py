@@ -16,10 +16,11 @@ from evomerge.examine.path import Point, ScoredPath
 from evomerge.report.gains import gained_table
 from evomerge.report.paths import path_summary, path_table
 from evomerge.report.rankings import compared_table, compared_words, ranked_tables, ranked_words
-from evomerge.report.results import result_table, verdict
+from evomerge.report.results import result_table
 from evomerge.report.runs import runs_table, status_tables, status_words
 from evomerge.report.shown import Sheet
 from evomerge.report.tables import evaluated_table
+from evomerge.report.verdicts import verdict
 from evomerge.scoring.gates import Gate, judge
 from evomerge.scoring.stats.paired import Comparison
 from evomerge.study.after.compare import Compared
@@ -70,7 +71,8 @@ class Made:
     @property
     def infos(self) -> Any:
         signs = {name: self.sign(at) for at, name in enumerate(self.slices)}
-        return {n: SimpleNamespace(metric=self.metric, sign=s, show=partial(operator.mul, s)) for n, s in signs.items()}
+        known = {"metric": self.metric, "weight": 1.0, "is_measure": False}
+        return {n: SimpleNamespace(**known, sign=s, show=partial(operator.mul, s)) for n, s in signs.items()}
 
     def score(self, at: int) -> float:
         return -self.random.uniform(1.5, 2.7) if self.sign(at) < 0 else self.random.uniform(0.45, 1.0)

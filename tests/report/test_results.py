@@ -15,7 +15,8 @@ from rich.console import Console
 import evomerge
 from evomerge.cli import main
 from evomerge.report.numbers import behind, number, short
-from evomerge.report.results import CarriedOver, carried_over, result_table, verdict
+from evomerge.report.results import CarriedOver, carried_over, result_table
+from evomerge.report.verdicts import verdict
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.trial import Trial
 
@@ -50,7 +51,7 @@ def test_three_slices_fit_a_screen(tiny_study: Study) -> None:
         (0.984252, (0.944, 0.996), "0.984 (0.94–1.00)"),
         (2.13412, (2.1331, 2.1349), "2.134 (2.133–2.135)"),
         (34.5678, (31.02, 38.9), "34.57 (31.0–38.9)"),
-        (34567.8, (31020.0, 38900.0), "34568 (31020–38900)"),
+        (34567.8, (31020.0, 38900.0), "34,568 (31,020–38,900)"),
         (0.01, (-0.02, 0.04), "0.010 (-0.02 to 0.04)"),
         (0.5, None, "0.500"),
     ],

@@ -55,7 +55,7 @@ def test_panel_for_terminals(tiny_study: Study) -> None:
     with observer:
         evomerge.search(tiny_study(), trials=7, observer=observer)
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
-    for part in ("run space", "4/4", "7/7", "best so far", "floor", "scoring on the holdout items"):
+    for part in ("run space", "4/4", "7/7", "best: ", "floor", "above it", "scoring on the holdout items"):
         assert part in drawn
 
 

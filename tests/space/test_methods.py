@@ -20,7 +20,8 @@ from evomerge.merging.resident.execute import execute
 from evomerge.recipe.mergekit import parse_recipe, write_recipe
 from evomerge.recipe.recipe import Recipe, TokenizerPolicy
 from evomerge.registry import CHOICES, METHODS, Parameter
-from evomerge.space.space import Models, Space
+from evomerge.space.base import Models
+from evomerge.space.space import Space
 from evomerge.types import Genome
 
 RANGES: dict[str, tuple[float, float]] = {

@@ -15,7 +15,8 @@ from evomerge.files.space_file import read_space
 from evomerge.recipe.mergekit import parse_recipe, write_recipe
 from evomerge.recipe.parameters import Levels
 from evomerge.recipe.recipe import Recipe
-from evomerge.space.space import Models, Space
+from evomerge.space.base import Models
+from evomerge.space.space import Space
 from evomerge.types import Genome
 
 LAYERS = 6

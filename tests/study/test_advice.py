@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evomerge.report.results import advice_words
+from evomerge.report.verdicts import advice_words
 from evomerge.scoring.gates import Gate
 from evomerge.study.advice import CHANCE, advise
 from evomerge.study.run.leaderboard import Floors, Leaderboard
@@ -41,8 +41,8 @@ def test_the_floor_that_the_closest_finalist_passes() -> None:
     assert found.trial == 7
     lower = replace(FLOORS, gates={**FLOORS.gates, "a": Gate("a", found.floors["a"])})
     assert lower.outcome(trial(7, 0.7912345)).feasible
-    shown = "\n".join(advice_words(found, Leaderboard(FLOORS, [trial(7, 0.7912345)])))
-    assert "a 0.7912 " in f"{shown} "
+    shown = "\n".join(advice_words(found, Leaderboard(FLOORS, [trial(7, 0.7912345)]), "space"))
+    assert "a 0.7912 (0.0088 lower) " in f"{shown} "
 
 
 def test_so_many_items_give_the_chance() -> None:
@@ -61,7 +61,7 @@ def test_no_number_of_items_helps_what_lies_below_the_floor() -> None:
 def test_a_trial_far_above_the_floor_was_only_unlucky() -> None:
     found = advised(0.90, 0.79)
     assert found.items == 1.0
-    shown = "\n".join(advice_words(found, Leaderboard(FLOORS, [trial(7, 0.79)])))
+    shown = "\n".join(advice_words(found, Leaderboard(FLOORS, [trial(7, 0.79)]), "space"))
     assert "with as many others in each split, trial 7 passes with 80 % probability" in shown
 
 
@@ -69,7 +69,7 @@ def test_a_trial_just_above_the_floor_needs_very_many() -> None:
     found = advised(0.8101, 0.79)
     assert found.items is not None
     assert found.items > 64
-    shown = "\n".join(advice_words(found, Leaderboard(FLOORS, [trial(7, 0.79)])))
+    shown = "\n".join(advice_words(found, Leaderboard(FLOORS, [trial(7, 0.79)]), "space"))
     assert "trial 7 needs more than 64 times as many" in shown
 
 

@@ -53,7 +53,7 @@ def test_the_copy_is_searched_exported_and_resumed(tiny_study: Study, capsys: Sa
     assert load_file("merged/model.safetensors")
     # Another search begins with its winner.
     genome = result.search.trials[-1].genome
-    begun = evomerge.search("space.yaml", run="begun", begin=f"space:{number}", device="cpu")
+    begun = evomerge.search("space.yaml", run="begun", from_run=f"space:{number}", device="cpu")
     assert genome in [trial.genome for trial in begun.search.trials]
     # A resume takes the copy as it is, and needs the original no more.
     Path("models/moved/model.safetensors").unlink()

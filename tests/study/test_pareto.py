@@ -173,7 +173,8 @@ def test_choices_for_an_optimizer_of_numbers(
         space["optimizer"] = {"name": "qmc"}
 
     # in truth all optimizers but `gradient` take choices
-    monkeypatch.setitem(declarations.DECLARATIONS, "qmc", declarations.Declaration(choices=False))
+    changed = {**declarations.DECLARATIONS, "qmc": declarations.Declaration(choices=False)}
+    monkeypatch.setattr(declarations, "DECLARATIONS", changed)
     tiny_study(change)
     said = refused(capsys)
     assert "space.yaml:" in said

@@ -64,9 +64,7 @@ def quantized_study(request: pytest.FixtureRequest, tiny_study: Study) -> str:
 
 def test_a_search_and_its_export(quantized_study: str) -> None:
     facts = dry_run("space.yaml")
-    assert facts["quantized"] == "; ".join(
-        f"{name}: {quantized_study}, dequantized to bfloat16" for name in ("base", "one")
-    )
+    assert facts["quantized"] == [f"{name}: {quantized_study}, dequantized to bfloat16" for name in ("base", "one")]
     result = evomerge.search("space.yaml", trials=6)
     assert all(t.state != "failed" for t in result.search.trials)
     evomerge.export("space", "best.yaml", trial=4, allow_infeasible=True)
@@ -114,7 +112,7 @@ def test_a_gguf_file_as_a_source(tiny_study: Study) -> None:
     writer.close()
     stored, tuned = Checkpoint.open("models/base+models/two.gguf"), Checkpoint.open("models/two")
     assert all(torch.equal(stored.read(name), tuned.read(name)) for name in tuned.tensors)
-    assert dry_run("space.yaml")["quantized"] == "two: GGUF (F32), dequantized to float32"
+    assert dry_run("space.yaml")["quantized"] == ["two: GGUF (F32), dequantized to float32"]
     result = evomerge.search("space.yaml", trials=5)
     evomerge.export("space", "best.yaml", trial=4, allow_infeasible=True)
     assert checkpoint_digest(evomerge.merge("best.yaml", "merged")) == result.search.trials[4].digest

@@ -42,7 +42,7 @@ def test_a_run_that_used_it_says_so(
     assert said in capsys.readouterr().err
     assert main(["status", "space"]) == 0  # what is recorded is still shown
     if "gp" in before:  # and can be begun with
-        assert evomerge.search(tiny_study(), run="next", trials=6, begin="space:4").search.trials[4].genome
+        assert evomerge.search(tiny_study(), run="next", trials=6, from_run="space:4").search.trials[4].genome
 
 
 @pytest.mark.parametrize("neutral", ["0", "0.0", "false", "null"])

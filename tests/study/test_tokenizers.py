@@ -76,7 +76,7 @@ def test_dry_run_tells_of_tokens(tiny_study: Study) -> None:
     file = tiny_study()
     assert "tokens" not in dry_run(file)
     extend(file.parent / "models/two", ["kl"])
-    assert dry_run(file)["tokens"] == "tokenizer base: drops 1 tokens of two ('kl')"
+    assert dry_run(file)["tokens"] == ["tokenizer base: drops 1 tokens of two ('kl')"]
 
 
 def test_the_winner_is_evaluated_with_its_own_tokenizer(tiny_study: Study) -> None:

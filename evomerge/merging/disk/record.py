@@ -18,7 +18,7 @@ from evomerge.safety.paths import status
 from evomerge.safety.read import read_object
 from evomerge.versions import MERGING, versions
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch
     from evomerge.merging.plan.jobs import MergePlan
 
 RECORD = "reproduce.json"

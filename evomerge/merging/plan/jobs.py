@@ -371,3 +371,10 @@ class MergePlan:
     @property
     def elements(self) -> int:
         return sum(math.prod(job.shape) for job in self.jobs.values())
+
+    @property
+    def parameters(self) -> int:
+        """The number of its parameters. A head that is the embeddings counts once, wherever it is stored."""
+        shared = self.tied and self.embedding in self.jobs
+        jobs = (job for name, job in self.jobs.items() if job.method != COPY and not (shared and is_head(name)))
+        return sum(math.prod(job.shape) for job in jobs)

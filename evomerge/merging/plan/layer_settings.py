@@ -13,8 +13,10 @@ The steps, for a stack whose layer j is layer i of a model:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from evomerge.checkpoints.layouts.unread import model_config, quiet, skeleton
@@ -145,7 +147,7 @@ def _set_derived(
     """Write down the lists that transformers derives from other settings, where they would not follow by themselves.
     `ruled`: lists that follow already."""
     filled = _filled(config)
-    sources = {id(of): _filled(of) for of, _ in origins}
+    sources = {key: _filled(of) for key, of in _distinct(origins).items()}
     first = sources[id(origins[0][0])]
     if filled is None or first is None:
         return
@@ -166,8 +168,20 @@ def _set_derived(
         raise InputError(f"the configuration cannot say {lost} of the stacked layers", _MEND)
 
 
-def _filled(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def _distinct(origins: Sequence[_Origin]) -> dict[int, Mapping[str, Any]]:
+    """The configurations that layers come from, by id."""
+    return {id(of): of for of, _ in origins}
+
+
+def _filled(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The settings of the language model with all that transformers fills in; None if it does not know the model."""
+    return _filled_text(json.dumps(config))
+
+
+@lru_cache(maxsize=64)
+def _filled_text(text: str) -> Mapping[str, Any] | None:
+    """`_filled` of a configuration as JSON: the next candidate asks about the same ones."""
+    config = json.loads(text)
     from transformers import CONFIG_MAPPING
 
     if config.get("model_type") not in CONFIG_MAPPING:
@@ -183,7 +197,7 @@ def _check_kinds(config: Mapping[str, Any], origins: Sequence[_Origin]) -> None:
     """InputError if a layer of the stack would be of another kind than the layer that it comes from."""
     named = {key: config[key] for key in ("architectures",) if key in config}
     stack = _kinds(config)
-    models = {id(of): _kinds({**of, **named}) for of, _ in origins}
+    models = {key: _kinds({**of, **named}) for key, of in _distinct(origins).items()}
     if stack is None or any(kinds is None for kinds in models.values()):
         return
     for j, (of, i) in enumerate(origins):
@@ -193,9 +207,16 @@ def _check_kinds(config: Mapping[str, Any], origins: Sequence[_Origin]) -> None:
             raise InputError(problem, _MEND)
 
 
-def _kinds(config: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def _kinds(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | None:
     """For each layer what it consists of: its modules, with their classes, parameters and settings that are no numbers
     of the layer itself. None if transformers cannot build the model."""
+    return _kinds_text(json.dumps(config))
+
+
+@lru_cache(maxsize=64)
+def _kinds_text(text: str) -> Sequence[Mapping[str, Any]] | None:
+    """`_kinds` of a configuration as JSON."""
+    config = json.loads(text)
     model, layers = skeleton(config), configured_layers(config)
     stack = None if model is None or layers is None else find_stack(model.state_dict(), layers)
     if model is None or stack is None:

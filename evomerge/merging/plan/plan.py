@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
-from evomerge.checkpoints.modules import ALIASES, Modules, find_modules
+from evomerge.checkpoints.modules import ALIASES, Modules
 from evomerge.checkpoints.structure import LAYER_KEYS, is_counter
 from evomerge.checkpoints.tokenizer import tokenizer_folder
 from evomerge.checkpoints.vocabulary import Vocabulary
@@ -23,7 +22,8 @@ from evomerge.checkpoints.vocabulary_tensors import vocabulary_axes, with_rows
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.merging.plan.alignment import Alignment, promoted, truncated
 from evomerge.merging.plan.experts import expert_stacks
-from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, Read, TensorRef
+from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, TensorRef
+from evomerge.merging.plan.models import held_stage, staged_model, stored_model
 from evomerge.merging.plan.output_config import LayerRun, follow_tokens, lost_token, output_config
 from evomerge.merging.plan.settings import Settings
 from evomerge.merging.plan.stacking import Group, OutputTensor, Stacking
@@ -37,15 +37,12 @@ which are the base's (mergekit leaves them out); and some of those that not all 
 _ALONE_PARAMETERS = {p.name: (p.default if p.default is not None else 1.0,) for p in METHODS[_ALONE].parameters}
 
 
-_MODELS: WeakKeyDictionary[Checkpoint, Model] = WeakKeyDictionary()
-"""Of the checkpoints that are open: the next candidate reads the same ones."""
-
-
 def plan(
     recipe: Recipe,
     open_checkpoint: Callable[[str, Where | None], Checkpoint],
     truncate_embeddings: bool = False,
     mix_types: bool = False,
+    held: Mapping[str, MergePlan] | None = None,
 ) -> MergePlan:
     """Plan a recipe.
 
@@ -55,6 +52,8 @@ def plan(
             them have. If these rows mean different tokens, the merge is broken.
         mix_types: merge models of different `model_type`, where their tensors have the same names and shapes. The
             output is of the base's type.
+        held: plans of recipes whose output tensors are in memory, by the recipe's id. Where the recipe begins with
+            one of them, its tensors are read under that id.
 
     Raises:
         InputError: the recipe and its checkpoints do not fit: names document, model, tensor, and how to mend.
@@ -66,7 +65,7 @@ def plan(
     def find(reference: str, where: Where | None) -> Model:
         if reference not in models:
             opened[reference] = open_checkpoint(reference, where)
-            models[reference] = _stored_model(opened[reference])
+            models[reference] = stored_model(opened[reference])
         return models[reference]
 
     def find_vocabulary(reference: str, where: Where | None) -> Vocabulary:
@@ -74,7 +73,12 @@ def plan(
         return Vocabulary.of(tokenizer_folder(reference, where)) if known is None else known.vocabulary
 
     result: MergePlan | None = None
-    for document in recipe.documents:
+    begin, in_memory = held_stage(recipe, held or {})
+    if in_memory is not None:
+        (name, key), stage = in_memory, (held or {})[in_memory[1]]
+        stages[name], models[name] = stage, staged_model(name, stage, key)
+        opened.update({checkpoint.reference: checkpoint for checkpoint in stage.checkpoints})
+    for document in recipe.documents[begin:]:
         planner = _DocumentPlanner(document, find, find_vocabulary, truncate_embeddings, mix_types)
         jobs, lead = planner.jobs(), planner.lead
         result = MergePlan(
@@ -90,41 +94,9 @@ def plan(
         )
         if document.name:
             stages[document.name] = result
-            models[document.name] = _staged_model(document.name, result)
+            models[document.name] = staged_model(document.name, result)
     assert result is not None, "a recipe has at least one document"
     return result
-
-
-def _stored_model(checkpoint: Checkpoint) -> Model:
-    if checkpoint in _MODELS:
-        return _MODELS[checkpoint]
-    key = checkpoint.resolved()
-    tensors = {name: TensorRef(Read(key, name), info.shape, info.dtype) for name, info in checkpoint.tensors.items()}
-    modules = find_modules(tensors, checkpoint.config, checkpoint.stack)
-    vocabulary = Vocabulary.of(checkpoint.tokenizer_path)
-    model = _MODELS[checkpoint] = Model(
-        reference=key,
-        config=checkpoint.config,
-        modules=modules,
-        tied=checkpoint.tied,
-        embedding=checkpoint.embedding,
-        tensors=tensors,
-        vocabulary=vocabulary,
-    )
-    return model
-
-
-def _staged_model(name: str, stage: MergePlan) -> Model:
-    tensors = {n: TensorRef(job, job.shape, job.out) for n, job in stage.jobs.items()}
-    return Model(
-        reference=name,
-        config=stage.config,
-        modules=stage.modules,
-        tied=stage.tied,
-        embedding=stage.embedding,
-        tensors=tensors,
-        vocabulary=stage.vocabulary,
-    )
 
 
 class _DocumentPlanner:

@@ -3,7 +3,7 @@ place that the placement plan chose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +15,9 @@ from evomerge.checkpoints.preflight import check_finite, check_head
 from evomerge.checkpoints.siblings import siblings
 from evomerge.errors import InputError, Where
 from evomerge.merging.kernels.inputs import Kept
+from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.resident.placement import CPU, FILE, HOST, SLAB, Placement, tensor_key
+from evomerge.recipe.recipe import Recipe
 
 T = TypeVar("T")
 _ALIGNED = 512  # bytes
@@ -39,7 +41,14 @@ class SourceBank:
         self._addresses: set[int] = set()  # the addresses of these tensors
         self._rows: dict[str, dict[str, _Row]] = {}  # by the checkpoint's resolved reference
         self._checked: set[Hashable] = set()
+        self.held: dict[str, MergePlan] = {}  # by the recipe's id
+        self._merged: dict[str, Callable[[str], Tensor]] = {}  # by the same, what makes their tensors
         self._remembered: dict[Hashable, Any] = {}
+
+    def hold(self, recipe: Recipe, planned: MergePlan, make: Callable[[str], Tensor]) -> None:
+        """Keep the tensors of a merge like those of a checkpoint, under the recipe's id. `make`: merges the tensor of a
+        name; it is called once for each."""
+        self.held[recipe.id], self._merged[recipe.id] = planned, make
 
     def add(self, checkpoint: Checkpoint) -> Checkpoint:
         """Use this opened checkpoint for its reference and its resolved reference."""
@@ -78,6 +87,8 @@ class SourceBank:
         Raises:
             InputError: it is not finite, or its device ran out of memory.
         """
+        if ref in self._merged:
+            return self._merge(ref, name)
         checkpoint = self.open(ref)
         key = tensor_key(checkpoint, name)
         if key in self._tensors:
@@ -93,11 +104,50 @@ class SourceBank:
             return tensor
         if not self._keep:
             return self._put(tensor, home)
-        if checkpoint.resolved() not in self._rows:
-            self._rows[checkpoint.resolved()] = self._siblings(checkpoint)
-        kept = self._tensors[key] = self._put(tensor, home, self._rows[checkpoint.resolved()].get(name))
+        kept = self._tensors[key] = self._put(tensor, home, self._rows_of(checkpoint).get(name))
         self._addresses.add(kept.data_ptr())
         return kept
+
+    def _merge(self, ref: str, name: str) -> Tensor:
+        """A tensor of a held merge, in host memory."""
+        key = ref, name
+        if key not in self._tensors:
+            merged, row = self._merged[ref](name), self._rows.get(ref, {}).get(name)
+            kept = self._tensors[key] = self._put(merged, HOST, row)
+            self._addresses.add(kept.data_ptr())
+        return self._tensors[key]
+
+    def kept_tensor(self, ref: str, name: str) -> Tensor | None:
+        """A tensor that stays in memory, in its place; None for one that is read for each use."""
+        if ref in self._merged:
+            return self._merge(ref, name)
+        checkpoint = self.open(ref)
+        home = HOST if self._placement is None else self._placement.home(checkpoint, name)
+        return self.tensor(ref, name) if self._keep and home != FILE else None
+
+    def arrange(self, ref: str, offsets: Mapping[str, int], elements: int) -> None:
+        """Puts tensors of a checkpoint, or of a held merge, into one memory of so many elements, each at its offset,
+        once they are read. What has no room there together stays apart."""
+        memory, merged = _Memory(elements), ref in self._merged
+        if not merged:
+            checkpoint = self.open(ref)
+            homes = {HOST if self._placement is None else self._placement.home(checkpoint, name) for name in offsets}
+            infos = [checkpoint.tensors[name] for name in offsets]
+            whole = sum(info.elements for info in infos) == elements
+            if len(homes) > 1 or len({info.dtype for info in infos}) > 1 or not whole:
+                return
+        rows = self._rows.setdefault(ref, {}) if merged else self._rows_of(checkpoint)
+        rows.update({name: _Row(memory, offset) for name, offset in offsets.items()})
+
+    def forget(self) -> None:
+        """Drops all tensors and all that was made of them, so that they are read again."""
+        self._tensors, self._remembered, self._addresses = {}, {}, set()
+
+    def _rows_of(self, checkpoint: Checkpoint) -> dict[str, _Row]:
+        key = checkpoint.resolved()
+        if key not in self._rows:
+            self._rows[key] = self._siblings(checkpoint)
+        return self._rows[key]
 
     def holds(self, *tensors: Tensor | None) -> bool:
         """Whether tensors (None: no tensor) are kept ones; others, read from a file or cast, are gone after their
@@ -115,8 +165,9 @@ class SourceBank:
                 alike.setdefault((home, info.shape, info.dtype), []).append(name)
             for names in alike.values():
                 if len(names) > 1:
-                    memory = _Memory(len(names))
-                    places.update({name: _Row(memory, i) for i, name in enumerate(names)})
+                    size = checkpoint.tensors[names[0]].elements
+                    memory = _Memory(len(names) * size)
+                    places.update({name: _Row(memory, i * size) for i, name in enumerate(names)})
         return places
 
     def _put(self, tensor: Tensor, home: str, row: _Row | None = None) -> Tensor:
@@ -152,9 +203,10 @@ class SourceBank:
 
 @dataclass
 class _Memory:
-    """One memory for tensors that are merged in one call (`kernels.rows`): the experts of a layer."""
+    """One memory for tensors that are merged in one call (`kernels.rows`), or are one parameter once they are loaded:
+    the experts of a layer."""
 
-    count: int
+    elements: int
     tensor: Tensor | None = None
 
 
@@ -163,15 +215,16 @@ class _Row:
     """A place in such a memory."""
 
     memory: _Memory
-    index: int
+    offset: int
 
     def filled(self, tensor: Tensor, home: str, pinned: bool) -> Tensor:
         """The place, with a copy of the tensor."""
         if self.memory.tensor is None:
-            shape, device = (self.memory.count, *tensor.shape), CPU if home == HOST else home
+            device = CPU if home == HOST else home
             pin = pinned and device == CPU
-            self.memory.tensor = torch.empty(shape, dtype=tensor.dtype, device=device, pin_memory=pin)
-        return self.memory.tensor[self.index].copy_(tensor)
+            self.memory.tensor = torch.empty(self.memory.elements, dtype=tensor.dtype, device=device, pin_memory=pin)
+        place = self.memory.tensor[self.offset : self.offset + tensor.numel()]
+        return place.view(tensor.shape).copy_(tensor)
 
 
 class Slabs:

@@ -82,6 +82,20 @@ def build(
     return dispatch_model(model, device_map=devices)
 
 
+def without_memory(
+    config: Mapping[str, Any], dtype: torch.dtype, device: str, like: PreTrainedModel | None = None
+) -> PreTrainedModel:
+    """The language model of a configuration, whose parameters take no memory; its buffers are on the device. `like`:
+    see `build`."""
+    from transformers import AutoConfig
+
+    model = _skeleton(AutoConfig.for_model(**_settings(config)), dtype, like)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+    return model
+
+
 def skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
     """The language model of a configuration, without memory for its parameters and buffers."""
     from transformers import AutoConfig

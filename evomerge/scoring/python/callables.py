@@ -7,10 +7,11 @@ import hashlib
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from evomerge.errors import TrialError
-from evomerge.escape import quoted
+from evomerge.escape import excerpt, quoted
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.merging.resident.built import BuiltModel
 from evomerge.scoring.item_files import cluster_names, deal_items
@@ -19,7 +20,10 @@ from evomerge.scoring.python.functions import UserFunction, script_digest
 from evomerge.scoring.python.untouched import FreshTokenizer, untouched
 from evomerge.scoring.splits import SIDES, Deal, item_key, labels
 from evomerge.scoring.stats.aggregation import ItemMean, MeanKind
-from evomerge.types import ItemScore, SliceScore, SplitName
+from evomerge.types import Document, ItemScore, SliceScore, SplitName
+
+MOST_CHARACTERS = 2000
+"""Of an item that is kept for people."""
 
 
 class CallablePass:
@@ -55,6 +59,12 @@ class CallablePass:
 
     def prepare(self, split: SplitName, names: frozenset[str] | None = None) -> None:
         """Does nothing: a scorer makes its own prompts."""
+
+    def documents(self, split: SplitName) -> Iterator[Document]:
+        """What people read of the items of a split: the rows of the file."""
+        for at in self.deal.indices(split, self._task):
+            text = json.dumps(self._items[at], ensure_ascii=False, indent=1, default=str)
+            yield Document(self._labels[at], split, at, excerpt(text, MOST_CHARACTERS))
 
     def run(self, split: SplitName, names: frozenset[str] | None = None) -> SliceScore:
         """Calls the scorer on a split's items (only those in `names`) with the current weights. TrialError where it

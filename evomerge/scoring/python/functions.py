@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import logging
@@ -12,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from evomerge.errors import InputError, TrialError
@@ -82,6 +84,24 @@ def script_digest(ref: FunctionRef) -> str:
 
 
 def _loaded(ref: FunctionRef) -> Callable[..., Any]:
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            module = _run(ref) if ref.module is None else importlib.import_module(ref.module)
+        function: Callable[..., Any] = getattr(module, ref.function)
+    except InputError:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not raised_by_code():
+            raise
+        problem = f"{ref.name} cannot be loaded ({_line(error, ref.script)})"
+        raise InputError(problem, f"mend {ref.script}", ref.where) from error
+    if not callable(function):
+        raise InputError(f"{ref.name} is not callable", "name a function", ref.where)
+    return function
+
+
+def _run(ref: FunctionRef) -> ModuleType:
+    """Runs a file that is no module of an installed package. It may import its neighbours."""
     private = f"evomerge_fitness_{hashlib.sha256(str(ref.script).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(private, ref.script)
     if spec is None or spec.loader is None:
@@ -90,20 +110,11 @@ def _loaded(ref: FunctionRef) -> Callable[..., Any]:
     sys.modules[private] = module
     sys.path.insert(0, str(ref.script.parent))
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            spec.loader.exec_module(module)
-        function: Callable[..., Any] = getattr(module, ref.function)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and not raised_by_code():
-            raise
-        problem = f"{ref.name} cannot be loaded ({_line(error, ref.script)})"
-        raise InputError(problem, f"mend {ref.script}", ref.where) from error
+        spec.loader.exec_module(module)
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(ref.script.parent))
-    if not callable(function):
-        raise InputError(f"{ref.name} is not callable", "name a function", ref.where)
-    return function
+    return module
 
 
 def _check_signature(function: Callable[..., Any], ref: FunctionRef, takes: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from evomerge.scoring.stats.standard_errors import groups, normal_quantile
 from evomerge.types import ItemScore, SliceScore
 
 RESAMPLES = 5000
-MCNEMAR, BOOTSTRAP, NORMAL = "McNemar", "paired bootstrap", "unpaired normal"
+MCNEMAR, BOOTSTRAP, NORMAL, EXACT = "McNemar", "paired bootstrap", "unpaired normal", "exact"
 
 Items = Mapping[str, ItemScore]
 Vector = NDArray[np.float64]
@@ -79,6 +79,13 @@ def unpaired(first: SliceScore, second: SliceScore, sign: int, confidence: float
     width = normal_quantile((1 + confidence) / 2) * error
     p = math.erfc(abs(difference) / error / math.sqrt(2)) if error > 0 else float(difference == 0)
     return Comparison(*values, difference, (difference - width, difference + width), p, NORMAL, count)
+
+
+def exact(first: SliceScore, second: SliceScore, sign: int) -> Comparison:
+    """Compares two sizes, of which nothing is left to chance."""
+    difference = sign * (first.value - second.value)
+    p = None if math.isnan(difference) else float(difference == 0)
+    return Comparison(sign * first.value, sign * second.value, difference, None, p, EXACT, 0)
 
 
 def mcnemar(won: int, lost: int) -> float:

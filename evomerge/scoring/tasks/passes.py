@@ -7,7 +7,7 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.scoring.splits import SIDES, Deal, deal_all, item_key, labels
 from evomerge.scoring.tasks import library
+from evomerge.scoring.tasks.answers import Given, describe, given
 from evomerge.scoring.tasks.constants import constant_items
 from evomerge.scoring.tasks.instances import Doc, PreparedRequests, TaskRequests
 from evomerge.scoring.tasks.metrics import Rows
-from evomerge.types import SplitName
+from evomerge.types import Document, SplitName
 
 _PROMPT_FIELDS = (
     "output_type",
@@ -47,10 +48,12 @@ class Answers:
         rows: filter -> leaf task -> rows.
         loss: the mean negative log-likelihood of the right answers in nats per token; None where the requests do not
             tell it.
+        given: filter -> item -> answer.
     """
 
     rows: Mapping[str, Mapping[str, Rows]]
     loss: float | None
+    given: Mapping[str, Mapping[str, Given]]
 
 
 class TaskPass:
@@ -168,7 +171,14 @@ class TaskPass:
         prepared = self.prepare(split, names)
         with prepared.answered():
             rows = {f: {task.leaf: task.rows(f) for task in prepared.tasks} for f in sorted(self.filters)}
-            return Answers(rows, prepared.loss())
+            said = {f: {k: v for task in prepared.tasks for k, v in given(task, f).items()} for f in rows}
+            return Answers(rows, prepared.loss(), said)
+
+    def documents(self, split: SplitName) -> Iterator[Document]:
+        """What people read of the items of a split."""
+        for task in self.requests(split):
+            numbers = {label: index for index, label in enumerate(self._labels[task.leaf])}
+            yield from (describe(task, doc, numbers[doc.item], split) for doc in task.docs)
 
     def digest(self) -> str:
         """sha256 over the items, the side of each, and the task's prompts and options."""

@@ -10,7 +10,9 @@ from typing import Any, Literal
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.scoring.stats import paired
 from evomerge.scoring.stats.paired import Comparison
+from evomerge.study.after.differences import Differences, differences
 from evomerge.study.after.status import Status, status
+from evomerge.study.run.documents import read_documents
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.items import items_file
 from evomerge.study.run.recorded import mean_kind_of, recorded_scores
@@ -28,6 +30,7 @@ class Compared:
     Attributes:
         slices: by name: "metric", "sign" and "weight".
         totals: slice -> the number of items that it has on the split.
+        differences: slice -> the items on which the two differ, where these were asked for.
     """
 
     folder: RunFolder
@@ -37,10 +40,16 @@ class Compared:
     slices: Mapping[str, Mapping[str, Any]]
     comparisons: Mapping[str, Comparison]
     totals: Mapping[str, int]
+    differences: Mapping[str, Differences] | None = None
 
 
 def compare(
-    run: str | Path, first: str | int, second: str | int | None = None, *, split: Side | None = None
+    run: str | Path,
+    first: str | int,
+    second: str | int | None = None,
+    *,
+    split: Side | None = None,
+    items: bool = False,
 ) -> Compared:
     """Compares two trials of a run on the items that both were scored on (`scoring.stats.paired.compare`).
 
@@ -49,6 +58,7 @@ def compare(
         first, second: a trial's number, a reference's label ("base", a source's name, "uniform"), or "winner".
             Default of the second: the winner, or before there is one the best trial so far.
         split: default: the holdout split where both were scored there, else the search split.
+        items: also list the items on which the two differ most.
 
     Raises:
         InputError: there is no such run or trial, or no items of it on that split.
@@ -60,15 +70,43 @@ def compare(
     side = split or ("holdout" if all(_scored(state, n, "holdout") for n in numbers) else "search")
     a, b = (_trial(state, number, side) for number in numbers)
     scores = [recorded_scores(state.folder.items, t, side) for t in (a, b, *_whole(state, side))]
-    comparisons = {name: _compared(fact["sign"], name, a, b, scores) for name, fact in state.slices.items()}
+    comparisons = between(a, b, scores, state.slices)
     totals = {name: max(len(s[name].items) for s in scores if name in s) for name in comparisons}
-    return Compared(state.folder, side, a, b, state.slices, comparisons, totals)
+    found = _differences(state, scores) if items else None
+    return Compared(state.folder, side, a, b, state.slices, comparisons, totals, found)
+
+
+def _differences(state: Status, scores: Sequence[Mapping[str, SliceScore]]) -> dict[str, Differences]:
+    documents = read_documents(state.folder.items)
+    both = [{name: {i.item: i for i in _of(s, name).items} for name in state.slices} for s in scores[:2]]
+    return {
+        name: differences(both[0][name], both[1][name], fact["sign"], documents.get(name, {}))
+        for name, fact in state.slices.items()
+    }
+
+
+def between(
+    first: Trial,
+    second: Trial,
+    scores: Sequence[Mapping[str, SliceScore]],
+    slices: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Comparison]:
+    """Compares two trials on each slice.
+
+    Args:
+        first, second: the trials.
+        scores: of both, with their items, and of others that were scored in full.
+        slices: by name: "sign", and "measure" where it is a size.
+    """
+    return {name: _compared(fact, name, first, second, scores) for name, fact in slices.items()}
 
 
 def _compared(
-    sign: int, name: str, first: Trial, second: Trial, scores: Sequence[Mapping[str, SliceScore]]
+    fact: Mapping[str, Any], name: str, first: Trial, second: Trial, scores: Sequence[Mapping[str, SliceScore]]
 ) -> Comparison:
-    a, b = (_of(s, name) for s in scores[:2])
+    sign, (a, b) = fact["sign"], (_of(s, name) for s in scores[:2])
+    if fact.get("measure"):
+        return paired.exact(a, b, sign)
     whole = [t.state == "complete" for t in (first, second)]
     full = [s for s, complete in zip((a, b), whole, strict=True) if complete] + [s[name] for s in scores[2:]]
     kind = mean_kind_of(full, sign) if full else None

@@ -38,6 +38,7 @@ class Status:
         gained: what gradient steps gained.
         driver: the process that drives it now.
         items: what the finished trials count against the budget of items: what they were scored on in the search.
+        confidence: of the fitness file.
     """
 
     folder: RunFolder
@@ -49,6 +50,17 @@ class Status:
     gained: Contributions | None = None
     driver: Driver | None = None
     items: int = 0
+    confidence: float | None = None
+
+    @property
+    def facts(self) -> Mapping[str, Mapping[str, Any]]:
+        """The same as `slices`."""
+        return self.slices
+
+    @property
+    def holdout(self) -> Leaderboard:
+        """Ranks the trials of the last release by their holdout scores; empty before one."""
+        return self.release.leaderboard if self.release else Leaderboard(Floors.unsettled())
 
     @property
     def state(self) -> Literal["running", "stopped", "finished"]:
@@ -115,7 +127,9 @@ def status(run: str | Path) -> Status:
     leaderboard = Leaderboard(_floors(store.facts, slices), store.trials())
     gained = recorded_contributions(store)
     items = sum(trial.items_scored for trial in store.as_ended() if trial.state != "running")
-    return Status(folder, budget, slices, leaderboard, released(store), rescored(store), gained, process, items)
+    confidence = environment.identity.get("fitness file", {}).get("confidence")
+    end = released(store), rescored(store), gained
+    return Status(folder, budget, slices, leaderboard, *end, process, items, confidence)
 
 
 def _floors(facts: Mapping[str, Any], slices: Mapping[str, Mapping[str, Any]]) -> Floors:

@@ -47,10 +47,14 @@ def starting_point(run: str, models: OpenModels) -> StartingPoint:
         InputError: there is no such trial, or it is not exactly a genome of the space.
     """
     space = models.space
+    assert isinstance(space, Space), "a path begins with another run's winner as a model"
     name, state, trial = starting_trial(run, space.spec)
     # Its optimizer does not matter: it may be one that was removed.
     old = read_space(state.folder.space, optimizer="random", fitness=state.folder.fitness)
-    _check_models(name, Environment.read(state.folder), models)
+    if old.dataflow is not None:
+        problem = f"{name} stacked layers, and this space merges weights"
+        raise InputError(problem, "begin from a run of weights, or write `space: dataflow`", _FLAG)
+    check_models(name, Environment.read(state.folder), models)
     sources = {source: space.models.sources[source] for source in old.sources}
     before = Space(old, replace(space.models, sources=sources))
     genome = _Transfer(before, space, trial.genome).genome()
@@ -69,7 +73,8 @@ def starting_trial(run: str, spec: SpaceSpec) -> tuple[str, Status, Trial]:
     return name, state, _trial(state, name, number)
 
 
-def _check_models(name: str, environment: Environment, models: OpenModels) -> None:
+def check_models(name: str, environment: Environment, models: OpenModels) -> None:
+    """InputError where a run merges models that a space does not have, or has others by their names."""
     recorded: Mapping[str, Any] = environment.identity["checkpoints"]
     for model, fingerprint in recorded.items():
         if model not in models.checkpoints:

@@ -39,6 +39,7 @@ class Pool:
         late: the same items, those first on which the references lose most.
         whole: whether all are scored on the first rung: some slice's score is no mean of its items, or they are few.
         least: the fewest items on a rung.
+        counted: whether its items count: a measure asks nothing.
     """
 
     slices: tuple[str, ...]
@@ -46,6 +47,7 @@ class Pool:
     late: tuple[str, ...]
     whole: bool
     least: int = _LEAST
+    counted: bool = True
 
     def first(self, share: float) -> frozenset[str]:
         """The items of a rung that has `share` of them."""
@@ -83,18 +85,18 @@ class ItemSchedule:
             few = "; they are too few for a race" if "racing" in self.fitness.pruning else ""
             return f"a candidate is scored on all {self.total} of the search split{early}{few}"
         first = f"a candidate is scored on {self._size(self.rungs[0])}, then as many as tell it apart, up to all "
-        names = [name for pool in self.pools if pool.whole for name in pool.slices]
+        names = [name for pool in self._counted if pool.whole for name in pool.slices]
         whole = f"; {', '.join(names)}: all at once" if names else ""
         return f"{first}{self.total} of the search split{early}{whole}"
 
     @property
     def total(self) -> int:
         """The number of items that a candidate is scored on in full."""
-        return sum(len(pool.order) for pool in self.pools)
+        return sum(len(pool.order) for pool in self._counted)
 
     def count(self, items: Items) -> int:
         """The number of items that a candidate was scored on."""
-        return sum(len(items.get(pool.slices[0], ())) for pool in self.pools)
+        return sum(len(items.get(pool.slices[0], ())) for pool in self._counted)
 
     def rung(self, share: float) -> ItemNames:
         return {name: pool.first(share) for pool in self.pools for name in pool.slices}
@@ -125,7 +127,11 @@ class ItemSchedule:
         return [share for share in shares if self._size(share) < self.total]
 
     def _size(self, share: float) -> int:
-        return sum(len(pool.first(share)) for pool in self.pools)
+        return sum(len(pool.first(share)) for pool in self._counted)
+
+    @property
+    def _counted(self) -> list[Pool]:
+        return [pool for pool in self.pools if pool.counted]
 
     def _pool(self, suite: SuiteInfo, slices: tuple[str, ...], references: Sequence[Items]) -> Pool:
         names = suite.slices[slices[0]].items
@@ -134,7 +140,8 @@ class ItemSchedule:
         if len(units) < len(slices):
             for name in slices:
                 self.item_weights.pop(name, None)
-            return Pool(slices, names, names, whole=True)
+            counted = not suite.slices[slices[0]].is_measure
+            return Pool(slices, names, names, whole=True, counted=counted)
         # Items are alike where the references differ alike on them; anchors represent such items. In all other
         # respects the order is random.
         drawn = np.random.default_rng([self.fitness.split_seed, len(names)]).permutation(len(names))

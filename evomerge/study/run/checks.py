@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.errors import EvomergeError
 from evomerge.escape import quoted
 from evomerge.recipe.mergekit import recipe_from_data
+from evomerge.study.run.stored import OPEN
 from evomerge.study.run.trial import Trial
 from evomerge.types import Dimension
 
@@ -51,13 +52,14 @@ def _faults(frozen: FrozenTrial, attributes: Mapping[str, Any]) -> Iterator[str]
         yield f"its told is {attributes['told']}"
     if frozen.state is TrialState.FAIL and "reason" not in attributes:
         yield "it failed without a reason"
-    if frozen.state in (TrialState.COMPLETE, TrialState.PRUNED):
+    is_open = frozen.state is TrialState.RUNNING and OPEN in attributes
+    if is_open or frozen.state in (TrialState.COMPLETE, TrialState.PRUNED):
         missing = {"scores", "stderr", "bounds", "digest", "evaluated", "items", "seconds"} - attributes.keys()
         if missing:
             yield f"it has ended without {', '.join(sorted(missing))}"
         elif not attributes["scores"] or not _digest(attributes["digest"]):
             yield "it has ended without scores or digest"
-        elif not _known(frozen.value):
+        elif not is_open and not _known(frozen.value):
             yield f"its objective is {quoted(frozen.value)}"
     if frozen.state is TrialState.PRUNED and "by" not in attributes:
         yield "it was pruned by nothing"
@@ -168,6 +170,7 @@ _TRIAL: Mapping[str, Predicate] = {
     "recipe_id": lambda value: _text(value) and re.fullmatch("[0-9a-f]{64}", value) is not None,
     "seed": lambda value: isinstance(value, int),
     **_SCORES,
+    OPEN: _known,
     "errors": _by_name(_number),
     "seconds": _by_name(_number),
     "by": _one_of("racing", "early_stop"),
@@ -177,6 +180,7 @@ _TRIAL: Mapping[str, Predicate] = {
     "sloped": lambda value: isinstance(value, bool),
     "slopes": _by_name(_with(loss=_number, checked=_number, slopes=_listed(_number))),
     "duplicate_of": _count,
+    "generation": _count,
 }
 
 _RESCORED = _with(**_SCORES, objective=_known)
@@ -219,6 +223,7 @@ _FACTS: Mapping[str, Predicate] = {
     "slices": _by_name(_with(metric=_text, sign=_one_of(1, -1), weight=_number)),
     "budget": _budget,
     "hands": _count,
+    "notes": _by_name(_count),
     "release": _release,
     "look": _with(budget=_budget, raised=_optional(_count), failed=_listed(_count)),
     "gradient": _with(

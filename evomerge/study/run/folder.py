@@ -22,7 +22,8 @@ from evomerge.safety.paths import absolute, status
 from evomerge.safety.read import read_object
 
 _FLAG, _UNUSUAL = Where("--run"), re.compile(r"[^\w.-]")
-_OWN = ("items", "aligned", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "environment.json")
+_OWN = ("items", "aligned", "run.lock", "search.log", "study.journal", "space.yaml", "fitness.yaml", "winner.yaml",
+        "environment.json")  # fmt: skip
 """What a launch makes; hidden ones are being written. A whole `environment.json` makes the folder a run."""
 STARTERS = ("starter-space.yaml", "starter-fitness.yaml")
 """The files that a search of models without a space file was given, in the run that they launch."""
@@ -37,11 +38,14 @@ class RunFolder:
         self.journal = self.path / "study.journal"
         self.space = self.path / "space.yaml"
         self.fitness = self.path / "fitness.yaml"
+        self.winner = self.path / "winner.yaml"
         self.environment = self.path / "environment.json"
         self.items = self.path / "items"
         self.aligned = self.path / "aligned"
         self.best = self.path / "best.yaml"
         self.log = self.path / "search.log"
+        self.summary = self.path / "summary.txt"
+        self.report = self.path / "report.html"
 
     @property
     def handle(self) -> str:

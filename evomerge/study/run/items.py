@@ -71,8 +71,8 @@ def append_items(folder: Path, trial: int, split: SplitName, items: Mapping[str,
 
 
 def save_items(file: Path, items: Mapping[str, Iterable[ItemScore]]) -> None:
-    """Writes one row an item: slice, item, score (natural direction), weight, cluster, raw (JSON); as lines of JSON
-    where `file` ends in .jsonl, else as Parquet. The file is replaced whole."""
+    """Writes one row an item: slice, item, score (natural direction), weight, cluster, raw (JSON), answer; as lines of
+    JSON where `file` ends in .jsonl, else as Parquet. The file is replaced whole."""
     rows = _rows(items)
     if file.suffix == ".jsonl":
         finite = ({**row, "score": row["score"] if math.isfinite(row["score"] or 0) else None} for row in rows)
@@ -86,7 +86,8 @@ def _write_parquet(rows: list[dict[str, Any]], stream: IO[bytes]) -> None:
     from pyarrow import parquet
 
     text, number = pa.string(), pa.float64()
-    types = {"slice": text, "item": text, "score": number, "weight": number, "cluster": text, "raw": text}
+    types = {"slice": text, "item": text, "score": number, "weight": number}
+    types |= dict.fromkeys(("cluster", "raw", "answer"), text)
     schema = pa.schema(list(types.items()), metadata={_DIGEST: _digest(rows)})
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), stream, write_page_checksum=True)
 
@@ -100,6 +101,7 @@ def _rows(items: Mapping[str, Iterable[ItemScore]]) -> list[dict[str, Any]]:
             "weight": float(item.weight),
             "cluster": item.cluster,
             "raw": json.dumps(item.raw, default=str),
+            "answer": item.answer,
         }
         for name, scores in items.items()
         for item in scores
@@ -120,7 +122,7 @@ def _read(file: Path) -> tuple[pa.Table, list[dict[str, Any]]]:
 
     content = read_bytes(file)
     try:
-        table = parquet.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        table = parquet.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
         rows = table.to_pylist()
         digest = (table.schema.metadata or {}).get(_DIGEST)
         sound = set(table.column_names) >= _COLUMNS and (digest is None or digest.decode() == _digest(rows))
@@ -178,7 +180,12 @@ def _item(row: Mapping[str, Any], raw: bool) -> ItemScore:
     score = row["score"]
     known = None if score is None or score != score else float(score)
     return ItemScore(
-        row["item"], known, float(row["weight"]), json.loads(row["raw"]) if raw else None, row.get("cluster")
+        row["item"],
+        known,
+        float(row["weight"]),
+        json.loads(row["raw"]) if raw else None,
+        row.get("cluster"),
+        row.get("answer"),
     )
 
 

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,8 +28,11 @@ LONGEST = 256 << 20
 
 _MARK = b',"sum":"'
 _HEX = 16
-_ENDED = b'"op_code":6,'
+_ENDED = re.compile(rb'"op_code":6,.*"trial_id":(\d+)')
 """The operation that ends a trial, as Optuna numbers it."""
+
+_SCORED = re.compile(rb'"trial_id":(\d+),"user_attr":\{"objective":')
+"""What ends a reference before its floors are known (`Store.end`)."""
 
 
 class DamagedJournal(InputError):
@@ -186,9 +190,10 @@ class Journal(BaseJournalBackend):
         # A line that is as it was written, and makes no sense, is no damage that can be cut off.
         intact, offset = self._intact if self._intact[0] < line else (0, 0)
         with self._open("rb") as stream:
-            stream.seek(offset)
-            lost = sum(_ENDED in entry for entry in stream)
-        return DamagedJournal(self.file, line, what, intact, offset, lost)
+            content = stream.read()
+        kept, behind = content[:offset], content[offset:]
+        ended = {*_ENDED.findall(behind), *_SCORED.findall(behind)} - {*_SCORED.findall(kept)}
+        return DamagedJournal(self.file, line, what, intact, offset, len(ended))
 
 
 def cut(damage: DamagedJournal, file: Path) -> Path:

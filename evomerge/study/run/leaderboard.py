@@ -11,7 +11,7 @@ from typing import Any
 from evomerge.optimize.ordering import RankKey, rank_key
 from evomerge.scoring.gates import Gate, Verdict, feasible, judge, shortfall
 from evomerge.study.run.trial import Trial
-from evomerge.types import Outcome
+from evomerge.types import Outcome, shown
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Floors:
 
     def describe(self, trial: Trial) -> str:
         """A trial and its scores in the metrics' own directions, on one line."""
-        scores = (f"{name} {gate.sign * trial.scores[name]:.4f}" for name, gate in self.gates.items())
+        scores = (f"{name} {shown(gate.sign * trial.scores[name])}" for name, gate in self.gates.items())
         return f"{trial.name}: {', '.join(scores)}"
 
 

@@ -26,6 +26,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "space": _NAME, "settings": (list,), "optimizer": _NAME_OR_NONE, "fitness": _NAME_OR_NONE, "folder": _NAME,
     "trust_tasks": (bool,), "allow_pickle": (bool,), "study": _NAME, "identity": (dict,), "versions": (dict,),
     "device": _NAME, "storage": _NAME_OR_NONE, "memory": _NAME_OR_NONE, "workers": (int,), "begin": (dict, type(None)),
+    "trackers": (list,),
 }  # fmt: skip
 """What the fields of `environment.json` hold: those of `Launch`, and the others of `Environment`."""
 
@@ -91,6 +92,7 @@ class Environment:
     memory: str | None = None
     workers: int = 1
     begin: dict[str, Any] | None = None
+    trackers: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: RunFolder) -> Environment:
@@ -105,6 +107,7 @@ class Environment:
             if data.get("workers", 1) < 1:
                 raise ValueError(f"workers is {data['workers']}")
             data["identity"] = current_keys(data["identity"])
+            data["trackers"] = tuple(map(str, data.get("trackers", ())))
             return cls(launch=Launch(**{**launch, "settings": tuple(map(str, launch["settings"]))}), **data)
         except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
             what = error.problem if isinstance(error, InputError) else f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -29,16 +30,15 @@ from evomerge.safety.paths import absolute
 from evomerge.study.run.checks import attribute_fault, content_fault, fact_fault, is_own
 from evomerge.study.run.evaluation import TrialResult
 from evomerge.study.run.journal import DamagedJournal, Journal, cut
-from evomerge.study.run.trial import Kind, State, Trial
+from evomerge.study.run.notes import write_note
+from evomerge.study.run.stored import OPEN, read_trial
+from evomerge.study.run.trial import Kind, Trial
 from evomerge.types import Dimension, Genome
 
+_NOTES = "notes"
+"""The fact that holds the versions of the notes as they were written here."""
+
 _FLAG, _SQLITE = Where("--storage"), "sqlite:///"
-_STATES: Mapping[TrialState, State] = {
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-}
 
 
 class Store:
@@ -54,6 +54,7 @@ class Store:
         self._distributions = {d.key: distribution(d) for d in dimensions}
         self._ids: dict[int, int] = {}
         self._trials: dict[int, Trial] = {}
+        self._unclosed: set[int] = set()
         try:
             self._facts: dict[str, Any] = dict(storage.get_study_user_attrs(study_id))
             frozen = storage.get_all_trials(study_id, deepcopy=False)
@@ -103,6 +104,18 @@ class Store:
             self._storage.set_study_user_attr(self._study, key, value)
             self._facts[key] = as_read
 
+    def name_metric(self, name: str) -> None:
+        """Names the objective in Optuna's tools."""
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            study_name = self._storage.get_study_name_from_id(self._study)
+            optuna.load_study(study_name=study_name, storage=self._storage).set_metric_names([name])
+
+    def annotate(self, text: str, trial: Trial | None = None) -> None:
+        """Writes the note of the study, or of a trial, that optuna-dashboard shows (`notes.write_note`)."""
+        trial_id = None if trial is None else self._ids[trial.number]
+        version = write_note(self._storage, self._study, trial_id, text, self._facts.get(_NOTES, {}))
+        self.record(_NOTES, {**self._facts.get(_NOTES, {}), **version})
+
     # Trials.
 
     def as_ended(self) -> list[Trial]:
@@ -134,18 +147,23 @@ class Store:
         n_told: int | None = None,
         needs_gradient: bool = False,
         duplicate_of: int | None = None,
+        generation: int | None = None,
+        numbers: Mapping[str, float] | None = None,
     ) -> Trial:
-        """Writes a trial down before it is evaluated (see `Trial`)."""
+        """Writes a trial down before it is evaluated (see `Trial`). `numbers` come to stand in front of what is long
+        (`numbers.unknown`)."""
         attributes = {
             "kind": kind,
             "label": label,
-            "genome": genome,
-            "recipe": json.dumps(to_data(recipe)),
+            **(numbers or {}),
             "recipe_id": recipe.id,
             "seed": seed,
+            "genome": genome,
+            "recipe": json.dumps(to_data(recipe)),
             **({} if n_told is None else {"told": n_told}),
             **({"sloped": True} if needs_gradient else {}),
             **({} if duplicate_of is None else {"duplicate_of": duplicate_of}),
+            **({} if generation is None else {"generation": generation}),
         }
         template = create_trial(
             state=TrialState.RUNNING,
@@ -161,8 +179,10 @@ class Store:
         self,
         trial: Trial,
         result: TrialResult,
-        constraints: Iterable[float] | None = None,
+        constraints: Iterable[float] = (),
         order: int | None = None,
+        numbers: Mapping[str, float] | None = None,
+        settled: bool = True,
     ) -> Trial:
         """Writes a trial's result down and ends it.
 
@@ -170,11 +190,14 @@ class Store:
             trial: in flight.
             result: its scores or the reason of its failure.
             constraints: one per floor, at most 0 where it is met; they make the study's feasible trials visible to
-                Optuna's own tools. None before the floors are settled.
+                Optuna's own tools.
             order: see `Trial`.
+            numbers: for people (`study.run.numbers`).
+            settled: whether the floors are. Nothing can be added to a trial that has ended in the storage, so a
+                reference, which has ended here, ends there once its constraints are known (`close`).
         """
         trial_id = self._ids[trial.number]
-        attributes: dict[str, Any] = {} if result.failed else result.to_data()
+        attributes: dict[str, Any] = {} if result.failed else {**(numbers or {}), **result.to_data()}
         attributes["seconds"] = dict(result.seconds)
         if result.errors:
             attributes["errors"] = dict(result.errors)
@@ -184,17 +207,37 @@ class Store:
             attributes["reason"] = result.reason
         if order is not None:
             attributes["place"] = order
+        if not settled and not result.failed:
+            attributes[OPEN] = result.objective  # with it, the trial has ended: last
+            return self._update(trial, attributes)
         with self._together():
             self._set(trial_id, attributes)
             if result.failed:
                 self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
             else:
-                if constraints is not None:
-                    self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
-                state = TrialState.COMPLETE if result.pruned_by is None else TrialState.PRUNED
                 assert result.objective is not None
-                self._storage.set_trial_state_values(trial_id, state, [result.objective])
+                self._end(trial_id, result.objective, constraints, result.pruned_by is not None)
         return self._keep(self._storage.get_trial(trial_id))
+
+    @property
+    def unclosed(self) -> list[Trial]:
+        """The references that have ended here, and not yet in the storage."""
+        return [self._trials[number] for number in self._unclosed]
+
+    @deferred()
+    def close(self, trial: Trial, constraints: Iterable[float], numbers: Mapping[str, float]) -> None:
+        """Ends such a reference in the storage, too."""
+        trial_id = self._ids[trial.number]
+        assert trial.objective is not None
+        with self._together():
+            self._set(trial_id, numbers)
+            self._end(trial_id, trial.objective, constraints)
+        self._unclosed.remove(trial.number)
+
+    def _end(self, trial_id: int, objective: float, constraints: Iterable[float], pruned: bool = False) -> None:
+        self._storage.set_trial_system_attr(trial_id, "constraints", list(constraints))
+        state = TrialState.PRUNED if pruned else TrialState.COMPLETE
+        self._storage.set_trial_state_values(trial_id, state, [objective])
 
     @deferred()
     def note(self, trial: Trial, digest: str, seconds: Mapping[str, float]) -> None:
@@ -236,47 +279,16 @@ class Store:
             self._storage.set_trial_user_attr(trial_id, key, value)
 
     def _keep(self, frozen: FrozenTrial) -> Trial:
-        trial, before = _read(frozen), self._trials.get(frozen.number)
+        trial, before = read_trial(frozen), self._trials.get(frozen.number)
         if before is not None and trial.duplicate_of != before.duplicate_of:
             trial = replace(trial, duplicate_of=before.duplicate_of)
         if before is not None and trial.state == "running" and "recipe" in before.__dict__:
             trial.__dict__["recipe"] = before.recipe  # parsed once, and dropped when the trial ends
         self._ids[frozen.number] = frozen._trial_id
+        if frozen.state is TrialState.RUNNING and trial.state != "running":
+            self._unclosed.add(frozen.number)
         self._trials[frozen.number] = trial
         return trial
-
-
-def _read(frozen: FrozenTrial) -> Trial:
-    """A trial out of the storage. Some attributes are stored under names that older runs have."""
-    attributes, recipe = frozen.user_attrs, frozen.user_attrs["recipe"]
-    state = _STATES.get(frozen.state, "failed")
-    value = frozen.value if frozen.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
-    return Trial(
-        number=frozen.number,
-        kind=attributes["kind"],
-        label=attributes["label"],
-        genome=attributes["genome"],
-        recipe_text=recipe if isinstance(recipe, str) else json.dumps(recipe),
-        recipe_id=attributes["recipe_id"],
-        seed=attributes["seed"],
-        state=state,
-        scores=attributes.get("scores", {}),
-        stderr=attributes.get("stderr", {}),
-        bounds=attributes.get("bounds", {}),
-        errors=attributes.get("errors", {}),
-        objective=value,
-        digest=attributes.get("digest"),
-        seconds=attributes.get("seconds", {}),
-        reason=attributes.get("reason") if state != "complete" else None,
-        pruned_by=attributes.get("by") if state != "complete" else None,
-        evaluated=attributes.get("evaluated", 0),
-        items=attributes.get("items", 0),
-        n_told=attributes.get("told"),
-        order=attributes.get("place"),
-        needs_gradient=attributes.get("sloped", False),
-        slopes=attributes.get("slopes"),
-        duplicate_of=attributes.get("duplicate_of"),
-    )
 
 
 _DUPLICATE = "same recipe as "

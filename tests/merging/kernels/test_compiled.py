@@ -16,7 +16,7 @@ from evomerge.merging.kernels.inputs import Blend, Inputs, mask_ints
 from evomerge.merging.kernels.masks import Draw
 from evomerge.merging.kernels.runner import Runner
 from evomerge.registry import METHODS, load
-from tests.merging.methods.test_conformance import arguments
+from evomerge.testing.methods import arguments
 
 compiled = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="kernels are compiled by a C++ compiler"

@@ -15,8 +15,8 @@ from evomerge.merging.kernels.masks import Draw
 from evomerge.merging.kernels.rows import Joint, rows
 from evomerge.merging.kernels.runner import Runner
 from evomerge.registry import METHODS, load
+from evomerge.testing.methods import arguments
 from tests.merging.kernels.test_compiled import KINDS, READY, bits, compiled
-from tests.merging.methods.test_conformance import arguments
 
 NUMBER, SIZE = 4, 5003
 

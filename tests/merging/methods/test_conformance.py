@@ -2,245 +2,27 @@
 
 from __future__ import annotations
 
-import functools
+import os
 import subprocess
 import sys
 
-import pytest
-import torch
-from torch import Tensor
-
-from evomerge.merging.kernels import runner
-from evomerge.merging.kernels.inputs import Inputs
-from evomerge.merging.kernels.masks import Draw
-from evomerge.merging.kernels.runner import Runner
-from evomerge.registry import METHODS, load
-
-NAMES = sorted(METHODS)
-SUBTRACTED = [n for n in NAMES if METHODS[n].base == "subtracted"]
-SEVERAL = [n for n in NAMES if METHODS[n].sources[1] > 1]
-SHAPES = [(37, 23), (48,), (1,), (0,), (3, 4, 5), (7, 1), (1, 9)]
-
-# where parameters say "this model, whole": weights of 1, the far end of a path, everything kept
-WHOLE = {
-    "weight": 1.0, "density": 1.0, "lambda": 1.0, "t": 1.0, "scale": 1.0, "normalize": False, "select_topk": 1.0,
-    "epsilon": 0.0, "r": 0.0,
-}  # fmt: skip
-# two sources at least, or only a part of the one model is ever taken
-NOT_ALONE = {"arcee_fusion", "model_stock", "nuslerp"}
-NOTHING = {"weight": 0.0, "t": 0.0, "select_topk": 0.0, "epsilon": 100.0}
-
-DRAW = Draw(3, "model.layers.0.mlp.up_proj.weight")
+from evomerge.registry import METHODS
+from evomerge.testing.methods import MethodConformance
 
 
-def stays(name):
-    """Whether parameters can say that nothing is taken from the models."""
-    found = NOTHING.keys() & {p.name for p in METHODS[name].parameters}
-    return bool(found) and METHODS[name].base in ("subtracted", "endpoint")
+class TestMethods(MethodConformance):
+    names = sorted(METHODS)
 
 
-def tensors(name, shape, dtype=torch.float32, count=None):
-    """(merged tensors, base) as the method takes them."""
-    method = METHODS[name]
-    least, most = method.sources
-    number = count or int(min(max(least, 3), most))
-    generator = torch.Generator().manual_seed(1)
-    base = torch.randn(shape, generator=generator)
-    made = [(base + 0.1 * torch.randn(shape, generator=generator)).to(dtype) for _ in range(number)]
-    return made, None if method.base == "ordinary" else base.to(dtype)
-
-
-def arguments(name, count, **values):
-    """Every parameter at `values`, else at its default, else at where a search starts. Lists: one value a source."""
-    found = {}
-    for p in METHODS[name].parameters:
-        value = values.get(p.name, p.init if p.default is None else p.default)
-        if p.scope == "source" and not isinstance(value, list):
-            value = [value] * count
-        found[p.argument] = value
-    return found
-
-
-def remember(known, key, make):
-    if key not in known:
-        known[key] = make()
-    return known[key]
-
-
-def merge(name, merged, base, out=None, draw=DRAW, known=None, **values) -> Tensor:
-    """The merged tensor in the dtype `out` (default: the models'), as an execution makes it. `known`: what is
-    remembered of these tensors."""
-    work, runner_ = merged[0].dtype, Runner()
-    inputs = Inputs(
-        merged,
-        base,
-        draw=draw,
-        keys=None if known is None else range(len(merged) + 1),
-        remember=None if known is None else functools.partial(remember, known),
-        run=None if known is None else lambda blend: runner_.reduce(blend, work),
-    )  # fmt: skip
-    found = load(METHODS[name].function)(inputs, **arguments(name, len(merged), **values))
-    if isinstance(found, Tensor):
-        assert found.dtype in (torch.float64 if work == torch.float64 else torch.float32, work)
-        return found.to(out or work)
-    result = torch.empty(merged[0].shape, dtype=out or work)
-    runner_.write(found, result, out or work)
-    return result
-
-
-def run(name, shape=(37, 23), dtype=torch.float32, out=None, **values):
-    return merge(name, *tensors(name, shape, dtype), out, **values)
-
-
-def unit(dtype, values):
-    """One unit in the last place of each value."""
-    return values.abs().to(torch.float32).clamp_min(torch.finfo(dtype).tiny) * torch.finfo(dtype).eps
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_inputs_are_not_changed(name, dtype):
-    merged, base = tensors(name, (37, 23), dtype)
-    given = [t.clone() for t in (*merged, *([base] if base is not None else []))]
-    for density in (1.0, 0.4):
-        merge(name, merged, base, density=density, select_topk=density)
-    kept = (*merged, *([base] if base is not None else []))
-    assert all(torch.equal(a, b) for a, b in zip(given, kept, strict=True))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_are_kept(name, shape):
-    for dtype in (torch.float32, torch.bfloat16):
-        found = run(name, shape, dtype, density=0.5, select_topk=0.5)
-        assert found.shape == shape
-        assert found.isfinite().all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_math_is_in_float32_and_rounded_once(name, dtype):
-    """Written in 16 bits is the float32 result, rounded: no step in between was."""
-    merged, base = tensors(name, (37, 23), dtype)
-    fine = merge(name, merged, base, torch.float32, scale=0.5)
-    assert torch.equal(merge(name, merged, base, scale=0.5), fine.to(dtype))
-    assert bool((fine.to(dtype) != fine).any()) or name in {"ram", "arcee_fusion", "passthrough"}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_float64_stays_float64(name):
-    merged, base = tensors(name, (37, 23), torch.float64)
-    found = merge(name, merged, base, scale=0.3)
-    assert found.dtype == torch.float64
-    narrow = merge(name, [t.float() for t in merged], None if base is None else base.float(), scale=0.3)
-    assert torch.allclose(found, narrow.double(), rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, (700, 131)), (torch.bfloat16, (91_700,))])
-def test_equal_inputs_give_equal_bits_on_any_number_of_threads(name, dtype, shape):
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            found.append(run(name, shape, dtype, density=0.37, select_topk=0.37, rescale=True))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(found[0], other) for other in found[1:])
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equal_inputs_give_equal_bits_in_any_chunks(name, dtype, monkeypatch):
-    """Thresholds, equals at a threshold and random masks go on across the chunks."""
-    found = []
-    for size in (1 << 17, 1000, 37):
-        monkeypatch.setattr(runner, "_CACHED", size)
-        found.append(run(name, (101, 23), dtype, density=0.37, select_topk=0.37))
-    assert all(torch.equal(found[0], other) for other in found[1:])
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_remembered_changes_nothing(name, dtype):
-    """Candidates over the same tensors share what is known of these; each comes out as if it were alone."""
-    merged, base = tensors(name, (37, 23), dtype)
-    known = {}
-    for share in (0.4, 0.8, 0.4):
-        values = {
-            "density": share,
-            "select_topk": share,
-            "t": share,
-            "weight": 1 - share,
-            "rescale": True,
-            "scale": share,
-        }
-        alone = merge(name, merged, base, **values)
-        assert torch.equal(merge(name, merged, base, known=known, **values), alone)
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in NOT_ALONE])
-def test_one_model_alone_comes_back(name):
-    (model, *_), base = tensors(name, (37, 23), count=1)
-    assert torch.allclose(merge(name, [model], base, **WHOLE), model, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if stays(n)])
-def test_nothing_taken_is_the_base(name):
-    merged, base = tensors(name, (37, 23))
-    assert torch.allclose(merge(name, merged, base, **NOTHING), base, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", SUBTRACTED)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_models_equal_to_the_base_give_the_base(name, dtype):
-    _, base = tensors(name, (37, 23), dtype)
-    count = int(min(2, METHODS[name].sources[1]))
-    assert torch.equal(merge(name, [base] * count, base, density=0.5, select_topk=0.5), base)
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if METHODS[n].base != "subtracted"])
-def test_equal_models_give_themselves(name):
-    (model, *_), base = tensors(name, (37, 23))
-    count = int(min(max(METHODS[name].sources[0], 2), METHODS[name].sources[1]))
-    found = merge(name, [model] * count, None if base is None else model, scale=1.0)
-    assert torch.allclose(found, model, rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize("name", [n for n in SEVERAL if not METHODS[n].stochastic])
-def test_the_order_of_the_sources_changes_nothing(name):
-    """Beyond the last place: sums are added up in another order. (Random masks belong to a source's number.)"""
-    merged, base = tensors(name, (37, 23))
-    count = len(merged)
-    values = {"weight": [0.3, 0.5, 0.7], "density": [0.8, 0.6, 0.4], "gamma": [0.01, 0.02, 0.03]}
-    turn = [*range(1, count), 0]
-    first = merge(name, merged, base, select_topk=0.6, **{k: v[:count] for k, v in values.items()})
-    turned = {k: [v[i] for i in turn] for k, v in values.items()}
-    other = merge(name, [merged[i] for i in turn], base, select_topk=0.6, **turned)
-    scale = torch.maximum(first.abs(), first.abs() if base is None else base.abs()).clamp_min(0.1)
-    assert bool(((first - other).abs() <= 4 * unit(torch.float32, scale)).all())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_has_a_legal_start(name):
-    for p in METHODS[name].parameters:
-        assert p.scope in ("source", "tensor")
-        assert p.kind is bool or p.low <= p.init <= p.high
-        assert p.kind is bool or p.default is None or p.low <= p.default <= p.high
-    check = METHODS[name].check
-    assert check is None or check({p.name: p.init for p in METHODS[name].parameters}) is None
-
-
-def test_results_do_not_move_with_the_hash_seed():
+def test_results_do_not_move_with_the_hash_seed() -> None:
     code = (
-        "import sys, hashlib, torch; sys.path.insert(0, sys.argv[1]); import test_conformance as t\n"
-        "print([hashlib.sha256(t.run(n, density=0.4).numpy().tobytes()).hexdigest() for n in t.NAMES])"
+        "import hashlib; from evomerge.registry import METHODS; from evomerge.testing.methods import run\n"
+        "print([hashlib.sha256(run(n, density=0.4).numpy().tobytes()).hexdigest() for n in sorted(METHODS)])"
     )
-    folder = __file__.rpartition("/")[0]
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", code, folder],
-            env={"PYTHONHASHSEED": seed},
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,
             check=True,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from evomerge.merging.kernels import runner
 from evomerge.merging.kernels.masks import Draw
 from evomerge.merging.methods.arcee_fusion import _divergence
-from tests.merging.methods.test_conformance import merge
+from evomerge.testing.methods import merge
 
 sizes = st.integers(1, 120)
 seeds = st.integers(0, 2**31)

@@ -318,7 +318,8 @@ class TestBad:
         def check(values):
             return "too much of both" if values["weight"] + values["lambda"] > 3 else None
 
-        monkeypatch.setitem(plan_settings.METHODS, "task_arithmetic", Checked(METHODS["task_arithmetic"], check))
+        checked = {**METHODS, "task_arithmetic": Checked(METHODS["task_arithmetic"], check)}
+        monkeypatch.setattr(plan_settings, "METHODS", checked)
         text = "merge_method: task_arithmetic\nbase_model: <base>\nmodels: [{model: <a>}, {model: <b>}]\n"
         planned(text + "parameters: {weight: 1, lambda: 2}")
         message = self.problem(planned, text + "parameters: {weight: [1, 2], lambda: 2}")

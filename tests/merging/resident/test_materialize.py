@@ -15,10 +15,11 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError, TrialError
 from evomerge.merging.disk.stream import checkpoint_digest, merge
 from evomerge.merging.plan.plan import plan
-from evomerge.merging.resident import materialize
+from evomerge.merging.resident import building, materialize
 from evomerge.merging.resident import sharding as sharding_module
 from evomerge.merging.resident.bank import SourceBank
-from evomerge.merging.resident.materialize import Resident, check_buildable
+from evomerge.merging.resident.building import check_buildable
+from evomerge.merging.resident.materialize import Resident
 from evomerge.merging.resident.sharding import Sharding, device_map
 from evomerge.recipe.mergekit import parse_recipe, write_recipe
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
@@ -219,8 +220,8 @@ def test_a_model_that_takes_for_ever_to_build(models, monkeypatch):
         for _ in range(3000):
             time.sleep(0.01)
 
-    monkeypatch.setattr(materialize, "skeleton", built)
-    monkeypatch.setattr(materialize, "_SKELETON_SECONDS", 0.05)
+    monkeypatch.setattr(building, "skeleton", built)
+    monkeypatch.setattr(building, "_SKELETON_SECONDS", 0.05)
     with pytest.raises(InputError, match=r"cannot be loaded .* \(it takes more than 0.05 s to build\)"):
         check_buildable(base, planned)
 
@@ -324,7 +325,7 @@ def test_memory_that_runs_out_is_told(models, monkeypatch):
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("evomerge.merging.resident.materialize.load", full)
+    monkeypatch.setattr("evomerge.merging.resident.building.load", full)
     with pytest.raises(InputError, match=r"--device: .*base cannot be loaded .* CUDA out of memory"):
         resident(models)
 

@@ -108,7 +108,8 @@ def test_search_evaluation_and_dry_run_say_it(tiny_study: Callable[..., Path]) -
     config = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump({**config, "doc_to_target": "lable"}))
     line = "fitness.yaml:6: slices.a.task: task 'tiny_a': "
-    assert line in dry_run(space)["warnings"]
+    [warning] = dry_run(space)["warnings"]
+    assert line in warning
     for run in (
         lambda observer: evomerge.search(space, trials=5, observer=observer),
         lambda observer: evomerge.evaluate("models/one", "fitness.yaml", references={"base": "models/base"},

@@ -163,7 +163,7 @@ def test_the_dry_run_lists_the_code(tiny_study: Callable[..., Path], tmp_path: P
     (space.parent / "mine.py").write_text("def score(model, tokenizer, items): ...\n")
     (space.parent / "own.jsonl").write_text("".join(f'{{"n": {i}}}\n' for i in range(20)))
     facts = dry_run(space)
-    assert facts["code that is run"] == f"{space.parent}/mine.py (score); {bench.tasks}/c.py (doc_to_choice)"
+    assert facts["code that is run"] == [f"{space.parent}/mine.py (score)", f"{bench.tasks}/c.py (doc_to_choice)"]
 
 
 def test_nothing_is_listed_where_nothing_is_run(bench: Bench) -> None:

@@ -118,7 +118,13 @@ def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert part in said
     assert main(["compare", "space", "base", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["first"] == {"trial": 0, "label": "base"}
+    assert {"trial": 0, "label": "base"}.items() <= told["first"].items()
+    assert told["difference"] == "first minus second"
+    for slice_ in told["slices"].values():
+        ahead = slice_["difference"] * (1 if slice_["higher_is_better"] else -1)
+        assert slice_["better"] == ("first" if ahead > 0 else "second" if ahead < 0 else None)
+    better = "first" if told["first"]["objective"] > told["second"]["objective"] else "second"
+    assert f"by the objective {told[better]['label']}" in said
     assert set(told["slices"]["b"]) >= {"difference", "interval", "p", "test", "items", "higher_is_better"}
 
 

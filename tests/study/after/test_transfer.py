@@ -33,7 +33,7 @@ def test_the_winner_is_carried_over_bit_for_bit(tiny_study: Study) -> None:
     coarse = evomerge.search(tiny_study(lambda space, _: space.update(layers=1)), run="coarse")
     assert coarse.winner is not None
     space = tiny_study(finer)
-    result = evomerge.search(space, run="fine", begin="coarse")
+    result = evomerge.search(space, run="fine", from_run="coarse")
     first = next(t for t in result.search.trials if t.kind == "search")
     assert len(first.genome) > len(coarse.winner.genome)
     assert first.digest == coarse.winner.digest
@@ -41,7 +41,7 @@ def test_the_winner_is_carried_over_bit_for_bit(tiny_study: Study) -> None:
     # resumed, it still knows where it came from
     assert evomerge.resume("fine", trials=9).search.trials[4].genome == first.genome
     other = next(t.number for t in coarse.search.trials if t.genome and t.number != coarse.winner.number)
-    again = evomerge.search(space, run="other", begin=f"coarse:{other}", trials=5)
+    again = evomerge.search(space, run="other", from_run=f"coarse:{other}", trials=5)
     assert again.search.trials[4].digest == coarse.search.trials[other].digest
 
 
@@ -54,7 +54,7 @@ def test_another_method_may_be_searched_as_well(tiny_study: Study) -> None:
         space["genes"]["method"] = {"choices": ["ties", "task_arithmetic"], "per": ["layers"]}
         space["genes"]["density"] = {"low": 0.1, "high": 0.9, "init": 0.7}
 
-    first = evomerge.search(tiny_study(wider), run="wide", begin="coarse", trials=5).search.trials[4]
+    first = evomerge.search(tiny_study(wider), run="wide", from_run="coarse", trials=5).search.trials[4]
     assert first.digest == coarse.winner.digest
     assert (first.genome["method[0]"], first.genome["density"]) == ("task_arithmetic", 0.7)
 
@@ -68,7 +68,7 @@ def test_a_source_may_come_before_the_others(tiny_study: Study, tiny_models: Pat
         space["genes"]["lambda"] = {"low": 0.5, "high": 1.5}
 
     before = evomerge.search(tiny_study(coarse), run="few", trials=6).search.trials[4]
-    first = evomerge.search(tiny_study(more), run="more", begin="few:4", trials=5).search.trials[4]
+    first = evomerge.search(tiny_study(more), run="more", from_run="few:4", trials=5).search.trials[4]
     assert first.genome["lambda"] == before.genome["lambda"]
     assert first.digest == before.digest
 
@@ -88,7 +88,7 @@ def test_knots_are_carried_over_to_knots(tiny_study: Study, tmp_path: Path) -> N
         space["genes"]["weight"]["per"] = ["sources", "layers", "modules"]
 
     before = evomerge.search(tiny_study(lines), run="lines", trials=6).search.trials[5]
-    first = evomerge.search(tiny_study(apart), run="apart", begin="lines:5", trials=5).search.trials[4]
+    first = evomerge.search(tiny_study(apart), run="apart", from_run="lines:5", trials=5).search.trials[4]
     assert len(first.genome) == 2 * len(before.genome)
     assert first.digest == before.digest
 
@@ -98,7 +98,7 @@ def test_what_was_frozen_may_be_searched(tiny_study: Study) -> None:
         space |= {"layers": 1, "freeze": {"layers": [1]}, "optimizer": {"name": "random"}}
 
     before = evomerge.search(tiny_study(still), run="still", trials=6).search.trials[5]
-    first = evomerge.search(tiny_study(), run="free", begin="still:5", trials=5).search.trials[4]
+    first = evomerge.search(tiny_study(), run="free", from_run="still:5", trials=5).search.trials[4]
     assert first.genome["weight[one,0]"] != 0.0
     assert first.genome["weight[one,1]"] == 0.0
     assert first.digest == before.digest
@@ -160,7 +160,7 @@ def still_source(space: dict[str, Any], fitness: dict[str, Any]) -> None:
 def test_what_cannot_be_carried_over(tiny_study: Study, change: Any, begin: str, message: str) -> None:
     evomerge.search(tiny_study(), run="old", trials=6)
     with pytest.raises(InputError, match=message):
-        evomerge.search(tiny_study(change), run="new", begin=begin)
+        evomerge.search(tiny_study(change), run="new", from_run=begin)
     assert not Path("runs/new").exists()
 
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_carried_over(tiny_study: Study, change: Any, begin: str,
 def test_who_goes_by_known_models_does_not_begin_elsewhere(tiny_study: Study, optimizer: str) -> None:
     evomerge.search(tiny_study(), run="old", trials=6)
     with pytest.raises(InputError, match=f"{optimizer} goes by known models only; use another optimizer"):
-        evomerge.search(tiny_study(), run="new", optimizer=optimizer, begin="old")
+        evomerge.search(tiny_study(), run="new", optimizer=optimizer, from_run="old")
 
 
 def test_where_it_begins_is_scored_once(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_where_it_begins_is_scored_once(tiny_study: Study, monkeypatch: pytest.M
     def warm(space: dict[str, Any], fitness: dict[str, Any]) -> None:
         space["optimizer"] = {"name": "cma-es"}
 
-    trials = evomerge.search(tiny_study(warm), run="new", begin="old", trials=8).search.trials
+    trials = evomerge.search(tiny_study(warm), run="new", from_run="old", trials=8).search.trials
     first, again = (t for t in trials if t.genome == trials[4].genome)
     assert again.label == f"{first.label}, same recipe as trial 4"
     assert again.seconds["total"] == 0.0

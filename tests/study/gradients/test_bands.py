@@ -96,7 +96,7 @@ def test_a_resumed_search_is_the_same(tiny_study: Study, bands: Any) -> None:
 def test_bands_begin_from_the_same_bands_only(tiny_study: Study, bands: Any, other: Any) -> None:
     first = evomerge.search(tiny_study(banded(bands)), run="first")
     [trial] = [t for t in first.search.trials if t.number == 4]
-    again = evomerge.search(tiny_study(banded(bands)), run="again", begin="first:4")
+    again = evomerge.search(tiny_study(banded(bands)), run="again", from_run="first:4")
     assert trial.digest in {t.digest for t in again.search.trials if t.genome == trial.genome}
     with pytest.raises(InputError, match="a weight of bands is another merge"):
-        evomerge.search(tiny_study(banded(other)), run="other", begin="first:4")
+        evomerge.search(tiny_study(banded(other)), run="other", from_run="first:4")

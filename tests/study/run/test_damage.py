@@ -79,7 +79,7 @@ def test_no_journal(run: RunFolder, text: str | None) -> None:
 
 def check(run: RunFolder, file: Path, message: str) -> None:
     found = re.escape(message)
-    for read in (status, evomerge.resume, evomerge.export, lambda name: evomerge.search("space.yaml", begin=name)):
+    for read in (status, evomerge.resume, evomerge.export, lambda name: evomerge.search("space.yaml", from_run=name)):
         with pytest.raises(InputError, match=found) as caught:
             read("old")
         assert str(file) in str(caught.value)

@@ -1,0 +1,1 @@
+"""Records of a search for tools that show experiments."""
