@@ -177,7 +177,7 @@ def _glance(options: argparse.Namespace, winner: Recipe) -> tuple[Finding, ...]:
 def run_evaluate(options: argparse.Namespace) -> int:
     from evomerge.report import tables
     from evomerge.report.data import as_json, evaluated_data
-    from evomerge.report.replies import reply_tables
+    from evomerge.report.models.replies import reply_tables
 
     read = [options.model, options.fitness]
     items = output_file(options.items, "--items", (".jsonl", ".parquet"), read=read)
@@ -235,7 +235,7 @@ def run_path(options: argparse.Namespace) -> int:
 
 
 def run_align(options: argparse.Namespace) -> int:
-    from evomerge.report.alignments import alignment_data, alignment_summary, alignment_table
+    from evomerge.report.models.alignments import alignment_data, alignment_summary, alignment_table
 
     with view() as observer:
         result = call(align, options, observer=observer)

@@ -80,7 +80,7 @@ def _merged_folder(options: argparse.Namespace) -> str | None:
 
 
 def run_reproduce(options: argparse.Namespace) -> int:
-    from evomerge.report.reproduced import reproduced_data, reproduced_table, reproduced_words
+    from evomerge.report.models.reproduced import reproduced_data, reproduced_table, reproduced_words
 
     options.device = choose_device(options.device)
     models = named_models(options.models, "--models")

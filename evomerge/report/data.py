@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.report.gains import gained_data
 from evomerge.report.items_scored import ItemsScored
-from evomerge.report.replies import replies_data
+from evomerge.report.models.replies import replies_data
 from evomerge.report.results import CarriedOver, better_parent, carried_over, closest
 from evomerge.scoring.gates import Verdict, interval
 from evomerge.study.after.differences import Difference, Differences

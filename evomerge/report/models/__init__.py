@@ -1,0 +1,1 @@
+"""What commands on single models show: what they wrote, how they differ."""
