@@ -164,7 +164,7 @@ class Evaluator:
             self._holds = self._pulls = None
             self._holds = recipe.id, self.resident.materialize(recipe)
             if self.suite.measures:
-                planned = plan_merge(recipe, self.resident.bank.open)
+                planned = self.resident.planned
                 self.suite.resize({"layers": planned.stack.layers, "parameters": planned.parameters})
         return self._holds[1]
 

@@ -173,8 +173,7 @@ def _winner(text: str, models: Mapping[str, Checkpoint], where: Where) -> tuple[
         place = planned.stack.place(name)
         if isinstance(place, int):
             layers[place] += math.prod(job.shape)
-    elements = sum(math.prod(job.shape) for job in planned.jobs.values())
-    return PathModel(WINNER, tuple(layers), elements - sum(layers)), documents
+    return PathModel(WINNER, tuple(layers), planned.elements - sum(layers)), documents
 
 
 def _path_model(checkpoint: Checkpoint) -> PathModel:

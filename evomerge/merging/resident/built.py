@@ -47,6 +47,7 @@ class BuiltResident:
 
     Attributes:
         model: always the same object; its `model` is the candidate's.
+        planned: the plan of the candidate.
         tokenizer: the tokenizer that was passed in, or None.
     """
 
@@ -84,7 +85,8 @@ class BuiltResident:
             TrialError: a tensor came out with NaN or Inf, or the model cannot be built.
             InputError: the recipe does not fit its checkpoints.
         """
-        jobs = plan(recipe, self.bank.open).jobs
+        self.planned = plan(recipe, self.bank.open)
+        jobs = self.planned.jobs
         self.compiled.collect()
         self.model.model = None  # before the next one takes memory
         self._slots = {name: self._slot(job, self._slots.get(name)) for name, job in jobs.items()}

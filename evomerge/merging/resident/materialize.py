@@ -54,6 +54,7 @@ class Resident:
         model: always the same object; its parameters take no gradient. A recipe whose configuration differs from the
             last one's (another depth, say) gives it new layers; every other one only overwrites its parameters. A
             stack of the sources' own layers is linked to their tensors, where the model is on one device (`stacks`).
+        planned: the plan of the last recipe.
         tokenizer: the base's, or the one that was passed in.
         compiled: the kernels that are compiled once plain torch has taken too long.
         most_kept: so many bytes of parameters are kept, of the latest candidates: a race comes back to those of a
@@ -61,6 +62,7 @@ class Resident:
     """
 
     model: PreTrainedModel
+    planned: MergePlan
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(
@@ -94,6 +96,7 @@ class Resident:
         self._words: dict[Hashable, Words] = {}  # of the slots
         self._unread: frozenset[str] = frozenset()
         self._unwritten: frozenset[str] = frozenset()  # tensors that are linked or lent
+        self._digest = ""  # of the last recipe
         self._lines: dict[Hashable, str] = {}  # of the digest, of what is linked or lent
         self._skeletons: dict[str, Skeleton] = {}  # by structure
         self._memory = Memory(next(iter(self._room)))
@@ -137,21 +140,27 @@ class Resident:
         if kept is not None:
             for name, tensor in kept.tensors.items():
                 self._slots[name].tensor.copy_(tensor)
-            self._jobs = planned.jobs
+            self._jobs, self.planned, self._digest = planned.jobs, planned, kept.digest
             return kept.digest
         self.compiled.collect()
         records = [record for jobs in self._together(planned) for record in self._carry_out(jobs)]
-        self._jobs = planned.jobs
-        digest = combined(records)
+        self._jobs, self.planned, self._digest = planned.jobs, planned, combined(records)
         if not self._unwritten:
-            self._keep(recipe, planned, digest)
-        return digest
+            self._keep(recipe, planned, self._digest)
+        return self._digest
 
     def distrust(self) -> None:
-        """Has the sources read again, where code that got the model may have written into their tensors."""
-        if self._unwritten:
+        """Has the sources read again, where code that got the model has written into their tensors."""
+        if self._unwritten and not self._is_sound():
             self.bank.forget()
             self._lines, self._words, self._assigned = {}, {}, None
+
+    def _is_sound(self) -> bool:
+        """Whether the model still is what the last recipe made it."""
+        try:
+            return self.digest() == self._digest
+        except TrialError:
+            return False
 
     def _together(self, planned: MergePlan) -> Iterator[list[MergeJob]]:
         """The plan's jobs, those together that may take one call."""

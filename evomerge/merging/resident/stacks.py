@@ -76,9 +76,10 @@ def assign(
     memory.free()
     for home, names in zip(skeleton.homes, skeleton.stored_in(place), strict=True):
         wanted = [jobs[name] for name in names if name in jobs]
-        if not wanted or any(origin(job) is None for job in wanted):
+        origins = [found for job in wanted if (found := origin(job)) is not None]
+        if not wanted or len(origins) < len(wanted):
             home.give(memory.grown(home))
-        elif (tensor := _linked(home, wanted, place.slots, bank, device)) is not None:
+        elif (tensor := _linked(home, wanted, origins, place.slots, bank, device)) is not None:
             home.give(tensor)
             unwritten.update(job.tensor for job in wanted)
         else:
@@ -95,15 +96,19 @@ def assign(
 
 
 def _linked(
-    home: Home, jobs: Sequence[MergeJob], slots: Mapping[str, Slot], bank: SourceBank, device: str
+    home: Home,
+    jobs: Sequence[MergeJob],
+    origins: Sequence[tuple[Read, float]],
+    slots: Mapping[str, Slot],
+    bank: SourceBank,
+    device: str,
 ) -> Tensor | None:
     """The memory of a source that holds the jobs' tensors just as the parameter has them."""
     parts: list[tuple[Slot, Tensor]] = []
-    for job in jobs:
-        found = origin(job)
-        if found is None or found[1] != 1.0 or torch_dtype(job.out) != home.dtype:
+    for job, (read, scale) in zip(jobs, origins, strict=True):
+        if scale != 1.0 or torch_dtype(job.out) != home.dtype:
             return None
-        tensor = bank.kept_tensor(found[0].model, found[0].tensor)
+        tensor = bank.kept_tensor(read.model, read.tensor)
         if tensor is None or tensor.dtype != home.dtype or tensor.device != torch.device(device):
             return None
         parts.append((slots[job.tensor], tensor))

@@ -168,9 +168,12 @@ def test_what_stays_in_files_is_streamed_through_the_layers(family, name, monkey
     assert streamed.digest() == linked.digest()
 
 
-def test_sources_are_read_again_where_code_wrote_into_them(family):
+def test_sources_are_read_again_where_code_wrote_into_them(family, monkeypatch):
     resident, recipe = filled(family), stacks(family)["two sources"]
     digest = resident.materialize(recipe)
+    with monkeypatch.context() as patched:
+        patched.setattr(resident.bank, "forget", lambda: pytest.fail("nothing was written"))
+        resident.distrust()
     with torch.no_grad():
         next(resident.model.model.layers[0].parameters()).add_(1)
     resident.distrust()
