@@ -27,7 +27,7 @@ from evomerge.files.module_groups import READY_MADE, with_filters
 from evomerge.files.objects import WINNER, Dataflow, FitnessSpec, ModelRef, SpaceSpec
 from evomerge.recipe.mergekit import parse_recipe
 from evomerge.recipe.recipe import Document, Recipe, TokenizerPolicy
-from evomerge.recipe.stages import as_stage
+from evomerge.recipe.relocated import as_stage
 from evomerge.safety.templates import check_template
 from evomerge.space.base import Models, PathModel, PathModels, SearchSpace
 from evomerge.space.build import space_of

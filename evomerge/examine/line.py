@@ -10,7 +10,7 @@ from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.materialize import as_it_is
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
-from evomerge.recipe.stages import as_stage
+from evomerge.recipe.relocated import as_stage
 from evomerge.study.observer import Observer
 
 _START, _END = "start of the line", "end of the line"

@@ -1,9 +1,11 @@
-"""A recipe whose models are called otherwise: by other paths, or by names for a page that strangers read."""
+"""A recipe whose models are called otherwise: by other paths, by names for a page that strangers read, or, as a part of
+another recipe, by names of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from evomerge.checkpoints.references import locate, split_adapter
 from evomerge.errors import InputError, Where
@@ -31,19 +33,34 @@ def relocated(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
     return Recipe(tuple(_document(d, {k: v for k, v in names.items() if k not in stages}) for d in recipe.documents))
 
 
+def as_stage(recipe: Recipe, name: str, separator: str) -> tuple[Document, ...]:
+    """The documents of a recipe whose output is the model `name`. The names of the others begin with it, so that two
+    recipes fit into one."""
+    names = {d.name: f"{name}{separator}{d.name}" for d in recipe.documents if d.name}
+    *before, output = recipe.documents
+    return (*(_staged(d, names, names.get(d.name or "")) for d in before), _staged(output, names, name))
+
+
+def _staged(document: Document, names: Mapping[str, str], name: str | None) -> Document:
+    # A chat template is a text, or a word that a document may also be called.
+    return replace(_document(document, names), name=name, chat_template=document.chat_template)
+
+
 def anchored(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths in place of those that start at its file, so that it means the same anywhere. What
     is neither a folder nor a possible hub id stays as it is."""
     places = references(recipe)
-    return relocated(recipe, {reference: _absolute(reference, where) for reference, where in places.items()})
+    return relocated(recipe, {reference: "+".join(located(reference, where)) for reference, where in places.items()})
 
 
-def _absolute(reference: str, where: Where) -> str:
+def located(reference: str, where: Where) -> tuple[str, ...]:
+    """The parts of a reference, a model and its adapter or file of weights, absolute where they are here. One that
+    leads nowhere stays as it is."""
     try:
         parts = [part for part in split_adapter(reference, where) if part is not None]
-        return "+".join(str(locate(part, where) or part) for part in parts)
+        return tuple(part if Path(part).is_absolute() else str(locate(part, where) or part) for part in parts)
     except InputError:
-        return reference
+        return (reference,)
 
 
 def _document(document: Document, names: Mapping[str, str]) -> Document:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from evomerge.report.numbers import behind, number, shortest, telling, usual
 from evomerge.report.shown import Cell, Column, Row, Sheet
@@ -24,31 +23,11 @@ from evomerge.report.tables import (
 )
 from evomerge.scoring.gates import Verdict
 from evomerge.space.reference_genomes import SOUP, equal_labels
-from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.recorded import Interval, intervals
-from evomerge.study.run.release import Release
+from evomerge.study.run.release import Ended
 from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
-
-
-class Ended(Protocol):
-    """A search that has ended: the `Result` of one, or the `Status` of a finished run."""
-
-    @property
-    def folder(self) -> RunFolder: ...
-    @property
-    def search(self) -> Leaderboard: ...
-    @property
-    def holdout(self) -> Leaderboard: ...
-    @property
-    def winner(self) -> Trial | None: ...
-    @property
-    def release(self) -> Release | None: ...
-    @property
-    def facts(self) -> Mapping[str, Mapping[str, Any]]: ...
-    @property
-    def confidence(self) -> float | None: ...
 
 
 def result_table(result: Ended) -> Sheet:

@@ -10,7 +10,7 @@ from itertools import islice
 from evomerge.errors import InputError
 from evomerge.report.items_scored import ItemsScored
 from evomerge.report.numbers import number
-from evomerge.report.results import Ended, better_parent, carried_over, closest, missed_floors, result_table
+from evomerge.report.results import better_parent, carried_over, closest, missed_floors, result_table
 from evomerge.report.shown import Sheet
 from evomerge.report.tables import describe
 from evomerge.scoring.gates import Gate
@@ -19,7 +19,7 @@ from evomerge.study.advice import CHANCE, MOST_TIMES
 from evomerge.study.after.compare import Side, between
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.recorded import recorded_scores
-from evomerge.study.run.release import Advice
+from evomerge.study.run.release import Advice, Ended
 from evomerge.study.run.trial import Trial
 
 SURE = 0.05

@@ -47,6 +47,12 @@ class SliceInfo:
     n_read: int | None = None
     is_measure: bool = False
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run's storage tells readers of it."""
+        known = {"metric": self.metric, "sign": self.sign, "weight": self.weight}
+        return {**known, "measure": True} if self.is_measure else known
+
     def show(self, value: float) -> float:
         """Turns an oriented value (higher is better) into the metric's own number."""
         return self.sign * value

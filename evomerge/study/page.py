@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, TypeVar
 
 from evomerge.registry import PAGE, load
-from evomerge.scoring.slices import SliceInfo
 from evomerge.study.after.status import Status
 from evomerge.study.observer import Observer
-from evomerge.study.run.folder import RunFolder
-from evomerge.study.run.leaderboard import Leaderboard
-from evomerge.study.run.release import Contributions, Release
+from evomerge.study.run.release import Ended
 
 P = ParamSpec("P")
-
-
-class Ended(Protocol):
-    """How a search ended, as far as its page needs it (`search.Result`)."""
-
-    @property
-    def folder(self) -> RunFolder: ...
-    @property
-    def search(self) -> Leaderboard: ...
-    @property
-    def holdout(self) -> Leaderboard: ...
-    @property
-    def slices(self) -> Mapping[str, SliceInfo]: ...
-    @property
-    def release(self) -> Release | None: ...
-    @property
-    def gained(self) -> Contributions | None: ...
 
 
 R = TypeVar("R", bound=Ended)
@@ -64,15 +44,15 @@ def write_page(result: Ended, observer: Observer) -> None:
 def state_of(result: Ended) -> Status:
     """A run that has ended as its storage would tell it, which takes long to read again where there are thousands of
     genes."""
-    slices = {n: {"metric": s.metric, "sign": s.sign, "weight": s.weight} for n, s in result.slices.items()}
     budget = result.release.budget or {} if result.release else {}
     return Status(
         folder=result.folder,
         budget=budget,
-        slices=slices,
+        slices=result.facts,
         search=result.search,
         release=result.release,
         rescored=result.holdout.trials,
         gained=result.gained,
         items=sum(t.items_scored for t in result.search.trials if t.state != "running"),
+        confidence=result.confidence,
     )

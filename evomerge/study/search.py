@@ -89,7 +89,7 @@ class Result:
     @property
     def facts(self) -> dict[str, dict[str, Any]]:
         """What a run's storage tells of each slice."""
-        return {name: _facts(info) for name, info in self.slices.items()}
+        return {name: info.facts for name, info in self.slices.items()}
 
     def trials_dataframe(self) -> pd.DataFrame:
         """One row a trial, by its search scores (`after.dataframe.trials_dataframe`)."""
@@ -283,7 +283,7 @@ def _searched(session: Session, budget: loop.Budget) -> Result:
     spec, slices = session.plan.spec, session.executor.info.slices
     limits = budget.to_data()
     session.store.record("budget", limits)
-    facts = {name: _facts(info) for name, info in slices.items()}
+    facts = {name: info.facts for name, info in slices.items()}
     session.store.record("slices", facts)
     keep_documents(session)
     session.describe()
@@ -313,12 +313,6 @@ def _searched(session: Session, budget: loop.Budget) -> Result:
         record_contributions(session.store, gained)
     session.observer.phase("scoring the best candidates on the holdout split")
     return _result(session, holdout.release(session, limits), gained)
-
-
-def _facts(info: SliceInfo) -> dict[str, Any]:
-    """What readers of a run are told of a slice."""
-    known = {"metric": info.metric, "sign": info.sign, "weight": info.weight}
-    return {**known, "measure": True} if info.is_measure else known
 
 
 def _is_last(release: Release, session: Session, budget: loop.Budget) -> bool:

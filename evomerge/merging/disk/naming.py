@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.checkpoints.chat_templates import CHAT_TEMPLATES
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.hub import split_revision
-from evomerge.checkpoints.references import locate, split_adapter
-from evomerge.errors import InputError, Where
 from evomerge.escape import printable
 from evomerge.recipe.recipe import Recipe
-from evomerge.recipe.relocated import POLICIES, references, relocated
+from evomerge.recipe.relocated import POLICIES, located, references, relocated
 
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})/?$")
 _WORDS = frozenset({*POLICIES, "auto", *CHAT_TEMPLATES})
@@ -64,7 +62,7 @@ class Names:
         self.parts: dict[str, tuple[PartName, ...]] = {}
         for reference, where in references(recipe).items():
             known = opened.get(reference)
-            parts = _written(reference, where) if known is None else known.parts
+            parts = located(reference, where) if known is None else known.parts
             self.parts[reference] = tuple(self._part(part, reference in asked) for part in parts)
 
     def _part(self, part: str, asked: bool) -> PartName:
@@ -106,16 +104,6 @@ class Names:
     def all_parts(self) -> list[PartName]:
         """Every folder and repository once."""
         return list(dict.fromkeys(part for parts in self.parts.values() for part in parts))
-
-
-def _written(reference: str, where: Where) -> Sequence[str]:
-    """The parts of a reference that was not opened, absolute where they are here. Models that are gone have names,
-    too."""
-    try:
-        parts = [part for part in split_adapter(reference, where) if part is not None]
-        return [part if Path(part).is_absolute() else str(locate(part, where) or part) for part in parts]
-    except InputError:
-        return [reference]
 
 
 def _place(part: PartName, folder: Path, bare: bool) -> str:

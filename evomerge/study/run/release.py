@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from evomerge.study.run.evaluation import TrialResult
+from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.store import Store
 from evomerge.study.run.trial import UNIFORM, Trial
@@ -79,6 +80,30 @@ class Release:
         average = any(trial.label == UNIFORM for trial in self.leaderboard.trials)
         merges = sum(not trial.is_parent for trial in self.leaderboard.trials)
         return len(self.chances) + average if self.chances else merges
+
+
+class Ended(Protocol):
+    """A search that has ended: the `Result` of one, or the `Status` of a finished run."""
+
+    @property
+    def folder(self) -> RunFolder: ...
+    @property
+    def search(self) -> Leaderboard: ...
+    @property
+    def holdout(self) -> Leaderboard: ...
+    @property
+    def winner(self) -> Trial | None: ...
+    @property
+    def release(self) -> Release | None: ...
+    @property
+    def gained(self) -> Contributions | None: ...
+    @property
+    def facts(self) -> Mapping[str, Mapping[str, Any]]:
+        """Of each slice (`SliceInfo.facts`)."""
+        ...
+
+    @property
+    def confidence(self) -> float | None: ...
 
 
 def record_release(store: Store, release: Release) -> None:
