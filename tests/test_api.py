@@ -63,6 +63,21 @@ def test_every_difference_of_names_is_on_the_page() -> None:
                 assert re.search(row, table, re.M), (name, flags, parameter)
 
 
+def test_each_row_of_the_page_is_a_difference() -> None:
+    table = PAGE.partition("## Where the command line")[2].partition("## ")[0]
+    told = set(re.findall(r"`(--[\w-]+)`", table))
+    found = set()
+    for command in COMMANDS.values():
+        for option in command.options:
+            flags, settings = OPTIONS[option]
+            name = next(flag for flag in flags if flag.startswith("--"))
+            handled = "without_effect" in option or option in ("hub_cache", "cuda")
+            if name[2:].replace("-", "_") != settings.get("dest", option) and not handled:
+                found.add(name)
+    # a mapping in Python, of the same name; short forms; one that has no function; a parameter without a dash
+    assert told == found | {"--models", "--full", "--tasks", "--dry-run", "--runs"}
+
+
 def test_an_old_name_is_taken_and_warns() -> None:
     @renamed(before="now")
     def function(*, now: int = 0) -> int:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.cli import COMMANDS, main, parser
-from evomerge.cli import OPTIONS as COMMAND_OPTIONS
+from evomerge.cli import main, parser
 from evomerge.errors import InputError
 from evomerge.files import fitness_file, space_file
 from evomerge.files.nodes import interval
@@ -320,16 +319,3 @@ def test_shipped_spaces_are_legal(file: Path, capsys: pytest.CaptureFixture[str]
     if file.stem == "quickstart" and not (ROOT / "models/quickstart").exists():
         pytest.skip("its models are made by `evomerge quickstart`")
     assert main(["search", str(file), "--dry-run"]) == 0
-
-
-def test_options_are_keywords_of_their_names_but_for_a_table() -> None:
-    told = {flag for row in rows("docs/python.md", "option | keyword") for flag in spans(row[0]) if flag[0] == "-"}
-    found = set()
-    for command in COMMANDS.values():
-        for option in command.options:
-            flags, settings = COMMAND_OPTIONS[option]
-            name = next(flag for flag in flags if flag.startswith("--"))
-            handled = "without_effect" in option or option in ("hub_cache", "cuda")
-            if name[2:].replace("-", "_") != settings.get("dest", option) and not handled:
-                found.add(name)
-    assert told == found | {"--models"}  # a mapping in Python, of the same name

@@ -94,16 +94,13 @@ class Study(launching.Result):
             name=trial.name,
             state=trial.state,
             genome=dict(trial.genome),
-            scores=self._natural(trial),
-            holdout={} if asked is None else self._natural(asked),
+            scores=self.metrics(trial),
+            holdout={} if asked is None else self.metrics(asked),
             margins={v.slice: v.bound - v.floor for v in verdicts if v.floor is not None},
             feasible=board.outcome(judged).feasible,
             objective=trial.objective,
             recipe=write_recipe(trial.recipe),
         )
-
-    def _natural(self, trial: Trial) -> dict[str, float]:
-        return {name: self.slices[name].sign * value for name, value in trial.scores.items() if name in self.slices}
 
     # Figures
 
