@@ -278,7 +278,7 @@ def test_a_closed_terminal_ends_the_search_and_its_workers(tiny_study: Callable[
     process = subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True)
     os.close(its_end)
     shown = b""
-    while b"best so far" not in shown:
+    while b"best: trial" not in shown:
         shown = shown[-100:] + os.read(terminal, 1000)
     workers = psutil.Process(process.pid).children()
     assert len(workers) >= 2

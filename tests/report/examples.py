@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +20,7 @@ from evomerge.report.shown import Sheet
 from evomerge.report.tables import evaluated_table
 from evomerge.report.verdicts import verdict
 from evomerge.scoring.gates import Gate, judge
+from evomerge.scoring.slices import SliceInfo
 from evomerge.scoring.stats.paired import Comparison
 from evomerge.study.after.compare import Compared
 from evomerge.study.after.rank import Ranked
@@ -69,10 +68,9 @@ class Made:
         return {n: {"metric": self.metric, "sign": self.sign(at), "weight": 1.0} for at, n in enumerate(self.slices)}
 
     @property
-    def infos(self) -> Any:
+    def infos(self) -> dict[str, SliceInfo]:
         signs = {name: self.sign(at) for at, name in enumerate(self.slices)}
-        known = {"metric": self.metric, "weight": 1.0, "is_measure": False}
-        return {n: SimpleNamespace(**known, sign=s, show=partial(operator.mul, s)) for n, s in signs.items()}
+        return {n: SliceInfo(n, s, self.metric, 1.0, None, (), None, "") for n, s in signs.items()}
 
     def score(self, at: int) -> float:
         return -self.random.uniform(1.5, 2.7) if self.sign(at) < 0 else self.random.uniform(0.45, 1.0)
@@ -171,7 +169,7 @@ class Made:
         for t in wanted:
             scores = self.slice_scores(t)
             points.append(Point(t, "d", 0.5, scores, judge(scores, gates, {})))
-        infos: Any = {n: SimpleNamespace(**vars(info), counts={}) for n, info in self.infos.items()}
+        infos: Any = {n: SimpleNamespace(**vars(info), show=info.show, counts={}) for n, info in self.infos.items()}
         return ScoredPath(
             self.model,
             self.sources[0],

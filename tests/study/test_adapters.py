@@ -17,6 +17,7 @@ import evomerge
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.merging.disk.stream import checkpoint_digest
 from evomerge.recipe.mergekit import read_recipe
+from evomerge.recipe.relocated import anchored
 
 Study = Callable[..., Path]
 MODULE = "model.layers.0.mlp.up_proj"
@@ -56,9 +57,11 @@ def test_a_search_over_an_adapter(written: str, tiny_study: Study, adapter: Call
     assert all(t.state != "failed" for t in result.search.trials)
     evomerge.export("space", "best.yaml", allow_infeasible=True)
     pair = f"{Path('models/base').resolve()}+{Path('adapter').resolve()}"
-    assert pair in read_recipe(Path("best.yaml")).models()
+    recipe = read_recipe(Path("best.yaml"))
+    assert "models/base+./adapter" in recipe.models()
+    assert pair in anchored(recipe).models()
     merged = evomerge.merge("best.yaml", "merged")
-    assert f"`{pair}`" in (merged / "README.md").read_text()
+    assert "- `base` with `adapter`\n" in (merged / "README.md").read_text()
     assert Checkpoint.open("merged").layers == 2
 
 

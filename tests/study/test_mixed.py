@@ -13,7 +13,8 @@ import evomerge
 from evomerge.errors import InputError
 from evomerge.optimize.base import Start
 from evomerge.optimize.build import build
-from evomerge.recipe.mergekit import parse_recipe
+from evomerge.recipe.mergekit import read_recipe
+from evomerge.recipe.relocated import anchored
 from evomerge.registry import METHODS
 from evomerge.study.prepare import launched_plan
 from evomerge.study.run.manifest import Launch
@@ -68,7 +69,7 @@ def test_every_method_stays_reachable_and_the_recipe_rebuilds(
     mixed = next(t for t in reversed(trials) if t.state == "complete" and len(t.recipe.documents) > 1)
     text = evomerge.export("mixed", "mixed.yaml", trial=mixed.number, allow_infeasible=True)
     assert len(list(yaml.safe_load_all(text))) == len(mixed.recipe.documents) > 1
-    assert parse_recipe(text).id == mixed.recipe_id
+    assert anchored(read_recipe(Path("mixed.yaml"))).id == mixed.recipe_id, "by its own folder's paths"
     scored = evomerge.evaluate(
         "mixed.yaml", "f.yaml", split="search", references={"base": str(shared / "specialists/base")}
     )
