@@ -80,8 +80,25 @@ def test_every_case_is_compared():
 def test_float32_agrees_to_one_millionth(case):
     jobs, expected, bank = planned(case)
     for name, tensor in expected.items():
-        error = (run(jobs[name], bank, tensor) - tensor).abs().max()
-        assert float(error) <= 1e-6 * float(tensor.abs().max()), name
+        error = (run(jobs[name], bank, tensor) - tensor).abs()
+        if jobs[name].method == "arcee_fusion":
+            error[either(jobs[name], bank, tensor)] = 0
+        assert float(error.max()) <= 1e-6 * float(tensor.abs().max()), name
+
+
+def either(job: MergeJob, bank: SourceBank, expected: Tensor) -> Tensor:
+    """The elements whose importance is the threshold but for rounding, where the expected value is one of the two: the
+    divergence of similar rows is a small sum of large terms, and how those are rounded depends on the processor."""
+    base, other = (read(operand, job, bank) for operand in (job.base, *job.inputs))
+    rows = [model.double().reshape(-1, model.shape[-1]).softmax(dim=-1) + 1e-8 for model in (other, base)]
+    divergence = (rows[0] * (rows[0] / rows[1]).log()).sum(dim=-1, keepdim=True)
+    importance = ((other - base).double().abs().reshape(-1, base.shape[-1]) * divergence).reshape(base.shape)
+    q1, median, q3 = importance.flatten().quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    threshold = median + 1.5 * (q3 - q1)
+    rounding = 2 * torch.finfo(torch.float32).eps / float(divergence.min())
+    open_ = (importance - threshold).abs() <= rounding * threshold
+    assert float(open_.double().mean()) < 0.01
+    return open_ & ((expected == base) | (expected == other))
 
 
 @pytest.mark.parametrize("case", ROUNDED)
