@@ -6,6 +6,7 @@ every such text goes through one of these functions before it is shown.
 
 from __future__ import annotations
 
+import html
 import logging
 import re
 import unicodedata
@@ -58,6 +59,11 @@ def masked(text: str) -> str:
 def markdown(text: object) -> str:
     """The printable text inside Markdown, in a line or in a cell of a table."""
     return _MARKDOWN.sub(r"\\\1", printable(text))
+
+
+def plotly(text: object) -> str:
+    """The printable text in a figure of plotly, which takes tags and entities of HTML for its own."""
+    return html.escape(printable(text), quote=False)
 
 
 def code(text: object) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import InputError, suggestion
-from evomerge.escape import printable
+from evomerge.escape import plotly
 from evomerge.report.tables import describe
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import Trial
@@ -21,19 +21,13 @@ _FEASIBLE, _INFEASIBLE, _LINE = "#1f77b4", "#c7c7c7", "#2ca02c"
 def objective_figure(leaderboard: Leaderboard, winner: Trial | None = None) -> Figure:
     """The objective of each trial, and the best feasible one so far."""
     graph = _plotly()
-    figure, best, so_far = graph.Figure(), None, list[tuple[int, float]]()
-    for trial in sorted(_ranked(leaderboard), key=lambda trial: trial.number):
-        value = trial.objective or 0.0
-        feasible = trial.state == "complete" and not trial.is_parent and leaderboard.outcome(trial).feasible
-        if feasible and (best is None or value > best):
-            best = value
-        if best is not None:
-            so_far.append((trial.number, best))
+    figure, best = graph.Figure(), leaderboard.improvements()
     _add_points(figure, leaderboard, lambda trial: trial.number, lambda trial: trial.objective)
-    if so_far:
+    if best:
+        last = max(trial.number for trial in leaderboard.trials)
         figure.add_scatter(
-            x=[at for at, _ in so_far],
-            y=[value for _, value in so_far],
+            x=[*(trial.number for trial in best), last],
+            y=[*(trial.objective for trial in best), best[-1].objective],
             mode="lines",
             line={"shape": "hv", "color": _LINE},
             name="best that passes every floor",
@@ -61,7 +55,7 @@ def slices_figure(leaderboard: Leaderboard, x: str, y: str, winner: Trial | None
     if winner is not None:
         found = _of(leaderboard, winner)
         _mark(figure, winner, (score(x, found), score(y, found)))
-    return figure.update_layout(xaxis_title=_html(x), yaxis_title=_html(y))
+    return figure.update_layout(xaxis_title=plotly(x), yaxis_title=plotly(y))
 
 
 def parallel_figure(leaderboard: Leaderboard, keys: Sequence[str] | None = None) -> Figure:
@@ -75,9 +69,9 @@ def parallel_figure(leaderboard: Leaderboard, keys: Sequence[str] | None = None)
             raise InputError(f"there is no gene {key!r}", suggestion(key, genes))
     shown = list(keys) if keys is not None else _telling(trials, genes)[:12]
     values = [trial.objective for trial in trials]
-    axes = [_axis(_html(key), [trial.genome.get(key) for trial in trials]) for key in shown]
+    axes = [_axis(plotly(key), [trial.genome.get(key) for trial in trials]) for key in shown]
     axes += [
-        _axis(_html(name), [gate.sign * trial.scores[name] if name in trial.scores else None for trial in trials])
+        _axis(plotly(name), [gate.sign * trial.scores[name] if name in trial.scores else None for trial in trials])
         for name, gate in leaderboard.gates.items()
     ]
     line = {"color": values, "colorscale": "Viridis", "showscale": True}
@@ -96,9 +90,9 @@ def weights_figure(genome: Mapping[str, Any], gene: str = "weight") -> Figure:
     columns = list(dict.fromkeys(", ".join(place[1:]) or "all" for place in numbers))
     cells = {(place[0] if place else gene, ", ".join(place[1:]) or "all"): v for place, v in numbers.items()}
     grid = [[cells.get((row, column)) for column in columns] for row in rows]
-    names = [_html(row) for row in rows], [_html(column) for column in columns]
+    names = [plotly(row) for row in rows], [plotly(column) for column in columns]
     figure = graph.Figure(graph.Heatmap(z=grid, y=names[0], x=names[1], colorscale="Viridis"))
-    return figure.update_layout(title=_html(gene))
+    return figure.update_layout(title=plotly(gene))
 
 
 def _place(key: str) -> tuple[str, ...]:
@@ -140,7 +134,7 @@ def _add_points(figure: Figure, leaderboard: Leaderboard, x: Any, y: Any) -> Non
                 y=[y(t) for t in trials],
                 mode="markers",
                 name=name,
-                text=[_html(describe(t)) for t in trials],
+                text=[plotly(describe(t)) for t in trials],
                 marker={"symbol": symbols, "color": color},
             )
 
@@ -149,13 +143,8 @@ def _mark(figure: Figure, winner: Trial | None, at: tuple[Any, Any] | None) -> N
     if winner is not None and at is not None:
         marker = {"symbol": "star", "size": 14, "color": _LINE}
         figure.add_scatter(
-            x=[at[0]], y=[at[1]], mode="markers", name="winner", text=[_html(winner.name)], marker=marker
+            x=[at[0]], y=[at[1]], mode="markers", name="winner", text=[plotly(winner.name)], marker=marker
         )
-
-
-def _html(text: str) -> str:
-    """plotly takes some tags of HTML in texts for its own."""
-    return printable(text).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _telling(trials: Sequence[Trial], keys: Iterable[str]) -> list[str]:
@@ -183,5 +172,5 @@ def _axis(label: str, values: Sequence[Any]) -> dict[str, Any]:
         "label": label,
         "values": [at[str(value)] for value in values],
         "tickvals": list(at.values()),
-        "ticktext": [_html(choice) for choice in choices],
+        "ticktext": [plotly(choice) for choice in choices],
     }

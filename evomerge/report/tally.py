@@ -50,10 +50,9 @@ class Tally:
         if trial.state == "running" or trial.number in self._seen:
             return
         self._seen.add(trial.number)
-        feasible = trial.state == "complete" and not trial.is_parent and leaderboard.outcome(trial).feasible
         before = self.best[-1] if self.best else None
-        objectives = [value for value in (before, trial.objective if feasible else None) if value is not None]
-        self.best.append(max(objectives, default=None))
+        objective = trial.objective if leaderboard.passes(trial) else None
+        self.best.append(max((value for value in (before, objective) if value is not None), default=None))
         if trial.kind != "search":
             return
         self.generation = trial.generation if trial.generation is not None else self.generation

@@ -115,7 +115,7 @@ def test_names_from_outside_are_escaped(tiny_study: Study) -> None:
     assert "img" not in Cells(html).tags
     assert "&lt;img src=x&gt;" in html
     pytest.importorskip("plotly", reason="needs plotly")
-    assert study.plot_slices("<img src=x>", "b").layout.xaxis.title.text == "&lt;img src=x>"
+    assert study.plot_slices("<img src=x>", "b").layout.xaxis.title.text == "&lt;img src=x&gt;"
 
 
 def test_figures_hold_the_trials(tiny_study: Study) -> None:

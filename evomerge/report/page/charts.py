@@ -3,12 +3,11 @@ reader's light or dark mode; what a point is, its shape says, too."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evomerge.escape import shortened
+from evomerge.escape import plotly, shortened
 from evomerge.report.numbers import number, span
 from evomerge.report.page.trials import KINDS
 
@@ -31,12 +30,12 @@ PANELS, _ROW, _LONGEST = 6, 24, 24
 
 def plain(text: object) -> str:
     """A text that plotly takes for no markup, and on one line."""
-    return html.escape(shortened(text, 160), quote=False)
+    return plotly(shortened(text, 160))
 
 
 def tick(text: object) -> str:
     """A name on an axis."""
-    return html.escape(shortened(text, _LONGEST), quote=False)
+    return plotly(shortened(text, _LONGEST))
 
 
 def _layout(height: int, **more: Any) -> dict[str, Any]:

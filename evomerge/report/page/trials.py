@@ -26,15 +26,15 @@ def trials_data(run: Run) -> dict[str, Any]:
     """Returns the trials that have ended, and the best so far after each. Of very many trials those are there that
     changed the best, and others at even steps."""
     ended = [t for t in run.state.search.trials if t.state != "running"]
-    best = _best_so_far(run, ended)
+    best = run.state.search.improvements()
     most = max(1, min(MOST, CELLS // max(1, len(run.slices))))
-    shown = _thinned(ended, {number for number, _ in best} | _front(run), most)
+    shown = _thinned(ended, {t.number for t in best} | _front(run), most)
     return {
         "count": len(ended),
         "left_out": len(ended) - len(shown),
         "running": sum(t.state == "running" for t in run.state.search.trials),
         "trials": [_trial(run, trial) for trial in shown],
-        "best_so_far": [{"trial": number, "objective": value} for number, value in best],
+        "best_so_far": [{"trial": t.number, "objective": t.objective} for t in best],
         "front": sorted(_front(run)),
         "traded": list(run.state.search.floors.traded),
         "floors": {n: None if g.floor is None else g.sign * g.floor for n, g in run.state.search.gates.items()},
@@ -43,18 +43,6 @@ def trials_data(run: Run) -> dict[str, Any]:
 
 def _front(run: Run) -> set[int]:
     return {t.number for t in run.state.search.front()}
-
-
-def _best_so_far(run: Run, ended: list[Trial]) -> list[tuple[int, float]]:
-    """The trials that were the best feasible merge when they ended, with their objectives."""
-    best: list[tuple[int, float]] = []
-    merges = {t.number for t in run.state.search.merges()}
-    for trial in ended:
-        if trial.number not in merges or trial.objective is None or not run.state.search.outcome(trial).feasible:
-            continue
-        if not best or trial.objective > best[-1][1]:
-            best.append((trial.number, trial.objective))
-    return best
 
 
 def _thinned(trials: list[Trial], kept: set[int], most: int) -> list[Trial]:

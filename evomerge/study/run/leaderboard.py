@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -185,6 +186,19 @@ class Leaderboard:
         """The best feasible merge so far; None before the floors are settled."""
         first = next(self.merges_in_order(), None)
         return first if first is not None and self.outcome(first).feasible else None
+
+    def passes(self, trial: Trial) -> bool:
+        """Whether a trial is a merge that was scored in full and passes every floor."""
+        return self._is_merge(trial) and self.outcome(trial).feasible
+
+    def improvements(self) -> list[Trial]:
+        """The trials that were the best feasible merge when they ended."""
+        found, best = list[Trial](), -math.inf
+        for trial in self._trials.values():
+            if trial.objective is not None and trial.objective > best and self.passes(trial):
+                best = trial.objective
+                found.append(trial)
+        return found
 
     def front(self) -> list[Trial]:
         """The feasible merges that no other one dominates in the traded slices, best objective first; empty where one
