@@ -1,4 +1,5 @@
-"""A disk that fails: counts what writes into a folder, and lets one of these steps fail, or all from there on.
+"""A search that dies, and a disk that fails: counts what writes into a folder, and lets one of these steps fail, or
+all from there on.
 
 Python's own calls are wrapped (``open`` and its streams, ``os.open``, ``os.write``, ``os.fsync``, ``os.rename`` and so
 on), which the libraries below use, too. A stream keeps its buffer: an error may first come when it is closed.
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from evomerge.study.trials import Trials
 
 GROWING = {"open", "write", "fsync", "mkdir", "symlink"}
 """What needs room on the disk."""
@@ -144,3 +147,20 @@ def chosen(disk: Disk, most: int, request: pytest.FixtureRequest, shift: int = 0
     for number, (kind, path) in enumerate(disk.steps):
         kinds.setdefault((kind, re.sub(r"\d+|lock\S+", "", Path(path).name)), number)
     return sorted(kinds.values())[shift % max(1, len(kinds) // most) :: max(1, len(kinds) // most)]
+
+
+@contextmanager
+def dying(after: int) -> Iterator[None]:
+    """The process dies as soon as so many trials are stored."""
+    end, stored = Trials.end, [0]
+
+    def then_die(self: Trials, *about: Any) -> Any:
+        done = end(self, *about)
+        stored[0] += 1
+        if stored[0] == after:
+            raise KeyboardInterrupt
+        return done
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trials, "end", then_die)
+        yield

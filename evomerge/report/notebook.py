@@ -208,7 +208,17 @@ def open_run(run: str | Path) -> Study:
     """
     state = status(run)
     slices = {
-        name: SliceInfo(name, fact["sign"], fact["metric"], fact["weight"], None, (), None, "")
+        name: SliceInfo(
+            name,
+            fact["sign"],
+            fact["metric"],
+            fact["weight"],
+            None,
+            (),
+            None,
+            "",
+            is_measure=fact.get("measure", False),
+        )
         for name, fact in state.slices.items()
     }
     signs = {name: info.sign for name, info in slices.items()}

@@ -47,7 +47,7 @@ def finished(request: pytest.FixtureRequest, tiny_study: Study, monkeypatch: pyt
 
 
 def content(run: Path) -> dict[str, bytes]:
-    skipped = ("search.log", "run.lock", "report.html")
+    skipped = ("search.log", "run.lock", "report.html", "summary.txt")
     return {f.name: f.read_bytes() for f in sorted(run.rglob("*")) if f.is_file() and f.name not in skipped}
 
 

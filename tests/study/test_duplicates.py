@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from evomerge.evaluator.evaluator import Evaluator
 from evomerge.study.after.status import status
 from evomerge.study.racing import race
 from evomerge.study.run.items import read_items
-from evomerge.study.trials import Trials
+from tests.faults import dying
 
 from ..conftest import write_task
 
@@ -36,23 +35,6 @@ def generations(space: dict[str, Any], fitness: dict[str, Any]) -> None:
 def facts(run: str) -> list[tuple[Any, ...]]:
     trials = status(run).search.trials
     return [(t.number, t.label, t.state, t.genome, t.scores, t.objective, t.evaluated, t.digest) for t in trials]
-
-
-@contextmanager
-def dying(after: int) -> Iterator[None]:
-    """The process dies as soon as so many trials are stored."""
-    end, stored = Trials.end, [0]
-
-    def then_die(self: Trials, *about: Any) -> Any:
-        done = end(self, *about)
-        stored[0] += 1
-        if stored[0] == after:
-            raise KeyboardInterrupt
-        return done
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Trials, "end", then_die)
-        yield
 
 
 @pytest.mark.slow

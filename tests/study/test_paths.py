@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import evomerge
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.cli import main
 from evomerge.merging.disk.stream import checkpoint_digest
-from evomerge.study.trials import Trials
+from tests.conftest import save_tiny
+from tests.faults import dying
 
-from ..conftest import save_tiny
 from .test_tokenizers import extend
 
 Study = Callable[..., Path]
@@ -67,23 +66,6 @@ def study(tiny_study: Study, models: dict[str, str]) -> Study:
 def facts(run: str) -> list[tuple[Any, ...]]:
     trials = evomerge.status(run).search.trials
     return [(t.number, t.kind, t.label, t.genome, t.recipe_id, t.digest, dict(t.scores), t.state) for t in trials]
-
-
-@contextmanager
-def dying(after: int) -> Iterator[None]:
-    """The process dies as soon as so many trials are stored."""
-    end, stored = Trials.end, [0]
-
-    def then_die(self: Trials, *about: Any) -> Any:
-        done = end(self, *about)
-        stored[0] += 1
-        if stored[0] == after:
-            raise KeyboardInterrupt
-        return done
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Trials, "end", then_die)
-        yield
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -277,7 +259,7 @@ def test_a_dry_run_tells_of_slots_limits_and_scales(study: Study, capsys: pytest
     assert said["path"] == "base (4 layers), deep (6 layers)"
     assert said["limit"] == "6 layers"
     assert said["scales"] == "pairs, 45 values: 45 pairs of layers are few"
-    assert said["genes"] == "53 searched values"
+    assert said["genes"] == 53
     assert not Path("runs").exists()
 
 
