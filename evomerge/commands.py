@@ -27,6 +27,7 @@ from evomerge.recipe.recipe import Recipe
 from evomerge.report.dry_run import dry_run_lines
 from evomerge.report.figures import FORMATS, draw_path
 from evomerge.safety.durable import write_whole
+from evomerge.safety.paths import seen_from_here
 from evomerge.study.dry_run import dry_run
 from evomerge.study.run.folder import STARTERS, RunFolder
 from evomerge.study.run.items import save_items
@@ -253,5 +254,5 @@ def run_quickstart(options: argparse.Namespace) -> int:
     files = {"recipe": str(result.recipe), "checkpoint": str(result.checkpoint)} if result.checkpoint else {}
     code = _finish(options, result.search, files)
     if not options.json:
-        show(*(f"{what:11} {file}" for what, file in files.items()))
+        show(*(f"{what:11} {seen_from_here(Path(file))}" for what, file in files.items()))
     return code

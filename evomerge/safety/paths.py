@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def absolute(text: str | Path, start: Path = Path(), where: Where | None = None)
     path = start / expanded(text, where)
     status(path, where)  # a link to itself, before Python's resolve() meets it
     return path.resolve()
+
+
+def seen_from_here(path: Path) -> str:
+    """An absolute path as it is written in the current folder: relative where it is inside of it, and never a bare
+    name."""
+    with suppress(OSError, ValueError):
+        seen = path.relative_to(Path.cwd())
+        return str(seen) if len(seen.parts) > 1 else f"./{seen}"
+    return str(path)
 
 
 def status(path: Path, where: Where | None = None) -> os.stat_result | None:

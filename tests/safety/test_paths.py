@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evomerge.errors import InputError, Where
-from evomerge.safety.paths import absolute, expanded, folders_in, is_folder, nearest_folder, status
+from evomerge.safety.paths import absolute, expanded, folders_in, is_folder, nearest_folder, seen_from_here, status
 
 
 @pytest.fixture
@@ -87,3 +87,11 @@ def test_any_text_is_a_path_or_a_line(text: str) -> None:
     except InputError as error:
         said = str(error)
     assert not said or said.isprintable()
+
+
+def test_a_path_is_written_as_seen_from_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Path.cwd()
+    assert seen_from_here(here / "models/base") == "models/base"
+    assert seen_from_here(here / "models") == "./models"  # a bare name would be a run in ./runs
+    monkeypatch.chdir(here / "models")
+    assert seen_from_here(here / "file") == str(here / "file")

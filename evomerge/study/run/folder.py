@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from evomerge.errors import BusyError, InputError, Where, suggestion
 from evomerge.safety.durable import sync_folder, write_whole
 from evomerge.safety.names import name_fault
-from evomerge.safety.paths import absolute, status
+from evomerge.safety.paths import absolute, seen_from_here, status
 from evomerge.safety.read import read_object
 
 _FLAG, _UNUSUAL = Where("--run"), re.compile(r"[^\w.-]")
@@ -50,7 +50,7 @@ class RunFolder:
     @property
     def handle(self) -> str:
         """What to call the run by on the command line: its name, or its path where it is not in ``./runs``."""
-        return self.name if self.path.parent == Path("runs").resolve() else shlex.quote(str(self.path))
+        return self.name if self.path.parent == Path("runs").resolve() else shlex.quote(seen_from_here(self.path))
 
     @classmethod
     def named(cls, run: str | Path, root: Path = Path("runs"), where: Where | None = None) -> RunFolder:
