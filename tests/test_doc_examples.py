@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from evomerge import answers
 from evomerge.cli import main
 from tests.doc_blocks import ROOT, blocks, follow, prepare, write_files
 
@@ -16,6 +18,13 @@ TUTORIAL = "docs/tutorial.md"
 FOLLOWED = ["README.md", TUTORIAL, *HOWTO]
 RUN = ("sh", "yaml", "python", "json")
 """Languages of blocks that a reader copies. A block without a language is output, or a picture of folders."""
+
+PYTHON = {
+    str(file.relative_to(ROOT)): [block for block in blocks(str(file.relative_to(ROOT))) if block.language == "python"]
+    for file in sorted((ROOT / "docs").rglob("*.md"))
+}
+"""The Python of each page. Blocks that are files are run by tests of their own: those of docs/extend.md by
+tests/test_plugins.py, of docs/files.md by tests/study/test_own_models.py, of how-to pages by this file."""
 
 
 @pytest.mark.parametrize("page", FOLLOWED)
@@ -61,3 +70,56 @@ def test_the_tutorial_is_followed_to_the_letter(shared: Path, tmp_path: Path) ->
     assert "license: mit" in card
     assert "this merge, the winner" in card
     assert (tmp_path / "report.html").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("page", [page for page, found in PYTHON.items() if any(not b.file for b in found)])
+def test_python_is_whole(page: str) -> None:
+    """It compiles, and a block that is not run says why."""
+    for block in PYTHON[page]:
+        compile(block.text, page, "exec")
+        assert block.left_out is None or len(block.left_out) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page, found in PYTHON.items() if any(not b.file for b in found)])
+def test_python_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the folder of the README's example; of pages about a run, after its search."""
+    prepare("README.md", tmp_path)
+    write_files("README.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if page == "docs/after.md":
+        assert main(["search", "space.yaml", "--trials", "8"]) in (answers.DONE, answers.NO)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in PYTHON[page]:
+        if block.left_out is None:
+            exec(compile(block.text, page, "exec"), names)
+
+
+def test_exit_codes_are_documented() -> None:
+    """All that the program has, and no other."""
+    readme = (ROOT / "README.md").read_text()
+    paragraph = next(part for part in readme.split("\n\n") if "**Exit codes:**" in part)
+    sentence = paragraph.partition("**Exit codes:**")[2].partition(". ")[0]
+    said = {int(number) for number in re.findall(r"(?:^|;)\s*(\d+) ", sentence)}
+    assert said == {answers.DONE, answers.NO, answers.WRONG, answers.INTERRUPTED, answers.PIPE_CLOSED}
+
+
+@pytest.mark.parametrize("command", ["search", "rank", "evaluate", "path", "check", "doctor", "reproduce", "export"])
+def test_a_command_that_can_say_no_says_so_on_its_page(command: str) -> None:
+    rows = [
+        line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `evomerge {command} ")
+    ]
+    page = re.findall(r"\((docs/[\w/]+\.md)", rows[0])[0]
+    text = " ".join((ROOT / page).read_text().split())
+    assert "exit code is" in text or "exit code 1" in text
+
+
+def test_the_numbers_of_the_front_page_are_measured() -> None:
+    readme = (ROOT / "README.md").read_text()
+    claims = readme.partition("[Measured]")[2].partition("## Install")[0]
+    measured = (ROOT / "docs/benchmarks.md").read_text()
+    numbers = re.findall(r"\d+\.\d+(?:e-\d+)?", claims)
+    assert len(numbers) >= 6
+    assert [number for number in numbers if number not in measured] == []

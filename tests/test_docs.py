@@ -22,7 +22,11 @@ from evomerge.registry import CHOICES, METHODS, OPTIMIZERS, Parameter
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(file.relative_to(ROOT)): file.read_text()
-    for file in (ROOT / "README.md", ROOT / "runs/README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for file in (
+        *(ROOT / name for name in ("README.md", "runs/README.md")),
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs/howto").glob("*.md")),
+    )
 }
 HISTORY = "docs/log.md"
 """It names what was there at the time."""
