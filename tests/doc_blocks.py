@@ -28,7 +28,7 @@ class Block:
         file: the file that it is: its first line names it (`# tasks/sums.yaml`), or a comment above
             (`<!-- file: tasks/sums.jsonl -->`).
         code: the exit code that running it has (`<!-- exit: 1 -->`).
-        left_out: why it is not run (`<!-- not run: needs two GPUs -->`).
+        left_out: why it is not run (`<!-- not run: needs two GPUs -->`), or is a part (`<!-- fragment: ... -->`).
     """
 
     language: str
@@ -46,7 +46,7 @@ def blocks(page: str) -> list[Block]:
         named = _NAMED.match(text)
         file = value if key == "file" else named[1] if named else None
         code = int(value) if key == "exit" else 0
-        found.append(Block(language, text, file, code, value if key == "not run" else None))
+        found.append(Block(language, text, file, code, value if key in ("not run", "fragment") else None))
     return found
 
 
