@@ -68,27 +68,25 @@ def follow(page: str, folder: Path) -> list[str]:
     Returns:
         The blocks that ended with another exit code than the page says, with what they printed.
     """
-    environment = shell(folder)
     for block in blocks(page):
         if block.left_out is None and block.file:
             write(block, folder)
         elif block.left_out is None and block.language == "sh":
-            done = subprocess.run(
-                ["bash", "-ec", block.text], cwd=folder, env=environment, capture_output=True, text=True
-            )
+            done = run_shell(block.text, folder)
             if done.returncode != block.code:
                 return [f"{block.text}exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"]
     return []
 
 
-def shell(folder: Path) -> dict[str, str]:
-    """The environment of a shell that finds this evomerge as the command `evomerge`."""
+def run_shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs commands in a folder, in a shell that finds this evomerge as the command `evomerge`."""
     place = folder / ".bin"
     place.mkdir(exist_ok=True)
     (place / "evomerge").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m evomerge "$@"\n')
     (place / "evomerge").chmod(0o755)
     path = os.pathsep.join([str(place), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    return subprocess.run(["bash", "-ec", text], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def prepare(page: str, folder: Path) -> None:

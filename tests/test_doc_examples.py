@@ -13,11 +13,11 @@ from evomerge import answers
 from evomerge.cli import main
 from evomerge.files.pair import read_files
 from evomerge.recipe.mergekit import parse_recipe
-from tests.doc_blocks import ROOT, blocks, follow, prepare, write_files
+from tests.doc_blocks import ROOT, blocks, follow, prepare, run_shell, write_files
 
 HOWTO = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "docs/howto").glob("*.md"))
-TUTORIAL = "docs/tutorial.md"
-FOLLOWED = ["README.md", TUTORIAL, *HOWTO]
+FOLLOWED = ["README.md", "docs/tutorial.md", *HOWTO]
+AFTER_A_SEARCH = [f"docs/{name}.md" for name in ("after", "report", "evaluate", "doctor", "ship")]
 RUN = ("sh", "yaml", "python", "json")
 """Languages of blocks that a reader copies. A block without a language is output, or a picture of folders."""
 
@@ -71,30 +71,37 @@ def test_yaml_of_other_pages_is_legal(page: str, tmp_path: Path) -> None:
         assert space.base
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the README's example after two searches, with `best.yaml`, and with other floors beside it."""
+    folder = tmp_path_factory.mktemp("searched")
+    prepare("README.md", folder)
+    write_files("README.md", folder)
+    shutil.copyfile(folder / "fitness.yaml", folder / "stricter.yaml")
+    lines = [
+        "evomerge search space.yaml --trials 34",
+        "evomerge search space.yaml --run space-2 --trials 8",
+        "evomerge export space -o best.yaml",
+    ]
+    for line in lines:
+        assert run_shell(line, folder).returncode == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", AFTER_A_SEARCH)
+def test_a_page_about_a_run_is_followed_to_the_letter(page: str, searched: Path, tmp_path: Path) -> None:
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
+    if page in ("docs/evaluate.md", "docs/doctor.md"):
+        assert run_shell("evomerge merge best.yaml merged/", tmp_path).returncode == 0
+    assert follow(page, tmp_path) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", *HOWTO])
 def test_a_page_is_followed_to_the_letter(page: str, tmp_path: Path) -> None:
     prepare(page, tmp_path)
     assert follow(page, tmp_path) == []
-
-
-@pytest.mark.slow
-def test_the_tutorial_is_followed_to_the_letter(shared: Path, tmp_path: Path) -> None:
-    """With real models and items, as a reader has them."""
-    models = {"base": "base", "french": "french", "maths": "gsm8k"}
-    items = {"french": "french_text", "maths": "gsm8k_text", "grammar": "grammar_pairs"}
-    for name, source in models.items():
-        (tmp_path / "models" / name).mkdir(parents=True)
-        for file in (shared / "specialists" / source).iterdir():
-            shutil.copyfile(file, tmp_path / "models" / name / file.name)
-    (tmp_path / "tasks").mkdir()
-    for name, source in items.items():
-        shutil.copyfile(shared / f"specialists/items/{source}.jsonl", tmp_path / f"tasks/{name}.jsonl")
-    assert follow(TUTORIAL, tmp_path) == []
-    card = (tmp_path / "merged/README.md").read_text()
-    assert "license: mit" in card
-    assert "this merge, the winner" in card
-    assert (tmp_path / "report.html").stat().st_size > 100_000
 
 
 @pytest.mark.parametrize("page", [page for page, found in PYTHON.items() if any(not b.file for b in found)])
