@@ -13,11 +13,12 @@ from evomerge import answers
 from evomerge.cli import main
 from evomerge.files.pair import read_files
 from evomerge.recipe.mergekit import parse_recipe
+from tests import doc_blocks
 from tests.doc_blocks import ROOT, blocks, follow, prepare, run_shell, write_files
 
 HOWTO = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "docs/howto").glob("*.md"))
 FOLLOWED = ["README.md", "docs/tutorial.md", *HOWTO]
-AFTER_A_SEARCH = [f"docs/{name}.md" for name in ("after", "report", "evaluate", "doctor", "ship")]
+AFTER_A_SEARCH = [f"docs/{name}.md" for name in ("after", "check", "report", "evaluate", "doctor", "ship")]
 RUN = ("sh", "yaml", "python", "json")
 """Languages of blocks that a reader copies. A block without a language is output, or a picture of folders."""
 
@@ -155,3 +156,24 @@ def test_the_numbers_of_the_front_page_are_measured() -> None:
     numbers = re.findall(r"\d+\.\d+(?:e-\d+)?", claims)
     assert len(numbers) >= 6
     assert [number for number in numbers if number not in measured] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("```sh\nfalse\n```", 1),
+        ("```sh\nfalse\ntrue\n```", 1),
+        ("<!-- exit: 1 -->\n```sh\nfalse\n```", 0),
+        ("<!-- exit: 1 -->\n```sh\ntrue\n```", 1),
+        ("<!-- not run: it fails -->\n```sh\nfalse\n```", 0),
+        ("```yaml\n# a/b.yaml\nx: 1\n```\n```sh\ngrep x a/b.yaml\n```", 0),
+        ("```sh\ngrep x a/b.yaml\n```\n```yaml\n# a/b.yaml\nx: 1\n```", 1),
+        ('<!-- file: items.jsonl -->\n```json\n{"x": 1}\n```\n\n```sh\ngrep x items.jsonl\n```', 0),
+    ],
+)
+def test_a_page_is_held_to_what_it_says(
+    text: str, problems: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doc_blocks, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(f"# A page\n\n{text}\n")
+    assert len(follow("page.md", tmp_path)) == problems
