@@ -143,6 +143,7 @@ def fitness_text(fitness: StarterFitness, file: Path) -> str:
             else []
         ),
         "objective: mean                # of the slices; mean | weighted_mean | geometric_mean | min | pareto",
+        *_mixed(fitness.slices),
         "split: {search: 0.5, seed: 0}  # one half of the items steers the search, the other decides",
         "batch_size: 16",
         "slices:",
@@ -156,6 +157,16 @@ def fitness_text(fitness: StarterFitness, file: Path) -> str:
             *_floor(slice_.lower),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _mixed(slices: Sequence[StarterSlice]) -> list[str]:
+    """What a mean of losses and scores means."""
+    if len({slice_.lower for slice_ in slices}) < 2:
+        return []
+    return [
+        "# Losses (which count negatively) and scores have other units, and their mean says little: give `weight: 0`",
+        "# to slices that only have to keep their floor.",
+    ]
 
 
 def _floor(lower: bool) -> list[str]:

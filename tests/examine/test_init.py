@@ -21,7 +21,13 @@ from evomerge.errors import InputError
 from evomerge.examine.check import check
 from evomerge.examine.checks.advice import groups_for
 from evomerge.examine.init import init
-from evomerge.examine.starter_fitness import choose_slices, usual_metric
+from evomerge.examine.starter_fitness import (
+    StarterFitness,
+    StarterSlice,
+    choose_slices,
+    fitness_text,
+    usual_metric,
+)
 from evomerge.files.pair import read_files
 from evomerge.files.trees import as_scalar
 from evomerge.scoring.tasks.built_in import built_in_tasks
@@ -274,6 +280,14 @@ def test_tasks_of_lm_eval_are_found_with_their_metrics() -> None:
 @pytest.mark.parametrize(("name", "leaves"), [("glue", 9), ("openllm", 64), ("mmlu", 57), ("nonsense_x", 0)])
 def test_groups_and_tags_over_several_folders_of_lm_eval(name: str, leaves: int) -> None:
     assert len(built_in_tasks(name)) == leaves
+
+
+@pytest.mark.parametrize("kinds", [(True, False), (True, True), (False, False)])
+def test_losses_and_scores_in_one_mean_are_pointed_out(kinds: tuple[bool, bool]) -> None:
+    slices = tuple(StarterSlice(f"s{i}", f"t{i}", "m", lower, False) for i, lower in enumerate(kinds))
+    text = fitness_text(StarterFitness(slices, ()), Path("fitness.yaml"))
+    assert ("weight: 0" in text) == (len(set(kinds)) == 2)
+    assert set(yaml.safe_load(text)["slices"]) == {"s0", "s1"}
 
 
 @given(st.integers(1, 20), st.integers(1, 100), st.integers(1, 2000))
