@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from evomerge.errors import InputError, Where
+from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.common import index, read_seconds, resolve
 from evomerge.files.kinds import load_fitness
 from evomerge.files.nodes import Node, as_number
 from evomerge.files.objects import (
     MEASURES,
     OLD_KEYS,
+    PLACEHOLDER,
+    PLACEHOLDERS,
     PRUNERS,
+    Command,
     FitnessSpec,
     FloorSpec,
     FunctionRef,
@@ -30,6 +34,9 @@ from evomerge.safety.names import check_name
 MOST_SHOTS = 1_000
 """Few-shot examples of a prompt. No model's context holds that many."""
 
+LONGEST = 3600.0
+"""Seconds that a command may take for a candidate where its slice has no `timeout`."""
+
 _OPTIONS: dict[str, Callable[[Node], Any]] = {
     "num_fewshot": lambda node: node.integer(0, MOST_SHOTS),
     "filter": Node.text,
@@ -42,12 +49,14 @@ _OPTIONS: dict[str, Callable[[Node], Any]] = {
 """What is handed to lm-eval, with its readers."""
 
 _KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "pruning")
-_KINDS = ("task", "python", "scorer", "measure")
+_KINDS = ("task", "python", "scorer", "command", "measure")
 _OF_MEASURES = ("measure", "floor", "weight")
 _SLICE_KEYS = (
     "task",
     "python",
     "scorer",
+    "command",
+    "cwd",
     "data",
     "measure",
     "metric",
@@ -177,15 +186,18 @@ def _slice(name: str, node: Node) -> SliceSpec:
     parts = node.mapping((), (*_SLICE_KEYS, *_OPTIONS), "{task: wikitext, metric: bits_per_byte}")
     if sum(kind in parts for kind in _KINDS) != 1:
         kinds = (
-            "`task` (an lm-eval task), `python` (module:function), `scorer` (of a plug-in) or `measure` (of its size)"
+            "`task` (an lm-eval task), `python` (module:function), `scorer` (of a plug-in), `command` (a program) or "
+            "`measure` (of its size)"
         )
         node.fail(f"needs one of {kinds}", "give one of them")
+    if "cwd" in parts and "command" not in parts:
+        parts["cwd"].fail("only goes with `command`", "remove it")
     if "measure" in parts:
         _check_measure(parts)
     elif "task" not in parts:
         _check_callable(node, parts)
     elif "data" in parts:
-        parts["data"].fail("only goes with `python`; an lm-eval task names its own data", "remove it")
+        parts["data"].fail("only goes with `python` and `command`; an lm-eval task names its own data", "remove it")
     elif "metric" not in parts:
         node.fail("has no 'metric'", "add for example `metric: acc`")
     metric = parts["metric"].text() if "metric" in parts else None
@@ -196,6 +208,7 @@ def _slice(name: str, node: Node) -> SliceSpec:
         name=name,
         task=parts["task"].text() if "task" in parts else None,
         python=_function(parts["python"]) if "python" in parts else _scorer(parts.get("scorer")),
+        command=_command(parts) if "command" in parts else None,
         scorer=parts["scorer"].text() if "scorer" in parts else None,
         data=resolve(parts["data"]) if "data" in parts else None,
         measure=cast(Measure, parts["measure"].one_of(MEASURES, "measure")) if "measure" in parts else None,
@@ -206,7 +219,7 @@ def _slice(name: str, node: Node) -> SliceSpec:
         items=parts["items"].integer(1) if "items" in parts else None,
         cluster=parts["cluster"].text() if "cluster" in parts else None,
         range=_range(parts["range"]) if "range" in parts else None,
-        timeout=read_seconds(parts["timeout"]) if "timeout" in parts else None,
+        timeout=read_seconds(parts["timeout"]) if "timeout" in parts else LONGEST if "command" in parts else None,
         options=options,
         where=node.where,
         lines={k: n.where for k, n in parts.items()},
@@ -222,10 +235,33 @@ def _range(node: Node) -> tuple[float, float]:
 
 def _check_callable(node: Node, parts: dict[str, Node]) -> None:
     if "data" not in parts:
-        node.fail("has no 'data'", "name the JSONL file whose items the callable scores")
+        node.fail("has no 'data'", "name the JSONL file of the items that are scored")
     for key in _OPTIONS:
         if key in parts:
             parts[key].fail("only goes with an lm-eval `task`", "remove it")
+
+
+def _command(parts: dict[str, Node]) -> Command:
+    """Reads a command line, which no shell reads later, and the folder that it is run in: the fitness file's."""
+    node = parts["command"]
+    try:
+        arguments = shlex.split(node.text())
+    except ValueError as error:
+        node.fail(f"is no command line ({error})", "close each quotation mark")
+    if not arguments:
+        node.fail("is empty", "write for example my-eval --model {model} --items {items} --out {scores}")
+    folder = resolve(parts["cwd"]) if "cwd" in parts else resolve(node, ".")
+    if not folder.is_dir():
+        parts["cwd"].fail(f"no such folder: {folder}", "name the folder that the command is run in")
+    command = Command(node.text(), tuple(arguments), folder)
+    for name in dict.fromkeys(found[1] for part in arguments for found in PLACEHOLDER.finditer(part) if found[1]):
+        if name not in PLACEHOLDERS:
+            mend = f"{suggestion(name, PLACEHOLDERS)}; a brace that means itself is written twice"
+            node.fail(f"has an unknown {{{name}}}", mend)
+    for name in ("model", "scores"):
+        if not command.uses(name):
+            node.fail(f"has no {{{name}}}, {PLACEHOLDERS[name]}", f"add {{{name}}} where the program takes it")
+    return command
 
 
 def _check_measure(parts: dict[str, Node]) -> None:

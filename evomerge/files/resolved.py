@@ -123,6 +123,8 @@ def _slice(spec: SliceSpec) -> dict[str, Any]:
         "task": spec.task,
         "scorer": spec.scorer,
         "python": spec.python.anywhere if spec.python and spec.scorer is None else None,
+        "command": spec.command.text if spec.command else None,
+        "cwd": str(spec.command.folder) if spec.command else None,
         "data": str(spec.data) if spec.data else None,
         "measure": spec.measure,
         "metric": spec.metric,

@@ -11,9 +11,9 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
-from evomerge.files.objects import FitnessSpec, Measure
+from evomerge.files.objects import FitnessSpec
+from evomerge.scoring.candidate import Candidate, TakesCandidate
 from evomerge.scoring.guard import ExitCalled, undisturbed
-from evomerge.scoring.measures import MeasurePass
 from evomerge.scoring.slices import ScoredSlice, SuiteInfo
 from evomerge.scoring.splits import SIDES
 from evomerge.types import Document, SliceScore, SplitName
@@ -57,15 +57,15 @@ class Suite:
             raise InputError(f"a task cannot be built: {error}", "mend its code", Where(fitness.file)) from error
 
     @property
-    def measures(self) -> list[MeasurePass]:
-        """The sources that have to be told the size of each candidate."""
+    def takers(self) -> list[TakesCandidate]:
+        """The sources that have to be told of each candidate."""
         sources = (slice_.source for slice_ in self.slices.values())
-        return [source for source in sources if isinstance(source, MeasurePass)]
+        return [source for source in sources if isinstance(source, TakesCandidate)]
 
-    def resize(self, size: Mapping[Measure, int]) -> None:
-        """Takes in the size of the candidate that the model has become."""
-        for measure in self.measures:
-            measure.resize(size)
+    def become(self, candidate: Candidate) -> None:
+        """Takes in the candidate that the model has become."""
+        for source in self.takers:
+            source.become(candidate)
 
     def score(
         self,

@@ -291,6 +291,8 @@ def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:
             reasons[spec.name] = f"its {spec.measure}"
         elif spec.python is not None:
             reasons[spec.name] = "a Python function"
+        elif spec.command is not None:
+            reasons[spec.name] = "a command"
         elif any(leaf.config.get("output_type") == "generate_until" for leaf in leaves):
             reasons[spec.name] = "generated text"
     lost = next((spec for spec in counting if spec.name in reasons), None)
