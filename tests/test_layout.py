@@ -70,7 +70,7 @@ INSIDE = {
         ["gates", "item_files", "measures"],
         ["stats", "candidate"],
         ["engine"],
-        ["splits", "objectives", "guard"],
+        ["splits", "objectives", "guard", "replies"],
         ["settings", "templates"],
     ],
     "checkpoints": [

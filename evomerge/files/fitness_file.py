@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -49,10 +50,14 @@ _OPTIONS: dict[str, Callable[[Node], Any]] = {
 """What is handed to lm-eval, with its readers."""
 
 _KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "pruning")
-_KINDS = ("task", "python", "scorer", "command", "measure")
+_KINDS = ("task", "of", "python", "scorer", "command", "measure")
 _OF_MEASURES = ("measure", "floor", "weight")
+_OF_REPLIES = ("of", "metric", "floor", "weight")
+_LENGTHS = ("generated_tokens", "truncated")
+MOST_SAMPLES = 256
 _SLICE_KEYS = (
     "task",
+    "of",
     "python",
     "scorer",
     "command",
@@ -64,6 +69,8 @@ _SLICE_KEYS = (
     "floor",
     "weight",
     "items",
+    "samples",
+    "pass_at",
     "cluster",
     "range",
     "timeout",
@@ -99,7 +106,8 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
     if not isinstance(parts["slices"].value, dict):
         problem = f"is {parts['slices'].shown()}, and each slice needs a name"
         parts["slices"].fail(problem, "write for example slices: {english: {task: wikitext, metric: bits_per_byte}}")
-    slices = {name: _slice(name, node) for name, node in parts["slices"].mapping().items()}
+    read = {name: _slice(name, node) for name, node in parts["slices"].mapping().items()}
+    slices = {name: spec if spec.of is None else _measured(spec, read) for name, spec in read.items()}
     if not slices:
         parts["slices"].fail("names no slice", "add at least one task")
     if "model" in parts:
@@ -194,6 +202,8 @@ def _slice(name: str, node: Node) -> SliceSpec:
         parts["cwd"].fail("only goes with `command`", "remove it")
     if "measure" in parts:
         _check_measure(parts)
+    elif "of" in parts:
+        _check_replies(node, parts)
     elif "task" not in parts:
         _check_callable(node, parts)
     elif "data" in parts:
@@ -216,6 +226,9 @@ def _slice(name: str, node: Node) -> SliceSpec:
         direction=cast(Literal["higher", "lower"] | None, direction),
         floor=_floor(parts["floor"], metric) if "floor" in parts else None,
         weight=weight,
+        of=parts["of"].text() if "of" in parts else None,
+        samples=parts["samples"].integer(1, MOST_SAMPLES) if "samples" in parts else 1,
+        pass_at=_pass_at(parts),
         items=parts["items"].integer(1) if "items" in parts else None,
         cluster=parts["cluster"].text() if "cluster" in parts else None,
         range=_range(parts["range"]) if "range" in parts else None,
@@ -223,6 +236,43 @@ def _slice(name: str, node: Node) -> SliceSpec:
         options=options,
         where=node.where,
         lines={k: n.where for k, n in parts.items()},
+    )
+
+
+def _pass_at(parts: dict[str, Node]) -> int | None:
+    """Reads how many samples are looked at for one that passes."""
+    for key in ("samples", "pass_at"):
+        if key in parts and "task" not in parts:
+            parts[key].fail("only goes with an lm-eval `task` that generates text", "remove it")
+    if "pass_at" not in parts:
+        return None
+    samples = parts["samples"].integer(1, MOST_SAMPLES) if "samples" in parts else 1
+    if samples < 2:
+        parts["pass_at"].fail("needs `samples`, of which it looks at so many", "add for example samples: 8")
+    return parts["pass_at"].integer(1, samples)
+
+
+def _check_replies(node: Node, parts: dict[str, Node]) -> None:
+    """InputError where a slice that measures another one's answers is given what belongs to that one."""
+    for key, part in parts.items():
+        if key not in _OF_REPLIES:
+            part.fail(f"is that of slice {parts['of'].value!r}, whose answers are measured", "remove it")
+    if "metric" not in parts:
+        node.fail("has no 'metric'", f"add `metric: {_LENGTHS[0]}` or `metric: {_LENGTHS[1]}`")
+    parts["metric"].one_of(_LENGTHS, "metric of another slice's answers")
+
+
+def _measured(spec: SliceSpec, slices: Mapping[str, SliceSpec]) -> SliceSpec:
+    """The slice with the task and the options of the one whose answers it measures. InputError where that has none."""
+    asked = slices.get(spec.of or "")
+    if asked is None or asked is spec:
+        others = [name for name in slices if name != spec.name]
+        raise InputError(f"there is no other slice {spec.of!r}", suggestion(spec.of or "", others), spec.at("of"))
+    if asked.task is None:
+        raise InputError(f"slice {spec.of!r} is no lm-eval task", "name one that generates text", spec.at("of"))
+    options = {key: value for key, value in asked.options.items() if key != "filter"}
+    return replace(
+        spec, task=asked.task, items=asked.items, samples=asked.samples, cluster=asked.cluster, options=options
     )
 
 

@@ -244,6 +244,8 @@ class SliceSpec:
     `items` caps the number of items of each split. `options` is handed to lm-eval as it is: num_fewshot, filter,
     apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs, add_bos_token. `cluster` names the
     document's field that items with a common origin share; `range` holds the worst and the best that an item can score.
+    `of` names the slice whose answers are measured in place of asking for others: its task and options are this one's.
+    `samples` answers are written to each item, of which `pass_at` are looked at: does one of them pass?
     `timeout` is the most seconds that it may take for a candidate.
     """
 
@@ -259,6 +261,9 @@ class SliceSpec:
     floor: FloorSpec | None = None
     weight: float = 1.0
     items: int | None = None
+    of: str | None = None
+    samples: int = 1
+    pass_at: int | None = None
     cluster: str | None = None
     range: tuple[float, float] | None = None
     timeout: float | None = None

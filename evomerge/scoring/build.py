@@ -120,7 +120,7 @@ class _Builder:
             self._check_clusters(spec, source, metric.clusters)
 
         def read(answers: Answers) -> SliceScore:
-            score, given = metric.read(answers.rows[metric.filter]), answers.given[metric.filter]
+            score, given = metric.read(answers.rows[metric.filter]), answers.given.get(metric.filter, {})
             items = (replace(i, answer=answer_by(metric.name, i.item, given)) for i in score.items)
             return replace(score, items=tuple(items), loss=answers.loss)
 
@@ -142,7 +142,7 @@ class _Builder:
     def _pass(self, spec: SliceSpec) -> TaskPass:
         """The pass of a slice's task. Slices that differ only in metric, filter, floor or weight share it."""
         options = {k: v for k, v in spec.options.items() if k != "filter"}
-        key = json.dumps([spec.task, spec.items, options], sort_keys=True, default=str)
+        key = json.dumps([spec.task, spec.items, spec.samples, options], sort_keys=True, default=str)
         if key not in self._passes:
             tasks = self._library.build(spec)
             self._passes[key] = TaskPass(self.fitness, spec, tasks, self._wrapper(spec, tasks))

@@ -205,7 +205,11 @@ def check_task(spec: SliceSpec, local: LocalTasks) -> None:
             problem = f"the data of task {leaf.config['task']!r} {lack} {shortened(path)}"
             raise InputError(problem, f"mend {leaf.path} (paths there are relative to its folder)", spec.at("task"))
         _check_splits(spec, leaf)
-        _check_metric(spec, leaf)
+        if spec.of is None:
+            _check_metric(spec, leaf)
+        elif not _generates(leaf):
+            problem = f"task {leaf.config['task']!r} of slice {spec.of!r} generates no text that has a length"
+            raise InputError(problem, "name a slice of generated answers", spec.at("of"))
         _check_generation(spec, leaf)
         if leaf.config.get("doc_to_image") is not None:
             shots = spec.options.get("num_fewshot", leaf.config.get("num_fewshot"))

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from evomerge.errors import InputError, suggestion
 from evomerge.scoring.engine.greedy import Batch, Prompt, Reply, batches, refuse_nan, write
+from evomerge.scoring.replies import Written, measured
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +84,14 @@ def plan_generation(lm: Any, requests: Sequence[Any]) -> GenerationPlan:
     return GenerationPlan(list(requests), prompts, _batched(lm, [p for p in prompts if p is not None]))
 
 
-def generate(lm: Any, plan: GenerationPlan) -> list[str]:
+def generate(lm: Any, plan: GenerationPlan) -> list[Written]:
     """Writes the text for each request with the current weights. TrialError on NaN logits."""
     if lm.greedy is None and plan.batches:
         lm.greedy = _agrees(lm, plan)
     written = {p: reply.text() for p, reply in _replies(lm, plan.batches if lm.greedy else []).items()}
     others = iter(_by_lm_eval(lm, [r for r, p in zip(plan.requests, plan.prompts, strict=True) if p not in written]))
-    return [written[prompt] if prompt in written else next(others) for prompt in plan.prompts]
+    texts = [written[prompt] if prompt in written else next(others) for prompt in plan.prompts]
+    return [measured(t, lm.tokenizer, _ends(lm, r.args[1])[1]) for t, r in zip(texts, plan.requests, strict=True)]
 
 
 def _replies(lm: Any, planned: list[Batch]) -> dict[Prompt | None, Reply]:

@@ -6,11 +6,12 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from evomerge.errors import TrialError
+from evomerge.scoring.replies import lengths, together
 from evomerge.scoring.tasks.losses import mean_loss, right_answers
 from evomerge.scoring.tasks.metrics import Rows
 
@@ -42,6 +43,7 @@ class TaskRequests:
     leaf: str
     task: Any
     docs: list[Doc]
+    samples: int = 1
 
     @property
     def names(self) -> list[str]:
@@ -54,14 +56,33 @@ class TaskRequests:
 
     def part(self, names: frozenset[str]) -> TaskRequests:
         pairs = zip(self.names, self.docs, strict=True)
-        return TaskRequests(self.leaf, self.task, [doc for name, doc in pairs if name in names])
+        return replace(self, docs=[doc for name, doc in pairs if name in names])
 
     def apply_filters(self) -> None:
         self.task._instances = self.instances
         self.task.apply_filters()
 
     def rows(self, filter_name: str) -> Rows:
-        """What the task's code returns for each document, from the responses that the filter let through."""
+        """What the task's code returns for each document, from the responses that the filter let through; of several
+        samples, for each one by itself."""
+        if self.samples == 1:
+            return self._marked(filter_name)
+        responses, marks = [instance.resps for instance in self.instances], []
+        for at in range(self.samples):
+            for instance, given in zip(self.instances, responses, strict=True):
+                instance.resps = [given[at]]
+            self.apply_filters()
+            marks.append(self._marked(filter_name))
+        for instance, given in zip(self.instances, responses, strict=True):
+            instance.resps = given
+        self.apply_filters()
+        return together(marks)
+
+    def replies(self) -> Rows:
+        """How long the replies to each document are."""
+        return [(doc.item, lengths([r for instance in doc.instances for r in instance.resps])) for doc in self.docs]
+
+    def _marked(self, filter_name: str) -> Rows:
         rows = []
         with _templates_rendered_once(self.task) as start:
             for doc in self.docs:
