@@ -123,7 +123,13 @@ class Evaluator:
         return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})
 
     def proxy_loss(
-        self, recipe: Recipe, name: str, items: frozenset[str], checked: frozenset[str], tensors: Collection[str]
+        self,
+        recipe: Recipe,
+        name: str,
+        items: frozenset[str],
+        checked: frozenset[str],
+        tensors: Collection[str],
+        teacher: Recipe | None = None,
     ) -> tuple[float, float, dict[str, ParameterSlopes]]:
         """The proxy loss of a slice on two sets of items, and the slopes of the first one.
 
@@ -133,10 +139,15 @@ class Evaluator:
             items: on which the slopes are taken.
             checked: other items, on which only the loss is computed.
             tensors: merged tensors whose slopes are wanted, by the parameters of their merge; none: losses only.
+            teacher: the source whose answers are the right ones, where the slice's are written. It writes them the
+                first time that they are needed.
 
         Raises:
             TrialError: the candidate cannot be merged or scored.
         """
+        if teacher is not None and self.suite.lacks_answers(name):
+            self.materialized(teacher)
+            self.suite.learn(name)
         self.materialized(recipe)
         assert isinstance(self.resident, Resident), "only language models have proxy losses"
         if not tensors:

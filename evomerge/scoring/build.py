@@ -24,7 +24,7 @@ from evomerge.scoring.tasks.answers import answer_by
 from evomerge.scoring.tasks.library import TaskLibrary, TaskSet
 from evomerge.scoring.tasks.metrics import resolve
 from evomerge.scoring.tasks.passes import Answers, TaskPass
-from evomerge.scoring.tasks.proxy_loss import ProxyLoss, no_proxy_loss
+from evomerge.scoring.tasks.proxy_loss import ProxyLoss, is_generated, no_proxy_loss
 from evomerge.scoring.tasks.task_files import scan
 from evomerge.types import SliceScore, SplitName
 
@@ -124,6 +124,7 @@ class _Builder:
             items = (replace(i, answer=answer_by(metric.name, i.item, given)) for i in score.items)
             return replace(score, items=tuple(items), loss=answers.loss)
 
+        lacking = no_proxy_loss(source, metric, self.split)
         info = SliceInfo(
             name=spec.name,
             sign=metric.sign,
@@ -133,11 +134,12 @@ class _Builder:
             items=source.names("search"),
             n_holdout=len(source.names("holdout")),
             aggregation=metric.aggregation,
-            no_proxy_loss=no_proxy_loss(source, metric, self.split),
+            no_proxy_loss=lacking,
+            learns=not lacking and is_generated(source),
             doubts=tuple(f"{spec.at('task')}: {line}" for line in source.doubts()),
             n_read=source.prepare(self.split).n_read,
         )
-        return ScoredSlice(info, source, read, None if info.no_proxy_loss else ProxyLoss(source, metric))
+        return ScoredSlice(info, source, read, None if lacking else ProxyLoss(source, metric))
 
     def _pass(self, spec: SliceSpec) -> TaskPass:
         """The pass of a slice's task. Slices that differ only in metric, filter, floor or weight share it."""

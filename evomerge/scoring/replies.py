@@ -21,18 +21,20 @@ class Written(str):
     Attributes:
         tokens: how many it wrote, the one that ended it included.
         truncated: whether it would have gone on but for its limit.
+        ids: these tokens; empty where only the text is known.
     """
 
     tokens: int
     truncated: bool
+    ids: tuple[int, ...]
 
-    def __new__(cls, text: str, tokens: int, truncated: bool) -> Written:
+    def __new__(cls, text: str, tokens: int, truncated: bool, ids: Sequence[int] = ()) -> Written:
         written = super().__new__(cls, text)
-        written.tokens, written.truncated = tokens, truncated
+        written.tokens, written.truncated, written.ids = tokens, truncated, tuple(ids)
         return written
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return str(self), self.tokens, self.truncated
+        return str(self), self.tokens, self.truncated, self.ids
 
 
 def measured(text: str, tokenizer: Any, limit: int) -> Written:

@@ -30,6 +30,7 @@ class SliceInfo:
         no_proxy_loss: why the slice has no proxy loss; empty if it has one.
         n_holdout: the number of items of the holdout split.
         n_read: how many tokens a model reads to be scored on the items; None where that is unknown.
+        learns: whether the proxy loss has to be given a source's answers first (`Suite.learn`).
         is_measure: whether the score is a size, which is exact and costs nothing: its one item counts nowhere.
         doubts: what its task probably does otherwise than its author meant, a line each.
     """
@@ -45,6 +46,7 @@ class SliceInfo:
     n_holdout: int = 0
     doubts: tuple[str, ...] = ()
     n_read: int | None = None
+    learns: bool = False
     is_measure: bool = False
 
     @property

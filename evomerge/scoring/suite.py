@@ -128,6 +128,19 @@ class Suite:
             return self._attempt(name, partial(loss.backward, items, share, checkpointing))
         return self._attempt(name, partial(loss.value, items))
 
+    def lacks_answers(self, name: str) -> bool:
+        """Whether a slice's proxy loss needs a source's answers, and has none yet."""
+        loss = self.slices[name].proxy_loss
+        return loss is not None and loss.lacks_answers
+
+    def learn(self, name: str) -> None:
+        """Takes what the model writes with its current weights as the right answers of a slice's proxy loss. TrialError
+        as in `score`."""
+        loss = self.slices[name].proxy_loss
+        assert loss is not None
+        self._model.eval()
+        self._attempt(name, loss.learn)
+
     def indices(self, name: str, split: SplitName = "search") -> dict[str, list[int]]:
         """Maps each leaf task of a slice to its documents in a split, as positions in the task's order, ascending."""
         deal = self.slices[name].source.deal

@@ -165,7 +165,7 @@ class Reply:
         """The reply up to its first stop sequence, as lm-eval cuts it."""
         whole: str = postprocess_generated_text(self._decode(self.tokens), list(self._prompt.until), None)
         truncated = self.tokens[-1] not in self._eos and not self._stopped()
-        return Written(whole, len(self.tokens), truncated)
+        return Written(whole, len(self.tokens), truncated, self.tokens)
 
     def _stopped(self) -> bool:
         """Decodes only the last tokens until they hold a stop sequence."""

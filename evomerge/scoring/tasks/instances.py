@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import TrialError
 from evomerge.scoring.replies import lengths, together
 from evomerge.scoring.tasks.losses import mean_loss, right_answers
 from evomerge.scoring.tasks.metrics import Rows
+
+if TYPE_CHECKING:
+    from evomerge.scoring.engine.encode import Window
 
 _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice")
 
@@ -135,6 +138,18 @@ class PreparedRequests:
             yield
         finally:
             self._forget()
+
+    def written(self) -> dict[tuple[str, str], Window]:
+        """What the model writes with its current weights, by leaf task and item, each as a window behind its prompt;
+        the first of several samples."""
+        from evomerge.scoring.engine.generation import reply_windows
+
+        found: dict[int, Window | None] = {}
+        for requests, plan in zip(self._requests, self._plans, strict=True):
+            windows = reply_windows(self._lm, plan, self._lm.answer(plan))
+            found.update(reversed([(id(r), window) for r, window in zip(requests, windows, strict=True)]))
+        asked = ((task.leaf, doc.item, found[id(doc.instances[0])]) for task in self.tasks for doc in task.docs)
+        return {(leaf, item): window for leaf, item, window in asked if window is not None}
 
     def loss(self) -> float | None:
         """The mean negative log-likelihood of the right answers among the requests, in nats per token."""
