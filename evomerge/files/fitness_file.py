@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from evomerge.errors import InputError, Where
 from evomerge.files.common import index, read_seconds, resolve
+from evomerge.files.keys import FITNESS, FLOOR, SLICE, SLICE_OPTIONS, SPLIT
 from evomerge.files.kinds import load_fitness
 from evomerge.files.nodes import Node, as_number
 from evomerge.files.objects import (
@@ -30,7 +31,7 @@ from evomerge.safety.names import check_name
 MOST_SHOTS = 1_000
 """Few-shot examples of a prompt. No model's context holds that many."""
 
-_OPTIONS: dict[str, Callable[[Node], Any]] = {
+_READERS: dict[str, Callable[[Node], Any]] = {
     "num_fewshot": lambda node: node.integer(0, MOST_SHOTS),
     "filter": Node.text,
     "apply_chat_template": Node.boolean,
@@ -39,26 +40,10 @@ _OPTIONS: dict[str, Callable[[Node], Any]] = {
     "gen_kwargs": lambda node: _generation(node),  # defined below
     "add_bos_token": Node.boolean,
 }
-"""What is handed to lm-eval, with its readers."""
+"""The readers of what is handed to lm-eval."""
 
-_KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "pruning")
 _KINDS = ("task", "python", "scorer", "measure")
 _OF_MEASURES = ("measure", "floor", "weight")
-_SLICE_KEYS = (
-    "task",
-    "python",
-    "scorer",
-    "data",
-    "measure",
-    "metric",
-    "direction",
-    "floor",
-    "weight",
-    "items",
-    "cluster",
-    "range",
-    "timeout",
-)
 
 
 def read_fitness(
@@ -86,7 +71,7 @@ def _rename_old_keys(root: Node) -> None:
 
 
 def fitness_from(root: Node, file: Path) -> FitnessSpec:
-    parts = root.mapping(["slices"], _KEYS, "slices: {code: {task: humaneval, metric: pass@1}}")
+    parts = root.declared(FITNESS, "slices: {code: {task: humaneval, metric: pass@1}}")
     if not isinstance(parts["slices"].value, dict):
         problem = f"is {parts['slices'].shown()}, and each slice needs a name"
         parts["slices"].fail(problem, "write for example slices: {english: {task: wikitext, metric: bits_per_byte}}")
@@ -163,7 +148,7 @@ def _check_no_percentage(node: Node, low: float, high: float) -> None:
 def _split(node: Node | None) -> tuple[float, int]:
     if node is None:
         return 0.5, 0
-    parts = node.mapping((), ("search", "seed"), "{search: 0.5, seed: 0}")
+    parts = node.declared(SPLIT, "{search: 0.5, seed: 0}")
     if "search" in parts:
         _check_no_percentage(parts["search"], 1, 100)
     share = parts["search"].number(0.0, 1.0) if "search" in parts else 0.5
@@ -174,7 +159,7 @@ def _split(node: Node | None) -> tuple[float, int]:
 
 def _slice(name: str, node: Node) -> SliceSpec:
     check_name(name, "slice", node.where)
-    parts = node.mapping((), (*_SLICE_KEYS, *_OPTIONS), "{task: wikitext, metric: bits_per_byte}")
+    parts = node.declared({**SLICE, **SLICE_OPTIONS}, "{task: wikitext, metric: bits_per_byte}")
     if sum(kind in parts for kind in _KINDS) != 1:
         kinds = (
             "`task` (an lm-eval task), `python` (module:function), `scorer` (of a plug-in) or `measure` (of its size)"
@@ -190,7 +175,7 @@ def _slice(name: str, node: Node) -> SliceSpec:
         node.fail("has no 'metric'", "add for example `metric: acc`")
     metric = parts["metric"].text() if "metric" in parts else None
     weight = parts["weight"].number(0.0) if "weight" in parts else 1.0
-    options = {key: read(parts[key]) for key, read in _OPTIONS.items() if key in parts}
+    options = {key: read(parts[key]) for key, read in _READERS.items() if key in parts}
     direction = parts["direction"].one_of(("higher", "lower"), "direction") if "direction" in parts else None
     return SliceSpec(
         name=name,
@@ -223,7 +208,7 @@ def _range(node: Node) -> tuple[float, float]:
 def _check_callable(node: Node, parts: dict[str, Node]) -> None:
     if "data" not in parts:
         node.fail("has no 'data'", "name the JSONL file whose items the callable scores")
-    for key in _OPTIONS:
+    for key in SLICE_OPTIONS:
         if key in parts:
             parts[key].fail("only goes with an lm-eval `task`", "remove it")
 
@@ -298,7 +283,7 @@ def _floor(node: Node, metric: str | None) -> FloorSpec | None:
         if (metric or "").partition(",")[0] in _SHARES and not 0 <= node.number() <= 1:
             node.fail(f"{node.shown()} is outside [0, 1] of {metric}", "write for example 0.9 for 90 %")
         return FloorSpec(value=node.number(), where=node.where)
-    parts = node.mapping(["of"], ["keep", "margin"])
+    parts = node.declared(FLOOR)
     if ("keep" in parts) == ("margin" in parts):
         node.fail("needs either `keep` (a ratio) or `margin` (a distance)", "give one of them")
     return FloorSpec(
