@@ -83,7 +83,7 @@ def absent_files(text: str) -> list[str]:
 def absent_names(text: str) -> list[str]:
     """Classes, their members, and functions of modules in inline code that the package does not have."""
     names = [span for span in spans(text) if re.fullmatch(r"[A-Z][a-z]\w*(\.\w+)?|[a-z_]+\.[a-z_]+", span)]
-    files = re.compile(r".*\.(py|md|json|yaml|safetensors|log|journal)")
+    files = re.compile(r".*\.(py|md|json|yaml|yml|safetensors|log|journal)")
     return [name for name in names if not files.fullmatch(name) and name not in NAMES]
 
 

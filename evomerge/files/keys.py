@@ -130,13 +130,6 @@ SCALES: Keys = {
     "low": Key("the lower end of the range, above 0 and at most 1", "0.5"),
     "high": Key("the upper end of the range, at least 1", "2.0"),
 }
-OPTIMIZER: Keys = {
-    "name": Key("the optimizer", "`surrogate`"),
-    "seed": Key("of the optimizer and of the random masks", "0"),
-    "asynchronous": Key("whether it is asked as soon as a worker is free, not a generation at a time", "`false`"),
-}
-"""What every optimizer is given, besides options of its own (`optimize/declarations.py`)."""
-
 # The fitness file
 
 FITNESS: Keys = {
