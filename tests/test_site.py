@@ -234,13 +234,17 @@ def build(project: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_site_loads_nothing_from_other_hosts(project: Path) -> None:
+def test_the_site_is_whole_and_loads_nothing_from_other_hosts(project: Path) -> None:
     built = build(project)
     assert built.returncode == 0, built.stderr
     pages = sorted((project / "built").rglob("*.html"))
     assert len(pages) > len(list((project / "docs").glob("*.md")))
     for page in pages:
         assert LOADED.findall(page.read_text()) == [], page
+    described = (project / "built/reference/python.html").read_text()
+    for name in evomerge.__all__:
+        assert f'id="evomerge.{name}"' in described
+    assert "the search-space file" in described.split('id="evomerge.search"')[1].split('id="evomerge.status"')[0]
 
 
 @pytest.mark.slow

@@ -134,6 +134,16 @@ def _mapped(markdown: str, change: Callable[[str], str]) -> str:
     return "".join(parts)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Keeps options whole: a browser breaks a line behind each of their dashes."""
+    return re.sub(r"<code>(-{1,2}[a-z][\w-]*)", r'<code><span class="option">\1</span>', html)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Names the search for readers of screens, which the theme does not."""
+    return output.replace('role="dialog">', 'role="dialog" aria-label="Search">', 1)
+
+
 def _with_reference(markdown: str, names: list[str]) -> str:
     made = reference.pages()
     titles = {name: made[f"reference/{name}.md"].splitlines()[0].removeprefix("# ") for name in names}

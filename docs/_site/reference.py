@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
+from python_pages import python, testing
 from texts import cell, docstring, escaped, lead, linked, prose, table
 
 import evomerge
@@ -266,7 +265,8 @@ def _facts(name: str, method: Method) -> str:
         facts.append(f"Gradients: {', '.join(f'`{n}`' for n in method.differentiable)}.")
     if name not in CHOICES:
         facts.append("For recipes only.")
-    papers = ", ".join(f"arXiv:{number}" for number in PAPERS.get(name, ()))
+    start = lead(method.function)
+    papers = ", ".join(f"arXiv:{number}" for number in PAPERS.get(name, ()) if number not in start)
     return linked(" ".join([*facts, f"Papers: {papers}." if papers else ""]))
 
 
@@ -365,28 +365,3 @@ def metrics() -> str:
 
 def _better(higher: bool) -> str:
     return "higher" if higher else "lower"
-
-
-# Python
-
-
-def python() -> str:
-    """The public names of the package, for mkdocstrings to fill in."""
-    functions = [name for name in evomerge.__all__ if name[0].islower()]
-    classes = [name for name in evomerge.__all__ if name[0].isupper()]
-    return (
-        "# Python\n\nThe names that `import evomerge` gives. [Python and notebooks](../api.md) shows them at work.\n\n"
-        f"## Functions\n\n{_described(functions)}\n## Classes\n\n{_described(classes)}"
-    )
-
-
-def _described(names: Iterable[str]) -> str:
-    return "\n".join(f"::: evomerge.{name}\n" for name in names)
-
-
-def testing() -> str:
-    """The conformance suites that other packages run."""
-    folder = Path(inspect.getfile(evomerge)).parent / "testing"
-    modules = [file.stem for file in sorted(folder.glob("*.py")) if not file.stem.startswith("_")]
-    sections = "\n".join(f"## evomerge.testing.{name}\n\n::: evomerge.testing.{name}\n" for name in modules)
-    return f"# Conformance suites\n\n[Your own](../extend.md) says how to use them.\n\n{sections}"

@@ -21,6 +21,13 @@ def lead(target: str) -> str:
     return (ast.get_docstring(_tree(target.partition(":")[0])) or "").partition("\n\n")[0]
 
 
+def method_names(module: str, prefix: str) -> list[str]:
+    """The methods of a module's classes whose names begin so, without it."""
+    parts = [part for node in _tree(module).body if isinstance(node, ast.ClassDef) for part in node.body]
+    names = [part.name for part in parts if isinstance(part, ast.FunctionDef)]
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
 def _tree(module: str) -> ast.Module:
     """A module as its file has it: importing it may take seconds."""
     spec = find_spec(module)
