@@ -221,8 +221,8 @@ def project(tmp_path: Path, hooks: Any) -> Path:
     """A copy of what the site is made of."""
     for module in ("material", "mkdocstrings"):
         pytest.importorskip(module, reason=f"{module} is not installed: pip install -e '.[docs]'")
-    for name in ("docs", "evomerge", "search_spaces", "fitness", "runs", "benchmarks"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "[!R]*.journal"))
+    for name in ("docs", "evomerge", "search_spaces", "fitness", "benchmarks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
