@@ -134,7 +134,7 @@ def doctor(
         return Diagnosis(str(model), parents, findings, notes=(*notes, f"the model was not run: {live.failed}"))
     felt, seen = symptoms(patient, live), (overflowing(patient, live), tokenized_otherwise(patient, live))
     findings = (*(finding for finding in seen if finding is not None), *findings)
-    unseen = None if findings else unexplained(felt)
+    unseen = None if findings else unexplained(felt, patient.model.factors)
     return Diagnosis(
         model=str(model),
         parents=parents,
