@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 from evomerge.files.keys import PATHS, SCALES
@@ -105,6 +106,8 @@ def _scales(node: Node, blocks: int | None) -> Scales:
         high = parts["high"].number() if "high" in parts else default.high
         if not 0 < low < high or not low <= 1 <= high:
             node.fail(f"{low:g} to {high:g} is no range of scales", "give 0 < low <= 1 <= high, and low below high")
+        if not math.isfinite(high / low):
+            node.fail(f"{low:g} to {high:g} is a wider ratio than any number", "narrow the range")
         return Scales(form, low, high)
     return Scales(_form(node, blocks))
 

@@ -200,6 +200,8 @@ def _numeric(name: str, node: Node, takers: Takers) -> GeneSpec:
     log = parts["log"].boolean() if "log" in parts else parameter.log and low > 0
     if log and low <= 0:
         parts["low"].fail(f"{low:g} has no logarithm", "give a low above 0, or log: false")
+    if log and not math.isfinite(high / low):
+        parts["high"].fail(f"{low:g} to {high:g} is a wider ratio than any number", "narrow the range, or log: false")
     per = _per(parts.get("per"), *_axes(name, parameter, takers))
     return GeneSpec(
         name=name,
