@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.common import index, read_seconds, resolve
+from evomerge.files.keys import FITNESS, FLOOR, SLICE, SLICE_OPTIONS, SPLIT
 from evomerge.files.kinds import load_fitness
 from evomerge.files.nodes import Node, as_number
 from evomerge.files.objects import (
@@ -38,7 +39,7 @@ MOST_SHOTS = 1_000
 LONGEST = 3600.0
 """Seconds that a command may take for a candidate where its slice has no `timeout`."""
 
-_OPTIONS: dict[str, Callable[[Node], Any]] = {
+_READERS: dict[str, Callable[[Node], Any]] = {
     "num_fewshot": lambda node: node.integer(0, MOST_SHOTS),
     "filter": Node.text,
     "apply_chat_template": Node.boolean,
@@ -47,34 +48,13 @@ _OPTIONS: dict[str, Callable[[Node], Any]] = {
     "gen_kwargs": lambda node: _generation(node),  # defined below
     "add_bos_token": Node.boolean,
 }
-"""What is handed to lm-eval, with its readers."""
+"""The readers of what is handed to lm-eval."""
 
-_KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "pruning")
 _KINDS = ("task", "of", "python", "scorer", "command", "measure")
 _OF_MEASURES = ("measure", "floor", "weight")
 _OF_REPLIES = ("of", "metric", "floor", "weight")
 _LENGTHS = ("generated_tokens", "truncated")
 MOST_SAMPLES = 256
-_SLICE_KEYS = (
-    "task",
-    "of",
-    "python",
-    "scorer",
-    "command",
-    "cwd",
-    "data",
-    "measure",
-    "metric",
-    "direction",
-    "floor",
-    "weight",
-    "items",
-    "samples",
-    "pass_at",
-    "cluster",
-    "range",
-    "timeout",
-)
 
 
 def read_fitness(
@@ -102,7 +82,7 @@ def _rename_old_keys(root: Node) -> None:
 
 
 def fitness_from(root: Node, file: Path) -> FitnessSpec:
-    parts = root.mapping(["slices"], _KEYS, "slices: {code: {task: humaneval, metric: pass@1}}")
+    parts = root.declared(FITNESS, "slices: {code: {task: humaneval, metric: pass@1}}")
     if not isinstance(parts["slices"].value, dict):
         problem = f"is {parts['slices'].shown()}, and each slice needs a name"
         parts["slices"].fail(problem, "write for example slices: {english: {task: wikitext, metric: bits_per_byte}}")
@@ -180,7 +160,7 @@ def _check_no_percentage(node: Node, low: float, high: float) -> None:
 def _split(node: Node | None) -> tuple[float, int]:
     if node is None:
         return 0.5, 0
-    parts = node.mapping((), ("search", "seed"), "{search: 0.5, seed: 0}")
+    parts = node.declared(SPLIT, "{search: 0.5, seed: 0}")
     if "search" in parts:
         _check_no_percentage(parts["search"], 1, 100)
     share = parts["search"].number(0.0, 1.0) if "search" in parts else 0.5
@@ -191,7 +171,7 @@ def _split(node: Node | None) -> tuple[float, int]:
 
 def _slice(name: str, node: Node) -> SliceSpec:
     check_name(name, "slice", node.where)
-    parts = node.mapping((), (*_SLICE_KEYS, *_OPTIONS), "{task: wikitext, metric: bits_per_byte}")
+    parts = node.declared({**SLICE, **SLICE_OPTIONS}, "{task: wikitext, metric: bits_per_byte}")
     if sum(kind in parts for kind in _KINDS) != 1:
         kinds = (
             "`task` (an lm-eval task), `python` (module:function), `scorer` (of a plug-in), `command` (a program) or "
@@ -212,7 +192,7 @@ def _slice(name: str, node: Node) -> SliceSpec:
         node.fail("has no 'metric'", "add for example `metric: acc`")
     metric = parts["metric"].text() if "metric" in parts else None
     weight = parts["weight"].number(0.0) if "weight" in parts else 1.0
-    options = {key: read(parts[key]) for key, read in _OPTIONS.items() if key in parts}
+    options = {key: read(parts[key]) for key, read in _READERS.items() if key in parts}
     direction = parts["direction"].one_of(("higher", "lower"), "direction") if "direction" in parts else None
     return SliceSpec(
         name=name,
@@ -286,7 +266,7 @@ def _range(node: Node) -> tuple[float, float]:
 def _check_callable(node: Node, parts: dict[str, Node]) -> None:
     if "data" not in parts:
         node.fail("has no 'data'", "name the JSONL file of the items that are scored")
-    for key in _OPTIONS:
+    for key in SLICE_OPTIONS:
         if key in parts:
             parts[key].fail("only goes with an lm-eval `task`", "remove it")
 
@@ -384,7 +364,7 @@ def _floor(node: Node, metric: str | None) -> FloorSpec | None:
         if (metric or "").partition(",")[0] in _SHARES and not 0 <= node.number() <= 1:
             node.fail(f"{node.shown()} is outside [0, 1] of {metric}", "write for example 0.9 for 90 %")
         return FloorSpec(value=node.number(), where=node.where)
-    parts = node.mapping(["of"], ["keep", "margin"])
+    parts = node.declared(FLOOR)
     if ("keep" in parts) == ("margin" in parts):
         node.fail("needs either `keep` (a ratio) or `margin` (a distance)", "give one of them")
     return FloorSpec(

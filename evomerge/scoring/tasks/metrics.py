@@ -79,7 +79,7 @@ class Metric:
             return TaskMean(MeanKind(self.sign, by_size=self.by_size, best=0.0), formula, self.label)
         if formula == "mean":
             ends = (1.0, 0.0) if self.sign > 0 else (0.0, 1.0)
-            best, worst = ends if self.name in _SHARES else (None, None)
+            best, worst = ends if self.name in SHARES else (None, None)
             return TaskMean(MeanKind(self.sign, by_size=self.by_size, best=best, worst=worst), formula, self.label)
         if len(self.aggregate) == 1 and formula is not None:
             return TaskMean(MeanKind(self.sign, logarithmic=True, by_size=self.by_size, best=1.0), formula, self.label)
@@ -122,7 +122,7 @@ def _item(item: str, raw: Any, formula: Formula | None) -> ItemScore:
     return ItemScore(item, number, 1.0, plain(raw))
 
 
-_SHARES = ("acc", "acc_norm", "acc_bytes", "acc_norm_bytes", "acc_mutual_info", "exact_match", "mc1", "mc2")
+SHARES = ("acc", "acc_norm", "acc_bytes", "acc_norm_bytes", "acc_mutual_info", "exact_match", "mc1", "mc2")
 """Metrics whose items lie between 0 and 1."""
 
 
