@@ -102,15 +102,19 @@ class SuiteInfo:
     Attributes:
         slices: slice name -> info.
         pools: the slices' names; slices that share a source are together, since one pass scores them all.
+        front: whether slices are traded off against each other, and no one number is followed.
     """
 
     slices: Mapping[str, SliceInfo]
     pools: tuple[tuple[str, ...], ...]
+    front: bool = False
 
     @property
     def weights(self) -> dict[str, float]:
-        """Slice name -> weight, as the objectives take them."""
-        return {name: info.weight for name, info in self.slices.items()}
+        """Slice name -> weight, as the objectives take them. The number that stands beside a front leaves sizes out:
+        in it a million of parameters would drown every score."""
+        left_out = self.front and any(info.weight > 0 and not info.is_measure for info in self.slices.values())
+        return {name: 0.0 if left_out and info.is_measure else info.weight for name, info in self.slices.items()}
 
     @property
     def n_read(self) -> int | None:

@@ -29,7 +29,7 @@ class Suite:
 
     def __init__(self, fitness: FitnessSpec, slices: Mapping[str, ScoredSlice], model: Any) -> None:
         self.fitness, self.slices, self._model = fitness, dict(slices), model
-        self.info = _info(self.slices)
+        self.info = _info(self.slices, bool(fitness.traded))
 
     @classmethod
     def build(cls, fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitName = "search") -> Suite:
@@ -187,12 +187,12 @@ class Suite:
         raise TrialError(f"slice {name}: {reason}")
 
 
-def _info(slices: Mapping[str, ScoredSlice]) -> SuiteInfo:
+def _info(slices: Mapping[str, ScoredSlice], front: bool) -> SuiteInfo:
     pools: dict[int, list[str]] = {}
     for name, slice_ in slices.items():
         pools.setdefault(id(slice_.source), []).append(name)
     infos = {name: slice_.info for name, slice_ in slices.items()}
-    return SuiteInfo(infos, tuple(tuple(names) for names in pools.values()))
+    return SuiteInfo(infos, tuple(tuple(names) for names in pools.values()), front)
 
 
 def _read(
