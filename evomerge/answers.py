@@ -13,6 +13,14 @@ from typing import Any, TypeVar
 from evomerge.escape import LogFormatter, printable
 
 DONE, NO, WRONG, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+EXIT_CODES = {
+    DONE: "done",
+    NO: "ran, and the answer is no: a floor is missed, nothing is feasible",
+    WRONG: "the input is wrong, or something failed",
+    INTERRUPTED: "interrupted; everything that was finished is kept",
+    PIPE_CLOSED: "the program that read the output has left",
+}
+"""What each exit code means."""
 T = TypeVar("T")
 
 

@@ -105,7 +105,8 @@ class Command:
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-_RUN = {"run": {"metavar": "RUN"}}
+_RUN = {"run": {"metavar": "RUN", "help": "its name in ./runs, or its folder"}}
+_MODEL = {"metavar": "MODEL_OR_RECIPE", "help": "a checkpoint, or a recipe (.yaml)"}
 
 COMMANDS = {
     "quickstart": Command(
@@ -118,7 +119,7 @@ COMMANDS = {
         commands.run_init,
         "write a first search space and fitness file for some models and tasks",
         {
-            "base": {"metavar": "BASE", "nargs": "?"},
+            "base": {"metavar": "BASE", "nargs": "?", "help": "the common ancestor of the models"},
             "sources": {"metavar": "SOURCE", "nargs": "*", "help": "its fine-tunes; adapters are sources, too"},
         },
         ("tasks", "output", "fitness", "trials", "force", "allow_pickle", "from_mergekit_evolve"),
@@ -173,7 +174,7 @@ COMMANDS = {
     "status": Command(
         run_commands.run_status,
         "list the runs, or show one run's progress and best trials",
-        {"run": {"metavar": "RUN", "nargs": "?"}},
+        {"run": {**_RUN["run"], "nargs": "?"}},
         ("watch", "runs"),
     ),
     "dashboard": Command(
@@ -236,14 +237,17 @@ COMMANDS = {
     "merge": Command(
         shipping.run_merge,
         "carry out a mergekit recipe: write the merged checkpoint",
-        {"recipe": {"metavar": "RECIPE.yaml"}, "out": {"metavar": "OUT_DIR", "nargs": "?"}},
+        {
+            "recipe": {"metavar": "RECIPE.yaml", "help": "a recipe in mergekit's form"},
+            "out": {"metavar": "OUT_DIR", "nargs": "?", "help": "the folder to write"},
+        },
         ("device", "allow_pickle", *merge_options.OPTIONS),
         {"device": {"default": "cpu", "help": "where to compute: cpu, cuda, cuda:1 or auto"}},
     ),
     "reproduce": Command(
         shipping.run_reproduce,
         "make a published merge again from its reproduce.json, and compare file by file",
-        {"record": {"metavar": "REPRODUCE.json"}},
+        {"record": {"metavar": "REPRODUCE.json", "help": "the file beside the published merge"}},
         ("models", "output", "device", "allow_pickle"),
         {
             "output": {"metavar": "DIR", "help": "keep what is made again there"},
@@ -253,7 +257,7 @@ COMMANDS = {
     "evaluate": Command(
         commands.run_evaluate,
         "score a checkpoint or a recipe and hold it to its floors",
-        {"model": {"metavar": "MODEL_OR_RECIPE"}},
+        {"model": _MODEL},
         (
             "fitness", "split", "references", "output", "items", "prompts", "eval_results", "device", "memory",
             "trust_tasks", "allow_pickle",
@@ -263,7 +267,7 @@ COMMANDS = {
     "doctor": Command(
         commands.run_doctor,
         "say why a merged model is worse than it should be",
-        {"model": {"metavar": "MODEL_OR_RECIPE"}},
+        {"model": _MODEL},
         (
             "fitness", "base", "sources", "split", "quick", "prompts", "output", "device", "memory", "trust_tasks",
             "allow_pickle",

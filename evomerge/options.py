@@ -131,7 +131,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     # scores
     "fitness": (("--fitness",), {"metavar": "FILE", "help": "the fitness file"}),
-    "split": (("--split",), {"choices": ["search", "holdout", "all"], "default": "holdout"}),
+    "split": (
+        ("--split",),
+        {"choices": ["search", "holdout", "all"], "default": "holdout", "help": "items to score (default: holdout)"},
+    ),
     "references": (
         ("--reference",),
         {

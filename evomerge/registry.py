@@ -31,7 +31,7 @@ class Parameter:
     `scope` is "source" (one value for each merged model) or "tensor" (one value for all of them).
     `default` None means that a recipe must give it. Flags and counts (`kind` bool, int) cannot be genes. `log`: a gene
     whose range starts above 0 is searched on a logarithmic scale unless it says otherwise. `banded`: a recipe may give
-    a number for each band of a matrix (`recipe.bands`).
+    a number for each band of a matrix (`recipe.bands`). `meaning`: what it does, in a line.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Parameter:
     init: float = 0.5
     log: bool = False
     banded: bool = False
+    meaning: str = ""
 
     @property
     def argument(self) -> str:
@@ -102,15 +103,32 @@ class Choice:
         return tuple(p for p in METHODS[self.method].parameters if p.name not in self.settled)
 
 
-WEIGHT = Parameter("weight", "source", init=0.5)
-DENSITY = Parameter("density", "source", low=0.0, high=1.0, default=1.0, init=0.6)
-LAMBDA = Parameter("lambda", "tensor", default=1.0, init=1.0)
-T = Parameter("t", "tensor", low=0.0, high=1.0, init=0.5)
-SCALE = Parameter("scale", "source", default=1.0, init=1.0)
+WEIGHT = Parameter("weight", "source", init=0.5, meaning="how much of it")
+DENSITY = Parameter(
+    "density",
+    "source",
+    low=0.0,
+    high=1.0,
+    default=1.0,
+    init=0.6,
+    meaning="the share of its delta's elements that is kept",
+)
+LAMBDA = Parameter("lambda", "tensor", default=1.0, init=1.0, meaning="what the merged delta is multiplied with")
+T = Parameter("t", "tensor", low=0.0, high=1.0, init=0.5, meaning="where on the path: 0 the base, 1 the other model")
+SCALE = Parameter("scale", "source", default=1.0, init=1.0, meaning="what the layers are multiplied with")
+
+_FLAGS = {
+    "normalize": "whether the sum is divided by that of the weights which take part",
+    "normalize_weights": "whether the weights are divided by their sum",
+    "rescale": "whether a thinned delta is scaled up to its size before",
+    "nuslerp_flatten": "whether each tensor is one vector",
+    "nuslerp_row_wise": "where it is not: whether vectors lie along the first dimension, not the last",
+    "filter_wise": "whether each row has an angle of its own",
+}
 
 
 def flag(name: str, default: bool) -> Parameter:
-    return Parameter(name, "tensor", default=default, kind=bool)
+    return Parameter(name, "tensor", default=default, kind=bool, meaning=_FLAGS.get(name, ""))
 
 
 def _della_range(values: Mapping[str, Any]) -> str | None:
@@ -128,27 +146,51 @@ def _della_range(values: Mapping[str, Any]) -> str | None:
 _ARITHMETIC = (WEIGHT, flag("normalize", False), LAMBDA)
 _TIES = (WEIGHT, DENSITY, flag("normalize", True), flag("rescale", False), LAMBDA)
 _DARE = (WEIGHT, DENSITY, flag("normalize", False), flag("rescale", True), LAMBDA)
-_DELLA_EPSILON = Parameter("epsilon", "source", low=0.0, high=0.5, default=0.15, init=0.15)
-_RAM_EPSILON = Parameter("epsilon", "tensor", low=0.0, default=1e-5, init=1e-5, log=True)
-_GAMMA = Parameter("gamma", "source", low=0.0, high=1.0, default=0.01, init=0.01)
+_DELLA_EPSILON = Parameter(
+    "epsilon",
+    "source",
+    low=0.0,
+    high=0.5,
+    default=0.15,
+    init=0.15,
+    meaning="how far the probability to be kept differs from the density, for the smallest and the largest elements",
+)
+_RAM_EPSILON = Parameter(
+    "epsilon", "tensor", low=0.0, default=1e-5, init=1e-5, log=True, meaning="changes up to this size count as none"
+)
+_GAMMA = Parameter(
+    "gamma",
+    "source",
+    low=0.0,
+    high=1.0,
+    default=0.01,
+    init=0.01,
+    meaning="the share of its largest elements that is left out",
+)
 _BREADCRUMBS = (WEIGHT, DENSITY, _GAMMA, flag("normalize", False), flag("rescale", False), LAMBDA)
 _DELLA = (WEIGHT, DENSITY, _DELLA_EPSILON, flag("normalize", True), flag("rescale", True), LAMBDA)
 _DELLA_CHECKED = ("density", "epsilon")
 _DELLA_LINEAR = (WEIGHT, DENSITY, _DELLA_EPSILON, flag("normalize", False), flag("rescale", True), LAMBDA)
 _NUSLERP = (WEIGHT, flag("nuslerp_flatten", True), flag("nuslerp_row_wise", False))
-_EPS = Parameter("eps", "tensor", low=0.0, default=1e-8, init=1e-8, log=True)
+_EPS = Parameter(
+    "eps", "tensor", low=0.0, default=1e-8, init=1e-8, log=True, meaning="added to lengths, so that none is 0"
+)
 _MULTISLERP = (WEIGHT, flag("normalize_weights", True), _EPS)
 _KARCHER = (
-    Parameter("max_iter", "tensor", low=0, high=10_000, default=10, kind=int),
-    Parameter("tol", "tensor", low=0.0, default=1e-5, init=1e-5, log=True),
+    Parameter(
+        "max_iter", "tensor", low=0, high=10_000, default=10, kind=int, meaning="the most steps of the iteration"
+    ),
+    Parameter("tol", "tensor", low=0.0, default=1e-5, init=1e-5, log=True, meaning="where the iteration stops"),
 )
-_TOPK = Parameter("select_topk", "tensor", low=0.0, high=1.0, default=1.0, init=0.8)
+_TOPK = Parameter(
+    "select_topk", "tensor", low=0.0, high=1.0, default=1.0, init=0.8, meaning="the share of elements that is merged"
+)
 _RAMPLUS = (
-    Parameter("r", "tensor", default=0.1, init=0.1),
-    Parameter("alpha", "tensor", low=0.0, default=0.2, init=0.2),
+    Parameter("r", "tensor", default=0.1, init=0.1, meaning="how much elements of one source alone are amplified"),
+    Parameter("alpha", "tensor", low=0.0, default=0.2, init=0.2, meaning="the most of the overlap that counts for it"),
     _RAM_EPSILON,
 )
-_NEARSWAP_T = Parameter("t", "tensor", low=0.0, init=1e-3, log=True)
+_NEARSWAP_T = Parameter("t", "tensor", low=0.0, init=1e-3, log=True, meaning="the most that an element moves")
 BAND_ARITHMETIC = "band_arithmetic"
 """What recipes of a space call task arithmetic whose weight is per `bands`. mergekit has no such method."""
 
@@ -279,8 +321,12 @@ OPTIMIZERS: Mapping[str, str] = Table(
     _OPTIMIZERS, lambda: {name: plugin.optimizer for name, plugin in OPTIMIZER_PLUGINS.items()}
 )
 
-OPTIMIZER_KEYS = ("name", "seed", "asynchronous")
-"""What every optimizer is given in a space file, besides options of its own."""
+OPTIMIZER_KEYS: Mapping[str, str] = {
+    "name": "which optimizer (default: `surrogate`)",
+    "seed": "of the optimizer and of the random masks (default: 0)",
+    "asynchronous": "`true`: it is asked as soon as a worker is free, not a generation at a time (default: `false`)",
+}
+"""What every optimizer is given in a space file, besides options of its own: key -> what it says."""
 
 PARETO = "pareto"
 """The objective that keeps a front of trade-offs instead of following one number."""

@@ -13,8 +13,9 @@ import pytest
 
 from evomerge.cli import main, parser
 from evomerge.errors import InputError
-from evomerge.files import fitness_file, space_file
+from evomerge.files.keys import FITNESS, SLICE, SLICE_OPTIONS, SPACE
 from evomerge.files.nodes import interval
+from evomerge.files.objects import OLD_KEYS
 from evomerge.files.pair import read_files
 from evomerge.optimize.declarations import OPTIONS, Option
 from evomerge.registry import CHOICES, METHODS, OPTIMIZERS, Parameter
@@ -86,7 +87,7 @@ def absent_files(text: str) -> list[str]:
 def absent_names(text: str) -> list[str]:
     """Classes, their members, and functions of modules in inline code that the package does not have."""
     names = [span for span in spans(text) if re.fullmatch(r"[A-Z][a-z]\w*(\.\w+)?|[a-z_]+\.[a-z_]+", span)]
-    files = re.compile(r".*\.(py|md|json|yaml|safetensors|log|journal)")
+    files = re.compile(r".*\.(py|md|json|yaml|yml|safetensors|log|journal)")
     return [name for name in names if not files.fullmatch(name) and name not in NAMES]
 
 
@@ -245,13 +246,12 @@ SPACE_PART, FITNESS_PART = FILES.split("\n## The fitness file\n")
 
 
 def test_space_keys_are_documented() -> None:
-    assert keys(SPACE_PART) == {*space_file._KEYS, "base", "sources", "genes", "fitness"}
+    assert keys(SPACE_PART) == set(SPACE)
 
 
 def test_fitness_keys_are_documented() -> None:
-    expected = {*fitness_file._KEYS, "slices", *fitness_file._SLICE_KEYS, *fitness_file._OPTIONS}
-    assert keys(FITNESS_PART) == expected
-    assert all(f"`{old}`" in FITNESS_PART for old in fitness_file.OLD_KEYS)
+    assert keys(FITNESS_PART) == {*FITNESS, *SLICE, *SLICE_OPTIONS}
+    assert all(f"`{old}`" in FITNESS_PART for old in OLD_KEYS)
 
 
 ONLY_IN_RECIPES = ("passthrough", "band_arithmetic")

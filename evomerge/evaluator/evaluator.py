@@ -16,7 +16,7 @@ from evomerge.evaluator.models import OpenModels
 from evomerge.evaluator.progress import Progress
 from evomerge.evaluator.shares import Share
 from evomerge.evaluator.step_memory import StepMemory, planned_step
-from evomerge.files.objects import FitnessSpec
+from evomerge.files.objects import FitnessSpec, Measure
 from evomerge.merging.kernels.bands import are_kept, factor_bytes, factors
 from evomerge.merging.kernels.inputs import Inputs
 from evomerge.merging.plan.jobs import MergeJob, MergePlan
@@ -32,6 +32,7 @@ from evomerge.merging.resident.placement import CPU, Placement, size
 from evomerge.merging.resident.slopes import ParameterSlopes, Pulls
 from evomerge.merging.resident.stacks import hold_stages, prepare_stacks
 from evomerge.recipe.recipe import Recipe
+from evomerge.scoring.candidate import Candidate
 from evomerge.scoring.python.functions import ModelBuilder
 from evomerge.scoring.suite import Suite
 from evomerge.types import SplitName
@@ -122,7 +123,13 @@ class Evaluator:
         return Evaluation(scores, digest, {"materialize": merged - started, "score": ended - merged})
 
     def proxy_loss(
-        self, recipe: Recipe, name: str, items: frozenset[str], checked: frozenset[str], tensors: Collection[str]
+        self,
+        recipe: Recipe,
+        name: str,
+        items: frozenset[str],
+        checked: frozenset[str],
+        tensors: Collection[str],
+        teacher: Recipe | None = None,
     ) -> tuple[float, float, dict[str, ParameterSlopes]]:
         """The proxy loss of a slice on two sets of items, and the slopes of the first one.
 
@@ -132,10 +139,15 @@ class Evaluator:
             items: on which the slopes are taken.
             checked: other items, on which only the loss is computed.
             tensors: merged tensors whose slopes are wanted, by the parameters of their merge; none: losses only.
+            teacher: the source whose answers are the right ones, where the slice's are written. It writes them the
+                first time that they are needed.
 
         Raises:
             TrialError: the candidate cannot be merged or scored.
         """
+        if teacher is not None and self.suite.lacks_answers(name):
+            self.materialized(teacher)
+            self.suite.learn(name)
         self.materialized(recipe)
         assert isinstance(self.resident, Resident), "only language models have proxy losses"
         if not tensors:
@@ -163,9 +175,10 @@ class Evaluator:
         if self._holds is None or self._holds[0] != recipe.id:
             self._holds = self._pulls = None
             self._holds = recipe.id, self.resident.materialize(recipe)
-            if self.suite.measures:
-                planned = self.resident.planned
-                self.suite.resize({"layers": planned.stack.layers, "parameters": planned.parameters})
+            if self.suite.takers:
+                planned, device = self.resident.planned, self.resident.devices.partition(",")[0]
+                size: dict[Measure, int] = {"layers": planned.stack.layers, "parameters": planned.parameters}
+                self.suite.become(Candidate(recipe, self._holds[1], device, size))
         return self._holds[1]
 
 

@@ -66,9 +66,10 @@ class GradientJob:
     items: frozenset[str]
     checked: frozenset[str]
     tensors: tuple[str, ...]
+    teacher: Recipe | None = None
 
     def run(
         self, evaluator: Evaluator, on_slice: Callable[[str], None]
     ) -> tuple[float, float, dict[str, ParameterSlopes]]:
         on_slice(f"slopes of {self.name}")
-        return evaluator.proxy_loss(self.recipe, self.name, self.items, self.checked, self.tensors)
+        return evaluator.proxy_loss(self.recipe, self.name, self.items, self.checked, self.tensors, self.teacher)

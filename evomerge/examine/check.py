@@ -9,13 +9,13 @@ from pathlib import Path
 from evomerge.cards.licences import Licence, licence_of
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.pickled import with_pickles
-from evomerge.checkpoints.preflight import check_family, tensor_notes
+from evomerge.checkpoints.preflight import check_family, check_stackable, tensor_notes
 from evomerge.checkpoints.samples.deltas import Deltas, measure
 from evomerge.checkpoints.samples.spectrum import Spectrum, spectrum
 from evomerge.checkpoints.tokenizer import vocabulary
 from evomerge.errors import InputError
 from evomerge.evaluator.device import parse_memory
-from evomerge.examine.checks.advice import Advice, advice
+from evomerge.examine.checks.advice import WEIGHTS_FIRST, Advice, advice
 from evomerge.examine.checks.findings import Finding, note, problem
 from evomerge.examine.checks.licences import compare_licences
 from evomerge.examine.checks.lineage import lineage, unrelated
@@ -148,15 +148,16 @@ def _facts(name: str, checkpoint: Checkpoint) -> ModelFacts:
 
 def _fitting(parents: Parents) -> tuple[dict[str, Checkpoint], list[Finding]]:
     """The sources that have the base's tensors, and what is wrong with the others. Whether a recipe fits its models is
-    told by planning it: it may stack other layers."""
+    told by planning it: it may stack other layers. Models of a path need to have like layers only."""
     fitting, findings = {}, []
     for name, source in parents.sources.items():
         try:
             check_family(parents.base, {name: source}, lambda _: None)
             fitting[name] = source
         except InputError as error:
-            if parents.recipe is None:
-                findings.append(problem("tensors", f"{error.problem}; {error.mend}"))
+            unlike = _unlike(parents, name, source) if parents.stacked else error
+            if parents.recipe is None and unlike is not None:
+                findings.append(problem("tensors", f"{unlike.problem}; {unlike.mend}"))
             else:
                 findings.append(note("tensors", f"not compared: {error.problem}"))
     if parents.recipe is not None:
@@ -168,13 +169,22 @@ def _fitting(parents: Parents) -> tuple[dict[str, Checkpoint], list[Finding]]:
             findings += [note("tensors", line) for line in planned.notes]
         except InputError as error:
             findings.append(problem("recipe", str(error)))
-    elif fitting:
+    elif fitting and not parents.stacked:
         findings += [note("tensors", line) for line in tensor_notes(parents.base, fitting, usual=True)]
     same = {checkpoint.resolved(): name for name, checkpoint in reversed(parents.all.items())}
     for name, checkpoint in parents.sources.items():
         if same[checkpoint.resolved()] != name:
             findings.append(problem("models", f"{name} is the same checkpoint as {same[checkpoint.resolved()]}"))
     return fitting, findings
+
+
+def _unlike(parents: Parents, name: str, source: Checkpoint) -> InputError | None:
+    """What keeps a source's layers out of the stacks that a search makes."""
+    try:
+        check_stackable({"base": parents.base, name: source}, lambda _: None)
+    except InputError as error:
+        return error
+    return None
 
 
 def _compared(parents: Parents, required: Iterable[str]) -> Iterator[Finding]:
@@ -199,6 +209,11 @@ def _sampled(result: Checked, parents: Parents, fitting: dict[str, Checkpoint]) 
     findings = [note("samples", f"{count} tensors are not compared: {why}") for why, count in deltas.unread.items()]
     if not deltas.tensors:
         return findings
+    if parents.stacked:  # differences of weights tell of their merge
+        findings += [f for f in lineage(deltas, None, ()) if f.topic == "weights"]
+        result.deltas = None
+        result.advice = [WEIGHTS_FIRST] if not unrelated(deltas) else []
+        return findings
     result.spectrum = spectrum(parents.base, fitting)
     aligned = parents.space.to_align if parents.space is not None else ()
     told = lineage(deltas, result.spectrum, parents.methods, aligned)
@@ -211,5 +226,6 @@ def _sampled(result: Checked, parents: Parents, fitting: dict[str, Checkpoint]) 
     related = [source for source in deltas.sources if source not in unrelated(deltas)]
     if related == list(deltas.sources):
         trials = (parents.space.trials if parents.space is not None else None) or 100
-        result.advice = advice(deltas, parents.base.layers, trials)
+        moves = parents.space is not None and parents.space.dataflow is not None
+        result.advice = advice(deltas, parents.base.layers, trials, blocks=moves)
     return findings

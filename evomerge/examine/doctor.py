@@ -134,7 +134,7 @@ def doctor(
         return Diagnosis(str(model), parents, findings, notes=(*notes, f"the model was not run: {live.failed}"))
     felt, seen = symptoms(patient, live), (overflowing(patient, live), tokenized_otherwise(patient, live))
     findings = (*(finding for finding in seen if finding is not None), *findings)
-    unseen = None if findings else unexplained(felt)
+    unseen = None if findings else unexplained(felt, patient.model.factors)
     return Diagnosis(
         model=str(model),
         parents=parents,
@@ -165,13 +165,17 @@ def glance(recipe: Recipe, *, allow_pickle: bool = False, observer: Observer | N
 
 @with_pickles
 def _glance(recipe: Recipe, *, allow_pickle: bool, observer: Observer) -> tuple[Finding, ...]:
-    from evomerge.examine.findings.checks import examined
+    from evomerge.examine.findings.checks import CHECKS, examined
+    from evomerge.examine.findings.layers import out_of_order
     from evomerge.examine.findings.opening import open_patient
     from evomerge.examine.findings.patient import measured
 
     recipe = anchored(recipe)
     patient = open_patient("the winner", recipe, None, parents_of(recipe))
-    return examined(measured(patient, observer, GLANCE))
+    # The order of a path's layers is what was searched.
+    searched = recipe.output.method == "passthrough"
+    checks = [check for check in CHECKS if not (searched and check is out_of_order)]
+    return examined(measured(patient, observer, GLANCE), checks)
 
 
 def _given(base: str | None, sources: Sequence[str]) -> dict[str, str]:

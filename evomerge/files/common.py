@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evomerge.errors import InputError, Where
 from evomerge.escape import quoted
+from evomerge.files.keys import MODEL, SOURCE
 from evomerge.files.nodes import Node
 from evomerge.files.objects import ModelRef
 from evomerge.safety.paths import absolute, is_folder
@@ -25,7 +26,7 @@ def read_source(node: Node) -> ModelRef:
     the path of a permutation specification."""
     if not isinstance(node.value, dict):
         return read_model(node)
-    node.mapping(["path"], ["revision", "align"])
+    node.declared(SOURCE)
     model = read_model(Node({key: child for key, child in node.value.items() if key != "align"}, node.where))
     align = node.value.get("align")
     if align is None or align.value is False:
@@ -39,7 +40,7 @@ def read_model(node: Node) -> ModelRef:
     """Reads a checkpoint: a path relative to the file, a hub id ``org/name[@revision]``, or ``{path, revision}``.
     A LoRA adapter follows its model's path or id after a plus sign."""
     if isinstance(node.value, dict):
-        parts = node.mapping(["path"], ["revision"])
+        parts = node.declared(MODEL)
         model = read_model(parts["path"])
         if "revision" not in parts:
             return model

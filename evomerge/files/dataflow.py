@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
+from evomerge.files.keys import PATHS, SCALES
 from evomerge.files.nodes import MOST_LAYERS, Node
 from evomerge.files.objects import SCALE_FORMS, WINNER, Dataflow, GeneSpec, Scales
 
 KINDS = ("weights", "dataflow", "both")
-KEYS = ("path", "repeats", "max_layers", "max_parameters", "scales", "blocks")
+KEYS = tuple(PATHS)
 """What only a space of paths has, besides `space` itself."""
 
 _FOREIGN: Mapping[str, Mapping[str, str]] = {
@@ -97,13 +99,15 @@ def _parameters(node: Node) -> float:
 
 def _scales(node: Node, blocks: int | None) -> Scales:
     if isinstance(node.value, dict):
-        parts = node.mapping((), ("form", "low", "high"), "{form: shared, low: 0.5, high: 2.0}")
+        parts = node.declared(SCALES, "{form: shared, low: 0.5, high: 2.0}")
         default = Scales()
         form = _form(parts["form"], blocks) if "form" in parts else default.form
         low = parts["low"].number() if "low" in parts else default.low
         high = parts["high"].number() if "high" in parts else default.high
         if not 0 < low < high or not low <= 1 <= high:
             node.fail(f"{low:g} to {high:g} is no range of scales", "give 0 < low <= 1 <= high, and low below high")
+        if not math.isfinite(high / low):
+            node.fail(f"{low:g} to {high:g} is a wider ratio than any number", "narrow the range")
         return Scales(form, low, high)
     return Scales(_form(node, blocks))
 

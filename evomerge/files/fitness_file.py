@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from evomerge.errors import InputError, Where
+from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.common import index, read_seconds, resolve
+from evomerge.files.keys import FITNESS, FLOOR, SLICE, SLICE_OPTIONS, SPLIT
 from evomerge.files.kinds import load_fitness
 from evomerge.files.nodes import Node, as_number
 from evomerge.files.objects import (
     MEASURES,
     OLD_KEYS,
+    PLACEHOLDER,
+    PLACEHOLDERS,
     PRUNERS,
+    Command,
     FitnessSpec,
     FloorSpec,
     FunctionRef,
@@ -30,7 +36,10 @@ from evomerge.safety.names import check_name
 MOST_SHOTS = 1_000
 """Few-shot examples of a prompt. No model's context holds that many."""
 
-_OPTIONS: dict[str, Callable[[Node], Any]] = {
+LONGEST = 3600.0
+"""Seconds that a command may take for a candidate where its slice has no `timeout`."""
+
+_READERS: dict[str, Callable[[Node], Any]] = {
     "num_fewshot": lambda node: node.integer(0, MOST_SHOTS),
     "filter": Node.text,
     "apply_chat_template": Node.boolean,
@@ -39,26 +48,13 @@ _OPTIONS: dict[str, Callable[[Node], Any]] = {
     "gen_kwargs": lambda node: _generation(node),  # defined below
     "add_bos_token": Node.boolean,
 }
-"""What is handed to lm-eval, with its readers."""
+"""The readers of what is handed to lm-eval."""
 
-_KEYS = ("model", "include", "objective", "split", "confidence", "batch_size", "pruning")
-_KINDS = ("task", "python", "scorer", "measure")
+_KINDS = ("task", "of", "python", "scorer", "command", "measure")
 _OF_MEASURES = ("measure", "floor", "weight")
-_SLICE_KEYS = (
-    "task",
-    "python",
-    "scorer",
-    "data",
-    "measure",
-    "metric",
-    "direction",
-    "floor",
-    "weight",
-    "items",
-    "cluster",
-    "range",
-    "timeout",
-)
+_OF_REPLIES = ("of", "metric", "floor", "weight")
+_LENGTHS = ("generated_tokens", "truncated")
+MOST_SAMPLES = 256
 
 
 def read_fitness(
@@ -86,11 +82,12 @@ def _rename_old_keys(root: Node) -> None:
 
 
 def fitness_from(root: Node, file: Path) -> FitnessSpec:
-    parts = root.mapping(["slices"], _KEYS, "slices: {code: {task: humaneval, metric: pass@1}}")
+    parts = root.declared(FITNESS, "slices: {code: {task: humaneval, metric: pass@1}}")
     if not isinstance(parts["slices"].value, dict):
         problem = f"is {parts['slices'].shown()}, and each slice needs a name"
         parts["slices"].fail(problem, "write for example slices: {english: {task: wikitext, metric: bits_per_byte}}")
-    slices = {name: _slice(name, node) for name, node in parts["slices"].mapping().items()}
+    read = {name: _slice(name, node) for name, node in parts["slices"].mapping().items()}
+    slices = {name: spec if spec.of is None else _measured(spec, read) for name, spec in read.items()}
     if not slices:
         parts["slices"].fail("names no slice", "add at least one task")
     if "model" in parts:
@@ -163,7 +160,7 @@ def _check_no_percentage(node: Node, low: float, high: float) -> None:
 def _split(node: Node | None) -> tuple[float, int]:
     if node is None:
         return 0.5, 0
-    parts = node.mapping((), ("search", "seed"), "{search: 0.5, seed: 0}")
+    parts = node.declared(SPLIT, "{search: 0.5, seed: 0}")
     if "search" in parts:
         _check_no_percentage(parts["search"], 1, 100)
     share = parts["search"].number(0.0, 1.0) if "search" in parts else 0.5
@@ -174,28 +171,34 @@ def _split(node: Node | None) -> tuple[float, int]:
 
 def _slice(name: str, node: Node) -> SliceSpec:
     check_name(name, "slice", node.where)
-    parts = node.mapping((), (*_SLICE_KEYS, *_OPTIONS), "{task: wikitext, metric: bits_per_byte}")
+    parts = node.declared({**SLICE, **SLICE_OPTIONS}, "{task: wikitext, metric: bits_per_byte}")
     if sum(kind in parts for kind in _KINDS) != 1:
         kinds = (
-            "`task` (an lm-eval task), `python` (module:function), `scorer` (of a plug-in) or `measure` (of its size)"
+            "`task` (an lm-eval task), `python` (module:function), `scorer` (of a plug-in), `command` (a program) or "
+            "`measure` (of its size)"
         )
         node.fail(f"needs one of {kinds}", "give one of them")
+    if "cwd" in parts and "command" not in parts:
+        parts["cwd"].fail("only goes with `command`", "remove it")
     if "measure" in parts:
         _check_measure(parts)
+    elif "of" in parts:
+        _check_replies(node, parts)
     elif "task" not in parts:
         _check_callable(node, parts)
     elif "data" in parts:
-        parts["data"].fail("only goes with `python`; an lm-eval task names its own data", "remove it")
+        parts["data"].fail("only goes with `python` and `command`; an lm-eval task names its own data", "remove it")
     elif "metric" not in parts:
         node.fail("has no 'metric'", "add for example `metric: acc`")
     metric = parts["metric"].text() if "metric" in parts else None
     weight = parts["weight"].number(0.0) if "weight" in parts else 1.0
-    options = {key: read(parts[key]) for key, read in _OPTIONS.items() if key in parts}
+    options = {key: read(parts[key]) for key, read in _READERS.items() if key in parts}
     direction = parts["direction"].one_of(("higher", "lower"), "direction") if "direction" in parts else None
     return SliceSpec(
         name=name,
         task=parts["task"].text() if "task" in parts else None,
         python=_function(parts["python"]) if "python" in parts else _scorer(parts.get("scorer")),
+        command=_command(parts) if "command" in parts else None,
         scorer=parts["scorer"].text() if "scorer" in parts else None,
         data=resolve(parts["data"]) if "data" in parts else None,
         measure=cast(Measure, parts["measure"].one_of(MEASURES, "measure")) if "measure" in parts else None,
@@ -203,13 +206,53 @@ def _slice(name: str, node: Node) -> SliceSpec:
         direction=cast(Literal["higher", "lower"] | None, direction),
         floor=_floor(parts["floor"], metric) if "floor" in parts else None,
         weight=weight,
+        of=parts["of"].text() if "of" in parts else None,
+        samples=parts["samples"].integer(1, MOST_SAMPLES) if "samples" in parts else 1,
+        pass_at=_pass_at(parts),
         items=parts["items"].integer(1) if "items" in parts else None,
         cluster=parts["cluster"].text() if "cluster" in parts else None,
         range=_range(parts["range"]) if "range" in parts else None,
-        timeout=read_seconds(parts["timeout"]) if "timeout" in parts else None,
+        timeout=read_seconds(parts["timeout"]) if "timeout" in parts else LONGEST if "command" in parts else None,
         options=options,
         where=node.where,
         lines={k: n.where for k, n in parts.items()},
+    )
+
+
+def _pass_at(parts: dict[str, Node]) -> int | None:
+    """Reads how many samples are looked at for one that passes."""
+    for key in ("samples", "pass_at"):
+        if key in parts and "task" not in parts:
+            parts[key].fail("only goes with an lm-eval `task` that generates text", "remove it")
+    if "pass_at" not in parts:
+        return None
+    samples = parts["samples"].integer(1, MOST_SAMPLES) if "samples" in parts else 1
+    if samples < 2:
+        parts["pass_at"].fail("needs `samples`, of which it looks at so many", "add for example samples: 8")
+    return parts["pass_at"].integer(1, samples)
+
+
+def _check_replies(node: Node, parts: dict[str, Node]) -> None:
+    """InputError where a slice that measures another one's answers is given what belongs to that one."""
+    for key, part in parts.items():
+        if key not in _OF_REPLIES:
+            part.fail(f"is that of slice {parts['of'].value!r}, whose answers are measured", "remove it")
+    if "metric" not in parts:
+        node.fail("has no 'metric'", f"add `metric: {_LENGTHS[0]}` or `metric: {_LENGTHS[1]}`")
+    parts["metric"].one_of(_LENGTHS, "metric of another slice's answers")
+
+
+def _measured(spec: SliceSpec, slices: Mapping[str, SliceSpec]) -> SliceSpec:
+    """The slice with the task and the options of the one whose answers it measures. InputError where that has none."""
+    asked = slices.get(spec.of or "")
+    if asked is None or asked is spec:
+        others = [name for name in slices if name != spec.name]
+        raise InputError(f"there is no other slice {spec.of!r}", suggestion(spec.of or "", others), spec.at("of"))
+    if asked.task is None:
+        raise InputError(f"slice {spec.of!r} is no lm-eval task", "name one that generates text", spec.at("of"))
+    options = {key: value for key, value in asked.options.items() if key != "filter"}
+    return replace(
+        spec, task=asked.task, items=asked.items, samples=asked.samples, cluster=asked.cluster, options=options
     )
 
 
@@ -222,10 +265,33 @@ def _range(node: Node) -> tuple[float, float]:
 
 def _check_callable(node: Node, parts: dict[str, Node]) -> None:
     if "data" not in parts:
-        node.fail("has no 'data'", "name the JSONL file whose items the callable scores")
-    for key in _OPTIONS:
+        node.fail("has no 'data'", "name the JSONL file of the items that are scored")
+    for key in SLICE_OPTIONS:
         if key in parts:
             parts[key].fail("only goes with an lm-eval `task`", "remove it")
+
+
+def _command(parts: dict[str, Node]) -> Command:
+    """Reads a command line, which no shell reads later, and the folder that it is run in: the fitness file's."""
+    node = parts["command"]
+    try:
+        arguments = shlex.split(node.text())
+    except ValueError as error:
+        node.fail(f"is no command line ({error})", "close each quotation mark")
+    if not arguments:
+        node.fail("is empty", "write for example my-eval --model {model} --items {items} --out {scores}")
+    folder = resolve(parts["cwd"]) if "cwd" in parts else resolve(node, ".")
+    if not folder.is_dir():
+        parts["cwd"].fail(f"no such folder: {folder}", "name the folder that the command is run in")
+    command = Command(node.text(), tuple(arguments), folder)
+    for name in dict.fromkeys(found[1] for part in arguments for found in PLACEHOLDER.finditer(part) if found[1]):
+        if name not in PLACEHOLDERS:
+            mend = f"{suggestion(name, PLACEHOLDERS)}; a brace that means itself is written twice"
+            node.fail(f"has an unknown {{{name}}}", mend)
+    for name in ("model", "scores"):
+        if not command.uses(name):
+            node.fail(f"has no {{{name}}}, {PLACEHOLDERS[name]}", f"add {{{name}}} where the program takes it")
+    return command
 
 
 def _check_measure(parts: dict[str, Node]) -> None:
@@ -298,7 +364,7 @@ def _floor(node: Node, metric: str | None) -> FloorSpec | None:
         if (metric or "").partition(",")[0] in _SHARES and not 0 <= node.number() <= 1:
             node.fail(f"{node.shown()} is outside [0, 1] of {metric}", "write for example 0.9 for 90 %")
         return FloorSpec(value=node.number(), where=node.where)
-    parts = node.mapping(["of"], ["keep", "margin"])
+    parts = node.declared(FLOOR)
     if ("keep" in parts) == ("margin" in parts):
         node.fail("needs either `keep` (a ratio) or `margin` (a distance)", "give one of them")
     return FloorSpec(

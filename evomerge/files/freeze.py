@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from evomerge.files.keys import FREEZE
 from evomerge.files.nodes import MOST_LAYERS, Node
 from evomerge.files.objects import Freeze, GeneSpec
 from evomerge.registry import CHOICES, METHODS, NEUTRAL, PLAIN
@@ -20,7 +21,7 @@ def read_freeze(
     """Reads `freeze`. Raises InputError where a layer, a source or a module cannot be frozen in this space."""
     if node is None or node.value is None:
         return Freeze()
-    parts = node.mapping((), ("layers", "sources", "modules"), "{layers: [[0, 4]], sources: [code]}")
+    parts = node.declared(FREEZE, "{layers: [[0, 4]], sources: [code]}")
     layers = _layers(parts["layers"]) if "layers" in parts else ()
     if layers:
         _check_leave_base(parts["layers"], methods, "a layer")

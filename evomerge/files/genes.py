@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 
 from evomerge.errors import RemovedError, suggestion
+from evomerge.files.keys import BANDS, GENE, METHOD
 from evomerge.files.nodes import Node, interval
 from evomerge.files.objects import AXES, Axis, Cut, GeneSpec, Top
 from evomerge.registry import CHOICES, METHODS, Parameter
@@ -96,7 +97,7 @@ def _method(node: Node) -> tuple[GeneSpec | None, tuple[str, ...]]:
         node.fail("is a list", f"write {{choices: {node.shown()}}}" if node.value else "name a merge method")
     if not isinstance(node.value, dict):
         return None, (node.one_of(CHOICES, "merge method"),)
-    parts = node.mapping(["choices"], ["per", "init"])
+    parts = node.declared(METHOD)
     names = [child.one_of(CHOICES, "merge method") for child in parts["choices"].sequence()]
     if len(set(names)) != len(names) or not names:
         parts["choices"].fail(f"is {parts['choices'].shown()}", "name each method once, at least one")
@@ -194,11 +195,13 @@ def _numeric(name: str, node: Node, takers: Takers) -> GeneSpec:
     if smooth is not None and smooth.value not in (0, None):  # a run's own copy may hold a 0
         raise RemovedError("`smooth` was removed", "leave it out, or use `interpolate: true`", smooth.where)
     kept = {key: child for key, child in node.value.items() if key != "smooth"}
-    parts = Node(kept, node.where).mapping(["low", "high"], ["init", "log", "per", "bands"])
+    parts = Node(kept, node.where).declared(GENE)
     low, high = _range(parts, name, takers)
     log = parts["log"].boolean() if "log" in parts else parameter.log and low > 0
     if log and low <= 0:
         parts["low"].fail(f"{low:g} has no logarithm", "give a low above 0, or log: false")
+    if log and not math.isfinite(high / low):
+        parts["high"].fail(f"{low:g} to {high:g} is a wider ratio than any number", "narrow the range, or log: false")
     per = _per(parts.get("per"), *_axes(name, parameter, takers))
     return GeneSpec(
         name=name,
@@ -237,7 +240,7 @@ def _bands(gene: Node, node: Node | None, per: Sequence[Axis]) -> Cut | Top | No
         gene.fail("is per bands, and does not say how many", mend)
     if not isinstance(node.value, dict):
         return _cut(node)
-    parts = node.mapping(["top"], ["cut"], example="{top: 64}")
+    parts = node.declared(BANDS, "{top: 64}")
     return Top(parts["top"].integer(1, _MOST_BANDS), _cut(parts["cut"]) if "cut" in parts else "each")
 
 

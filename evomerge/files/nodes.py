@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.escape import quoted, shortened
+from evomerge.files.keys import Keys, optional, required
 
 _LARGEST_INTEGER = 2**63 - 1
 MOST_LAYERS = 10_000
@@ -52,7 +53,7 @@ class Node:
             written = f", for example {example}" if example else ""
             self.fail(f"is {self.shown()}, not a mapping", f"write it as `key: value` lines{written}")
         if optional is not None:
-            legal = [*required, *optional]
+            legal = list(dict.fromkeys([*required, *optional]))
             for key, node in self.value.items():
                 if key not in legal:
                     raise InputError(f"unknown key {quoted(key, 80)}", suggestion(key, legal), node.where)
@@ -60,6 +61,10 @@ class Node:
             if key not in self.value:
                 self.fail(f"has no {key!r}", f"add a line `{key}: ...`")
         return self.value
+
+    def declared(self, keys: Keys, example: str = "") -> dict[str, Node]:
+        """Reads a mapping whose legal keys are declared."""
+        return self.mapping(required(keys), optional(keys), example)
 
     def sequence(self) -> list[Node]:
         if not isinstance(self.value, list):

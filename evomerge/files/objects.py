@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -212,13 +213,39 @@ class FunctionRef:
 
 
 @dataclass(frozen=True)
+class Command:
+    """A program that scores a candidate: its arguments as they are written, with the placeholders of
+    `PLACEHOLDERS`, and the folder that it is run in."""
+
+    text: str
+    arguments: tuple[str, ...]
+    folder: Path
+
+    def uses(self, name: str) -> bool:
+        """Whether the placeholder `{name}` stands in it."""
+        return any(found[1] == name for part in self.arguments for found in PLACEHOLDER.finditer(part))
+
+
+PLACEHOLDERS = {
+    "model": "the folder of the candidate's checkpoint",
+    "scores": "the JSON file that the program writes: a number for each item, by the item's id",
+    "items": "a JSONL file of the items that are asked for",
+}
+"""What stands in a command in braces, and what is put in its place."""
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}")
+"""A placeholder, or a brace that is written twice and means itself."""
+
+
+@dataclass(frozen=True)
 class SliceSpec:
     """One slice: an lm-eval `task`, a `python` callable with `data` (a JSONL file), which may be that of a `scorer` of
-    another package, or a `measure` of the candidate's size, where less is better.
+    another package, a `command` that scores such items, or a `measure` of the candidate's size, where less is better.
 
     `items` caps the number of items of each split. `options` is handed to lm-eval as it is: num_fewshot, filter,
     apply_chat_template, fewshot_as_multiturn, system_instruction, gen_kwargs, add_bos_token. `cluster` names the
     document's field that items with a common origin share; `range` holds the worst and the best that an item can score.
+    `of` names the slice whose answers are measured in place of asking for others: its task and options are this one's.
+    `samples` answers are written to each item, of which `pass_at` are looked at: does one of them pass?
     `timeout` is the most seconds that it may take for a candidate.
     """
 
@@ -226,6 +253,7 @@ class SliceSpec:
     task: str | None = None
     python: FunctionRef | None = None
     scorer: str | None = None
+    command: Command | None = None
     data: Path | None = None
     measure: Measure | None = None
     metric: str | None = None
@@ -233,6 +261,9 @@ class SliceSpec:
     floor: FloorSpec | None = None
     weight: float = 1.0
     items: int | None = None
+    of: str | None = None
+    samples: int = 1
+    pass_at: int | None = None
     cluster: str | None = None
     range: tuple[float, float] | None = None
     timeout: float | None = None

@@ -119,10 +119,14 @@ def fitness_data(spec: FitnessSpec) -> dict[str, Any]:
 
 
 def _slice(spec: SliceSpec) -> dict[str, Any]:
+    if spec.of is not None:
+        return {"of": spec.of, "metric": spec.metric, "floor": _floor(spec.floor), "weight": spec.weight}
     data = {
         "task": spec.task,
         "scorer": spec.scorer,
         "python": spec.python.anywhere if spec.python and spec.scorer is None else None,
+        "command": spec.command.text if spec.command else None,
+        "cwd": str(spec.command.folder) if spec.command else None,
         "data": str(spec.data) if spec.data else None,
         "measure": spec.measure,
         "metric": spec.metric,
@@ -130,6 +134,8 @@ def _slice(spec: SliceSpec) -> dict[str, Any]:
         "floor": _floor(spec.floor),
         "weight": spec.weight,
         "items": spec.items,
+        "samples": spec.samples if spec.samples > 1 else None,
+        "pass_at": spec.pass_at,
         "cluster": spec.cluster,
         "range": list(spec.range) if spec.range else None,
         "timeout": spec.timeout,

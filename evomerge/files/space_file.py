@@ -8,9 +8,10 @@ from typing import Any
 
 from evomerge.errors import RemovedError, Where
 from evomerge.files.common import index, read_model, read_seconds, read_source, resolve
-from evomerge.files.dataflow import KEYS, check_blocks, read_dataflow, read_kind
+from evomerge.files.dataflow import check_blocks, read_dataflow, read_kind
 from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
+from evomerge.files.keys import BUDGET, SPACE
 from evomerge.files.kinds import load_space
 from evomerge.files.module_groups import GROUPS, READY_MADE
 from evomerge.files.nodes import MOST_LAYERS, Node
@@ -20,20 +21,6 @@ from evomerge.registry import OPTIMIZER_KEYS, OPTIMIZERS, REMOVED_OPTIMIZERS
 from evomerge.safety.names import check_name
 
 _DEFAULT_OPTIMIZER = "surrogate"
-_KEYS = (
-    "tokenizer",
-    "chat_template",
-    "dtype",
-    "layers",
-    "modules",
-    "interpolate",
-    "fixed",
-    "freeze",
-    "optimizer",
-    "budget",
-    "space",
-    *KEYS,
-)
 _MOST_TRIALS = 10_000_000
 """With a free scorer they would take a week: the bookkeeping of a trial costs some 50 ms."""
 
@@ -73,7 +60,7 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
     kind = read_kind(root.mapping(example="base: path/of/the/base"))
     alone = kind == "dataflow" and "path" in root.value  # the path may be the base's
     needed = ["sources"] * (not alone) + ["genes"] * (kind != "dataflow")
-    parts = root.mapping(["base", *needed, "fitness"], ["sources", *_KEYS])
+    parts = root.mapping(["base", *needed, "fitness"], SPACE)
     sources = _sources(parts["sources"], can_be_none=alone) if "sources" in parts else {}
     dataflow = read_dataflow(parts, kind, sources)
     modules = _modules(parts.get("modules"))
@@ -190,7 +177,7 @@ def _modules(node: Node | None) -> dict[str, str]:
 
 def _budget(node: Node | None) -> tuple[int | None, float | None, int | None]:
     """Returns trials, seconds and items; None is no limit, and at least one of them is a limit."""
-    parts = node.mapping((), ("trials", "time", "items"), "{trials: 200, time: 4h}") if node is not None else {}
+    parts = node.declared(BUDGET, "{trials: 200, time: 4h}") if node is not None else {}
     limits = {key: child for key, child in parts.items() if child.value is not None}
     seconds = read_seconds(limits["time"]) if "time" in limits else None
     trials = limits["trials"].integer(1, _MOST_TRIALS) if "trials" in limits else None

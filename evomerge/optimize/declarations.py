@@ -6,7 +6,7 @@ Light: the checks of a study's files read it before anything is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evomerge.errors import nearest, suggestion
@@ -78,7 +78,7 @@ def trading(objectives: int) -> list[str]:
 @dataclass(frozen=True)
 class Option:
     """One option: its default, its type, its legal range (`above` excludes the low end), and the words that are legal,
-    too. A text without words is a name."""
+    too. A text without words is a name. `meaning`: what it does, in a line."""
 
     default: int | float | str
     kind: type[int] | type[float] | type[bool] | type[str]
@@ -86,6 +86,7 @@ class Option:
     high: float = 1.0
     above: bool = False
     words: tuple[str, ...] = ()
+    meaning: str = ""
 
     @property
     def legal(self) -> str:
@@ -112,66 +113,109 @@ class Option:
         return self.kind(value)
 
 
-WARM_START = Option(True, bool)
-"""Whether reference genomes are scored first, and the search begins at the best of them."""
-
-WARM_START_OR_GRADIENT = Option(True, bool, words=(GRADIENT,))
-"""The same, or `gradient`: steps along the gradient come first, and the search goes on around the best of them."""
-
-TOLERANCE = Option(0.01, float, 0.0, 1.0, above=True)
-"""The finest step, as a share: of the line, or of each gene's range."""
-
-STARTUP = Option(10, int, 1, 100_000)
-"""The number of random trials before the first model. Outcomes that are known before the search count."""
-
-GENERATION = Option(10, int, 4, 10_000)
-"""Trials in a generation: few, as budgets are small (of 10, 20 and 30, the best after 120 trials)."""
+WARM_START = Option(
+    True, bool, meaning="whether reference genomes are scored first, and the search begins at the best of them"
+)
+WARM_START_OR_GRADIENT = replace(
+    WARM_START,
+    words=(GRADIENT,),
+    meaning=f"{WARM_START.meaning}; with `gradient`, steps along the gradient come first",
+)
+TOLERANCE = Option(
+    0.01, float, 0.0, 1.0, above=True, meaning="the finest step, as a share: of the line, or of each gene's range"
+)
+STARTUP = Option(
+    10, int, 1, 100_000, meaning="random trials before the first model; outcomes that are known before the search count"
+)
+# few, as budgets are small (of 10, 20 and 30, the best after 120 trials)
+GENERATION = Option(10, int, 4, 10_000, meaning="trials in a generation")
 
 _OPTIONS: dict[str, Mapping[str, Option]] = {
     "surrogate": {
-        # trials that are asked at once (auto: as many as there are workers), and the number of outcomes before the
-        # first model
-        "population": Option("auto", int, 1, 1_000, words=("auto",)),
-        "startup": Option(8, int, 2, 1_000),
+        "population": Option(
+            "auto",
+            int,
+            1,
+            1_000,
+            words=("auto",),
+            meaning="trials that are asked at once (`auto`: one for each worker)",
+        ),
+        "startup": Option(8, int, 2, 1_000, meaning="outcomes that are known before the first model is made"),
         "warm_start": WARM_START_OR_GRADIENT,
     },
     "cma-es": {
-        # trials in a generation (auto: 4 + 3 ln of the number of coordinates, or a few more for all workers to have
-        # work), and the initial standard deviation as a share of each gene's range (auto: 0.2, or less where samples
-        # around the start would lie near a reference that is worse; pycma uses at most a third)
-        "population": Option("auto", int, 3, 10_000, words=("auto",)),
-        "sigma": Option("auto", float, 0.0, 1.0, above=True, words=("auto",)),
-        # the number of a generation's best that are scored once more before the distribution moves
-        "repeats": Option(0, int, 0, 1_000),
+        "population": Option(
+            "auto",
+            int,
+            3,
+            10_000,
+            words=("auto",),
+            meaning="trials in a generation (`auto`: 4 + 3 ln of the number of coordinates, or a few more for all "
+            "workers to have work)",
+        ),
+        # pycma uses at most a third
+        "sigma": Option(
+            "auto",
+            float,
+            0.0,
+            1.0,
+            above=True,
+            words=("auto",),
+            meaning="the initial standard deviation as a share of each gene's range (`auto`: 0.2, or less where "
+            "samples around the start would lie near a reference that is worse)",
+        ),
+        "repeats": Option(
+            0, int, 0, 1_000, meaning="a generation's best that are scored once more before the distribution moves"
+        ),
         "warm_start": WARM_START_OR_GRADIENT,
     },
     "tpe": {"startup": STARTUP, "warm_start": WARM_START_OR_GRADIENT},
     "nsga-ii": {"population": GENERATION, "warm_start": WARM_START},
-    # the most steps; the first step as a share of each gene's range; the target above each floor, as a share of the
-    # spread between base and sources; the most steps without gain on the items for checking
     "gradient": {
-        "steps": Option(60, int, 1, 100_000),
-        "rate": Option(0.05, float, 0.0, 1.0, above=True),
-        "slack": Option(0.0, float, 0.0, 1.0),
-        "patience": Option(15, int, 1, 100_000),
+        "steps": Option(60, int, 1, 100_000, meaning="the most steps"),
+        "rate": Option(
+            0.05, float, 0.0, 1.0, above=True, meaning="the first step, as a share of each gene's range; it shrinks"
+        ),
+        "slack": Option(
+            0.0,
+            float,
+            0.0,
+            1.0,
+            meaning="how far above each floor it aims, as a share of the spread between base and sources",
+        ),
+        "patience": Option(
+            15, int, 1, 100_000, meaning="the most steps without gain on the items that are left for checking"
+        ),
     },
-    # the number of values of each gene, and the axes along which its values are tied
     "grid": {
-        "levels": Option(3, int, 2, 1000),
-        "tie": Option("auto", str, words=("auto", "none", "layers", "modules", "layers+modules", "all")),
+        "levels": Option(3, int, 2, 1000, meaning="values of each number, both ends among them"),
+        "tie": Option(
+            "auto",
+            str,
+            words=("auto", "none", "layers", "modules", "layers+modules", "all"),
+            meaning="the axes over which a gene has one value; `all`: over sources, too",
+        ),
     },
-    # the line's ends are labels of reference genomes; it reaches as far as this many times the way between them
     "path": {
-        "points": Option(11, int, 2, 1000),
-        "begin": Option("base", str),
-        "end": Option("uniform", str),
-        "reach": Option("edge", float, 0.0, 100.0, above=True, words=("edge",)),
+        "points": Option(11, int, 2, 1000, meaning="points of the line, ends included"),
+        "begin": Option("base", str, meaning="where the line begins: `base`, a source, `uniform`, or as `equal 0.4`"),
+        "end": Option("uniform", str, meaning="where it leads; `sources`: one line to each source"),
+        "reach": Option(
+            "edge",
+            float,
+            0.0,
+            100.0,
+            above=True,
+            words=("edge",),
+            meaning="how far it goes, in times of the way to its end; `edge`: as far as the space's ranges allow",
+        ),
         "tolerance": TOLERANCE,
     },
-    # the genes that move together, and the first step as a share of each gene's range
     "coordinate": {
-        "by": Option("sources", str, words=("sources", "layers", "genes", "each")),
-        "step": Option(0.2, float, 0.0, 1.0, above=True),
+        "by": Option(
+            "sources", str, words=("sources", "layers", "genes", "each"), meaning="the genes that move together"
+        ),
+        "step": Option(0.2, float, 0.0, 1.0, above=True, meaning="the first step, as a share of each gene's range"),
         "tolerance": TOLERANCE,
         "warm_start": WARM_START,
     },

@@ -15,19 +15,17 @@ import yaml
 
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.escape import printable
+from evomerge.files.keys import required
 from evomerge.files.kinds import load_recipe
 from evomerge.files.nodes import MOST_LAYERS, Node, from_data
 from evomerge.files.scalars import Schema
 from evomerge.files.trees import parse_documents
+from evomerge.recipe.keys import DOCUMENT, INPUT, LAYERS, MODULE, SLICE
 from evomerge.recipe.recipe import Document, Input, Module, Recipe, Slice, to_data
 from evomerge.recipe.token_rules import tokenizer_policy
 from evomerge.recipe.values import dtype, is_set, parameters, reference, text
 from evomerge.registry import METHODS
 from evomerge.safety.names import check_name
-
-_KNOWN = {"merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "name",
-          "tokenizer_source", "tokenizer", "chat_template", "random_seed", "modules",
-          "experts"}  # fmt: skip
 
 
 def read_recipe(file: Path) -> Recipe:
@@ -122,10 +120,10 @@ def _references(document: Document) -> set[str | None]:
 
 
 def _document(node: Node) -> Document:
-    parts = node.mapping(["merge_method"])
+    parts = node.mapping(required(DOCUMENT))
     written = [k for k in ("models", "slices", "modules") if is_set(parts.get(k))]
     if len(written) != 1:
-        close = next((suggestion(k, _KNOWN) for k in parts if k not in _KNOWN), "give one of them")
+        close = next((suggestion(k, DOCUMENT) for k in parts if k not in DOCUMENT), "give one of them")
         node.fail("needs exactly one of models, slices and modules", close)
     base = _base(parts)
     return Document(
@@ -152,7 +150,7 @@ def _base(parts: dict[str, Node]) -> str | None:
 def _modules(node: Node, base: str | None) -> tuple[Module, ...]:
     modules = []
     for name, child in node.mapping().items():
-        parts = child.mapping((), ["models", "slices", "parameters"])
+        parts = child.declared(MODULE)
         if is_set(parts.get("models")) == is_set(parts.get("slices")):
             child.fail("needs exactly one of models and slices", "give one of them")
         modules.append(Module(name, _stacked(parts, base), parameters(parts.get("parameters")), child.where))
@@ -179,7 +177,7 @@ def _models(node: Node, base: str | None) -> tuple[Slice, ...]:
 def _slices(node: Node) -> tuple[Slice, ...]:
     slices, layers = [], 0
     for child in node.sequence():
-        parts = child.mapping(["sources"])
+        parts = child.mapping(required(SLICE))
         inputs = [_input(source, layered=True) for source in parts["sources"].sequence()]
         if not inputs:
             parts["sources"].fail("names no model", "list at least one")
@@ -205,7 +203,7 @@ def _check_twice(node: Node, inputs: list[Input]) -> None:
 
 
 def _input(node: Node, layered: bool) -> Input:
-    parts = node.mapping(["model", "layer_range"] if layered else ["model"])
+    parts = node.mapping(required(LAYERS if layered else INPUT))
     layers = _layers(parts["layer_range"]) if layered else None
     return Input(reference(parts["model"]), layers, parameters(parts.get("parameters")), node.where)
 

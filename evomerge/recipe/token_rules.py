@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from evomerge.files.nodes import Node
+from evomerge.recipe.keys import ROW, TOKEN, TOKENIZER
 from evomerge.recipe.recipe import TokenizerPolicy, TokenRule
 from evomerge.recipe.values import is_set, reference
 
 _MOST_PADDING = 65_536
 """Rows. Kernels want multiples of 8 to 512."""
-
-_KEYS = ("source", "tokens", "pad_to_multiple_of")
 
 
 def tokenizer_policy(parts: dict[str, Node]) -> TokenizerPolicy | None:
@@ -21,7 +20,7 @@ def tokenizer_policy(parts: dict[str, Node]) -> TokenizerPolicy | None:
         )
     if is_set(source):
         block.fail("stands beside tokenizer_source", "keep one of the two")
-    inner = block.mapping((), _KEYS)
+    inner = block.declared(TOKENIZER)
     tokens = inner["tokens"].mapping() if is_set(inner.get("tokens")) else {}
     return TokenizerPolicy(
         source=reference(inner["source"]) if is_set(inner.get("source")) else "union",
@@ -43,7 +42,7 @@ def _multiple(node: Node | None) -> int | None:
 def _rule(token: str, node: Node) -> TokenRule:
     if not token:
         node.fail("an empty text is no token", "name a token")
-    parts = node.mapping((), ["source", "force"])
+    parts = node.declared(TOKEN)
     force = parts["force"].boolean() if is_set(parts.get("force")) else False
     source = parts.get("source")
     if source is None or source.value is None:
@@ -61,7 +60,7 @@ def _rule(token: str, node: Node) -> TokenRule:
 
 def _row(node: Node) -> tuple[str, str | int]:
     """The model of a rule, and its token (by text or id)."""
-    parts = node.mapping(["kind", "model"], ["token", "token_id"])
+    parts = node.declared(ROW)
     named = [key for key in ("token", "token_id") if is_set(parts.get(key))]
     if len(named) != 1:
         node.fail("needs exactly one of token and token_id", "say which row of the model is meant")

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.errors import suggestion
+from evomerge.files.keys import MODEL
 from evomerge.files.nodes import Node
+from evomerge.recipe.keys import BANDED, REFERENCE, VALUE
 from evomerge.registry import METHODS
 
 _PARAMETERS = {p.name for method in METHODS.values() for p in method.parameters} | {"int8_mask", "embed_slerp"}
@@ -40,7 +42,7 @@ def reference(node: Node) -> str:
     """A model reference: ``path[@revision][+adapter[@revision]]``, or mergekit's mapping of the same parts."""
     if not isinstance(node.value, dict):
         return node.text()
-    parts = node.mapping(["model"], ["lora", "override_architecture"])
+    parts = node.declared(REFERENCE)
     adapter = f"+{_path(parts['lora'])}" if is_set(parts.get("lora")) else ""
     return _path(parts["model"]) + adapter
 
@@ -48,7 +50,7 @@ def reference(node: Node) -> str:
 def _path(node: Node) -> str:
     if not isinstance(node.value, dict):
         return node.text()
-    parts = node.mapping(["path"], ["revision"])
+    parts = node.declared(MODEL)
     revision = text(parts.get("revision"))
     return parts["path"].text() + (f"@{revision}" if revision else "")
 
@@ -81,7 +83,7 @@ def _value(node: Node) -> Any:
 
 def _entry(node: Node) -> dict[str, Any]:
     banded = isinstance(node.value, dict) and "bands" in node.value
-    parts = node.mapping(["bands"], ["filter", "sizes", "top"]) if banded else node.mapping(["value"], ["filter"])
+    parts = node.declared(BANDED if banded else VALUE)
     chosen = {"filter": text(parts["filter"])} if is_set(parts.get("filter")) else {}
     return {**chosen, **(_bands(parts) if banded else {"value": _value(parts["value"])})}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,11 +191,16 @@ def _objective(leaderboard: Leaderboard, number: int | None) -> float | None:
 
 def better_parent(holdout: Leaderboard, winner: Trial | None) -> Trial | None:
     """Returns the base or source that passes every floor and scores better than the winner."""
-    parents = [t for t in holdout.trials if t.is_parent and holdout.outcome(t).feasible]
-    best = max(parents, key=lambda t: t.objective or 0.0, default=None)
+    best = passing_parent(holdout)
     if best is None or winner is None or best.objective is None or winner.objective is None:
         return None
     return best if best.objective > winner.objective else None
+
+
+def passing_parent(holdout: Leaderboard) -> Trial | None:
+    """Returns the base or source that scores best of those that pass every floor."""
+    parents = [t for t in holdout.trials if t.is_parent and holdout.outcome(t).feasible]
+    return max(parents, key=lambda t: -math.inf if t.objective is None else t.objective, default=None)
 
 
 def closest(leaderboard: Leaderboard) -> Trial | None:

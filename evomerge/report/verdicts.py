@@ -10,7 +10,7 @@ from itertools import islice
 from evomerge.errors import InputError
 from evomerge.report.items_scored import ItemsScored
 from evomerge.report.numbers import number
-from evomerge.report.results import better_parent, carried_over, closest, missed_floors, result_table
+from evomerge.report.results import better_parent, carried_over, closest, missed_floors, passing_parent, result_table
 from evomerge.report.shown import Sheet
 from evomerge.report.tables import describe
 from evomerge.scoring.gates import Gate
@@ -74,6 +74,8 @@ def _outcome(result: Ended, look_closer: bool) -> list[str]:
         return ["no winner: no merge could be scored", *_failures(result)]
     missed = missed_floors(result.holdout, last)
     words = [f"no winner: no candidate passes every floor on the holdout split; closest is {describe(last)}: {missed}"]
+    parent = passing_parent(result.holdout)
+    words += [f"note: {parent.label} itself passes every floor"] if parent is not None else []
     advice = result.release.advice if result.release else None
     if advice is not None:
         return [*words, *advice_words(advice, result.holdout, name)]

@@ -10,8 +10,11 @@ from typing import Any
 
 from evomerge.errors import InputError, TrialError
 from evomerge.files.objects import FitnessSpec, Measure, SliceSpec
+from evomerge.scoring.commands.command import CommandPass
+from evomerge.scoring.commands.folder import CandidateFolder
 from evomerge.scoring.engine.images import ImageLM
 from evomerge.scoring.engine.resident import ResidentLM
+from evomerge.scoring.file_pass import FilePass
 from evomerge.scoring.measures import MeasurePass, mixture
 from evomerge.scoring.preflight import check_count, check_images, check_name, check_objective
 from evomerge.scoring.python.callables import CallablePass
@@ -21,7 +24,7 @@ from evomerge.scoring.tasks.answers import answer_by
 from evomerge.scoring.tasks.library import TaskLibrary, TaskSet
 from evomerge.scoring.tasks.metrics import resolve
 from evomerge.scoring.tasks.passes import Answers, TaskPass
-from evomerge.scoring.tasks.proxy_loss import ProxyLoss, no_proxy_loss
+from evomerge.scoring.tasks.proxy_loss import ProxyLoss, is_generated, no_proxy_loss
 from evomerge.scoring.tasks.task_files import scan
 from evomerge.types import SliceScore, SplitName
 
@@ -49,12 +52,13 @@ class _Builder:
         self.fitness, self.model, self.tokenizer, self.split = fitness, model, tokenizer, split
         self._library = library
         self._passes: dict[str, TaskPass] = {}
+        self._folder = CandidateFolder()
         self._wrappers: dict[Any, ResidentLM | ImageLM] = {}
 
     def build(self, spec: SliceSpec) -> ScoredSlice:
         if spec.measure is not None:
             return self._measured(spec, spec.measure)
-        slice_ = self._callable(spec) if spec.python is not None else self._task(spec)
+        slice_ = self._task(spec) if spec.task is not None else self._rows(spec)
         return slice_ if spec.range is None else _within(*spec.range, slice_)
 
     def _measured(self, spec: SliceSpec, measure: Measure) -> ScoredSlice:
@@ -75,8 +79,13 @@ class _Builder:
         )
         return ScoredSlice(info, source, _unchanged)
 
-    def _callable(self, spec: SliceSpec) -> ScoredSlice:
-        source = CallablePass(self.fitness, spec, self.model, self.tokenizer)
+    def _rows(self, spec: SliceSpec) -> ScoredSlice:
+        """A slice over the rows of a file, which code of the user scores."""
+        source: FilePass
+        if spec.command is not None:
+            source, scorer = CommandPass(self.fitness, spec, self._folder), "a command"
+        else:
+            source, scorer = CallablePass(self.fitness, spec, self.model, self.tokenizer), "a Python function"
         self._check_counts(spec, source.deal)
         self._check_clusters(spec, source, source.clusters)
         info = SliceInfo(
@@ -88,7 +97,7 @@ class _Builder:
             items=source.names("search"),
             n_holdout=len(source.names("holdout")),
             aggregation=source.aggregation,
-            no_proxy_loss="it is scored by a Python function, which has no known gradient",
+            no_proxy_loss=f"it is scored by {scorer}, which has no known gradient",
         )
         return ScoredSlice(info, source, _unchanged)
 
@@ -111,10 +120,11 @@ class _Builder:
             self._check_clusters(spec, source, metric.clusters)
 
         def read(answers: Answers) -> SliceScore:
-            score, given = metric.read(answers.rows[metric.filter]), answers.given[metric.filter]
+            score, given = metric.read(answers.rows[metric.filter]), answers.given.get(metric.filter, {})
             items = (replace(i, answer=answer_by(metric.name, i.item, given)) for i in score.items)
             return replace(score, items=tuple(items), loss=answers.loss)
 
+        lacking = no_proxy_loss(source, metric, self.split)
         info = SliceInfo(
             name=spec.name,
             sign=metric.sign,
@@ -124,16 +134,17 @@ class _Builder:
             items=source.names("search"),
             n_holdout=len(source.names("holdout")),
             aggregation=metric.aggregation,
-            no_proxy_loss=no_proxy_loss(source, metric, self.split),
+            no_proxy_loss=lacking,
+            learns=not lacking and is_generated(source),
             doubts=tuple(f"{spec.at('task')}: {line}" for line in source.doubts()),
             n_read=source.prepare(self.split).n_read,
         )
-        return ScoredSlice(info, source, read, None if info.no_proxy_loss else ProxyLoss(source, metric))
+        return ScoredSlice(info, source, read, None if lacking else ProxyLoss(source, metric))
 
     def _pass(self, spec: SliceSpec) -> TaskPass:
         """The pass of a slice's task. Slices that differ only in metric, filter, floor or weight share it."""
         options = {k: v for k, v in spec.options.items() if k != "filter"}
-        key = json.dumps([spec.task, spec.items, options], sort_keys=True, default=str)
+        key = json.dumps([spec.task, spec.items, spec.samples, options], sort_keys=True, default=str)
         if key not in self._passes:
             tasks = self._library.build(spec)
             self._passes[key] = TaskPass(self.fitness, spec, tasks, self._wrapper(spec, tasks))
@@ -171,7 +182,7 @@ class _Builder:
         for split in self._splits:
             check_count(spec, split, len(deal.items(split)), total, self.fitness.confidence)
 
-    def _check_clusters(self, spec: SliceSpec, source: TaskPass | CallablePass, clusters: Mapping[str, str]) -> None:
+    def _check_clusters(self, spec: SliceSpec, source: TaskPass | FilePass, clusters: Mapping[str, str]) -> None:
         if self.fitness.confidence is None or spec.floor is None or spec.cluster is None:
             return
         for split in self._splits:

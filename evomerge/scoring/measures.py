@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from evomerge.files.objects import FitnessSpec, Measure, SliceSpec
 from evomerge.registry import PARETO
+from evomerge.scoring.candidate import Candidate
 from evomerge.scoring.splits import Deal
 from evomerge.types import Document, ItemScore, SliceScore, SplitName
 
@@ -22,9 +23,9 @@ class MeasurePass:
         self._measure = measure
         self._size: Mapping[Measure, int] = {}
 
-    def resize(self, size: Mapping[Measure, int]) -> None:
-        """Takes in the size of the candidate that the model has become."""
-        self._size = size
+    def become(self, candidate: Candidate) -> None:
+        """Takes in the candidate that the model has become."""
+        self._size = candidate.size
 
     def names(self, split: SplitName) -> tuple[str, ...]:
         """The item."""

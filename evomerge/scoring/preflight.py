@@ -13,6 +13,7 @@ from evomerge.errors import InputError, nearest, suggestion
 from evomerge.escape import quoted, shortened
 from evomerge.files.objects import FitnessSpec, FunctionRef, SliceSpec
 from evomerge.safety.read import read_text
+from evomerge.scoring.commands.line import check_program
 from evomerge.scoring.item_files import cluster_names, deal_items, read_items
 from evomerge.scoring.measures import mixture
 from evomerge.scoring.splits import SIDES
@@ -62,8 +63,8 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
     for spec in fitness.slices.values():
         if spec.measure is not None:
             continue
-        if spec.python is not None:
-            check_items(fitness, spec, check_callable(spec))
+        if spec.task is None:
+            check_items(fitness, spec, check_scorer(spec))
         else:
             check_trust(fitness, spec.task or "", local, spec.at("task"))
             check_task(spec, local)
@@ -109,10 +110,13 @@ def check_objective(fitness: FitnessSpec, signs: Mapping[str, int]) -> None:
             raise InputError(problem, "use mean, weighted_mean or min, or give it weight 0", fitness.at("objective"))
 
 
-def check_callable(spec: SliceSpec) -> list[dict[str, Any]]:
-    """Reads a callable's items. InputError where its file (read, not run) or its data is not what it should be."""
-    assert spec.python is not None
-    check_function(spec.python, SCORER_TAKES)
+def check_scorer(spec: SliceSpec) -> list[dict[str, Any]]:
+    """Reads the items of a function or a command. InputError where the function's file (read, not run), the program or
+    the data is not what it should be."""
+    if spec.python is not None:
+        check_function(spec.python, SCORER_TAKES)
+    if spec.command is not None:
+        check_program(spec)
     if spec.data is None or not spec.data.is_file():
         raise InputError(f"no data file {spec.data}", "name a JSONL file", spec.at("data"))
     return read_items(spec.data)
@@ -201,7 +205,11 @@ def check_task(spec: SliceSpec, local: LocalTasks) -> None:
             problem = f"the data of task {leaf.config['task']!r} {lack} {shortened(path)}"
             raise InputError(problem, f"mend {leaf.path} (paths there are relative to its folder)", spec.at("task"))
         _check_splits(spec, leaf)
-        _check_metric(spec, leaf)
+        if spec.of is None:
+            _check_metric(spec, leaf)
+        elif not _generates(leaf):
+            problem = f"task {leaf.config['task']!r} of slice {spec.of!r} generates no text that has a length"
+            raise InputError(problem, "name a slice of generated answers", spec.at("of"))
         _check_generation(spec, leaf)
         if leaf.config.get("doc_to_image") is not None:
             shots = spec.options.get("num_fewshot", leaf.config.get("num_fewshot"))

@@ -30,6 +30,7 @@ class SliceInfo:
         no_proxy_loss: why the slice has no proxy loss; empty if it has one.
         n_holdout: the number of items of the holdout split.
         n_read: how many tokens a model reads to be scored on the items; None where that is unknown.
+        learns: whether the proxy loss has to be given a source's answers first (`Suite.learn`).
         is_measure: whether the score is a size, which is exact and costs nothing: its one item counts nowhere.
         doubts: what its task probably does otherwise than its author meant, a line each.
     """
@@ -45,6 +46,7 @@ class SliceInfo:
     n_holdout: int = 0
     doubts: tuple[str, ...] = ()
     n_read: int | None = None
+    learns: bool = False
     is_measure: bool = False
 
     @property
@@ -100,15 +102,19 @@ class SuiteInfo:
     Attributes:
         slices: slice name -> info.
         pools: the slices' names; slices that share a source are together, since one pass scores them all.
+        front: whether slices are traded off against each other, and no one number is followed.
     """
 
     slices: Mapping[str, SliceInfo]
     pools: tuple[tuple[str, ...], ...]
+    front: bool = False
 
     @property
     def weights(self) -> dict[str, float]:
-        """Slice name -> weight, as the objectives take them."""
-        return {name: info.weight for name, info in self.slices.items()}
+        """Slice name -> weight, as the objectives take them. The number that stands beside a front leaves sizes out:
+        in it a million of parameters would drown every score."""
+        left_out = self.front and any(info.weight > 0 and not info.is_measure for info in self.slices.values())
+        return {name: 0.0 if left_out and info.is_measure else info.weight for name, info in self.slices.items()}
 
     @property
     def n_read(self) -> int | None:

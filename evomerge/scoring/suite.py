@@ -11,9 +11,9 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
-from evomerge.files.objects import FitnessSpec, Measure
+from evomerge.files.objects import FitnessSpec
+from evomerge.scoring.candidate import Candidate, TakesCandidate
 from evomerge.scoring.guard import ExitCalled, undisturbed
-from evomerge.scoring.measures import MeasurePass
 from evomerge.scoring.slices import ScoredSlice, SuiteInfo
 from evomerge.scoring.splits import SIDES
 from evomerge.types import Document, SliceScore, SplitName
@@ -29,7 +29,7 @@ class Suite:
 
     def __init__(self, fitness: FitnessSpec, slices: Mapping[str, ScoredSlice], model: Any) -> None:
         self.fitness, self.slices, self._model = fitness, dict(slices), model
-        self.info = _info(self.slices)
+        self.info = _info(self.slices, bool(fitness.traded))
 
     @classmethod
     def build(cls, fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitName = "search") -> Suite:
@@ -57,15 +57,15 @@ class Suite:
             raise InputError(f"a task cannot be built: {error}", "mend its code", Where(fitness.file)) from error
 
     @property
-    def measures(self) -> list[MeasurePass]:
-        """The sources that have to be told the size of each candidate."""
+    def takers(self) -> list[TakesCandidate]:
+        """The sources that have to be told of each candidate."""
         sources = (slice_.source for slice_ in self.slices.values())
-        return [source for source in sources if isinstance(source, MeasurePass)]
+        return [source for source in sources if isinstance(source, TakesCandidate)]
 
-    def resize(self, size: Mapping[Measure, int]) -> None:
-        """Takes in the size of the candidate that the model has become."""
-        for measure in self.measures:
-            measure.resize(size)
+    def become(self, candidate: Candidate) -> None:
+        """Takes in the candidate that the model has become."""
+        for source in self.takers:
+            source.become(candidate)
 
     def score(
         self,
@@ -128,6 +128,19 @@ class Suite:
             return self._attempt(name, partial(loss.backward, items, share, checkpointing))
         return self._attempt(name, partial(loss.value, items))
 
+    def lacks_answers(self, name: str) -> bool:
+        """Whether a slice's proxy loss needs a source's answers, and has none yet."""
+        loss = self.slices[name].proxy_loss
+        return loss is not None and loss.lacks_answers
+
+    def learn(self, name: str) -> None:
+        """Takes what the model writes with its current weights as the right answers of a slice's proxy loss. TrialError
+        as in `score`."""
+        loss = self.slices[name].proxy_loss
+        assert loss is not None
+        self._model.eval()
+        self._attempt(name, loss.learn)
+
     def indices(self, name: str, split: SplitName = "search") -> dict[str, list[int]]:
         """Maps each leaf task of a slice to its documents in a split, as positions in the task's order, ascending."""
         deal = self.slices[name].source.deal
@@ -174,12 +187,12 @@ class Suite:
         raise TrialError(f"slice {name}: {reason}")
 
 
-def _info(slices: Mapping[str, ScoredSlice]) -> SuiteInfo:
+def _info(slices: Mapping[str, ScoredSlice], front: bool) -> SuiteInfo:
     pools: dict[int, list[str]] = {}
     for name, slice_ in slices.items():
         pools.setdefault(id(slice_.source), []).append(name)
     infos = {name: slice_.info for name, slice_ in slices.items()}
-    return SuiteInfo(infos, tuple(tuple(names) for names in pools.values()))
+    return SuiteInfo(infos, tuple(tuple(names) for names in pools.values()), front)
 
 
 def _read(

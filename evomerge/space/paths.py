@@ -27,6 +27,9 @@ Place = tuple[str, int]
 
 _WHOLE = 1_000.0
 
+_MOST_SCALE = 1e30
+"""A product of input scales ends there, and at its inverse: beyond, weights of float32 are infinite or zero."""
+
 _SPARE = 0.75
 """The relative depth of the layers that a model misses least. What a layer adds to its input gets less with depth, and
 the last layers are needed again (Gromov et al. 2024, arXiv:2403.17887; Men et al. 2024, arXiv:2403.03853)."""
@@ -176,6 +179,7 @@ class PathSpace(SearchSpace):
             key = self._scale(before, after)
             # h -> w h before this layer is: all that is added from here on, over w.
             scale /= 1.0 if key is None else float(genome[key])
+            scale = min(max(scale, 1 / _MOST_SCALE), _MOST_SCALE)
             scales.append(float(f"{scale:.6g}"))
         slices = joined([self._hop(place, s) for place, s in zip(places, scales, strict=True)])
         (one,) = slices[0].inputs

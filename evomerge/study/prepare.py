@@ -25,7 +25,6 @@ from evomerge.optimize.declarations import (
 )
 from evomerge.registry import CHOICES, METHODS, OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness, check_images_taken
-from evomerge.scoring.tasks.task_files import scan
 from evomerge.space.base import SearchSpace
 from evomerge.study.aligned import alignable, aligned_copies, with_copies
 from evomerge.study.observer import Observer
@@ -282,17 +281,17 @@ def _has_slope(spec: SpaceSpec, gene: GeneSpec) -> bool:
 def _check_slices(fitness: FitnessSpec, optimizer: str, alone: bool) -> None:
     """Checks the slices that count. The request type of a task of lm-eval's own is only known when it is built (see
     `TrialGradients`)."""
-    local = scan(fitness.include, fitness.at("include"))
     counting = [spec for spec in fitness.slices.values() if spec.weight > 0]
     reasons = {}
     for spec in counting:
-        leaves = local.closure(spec.task)[0] if spec.task is not None else []
         if spec.measure is not None:
             reasons[spec.name] = f"its {spec.measure}"
         elif spec.python is not None:
             reasons[spec.name] = "a Python function"
-        elif any(leaf.config.get("output_type") == "generate_until" for leaf in leaves):
-            reasons[spec.name] = "generated text"
+        elif spec.command is not None:
+            reasons[spec.name] = "a command"
+        elif spec.of is not None:
+            reasons[spec.name] = "the length of answers"
     lost = next((spec for spec in counting if spec.name in reasons), None)
     if lost is not None and (alone or len(reasons) == len(counting)):
         problem = f"slice {lost.name} is scored by {reasons[lost.name]}, which has no slope for {optimizer} to follow"

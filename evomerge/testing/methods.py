@@ -1,7 +1,9 @@
 """What every merge method has to hold to. Another package tests its own by a class of these tests:
 
+```python
 class TestMethods(MethodConformance):
     names = ("my_method",)
+```
 """
 
 from __future__ import annotations

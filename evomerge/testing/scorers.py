@@ -1,5 +1,6 @@
 """What every scorer has to hold to. Another package tests its own by a class of these tests:
 
+```python
 class TestScorers(ScorerConformance):
     names = ("my_scorer",)
     items = ({"question": "one", "answer": "1"}, {"question": "two", "answer": "2"})
@@ -9,6 +10,7 @@ class TestScorers(ScorerConformance):
 
     @pytest.fixture
     def tokenizer(self): ...
+```
 """
 
 from __future__ import annotations

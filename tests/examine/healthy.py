@@ -50,6 +50,17 @@ def frankenmerge(models: Models) -> Recipe:
     return {"merge_method": "passthrough", "slices": slices}
 
 
+def scaled(models: Models) -> Recipe:
+    """A stack whose output projections the recipe scales, far more than fine-tunes differ."""
+    layers = FAMILIES[models.family]["num_hidden_layers"]
+    slices = []
+    for source, layer, scale in (("one", 0, 1.0), ("two", 1, 2.5), ("one", 2, 0.4), ("two", layers - 1, 1e-4)):
+        values = [*({"filter": part, "value": scale} for part in ("o_proj", "down_proj")), {"value": 1.0}]
+        one = {"model": str(models.source(source)), "layer_range": [layer, layer + 1], "parameters": {"scale": values}}
+        slices.append({"sources": [one]})
+    return {"merge_method": "passthrough", "slices": slices}
+
+
 def union(models: Models) -> Recipe:
     if not (models.root / "wider").exists():
         write_wider(models)
@@ -121,6 +132,7 @@ HEALTHY: tuple[Callable[[Models], Recipe], ...] = (
     dare_ties,
     slerp,
     frankenmerge,
+    scaled,
     union,
     lora,
     one_source,

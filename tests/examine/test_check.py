@@ -363,3 +363,31 @@ def test_advice_follows_what_is_seen(near: Path, tmp_path: Path) -> None:
     assert "model_stock" in " ".join(tips)
     opposed = check([*models(near, "base", "one", "two")]).advice
     assert not any("weight for" in tip.what or "freeze" in tip.what for tip in opposed)
+
+
+def test_models_of_a_path_are_checked_for_a_path(tiny_study: Study, tmp_path: Path) -> None:
+    def make(kind: str, **more: Any) -> Checked:
+        def change(space: dict[str, Any], _: Any) -> None:
+            del space["layers"], space["genes"]
+            space |= {"space": kind, **more}
+
+        return check(tiny_study(change))
+
+    first = make("dataflow")
+    save_tiny(tmp_path / "models/deep", 4, num_hidden_layers=3)
+    sources = {"one": "models/one", "deep": "models/deep"}
+    deeper = make("dataflow", sources=sources)  # of another seed, too
+    for result in (first, deeper):
+        assert result.mergeable
+        assert (result.deltas, result.spectrum, result.signals) == (None, None, [])
+        assert [tip.what.split()[:2] for tip in result.advice] == [["space:", "weights"]]
+    assert "tensors: not compared: deep has 3 layers, the base has 2" in levels(deeper, "note")
+    save_tiny(tmp_path / "models/wide", 5, hidden_size=8)
+    (wrong,) = levels(make("dataflow", sources={"wide": "models/wide"}), "problem")
+    assert wrong.startswith("tensors: wide has hidden_size 8, base has 16; stack layers")
+    assert make("dataflow", sources={}, path=["base"]).mergeable
+
+    genes = {"method": "ties", "weight": {"low": 0, "high": 1, "init": 0.4, "per": ["sources", "layers"]}}
+    both = make("both", genes=genes, blocks=2, budget={"trials": 64})
+    assert both.advice[0].what.endswith("weight per sources and layers, blocks: 2")
+    assert not [tip for tip in both.advice if tip.what.startswith("freeze")]

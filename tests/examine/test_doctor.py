@@ -22,7 +22,7 @@ from evomerge.examine.findings.behaviour import repetition
 from evomerge.examine.findings.measures import Measured, project
 from evomerge.recipe.mergekit import read_recipe
 from tests.examine import healthy
-from tests.examine.broken import BROKEN, Breakage, lambda_of_3, variants
+from tests.examine.broken import BROKEN, Breakage, lambda_of_3, slices_out_of_order, variants
 from tests.examine.patients import FAMILIES, Models, edit, write_models
 
 Study = Callable[..., Path]
@@ -297,6 +297,17 @@ def test_a_glance_is_the_quick_part(made: Callable[[str], Models], tmp_path: Pat
     case = lambda_of_3(made("llama"), tmp_path / "merge")
     recipe = read_recipe(case.model / "mergekit_config.yml")
     assert glance(recipe) == doctor(case.model.with_suffix(".yaml"), quick=True).findings
+
+
+def test_a_search_asked_for_the_order_of_its_paths_layers(made: Callable[[str], Models], tmp_path: Path) -> None:
+    case = slices_out_of_order(made("llama"), tmp_path / "merge")
+    for model in (case.model, case.model.with_suffix(".yaml")):
+        (found,) = doctor(model, quick=True).findings
+        assert (found.name, found.severity) == ("layers-out-of-order", "suspect")
+    assert glance(read_recipe(case.model / "mergekit_config.yml")) == ()
+    (case.model / "mergekit_config.yml").unlink()
+    sources = [str(made("llama").source(name)) for name in ("one", "two")]
+    assert [f.severity for f in doctor(case.model, quick=True, sources=sources).findings] == ["broken"]
 
 
 # Instruments

@@ -78,6 +78,11 @@ def test_symptoms_without_a_cause_are_a_finding(patient: Patient) -> None:
     assert found.evidence[0].value == 0.9
     assert found.evidence[0].beside == {"one": 0.1}
     assert unexplained(()) is None
+    assert "scales" not in found.cause
+    scaled = unexplained(symptoms(patient, live), {"a": 0.5, "b": 8.0})
+    assert scaled is not None
+    assert scaled.evidence[-1].value == "2, 0.5 to 8"
+    assert "the recipe scales tensors" in scaled.cause
 
 
 def test_a_merge_that_is_ruined_without_a_trace_is_felt(shared: Path, tmp_path: Path) -> None:

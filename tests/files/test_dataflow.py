@@ -116,6 +116,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown form": ({"scales": "each"}, "scales: unknown form of scales 'each'"),
     "scales without 1": ({"scales": {"low": 1.5, "high": 2}}, "scales: 1.5 to 2 is no range of scales"),
     "scales from 0": ({"scales": {"low": 0}}, "scales: 0 to 2 is no range of scales"),
+    "scales of any size": ({"scales": {"low": 1e-300, "high": 1e300}}, "scales: 1e-300 to 1e\\+300 is a wider ratio"),
     "unknown key of scales": ({"scales": {"least": 0.5}}, "scales.least: unknown key 'least'"),
     "no blocks": ({"blocks": 0}, r"blocks: 0 is outside \[1, 1000\]"),
     "tensors in blocks": (

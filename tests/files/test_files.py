@@ -174,6 +174,11 @@ def test_another_optimizer_keeps_the_seed_and_drops_the_options(files: tuple[Pat
         ("genes", {"method": {"choices": ["ties", "ties"]}}, "name each method once"),
         ("genes", {"method": {"choices": ["ties"], "per": ["modules"]}}, "can differ by layer group only"),
         ("genes", {"method": "linear", "weight": {"low": -1e308, "high": 1e308}}, "is wider than any number"),
+        (
+            "genes",
+            {"method": "linear", "weight": {"low": 1e-300, "high": 1e300, "log": True}},
+            "is a wider ratio than any number",
+        ),
         ("genes", {"method": "TIES"}, "unknown merge method 'TIES'; did you mean 'ties'?"),
         ("genes", {"method": "Dare-TIES"}, "did you mean 'dare_ties'?"),
         ("genes", {"method": ["ties", "linear"]}, "is a list; write {choices: ['ties', 'linear']}"),

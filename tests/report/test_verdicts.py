@@ -64,6 +64,16 @@ def test_worse_than_the_base_within_a_floor(tmp_path: Path) -> None:
     assert worse_than_base(ended(folder, *sides)) == [], "two items are chance"
 
 
+def test_a_parent_that_passes_is_named_where_no_merge_does(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for right, named in ((190, True), (150, False)):
+        sides = [[answered(folder.items, 0, split, right), answered(folder.items, 5, split, 140)] for split in
+                 ("search", "holdout")]  # fmt: skip
+        words = verdict(ended(folder, *sides))
+        assert ("note: base itself passes every floor" in words) is named
+        assert any(line.startswith("no winner") for line in words)
+
+
 def test_what_cannot_be_told_apart_from_the_winner(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     search = [answered(folder.items, 0, "search", 100)]

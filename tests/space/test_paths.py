@@ -199,6 +199,15 @@ def test_input_scales_divide_all_that_follows() -> None:
     assert scaled[1].inputs[0].parameters["scale"][0]["value"] == 3.33333
 
 
+def test_scales_whose_product_is_no_number_any_more_end_before() -> None:
+    space = make(path=["base", "a"], scales={"form": "pairs", "low": 1e-100, "high": 1e100})
+    for value, most in ((1e-100, 1e30), (1e100, 1e-30)):
+        recipe = space.recipe(space.start | {d.key: value for d in space.dimensions if d.gene == "scale"})
+        found = [s.inputs[0].parameters["scale"][0]["value"] for s in recipe.output.slices[1:]]
+        assert set(found) == {most}
+        assert parse_recipe(write_recipe(recipe, "")).id == recipe.id
+
+
 def test_the_form_of_the_scales_follows_from_their_number() -> None:
     assert {d.gene for d in make(path=["b"]).dimensions} == {"use", "scale"}
     few, many = make(path=["base", "a"]), make(path=["base", "a", "b", "winner"], repeats=3)

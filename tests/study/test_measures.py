@@ -154,6 +154,7 @@ def test_a_front_of_size_and_score(tiny_study: Study, capsys: Said) -> None:
     small = min(front, key=lambda t: -t.scores["size"])
     other = max(front, key=lambda t: -t.scores["size"])
     assert small.scores["b"] < other.scores["b"]
+    assert other.objective == other.scores["b"], "a size is no part of the number beside a front"
     with pytest.raises(KeyboardInterrupt):
         evomerge.search(space, run="parts", observer=StopAfter(11))
     evomerge.resume("parts")

@@ -39,13 +39,21 @@ def are_apart(deltas: Deltas) -> bool:
     return spread is not None and spread.value > _SPREAD
 
 
-def advice(deltas: Deltas, layers: int, trials: int = 100) -> list[Advice]:
+WEIGHTS_FIRST = Advice(
+    "space: weights first, and its winner as a model of this path (--from RUN)",
+    "a layer was trained on what the layer before it gives: a stack is rarely better than a merge of the weights",
+)
+"""Of a path."""
+
+
+def advice(deltas: Deltas, layers: int, trials: int = 100, blocks: bool = False) -> list[Advice]:
     """What to try, the first thing first.
 
     Args:
         deltas: of the sources that descend from the base.
         layers: of the base.
         trials: the budget that the number of genes is for.
+        blocks: whether the groups of layers are blocks that move (`space: both`).
     """
     sources = deltas.sources
     if not sources:
@@ -55,8 +63,9 @@ def advice(deltas: Deltas, layers: int, trials: int = 100) -> list[Advice]:
     if len(sources) == 1:
         found = [Advice("method: slerp, t per layers", "one source: how far to go from the base is the one question")]
     else:
-        per = f"weight per sources and layers, layers: {groups}" if groups > 1 else "weight per sources"
-        count = f"{len(sources)} sources x {groups} layer groups = {len(sources) * groups} numbers"
+        key, called = ("blocks", "blocks") if blocks else ("layers", "layer groups")
+        per = f"weight per sources and layers, {key}: {groups}" if groups > 1 else "weight per sources"
+        count = f"{len(sources)} sources x {groups} {called} = {len(sources) * groups} numbers"
         found = [Advice(f"method: task_arithmetic, {per}", f"{count}, which {trials} trials can search")]
     spread = deltas.spread()
     if spread is not None and are_apart(deltas):
@@ -71,7 +80,7 @@ def advice(deltas: Deltas, layers: int, trials: int = 100) -> list[Advice]:
     elif 0 < largest <= FINE_TUNED:
         why = f"deltas are small (mean change at most {largest:.2g}): most elements can be dropped, the rest rescaled"
         found.append(Advice("method: dare_linear, density from 0.2", why))
-    found += _by_layers(deltas)
+    found += _by_layers(deltas, can_freeze=not blocks)
     return found
 
 
@@ -104,7 +113,7 @@ def _by_conflict(deltas: Deltas) -> list[Advice]:
     return []
 
 
-def _by_layers(deltas: Deltas) -> list[Advice]:
+def _by_layers(deltas: Deltas, can_freeze: bool) -> list[Advice]:
     """Genes per layers pay where layers differ; layers that nobody changed need none."""
     layers = sorted({tensor.layer for tensor in deltas.tensors if tensor.layer is not None})
     found = []
@@ -114,7 +123,7 @@ def _by_layers(deltas: Deltas) -> list[Advice]:
         if size is not None:
             sizes[layer] = size
     still = [layer for layer, size in sizes.items() if size.value == 0]
-    if still and len(still) < len(layers):
+    if can_freeze and still and len(still) < len(layers):
         found.append(Advice(f"freeze: {{layers: {still}}}", "no source changed a sampled element of these layers"))
     moved = {layer: size.value for layer, size in sizes.items() if size.value > 0}
     if len(moved) > 1 and max(moved.values()) > _UNEVEN * min(moved.values()):

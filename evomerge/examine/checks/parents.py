@@ -46,6 +46,11 @@ class Parents:
     stands_in: bool = False
 
     @property
+    def stacked(self) -> bool:
+        """Whether a search stacks their layers as they are, and merges none."""
+        return self.space is not None and self.space.stacks
+
+    @property
     def all(self) -> dict[str, Checkpoint]:
         return {"base": self.base, **self.sources}
 

@@ -35,14 +35,26 @@ def out_of_order(patient: Patient) -> Finding | None:
         evidence.append(
             Evidence(f"cosine of layer {i} with layer {o.layer} of {o.parent}", o.cosine, {f"layer {i}": o.own})
         )
+    asked = _asked(patient) == [o.layer for o in origins]
+    numbered = "" if asked else ", or the tensors were numbered wrongly"
     return Finding(
         "layers-out-of-order",
         "layers are not in the order that the parents have them in",
         tuple(evidence),
-        "the slices of the recipe stand in another order, or the tensors were numbered wrongly",
+        f"the slices of the recipe stand in another order{numbered}",
         "order the slices by their layer_range; slices that overlap are no problem",
+        severity="suspect" if asked else "broken",
         tensors=frozenset(n for n in patient.model.shapes if patient.model.place(n) in displaced),
     )
+
+
+def _asked(patient: Patient) -> list[int] | None:
+    """The layers in the order in which a recipe stacks them by their numbers; None where it does not."""
+    output = patient.recipe.output if patient.recipe else None
+    if output is None or output.method != "passthrough" or output.modules:
+        return None
+    ranges = [one.layers for slice_ in output.slices for one in slice_.inputs]
+    return [layer for span in ranges if span is not None for layer in range(*span)] if all(ranges) else None
 
 
 def cut_off(patient: Patient) -> Finding | None:

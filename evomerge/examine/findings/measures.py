@@ -142,17 +142,21 @@ def project(measured: Sequence[Measured]) -> Projection | None:
     )
 
 
-def measure(name: str, tensor: Tensor, place: Place, parents: Sequence[tuple[ModelView, str]]) -> Measured:
+def measure(
+    name: str, tensor: Tensor, place: Place, parents: Sequence[tuple[ModelView, str]], factor: float = 1.0
+) -> Measured:
     """Measures one tensor.
 
     Args:
         tensor: the merge's.
         parents: those that have it, with its name there, the base first.
+        factor: what the recipe scales the tensor by; so are the parents', which it is compared with.
     """
     n_bad, n_inf, largest = _finite(tensor)
     damaged, sizes, found = [], {}, []
     for parent, inner in parents:
         other = parent.read(inner)
+        other = other if factor == 1.0 else other.float() * factor
         bad, _, sizes[parent.name] = _finite(other)
         if bad:
             damaged.append(parent.name)

@@ -21,7 +21,7 @@ from evomerge.checkpoints.structure import Place, Stack, is_embedding, is_head, 
 from evomerge.checkpoints.tokenizer import chat_template, vocabulary
 from evomerge.errors import InputError
 from evomerge.merging.disk.pipeline import StreamingBank, reads_of
-from evomerge.merging.plan.jobs import MergePlan
+from evomerge.merging.plan.jobs import MergeJob, MergePlan, Operand
 from evomerge.merging.plan.template_files import default_template
 from evomerge.merging.plan.tokenizers import output_tokenizer
 from evomerge.merging.resident.bank import torch_dtype
@@ -52,6 +52,7 @@ class ModelView:
         quantized: the tensors that are stored quantized.
         adapted: the tensors that a LoRA adapter changes; None where there is no adapter.
         origins: of a recipe, for each tensor the (reference, tensor) pairs that it is merged from.
+        factors: what its recipe scales tensors by that it takes as they are, by name; 1 is left out.
         read: reads a tensor, whole.
         read_rows: reads rows [first, end) of a tensor.
     """
@@ -71,6 +72,7 @@ class ModelView:
     quantized: frozenset[str]
     adapted: frozenset[str] | None
     origins: Mapping[str, tuple[tuple[str, str], ...]] | None
+    factors: Mapping[str, float]
     read: Callable[[str], Tensor]
     read_rows: Callable[[str, int, int], Tensor]
 
@@ -179,6 +181,7 @@ def stored(name: str, checkpoint: Checkpoint) -> ModelView:
         quantized=frozenset(n for n, info in checkpoint.stored.items() if isinstance(info, QuantizedTensor)),
         adapted=adapted or None,
         origins=None,
+        factors={},
         read=checkpoint.read,
         read_rows=read_rows,
     )
@@ -215,9 +218,24 @@ def merged(name: str, recipe: Recipe, planned: MergePlan) -> ModelView:
         quantized=frozenset(),
         adapted=None,
         origins={n: tuple((r.model, r.tensor) for r in reads_of(job)) for n, job in planned.jobs.items()},
+        factors=factors_of(planned),
         read=read,
         read_rows=lambda tensor, first, end: read(tensor)[first:end],
     )
+
+
+def factors_of(planned: MergePlan) -> dict[str, float]:
+    """What a recipe scales tensors by that it takes as they are, by their names; 1 is left out."""
+    factors = {name: _factor(job) for name, job in planned.jobs.items()}
+    return {name: factor for name, factor in factors.items() if factor != 1.0}
+
+
+def _factor(operand: Operand) -> float:
+    factor = 1.0
+    while isinstance(operand, MergeJob) and operand.method == "passthrough":
+        factor *= float(operand.parameters["scale"][0])
+        operand = operand.inputs[0]
+    return factor
 
 
 def _settings(file: Path) -> dict[str, Any] | None:

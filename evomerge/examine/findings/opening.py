@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import INDEX, WEIGHTS, Checkpoint
@@ -10,7 +11,7 @@ from evomerge.checkpoints.headers import FLOATS
 from evomerge.checkpoints.hub import header, headers
 from evomerge.errors import InputError
 from evomerge.examine.findings.finding import Evidence, Finding, listed
-from evomerge.examine.findings.models import merged, stored
+from evomerge.examine.findings.models import factors_of, merged, stored
 from evomerge.examine.findings.patient import Patient
 from evomerge.merging.disk.pipeline import StreamingBank
 from evomerge.merging.plan.plan import plan
@@ -50,10 +51,18 @@ def open_patient(model: str, recipe: Recipe | None, beside: Recipe | None, paren
         planned = plan(recipe, bank.open)
         view = merged(model, recipe, planned)
     else:
-        view = stored(model, Checkpoint.open(model))
+        view = replace(stored(model, Checkpoint.open(model)), factors=_asked(beside) if beside else {})
     views = {name: stored(name, Checkpoint.open(reference)).named_like(view) for name, reference in parents.items()}
     sources = tuple(v for name, v in views.items() if name != "base")
     return Patient(view, views.get("base"), sources, recipe or beside)
+
+
+def _asked(recipe: Recipe) -> dict[str, float]:
+    """What the recipe of a stored model scales tensors by; nothing where its models are gone."""
+    try:
+        return factors_of(plan(recipe, StreamingBank().open))
+    except InputError:
+        return {}
 
 
 def unreadable(model: str) -> Finding | None:

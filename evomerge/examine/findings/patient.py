@@ -72,7 +72,8 @@ def measured(patient: Patient, progress: Progress, seconds: float | None = None)
         progress.progress(f"measured {done} of {len(names)} tensors", done / len(names))
         place, shape = patient.model.place(name), tuple(patient.model.shapes[name])
         parents = list(_own(patient.model, patient.parents, origins, name, shape))
-        found[name] = measure(name, patient.model.read(name), place, parents)
+        factor = patient.model.factors.get(name, 1.0)
+        found[name] = measure(name, patient.model.read(name), place, parents, factor)
     rows: dict[str, Rows] = {}
     for name in filter(None, (patient.model.embedding, patient.model.head)):
         size = prod(patient.model.shapes[name]) * (1 + len(patient.parents)) if name in found else 0

@@ -190,15 +190,22 @@ def _differing(tokens: Sequence[str], others: Sequence[str]) -> str:
     return " ".join(shortened(token, 12) for token in tokens[at : at + 3]) or "none"
 
 
-def unexplained(found: Sequence[Symptom]) -> Finding | None:
-    """Symptoms for which no check sees a cause."""
+def unexplained(found: Sequence[Symptom], factors: Mapping[str, float] | None = None) -> Finding | None:
+    """Symptoms for which no check sees a cause. `factors`: what the recipe scales tensors by, which may be one."""
     if not found:
         return None
+    evidence = [evidence for symptom in found for evidence in symptom.evidence]
+    cause = "the sources' changes conflict, or these weights and layers do not fit together"
+    if factors:
+        least, most = min(factors.values()), max(factors.values())
+        given = f"{len(factors)}, {least:g} to {most:g}"
+        evidence.append(Evidence("tensors that the recipe scales, and by what", given))
+        cause = f"the recipe scales tensors, which no parent is used to; or {cause}"
     return Finding(
         "no-visible-cause",
         f"{'; '.join(symptom.says for symptom in found)}; and no check sees why",
-        tuple(evidence for symptom in found for evidence in symptom.evidence),
-        "every part looks as it should: the sources' changes conflict, or these weights and layers do not fit together",
+        tuple(evidence),
+        f"every part looks as it should: {cause}",
         "try smaller weights, or a method that drops conflicts (ties); `evomerge path` from the base shows where it "
         "turns, `evomerge search` looks for weights that hold",
         severity="harmful",

@@ -145,6 +145,8 @@ def _steps(patient: Patient, m: Measured) -> int:
     """On how many equal steps the tensor's values lie, nearly: 0 if on none."""
     sample = _sample(patient, m)
     low, high = float(sample.min()), float(sample.max())
+    if low == high:
+        return 0
     most = max(abs(low), abs(high))
     for steps in _STEPS:
         for values in (sample * (steps / most), (sample - low) * (steps / (high - low))):

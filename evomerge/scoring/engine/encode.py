@@ -41,7 +41,7 @@ def encode(lm: Any, kind: str, arguments: Sequence[Any]) -> list[list[Window]]:
     """
     pairs = _rolling if kind == "loglikelihood_rolling" else _continuation
     longest = lm.max_length
-    return [[_window(*pair, longest) for pair in pairs(lm, *texts)] for texts in arguments]
+    return [[window(*pair, longest) for pair in pairs(lm, *texts)] for texts in arguments]
 
 
 def _continuation(lm: Any, context: str, continuation: str) -> Iterator[tuple[list[int], list[int]]]:
@@ -63,7 +63,7 @@ def _rolling(lm: Any, text: str) -> Iterator[tuple[list[int], list[int]]]:
     yield from map(make_disjoint_window, windows)
 
 
-def _window(before: list[int], after: list[int], longest: int) -> Window:
+def window(before: list[int], after: list[int], longest: int) -> Window:
     """Cuts from the left to what the model can read, and drops the last token: `HFLM._loglikelihood_tokens`."""
     if len(after) > longest:
         problem = f"an answer has {len(after)} tokens, and the model reads at most {longest}"

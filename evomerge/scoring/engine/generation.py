@@ -19,7 +19,9 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from evomerge.errors import InputError, suggestion
+from evomerge.scoring.engine.encode import Window, encode, window
 from evomerge.scoring.engine.greedy import Batch, Prompt, Reply, batches, refuse_nan, write
+from evomerge.scoring.replies import Written, measured
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +85,27 @@ def plan_generation(lm: Any, requests: Sequence[Any]) -> GenerationPlan:
     return GenerationPlan(list(requests), prompts, _batched(lm, [p for p in prompts if p is not None]))
 
 
-def generate(lm: Any, plan: GenerationPlan) -> list[str]:
+def generate(lm: Any, plan: GenerationPlan) -> list[Written]:
     """Writes the text for each request with the current weights. TrialError on NaN logits."""
     if lm.greedy is None and plan.batches:
         lm.greedy = _agrees(lm, plan)
     written = {p: reply.text() for p, reply in _replies(lm, plan.batches if lm.greedy else []).items()}
     others = iter(_by_lm_eval(lm, [r for r, p in zip(plan.requests, plan.prompts, strict=True) if p not in written]))
-    return [written[prompt] if prompt in written else next(others) for prompt in plan.prompts]
+    texts = [written[prompt] if prompt in written else next(others) for prompt in plan.prompts]
+    return [measured(t, lm.tokenizer, _ends(lm, r.args[1])[1]) for t, r in zip(texts, plan.requests, strict=True)]
+
+
+def reply_windows(lm: Any, plan: GenerationPlan, replies: Sequence[Written]) -> list[Window | None]:
+    """Each reply as a window behind its prompt, so that its loglikelihood can be asked for; None for an empty one.
+    Where only a reply's text is known, it is read again."""
+    windows: list[Window | None] = []
+    for request, prompt, reply in zip(plan.requests, plan.prompts, replies, strict=True):
+        if prompt is not None and reply.ids:
+            windows.append(window(list(prompt.tokens), list(reply.ids), lm.max_length))
+        else:
+            found = encode(lm, "loglikelihood", [(request.args[0], str(reply))])[0] if reply.strip() else [None]
+            windows.append(found[0])
+    return windows
 
 
 def _replies(lm: Any, planned: list[Batch]) -> dict[Prompt | None, Reply]:

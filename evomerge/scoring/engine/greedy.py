@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from evomerge.errors import TrialError
+from evomerge.scoring.replies import Written
 
 _WORTH_SHARING = 32
 """How many tokens a common start needs to be worth a separate forward pass."""
@@ -160,10 +161,11 @@ class Reply:
         self.tokens.append(token)
         return token in self._eos or len(self.tokens) >= self._prompt.limit or self._stopped()
 
-    def text(self) -> str:
+    def text(self) -> Written:
         """The reply up to its first stop sequence, as lm-eval cuts it."""
         whole: str = postprocess_generated_text(self._decode(self.tokens), list(self._prompt.until), None)
-        return whole
+        truncated = self.tokens[-1] not in self._eos and not self._stopped()
+        return Written(whole, len(self.tokens), truncated, self.tokens)
 
     def _stopped(self) -> bool:
         """Decodes only the last tokens until they hold a stop sequence."""

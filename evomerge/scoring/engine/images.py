@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.models.hf_vlms import HFMultimodalLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from evomerge.checkpoints.checkpoint import IMAGE_FILES
 from evomerge.errors import InputError
 from evomerge.escape import shortened
 from evomerge.scoring.engine.resident import BoundedChat
+from evomerge.scoring.replies import Written, measured
 
 _MEND = f"put {' or '.join(IMAGE_FILES)} of the original model there"
 _REASON = 160  # characters of an error of transformers that are shown
@@ -53,10 +55,11 @@ class ImageLM(BoundedChat, HFMultimodalLM):  # type: ignore[misc]  # lm-eval is 
         """Holds lm-eval instances (of generate_until), in order."""
         return ImagePlan(list(requests))
 
-    def answer(self, plan: ImagePlan) -> list[str]:
+    def answer(self, plan: ImagePlan) -> list[Written]:
         """The texts that the model writes with its current weights, in order."""
-        answers: list[str] = self.generate_until(plan.requests, disable_tqdm=True)
-        return answers
+        texts: list[str] = self.generate_until(plan.requests, disable_tqdm=True)
+        limits = (normalize_gen_kwargs(dict(r.args[1]), self.max_gen_toks)["max_gen_toks"] for r in plan.requests)
+        return [measured(text, self.tokenizer, limit) for text, limit in zip(texts, limits, strict=True)]
 
 
 def _processor(model: Any, tokenizer: Any) -> Any:

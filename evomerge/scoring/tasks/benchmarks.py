@@ -31,7 +31,7 @@ def benchmarks(fitness: FitnessSpec) -> dict[str, Benchmark]:
     local = scan(fitness.include)
     found = {}
     for name, spec in fitness.slices.items():
-        if spec.task is None or spec.task in local.names or spec.task.endswith("_train"):
+        if spec.task is None or spec.of is not None or spec.task in local.names or spec.task.endswith("_train"):
             continue
         splits, data = set[str](), set[tuple[str | None, str | None]]()
         for leaf in built_in_tasks(spec.task):

@@ -6,13 +6,17 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import TrialError
+from evomerge.scoring.replies import lengths, together
 from evomerge.scoring.tasks.losses import mean_loss, right_answers
 from evomerge.scoring.tasks.metrics import Rows
+
+if TYPE_CHECKING:
+    from evomerge.scoring.engine.encode import Window
 
 _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice")
 
@@ -42,6 +46,7 @@ class TaskRequests:
     leaf: str
     task: Any
     docs: list[Doc]
+    samples: int = 1
 
     @property
     def names(self) -> list[str]:
@@ -54,14 +59,33 @@ class TaskRequests:
 
     def part(self, names: frozenset[str]) -> TaskRequests:
         pairs = zip(self.names, self.docs, strict=True)
-        return TaskRequests(self.leaf, self.task, [doc for name, doc in pairs if name in names])
+        return replace(self, docs=[doc for name, doc in pairs if name in names])
 
     def apply_filters(self) -> None:
         self.task._instances = self.instances
         self.task.apply_filters()
 
     def rows(self, filter_name: str) -> Rows:
-        """What the task's code returns for each document, from the responses that the filter let through."""
+        """What the task's code returns for each document, from the responses that the filter let through; of several
+        samples, for each one by itself."""
+        if self.samples == 1:
+            return self._marked(filter_name)
+        responses, marks = [instance.resps for instance in self.instances], []
+        for at in range(self.samples):
+            for instance, given in zip(self.instances, responses, strict=True):
+                instance.resps = [given[at]]
+            self.apply_filters()
+            marks.append(self._marked(filter_name))
+        for instance, given in zip(self.instances, responses, strict=True):
+            instance.resps = given
+        self.apply_filters()
+        return together(marks)
+
+    def replies(self) -> Rows:
+        """How long the replies to each document are."""
+        return [(doc.item, lengths([r for instance in doc.instances for r in instance.resps])) for doc in self.docs]
+
+    def _marked(self, filter_name: str) -> Rows:
         rows = []
         with _templates_rendered_once(self.task) as start:
             for doc in self.docs:
@@ -114,6 +138,18 @@ class PreparedRequests:
             yield
         finally:
             self._forget()
+
+    def written(self) -> dict[tuple[str, str], Window]:
+        """What the model writes with its current weights, by leaf task and item, each as a window behind its prompt;
+        the first of several samples."""
+        from evomerge.scoring.engine.generation import reply_windows
+
+        found: dict[int, Window | None] = {}
+        for requests, plan in zip(self._requests, self._plans, strict=True):
+            windows = reply_windows(self._lm, plan, self._lm.answer(plan))
+            found.update(reversed([(id(r), window) for r, window in zip(requests, windows, strict=True)]))
+        asked = ((task.leaf, doc.item, found[id(doc.instances[0])]) for task in self.tasks for doc in task.docs)
+        return {(leaf, item): window for leaf, item, window in asked if window is not None}
 
     def loss(self) -> float | None:
         """The mean negative log-likelihood of the right answers among the requests, in nats per token."""

@@ -24,6 +24,7 @@ from evomerge.errors import InputError, Where, suggestion
 from evomerge.escape import shortened
 from evomerge.files.objects import FitnessSpec, SliceSpec
 from evomerge.scoring.item_files import read_items
+from evomerge.scoring.replies import check_sampled
 from evomerge.scoring.splits import item_key
 from evomerge.scoring.tasks.task_files import SPLITS, LocalTasks, anchor, json_lines, scan
 from evomerge.scoring.tasks.trust import TrustedFolders, check_trust, functions
@@ -227,6 +228,9 @@ def _configure(name: str, task: Any, spec: SliceSpec) -> None:
     if extra and task.get_config("output_type") == "generate_until":
         parsed = simple_parse_args_string(extra) if isinstance(extra, str) else dict(extra)
         task.set_config(key="generation_kwargs", value=parsed, update=True)
+    if spec.samples > 1:
+        check_sampled(name, task, spec)
+        task.set_config(key="repeats", value=spec.samples)
     stated, wanted = task.get_config("num_fewshot"), options.get("num_fewshot")
     if wanted is not None and stated == 0 and wanted != 0:
         log.warning("%s: task %s fixes num_fewshot at 0; lm-eval keeps that", spec.where, name)

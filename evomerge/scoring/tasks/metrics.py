@@ -15,6 +15,7 @@ from lm_eval.api.registry import is_higher_better
 
 from evomerge.errors import InputError, TrialError, suggestion
 from evomerge.files.objects import SliceSpec
+from evomerge.scoring.replies import REPLIES, reduced
 from evomerge.scoring.stats.aggregation import FORMULAS, Formula, MeanKind, TaskMean, formula_stderr, pooled_value
 from evomerge.scoring.stats.bootstrap import aggregate_stderr
 from evomerge.scoring.stats.standard_errors import pooled_stderr
@@ -37,6 +38,7 @@ class Metric:
         aggregate: leaf task -> the function that makes a score of what the metric returned for its items.
         by_size: leaf tasks count by their numbers of items, else equally.
         clusters: item -> what it shares with others of the same origin.
+        pass_at: of so many samples one has to be right; None: their mean counts.
     """
 
     name: str
@@ -45,10 +47,12 @@ class Metric:
     aggregate: Mapping[str, Callable[[list[Any]], float]]
     by_size: bool = True
     clusters: Mapping[str, str] = field(default_factory=dict)
+    pass_at: int | None = None
 
     @property
     def label(self) -> str:
-        return self.name if self.filter == "none" else f"{self.name},{self.filter}"
+        label = self.name if self.filter in ("none", REPLIES) else f"{self.name},{self.filter}"
+        return label if self.pass_at is None else f"pass@{self.pass_at} {label}"
 
     def read(self, results: Mapping[str, Rows]) -> SliceScore:
         """Scores one candidate. `results`: leaf task -> rows. TrialError where a value is missing or not finite."""
@@ -75,14 +79,14 @@ class Metric:
             return TaskMean(MeanKind(self.sign, by_size=self.by_size, best=0.0), formula, self.label)
         if formula == "mean":
             ends = (1.0, 0.0) if self.sign > 0 else (0.0, 1.0)
-            best, worst = ends if self.name in _SHARES else (None, None)
+            best, worst = ends if self.name in SHARES else (None, None)
             return TaskMean(MeanKind(self.sign, by_size=self.by_size, best=best, worst=worst), formula, self.label)
         if len(self.aggregate) == 1 and formula is not None:
             return TaskMean(MeanKind(self.sign, logarithmic=True, by_size=self.by_size, best=1.0), formula, self.label)
         return None
 
     def _leaf(self, leaf: str, rows: Rows) -> tuple[float, float | None, list[ItemScore]]:
-        raws = [(item, result[self.name]) for item, result in rows if self.name in result]
+        raws = [(item, reduced(result[self.name], self.pass_at)) for item, result in rows if self.name in result]
         if not raws:
             raise TrialError(f"task {leaf!r} reported no {self.name!r} for any item")
         value = float(self.aggregate[leaf]([raw for _, raw in raws]))
@@ -118,7 +122,7 @@ def _item(item: str, raw: Any, formula: Formula | None) -> ItemScore:
     return ItemScore(item, number, 1.0, plain(raw))
 
 
-_SHARES = ("acc", "acc_norm", "acc_bytes", "acc_norm_bytes", "acc_mutual_info", "exact_match", "mc1", "mc2")
+SHARES = ("acc", "acc_norm", "acc_bytes", "acc_norm_bytes", "acc_mutual_info", "exact_match", "mc1", "mc2")
 """Metrics whose items lie between 0 and 1."""
 
 
@@ -164,19 +168,30 @@ def resolve(
         InputError: a leaf lacks the metric; its filter or its direction is unknown or ambiguous.
     """
     name, _, suffix = (spec.metric or "").partition(",")
+    if spec.of is not None:
+        for leaf, task in leaves.items():
+            if task.get_config("output_type") != "generate_until":
+                problem = f"task {leaf!r} of slice {spec.of!r} generates no text that has a length"
+                raise InputError(problem, "name a slice of generated answers", spec.at("of"))
+        return Metric(name, REPLIES, -1, dict.fromkeys(leaves, lm_metrics.mean))
     option = spec.options.get("filter")
     if suffix and option and suffix != option:
         problem = f"the metric names the filter {suffix!r}, and `filter` is {option!r}"
         raise InputError(problem, "give one of them", spec.at("filter"))
     for leaf, task in leaves.items():
         _check_reported(spec, name, leaf, task, reported(leaf, name))
-    return Metric(
+    found = Metric(
         name=name,
         filter=_filter(spec, name, suffix or option, leaves),
         sign=_sign(spec, name, leaves.values()),
         aggregate={leaf: task.aggregation().get(name, lm_metrics.mean) for leaf, task in leaves.items()},
         by_size=by_size(name),
+        pass_at=spec.pass_at,
     )
+    if spec.samples > 1 and {_formula(aggregate) for aggregate in found.aggregate.values()} != {"mean"}:
+        problem = f"{name!r} of task {spec.task!r} is no mean over its items, and samples are averaged"
+        raise InputError(problem, "remove `samples`, or take another metric", spec.at("samples"))
+    return found
 
 
 def _check_reported(spec: SliceSpec, name: str, leaf: str, task: Any, seen: set[str] | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.files.objects import FitnessSpec, SliceSpec
+from evomerge.scoring.replies import REPLIES
 from evomerge.scoring.splits import SIDES, Deal, deal_all, item_key, labels
 from evomerge.scoring.tasks import library
 from evomerge.scoring.tasks.answers import Given, describe, given
@@ -137,7 +138,7 @@ class TaskPass:
             Doc(self._labels[leaf][index], documents[index], sorted(by_document[k], key=lambda i: i.idx))
             for k, index in enumerate(indices)
         ]
-        return TaskRequests(leaf, task, docs)
+        return TaskRequests(leaf, task, docs, self.spec.samples)
 
     def doubts(self) -> list[str]:
         """What the prepared items have in common and should not, a line for each leaf task."""
@@ -170,8 +171,11 @@ class TaskPass:
         """Asks the model, with its current weights, about the items of a split (only those in `names`)."""
         prepared = self.prepare(split, names)
         with prepared.answered():
-            rows = {f: {task.leaf: task.rows(f) for task in prepared.tasks} for f in sorted(self.filters)}
-            said = {f: {k: v for task in prepared.tasks for k, v in given(task, f).items()} for f in rows}
+            filters = sorted(self.filters - {REPLIES})
+            rows = {f: {task.leaf: task.rows(f) for task in prepared.tasks} for f in filters}
+            said = {f: {k: v for task in prepared.tasks for k, v in given(task, f).items()} for f in filters}
+            if REPLIES in self.filters:
+                rows[REPLIES] = {task.leaf: task.replies() for task in prepared.tasks}
             return Answers(rows, prepared.loss(), said)
 
     def documents(self, split: SplitName) -> Iterator[Document]:
@@ -183,6 +187,8 @@ class TaskPass:
     def digest(self) -> str:
         """sha256 over the items, the side of each, and the task's prompts and options."""
         parts: list[Any] = [sorted(self.spec.options.items(), key=str)]
+        if self.spec.samples > 1:
+            parts.append(self.spec.samples)
         for leaf, task in self.tasks.leaves.items():
             parts.append([leaf, _prompt_config(task)])
         for side in SIDES:

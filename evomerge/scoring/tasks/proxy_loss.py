@@ -1,7 +1,8 @@
 """The proxy loss of a slice: differentiable by the weights, where the metric is not.
 
 It is how unlikely the right answers are; lower is better. Texts and single answers give their negative loglikelihood,
-choices the cross-entropy of a softmax over what the metric compares. Which request holds what follows lm-eval 0.4.13
+choices the cross-entropy of a softmax over what the metric compares. Where text is generated, the answers that a source
+writes take the place of right ones. Which request holds what follows lm-eval 0.4.13
 (`lm_eval.api.task.ConfigurableTask`, `construct_requests` and `process_results`). Imports torch and lm-eval: import it
 where it is used.
 """
@@ -10,17 +11,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
+from evomerge.errors import TrialError
 from evomerge.scoring.engine.activations import Extent
 from evomerge.scoring.engine.backward import Sum, Term
 from evomerge.scoring.engine.encode import Window, encode
 from evomerge.scoring.engine.lm import LanguageModel
+from evomerge.scoring.replies import REPLIES
 from evomerge.scoring.tasks.instances import Doc, TaskRequests
 from evomerge.scoring.tasks.losses import right_answers, right_choices
 from evomerge.scoring.tasks.metrics import Metric
@@ -73,14 +76,27 @@ class ProxyLoss:
 
     def __init__(self, source: TaskPass, metric: Metric) -> None:
         self._source, self._metric = source, metric
+        self._taught: dict[tuple[str, str], Window] | None = {} if not is_generated(source) else None
         self._prepared = lru_cache(_KEPT)(self._prepare)
+
+    @property
+    def lacks_answers(self) -> bool:
+        """Whether it has to be taught first (`learn`)."""
+        return self._taught is None
+
+    def learn(self) -> None:
+        """Takes what the model writes with its current weights, those of a source, as the right answers to the items of
+        the search split. TrialError where it writes nothing."""
+        self._taught = self._source.prepare("search").written()
+        if not self._taught:
+            raise TrialError("the source whose answers are learned from writes nothing")
 
     def value(self, items: frozenset[str]) -> float:
         """Averages the loss over `items` (`ItemScore.item`) with the current weights.
 
         Texts: negative loglikelihood in nats per byte (UTF-8), in bits where the metric is `bits_per_byte`. Single
-        answers: nats per token, averaged over documents. Choices: nats, averaged over documents; those without a right
-        answer add nothing. Leaf tasks are pooled as the metric pools them.
+        answers, and those that a source has written: nats per token, averaged over documents. Choices: nats, averaged
+        over documents; those without a right answer add nothing. Leaf tasks are pooled as the metric pools them.
 
         Raises:
             ValueError: no item is one of the slice's.
@@ -103,23 +119,34 @@ class ProxyLoss:
         by_size = self._metric.by_size
         shares = [len(task.docs) / total if by_size else 1 / len(tasks) for task in tasks]
         pairs = zip(tasks, shares, strict=True)
-        return Sum([term for task, share in pairs for term in _terms(self._source.lm, task, self._metric, share)])
+        lm, metric, taught = self._source.lm, self._metric, self._taught
+        assert taught is not None, "no answers were learned"
+        return Sum([term for task, share in pairs for term in _terms(lm, task, metric, share, taught)])
 
 
 def no_proxy_loss(source: TaskPass, metric: Metric, split: SplitName) -> str:
     """Says why a slice has no proxy loss, judged by the items of `split`; empty if it has one."""
     tasks = source.requests(split)
     kinds = {doc.instances[0].request_type for task in tasks for doc in task.docs}
-    if "generate_until" in kinds:
-        return "its answers are generated text, whose score has no gradient"
+    if metric.filter == REPLIES:
+        return "the length of an answer has no gradient"
+    if "generate_until" in kinds and len(kinds) > 1:
+        return "some of its tasks generate text, and others do not"
+    if not hasattr(source.lm, "shortcuts"):
+        return "its model reads images, whose requests are left to lm-eval"
     if source.lm.backend != "causal":
         return "its model has an encoder, whose requests are left to lm-eval"
     if metric.sign != (-1 if metric.name in _LOWER else 1):
         return f"{metric.label} is not known to get better as the right answers become more likely"
-    for task in tasks:
+    for task in tasks if kinds != {"generate_until"} else ():
         if not any(_right(task.task, doc) for doc in task.docs):
             return f"the requests of task {task.leaf!r} do not tell which answer is right"
     return ""
+
+
+def is_generated(source: TaskPass) -> bool:
+    """Whether a slice's answers are written, so that only another model's can be learned from."""
+    return "generate_until" in {task.get_config("output_type") for task in source.tasks.leaves.values()}
 
 
 def _right(task: Any, doc: Doc) -> tuple[int, ...]:
@@ -132,9 +159,13 @@ def _right(task: Any, doc: Doc) -> tuple[int, ...]:
     return () if at is None else (at,)
 
 
-def _terms(lm: LanguageModel, requests: TaskRequests, metric: Metric, share: float) -> Iterator[Term]:
-    """The terms of one leaf task, which has `share` in the slice's loss."""
-    if requests.task.OUTPUT_TYPE == "multiple_choice":
+def _terms(
+    lm: LanguageModel, requests: TaskRequests, metric: Metric, share: float, taught: Mapping[tuple[str, str], Window]
+) -> Iterator[Term]:
+    """The terms of one leaf task, which has `share` in the slice's loss. `taught`: the answers of a source."""
+    if taught:
+        yield from _written(requests, taught, share / len(requests.docs))
+    elif requests.task.OUTPUT_TYPE == "multiple_choice":
         yield from _choices(lm, requests, metric.name, share / len(requests.docs))
     elif requests.task.OUTPUT_TYPE == "loglikelihood_rolling":
         yield from _texts(lm, requests, metric.name, share)
@@ -164,6 +195,15 @@ def _answers(lm: LanguageModel, requests: TaskRequests, weight: float) -> Iterat
             continue
         (windows,) = _windows(lm, doc.instances)
         yield Term(windows, Likelihood(weight / sum(len(window.targets) for window in windows)))
+
+
+def _written(requests: TaskRequests, taught: Mapping[tuple[str, str], Window], weight: float) -> Iterator[Term]:
+    """The answers of a source, each token forced: cross-entropy with what it wrote (Expert Merging, arXiv
+    2509.25712)."""
+    for doc in requests.docs:
+        window = taught.get((requests.leaf, doc.item))
+        if window is not None:
+            yield Term([window], Likelihood(weight / len(window.targets)))
 
 
 def _choices(lm: LanguageModel, requests: TaskRequests, metric: str, weight: float) -> Iterator[Term]:

@@ -74,9 +74,10 @@ def check_trust(fitness: FitnessSpec, name: str, local: LocalTasks, where: Where
 
 
 def code_listed(fitness: FitnessSpec) -> list[str]:
-    """The code that a fitness file runs, a line each: Python functions, and what its local tasks name."""
+    """The code that a fitness file runs, a line each: Python functions, commands, and what its local tasks name."""
     refs = [fitness.model, *(spec.python for spec in fitness.slices.values())]
     lines = {f"{ref.script} ({ref.function})": None for ref in refs if ref is not None}
+    lines.update((spec.command.text, None) for spec in fitness.slices.values() if spec.command is not None)
     local = scan(fitness.include)
     for spec in fitness.slices.values():
         for file in local.below(spec.task)[0] if spec.task is not None else ():

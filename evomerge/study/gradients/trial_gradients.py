@@ -1,6 +1,7 @@
 """Gradients of trials: the items that they are taken on, how they are computed, and what they tell an optimizer.
 
-A metric has no slope, but a slice's proxy loss has (`scoring.tasks.proxy_loss`): how unlikely the right answers are. A
+A metric has no slope, but a slice's proxy loss has (`scoring.tasks.proxy_loss`): how unlikely the right answers are,
+and where answers are written, those of the source that scores best on the slice. A
 quarter of each slice's search items is kept for checking, so that an optimizer can stop before it only learns the other
 items by heart. One unit of a proxy loss counts as so much of the metric as both differ between base and sources.
 """
@@ -17,6 +18,7 @@ from evomerge.errors import EvomergeError, InputError, TrialError
 from evomerge.evaluator.executor import Executor, run_all
 from evomerge.evaluator.jobs import EvalTask, GradientJob
 from evomerge.optimize.declarations import UNWEIGHTED
+from evomerge.recipe.recipe import Recipe
 from evomerge.registry import CHOICES
 from evomerge.scoring.slices import SliceInfo
 from evomerge.space.space import Space
@@ -50,6 +52,7 @@ class TrialGradients:
         self._check_slices(slices)
         differentiable = {name: info for name, info in slices.items() if not info.no_proxy_loss}
         self._items = {name: _split(info, fitness.split_seed) for name, info in differentiable.items()}
+        self._teachers: dict[str, Recipe] = {}
         self._genes = [dimension.key for dimension in space.dimensions]
         declared = [p for method in space.spec.methods for p in CHOICES[method].parameters]
         self._of_sources = {p.name for p in declared if p.scope == "source"}
@@ -80,6 +83,7 @@ class TrialGradients:
         store = self._trials.store
         known = dict(store.facts.get(_REFERENCES, {}))
         parents = [trial for trial in store.trials() if trial.is_parent and trial.state == "complete"]
+        self._teachers = self._chosen_teachers(parents)
         for trial in parents:
             if trial.label not in known:
                 self._trials.observer.phase(f"proxy losses of {trial.label}")
@@ -93,6 +97,13 @@ class TrialGradients:
         scores = {trial.label: trial.scores for trial in parents if trial.label in known}
         self._base = scores["base"], {name: checked for name, (_, checked) in known["base"].items()}
         self._units = {name: _unit(name, scores, known) for name in self._items}
+
+    def _chosen_teachers(self, parents: Sequence[Trial]) -> dict[str, Recipe]:
+        """The source that scores best on each slice whose answers are written: what it writes is what to learn."""
+        slices = self._trials.criteria.info.slices
+        sources = [trial for trial in parents if trial.label != "base"] or list(parents)
+        best = {n: max(sources, key=lambda t: t.scores[n]) for n in self._items if slices[n].learns}
+        return {name: trial.recipe for name, trial in best.items()}
 
     def evaluate(self, trial: Trial) -> EvalTask[TrialResult]:
         """Computes a trial's gradient, writes it down, and scores the trial on all items: its margins steer the next
@@ -117,7 +128,10 @@ class TrialGradients:
     def _slices(self, trial: Trial, tensors: tuple[str, ...]) -> EvalTask[dict[str, Any]]:
         """The result of `Evaluator.proxy_loss`, or its exception, for each slice: all at a time where there are
         workers."""
-        results = yield [GradientJob(trial.recipe, name, *items, tensors) for name, items in self._items.items()]
+        results = yield [
+            GradientJob(trial.recipe, name, *items, tensors, self._teachers.get(name))
+            for name, items in self._items.items()
+        ]
         return dict(zip(self._items, results, strict=True))
 
     def _by_gene(self, pulled: Mapping[str, ParameterSlopes]) -> list[float]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from evomerge.errors import TrialError
 from evomerge.scoring.suite import Suite
 
-from ..conftest import Bench, sentence
+from ..conftest import Bench, nudge, sentence
 
 METRICS = {
     "text": ("bits_per_byte", "byte_perplexity"),
@@ -332,7 +332,6 @@ def test_leaves_are_pooled_as_the_metric_pools_them(
 @pytest.mark.parametrize(
     ("task", "more", "changed", "why"),
     [
-        ("write", {"metric": "exact_match,first"}, {}, "generated text"),
         ("choice", {"metric": "acc", "direction": "lower"}, {}, "acc is not known to get better"),
         ("text", {"metric": "bits_per_byte", "direction": "higher"}, {}, "bits_per_byte is not known"),
         ("choice", {"metric": "acc"}, {"doc_to_target": "nothing of this"}, "'choice' do not tell which answer"),
@@ -436,3 +435,41 @@ def test_failures_are_trial_errors(bench: Bench, built: Any, model: Any) -> None
     finally:
         hook.remove()
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+# Generated answers: those of a source are learned
+
+
+def test_written_answers_are_forced_token_by_token(
+    built: Callable[..., Suite], bench: Bench, model: Any, tokenizer: Any
+) -> None:
+    bench.write()
+    suite = built("write", "exact_match,first")
+    info = suite.info.slices["s"]
+    assert (info.no_proxy_loss, info.learns, suite.lacks_answers("s")) == ("", True, True)
+    suite.learn("s")
+    assert not suite.lacks_answers("s")
+    source: Any = suite.slices["s"].source
+    written = source.prepare("search").written()
+    assert len(written) == len(every(suite))
+    nudge(model)
+    losses, names = {}, {f"{leaf}/{item}": window for (leaf, item), window in written.items()}
+    for name, window in names.items():
+        ids = torch.tensor([[*window.tokens.tolist(), int(window.targets[-1])]])
+        logs = model(ids).logits[0, :-1].double().log_softmax(-1)
+        count = len(window.targets)
+        losses[name] = -float(logs[-count:].gather(1, ids[0, -count:, None]).sum()) / count
+    some = frozenset(list(names)[:5])
+    assert suite.proxy_loss("s", some) == pytest.approx(sum(losses[n] for n in some) / 5, rel=1e-5)
+    # Weights that wrote the answers find them likelier than others do.
+    before = suite.proxy_loss("s", every(suite))
+    nudge(model, seed=2, size=1.0)
+    assert suite.proxy_loss("s", every(suite)) > before
+    assert source.prepare("search").written() != written
+
+
+def test_the_length_of_answers_has_no_slope(bench: Bench, model: Any, tokenizer: Any) -> None:
+    bench.write()
+    slices = {"s": {"task": "write", "metric": "exact_match,first"}, "n": {"of": "s", "metric": "generated_tokens"}}
+    suite = Suite.build(bench.fitness(slices), model, tokenizer)
+    assert suite.info.slices["n"].no_proxy_loss == "the length of an answer has no gradient"

@@ -157,13 +157,15 @@ def test_the_dry_run_lists_the_code(tiny_study: Callable[..., Path], tmp_path: P
     def with_code(space: dict[str, Any], fitness: dict[str, Any]) -> None:
         fitness["include"].append(str(bench.tasks))
         fitness["slices"]["own"] = {"python": "mine:score", "data": "own.jsonl"}
+        fitness["slices"]["program"] = {"command": "cat {model} {scores}", "data": "own.jsonl"}
         fitness["slices"]["more"] = {"task": "task", "metric": "acc"}
 
     space = tiny_study(with_code)
     (space.parent / "mine.py").write_text("def score(model, tokenizer, items): ...\n")
     (space.parent / "own.jsonl").write_text("".join(f'{{"n": {i}}}\n' for i in range(20)))
     facts = dry_run(space)
-    assert facts["code that is run"] == [f"{space.parent}/mine.py (score)", f"{bench.tasks}/c.py (doc_to_choice)"]
+    code = [f"{space.parent}/mine.py (score)", "cat {model} {scores}", f"{bench.tasks}/c.py (doc_to_choice)"]
+    assert facts["code that is run"] == code
 
 
 def test_nothing_is_listed_where_nothing_is_run(bench: Bench) -> None:

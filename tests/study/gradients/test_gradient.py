@@ -25,6 +25,8 @@ from evomerge.study.after.status import status
 from evomerge.study.prepare import launched_plan
 from evomerge.study.run.manifest import Launch
 from evomerge.types import Genome
+from tests.faults import dying
+from tests.scoring.conftest import Bench
 
 from ...conftest import save_tiny
 
@@ -375,3 +377,30 @@ def test_a_density_is_held_during_the_steps_and_searched_after_them(tiny_study: 
     steps = [t for t in trials if t.slopes]
     assert len({t.genome["density"] for t in steps}) == 1
     assert len({t.genome["density"] for t in trials if not t.slopes}) > 2
+
+
+# Generated answers
+
+
+def test_generated_answers_are_followed_to_the_best_sources(
+    tiny_study: Study, tmp_path: Path, one_thread: None
+) -> None:
+    def change(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+        along(space, fitness)
+        Bench(tmp_path).write()
+        fitness["slices"] = {"s": {"task": "write", "metric": "exact_match,first"}}
+        space["optimizer"]["steps"] = 4
+        space["budget"] = {"trials": 8}
+
+    space = tiny_study(change)
+    result = evomerge.search(space, run="whole")
+    steps = [trial for trial in result.search.trials if trial.slopes is not None]
+    assert len(steps) == 4
+    losses = [trial.slopes["s"]["loss"] for trial in steps if trial.slopes]
+    assert losses[-1] < losses[0], "towards what the best source writes"
+    with dying(6), pytest.raises(KeyboardInterrupt):
+        evomerge.search(space, run="parts")
+    evomerge.resume("parts")
+    assert facts("parts") == facts("whole")
+    evomerge.search(space, run="two", workers=2, device="cpu")
+    assert facts("two") == facts("whole")
