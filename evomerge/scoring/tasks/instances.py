@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import TrialError
-from evomerge.scoring.replies import lengths, together
+from evomerge.scoring.replies import Written, lengths, together
 from evomerge.scoring.tasks.losses import mean_loss, right_answers
 from evomerge.scoring.tasks.metrics import Rows
 
@@ -81,10 +81,6 @@ class TaskRequests:
         self.apply_filters()
         return together(marks)
 
-    def replies(self) -> Rows:
-        """How long the replies to each document are."""
-        return [(doc.item, lengths([r for instance in doc.instances for r in instance.resps])) for doc in self.docs]
-
     def _marked(self, filter_name: str) -> Rows:
         rows = []
         with _templates_rendered_once(self.task) as start:
@@ -119,6 +115,7 @@ class PreparedRequests:
             by_kind.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
         self._requests = list(by_kind.values())
         self._plans = [lm.plan(requests) for requests in self._requests]
+        self._written: dict[int, list[Written]] = {}  # by the request's id, while the responses are there
 
     @contextmanager
     def answered(self) -> Iterator[None]:
@@ -132,12 +129,19 @@ class PreparedRequests:
                 if broken:
                     raise TrialError(f"the model answered {broken} of {len(requests)} requests with NaN")
                 for instance, response in zip(requests, responses, strict=True):
-                    instance.resps.append(response)
+                    # The task's code gets a plain text: it may make others of its kind.
+                    if isinstance(response, Written):
+                        self._written.setdefault(id(instance), []).append(response)
+                    instance.resps.append(str(response) if isinstance(response, Written) else response)
             for task in self.tasks:
                 task.apply_filters()
             yield
         finally:
             self._forget()
+
+    def replies(self, task: TaskRequests) -> Rows:
+        """How long the replies to each document of a task are: called while the responses are there."""
+        return [(doc.item, lengths([w for i in doc.instances for w in self._written[id(i)]])) for doc in task.docs]
 
     def written(self) -> dict[tuple[str, str], Window]:
         """What the model writes with its current weights, by leaf task and item, each as a window behind its prompt;
@@ -177,6 +181,7 @@ class PreparedRequests:
         return None if None in numbers else sum(n for n in numbers if n is not None)
 
     def _forget(self) -> None:
+        self._written = {}
         for instance in self._instances:
             instance.resps = []
             instance.filtered_resps = {}

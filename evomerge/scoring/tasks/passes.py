@@ -175,7 +175,7 @@ class TaskPass:
             rows = {f: {task.leaf: task.rows(f) for task in prepared.tasks} for f in filters}
             said = {f: {k: v for task in prepared.tasks for k, v in given(task, f).items()} for f in filters}
             if REPLIES in self.filters:
-                rows[REPLIES] = {task.leaf: task.replies() for task in prepared.tasks}
+                rows[REPLIES] = {task.leaf: prepared.replies(task) for task in prepared.tasks}
             return Answers(rows, prepared.loss(), said)
 
     def documents(self, split: SplitName) -> Iterator[Document]:
