@@ -281,6 +281,7 @@ def test_interrupted_search_says_how_to_go_on(tiny_study: Study, how: signal.Sig
     assert main(["resume", "space", "--trials", str(done + 2)]) == 0
 
 
+@pytest.mark.slow
 def test_killed_runs_resume_as_if_nothing_had_happened(tiny_study: Study) -> None:
     """Real processes, killed for real."""
     tiny_study()

@@ -70,6 +70,7 @@ def with_pruning(pruning: Any) -> Callable[[dict[str, Any], dict[str, Any]], Non
     return lambda space, fitness: fitness.update(pruning=pruning)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruning", [True, False])
 def test_with_generations_nothing_depends_on_who_ends_first(
     tiny_study: Study, monkeypatch: pytest.MonkeyPatch, pruning: bool

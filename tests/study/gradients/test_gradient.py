@@ -272,6 +272,7 @@ def test_a_process_killed_in_its_steps_is_resumed(tiny_study: Study, one_thread:
     assert facts("killed") == facts("whole")
 
 
+@pytest.mark.slow
 def test_workers_share_the_slices(tiny_study: Study, one_thread: None) -> None:
     space = tiny_study(along)
     alone, two = (evomerge.search(space, run=f"w{n}", workers=n) for n in (1, 2))

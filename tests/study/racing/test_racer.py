@@ -135,6 +135,7 @@ def test_one_switch_scores_everything(study: Study) -> None:
     assert ItemsScored.of(result.search.trials).share == 1.0
 
 
+@pytest.mark.slow
 def test_racing_with_all_items_equals_no_racing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     evomerge.search(study(pruning=False), run="plain")
     monkeypatch.setattr(rungs, "_SHARES", (1.0,))
@@ -167,6 +168,7 @@ def test_a_race_that_was_cut_short_goes_on_to_the_same_end(study: Study) -> None
     assert facts("parts") == facts("whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", [False, True])
 def test_a_kill_while_items_are_kept_loses_no_trial(
     study: Study, monkeypatch: pytest.MonkeyPatch, written: bool
