@@ -10,6 +10,7 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
+from evomerge.checkpoints.pickled import are_allowed
 from evomerge.errors import InputError, TrialError
 from evomerge.merging.disk.record import RECORD, read_record
 from evomerge.merging.disk.stream import merge
@@ -52,7 +53,13 @@ class CandidateFolder:
     def _written(self, candidate: Candidate) -> Path:
         place = self._made(candidate.size["parameters"] * _BYTES + _REST)
         try:
-            folder = merge(candidate.recipe, place / "model", device=candidate.device, model_card=False)
+            folder = merge(
+                candidate.recipe,
+                place / "model",
+                device=candidate.device,
+                model_card=False,
+                allow_pickle=are_allowed(),
+            )
         except InputError as error:
             self._clear()
             raise TrialError(f"the candidate cannot be written for the command: {error.problem}") from error

@@ -14,7 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 import evomerge
 from evomerge.cli import main
@@ -242,3 +244,12 @@ def test_items_without_ids_go_by_their_numbers() -> None:
     assert item_ids([{"id": 3}, {"id": "a"}]) == ["3", "a"]
     assert item_ids([{"id": 3}, {"id": "3"}]) == ["0", "1"]
     assert item_ids([{"id": "a"}, {}]) == ["0", "1"]
+
+
+def test_pickled_sources_stay_allowed(commanded: Command) -> None:
+    space = commanded()
+    weights = Path("models/two/model.safetensors")
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    result = evomerge.search(space, allow_pickle=True)
+    assert {t.state for t in result.search.trials} == {"complete"}
