@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from evomerge.errors import TrialError
-from evomerge.scoring.replies import lengths, together
+from evomerge.scoring.replies import Written, lengths, together
 from evomerge.scoring.tasks.losses import mean_loss, right_answers
 from evomerge.scoring.tasks.metrics import Rows
 
@@ -90,7 +90,7 @@ class TaskRequests:
         with _templates_rendered_once(self.task) as start:
             for doc in self.docs:
                 start(doc)
-                responses = [instance.filtered_resps[filter_name] for instance in doc.instances]
+                responses = [_as_in_lm_eval(instance.filtered_resps[filter_name]) for instance in doc.instances]
                 rows.append((doc.item, self.task.process_results(self._document(doc), responses)))
         return rows
 
@@ -105,6 +105,13 @@ class TaskRequests:
         overridden = type(self.task).process_results is not ConfigurableTask.process_results
         fields = ("process_results", *_TEMPLATES)
         return overridden or any(callable(self.task.get_config(name)) for name in fields)
+
+
+def _as_in_lm_eval(response: Any) -> Any:
+    """What a filter let through, with plain texts: tasks look at their type, and make others of it."""
+    if isinstance(response, list):
+        return [_as_in_lm_eval(each) for each in response]
+    return str(response) if isinstance(response, Written) else response
 
 
 class PreparedRequests:
