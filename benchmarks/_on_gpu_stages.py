@@ -20,7 +20,7 @@ from pathlib import Path
 from _on_gpu_options import Options, say
 
 SKIPPED = 3  # the exit code of a stage that does not apply here
-_ROOT = Path(__file__).parents[1]
+_ROOT, _TESTS = Path(__file__).parents[1], "tests/merging/test_gpu.py"
 _PACKAGES = ("torch", "triton", "transformers", "safetensors", "accelerate", "lm-eval", "datasets", "numpy", "pytest")
 
 
@@ -81,31 +81,13 @@ def tests(options: Options) -> bool:
     if importlib.util.find_spec("pytest") is None:
         raise Skip("pytest is not installed")
     # Not the project's own options, some of which need plugins
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-o",
-        "addopts=",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "gpu",
-        "-v",
-        "-rs",
-        "--tb=short",
-        "--gpu-device",
-        options.device,
-        "tests/merging/test_gpu.py",
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(
-        command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    words = ["-o", "addopts=", "-p", "no:cacheprovider", "-m", "gpu", "-v", "-rs", "--tb=short", "--gpu-device"]
+    command = [sys.executable, "-m", "pytest", *words, options.device, _TESTS]
+    process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip():
-            say(line.rstrip().removeprefix("tests/merging/test_gpu.py::"))
+            say(line.rstrip().removeprefix(f"{_TESTS}::"))
     return process.wait() == 0
 
 
@@ -118,6 +100,8 @@ def vllm(options: Options) -> bool:
 def stage(name: str) -> Callable[[Options], bool]:
     """What carries a stage out: it tells whether all checks held."""
     if name in ("materialize", "generation", "gradient"):
+        if name != "materialize" and importlib.util.find_spec("lm_eval") is None:
+            raise Skip("lm-eval is not installed")
         import _on_gpu_models
 
         found: Callable[[Options], bool] = getattr(_on_gpu_models, name)
@@ -128,6 +112,8 @@ def stage(name: str) -> Callable[[Options], bool]:
 def main() -> int:
     name, told = sys.argv[1], json.loads(sys.argv[2])
     options = Options(told["device"], told["toy"], Path(told["work"]))
+    # Code that was compiled before would make a stage look fast
+    os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{options.work}/compiled", "TRITON_CACHE_DIR": f"{options.work}/triton"}
     if name != "vllm":
         import torch
 
