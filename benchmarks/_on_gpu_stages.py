@@ -19,6 +19,7 @@ from pathlib import Path
 
 from _on_gpu_options import Options, say
 
+_NO_CARD = "torch finds no CUDA device here"
 SKIPPED = 3  # the exit code of a stage that does not apply here
 _ROOT, _TESTS = Path(__file__).parents[1], "tests/merging/test_gpu.py"
 _PACKAGES = ("torch", "triton", "transformers", "safetensors", "accelerate", "lm-eval", "datasets", "numpy", "pytest")
@@ -29,25 +30,15 @@ class Skip(Exception):
 
 
 def environment(options: Options) -> bool:
-    """The card, its driver and memory, the processor, versions."""
-    import torch
+    """The card, its driver and memory, the processor, versions; what takes longest to ask, last."""
+    from evomerge.evaluator.device import host_memory
 
     if options.device == "cuda":
         _say_card()
-        found = torch.cuda.get_device_properties(0)
-        say(
-            f"torch sees {found.name}, capability {found.major}.{found.minor}, {found.total_memory / 1e9:.1f} GB, "
-            f"CUDA {torch.version.cuda}"
-        )
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-    from evomerge.evaluator.device import host_memory
-
+    say(f"processor {model}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     memory, disk = host_memory(), shutil.disk_usage(options.work)
-    say(
-        f"processor {model}, {len(os.sched_getaffinity(0))} cores, torch uses {torch.get_num_threads()} threads; "
-        f"load {os.getloadavg()[0]:.1f}"
-    )
     free = [f"{count / 1e9:.1f} GB" for count in (memory.free, memory.total, disk.free)]
     say(f"host memory {free[0]} free of {free[1]}; disk {free[2]} free")
     say(f"Python {platform.python_version()}, {', '.join(f'{name} {_version(name)}' for name in _PACKAGES)}")
@@ -56,6 +47,15 @@ def environment(options: Options) -> bool:
     git = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     say(f"evomerge at commit {commit or 'unknown'}")
+    import torch
+
+    say(f"torch uses {torch.get_num_threads()} threads, and was built for CUDA {torch.version.cuda}")
+    if options.device == "cuda":
+        if not torch.cuda.is_available():
+            say(_NO_CARD)
+            return False
+        found = torch.cuda.get_device_properties(0)
+        say(f"torch sees {found.name}, capability {found.major}.{found.minor}, {found.total_memory / 1e9:.1f} GB")
     return True
 
 
@@ -114,12 +114,12 @@ def main() -> int:
     options = Options(told["device"], told["toy"], Path(told["work"]))
     # Code that was compiled before would make a stage look fast
     os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{options.work}/compiled", "TRITON_CACHE_DIR": f"{options.work}/triton"}
-    if name != "vllm":
+    if options.device == "cuda" and name not in ("environment", "vllm"):
         import torch
 
-        if options.device == "cuda" and not torch.cuda.is_available():
-            say("torch finds no CUDA device here")
-            return 1 if name == "environment" else SKIPPED
+        if not torch.cuda.is_available():
+            say(_NO_CARD)
+            return SKIPPED
     try:
         return 0 if stage(name)(options) else 1
     except Skip as reason:

@@ -41,7 +41,7 @@ from pathlib import Path
 import psutil
 
 _HERE = Path(__file__).parent
-WEIGHTS = {"environment": 2, "tests": 9, "materialize": 20, "generation": 9, "gradient": 4, "vllm": 1}
+WEIGHTS = {"environment": 4, "tests": 12, "materialize": 20, "generation": 10, "gradient": 5, "vllm": 1}
 """The parts of the time, in the order of the stages."""
 SKIPPED = 3
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux's prctl
