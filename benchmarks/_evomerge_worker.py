@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,18 +25,18 @@ from evomerge.recipe.mergekit import parse_recipe
 class Evomerge:
     """A bank with every model loaded, and one resident model."""
 
-    def __init__(self, device: str, models: list[str]) -> None:
+    def __init__(self, device: str, opened: Mapping[str, Checkpoint], dtype: str = "bfloat16") -> None:
+        """`opened`: the base, then the sources, by their references. `dtype`: of the resident model."""
         self.device = torch.device(device)
         started = time.perf_counter()
-        opened = {model: Checkpoint.open(model) for model in models}
-        base = opened[models[0]]
-        planned = plan(as_it_is(models[0], "bfloat16"), lambda reference, where: opened[reference])
-        placement = place_models(planned, "bfloat16", opened, device, None)
-        bank = SourceBank(placement=placement)
+        first, base = next(iter(opened.items()))
+        planned = plan(as_it_is(first, "bfloat16"), lambda reference, where: opened[reference])
+        self.placement = place_models(planned, dtype, opened, device, None)
+        bank = SourceBank(placement=self.placement)
         for model, checkpoint in opened.items():
             bank.add(checkpoint)
             bank.load(model)
-        self.resident = Resident(base, bank, "bfloat16", placement.room)
+        self.resident = Resident(base, bank, dtype, self.placement.room)
         self._wait()
         self.load_seconds = time.perf_counter() - started
 
@@ -73,7 +74,7 @@ class Evomerge:
 def main() -> None:
     device, threads, *models = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    serve(Evomerge(device, models).answer)
+    serve(Evomerge(device, {model: Checkpoint.open(model) for model in models}).answer)
 
 
 if __name__ == "__main__":

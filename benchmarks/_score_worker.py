@@ -6,12 +6,13 @@ the tasks and what a side prepares once are there before.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import ctypes
 import gc
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,27 +49,14 @@ class Side:
             self._ready[name] = self.prepare(name)
         score, task = self._ready[name]
         if request.get("record"):
-            return {"items": self._recorded(score, task)}
+            with recorded(task) as items:
+                score()
+            return {"items": items}
         before = self._rest()
         self.forward, started = 0.0, self._now()
         score()
         seconds = self._now() - started
         return {"seconds": seconds, "forward": self.forward, "peak": self._peak() - before}
-
-    def _recorded(self, score: Callable[[], Any], task: Any) -> dict[str, Any]:
-        items: dict[str, Any] = {}
-        original = task.process_results
-
-        def record(document: Any, results: Any) -> Any:
-            items[str(document["id"])] = copy.deepcopy(results)
-            return original(document, results)
-
-        task.process_results = record
-        try:
-            score()
-        finally:
-            task.process_results = original
-        return items
 
     def _enter(self, *_: Any) -> None:
         self._started = self._now()
@@ -107,33 +95,60 @@ class Evomerge(Side):
         return lambda: suite.score("all"), source.tasks.leaves[name]
 
 
-class LmEval(Side):
-    """lm-eval as its documentation says, at its best: one `HFLM`, task objects, no bootstrap, no samples kept."""
+class Harness:
+    """lm-eval as its documentation says, at its best: one `HFLM`, task objects, no bootstrap, no samples kept. The
+    softmax is taken in float32, as here, whatever the model's dtype."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, tasks: Path, batch_size: int) -> None:
         from lm_eval import evaluator
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        super().__init__(*arguments)
         # It runs shell commands for seconds to describe the machine: not what is measured.
         evaluator.add_env_info = lambda results: None
         evaluator.get_git_commit_hash = lambda: None
-        self.lm = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=self.batch_size)
-        self.manager = TaskManager(include_path=str(self.folder), include_defaults=False)
+        self.lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+        self.manager = TaskManager(include_path=str(tasks), include_defaults=False)
 
-    def prepare(self, name: str) -> tuple[Callable[[], Any], Any]:
+    def prepare(self, *names: str) -> tuple[Callable[[], Any], dict[str, Any]]:
+        """What scores these tasks once, and its task objects."""
         import lm_eval
         from lm_eval.tasks import get_task_dict
 
-        task = get_task_dict([name], self.manager)[name]
+        tasks = get_task_dict(list(names), self.manager)
 
         def score() -> Any:
-            return lm_eval.simple_evaluate(
-                self.lm, tasks=[task], task_manager=self.manager, bootstrap_iters=0, log_samples=False
-            )
+            asked = {"task_manager": self.manager, "bootstrap_iters": 0, "log_samples": False}
+            return lm_eval.simple_evaluate(self.lm, tasks=list(tasks.values()), **asked)
 
-        return score, task
+        return score, tasks
+
+
+@contextlib.contextmanager
+def recorded(task: Any) -> Iterator[dict[str, Any]]:
+    """What each item's scoring is given while this is open, by the item's id."""
+    items: dict[str, Any] = {}
+    original = task.process_results
+
+    def record(document: Any, results: Any) -> Any:
+        items[str(document["id"])] = json.loads(json.dumps(results))
+        return original(document, results)
+
+    task.process_results = record
+    try:
+        yield items
+    finally:
+        task.process_results = original
+
+
+class LmEval(Side):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.harness = Harness(self.model, self.tokenizer, self.folder, self.batch_size)
+
+    def prepare(self, name: str) -> tuple[Callable[[], Any], Any]:
+        score, tasks = self.harness.prepare(name)
+        return score, tasks[name]
 
 
 def main() -> None:

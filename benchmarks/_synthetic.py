@@ -120,29 +120,31 @@ def _write_model(folder: Path, config: dict[str, Any], index: int, seed: int) ->
     weight_map = {}
     for i, names in enumerate(shards):
         file = "model.safetensors" if single else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: _tensor(name, shapes(config)[name], index, seed) for name in names}
+        tensors = {name: draw(name, shapes(config)[name], index, seed) for name in names}
         save_file(tensors, str(folder / file), {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if not single:
         whole = {"metadata": {}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(whole))
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2))  # last: it marks the folder as complete
 
 
-def _tensor(name: str, shape: tuple[int, ...], index: int, seed: int) -> Tensor:
-    base = _noise(name, shape, 0, seed) * BASE_SPREAD
+def draw(name: str, shape: tuple[int, ...], index: int, seed: int, device: str = "cpu") -> Tensor:
+    """A tensor of the base (index 0) or of a source, made on `device`. Each kind of device has numbers of its own."""
+    base = _noise(name, shape, 0, seed, device) * BASE_SPREAD
     base = (base if len(shape) > 1 else base + 1).bfloat16()
-    return (base.float() + _noise(name, shape, index, seed) * DELTA_SPREAD).bfloat16() if index else base
+    return (base.float() + _noise(name, shape, index, seed, device) * DELTA_SPREAD).bfloat16() if index else base
 
 
-def _noise(name: str, shape: tuple[int, ...], index: int, seed: int) -> Tensor:
+def _noise(name: str, shape: tuple[int, ...], index: int, seed: int, device: str) -> Tensor:
     drawn = hashlib.sha256(f"{seed}/{index}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(drawn[:7], "big"))
-    return torch.randn(shape, generator=generator)
+    generator = torch.Generator(device).manual_seed(int.from_bytes(drawn[:7], "big"))
+    return torch.randn(shape, generator=generator, device=device)
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of five words: nothing is read or written with these models."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast

@@ -8,8 +8,8 @@ behind 320 to 400 words, rolling loglikelihoods of paragraphs, minimal pairs, gr
 same weights, items and batch size on both sides, each side a process of its own, in turns and never at the same time:
 
 - evomerge: `Suite.score`, on a suite that was built once;
-- lm-eval: `simple_evaluate` with one `HFLM` (batch_size given to it), task objects built once, bootstrap_iters
-  0 and log_samples off; the shell commands with which it describes the machine are left out.
+- lm-eval: `simple_evaluate` with one `HFLM` (batch_size given to it, softmax in float32), task objects built once,
+  bootstrap_iters 0 and log_samples off; the shell commands with which it describes the machine are left out.
 
 A first candidate warms both up; seconds are the best of --repeats. "memory" is the peak above what the process holds
 before (VmHWM, or allocated on the device), over all candidates. "beyond" is the time outside of the model's own

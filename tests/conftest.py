@@ -24,6 +24,7 @@ import yaml
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "as many cases as this (100000) in tests that try many: mutants, broken checkpoints, failing writes"
     parser.addoption("--long", nargs="?", type=int, const=100_000, help=text)
+    parser.addoption("--gpu-device", default="cuda", help="of the tests marked gpu; cpu rehearses them")
 
 
 SHARED = Path(__file__).parents[1].parent / "shared"

@@ -186,20 +186,18 @@ class Bench:
         self.data(f"{name}.jsonl", [{"q": sentence(i, 3), "a": str(i % 2)} for i in range(n)])
         self.data(f"{name}_shots.jsonl", [{"q": sentence(90 + i, 3), "a": str(i % 2)} for i in range(6)])
         filters = {"first": "(\\d)", "last": "\\d*(\\d)"}
-        self.yaml(
-            name,
-            **_files(name),
-            output_type="generate_until",
-            doc_to_text="Q: {{q}} A:",
-            doc_to_target="{{a}}",
-            generation_kwargs={"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
-            filter_list=[
+        config: dict[str, Any] = {
+            "output_type": "generate_until",
+            "doc_to_text": "Q: {{q}} A:",
+            "doc_to_target": "{{a}}",
+            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
+            "filter_list": [
                 {"name": k, "filter": [{"function": "regex", "regex_pattern": v}, {"function": "take_first"}]}
                 for k, v in filters.items()
             ],
-            metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-            **more,
-        )
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        }
+        self.yaml(name, **_files(name), **{**config, **more})
 
 
 def _files(name: str, shots: bool = True) -> dict[str, Any]:

@@ -74,6 +74,19 @@ def test_a_task_scores_as_in_simple_evaluate(
         nudge(model)
 
 
+def test_answers_without_a_filter_score_as_in_simple_evaluate(
+    bench: Bench, model: Any, tokenizer: Any, simple_evaluate: Any
+) -> None:
+    """lm-eval then casts the right answer to the type of the model's."""
+    short = {"until": ["\n"], "max_gen_toks": 1, "do_sample": False}
+    bench.write(n=40, filter_list=None, generation_kwargs=short)
+    only_says(model, tokenizer, "01")
+    suite = Suite.build(bench.fitness({"s": {"task": "write", "metric": "exact_match"}}), model, tokenizer)
+    score = suite.score()["s"].value
+    assert 0 < score < 1
+    assert score == simple_evaluate("write", suite.indices("s"))["results"]["write"]["exact_match,none"]
+
+
 def test_the_cases_can_tell_scores_apart(bench: Bench, model: Any, tokenizer: Any) -> None:
     """The generated answers are right now and then: their equality above is not one of zeros."""
     bench.write(n=40)
