@@ -152,15 +152,20 @@ class Magnitudes:
 
     def _tabulate(self, delta: Block, length: int) -> np.ndarray:
         """The number of elements by magnitude (rows) and chunk of `length` elements (columns)."""
-        n_bins, parts = len(self._bins), []
-        ranks = np.zeros(1 << 15, dtype=np.int64)
-        ranks[self._bins] = np.arange(n_bins)
+        n_bins, parts, rows = len(self._bins), [], None
         for span in spans(self.count, _SCANNED // length * length):
             codes = _codes(delta(span).abs_())
+            if rows is None:
+                ranks = np.zeros(1 << 15, dtype=np.int32)
+                ranks[self._bins] = np.arange(n_bins)
+                rows = torch.from_numpy(ranks).to(codes.device)
             # One count over pairs of chunk and magnitude
-            cells = torch.from_numpy(ranks).to(codes.device)[codes.to(torch.int64)]
-            cells += torch.arange(codes.numel(), device=codes.device) // length * n_bins
-            n_chunks = -(-codes.numel() // length)
+            cells = rows[codes.to(torch.int64)]
+            n_whole = codes.numel() // length
+            whole, rest = cells[: n_whole * length].view(n_whole, length), cells[n_whole * length :]
+            whole += torch.arange(n_whole, dtype=cells.dtype, device=cells.device)[:, None] * n_bins
+            rest += n_whole * n_bins
+            n_chunks = n_whole + bool(rest.numel())
             counts = torch.bincount(cells, minlength=n_chunks * n_bins).view(n_chunks, n_bins)
             parts.append(counts.T.cpu().numpy().astype(np.uint16))
         return np.concatenate(parts, axis=1)
