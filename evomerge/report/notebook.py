@@ -13,6 +13,7 @@ from evomerge.escape import printable
 from evomerge.numbers import number
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.report import plots
+from evomerge.report.results import closest
 from evomerge.report.tables import describe, directed
 from evomerge.report.verdicts import verdict
 from evomerge.scoring.gates import floor_decimals
@@ -156,9 +157,9 @@ class Study(launching.Result):
         return "" if info is None else directed(info.metric, info.sign)
 
     def _shown(self, board: Leaderboard) -> list[Trial]:
-        """The references, then the best merge."""
+        """The references, then the best merge; where none passes on the holdout items, the closest one."""
         references = [trial for trial in board.trials if trial.kind == "reference" and trial.scores]
-        best = self.winner if self.release is not None else board.best()
+        best = board.best() if self.release is None else self.winner or closest(board)
         return [*references, *([best] if best is not None and best.kind != "reference" else [])]
 
     def _trial_row(self, board: Leaderboard, trial: Trial, decimals: Mapping[str, int]) -> str:
@@ -170,6 +171,8 @@ class Study(launching.Result):
         label = describe(trial)
         if self.winner is not None and trial.number == self.winner.number:
             label = f"winner: {label}"
+        elif self.release is not None and self.winner is None and trial.kind != "reference":
+            label = f"closest: {label}"
         return _row(label, cells, "" if not board.settled else "misses" if missed else "passes")
 
 
