@@ -36,6 +36,7 @@ FLOORS = [
     ["recipe", "cards"],
     ["files", "checkpoints"],
     ["safety"],
+    ["numbers"],
     ["types", "errors", "interrupts", "streams", "registry", "versions", "deprecated"],
     ["plugins"],
     ["escape"],

@@ -1,6 +1,6 @@
 """Reads the JSON settings of a checkpoint, and checks those that decide how large a model transformers would build.
 
-Whatever else a configuration holds is copied into the merged checkpoint as it is.
+Whatever else a configuration holds is copied into the merged checkpoint as it is, but for folders of a machine.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ _TAG = "__float__"
 _TAGGED = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
+_PLACES = re.compile(r"(name_or_path|_file)$")
+"""Keys in which transformers keeps the folder that a model or a tokenizer was loaded from. It reads none of them."""
+_OF_A_MACHINE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|file:")
+
+
 class TaggedFloat(float):
     """A float that config.json writes as ``{"__float__": "Infinity"}``, as transformers 5 writes what JSON has no
     number for (Mamba 2, Bamba, Falcon-H1, Granite 4, Nemotron-H: `time_step_limit`). Older files hold ``Infinity``."""
@@ -48,6 +53,29 @@ def read_config(file: Path, where: Where | None = None) -> dict[str, Any]:
 def config_json(config: Mapping[str, Any]) -> str:
     """The text of a config.json. Numbers are written as they were read: with a tag, or plainly."""
     return json.dumps(_encoded(config), indent=2, ensure_ascii=False) + "\n"
+
+
+def without_places(name: str, content: bytes) -> bytes:
+    """The content of a file of settings, without the folders of a machine that it was saved in. Any other file, and one
+    that names none, stays as it is."""
+    if not name.endswith("config.json"):
+        return content
+    try:
+        settings = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    kept = _placeless(settings)
+    return content if kept == settings else (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _placeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _placeless(v) for k, v in value.items() if not _is_place(k, v)}
+    return [_placeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _is_place(key: str, value: Any) -> bool:
+    return isinstance(value, str) and bool(_PLACES.search(key)) and bool(_OF_A_MACHINE.match(value))
 
 
 def _decoded(value: Any) -> Any:

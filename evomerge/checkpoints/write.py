@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from evomerge.checkpoints.checkpoint import INDEX, NAMED_TEMPLATES, WEIGHTS
-from evomerge.checkpoints.config import CONFIG, config_json
+from evomerge.checkpoints.config import CONFIG, config_json, without_places
 from evomerge.checkpoints.headers import SIZES, WORDS
 from evomerge.checkpoints.identity import FileDigest
 from evomerge.checkpoints.partial import PartialFolder
@@ -118,7 +118,8 @@ class CheckpointWriter:
         self.file(name, content.encode("utf-8"))
 
     def file(self, name: str, content: bytes) -> None:
-        """Write a small file; `name` may be of one in a folder inside."""
+        """Write a small file; `name` may be of one in a folder inside. Settings lose the folders that they name."""
+        content = without_places(name, content)
         with self._explained():
             (self.folder / name).parent.mkdir(exist_ok=True)
             (self.folder / name).write_bytes(content)

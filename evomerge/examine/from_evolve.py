@@ -130,7 +130,7 @@ def _genes(
         method = "task_arithmetic"
     told.notes.append(f"weights were not bounded there; here they go from {low:g} to {_HIGHEST:g}")
     if method in ("ties", "dare_ties"):
-        return method, {"weight": weight, "density": {"low": 0.0, "high": 1.0, "init": 1.0, "per": weight["per"]}}
+        return method, {"weight": weight, "density": {"low": 0.0, "high": 1.0, "init": 1.0, "per": ["sources", *axes]}}
     return method, {"weight": weight}
 
 

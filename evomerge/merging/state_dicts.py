@@ -49,6 +49,11 @@ def merge_tensors(
     Raises:
         InputError: names, shapes, method or parameters are wrong, or the result is not finite.
     """
+    if not isinstance(sources, Mapping | Sequence) or isinstance(sources, str):
+        raise InputError("the sources are neither a mapping nor a list", "give name -> state dict")
+    if not isinstance(parameters, Mapping | None):
+        raise InputError("the parameters are no mapping", "give name -> value")
+    _check_place(dtype, device)
     declared = _declared(method, base, len(sources))
     named = dict(sources) if isinstance(sources, Mapping) else {str(i): s for i, s in enumerate(sources)}
     _check(base, named)
@@ -98,9 +103,21 @@ def _declared(method: str, base: Tensors | None, count: int) -> Method:
     return declared
 
 
+def _check_place(dtype: Any, device: str) -> None:
+    if not isinstance(dtype, torch.dtype | None) or (dtype is not None and not dtype.is_floating_point):
+        raise InputError(f"{dtype!r} is no dtype of numbers with a fraction", "give torch.bfloat16, for example")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        first = str(error).partition("\n")[0]
+        raise InputError(f"there is no device {device!r} ({first})", "give cpu, for example") from None
+
+
 def _check(base: Tensors | None, sources: Mapping[str, Tensors]) -> None:
-    """InputError unless all have the same names and shapes."""
+    """InputError unless all are finite tensors of the same names and shapes."""
     models = {**({"the base": base} if base is not None else {}), **sources}
+    for label, tensors in models.items():
+        _check_tensors(label, tensors)
     lead, first = next(iter(models.items()))
     for label, tensors in list(models.items())[1:]:
         if odd := sorted(first.keys() ^ tensors.keys()):
@@ -110,8 +127,16 @@ def _check(base: Tensors | None, sources: Mapping[str, Tensors]) -> None:
             if tensor.shape != first[name].shape:
                 shapes = f"{[*tensor.shape]} in {label}, {[*first[name].shape]} in {lead}"
                 raise InputError(f"{name!r} is {shapes}", "merge models of one architecture")
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise InputError(f"{name!r} of {label} holds NaN or Inf", "repair the model")
+
+
+def _check_tensors(label: str, tensors: Any) -> None:
+    if not isinstance(tensors, Mapping):
+        raise InputError(f"{label} is no state dict", "give a mapping from names to tensors")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name!r} of {label} is no tensor", "give tensors of torch")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InputError(f"{name!r} of {label} holds NaN or Inf", "repair the model")
 
 
 def _levels(
@@ -122,12 +147,35 @@ def _levels(
     for name in parameters:
         if name not in known:
             raise InputError(f"{method} has no parameter {name!r}", suggestion(name, known))
+        _check_value(name, parameters[name])
     of_source = {name: value for name, value in parameters.items() if known[name].scope == "source"}
     shared = {name: value for name, value in parameters.items() if name not in of_source}
     split = {name: _by_source(name, value, list(sources)) for name, value in of_source.items()}
     inputs = [Input(source, parameters={name: v[source] for name, v in split.items()}) for source in sources]
     slice_ = Slice(tuple(inputs))
     return Levels(Document(method, (slice_,), parameters=shared), slice_), inputs
+
+
+def _check_value(name: str, value: Any) -> None:
+    """InputError where a value, or one in it, has no form that a recipe's may have."""
+    if isinstance(value, Mapping):
+        if "filter" in value and not {"value", "bands"} & {*value}:
+            raise InputError(f"{name} has a filter entry without a value", "give {'filter': ..., 'value': ...}")
+        for key, inner in value.items():
+            if not (key == "filter" and isinstance(inner, str)):
+                _check_value(name, inner)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        if not value or any(inner is None for inner in value):
+            raise InputError(f"{name} is a list with nothing in it, or with None", "give numbers")
+        for inner in value:
+            if isinstance(inner, Mapping) and not {"value", "bands"} & {*inner}:
+                raise InputError(f"{name} has an entry without a value", "give {'filter': ..., 'value': ...}")
+            _check_value(name, inner)
+    elif value is not None:
+        try:
+            float("no" if isinstance(value, str) else value)
+        except (TypeError, ValueError):
+            raise InputError(f"{name} is {value!r}, not a number", "give a number, or True or False") from None
 
 
 def _by_source(name: str, value: Any, sources: list[str]) -> dict[str, Any]:

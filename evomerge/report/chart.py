@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from evomerge.report.numbers import number
+from evomerge.numbers import number
 
 _SIGNS = {"flat": "─", "up": "│", "turn": "╭", "turned": "╯", "axis": "┤"}
 _ASCII = {"flat": "-", "up": "|", "turn": ",", "turned": "'", "axis": "|"}

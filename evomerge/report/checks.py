@@ -13,7 +13,7 @@ from evomerge.examine.check import Checked
 from evomerge.examine.checks.advice import by_chance
 from evomerge.examine.checks.signals import Signal, mean
 from evomerge.merging.resident.placement import size
-from evomerge.report.numbers import number
+from evomerge.numbers import number
 from evomerge.report.shown import Cell, Column, Row, Sheet
 
 _MOST_ROWS, _MOST_LAYERS = 14, 8

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from evomerge.report.gains import gained_data
 from evomerge.report.items_scored import ItemsScored
 from evomerge.report.models.replies import replies_data
-from evomerge.report.results import CarriedOver, better_parent, carried_over, closest
+from evomerge.report.results import CarriedOver, carried_over, closest
 from evomerge.scoring.gates import Verdict, interval
 from evomerge.study.after.differences import Difference, Differences
 from evomerge.study.after.status import Status, Unreadable
-from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.run.leaderboard import Leaderboard, better_parent
 from evomerge.study.run.recorded import intervals
 from evomerge.study.run.release import Advice, Release
 from evomerge.study.run.trial import Trial

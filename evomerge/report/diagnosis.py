@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.examine.doctor import Diagnosis
 from evomerge.examine.findings.finding import Evidence, Finding, Value
+from evomerge.numbers import number
 from evomerge.report.models.replies import replies_data, reply_tables
-from evomerge.report.numbers import number
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.report.tables import directed
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from evomerge.interrupts import deferred, seen_through
-from evomerge.report.numbers import clock, number
+from evomerge.numbers import clock, number
 from evomerge.report.panel import Panel, Shown
 from evomerge.report.shown import console as plain_console
 from evomerge.report.shown import text

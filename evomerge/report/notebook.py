@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from evomerge.escape import printable
+from evomerge.numbers import number
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.report import plots
-from evomerge.report.numbers import number
+from evomerge.report.results import closest
 from evomerge.report.tables import describe, directed
 from evomerge.report.verdicts import verdict
+from evomerge.scoring.gates import floor_decimals
 from evomerge.scoring.slices import SliceInfo
 from evomerge.study import search as launching
 from evomerge.study.after.status import status
@@ -131,8 +133,13 @@ class Study(launching.Result):
         split = "holdout" if self.release is not None else "search"
         lines = verdict(self) if self.release is not None else self._so_far()
         head = "".join(f"<th>{_html(n)}<br><small>{_html(self._metric(n))}</small></th>" for n in board.gates)
-        rows = [_row("floor", [_floor(board, name) for name in board.gates], "")]
-        rows += [self._trial_row(board, trial) for trial in self._shown(board)]
+        shown = self._shown(board)
+        verdicts = [v for trial in shown for v in board.verdicts(trial)]
+        decimals = {
+            n: floor_decimals(g.floor, g.sign, [v for v in verdicts if v.slice == n]) for n, g in board.gates.items()
+        }
+        rows = [_row("floor", [_floor(board, name, decimals[name]) for name in board.gates], "")]
+        rows += [self._trial_row(board, trial, decimals) for trial in shown]
         words = "<br>".join(map(_html, lines))
         return (
             f"<p><b>{_html(self.folder.name)}</b><br>{words}</p>"
@@ -150,20 +157,22 @@ class Study(launching.Result):
         return "" if info is None else directed(info.metric, info.sign)
 
     def _shown(self, board: Leaderboard) -> list[Trial]:
-        """The references, then the best merge."""
+        """The references, then the best merge; where none passes on the holdout items, the closest one."""
         references = [trial for trial in board.trials if trial.kind == "reference" and trial.scores]
-        best = self.winner if self.release is not None else board.best()
+        best = board.best() if self.release is None else self.winner or closest(board)
         return [*references, *([best] if best is not None and best.kind != "reference" else [])]
 
-    def _trial_row(self, board: Leaderboard, trial: Trial) -> str:
+    def _trial_row(self, board: Leaderboard, trial: Trial, decimals: Mapping[str, int]) -> str:
         missed = {v.slice for v in board.verdicts(trial) if not v.passed}
         cells = []
         for name, gate in board.gates.items():
-            text = number(gate.sign * trial.scores[name]) if name in trial.scores else "-"
+            text = number(gate.sign * trial.scores[name], decimals[name]) if name in trial.scores else "-"
             cells.append(f"{text} ✗" if name in missed else text)
         label = describe(trial)
         if self.winner is not None and trial.number == self.winner.number:
             label = f"winner: {label}"
+        elif self.release is not None and self.winner is None and trial.kind != "reference":
+            label = f"closest: {label}"
         return _row(label, cells, "" if not board.settled else "misses" if missed else "passes")
 
 
@@ -172,9 +181,9 @@ def _row(label: str, cells: Sequence[str], last: str) -> str:
     return f"<tr><th>{_html(label)}</th>{values}</tr>"
 
 
-def _floor(board: Leaderboard, name: str) -> str:
+def _floor(board: Leaderboard, name: str, decimals: int) -> str:
     gate = board.gates[name]
-    return "-" if gate.floor is None else number(gate.sign * gate.floor)
+    return "-" if gate.floor is None else number(gate.sign * gate.floor, decimals)
 
 
 def _html(text: str) -> str:

@@ -13,12 +13,12 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from evomerge.escape import printable
+from evomerge.numbers import clock, number
 from evomerge.report.chart import chart
-from evomerge.report.numbers import clock, number
 from evomerge.report.shown import text
-from evomerge.report.tables import describe, floor_decimals, limit
+from evomerge.report.tables import describe, limit
 from evomerge.report.tally import Tally
-from evomerge.scoring.gates import Verdict
+from evomerge.scoring.gates import Verdict, floor_decimals
 from evomerge.study.observer import StageName
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import Trial

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from evomerge.examine.path import Barrier, Point, ScoredPath
-from evomerge.report.numbers import behind, number, shortest
+from evomerge.numbers import behind, number, shortest
 from evomerge.report.shown import Cell, Column, Row, Sheet
-from evomerge.report.tables import INTERVALS, by_bounds, floor_decimals, limit, slice_columns
-from evomerge.scoring.gates import interval
+from evomerge.report.tables import INTERVALS, by_bounds, limit, slice_columns
+from evomerge.scoring.gates import floor_decimals, interval
 
 
 def path_table(result: ScoredPath) -> Sheet:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from evomerge.report.numbers import number
+from evomerge.numbers import number
 from evomerge.report.results import both_splits, carried_over, closest, missed_floors
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.report.tables import INTERVALS, describe, directed, leaderboard_table

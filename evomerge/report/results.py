@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.report.numbers import behind, number, shortest, telling, usual
+from evomerge.numbers import behind, number, shortest, telling, usual
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.report.tables import (
     INTERVALS,
     by_bounds,
     describe,
     directions,
-    floor_decimals,
     limit,
     mark,
     misses,
@@ -22,7 +20,7 @@ from evomerge.report.tables import (
     scored,
     slice_columns,
 )
-from evomerge.scoring.gates import Verdict
+from evomerge.scoring.gates import Verdict, floor_decimals
 from evomerge.space.reference_genomes import SOUP, equal_labels
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.recorded import Interval, intervals
@@ -187,20 +185,6 @@ def carried_over(search: Leaderboard, holdout: Leaderboard, winner: Trial | None
 
 def _objective(leaderboard: Leaderboard, number: int | None) -> float | None:
     return next((t.objective for t in leaderboard.trials if t.number == number), None)
-
-
-def better_parent(holdout: Leaderboard, winner: Trial | None) -> Trial | None:
-    """Returns the base or source that passes every floor and scores better than the winner."""
-    best = passing_parent(holdout)
-    if best is None or winner is None or best.objective is None or winner.objective is None:
-        return None
-    return best if best.objective > winner.objective else None
-
-
-def passing_parent(holdout: Leaderboard) -> Trial | None:
-    """Returns the base or source that scores best of those that pass every floor."""
-    parents = [t for t in holdout.trials if t.is_parent and holdout.outcome(t).feasible]
-    return max(parents, key=lambda t: -math.inf if t.objective is None else t.objective, default=None)
 
 
 def closest(leaderboard: Leaderboard) -> Trial | None:

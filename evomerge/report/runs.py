@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.report.numbers import clock, number
+from evomerge.numbers import clock, number
 from evomerge.report.shown import Cell, Column, Row, Sheet
 from evomerge.report.tables import describe, leaderboard_table
 from evomerge.study.after.status import Status, Unreadable

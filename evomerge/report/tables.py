@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from evomerge.report.numbers import number, span, telling, usual
+from evomerge.numbers import number, span
 from evomerge.report.shown import Cell, Column, Row, Sheet
-from evomerge.scoring.gates import Gate, Verdict, interval
+from evomerge.scoring.gates import Gate, floor_decimals, interval
 from evomerge.study.run.leaderboard import Leaderboard
 from evomerge.study.run.trial import UNIFORM, Trial
 
@@ -36,16 +36,6 @@ def directed(metric: str, sign: int) -> str:
 def limit(floor: float | None, sign: int, decimals: int | None = None) -> str:
     """Writes an oriented floor in the metric's direction: ``≥ 0.9000``."""
     return "none" if floor is None else f"{'≥' if sign > 0 else '≤'} {number(sign * floor, decimals)}"
-
-
-def floor_decimals(floor: float | None, sign: int, verdicts: Iterable[Verdict], least: int | None = None) -> int:
-    """The decimals, at least `least` (default: the usual ones), with which each score is on the right side of its
-    oriented floor. A score that was held to it by a confidence bound, not by itself, may be on either."""
-    known = list(verdicts)
-    if least is None:
-        least = usual([sign * v.score for v in known] or ([] if floor is None else [sign * floor]))
-    scores = [(sign * v.score, v.passed) for v in known if v.bound == v.score]
-    return telling(None if floor is None else sign * floor, scores, sign, least)
 
 
 def slice_columns(gates: Mapping[str, Gate], metrics: Mapping[str, str]) -> list[Column]:

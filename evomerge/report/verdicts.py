@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from itertools import islice
 
 from evomerge.errors import InputError
+from evomerge.numbers import number
 from evomerge.report.items_scored import ItemsScored
-from evomerge.report.numbers import number
-from evomerge.report.results import better_parent, carried_over, closest, missed_floors, passing_parent, result_table
+from evomerge.report.results import carried_over, closest, missed_floors, result_table
 from evomerge.report.shown import Sheet
 from evomerge.report.tables import describe
 from evomerge.scoring.gates import Gate
 from evomerge.scoring.stats.paired import EXACT, Comparison
 from evomerge.study.advice import CHANCE, MOST_TIMES
 from evomerge.study.after.compare import Side, between
-from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.run.leaderboard import Leaderboard, better_parent, passing_parent
 from evomerge.study.run.recorded import recorded_scores
 from evomerge.study.run.release import Advice, Ended
 from evomerge.study.run.trial import Trial

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from evomerge.errors import InputError, suggestion
 from evomerge.files.objects import FloorSpec
+from evomerge.numbers import telling, usual
 from evomerge.scoring.stats.standard_errors import (
     effective_size,
     groups,
@@ -236,3 +237,13 @@ def feasible(verdicts: Iterable[Verdict]) -> bool:
 def shortfall(verdicts: Sequence[Verdict]) -> float:
     """The total normalised distance below the floors: 0 if and only if the candidate is feasible."""
     return math.fsum(verdict.shortfall for verdict in verdicts)
+
+
+def floor_decimals(floor: float | None, sign: int, verdicts: Iterable[Verdict], least: int | None = None) -> int:
+    """The decimals, at least `least` (default: the usual ones), with which each score is on the right side of its
+    oriented floor. A score that was held to it by a confidence bound, not by itself, may be on either."""
+    known = list(verdicts)
+    if least is None:
+        least = usual([sign * v.score for v in known] or ([] if floor is None else [sign * floor]))
+    scores = [(sign * v.score, v.passed) for v in known if v.bound == v.score]
+    return telling(None if floor is None else sign * floor, scores, sign, least)

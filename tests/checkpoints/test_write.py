@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -235,3 +236,21 @@ def test_a_folder_of_chat_templates_belongs_to_a_checkpoint(tmp_path, tensors):
     (tmp_path / "out" / "additional_chat_templates" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds the folder additional_chat_templates"):
         check_target(tmp_path / "out", overwrite=True)
+
+
+def test_settings_lose_the_folders_of_a_machine_alone(tmp_path, tensors):
+    settings = {"_name_or_path": "/home/me/secret", "text_config": {"_name_or_path": "C:\\me\\secret"}, "eps": 1e-05}
+    tokens = {"name_or_path": "/home/me/secret", "tokenizer_file": "~/secret/tokenizer.json", "bos_token": "/s"}
+    hub = b'{"_name_or_path":  "org/model"}'
+    with CheckpointWriter(tmp_path / "out", layout(tensors)) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+        writer.config(settings)
+        writer.text("tokenizer_config.json", json.dumps(tokens))
+        writer.file("generation_config.json", hub)
+        writer.file("tokenizer.json", b'{"vocab_file": "/x"}')
+    out = tmp_path / "out"
+    assert json.loads((out / "config.json").read_text()) == {"text_config": {}, "eps": 1e-05}
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {"bos_token": "/s"}
+    assert (out / "generation_config.json").read_bytes() == hub
+    assert (out / "tokenizer.json").read_bytes() == b'{"vocab_file": "/x"}'

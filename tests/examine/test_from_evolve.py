@@ -110,6 +110,7 @@ def test_every_method_has_a_counterpart(
     result = evomerge.init(from_mergekit_evolve=configured(place, genome))
     space, _ = written(place)
     assert space["genes"]["method"] == method
+    assert "&id" not in (place / "space.yaml").read_text()  # it is to be read, and changed, by people
     assert result.genes == genes
     assert any(said in note for note in result.notes)
     assert space.get("interpolate", False) is bool(genome.get("smooth"))

@@ -110,9 +110,30 @@ ONE = {"w": torch.ones(2, 2)}
         (ONE, [ONE], "ties", {"weight": {"b": 1.0}}, "weight and the sources differ in '0'"),
         (ONE, [ONE], "ties", {"weight": 1.0, "density": -1}, "density is -1 for w, outside"),
         (ONE, [{"w": torch.full((2, 2), float("nan"))}], "linear", {"weight": 1.0}, "'w' of 0 holds NaN"),
+        ({"w": torch.full((2, 2), float("inf"))}, [ONE], "ties", {"weight": 1.0}, "'w' of the base holds NaN"),
+        (ONE, [{"w": [1.0, 2.0]}], "ties", {"weight": 1.0}, "'w' of 0 is no tensor"),
+        (ONE, {"a": None}, "ties", {"weight": 1.0}, "a is no state dict"),
+        (ONE, 5, "ties", {"weight": 1.0}, "neither a mapping nor a list"),
+        (ONE, [ONE], "ties", [1.0], "the parameters are no mapping"),
+        (ONE, [ONE], "ties", {"weight": "x"}, "weight is 'x', not a number"),
+        (ONE, [ONE], "ties", {"weight": 1.0, "lambda": ""}, "lambda is '', not a number"),
+        (ONE, [ONE], "ties", {"weight": 1.0, "lambda": []}, "lambda is a list with nothing in it"),
+        (ONE, [ONE], "ties", {"weight": [{"filtr": "w", "amount": 1}]}, "weight has an entry without a value"),
+        (ONE, [ONE], "ties", {"weight": {"filter": "w"}}, "weight has a filter entry without a value"),
     ],
 )
 def test_what_is_wrong_is_one_line(base: Any, sources: Any, method: str, parameters: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         evomerge.merge_tensors(base, sources, method, parameters)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("place", "message"), [
+    ({"dtype": "bfloat16"}, "'bfloat16' is no dtype"),
+    ({"dtype": torch.int8}, "torch.int8 is no dtype"),
+    ({"device": "nowhere"}, "there is no device 'nowhere'"),
+])  # fmt: skip
+def test_a_wrong_dtype_or_device_is_one_line(place: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        evomerge.merge_tensors(ONE, [ONE], "ties", {"weight": 1.0}, **place)
     assert "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ import pytest
 import evomerge
 from evomerge.errors import InputError
 from evomerge.recipe.mergekit import recipe_from_data
+from tests.report.page.made import MadeRun
 
 Study = Callable[..., Path]
 
@@ -143,3 +144,9 @@ def test_figures_hold_the_trials(tiny_study: Study) -> None:
         study.plot_parallel(["wait"])
     with pytest.raises(InputError, match="no gene 'density'"):
         study.plot_weights(searched[0].number, "density")
+
+
+@pytest.mark.parametrize(("winner", "label"), [(True, "winner: trial "), (False, "closest: trial ")])
+def test_the_table_ends_with_the_best_merge(winner: bool, label: str, tmp_path: Path) -> None:
+    page = Cells(evomerge.open_run(MadeRun(tmp_path, winner=winner).make())._repr_html_())
+    assert [text for text in page.texts if text.startswith(label) and "passes" not in text]

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import evomerge
 from evomerge.cli import main
-from evomerge.report.numbers import behind, number, short
+from evomerge.numbers import behind, number, short
 from evomerge.report.results import CarriedOver, carried_over, result_table
 from evomerge.report.verdicts import verdict
 from evomerge.study.run.leaderboard import Floors, Leaderboard

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from evomerge.escape import printable
-from evomerge.report.numbers import telling
+from evomerge.numbers import telling
 from evomerge.report.results import result_table
 from evomerge.report.shown import Cell, Column, Row, Sheet, console, show
 from tests.report.examples import SLICES, Made

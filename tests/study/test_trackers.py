@@ -111,6 +111,11 @@ def test_one_that_fails_warns_once_and_ends_no_search(tiny_study: Study, fails: 
 def test_a_tracker_is_named_once_and_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no tracker 'mlfow'; did you mean 'mlflow'"):
         make_trackers(["mlfow"])
+    wrong: list[tuple[Any, str]] = [("mlflow", "trackers is the text 'mlflow'"), ([5], "5 is no tracker"),
+                                    ([Tracker], "Tracker'> is no tracker")]  # fmt: skip
+    for chosen, said in wrong:
+        with pytest.raises(InputError, match=said):
+            make_trackers(chosen)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"wandb is not installed; pip install 'evomerge\[trackers\]'"):
         make_trackers(["wandb"])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.escape import plotly, shortened
-from evomerge.report.numbers import number, span
+from evomerge.numbers import number, span
 from evomerge.report.page.trials import KINDS
 
 SYMBOLS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evomerge.report.numbers import clock
+from evomerge.numbers import clock
 from evomerge.report.page.blocks import Block, Cell, Chart, Items, Table, Words
 from evomerge.report.page.charts import column_name as of_column
 from evomerge.report.page.charts import heat_map, importance_chart

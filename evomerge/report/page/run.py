@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError
-from evomerge.report.numbers import Interval
+from evomerge.numbers import Interval
 from evomerge.report.page.places import Places
 from evomerge.report.results import closest
 from evomerge.study.after.status import Status, status

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evomerge.report.numbers import number, span
+from evomerge.numbers import number
 from evomerge.report.page.blocks import Block, Cell, Chart, Columns, Section, Table
 from evomerge.report.page.charts import runs_chart
 from evomerge.report.page.trials import KINDS
-from evomerge.report.page.views import recipe_blocks, verdict_blocks
+from evomerge.report.page.views import recipe_blocks, score_cell, score_decimals, verdict_blocks
 
 Data = Mapping[str, Any]
 
@@ -32,8 +32,9 @@ def compared_sections(first: Data, second: Data) -> list[Section]:
 def _scores(runs: Sequence[tuple[str, Data]]) -> Table:
     names = list(dict.fromkeys(gate["slice"] for _, data in runs for gate in data["verdict"]["gates"]))
     merges = [(name, data["models"][-1] if data["models"] else None) for name, data in runs]
+    decimals = [score_decimals(data) for _, data in runs]
     heads = ["slice", *(f"{name}: {merge['label']}, {merge['split']}" if merge else name for name, merge in merges)]
-    rows = [[name, *(_cell(merge, name) for _, merge in merges)] for name in names]
+    rows = [[name, *(_cell(m, name, d) for (_, m), d in zip(merges, decimals, strict=True))] for name in names]
     rows.append(["objective", *(number(merge["objective"]) if merge else "-" for _, merge in merges)])
     notes = ["In small print: 95 % intervals. Two runs may have other items: scores of one slice compare only where"
              " its items are the same."]  # fmt: skip
@@ -47,12 +48,9 @@ def _same_items(runs: Sequence[tuple[str, Data]]) -> bool:
     return bool(digests[0]) and digests[0] == digests[1]
 
 
-def _cell(merge: Data | None, name: str) -> Cell:
+def _cell(merge: Data | None, name: str, decimals: Mapping[str, int]) -> Cell:
     score = merge["scores"].get(name) if merge else None
-    if score is None:
-        return Cell("-")
-    mark = "✗ " if score["passed"] is False else ""
-    return Cell(f"{mark}{number(score['score'])}", span(score["interval"]) if score["interval"] else "")
+    return Cell("-") if score is None else score_cell(score, decimals[name])
 
 
 def _trials(runs: Sequence[tuple[str, Data]]) -> list[Block]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from evomerge.report.page.run import SPLITS, Run
-from evomerge.report.results import better_parent, carried_over, missed_floors
+from evomerge.report.results import carried_over, missed_floors
 from evomerge.report.runs import how_far
 from evomerge.report.tables import describe
 from evomerge.report.verdicts import advice_words
+from evomerge.study.run.leaderboard import better_parent
 from evomerge.study.run.trial import Trial
 from evomerge.types import SplitName
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evomerge.report.numbers import number, span
+from evomerge.numbers import number, span, telling, usual
 from evomerge.report.page.blocks import Block, Cell, Chart, Code, Section, Table, Words
 from evomerge.report.page.charts import models_chart, pairs_chart, trials_chart
 from evomerge.report.page.details import cost_blocks, environment_blocks, genes_blocks, items_blocks, settings_blocks
@@ -38,14 +38,36 @@ def verdict_blocks(data: Data) -> list[Block]:
     verdict = data["verdict"]
     blocks: list[Block] = [Words(verdict["reasons"], listed=True)]
     if verdict["gates"] and verdict["trial"] is not None:
-        blocks.append(_gates(verdict))
+        blocks.append(_gates(verdict, score_decimals(data)))
     return blocks
 
 
-def _gates(verdict: Data) -> Table:
+def score_decimals(data: Data) -> dict[str, int]:
+    """Returns the decimals of each slice, with which no score on the page seems to be on the other side of its floor.
+    Where a confidence bound is held to the floor, the score may be on either."""
+    found = {}
+    for gate in data["verdict"]["gates"]:
+        sign = 1 if gate["higher_is_better"] else -1
+        sides = {split: gate[split] for split in ("holdout", "search") if gate[split]}
+        known = [(side, side["score"], side["passed"]) for side in sides.values() if side["score"] is not None]
+        for model in data["models"]:
+            score = model["scores"].get(gate["slice"])
+            if score is not None and model["split"] in sides:
+                known.append((sides[model["split"]], score["score"], score["passed"]))
+        decimals = usual(score for _, score, _ in known)
+        for side, score, passed in known * 2:  # more decimals for one score can make another one's too few
+            if side["bound"] is None and passed is not None:
+                decimals = telling(side["floor"], [(score, passed)], sign, decimals)
+        found[gate["slice"]] = decimals
+    return found
+
+
+def _gates(verdict: Data, decimals: Mapping[str, int]) -> Table:
     splits = [s for s in ("holdout", "search") if any(gate[s] for gate in verdict["gates"])]
     heads = ["slice", *(head for s in splits for head in (f"{s} score", f"{s} gate"))]
-    rows = [[_slice(g), *(cell for s in splits for cell in _side(g, g[s]))] for g in verdict["gates"]]
+    rows = [
+        [_slice(g), *(cell for s in splits for cell in _side(g, g[s], decimals[g["slice"]]))] for g in verdict["gates"]
+    ]
     notes = ["Search items steer the search; holdout items decide, and the search never sees them. In small print: the"
              " 95 % interval of a score, the floor of a gate and what it comes from."]  # fmt: skip
     if verdict["confidence"] is not None:
@@ -59,17 +81,17 @@ def _slice(gate: Data) -> Cell:
     return Cell(gate["slice"], f"{gate['metric']}, {better} is better" if gate["metric"] else "")
 
 
-def _side(gate: Data, side: Data | None) -> list[Cell]:
+def _side(gate: Data, side: Data | None, decimals: int) -> list[Cell]:
     if side is None:
         return [Cell("-"), Cell("-")]
     sign = "≥" if gate["higher_is_better"] else "≤"
-    floor = "" if side["floor"] is None else f"floor: {sign} {number(side['floor'])}"
+    floor = "" if side["floor"] is None else f"floor: {sign} {number(side['floor'], decimals)}"
     origin = f" ({side['floor_from']})" if side["floor_from"] and " " in side["floor_from"] else ""
-    bound = "" if side["bound"] is None else f"; bound {number(side['bound'])}"
-    between = span(side["interval"]) if side["interval"] else ""
+    bound = "" if side["bound"] is None else f"; bound {number(side['bound'], decimals)}"
+    between = span(side["interval"], decimals) if side["interval"] else ""
     passed = passed_cell(side["passed"], "no floor" if side["floor"] is None else "-")
     return [
-        Cell(number(side["score"]), f"{between}{bound}".removeprefix("; ")),
+        Cell(number(side["score"], decimals), f"{between}{bound}".removeprefix("; ")),
         Cell(passed.text, floor + origin if floor else "", passed.tone),
     ]
 
@@ -99,30 +121,36 @@ def _models(data: Data) -> list[Block]:
         f"Scores of {len(models)} models on {len(gates)} slices, with floors and intervals; the table has the numbers."
     )
     chart = Chart(
-        "chart-models", "Scores with 95 % intervals", label, spec, height, models_table(models, gates), (), notes
+        "chart-models",
+        "Scores with 95 % intervals",
+        label,
+        spec,
+        height,
+        models_table(models, gates, score_decimals(data)),
+        (),
+        notes,
     )
     return [chart]
 
 
-def models_table(models: Sequence[Data], gates: Sequence[Data]) -> Table:
+def models_table(models: Sequence[Data], gates: Sequence[Data], decimals: Mapping[str, int]) -> Table:
     """A row for each model, with the split that its scores are of."""
     heads = ["model", "items", *(g["slice"] for g in gates), "objective", "floors"]
     rows = []
     for model in models:
         role = "" if model["role"] in ("source", "base") else str(model["role"])
         cells: list[Cell | str] = [Cell(model["label"], "" if role == model["label"] else role), model["split"]]
-        cells += [_score(model["scores"].get(g["slice"])) for g in gates]
+        cells += [score_cell(model["scores"].get(g["slice"]), decimals[g["slice"]]) for g in gates]
         rows.append([*cells, number(model["objective"]), passed_cell(model["feasible"])])
     return Table("All models, slice by slice", heads, rows)
 
 
-def _score(score: Data | None) -> Cell:
+def score_cell(score: Data | None, decimals: int) -> Cell:
+    """A score with its interval, marked where it misses its floor."""
     if score is None:
         return Cell("-")
-    between = span(score["interval"]) if score["interval"] else ""
-    if score["passed"] is False:
-        return Cell(f"✗ {number(score['score'])}", between, "bad")
-    return Cell(number(score["score"]), between)
+    text, between = number(score["score"], decimals), span(score["interval"], decimals) if score["interval"] else ""
+    return Cell(f"✗ {text}", between, "bad") if score["passed"] is False else Cell(text, between)
 
 
 # Trials

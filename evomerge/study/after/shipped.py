@@ -11,10 +11,12 @@ from evomerge.errors import InputError
 from evomerge.escape import code, markdown
 from evomerge.files.fitness_file import read_fitness
 from evomerge.merging.disk.origin import Origin
+from evomerge.numbers import behind, number
+from evomerge.scoring.gates import floor_decimals
 from evomerge.scoring.tasks.benchmarks import benchmark_doubts
 from evomerge.study.after.status import Status
 from evomerge.study.run.items import recorded_items
-from evomerge.study.run.leaderboard import Leaderboard
+from evomerge.study.run.leaderboard import Leaderboard, better_parent
 from evomerge.study.run.manifest import Environment
 from evomerge.study.run.recorded import intervals
 from evomerge.study.run.trial import UNIFORM, Trial
@@ -44,6 +46,10 @@ class _Told:
             t for t in leaderboard.trials if t.kind == "reference" and t.number != trial.number and t.scores
         ]
         self._models.append(trial)
+        verdicts = [v for model in self._models for v in leaderboard.verdicts(model)]
+        self._decimals = {
+            n: floor_decimals(g.floor, g.sign, [v for v in verdicts if v.slice == n]) for n, g in self._gates.items()
+        }
 
     # For the card
 
@@ -52,7 +58,7 @@ class _Told:
         yield "## Results"
         yield ""
         what = "which the search never saw" if self._split == "holdout" else "by which the search chose"
-        yield f"Scores on the {self._split} items, {what}; in brackets 95 % intervals, ✗: misses the floor."
+        yield f"Scores on the {self._split} items, {what}; in brackets 95 % intervals, ✗: misses the floor{self._by}."
         yield ""
         yield from self._table()
         yield ""
@@ -66,7 +72,8 @@ class _Told:
         yield _row(["---", *["---:"] * (len(heads) + 1), "---"])
         floors = {n: None if g.floor is None else g.sign * g.floor for n, g in self._gates.items()}
         signs = {name: "≥" if gate.sign > 0 else "≤" for name, gate in self._gates.items()}
-        yield _row(["floor", *(f"{signs[n]} {f:.4f}" if f is not None else "-" for n, f in floors.items()), "", ""])
+        limits = [f"{signs[n]} {number(f, self._decimals[n])}" if f is not None else "-" for n, f in floors.items()]
+        yield _row(["floor", *limits, "", ""])
         for trial in self._models:
             yield _row(list(self._cells(trial)))
 
@@ -80,11 +87,19 @@ class _Told:
             if name not in trial.scores:
                 yield "-"
                 continue
-            span = spans.get(name)
-            more = "" if span is None else f" ({span[0]:.3f}–{span[1]:.3f})"
-            yield f"{'✗ ' if name in missed else ''}{sign * trial.scores[name]:.4f}{more}"
-        yield "-" if trial.objective is None else f"{trial.objective:.4f}"
-        yield "pass" if verdicts and not missed else "miss"
+            score, decimals = sign * trial.scores[name], self._decimals[name]
+            more = behind(score, spans.get(name), decimals)
+            yield f"{'✗ ' if name in missed else ''}{number(score, decimals)}{more}"
+        yield number(trial.objective)
+        if trial.state == "pruned":
+            yield "pruned"
+        else:
+            yield "pass" if verdicts and not missed else "miss"
+
+    @property
+    def _by(self) -> str:
+        """What misses a floor, where that is not the score."""
+        return "" if self._state.confidence is None else " by its confidence bound"
 
     def _label(self, trial: Trial) -> str:
         if trial.number == self._trial.number:
@@ -104,6 +119,11 @@ class _Told:
         yield f"- Search: run {code(state.folder.name)}, {code(trial.name)} of {spent} (budget: {', '.join(limits)})."
         optimizer = self._optimizer
         yield f"- Optimizer: {code(optimizer.get('name'))}, seed {code(optimizer.get('seed'))}."
+        if state.confidence is not None:
+            yield f"- Floors are held against {100 * state.confidence:g} % confidence bounds of the scores."
+        parent = better_parent(self._leaderboard, trial)
+        if parent is not None:
+            yield f"- Note: {code(parent.name)} itself passes every floor and scores better."
         if trial.state == "pruned":
             yield f"- Its scores are predicted from {trial.evaluated} of {trial.items} items."
         versions = ((name, version) for name, version in self._environment.versions.items() if name != "platform")
@@ -130,6 +150,7 @@ class _Told:
             "trial": trial.number,
             "winner": winner is not None and winner.number == trial.number,
             "split": self._split,
+            "confidence": self._state.confidence,
             "slices": {name: self._slice(name) for name in self._gates},
             "scores": {self._label(t): self._scores(t) for t in self._models},
             "missed": [v.slice for v in leaderboard.verdicts(trial) if not v.passed],

@@ -222,5 +222,19 @@ class Leaderboard:
         self._front[number] = values
 
 
+def better_parent(holdout: Leaderboard, winner: Trial | None) -> Trial | None:
+    """Returns the base or source that passes every floor and scores better than the winner."""
+    best = passing_parent(holdout)
+    if best is None or winner is None or best.objective is None or winner.objective is None:
+        return None
+    return best if best.objective > winner.objective else None
+
+
+def passing_parent(holdout: Leaderboard) -> Trial | None:
+    """Returns the base or source that scores best of those that pass every floor."""
+    parents = [t for t in holdout.trials if t.is_parent and holdout.outcome(t).feasible]
+    return max(parents, key=lambda t: -math.inf if t.objective is None else t.objective, default=None)
+
+
 def _as_good(values: tuple[float, ...], others: tuple[float, ...]) -> bool:
     return all(a >= b for a, b in zip(values, others, strict=True))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError, Where, suggestion
+from evomerge.escape import shortened
 from evomerge.registry import load
 
 
@@ -66,8 +67,14 @@ _FLAG = Where("--track")
 
 
 def make_trackers(chosen: Iterable[str | Tracker]) -> list[Tracker]:
-    """The trackers that are named, and those that are given. InputError for a name that is none, and where a package
-    is not installed."""
+    """The trackers that are named, and those that are given. InputError for what is neither, and where a package is
+    not installed."""
+    if isinstance(chosen, str):
+        raise InputError(f"trackers is the text {chosen[:60]!r}", "give a list of names and trackers", _FLAG)
+    chosen = list(chosen)
+    for one in chosen:
+        if not isinstance(one, str | Tracker):
+            raise InputError(f"{shortened(repr(one), 60)} is no tracker", "give names and objects of Tracker", _FLAG)
     names = {one: _target(one) for one in tracker_names(chosen)}  # all of them, before one is made
     return [one if isinstance(one, Tracker) else load(names[one])() for one in dict.fromkeys(chosen)]
 

@@ -50,6 +50,7 @@ class MadeRun:
     answer: str = "seven"
     reason: str = "out of memory"
     metric: str = "acc"
+    floor: float = 0.5
     turn: int = 0
     random: random.Random = field(default_factory=lambda: random.Random(0))
 
@@ -70,7 +71,7 @@ class MadeRun:
             trial = store.start("reference", label, {}, self._recipe({}), 0)
             self._end(folder, store, trial, 0.2 + 0.2 * at / len(labels))
         floors = Floors(
-            {name: Gate(name, 0.5, "0.5") for name in self.slices},
+            {name: Gate(name, self.floor, f"{self.floor:.6g}") for name in self.slices},
             dict.fromkeys(self.slices, 1.0),
             traded=tuple(self.slices) if self.pareto else (),
         )

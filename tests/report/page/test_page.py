@@ -125,6 +125,17 @@ def test_the_page_tells_the_numbers_of_the_winner(tmp_path: Path) -> None:
     assert data["cost"]["racing"] == {"trials": 1, "saved": ITEMS * 3 // 2}
 
 
+def test_a_missed_floor_looks_missed(tmp_path: Path) -> None:
+    known, _, _ = read(MadeRun(tmp_path).make())
+    score = known["models"][0]["scores"]["shipping"]["score"]
+    floor = score + 4e-6
+    _, text, _ = read(MadeRun(tmp_path, name="close", floor=floor).make())
+    assert f"✗ {score:.6f}" in text
+    assert f"≥ {floor:.6f}" in text
+    compared = evomerge.write_report(tmp_path / "runs/close", tmp_path / "both.html", compare=tmp_path / "runs/made")
+    assert f"≥ {floor:.6f}" in compared.file.read_text()
+
+
 def test_items_that_a_parent_gets_right(tmp_path: Path) -> None:
     data, _, reader = read(MadeRun(tmp_path, winner=False).make())
     folder, subject = tmp_path / "runs" / "made" / "items", data["verdict"]["trial"]

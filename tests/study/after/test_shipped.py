@@ -13,6 +13,8 @@ from huggingface_hub import ModelCard
 import evomerge
 from evomerge.cli import main
 from evomerge.merging.disk.stream import checkpoint_digest
+from evomerge.study.after.shipped import origin_of
+from tests.report.page.made import MadeRun
 
 Study = Callable[..., Path]
 
@@ -92,3 +94,42 @@ def test_a_recipe_alone_is_not_pushed(tiny_study: Study, capsys: pytest.CaptureF
     evomerge.search(tiny_study(), trials=5)
     assert main(["export", "space", "--push-to-hub", "x", "--allow-infeasible"]) == 2
     assert "a recipe alone is not pushed; add --checkpoint DIR" in capsys.readouterr().err
+
+
+def close(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    """The base misses its floor by less than four decimals show."""
+    fitness["slices"]["a"]["floor"] = {"of": "base", "margin": -4e-6}
+
+
+def test_a_missed_floor_looks_missed(tiny_study: Study, tmp_path: Path) -> None:
+    study = evomerge.search(tiny_study(close), trials=5)
+    evomerge.export("space", checkpoint="out", allow_infeasible=True)
+    rows = table((tmp_path / "out/README.md").read_text())
+    floor, score = rows[2][1].removeprefix("≥ "), rows[3][1].removeprefix("✗ ").partition(" ")[0]
+    assert float(score) < float(floor)
+    page = study._repr_html_()
+    assert f"<td>{floor}</td>" in page
+    assert f"<td>{score} ✗</td>" in page
+
+
+def bounded(space: dict[str, Any], fitness: dict[str, Any]) -> None:
+    fitness["confidence"] = 0.8
+
+
+def test_the_card_says_what_is_held_to_the_floors(tiny_study: Study, tmp_path: Path) -> None:
+    evomerge.search(tiny_study(bounded), trials=5)
+    evomerge.export("space", checkpoint="out", allow_infeasible=True)
+    card = (tmp_path / "out/README.md").read_text()
+    assert "✗: misses the floor by its confidence bound." in card
+    assert "- Floors are held against 80 % confidence bounds of the scores." in card
+    assert json.loads((tmp_path / "out/reproduce.json").read_text())["search"]["confidence"] == 0.8
+
+
+def test_the_card_names_a_parent_that_is_better(tmp_path: Path) -> None:
+    state = evomerge.status(MadeRun(tmp_path, floor=0.1).make())
+    poor = state.search.merges()[-1]
+    best = state.search.best()
+    assert best is not None
+    words = "- Note: `two` itself passes every floor and scores better."
+    assert words in origin_of(state, poor, state.search, "search", "").results
+    assert words not in origin_of(state, best, state.search, "search", "").results
