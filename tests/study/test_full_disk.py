@@ -172,7 +172,7 @@ def test_a_disk_that_is_really_full(
     said = capsys.readouterr().err
     (line,) = [line for line in said.splitlines() if line.startswith("error:")]
     assert "full" in line
-    assert f"evomerge resume {run if storage == 'journal' else 'run'}" in line
+    assert f"evomerge resume {'disk/run' if storage == 'journal' else 'run'}" in line
     assert "Traceback" not in said
     assert status(run).done >= 5
     other.unlink()

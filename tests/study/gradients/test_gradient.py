@@ -383,9 +383,7 @@ def test_a_density_is_held_during_the_steps_and_searched_after_them(tiny_study: 
 # Generated answers
 
 
-def test_generated_answers_are_followed_to_the_best_sources(
-    tiny_study: Study, tmp_path: Path, one_thread: None
-) -> None:
+def written(tmp_path: Path) -> Callable[[dict[str, Any], dict[str, Any]], None]:
     def change(space: dict[str, Any], fitness: dict[str, Any]) -> None:
         along(space, fitness)
         Bench(tmp_path).write()
@@ -393,7 +391,11 @@ def test_generated_answers_are_followed_to_the_best_sources(
         space["optimizer"]["steps"] = 4
         space["budget"] = {"trials": 8}
 
-    space = tiny_study(change)
+    return change
+
+
+def test_generated_answers_are_followed_to_the_best_sources(tiny_study: Study, tmp_path: Path) -> None:
+    space = tiny_study(written(tmp_path))
     result = evomerge.search(space, run="whole")
     steps = [trial for trial in result.search.trials if trial.slopes is not None]
     assert len(steps) == 4
@@ -403,5 +405,11 @@ def test_generated_answers_are_followed_to_the_best_sources(
         evomerge.search(space, run="parts")
     evomerge.resume("parts")
     assert facts("parts") == facts("whole")
+
+
+@pytest.mark.slow
+def test_workers_learn_the_same_answers(tiny_study: Study, tmp_path: Path, one_thread: None) -> None:
+    space = tiny_study(written(tmp_path))
+    evomerge.search(space, run="one")
     evomerge.search(space, run="two", workers=2, device="cpu")
-    assert facts("two") == facts("whole")
+    assert facts("two") == facts("one")
