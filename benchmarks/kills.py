@@ -306,12 +306,15 @@ def kill_merges(place: Path, kind: str, kills: int, draw: random.Random) -> Coun
     shards = ["--out-shard-size", "1MB"] if "sharded" in kind else []
     expected = {}
     seconds = 0.0
+    # Called as the killed ones are, and as deep: a checkpoint holds its own name, and its models as seen from itself
+    whole = {name: place / name / "out" for name in recipes}
     for name, recipe_file in recipes.items():
+        whole[name].parent.mkdir()
         started = time.monotonic()
-        if wait(fork(place, ["merge", str(recipe_file), str(place / name), *shards])):
+        if wait(fork(place, ["merge", str(recipe_file), str(whole[name]), *shards])):
             sys.exit((place / "log").read_text())
         seconds = time.monotonic() - started
-        expected[name] = _content(place / name)
+        expected[name] = _content(whole[name])
     counts: Counter[str] = Counter()
     overwrite = "overwrite" in kind
     while counts["kills"] < kills:
@@ -319,7 +322,7 @@ def kill_merges(place: Path, kind: str, kills: int, draw: random.Random) -> Coun
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         if overwrite:
-            shutil.copytree(place / "old", folder / "out")
+            shutil.copytree(whole["old"], folder / "out")
         command = ["merge", str(recipes["new"]), str(folder / "out"), *shards, *(["--overwrite"] if overwrite else [])]
         code = kill_after(fork(folder, command), draw.uniform(0, seconds))
         killed = code == -signal.SIGKILL
