@@ -130,6 +130,11 @@ def write_task(folder: Path, name: str, seed: int, count: int = 40) -> None:
         return "".join(draw.choice(LETTERS[:-1]) for _ in range(n))
 
     items = [{"question": word(6), "choices": [" " + word(3) for _ in range(3)], "label": i % 3} for i in range(count)]
+    write_choices(folder, name, items)
+
+
+def write_choices(folder: Path, name: str, items: list[dict[str, Any]]) -> None:
+    """A multiple choice task of these items (`question`, `choices`, `label`), as lm-eval YAML with its data beside."""
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     task = {
         "task": name,

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from tests.conftest import write_choices
+
 ROOT = Path(__file__).parents[1]
 _FENCE = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$", re.S | re.M)
 _NAMED = re.compile(r"# ([\w./-]+\.(?:ya?ml|py|toml))\n")
@@ -169,18 +171,5 @@ def save_task(folder: Path, name: str) -> None:
     """A task that every model passes: of two choices the right one is the beginning of the other."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [f"{a}{b}{c}" for a in "abcd" for b in "efg" for c in "hij"]
-    rows = [{"question": word, "choices": [" a", " abcdefghij"], "label": 0} for word in words]
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task: dict[str, Any] = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "label",
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc"}],
-    }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    rows: list[dict[str, Any]] = [{"question": word, "choices": [" a", " abcdefghij"], "label": 0} for word in words]
+    write_choices(folder, name, rows)

@@ -174,8 +174,8 @@ def _slice(name: str, node: Node) -> SliceSpec:
     parts = node.declared({**SLICE, **SLICE_OPTIONS}, "{task: wikitext, metric: bits_per_byte}")
     if sum(kind in parts for kind in _KINDS) != 1:
         kinds = (
-            "`task` (an lm-eval task), `python` (module:function), `scorer` (of a plug-in), `command` (a program) or "
-            "`measure` (of its size)"
+            "`task` (an lm-eval task), `python` (module:function), `scorer` (of a plug-in), `command` (a program), "
+            "`measure` (of its size), or `of` (the answers of another slice)"
         )
         node.fail(f"needs one of {kinds}", "give one of them")
     if "cwd" in parts and "command" not in parts:

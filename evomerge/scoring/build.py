@@ -120,7 +120,7 @@ class _Builder:
             self._check_clusters(spec, source, metric.clusters)
 
         def read(answers: Answers) -> SliceScore:
-            score, given = metric.read(answers.rows[metric.filter]), answers.given.get(metric.filter, {})
+            score, given = metric.read(answers.rows[metric.filter]), answers.given[metric.filter]
             items = (replace(i, answer=answer_by(metric.name, i.item, given)) for i in score.items)
             return replace(score, items=tuple(items), loss=answers.loss)
 

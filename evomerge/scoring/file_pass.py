@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from evomerge.escape import excerpt
 from evomerge.files.objects import FitnessSpec, SliceSpec
-from evomerge.scoring.item_files import cluster_names, deal_items, read_items
+from evomerge.scoring.item_files import cluster_names, deal_items
 from evomerge.scoring.splits import SIDES, Deal, item_key, labels
 from evomerge.scoring.stats.aggregation import ItemMean, MeanKind
 from evomerge.types import Document, ItemScore, SplitName
@@ -21,10 +22,10 @@ class FilePass:
     """Items that are loaded and dealt once. Slices with the same data file share the deal, so that no item is on the
     search side of one and on the holdout side of another."""
 
-    def __init__(self, fitness: FitnessSpec, spec: SliceSpec) -> None:
-        """InputError where the items cannot be loaded."""
+    def __init__(self, fitness: FitnessSpec, spec: SliceSpec, items: list[dict[str, Any]]) -> None:
+        """`items`: the rows of the slice's file. InputError where they lack the field of its `cluster`."""
         assert spec.data is not None  # the fitness file's reader asked for it
-        self.spec, self.items = spec, read_items(spec.data)
+        self.spec, self.items = spec, items
         self.labels = labels([item_key(item) for item in self.items])
         named = [] if spec.cluster is None else zip(self.labels, cluster_names(spec, self.items), strict=True)
         self.clusters: dict[str, str] = dict(named)

@@ -29,6 +29,9 @@ class Suite:
 
     def __init__(self, fitness: FitnessSpec, slices: Mapping[str, ScoredSlice], model: Any) -> None:
         self.fitness, self.slices, self._model = fitness, dict(slices), model
+        sources = {id(slice_.source): slice_.source for slice_ in self.slices.values()}
+        self.takers = [source for source in sources.values() if isinstance(source, TakesCandidate)]
+        """The sources that have to be told of each candidate."""
         self.info = _info(self.slices, bool(fitness.traded))
 
     @classmethod
@@ -55,12 +58,6 @@ class Suite:
                 return cls(fitness, build_slices(fitness, model, tokenizer, split), model)
         except ExitCalled as error:
             raise InputError(f"a task cannot be built: {error}", "mend its code", Where(fitness.file)) from error
-
-    @property
-    def takers(self) -> list[TakesCandidate]:
-        """The sources that have to be told of each candidate."""
-        sources = (slice_.source for slice_ in self.slices.values())
-        return [source for source in sources if isinstance(source, TakesCandidate)]
 
     def become(self, candidate: Candidate) -> None:
         """Takes in the candidate that the model has become."""

@@ -22,6 +22,7 @@ from evomerge.scoring.commands.folder import CandidateFolder
 from evomerge.scoring.commands.line import check_program, filled
 from evomerge.scoring.commands.program import CommandFailed, run
 from evomerge.scoring.file_pass import FilePass
+from evomerge.scoring.item_files import read_items
 from evomerge.types import SliceScore, SplitName
 
 log = logging.getLogger(__name__)
@@ -44,10 +45,11 @@ class CommandPass(FilePass):
 
     def __init__(self, fitness: FitnessSpec, spec: SliceSpec, folder: CandidateFolder) -> None:
         """`folder`: of the candidate; slices share it. InputError where the program or its items are missing."""
-        super().__init__(fitness, spec)
         assert spec.command is not None
-        self.command, self._folder = spec.command, folder
+        assert spec.data is not None
         check_program(spec)
+        super().__init__(fitness, spec, read_items(spec.data))
+        self.command, self._folder = spec.command, folder
         self.ids = item_ids(self.items)
         self._digest, self._all = "", dict[str, Row]()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -115,7 +116,7 @@ class CommandFailed(TrialError):
 def _read(stream: IO[bytes], kept: deque[bytes]) -> None:
     size = 0
     with suppress(OSError, ValueError):
-        while chunk := stream.read1(8192):  # type: ignore[attr-defined]
+        while chunk := os.read(stream.fileno(), 8192):
             kept.append(chunk)
             size += len(chunk)
             while size - len(kept[0]) > _KEPT:

@@ -24,8 +24,7 @@ class CallablePass(FilePass):
     def __init__(self, fitness: FitnessSpec, spec: SliceSpec, model: Any, tokenizer: Any) -> None:
         """`model`: a transformers model, or a `BuiltModel`, whose model the scorer gets. InputError where the scorer or
         its items cannot be loaded."""
-        check_scorer(spec)
-        super().__init__(fitness, spec)
+        super().__init__(fitness, spec, check_scorer(spec))
         assert spec.python is not None  # the builder chose by it
         self._model, self._builder = model, fitness.model
         self._tokenizer = FreshTokenizer(tokenizer)  # a scorer's changes must not reach the next slice

@@ -176,6 +176,7 @@ class TaskPass:
             said = {f: {k: v for task in prepared.tasks for k, v in given(task, f).items()} for f in filters}
             if REPLIES in self.filters:
                 rows[REPLIES] = {task.leaf: prepared.replies(task) for task in prepared.tasks}
+                said[REPLIES] = {}  # the slice that asked keeps the texts
             return Answers(rows, prepared.loss(), said)
 
     def documents(self, split: SplitName) -> Iterator[Document]:
