@@ -16,7 +16,7 @@ from evomerge.cli import parser
 from evomerge.files import keys as files
 from evomerge.files.module_groups import GROUPS
 from evomerge.files.nodes import interval
-from evomerge.files.objects import MEASURES, OLD_KEYS
+from evomerge.files.objects import LENGTHS, MEASURES, OLD_KEYS
 from evomerge.optimize.declarations import OPTIONS, Option, declaration
 from evomerge.recipe import keys as recipe
 from evomerge.registry import (
@@ -172,7 +172,11 @@ def fitness_file() -> str:
             "[The two files](../files.md#the-fitness-file) shows it as a whole. Paths are relative to the file.\n",
             _keys("The file", files.FITNESS),
             f"Old names are read, too: {old}.\n",
-            _keys("A slice", files.SLICE, "An entry of `slices`: one of `task`, `python`, `scorer` and `measure`."),
+            _keys(
+                "A slice",
+                files.SLICE,
+                "An entry of `slices`: one of `task`, `of`, `python`, `scorer`, `command` and `measure`.",
+            ),
             _keys("Options of lm-eval", files.SLICE_OPTIONS, "Also of a slice with a `task`."),
             _keys("A floor", files.FLOOR, "`floor`, where it is not a number: with one of `keep` and `margin`."),
             _keys("The split", files.SPLIT, "`split`."),
@@ -355,8 +359,11 @@ def metrics() -> str:
             "`metric_list` or its own code names. A slice of a metric that a task does not report is an error, which "
             "names those that it does.\n",
             table(["metric", "better is", "an item has", "standard error", "default of tasks that are"], rows),
-            "## Functions\n\nA slice with `python` or `scorer` is the mean of the numbers that its function returns: "
-            "better is higher, unless `direction: lower` says otherwise.\n",
+            "## Answers of another slice\n\nA slice with `of` measures what that slice's model has written; better is "
+            "lower.\n",
+            table(["metric", "better is"], [[f"`{name}`", _better(False)] for name in LENGTHS]),
+            "## Functions and programs\n\nA slice with `python`, `scorer` or `command` is the mean of the numbers that "
+            "its function returns or its program writes: better is higher, unless `direction: lower` says otherwise.\n",
             "## Sizes\n\nA slice with `measure` is a size of the candidate; better is lower.\n",
             table(["measure", "better is"], [[f"`{name}`", _better(False)] for name in MEASURES]),
         ]

@@ -15,6 +15,7 @@ from evomerge.files.keys import FITNESS, FLOOR, SLICE, SLICE_OPTIONS, SPLIT
 from evomerge.files.kinds import load_fitness
 from evomerge.files.nodes import Node, as_number
 from evomerge.files.objects import (
+    LENGTHS,
     MEASURES,
     OLD_KEYS,
     PLACEHOLDER,
@@ -53,7 +54,6 @@ _READERS: dict[str, Callable[[Node], Any]] = {
 _KINDS = ("task", "of", "python", "scorer", "command", "measure")
 _OF_MEASURES = ("measure", "floor", "weight")
 _OF_REPLIES = ("of", "metric", "floor", "weight")
-_LENGTHS = ("generated_tokens", "truncated")
 MOST_SAMPLES = 256
 
 
@@ -238,8 +238,8 @@ def _check_replies(node: Node, parts: dict[str, Node]) -> None:
         if key not in _OF_REPLIES:
             part.fail(f"is that of slice {parts['of'].value!r}, whose answers are measured", "remove it")
     if "metric" not in parts:
-        node.fail("has no 'metric'", f"add `metric: {_LENGTHS[0]}` or `metric: {_LENGTHS[1]}`")
-    parts["metric"].one_of(_LENGTHS, "metric of another slice's answers")
+        node.fail("has no 'metric'", f"add `metric: {LENGTHS[0]}` or `metric: {LENGTHS[1]}`")
+    parts["metric"].one_of(LENGTHS, "metric of another slice's answers")
 
 
 def _measured(spec: SliceSpec, slices: Mapping[str, SliceSpec]) -> SliceSpec:

@@ -29,6 +29,9 @@ MEASURES: tuple[Measure, ...] = ("layers", "parameters")
 """What is known of a candidate's size without asking it: the layers of its language model, and the parameters of the
 checkpoint that it is written as."""
 
+LENGTHS = ("generated_tokens", "truncated")
+"""What can be measured of answers that were written: how many tokens they have, and which of them were cut off."""
+
 Pruner = Literal["early_stop", "racing", "representative"]
 PRUNERS: tuple[Pruner, ...] = ("early_stop", "racing", "representative")
 OLD_KEYS = {"economy": "pruning"}

@@ -16,7 +16,6 @@ from evomerge.report import plots
 from evomerge.report.results import closest
 from evomerge.report.tables import describe, directed
 from evomerge.report.verdicts import verdict
-from evomerge.scoring.gates import floor_decimals
 from evomerge.scoring.slices import SliceInfo
 from evomerge.study import search as launching
 from evomerge.study.after.status import status
@@ -134,10 +133,7 @@ class Study(launching.Result):
         lines = verdict(self) if self.release is not None else self._so_far()
         head = "".join(f"<th>{_html(n)}<br><small>{_html(self._metric(n))}</small></th>" for n in board.gates)
         shown = self._shown(board)
-        verdicts = [v for trial in shown for v in board.verdicts(trial)]
-        decimals = {
-            n: floor_decimals(g.floor, g.sign, [v for v in verdicts if v.slice == n]) for n, g in board.gates.items()
-        }
+        decimals = board.decimals(shown)
         rows = [_row("floor", [_floor(board, name, decimals[name]) for name in board.gates], "")]
         rows += [self._trial_row(board, trial, decimals) for trial in shown]
         words = "<br>".join(map(_html, lines))

@@ -94,8 +94,7 @@ def leaderboard_table(
     that is predicted."""
     gates = leaderboard.gates
     columns = [*slice_columns(gates, metrics), Column("objective"), Column("floors", numbers=False)]
-    verdicts = [verdict for _, trial in rows for verdict in leaderboard.verdicts(trial)]
-    decimals = {n: floor_decimals(g.floor, g.sign, [v for v in verdicts if v.slice == n]) for n, g in gates.items()}
+    decimals = leaderboard.decimals(trial for _, trial in rows)
     floors = [Cell(limit(gate.floor, gate.sign, decimals[name])) for name, gate in gates.items()]
     lines = [Row(["floor"], [*floors, Cell(""), Cell("")], "dim", ends=True)]
     for label, trial in rows:

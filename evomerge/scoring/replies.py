@@ -8,11 +8,10 @@ from typing import Any
 
 from evomerge.errors import InputError, TrialError
 from evomerge.escape import quoted
-from evomerge.files.objects import SliceSpec
+from evomerge.files.objects import LENGTHS, SliceSpec
 
 REPLIES = "replies"
 """Stands in the place of a filter's name for what is read from the replies themselves."""
-GENERATED_TOKENS, TRUNCATED = "generated_tokens", "truncated"
 
 
 class Written(str):
@@ -49,10 +48,8 @@ def measured(text: str, tokenizer: Any, limit: int) -> Written:
 def lengths(replies: Sequence[Written]) -> dict[str, float]:
     """The mean length of an item's replies, and the share of them that was cut off."""
     count = max(1, len(replies))
-    return {
-        GENERATED_TOKENS: sum(reply.tokens for reply in replies) / count,
-        TRUNCATED: sum(reply.truncated for reply in replies) / count,
-    }
+    means = sum(reply.tokens for reply in replies) / count, sum(reply.truncated for reply in replies) / count
+    return dict(zip(LENGTHS, means, strict=True))
 
 
 class Samples(tuple[Any, ...]):

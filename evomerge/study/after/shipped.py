@@ -12,7 +12,6 @@ from evomerge.escape import code, markdown
 from evomerge.files.fitness_file import read_fitness
 from evomerge.merging.disk.origin import Origin
 from evomerge.numbers import behind, number
-from evomerge.scoring.gates import floor_decimals
 from evomerge.scoring.tasks.benchmarks import benchmark_doubts
 from evomerge.study.after.status import Status
 from evomerge.study.run.items import recorded_items
@@ -46,10 +45,7 @@ class _Told:
             t for t in leaderboard.trials if t.kind == "reference" and t.number != trial.number and t.scores
         ]
         self._models.append(trial)
-        verdicts = [v for model in self._models for v in leaderboard.verdicts(model)]
-        self._decimals = {
-            n: floor_decimals(g.floor, g.sign, [v for v in verdicts if v.slice == n]) for n, g in self._gates.items()
-        }
+        self._decimals = leaderboard.decimals(self._models)
 
     # For the card
 

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from evomerge.optimize.ordering import RankKey, rank_key
-from evomerge.scoring.gates import Gate, Verdict, feasible, judge, shortfall
+from evomerge.scoring.gates import Gate, Verdict, feasible, floor_decimals, judge, shortfall
 from evomerge.study.run.trial import Trial
 from evomerge.types import Outcome, shown
 
@@ -190,6 +190,12 @@ class Leaderboard:
     def passes(self, trial: Trial) -> bool:
         """Whether a trial is a merge that was scored in full and passes every floor."""
         return self._is_merge(trial) and self.outcome(trial).feasible
+
+    def decimals(self, trials: Iterable[Trial]) -> dict[str, int]:
+        """By slice, the decimals with which each score of these trials is on the right side of its floor."""
+        verdicts = [verdict for trial in trials for verdict in self.verdicts(trial)]
+        told = {name: [v for v in verdicts if v.slice == name] for name in self.gates}
+        return {name: floor_decimals(gate.floor, gate.sign, told[name]) for name, gate in self.gates.items()}
 
     def improvements(self) -> list[Trial]:
         """The trials that were the best feasible merge when they ended."""
