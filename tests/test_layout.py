@@ -66,7 +66,7 @@ INSIDE = {
         ["slices"],
         ["python"],
         ["preflight"],
-        ["commands"],
+        ["commands", "serving"],
         ["tasks", "file_pass"],
         ["gates", "item_files", "measures"],
         ["stats", "candidate"],

@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,7 @@ def place_models(
     share: Share | None = None,
     step: int = 0,
     factors: int = 0,
+    engine: int = 0,
 ) -> Placement:
     """Plans what lives where in a study of such merges, with a resident model of this dtype.
 
@@ -104,13 +106,14 @@ def place_models(
         share: the part of devices, host and limits that this is for, where several workers share them.
         step: bytes that a gradient step takes beside the weights.
         factors: bytes of the factors of deltas that bands need.
+        engine: bytes that a serving engine takes beside the model, on each device.
 
     Raises:
         InputError: there is no such device, the limits are none, or the model does not fit.
     """
     elements = {name: math.prod(job.shape) for name, job in planned.jobs.items()}
     sizes = ModelSizes.of(elements, dtype, planned.stack)
-    return place_sizes(sizes, checkpoints, device, memory, share, step, factors)
+    return place_sizes(sizes, checkpoints, device, memory, share, step, factors, engine)
 
 
 def place_sizes(
@@ -121,12 +124,16 @@ def place_sizes(
     share: Share | None = None,
     step: int = 0,
     factors: int = 0,
+    engine: int = 0,
 ) -> Placement:
     """As place_models, of a resident model whose sizes are known. Raises InputError."""
     limits, share = parse_memory(memory), share or Share(device, spare=device == "auto")
     names, whole = choose_devices(device), host_memory()
     host = share.of(whole)
     devices = [host if name == CPU else share.of(device_memory(name, whole)) for name in names]
+    if engine:
+        devices = [_less(device, engine) for device in devices]
+        host = devices[0] if names == [CPU] else host
     bounds = share.within(limits(names == [CPU]))
     try:
         speed = rates(names[0])
@@ -134,10 +141,17 @@ def place_sizes(
             model, checkpoints, devices, host, speed, bounds, first_that_fits=share.spare, step=step, factors=factors
         )
     except InputError as error:
+        if engine:
+            error = InputError(f"{error.problem} beside vLLM", f"write engine: resident, or {error.mend}", error.where)
         if share.on_host == 1:
-            raise
+            raise error from None
         problem = f"{error.problem} for each of {share.on_host} workers"
         raise InputError(problem, f"use fewer --workers; else {error.mend}", error.where) from None
+
+
+def _less(device: Device, taken: int) -> Device:
+    """A device with so many bytes less that are free."""
+    return replace(device, free=max(0, device.free - taken))
 
 
 def device_memory(name: str, host: Device) -> Device:

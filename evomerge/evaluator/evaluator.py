@@ -14,6 +14,7 @@ from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluation import Evaluation
 from evomerge.evaluator.models import OpenModels
 from evomerge.evaluator.progress import Progress
+from evomerge.evaluator.serving import asks_engine, engine_bytes, engine_memory, model_bytes, servable, start_engine
 from evomerge.evaluator.shares import Share
 from evomerge.evaluator.step_memory import StepMemory, planned_step
 from evomerge.files.objects import FitnessSpec, Measure
@@ -34,6 +35,7 @@ from evomerge.merging.resident.stacks import hold_stages, prepare_stacks
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.candidate import Candidate
 from evomerge.scoring.python.functions import ModelBuilder
+from evomerge.scoring.serving.serving import Serving
 from evomerge.scoring.suite import Suite
 from evomerge.types import SplitName
 
@@ -77,6 +79,10 @@ class Evaluator:
         merge = plan_merge(outline, bank.open)
         tokenizer = output_tokenizer(outline.output, merge)
         check_loadable(fitness, models.base, merge, tokenizer)
+        varies = "candidates have layers of their own, and vLLM serves one structure" if stack is not None else ""
+        candidates = servable(
+            merge, models.checkpoints.values(), tokenizer, models.space.models.dtype, placement, varies
+        )
         progress.phase("loading the base and its sources")
         _fill(bank, models, progress)
         if models.space.banded:
@@ -86,10 +92,17 @@ class Evaluator:
         if isinstance(resident, Resident):
             resident.most_kept = _KEPT
         progress.phase("building the tasks")
-        suite = Suite.build(fitness, resident.model, resident.tokenizer)
+        serving = Serving(candidates, engine_memory(candidates, placement))
+        suite = Suite.build(fitness, resident.model, resident.tokenizer, serving=serving)
         for line in suite.doubts():
             progress.warn(line)
-        return cls(resident, suite, StepMemory.of(models, merge, min(placement.reserves.values())))
+        evaluator = cls(resident, suite, StepMemory.of(models, merge, min(placement.reserves.values())))
+        start_engine(evaluator, "search", [models.space.parent(models.space.models.base), outline], progress)
+        return evaluator
+
+    def close(self) -> None:
+        """Ends what runs beside this process."""
+        self.suite.close()
 
     def evaluate(
         self,
@@ -238,7 +251,9 @@ def place_candidates(
     merge = _largest(models)
     step = planned_step(models, fitness.batch_size, merge)
     taken = _factor_bytes(models) + _held_bytes(models)
-    return place_models(merge, models.space.models.dtype, models.checkpoints, device, memory, share, step, taken)
+    dtype = models.space.models.dtype
+    engine = engine_bytes(model_bytes(merge, dtype)) if asks_engine(fitness) else 0
+    return place_models(merge, dtype, models.checkpoints, device, memory, share, step, taken, engine)
 
 
 def _largest(models: OpenModels) -> MergePlan:

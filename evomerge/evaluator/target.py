@@ -13,6 +13,7 @@ from evomerge.errors import InputError
 from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluator import Evaluator, check_loadable, decompose, resident_model
 from evomerge.evaluator.progress import Progress
+from evomerge.evaluator.serving import asks_engine, engine_bytes, engine_memory, model_bytes, servable, start_engine
 from evomerge.files.objects import FitnessSpec
 from evomerge.merging.kernels.bands import factor_bytes
 from evomerge.merging.plan.alignment import promoted
@@ -25,6 +26,7 @@ from evomerge.merging.resident.materialize import as_it_is
 from evomerge.merging.resident.stacks import prepare_stacks
 from evomerge.recipe.mergekit import recipe_of
 from evomerge.recipe.recipe import Recipe, alone, base_of
+from evomerge.scoring.serving.serving import Serving
 from evomerge.scoring.suite import Suite
 from evomerge.types import Scores, SplitName
 
@@ -98,32 +100,40 @@ def load_evaluator(
     device: str,
     memory: str | None,
     progress: Progress,
+    serve: bool = False,
 ) -> Evaluator:
     """Loads a resident model with the target's tokenizer, the checkpoints of `planned` beside it, and the tasks. The
-    references are read once and stay in their files.
+    references are read once and stay in their files. `serve`: an engine answers slices that ask for it, else the
+    resident model answers all.
 
     Raises InputError: the model does not fit, or something is wrong with a checkpoint, a task or its data.
     """
     checkpoints = {c.reference: c for c in planned.checkpoints}
     factored = [(job.shape, w.factored(min(job.shape))) for job in planned.jobs.values() for w in job.factored.values()]
     factors = sum(factor_bytes(shape, directions) for shape, directions in factored)
-    placement = place_models(planned, target.dtype, checkpoints, device, memory, factors=factors)
+    engine = engine_bytes(model_bytes(planned, target.dtype)) if serve and asks_engine(spec) else 0
+    placement = place_models(planned, target.dtype, checkpoints, device, memory, factors=factors, engine=engine)
     for name, fact in placement.facts().items():
         progress.note(f"{name}: {fact}")
     tokenizer = output_tokenizer(target.recipe.output, target.planned)
     check_loadable(spec, target.shape, target.planned, tokenizer)
     progress.phase("loading the model")
     bank = SourceBank(placement=placement, kept=FactorCache())
-    for checkpoint in (*planned.checkpoints, *map(target.headers.open, references)):
+    read = [*planned.checkpoints, *map(target.headers.open, references)]
+    for checkpoint in read:
         bank.add(checkpoint)
     prepare_stacks(bank, target.recipe)
     decompose(planned, bank, progress)
     resident = resident_model(spec, target.shape, bank, target.dtype, placement.room, target.planned, tokenizer)
     progress.phase("building the tasks")
-    suite = Suite.build(spec, resident.model, resident.tokenizer, split)
+    candidates = servable(target.planned, read, tokenizer, target.dtype, placement) if serve else None
+    serving = Serving(candidates, engine_memory(candidates, placement) if candidates else None)
+    suite = Suite.build(spec, resident.model, resident.tokenizer, split, serving)
     for line in suite.doubts():
         progress.warn(line)
-    return Evaluator(resident, suite)
+    evaluator = Evaluator(resident, suite)
+    start_engine(evaluator, split, [target.recipe], progress)
+    return evaluator
 
 
 def score_references(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,11 +99,12 @@ def evaluate(
     reference_recipes = {name: target.beside(reference) for name, reference in needed.items()}
     asked = {name: target.beside(reference) for name, reference in models.items()} if prompts else {}
     beside = {**needed, **(models if prompts else {})}
-    evaluator = load_evaluator(target, target.planned, beside.values(), spec, split, device, memory, observer)
-    reference_scores = score_references(evaluator, reference_recipes, split, observer)
-    observer.phase("scoring the model")
-    evaluation = evaluator.evaluate(target.recipe, split, observer.slice_started)
-    written = _written(evaluator, {**asked, "the model": target.recipe}, prompts, observer) if prompts else {}
+    evaluator = load_evaluator(target, target.planned, beside.values(), spec, split, device, memory, observer, True)
+    with closing(evaluator):
+        reference_scores = score_references(evaluator, reference_recipes, split, observer)
+        observer.phase("scoring the model")
+        evaluation = evaluator.evaluate(target.recipe, split, observer.slice_started)
+        written = _written(evaluator, {**asked, "the model": target.recipe}, prompts, observer) if prompts else {}
     target.check_unchanged()
     suite = evaluator.suite.info
     gates = settle(suite.slices, reference_scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,7 +168,7 @@ def path(
     target = Target.open(end)
     line, planned = line_between(Target.open(start), target, observer)
     reference_recipes = {name: target.beside(reference) for name, reference in needed.items()}
-    evaluator = load_evaluator(target, planned, needed.values(), spec, split, device, memory, observer)
+    evaluator = load_evaluator(target, planned, needed.values(), spec, split, device, memory, observer, True)
     reference_scores = score_references(evaluator, reference_recipes, split, observer)
     observer.phase(f"scoring {len(wanted)} points")
     suite = evaluator.suite.info
@@ -199,7 +200,8 @@ def path(
             counts=counts,
         )
 
-    return _walk(wanted, score, result, observer)
+    with closing(evaluator):
+        return _walk(wanted, score, result, observer)
 
 
 def _walk(

@@ -15,6 +15,7 @@ from evomerge.files.keys import FITNESS, FLOOR, SLICE, SLICE_OPTIONS, SPLIT
 from evomerge.files.kinds import load_fitness
 from evomerge.files.nodes import Node, as_number
 from evomerge.files.objects import (
+    ENGINES,
     LENGTHS,
     MEASURES,
     OLD_KEYS,
@@ -22,6 +23,7 @@ from evomerge.files.objects import (
     PLACEHOLDERS,
     PRUNERS,
     Command,
+    Engine,
     FitnessSpec,
     FloorSpec,
     FunctionRef,
@@ -110,6 +112,7 @@ def fitness_from(root: Node, file: Path) -> FitnessSpec:
         batch_size=parts["batch_size"].integer(1) if "batch_size" in parts else 16,
         pruning=_pruning(parts.get("pruning"), objective),
         auto_pruning="pruning" not in parts or parts["pruning"].value == "auto",
+        engine=_engine(parts) or "auto",
         where=where,
     )
 
@@ -178,6 +181,8 @@ def _slice(name: str, node: Node) -> SliceSpec:
             "`measure` (of its size), or `of` (the answers of another slice)"
         )
         node.fail(f"needs one of {kinds}", "give one of them")
+    if "engine" in parts and not {"task", "of"} & parts.keys():
+        parts["engine"].fail("only goes with an lm-eval `task`", "remove it")
     if "cwd" in parts and "command" not in parts:
         parts["cwd"].fail("only goes with `command`", "remove it")
     if "measure" in parts:
@@ -213,10 +218,15 @@ def _slice(name: str, node: Node) -> SliceSpec:
         cluster=parts["cluster"].text() if "cluster" in parts else None,
         range=_range(parts["range"]) if "range" in parts else None,
         timeout=read_seconds(parts["timeout"]) if "timeout" in parts else LONGEST if "command" in parts else None,
+        engine=_engine(parts),
         options=options,
         where=node.where,
         lines={k: n.where for k, n in parts.items()},
     )
+
+
+def _engine(parts: dict[str, Node]) -> Engine | None:
+    return cast(Engine, parts["engine"].one_of(ENGINES, "engine")) if "engine" in parts else None
 
 
 def _pass_at(parts: dict[str, Node]) -> int | None:
@@ -252,7 +262,13 @@ def _measured(spec: SliceSpec, slices: Mapping[str, SliceSpec]) -> SliceSpec:
         raise InputError(f"slice {spec.of!r} is no lm-eval task", "name one that generates text", spec.at("of"))
     options = {key: value for key, value in asked.options.items() if key != "filter"}
     return replace(
-        spec, task=asked.task, items=asked.items, samples=asked.samples, cluster=asked.cluster, options=options
+        spec,
+        task=asked.task,
+        items=asked.items,
+        samples=asked.samples,
+        cluster=asked.cluster,
+        engine=asked.engine,
+        options=options,
     )
 
 

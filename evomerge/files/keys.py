@@ -145,6 +145,11 @@ FITNESS: Keys = {
         "such as 0.95: floors are held against the one-sided lower confidence bounds of the scores", "off"
     ),
     "batch_size": Key("of the forward passes, fixed for the whole run", "16"),
+    "engine": Key(
+        "what answers: `resident` (the model in memory, by transformers), `vllm`, or `auto`: vLLM for generated "
+        "answers where it is installed and there is a GPU",
+        "`auto`",
+    ),
     "pruning": Key(
         "the pruners, by which a candidate is scored on fewer than all items: `auto`, `true`, `false`, or some of "
         "`[early_stop, racing, representative]`",
@@ -176,6 +181,7 @@ SLICE: Keys = {
     "pass_at": Key("whether one of so many samples is right", "the mean of the samples"),
     "cluster": Key("the field of a document that items with a common origin share", "items are independent"),
     "range": Key("`[lowest, highest]` score of an item, where evomerge does not know it", "as the metric says"),
+    "engine": Key("what answers this slice's questions, as `engine` of the file", "the file's"),
     "timeout": Key(
         "the most time that the slice may take for one candidate: `90s`, `20m`", "none; an hour for `command`"
     ),

@@ -32,6 +32,10 @@ checkpoint that it is written as."""
 LENGTHS = ("generated_tokens", "truncated")
 """What can be measured of answers that were written: how many tokens they have, and which of them were cut off."""
 
+Engine = Literal["auto", "resident", "vllm"]
+ENGINES: tuple[Engine, ...] = ("auto", "resident", "vllm")
+"""What has the candidate answer: transformers in this process, vLLM, or whichever suits the slice."""
+
 Pruner = Literal["early_stop", "racing", "representative"]
 PRUNERS: tuple[Pruner, ...] = ("early_stop", "racing", "representative")
 OLD_KEYS = {"economy": "pruning"}
@@ -249,7 +253,7 @@ class SliceSpec:
     document's field that items with a common origin share; `range` holds the worst and the best that an item can score.
     `of` names the slice whose answers are measured in place of asking for others: its task and options are this one's.
     `samples` answers are written to each item, of which `pass_at` are looked at: does one of them pass?
-    `timeout` is the most seconds that it may take for a candidate.
+    `timeout` is the most seconds that it may take for a candidate. `engine` answers, if not the fitness file's.
     """
 
     name: str
@@ -270,6 +274,7 @@ class SliceSpec:
     cluster: str | None = None
     range: tuple[float, float] | None = None
     timeout: float | None = None
+    engine: Engine | None = None
     options: dict[str, Any] = field(default_factory=dict)
     where: Where = field(default=Where(), compare=False)
     lines: dict[str, Where] = field(default_factory=dict, compare=False)
@@ -286,6 +291,7 @@ class FitnessSpec:
     pruning: the pruners by which a candidate is scored on fewer than all items.
     auto_pruning: whether everything is scored all the same where that costs less than to prune.
     model: builds what is scored where that is no language model.
+    engine: has the slices' language model answer, where they do not say it themselves.
     trust_tasks: whether tasks may run code that stands outside of the folders under `include`; no key of the file.
     """
 
@@ -300,6 +306,7 @@ class FitnessSpec:
     batch_size: int = 16
     pruning: tuple[Pruner, ...] = PRUNERS
     auto_pruning: bool = True
+    engine: Engine = "auto"
     trust_tasks: bool = field(default=False, compare=False)
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 
@@ -307,6 +314,10 @@ class FitnessSpec:
     def traded(self) -> tuple[str, ...]:
         """The slices that are traded off against each other; none where the objective is one number."""
         return tuple(n for n, spec in self.slices.items() if spec.weight > 0) if self.objective == PARETO else ()
+
+    def engine_of(self, spec: SliceSpec) -> Engine:
+        """The engine that a slice asks for."""
+        return spec.engine or self.engine
 
     def at(self, key: str) -> Where:
         return self.where.get(key, Where(self.file, None, key))

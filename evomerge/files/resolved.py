@@ -114,6 +114,7 @@ def fitness_data(spec: FitnessSpec) -> dict[str, Any]:
         "confidence": spec.confidence,
         "batch_size": spec.batch_size,
         "pruning": "auto" if spec.auto_pruning else list(spec.pruning) or False,
+        **({} if spec.engine == "auto" else {"engine": spec.engine}),
         "slices": {name: _slice(slice_spec) for name, slice_spec in spec.slices.items()},
     }
 
@@ -139,6 +140,7 @@ def _slice(spec: SliceSpec) -> dict[str, Any]:
         "cluster": spec.cluster,
         "range": list(spec.range) if spec.range else None,
         "timeout": spec.timeout,
+        "engine": spec.engine,
         **spec.options,
     }
     return {key: value for key, value in data.items() if value is not None}

@@ -18,7 +18,9 @@ from evomerge.scoring.file_pass import FilePass
 from evomerge.scoring.measures import MeasurePass, mixture
 from evomerge.scoring.preflight import check_count, check_images, check_name, check_objective
 from evomerge.scoring.python.callables import CallablePass
-from evomerge.scoring.slices import ScoredSlice, SliceInfo
+from evomerge.scoring.serving.served_pass import ServedPass
+from evomerge.scoring.serving.serving import Serving
+from evomerge.scoring.slices import RESIDENT, ScoredSlice, SliceInfo
 from evomerge.scoring.splits import SIDES, Deal
 from evomerge.scoring.tasks.answers import answer_by
 from evomerge.scoring.tasks.library import TaskLibrary, TaskSet
@@ -29,7 +31,9 @@ from evomerge.scoring.tasks.task_files import scan
 from evomerge.types import SliceScore, SplitName
 
 
-def build_slices(fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitName) -> dict[str, ScoredSlice]:
+def build_slices(
+    fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitName, serving: Serving
+) -> dict[str, ScoredSlice]:
     """Builds every slice, with the requests of `split` prepared. Raises InputError; see `Suite.build`."""
     specs = fitness.slices.values()
     local = scan(fitness.include, fitness.at("include"))
@@ -37,7 +41,7 @@ def build_slices(fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitN
         if spec.task is not None:
             check_name(spec, spec.task, local)
     tasks = [spec.task for spec in specs if spec.task is not None]
-    builder = _Builder(fitness, model, tokenizer, split, TaskLibrary(fitness, tasks))
+    builder = _Builder(fitness, model, tokenizer, split, TaskLibrary(fitness, tasks), serving)
     slices = {spec.name: builder.build(spec) for spec in specs}
     check_objective(fitness, {name: slice_.info.sign for name, slice_ in slices.items()})
     return slices
@@ -47,10 +51,16 @@ class _Builder:
     """Builds slices. Holds what they share: the task library, lm-eval's model wrappers, and the passes."""
 
     def __init__(
-        self, fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitName, library: TaskLibrary
+        self,
+        fitness: FitnessSpec,
+        model: Any,
+        tokenizer: Any,
+        split: SplitName,
+        library: TaskLibrary,
+        serving: Serving,
     ) -> None:
         self.fitness, self.model, self.tokenizer, self.split = fitness, model, tokenizer, split
-        self._library = library
+        self._library, self._serving = library, serving
         self._passes: dict[str, TaskPass] = {}
         self._folder = CandidateFolder()
         self._wrappers: dict[Any, ResidentLM | ImageLM] = {}
@@ -138,16 +148,24 @@ class _Builder:
             learns=not lacking and is_generated(source),
             doubts=tuple(f"{spec.at('task')}: {line}" for line in source.doubts()),
             n_read=source.prepare(self.split).n_read,
+            engine=self._serving.name if isinstance(source, ServedPass) else RESIDENT,
         )
         return ScoredSlice(info, source, read, None if lacking else ProxyLoss(source, metric))
 
     def _pass(self, spec: SliceSpec) -> TaskPass:
         """The pass of a slice's task. Slices that differ only in metric, filter, floor or weight share it."""
         options = {k: v for k, v in spec.options.items() if k != "filter"}
-        key = json.dumps([spec.task, spec.items, spec.samples, options], sort_keys=True, default=str)
+        asked = [spec.task, spec.items, spec.samples, options, self.fitness.engine_of(spec)]
+        key = json.dumps(asked, sort_keys=True, default=str)
         if key not in self._passes:
             tasks = self._library.build(spec)
-            self._passes[key] = TaskPass(self.fitness, spec, tasks, self._wrapper(spec, tasks))
+            lm = self._wrapper(spec, tasks)
+            served = self._serving.lm(self.fitness, spec, tasks, lm)
+            self._passes[key] = (
+                TaskPass(self.fitness, spec, tasks, lm)
+                if served is None
+                else ServedPass(self.fitness, spec, tasks, lm, served)
+            )
         return self._passes[key]
 
     def _wrapper(self, spec: SliceSpec, tasks: TaskSet) -> ResidentLM | ImageLM:

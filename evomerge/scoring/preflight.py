@@ -16,6 +16,7 @@ from evomerge.safety.read import read_text
 from evomerge.scoring.commands.line import check_program
 from evomerge.scoring.item_files import cluster_names, deal_items, read_items
 from evomerge.scoring.measures import mixture
+from evomerge.scoring.serving.choice import check_installed
 from evomerge.scoring.splits import SIDES
 from evomerge.scoring.tasks.built_in import built_in_names, is_built_in
 from evomerge.scoring.tasks.constants import constant_fields
@@ -66,6 +67,8 @@ def check_fitness(fitness: FitnessSpec, sources: Iterable[str]) -> None:
         if spec.task is None:
             check_items(fitness, spec, check_scorer(spec))
         else:
+            if fitness.engine_of(spec) == "vllm":
+                check_installed(spec.lines.get("engine") or fitness.at("engine"))
             check_trust(fitness, spec.task or "", local, spec.at("task"))
             check_task(spec, local)
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:  # numpy and torch
     from evomerge.scoring.tasks.proxy_loss import ProxyLoss
 
 
+RESIDENT = "resident"
+"""The engine of slices that the model in memory answers."""
+
+
 @dataclass(frozen=True)
 class SliceInfo:
     """Describes a slice. It is picklable: other processes get it.
@@ -32,6 +36,7 @@ class SliceInfo:
         n_read: how many tokens a model reads to be scored on the items; None where that is unknown.
         learns: whether the proxy loss has to be given a source's answers first (`Suite.learn`).
         is_measure: whether the score is a size, which is exact and costs nothing: its one item counts nowhere.
+        engine: what answers: `RESIDENT`, or a serving engine and its version.
         doubts: what its task probably does otherwise than its author meant, a line each.
     """
 
@@ -48,12 +53,14 @@ class SliceInfo:
     n_read: int | None = None
     learns: bool = False
     is_measure: bool = False
+    engine: str = RESIDENT
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a run's storage tells readers of it."""
         known = {"metric": self.metric, "sign": self.sign, "weight": self.weight}
-        return {**known, "measure": True} if self.is_measure else known
+        known = {**known, "measure": True} if self.is_measure else known
+        return known if self.engine == RESIDENT else {**known, "engine": self.engine}
 
     def show(self, value: float) -> float:
         """Turns an oriented value (higher is better) into the metric's own number."""
@@ -108,6 +115,11 @@ class SuiteInfo:
     slices: Mapping[str, SliceInfo]
     pools: tuple[tuple[str, ...], ...]
     front: bool = False
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """The engine of each slice that the resident model does not answer."""
+        return {name: info.engine for name, info in self.slices.items() if info.engine != RESIDENT}
 
     @property
     def weights(self) -> dict[str, float]:

@@ -8,15 +8,19 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from evomerge.errors import EvomergeError, InputError, TrialError, Where
 from evomerge.files.objects import FitnessSpec
 from evomerge.scoring.candidate import Candidate, TakesCandidate
 from evomerge.scoring.guard import ExitCalled, undisturbed
-from evomerge.scoring.slices import ScoredSlice, SuiteInfo
+from evomerge.scoring.slices import RESIDENT, ScoredSlice, SuiteInfo
 from evomerge.scoring.splits import SIDES
 from evomerge.types import Document, SliceScore, SplitName
+
+if TYPE_CHECKING:
+    from evomerge.scoring.serving.engine import ServingEngine
+    from evomerge.scoring.serving.serving import Serving
 
 T = TypeVar("T")
 
@@ -27,15 +31,29 @@ class Suite:
     """Scores one resident model on the slices of a fitness file. Tasks and requests are built once; `score` costs the
     forward passes and the aggregation."""
 
-    def __init__(self, fitness: FitnessSpec, slices: Mapping[str, ScoredSlice], model: Any) -> None:
-        self.fitness, self.slices, self._model = fitness, dict(slices), model
+    def __init__(
+        self,
+        fitness: FitnessSpec,
+        slices: Mapping[str, ScoredSlice],
+        model: Any,
+        engine: ServingEngine | None = None,
+    ) -> None:
+        """`engine`: what answers some of the slices in place of the model."""
+        self.fitness, self.slices, self._model, self.engine = fitness, dict(slices), model, engine
         sources = {id(slice_.source): slice_.source for slice_ in self.slices.values()}
         self.takers = [source for source in sources.values() if isinstance(source, TakesCandidate)]
         """The sources that have to be told of each candidate."""
         self.info = _info(self.slices, bool(fitness.traded))
 
     @classmethod
-    def build(cls, fitness: FitnessSpec, model: Any, tokenizer: Any, split: SplitName = "search") -> Suite:
+    def build(
+        cls,
+        fitness: FitnessSpec,
+        model: Any,
+        tokenizer: Any,
+        split: SplitName = "search",
+        serving: Serving | None = None,
+    ) -> Suite:
         """Loads tasks and data, deals the items, resolves the metrics, and prepares the requests of `split`.
 
         With the search split, the holdout's requests are prepared, too; other splits' when they are first scored.
@@ -45,6 +63,7 @@ class Suite:
             model: a transformers causal language model on its device. Its weights are not read here and may change.
             tokenizer: the model's tokenizer.
             split: the split that will be scored.
+            serving: has an engine answer slices that ask for it; it is not started.
 
         Raises:
             InputError: something is wrong with the fitness file, a task or its data.
@@ -52,10 +71,13 @@ class Suite:
         # lm-eval has to be there before the guard can silence its bars.
         importlib.import_module("lm_eval.models.huggingface")
         from evomerge.scoring.build import build_slices
+        from evomerge.scoring.serving.serving import Serving
 
         try:
             with undisturbed():
-                return cls(fitness, build_slices(fitness, model, tokenizer, split), model)
+                serving = serving or Serving()
+                slices = build_slices(fitness, model, tokenizer, split, serving)
+                return cls(fitness, slices, model, serving.engine)
         except ExitCalled as error:
             raise InputError(f"a task cannot be built: {error}", "mend its code", Where(fitness.file)) from error
 
@@ -84,14 +106,15 @@ class Suite:
         self._model.eval()
         results: dict[tuple[int, frozenset[str] | None], Any] = {}
         scores: dict[str, SliceScore] = {}
-        for name, slice_ in self.slices.items():
-            if items is not None and not items.get(name):
-                continue
+        asked = [name for name in self.slices if items is None or items.get(name)]
+        # Its slices come first: an engine that gives its memory to the model has to take the candidate again.
+        for name in sorted(asked, key=lambda name: self.slices[name].info.engine == RESIDENT):
             if on_slice is not None:
                 on_slice(name)
             names = items[name] if items is not None else None
-            scores[name] = self._attempt(name, partial(_read, slice_, split, names, results))
-        return scores
+            self._use_model(name)
+            scores[name] = self._attempt(name, partial(_read, self.slices[name], split, names, results))
+        return {name: scores[name] for name in asked}
 
     def proxy_loss(
         self,
@@ -121,6 +144,8 @@ class Suite:
         if loss is None:
             raise ValueError(f"slice {name} has no proxy loss: {reason}")
         self._model.eval()
+        if self.engine is not None:
+            self.engine.rest()
         if backward:
             return self._attempt(name, partial(loss.backward, items, share, checkpointing))
         return self._attempt(name, partial(loss.value, items))
@@ -137,6 +162,11 @@ class Suite:
         assert loss is not None
         self._model.eval()
         self._attempt(name, loss.learn)
+
+    def close(self) -> None:
+        """Ends the engine, if there is one."""
+        if self.engine is not None:
+            self.engine.close()
 
     def indices(self, name: str, split: SplitName = "search") -> dict[str, list[int]]:
         """Maps each leaf task of a slice to its documents in a split, as positions in the task's order, ascending."""
@@ -162,6 +192,11 @@ class Suite:
     def doubts(self) -> list[str]:
         """What tasks probably do otherwise than their authors meant, a line each."""
         return list(dict.fromkeys(line for slice_ in self.slices.values() for line in slice_.info.doubts))
+
+    def _use_model(self, name: str) -> None:
+        """Has the engine give its memory back, if the model needs it for a slice."""
+        if self.engine is not None and self.slices[name].info.engine == RESIDENT:
+            self.engine.rest()
 
     def _attempt(self, name: str, run: Callable[[], T]) -> T:
         """Runs `run` for the slice `name`. Raises TrialError for any error in it."""

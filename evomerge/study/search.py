@@ -180,6 +180,7 @@ def search(
             facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
             facts |= {"begin": asdict(first)} if first else {}
             facts |= {"trackers": names} if (names := tracker_names(trackers)) else {}
+            facts |= {"engines": executor.info.engines} if executor.info.engines else {}
             if plan.former is not None and plan.spec.winner is not None:
                 write_whole(folder.winner, plan.spec.winner)
                 facts |= {"begin": plan.former.facts()}
@@ -229,7 +230,8 @@ def resume(
         place = device or resumed_device(environment.device, environment.workers, count)
         with _executor(plan, place, memory, count, observer) as executor:
             environment.check_items(folder, executor.digests)
-            if changed := environment.changed_versions():
+            served = environment.check_engines(folder, executor.info.engines)
+            if changed := ", ".join(filter(None, (environment.changed_versions(), served))):
                 observer.warn(f"other versions than at the launch, scores may differ slightly: {changed}")
             first = StartingPoint(**environment.begin) if environment.begin and plan.former is None else None
             session = Session(folder, store, plan, executor, observer, first)
@@ -245,7 +247,11 @@ def _executor(plan: Plan, device: str, memory: str | None, workers: int, observe
         from evomerge.evaluator.evaluator import Evaluator, place_candidates
 
         placement = place_candidates(plan.models, plan.fitness, device, memory)
-        yield InProcess(Evaluator.load(plan.models, plan.fitness, placement, observer), observer)
+        evaluator = Evaluator.load(plan.models, plan.fitness, placement, observer)
+        try:
+            yield InProcess(evaluator, observer)
+        finally:
+            evaluator.close()
         return
     shares = deal(listed(device), workers, spare=device == "auto")
     pool = WorkerPool(plan.spec, plan.fitness, shares, memory, observer)

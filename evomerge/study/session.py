@@ -60,6 +60,7 @@ class Session:
         mend = f"copy the file back with which the run was launched, then `evomerge resume {folder.handle}`"
         self.executor: Executor = WatchedExecutor(executor, plan.checkpoints.values(), mend)
         self.starting_point = starting_point
+        store.engines = executor.info.engines
         self.trials = Trials(
             folder,
             store,

@@ -228,6 +228,12 @@ def place(
     )
 
 
+def everywhere(place: str, checkpoints: Sequence[Checkpoint]) -> Placement:
+    """A plan in which all tensors of these checkpoints live in one place, for one that was made elsewhere."""
+    homes: dict[Hashable, str] = {tensor_key(c, name): place for c in checkpoints for name in c.tensors}
+    return Placement({}, {}, {}, {}, {}, {}, 0, 0.0, homes)
+
+
 def size(count: int) -> str:
     """A number of bytes in words: 1.5 GB."""
     for unit, word in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):

@@ -76,6 +76,11 @@ class Plan:
     def layout(self, lm: LanguageModel) -> Layout:
         return self._packed.layout(lm)
 
+    @property
+    def longest(self) -> int:
+        """The most tokens that are read at once."""
+        return max((len(window.tokens) for window in self._packed.windows), default=0)
+
     def _answers(self, logs: NDArray[np.float64], greedy: NDArray[np.bool_]) -> list[Any]:
         n = max(self._order, default=-1) + 1
         totals = np.bincount(self._owners, weights=logs, minlength=n).tolist()

@@ -65,12 +65,14 @@ class TaskPass:
         spec: the first slice that asked for it.
         tasks: the leaf tasks.
         lm: the model, a `ResidentLM`.
+        asked: what the items are asked of; another one where an engine answers.
         filters: the filters that slices read.
         deal: the side of each item.
     """
 
     def __init__(self, fitness: FitnessSpec, spec: SliceSpec, tasks: library.TaskSet, lm: Any) -> None:
         self.spec, self.tasks, self.lm = spec, tasks, lm
+        self.asked = lm
         self.filters: set[str] = set()
         self._documents = {leaf: _documents(spec, leaf, task) for leaf, task in tasks.leaves.items()}
         self._keys = {leaf: [item_key(d) for d in docs] for leaf, docs in self._documents.items()}
@@ -84,7 +86,7 @@ class TaskPass:
         InputError where they cannot be built."""
         if (split, names) not in self._prepared:
             try:
-                self._prepared[split, names] = PreparedRequests(self.requests(split, names), self.lm)
+                self._prepared[split, names] = PreparedRequests(self.requests(split, names), self.asked)
             except InputError as error:
                 raise InputError(error.problem, error.mend, error.where or self.spec.at("task")) from error
             except (TypeError, ValueError, LookupError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "space": _NAME, "settings": (list,), "optimizer": _NAME_OR_NONE, "fitness": _NAME_OR_NONE, "folder": _NAME,
     "trust_tasks": (bool,), "allow_pickle": (bool,), "study": _NAME, "identity": (dict,), "versions": (dict,),
     "device": _NAME, "storage": _NAME_OR_NONE, "memory": _NAME_OR_NONE, "workers": (int,), "begin": (dict, type(None)),
-    "trackers": (list,),
+    "trackers": (list,), "engines": (dict,),
 }  # fmt: skip
 """What the fields of `environment.json` hold: those of `Launch`, and the others of `Environment`."""
 
@@ -93,6 +93,7 @@ class Environment:
     workers: int = 1
     begin: dict[str, Any] | None = None
     trackers: tuple[str, ...] = ()
+    engines: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: RunFolder) -> Environment:
@@ -135,6 +136,19 @@ class Environment:
     def check_items(self, folder: RunFolder, items: Mapping[str, str]) -> None:
         """InputError where the items of a slice, or how they were split, are not what was launched."""
         self._check(folder, {"items": dict(items)})
+
+    def check_engines(self, folder: RunFolder, engines: Mapping[str, str]) -> str:
+        """InputError where other slices than at the launch are answered by an engine: answers may differ. Returns what
+        has another version, in words; empty where nothing has."""
+        other = sorted({*self.engines} ^ {*engines})
+        if other:
+            now, then = (found.get(other[0], "the resident model") for found in (engines, self.engines))
+            problem = (
+                f"the run {folder.name!r} cannot be resumed: slice {other[0]} was answered by {then}, now by {now}"
+            )
+            raise InputError(problem, "resume it where both are the same, or launch a new run")
+        changed = [f"{self.engines[name]} -> {now}" for name, now in engines.items() if self.engines[name] != now]
+        return ", ".join(dict.fromkeys(changed))
 
     def changed_versions(self) -> str:
         """The packages that are of another version than at the launch, in words; empty where none is."""

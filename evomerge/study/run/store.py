@@ -51,6 +51,8 @@ class Store:
 
     def __init__(self, storage: BaseStorage, study_id: int, dimensions: Sequence[Dimension] = ()) -> None:
         self._storage, self._study = storage, study_id
+        self.engines: Mapping[str, str] = {}
+        """Slice -> what answers it, where that is not the resident model: every trial that ends says so."""
         self._distributions = {d.key: distribution(d) for d in dimensions}
         self._ids: dict[int, int] = {}
         self._trials: dict[int, Trial] = {}
@@ -199,6 +201,8 @@ class Store:
         trial_id = self._ids[trial.number]
         attributes: dict[str, Any] = {} if result.failed else {**(numbers or {}), **result.to_data()}
         attributes["seconds"] = dict(result.seconds)
+        if self.engines:
+            attributes["engines"] = dict(self.engines)
         if result.errors:
             attributes["errors"] = dict(result.errors)
         if result.pruned_by is not None:

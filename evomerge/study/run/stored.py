@@ -53,4 +53,5 @@ def read_trial(frozen: FrozenTrial) -> Trial:
         slopes=attributes.get("slopes"),
         duplicate_of=attributes.get("duplicate_of"),
         generation=attributes.get("generation"),
+        engines=attributes.get("engines", {}),
     )

@@ -43,6 +43,7 @@ class Trial:
         needs_gradient: whether its outcome is to come with slopes.
         slopes: slice -> "loss" and "checked" (its proxy loss on the items that the slopes were taken on, and on the
             others), and "slopes" (by dimension).
+        engines: what answered the slices that the resident model did not answer.
         generation: of the optimizer, in which it was proposed, from 1; None for references and in older runs.
         duplicate_of: the number of an earlier trial of the same recipe, whose scores it takes over.
     """
@@ -72,6 +73,7 @@ class Trial:
     slopes: Mapping[str, Mapping[str, Any]] | None = None
     duplicate_of: int | None = None
     generation: int | None = None
+    engines: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def recipe(self) -> Recipe:

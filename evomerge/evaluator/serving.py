@@ -1,0 +1,122 @@
+"""A serving engine beside a resident model: what it has to know of the candidates, what it may take, and its trial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from evomerge.checkpoints.checkpoint import Checkpoint
+from evomerge.checkpoints.headers import SIZES
+from evomerge.evaluator.device import choose_devices, device_memory, host_memory
+from evomerge.evaluator.progress import Progress
+from evomerge.files.objects import FitnessSpec
+from evomerge.merging.plan.jobs import MergePlan
+from evomerge.merging.plan.tokenizers import OutputTokenizer
+from evomerge.merging.resident.placement import CPU, Placement, size
+from evomerge.recipe.recipe import Recipe
+from evomerge.scoring.serving.choice import Servable
+from evomerge.scoring.serving.engine import EngineMemory
+from evomerge.scoring.serving.served_pass import ServedPass
+from evomerge.types import SplitName
+
+if TYPE_CHECKING:
+    from evomerge.evaluator.evaluator import Evaluator
+
+_CACHE = 1 << 30
+"""Bytes for the keys and values of attention, at least."""
+_OVERHEAD = 1 << 30
+"""Bytes of activations and of vLLM itself."""
+_MOST_CACHE = 4 << 30
+"""The same on the CPU, at most: more sequences at a time are no faster there."""
+
+
+def servable(
+    planned: MergePlan,
+    checkpoints: Iterable[Checkpoint],
+    tokenizer: OutputTokenizer,
+    dtype: str,
+    placement: Placement,
+    varies: str = "",
+) -> Servable:
+    """Describes candidates to an engine.
+
+    Args:
+        planned: a merge of their structure.
+        checkpoints: that their recipes read.
+        tokenizer: theirs.
+        dtype: of their weights in memory.
+        placement: of the resident model; the engine gets the same devices.
+        varies: why their structure is not one, if it is not.
+    """
+    read = list(checkpoints)
+    return Servable(
+        config=planned.config,
+        files=tokenizer.files,
+        dtype=dtype,
+        devices=tuple(placement.room),
+        references=tuple(dict.fromkeys(c.resolved() for c in read)),
+        varies=varies,
+        weights=model_bytes(planned, dtype),
+        sources=sum(info.bytes for c in read for info in c.tensors.values()),
+    )
+
+
+def model_bytes(planned: MergePlan, dtype: str) -> int:
+    """The bytes of a candidate's tensors."""
+    return planned.elements * SIZES[dtype]
+
+
+def asks_engine(fitness: FitnessSpec) -> bool:
+    """Whether a slice asks for vLLM by name, so that memory is kept for it."""
+    return any(fitness.engine_of(spec) == "vllm" for spec in fitness.slices.values() if spec.task is not None)
+
+
+def engine_bytes(weights: int) -> int:
+    """The least that an engine takes for candidates of so many bytes."""
+    return weights + _CACHE + _OVERHEAD
+
+
+def engine_memory(candidates: Servable, placement: Placement) -> EngineMemory | None:
+    """What an engine may take of what is free now, beside a model that is loaded; None where it is too little."""
+    host = host_memory()
+    spare = host.free - candidates.sources * len(candidates.devices) > host.total // 10
+    if not candidates.on_gpu:
+        cache = max(_CACHE, min(_MOST_CACHE, host.free // 8))
+        return EngineMemory(None, cache, keep="host" if spare else "file")
+    device = min((device_memory(name, host) for name in candidates.devices), key=lambda d: d.free)
+    needed = engine_bytes(candidates.weights // len(candidates.devices))
+    free, reserve = device.free, max(placement.reserves.values(), default=0)
+    turns = free - reserve < needed
+    free -= 0 if turns else reserve
+    if free < needed:
+        return None
+    alone = len(candidates.devices) == 1
+    keep = "device" if alone and free - candidates.sources >= needed else "host" if spare else "file"
+    free -= candidates.sources if keep == "device" else 0
+    return EngineMemory(round(free / device.total, 4), 0, keep=keep, turns=turns)
+
+
+def engine_facts(fitness: FitnessSpec, weights: int, device: str) -> dict[str, str]:
+    """What an engine that is asked for takes, as a fact to print."""
+    if not asks_engine(fitness):
+        return {}
+    on_cpu = choose_devices(device) == [CPU]
+    rest = f"up to {size(_MOST_CACHE)} for keys and values" if on_cpu else "what is left of the GPU for keys and values"
+    return {"engine": f"vLLM: weights {size(weights)}, {rest}, the sources once more"}
+
+
+def start_engine(evaluator: Evaluator, split: SplitName, recipes: Sequence[Recipe], progress: Progress) -> None:
+    """Starts the engine that slices ask for, if any does, and tries it on these recipes. InputError where it cannot be
+    had, or is not to be trusted."""
+    engine = evaluator.suite.engine
+    if engine is None:
+        return
+    from evomerge.scoring.serving.canary import try_engine
+
+    progress.phase("starting vLLM")
+    engine.start()
+    progress.phase("trying vLLM")
+    sources = {id(s.source): s.source for s in evaluator.suite.slices.values() if isinstance(s.source, ServedPass)}
+    model = evaluator.resident.model
+    found = try_engine(engine, list(sources.values()), split, model, evaluator.materialized, recipes)
+    progress.note(f"vLLM {engine.version}: {found}")

@@ -1,0 +1,163 @@
+"""The process in which the engine runs: it starts vLLM, and does what it is asked through a pipe.
+
+It is the first of a process group of its own, to which vLLM's processes belong, so that no Ctrl-C of the terminal
+reaches them, and all end together: when the other end of the pipe is closed, which the system does when the search's
+process dies, and when this process is gone (`end_with_engine`). What vLLM prints goes to the file that is its stdout.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+_GROUP = "EVOMERGE_ENGINE"
+"""The environment variable with the number of the engine's process, which is that of its group."""
+
+_LOOK = 0.5
+"""Seconds between two looks whether it still runs."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Starts vLLM. `arguments`: of its `LLM`. Answered with the version."""
+
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Calls a method of `extension.CandidateWorker` in each worker. Answered with their results, in a list."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Forgets what was computed with the last weights. Answered with None."""
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Gives the memory of weights and caches back (`tags` empty), or takes that of some of them again. Answered with
+    None."""
+
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Continues prompts (tokens), each by its `SamplingParams`. Answered with `Reply`s."""
+
+    prompts: Sequence[Sequence[int]]
+    parameters: Sequence[Any]
+
+
+Request = Start | Call | Forget | Sleep | Ask
+
+
+@dataclass(frozen=True)
+class Text:
+    """One continuation, named as in vLLM's `CompletionOutput`."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What vLLM says to one prompt, named as in its `RequestOutput`: continuations, and, where they were asked for, the
+    loglikelihoods of the prompt's tokens (None for the first), by token."""
+
+    outputs: tuple[Text, ...]
+    prompt_logprobs: tuple[Mapping[int, float] | None, ...] | None
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What was asked could not be done: the type of the exception, and its text."""
+
+    kind: str
+    text: str
+
+
+def main() -> None:
+    """Answers requests until the pipe is closed. The process's first argument is the number of its end."""
+    pipe = Connection(int(sys.argv[1]))
+    os.environ[_GROUP] = str(os.getpid())
+    threading.Thread(target=_end_with, args=(pipe.fileno(),), daemon=True).start()
+    llm: Any = None
+    while True:
+        request: Request = pipe.recv()
+        try:
+            if isinstance(request, Start):
+                from vllm import LLM, __version__
+
+                llm, answer = LLM(**request.arguments), __version__
+            else:
+                answer = _done(llm, request)
+        except Exception as error:
+            traceback.print_exc()
+            answer = Trouble(type(error).__name__, str(error))
+        pipe.send(answer)
+
+
+def _done(llm: Any, request: Request) -> Any:
+    if isinstance(request, Call):
+        return llm.collective_rpc(request.method, args=request.arguments)
+    if isinstance(request, Forget):
+        return llm.reset_prefix_cache() and None
+    if isinstance(request, Sleep):
+        return llm.wake_up(tags=list(request.tags)) if request.tags else llm.sleep(level=2)
+    assert isinstance(request, Ask)
+    prompts = [{"prompt_token_ids": list(prompt)} for prompt in request.prompts]
+    return [_reply(output) for output in llm.generate(prompts, list(request.parameters), use_tqdm=False)]
+
+
+def _reply(output: Any) -> Reply:
+    texts = tuple(Text(o.text, tuple(o.token_ids), o.finish_reason) for o in output.outputs)
+    read = output.prompt_logprobs
+    logs = None if read is None else tuple(place and {t: each.logprob for t, each in place.items()} for place in read)
+    return Reply(texts, logs)
+
+
+def _end_with(descriptor: int) -> None:
+    """Ends the group once the other end of the pipe is closed."""
+    import select
+
+    poll = select.poll()
+    poll.register(descriptor, select.POLLHUP)  # nothing is read here
+    poll.poll()
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def end_with_engine() -> None:
+    """Called in one of vLLM's processes: ends its group soon after the engine's process has ended, however that did."""
+    group = int(os.environ.get(_GROUP, "0"))
+    if group and group == os.getpgrp():
+        threading.Thread(target=_watch, args=(group,), name="evomerge-watch", daemon=True).start()
+
+
+def _watch(process: int) -> None:
+    import psutil  # type: ignore[import-untyped]
+
+    try:
+        engine = psutil.Process(process)
+        while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(_LOOK)
+    except psutil.NoSuchProcess:
+        pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
