@@ -97,7 +97,8 @@ class Evaluator:
         for line in suite.doubts():
             progress.warn(line)
         evaluator = cls(resident, suite, StepMemory.of(models, merge, min(placement.reserves.values())))
-        start_engine(evaluator, "search", [models.space.parent(models.space.models.base), outline], progress)
+        tried = [models.space.parent(models.space.models.base), outline]
+        start_engine(suite, resident.model, evaluator.materialized, tried, "search", progress)
         return evaluator
 
     def close(self) -> None:

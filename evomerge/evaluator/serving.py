@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import SIZES
+from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.device import choose_devices, device_memory, host_memory
 from evomerge.evaluator.progress import Progress
 from evomerge.files.objects import FitnessSpec
@@ -17,10 +18,8 @@ from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.serving.choice import Servable
 from evomerge.scoring.serving.engine import EngineMemory
 from evomerge.scoring.serving.served_pass import ServedPass
+from evomerge.scoring.suite import Suite
 from evomerge.types import SplitName
-
-if TYPE_CHECKING:
-    from evomerge.evaluator.evaluator import Evaluator
 
 _CACHE = 1 << 30
 """Bytes for the keys and values of attention, at least."""
@@ -105,18 +104,42 @@ def engine_facts(fitness: FitnessSpec, weights: int, device: str) -> dict[str, s
     return {"engine": f"vLLM: weights {size(weights)}, {rest}, the sources once more"}
 
 
-def start_engine(evaluator: Evaluator, split: SplitName, recipes: Sequence[Recipe], progress: Progress) -> None:
-    """Starts the engine that slices ask for, if any does, and tries it on these recipes. InputError where it cannot be
-    had, or is not to be trusted."""
-    engine = evaluator.suite.engine
-    if engine is None:
+def start_engine(
+    suite: Suite,
+    model: Any,
+    become: Callable[[Recipe], str],
+    recipes: Sequence[Recipe],
+    split: SplitName,
+    progress: Progress,
+) -> None:
+    """Starts the engine that slices ask for, if any does, and tries it.
+
+    Args:
+        suite: of the slices.
+        model: the resident model.
+        become: has model and engine take in a recipe.
+        recipes: that it is tried with: of the base, and of a candidate if there is one.
+        split: the split of the prompts.
+        progress: is told what was found.
+
+    Raises:
+        InputError: it cannot be had, or is not to be trusted.
+    """
+    if suite.engine is None:
         return
+    # vLLM takes ten seconds to import.
     from evomerge.scoring.serving.canary import try_engine
 
     progress.phase("starting vLLM")
-    engine.start()
+    suite.engine.start()
     progress.phase("trying vLLM")
-    sources = {id(s.source): s.source for s in evaluator.suite.slices.values() if isinstance(s.source, ServedPass)}
-    model = evaluator.resident.model
-    found = try_engine(engine, list(sources.values()), split, model, evaluator.materialized, recipes)
-    progress.note(f"vLLM {engine.version}: {found}")
+    sources = {id(s.source): s.source for s in suite.slices.values() if isinstance(s.source, ServedPass)}
+    try:
+        found = try_engine(suite.engine, list(sources.values()), split, model, become, recipes)
+    except TrialError as error:
+        suite.close()
+        raise InputError(str(error), "mend that, or write engine: resident in the fitness file") from None
+    except InputError:
+        suite.close()
+        raise
+    progress.note(f"vLLM {suite.engine.version}: {found}")

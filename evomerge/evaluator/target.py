@@ -132,7 +132,7 @@ def load_evaluator(
     for line in suite.doubts():
         progress.warn(line)
     evaluator = Evaluator(resident, suite)
-    start_engine(evaluator, split, [target.recipe], progress)
+    start_engine(suite, resident.model, evaluator.materialized, [target.recipe], split, progress)
     return evaluator
 
 

@@ -69,7 +69,7 @@ def as_vllm() -> Iterator[None]:
     def named(name: str) -> str:
         return found[1] if found is not None and name == _DISTRIBUTIONS[0] else version(name)
 
-    importlib.metadata.version = named
+    importlib.metadata.version = named  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ from evomerge.errors import InputError, TrialError
 from evomerge.escape import shortened
 from evomerge.recipe.recipe import Recipe, to_data
 from evomerge.scoring.serving.choice import Servable, visible
+from evomerge.scoring.serving.extension import CandidateWorker
 from evomerge.scoring.serving.process import Ask, Call, Forget, Reply, Request, Sleep, Start, Trouble
 
 T = TypeVar("T")
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from evomerge.scoring.serving.process import main; main()"
 )
-_EXTENSION = "evomerge.scoring.serving.extension.CandidateWorker"
 _ALIGNED = 64
 """Lengths of sequences are rounded up to a multiple of it."""
 
@@ -222,7 +222,7 @@ class ServingEngine:
             "dtype": self._servable.dtype,
             "max_model_len": length,
             "tensor_parallel_size": len(self._servable.devices),
-            "worker_extension_cls": _EXTENSION,
+            "worker_extension_cls": f"{CandidateWorker.__module__}.{CandidateWorker.__qualname__}",
             "enforce_eager": not on_gpu,
             "seed": 0,
             "disable_log_stats": True,
