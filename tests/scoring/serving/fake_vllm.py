@@ -1,0 +1,73 @@
+"""A stand-in for vLLM, written into a folder as the package `vllm`: an engine whose answers follow from the sum of its
+weights, and which does what its first prompt token says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NORMAL, DIE, DIE_ONCE, FAIL = 1, 2, 3, 4
+"""First tokens of prompts: what the engine does when it is asked."""
+
+_SOURCE = """
+import importlib, json, os, pathlib, signal
+from types import SimpleNamespace
+
+import torch
+
+__version__ = "0.32.0"
+HERE = pathlib.Path(__file__).parent
+
+
+class LLM:
+    def __init__(self, **arguments):
+        (HERE / "arguments.json").write_text(json.dumps(arguments))
+        if (HERE / "refuse").exists():
+            raise ValueError("Head size 8 is not supported")
+        module, _, name = arguments["worker_extension_cls"].rpartition(".")
+        kind = type("Worker", (getattr(importlib.import_module(module), name),), {})
+        self.worker, self.sum = kind(), 0.0
+        self.worker.device = torch.device("cpu")
+        self.worker.model_runner = SimpleNamespace(reload_weights=self.reload)
+
+    def reload(self, weights_iterator, is_checkpoint_format):
+        assert is_checkpoint_format
+        self.say("reload")
+        self.sum = sum(float(tensor.double().sum()) for _, tensor in weights_iterator)
+
+    def collective_rpc(self, method, args=()):
+        return [getattr(self.worker, method)(*args)]
+
+    def say(self, word):
+        with (HERE / "calls").open("a") as file:
+            file.write(word + "\\n")
+
+    def reset_prefix_cache(self):
+        self.say("forget")
+        return True
+
+    def sleep(self, level):
+        self.say(f"sleep {level}")
+
+    def wake_up(self, tags):
+        self.say(f"wake {','.join(tags)}")
+
+    def generate(self, prompts, parameters, use_tqdm):
+        asked = prompts[0]["prompt_token_ids"][0]
+        once = HERE / "died"
+        if asked == 2 or asked == 3 and not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if asked == 4:
+            raise RuntimeError("no kernel for that")
+        number = int(abs(self.sum) * 1e6)
+        text = SimpleNamespace(text=str(number), token_ids=[number], finish_reason="stop")
+        return [SimpleNamespace(outputs=[text], prompt_logprobs=None) for _ in prompts]
+"""
+
+
+def write_fake(folder: Path) -> Path:
+    """Writes the package; returns its folder, where it keeps what was done."""
+    package = folder / "vllm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(_SOURCE)
+    return package
