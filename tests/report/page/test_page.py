@@ -300,20 +300,3 @@ def test_a_search_ends_with_its_page(tiny_study: Study, pages: None, capsys: pyt
     assert main(["resume", "space", "--trials", "8"]) == (0 if result.winner else 1)
     assert folder.report.is_file()
     assert read_documents(folder.items) == documents
-
-
-def test_items_on_which_two_trials_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = MadeRun(tmp_path, winner=False).make()
-    assert main(["compare", str(run), "base", "one", "--split", "search", "--items", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["items"]["shipping"]
-    base, one = (load_items(run / "items", number, "search")["shipping"] for number in (0, 1))
-    assert found["first_better"] == sum(base[i].score > one[i].score for i in base)  # type: ignore[operator]
-    assert found["second_better"] == sum(base[i].score < one[i].score for i in base)  # type: ignore[operator]
-    for item in found["differ_most"]:
-        assert item["prompt"].startswith("What does the parcel cost?")
-        assert item["first"]["score"] != item["second"]["score"]
-    assert main(["compare", str(run), "base", "one", "--split", "search", "--items"]) == 0
-    assert "right answer: seven" in capsys.readouterr().out
-    documents_file(run / "items").unlink()
-    assert main(["compare", str(run), "base", "one", "--split", "search", "--items"]) == 0
-    assert "kept no texts" in capsys.readouterr().out
