@@ -168,7 +168,7 @@ def _given(name: str, score: ItemScore, lengths: Mapping[str, float]) -> list[st
     """Its score, what is known of its length, and its answer; below it what a filter took that from."""
     tokens, truncated = map(lengths.get, LENGTHS)
     parts = [number(score.score)]
-    parts += [] if tokens is None else [f"{tokens:g} tokens"]
+    parts += [] if tokens is None else [f"{tokens:g} {'token' if tokens == 1 else 'tokens'}"]
     parts += ["truncated" if truncated == 1 else f"{truncated:.0%} truncated"] if truncated else []
     parts += [] if score.answer is None else [f"answered: {_text(score.answer, ANSWER)}"]
     wrote = [] if score.written is None else [f"      wrote: {_text(score.written, ANSWER)}"]

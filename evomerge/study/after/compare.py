@@ -78,6 +78,8 @@ def compare(
     """
     if most is not None and most < 0:
         raise InputError(f"{most} is no number of items", "give 0 or more", Where("--most"))
+    if most is not None and not answers:
+        raise InputError("says how many items are listed, and none are", "ask for --answers, too", Where("--most"))
     state = status(run)
     facts = _named(state, slices)
     numbers = [_number(state, name) for name in (first, WINNER if second is None else second)]

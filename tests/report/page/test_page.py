@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from evomerge.errors import InputError
 from evomerge.report.page.html import LARGEST, page
 from evomerge.report.page.write import write_report
 from evomerge.study.run.documents import documents_file, read_documents
-from evomerge.study.run.items import load_items
+from evomerge.study.run.items import load_items, write_items
 from tests.report.page.made import ITEMS, MadeRun
 
 Study = Callable[..., Path]
@@ -300,3 +301,12 @@ def test_a_search_ends_with_its_page(tiny_study: Study, pages: None, capsys: pyt
     assert main(["resume", "space", "--trials", "8"]) == (0 if result.winner else 1)
     assert folder.report.is_file()
     assert read_documents(folder.items) == documents
+
+
+def test_what_a_filter_read_is_shown_beside_the_answer(tmp_path: Path) -> None:
+    run = MadeRun(tmp_path).make()
+    folder, number = run / "items", read(run)[0]["items"]["trial"]
+    items = load_items(folder, number, "holdout")
+    changed = {n: [replace(i, answer="7", written="so <b>7</b>") for i in of.values()] for n, of in items.items()}
+    write_items(folder, number, "holdout", changed)
+    assert "7 wrote: so <b>7</b>" in read(run)[2].text

@@ -176,13 +176,17 @@ def test_where_answers_or_texts_were_not_kept(run: Path, capsys: Said) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--slice", "shiping"], "--slice: the run 'made' has no slice 'shiping'; did you mean 'shipping'?"),
-        (["--most", "-1"], "--most: -1 is no number of items; give 0 or more"),
+        (["--most", "3"], "--most: says how many items are listed, and none are; ask for --answers, too"),
+        (
+            ["--answers", "--slice", "shiping"],
+            "the run 'made' has no slice 'shiping'; did you mean 'shipping'?",
+        ),
+        (["--answers", "--most", "-1"], "--most: -1 is no number of items; give 0 or more"),
         (["--most", "few"], "--most: 'few' is not a whole number"),
     ],
 )
 def test_wrong_words(words: Sequence[str], says: str, run: Path, capsys: Said) -> None:
-    assert compare(run, "--answers", *words) == 2
+    assert compare(run, *words) == 2
     assert says in capsys.readouterr().err
 
 
