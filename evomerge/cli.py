@@ -218,7 +218,7 @@ COMMANDS = {
             "first": {"metavar": "A", "help": "a trial's number, or base, a source, uniform, winner"},
             "second": {"metavar": "B", "nargs": "?", "help": "default: the winner, or the best so far"},
         },
-        ("split", "show_items"),
+        ("split", "slices", "answers", "most"),
         {
             "split": {
                 "choices": ["search", "holdout"],

@@ -149,9 +149,17 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("--items",),
         {"metavar": "FILE", "help": "write the score of every item: FILE.jsonl or FILE.parquet"},
     ),
-    "show_items": (
-        ("--items",),
-        {**_FLAG, "dest": "items", "help": "list the items on which the two differ most, with their texts and answers"},
+    "answers": (
+        ("--answers",),
+        {**_FLAG, "help": "list the items on which the two differ, with their texts and both answers"},
+    ),
+    "slices": (
+        ("--slice",),
+        {"action": "append", "default": [], "metavar": "NAME", "help": "compare on this slice only; once for each"},
+    ),
+    "most": (
+        ("--most",),
+        {"type": whole_number, "metavar": "N", "help": "list so many items of a slice (default: 10, or 20 of all)"},
     ),
     "compare_with": (
         ("--compare",),

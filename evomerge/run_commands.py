@@ -55,7 +55,7 @@ def run_compare(options: argparse.Namespace) -> int:
     result = call(compare, options)
     if options.json:
         return print_data(options, data.compared_data(result))
-    listed = rankings.differing_words(result) if options.items else []
+    listed = rankings.differing_words(result)
     return show(rankings.compared_table(result), rankings.compared_words(result), *listed)
 
 

@@ -86,7 +86,7 @@ class ItemScore:
     natural direction (None where the metric has no per-item number); `weight` its share in the mean (1.0,
     or for example the bytes of a text); `raw` what the metric returned for it, JSON-compatible; `cluster` what items
     with a common origin share, where the slice names such a field; `answer` what the model answered, cut, where that is
-    a text or a choice.
+    a text or a choice; `written` the text from which a filter took this answer, cut, where that is another.
     """
 
     item: str
@@ -95,6 +95,12 @@ class ItemScore:
     raw: Any = None
     cluster: str | None = None
     answer: str | None = None
+    written: str | None = None
+
+    @property
+    def text(self) -> str | None:
+        """What the model wrote or chose, as it was kept."""
+        return self.answer if self.written is None else self.written
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(["--allow-infeasible", "--portable", "--overwrite", "--public"], False),
     },
     "rank": {"--fitness": REQUIRED, "-o": None, "--output": None},
-    "compare": {"--split": None, "--items": False},
+    "compare": {"--split": None, "--slice": [], "--answers": False, "--most": None},
     "report": dict.fromkeys(["-o", "--output", "--compare"]),
     "merge": {
         "--device": "cpu",

@@ -321,15 +321,20 @@ def compared_data(compared: Compared) -> dict[str, Any]:
         "second": {"trial": b.number, "label": b.name, "objective": b.objective},
         "difference": "first minus second",
         "slices": {name: shown(name, info) for name, info in compared.slices.items()},
-        **({"items": differences_data(compared.differences)} if compared.differences is not None else {}),
+        **(_answers_data(compared, compared.differences) if compared.differences is not None else {}),
     }
 
 
-def differences_data(found: Mapping[str, Differences]) -> dict[str, Any]:
-    """Returns how many items of each slice either candidate is better on, and those where they differ most."""
+def _answers_data(compared: Compared, found: Mapping[str, Differences]) -> dict[str, Any]:
+    return {"items": differences_data(found), "without_answers": list(compared.without_answers)}
 
-    def side(score: ItemScore) -> dict[str, Any]:
-        return {"score": score.score, "answer": score.answer}
+
+def differences_data(found: Mapping[str, Differences]) -> dict[str, Any]:
+    """Returns on how many items of each slice either candidate is better, on how many the answers differ, and those
+    where they differ most. Texts are whole, as far as a run keeps them."""
+
+    def side(score: ItemScore, lengths: Mapping[str, float]) -> dict[str, Any]:
+        return {"score": score.score, "answer": score.answer, "written": score.written, **lengths}
 
     def item(difference: Difference) -> dict[str, Any]:
         document = difference.document
@@ -339,8 +344,8 @@ def differences_data(found: Mapping[str, Differences]) -> dict[str, Any]:
             "prompt": document.prompt if document else None,
             "choices": list(document.choices) if document else [],
             "right_answer": document.answer if document else None,
-            "first": side(difference.first),
-            "second": side(difference.second),
+            "first": side(difference.first, difference.lengths[0]),
+            "second": side(difference.second, difference.lengths[1]),
         }
 
     return {
@@ -348,6 +353,9 @@ def differences_data(found: Mapping[str, Differences]) -> dict[str, Any]:
             "first_better": slice_.first_better,
             "second_better": slice_.second_better,
             "items": slice_.items,
+            "answered": slice_.answered,
+            "answers_differ": slice_.answers_differ,
+            "differ": slice_.differ,
             "differ_most": [item(difference) for difference in slice_.most],
         }
         for name, slice_ in found.items()

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from evomerge.escape import excerpt
+from evomerge.files.objects import LENGTHS
 from evomerge.numbers import number
 from evomerge.report.results import both_splits, carried_over, closest, missed_floors
 from evomerge.report.shown import Cell, Column, Row, Sheet
@@ -13,10 +15,14 @@ from evomerge.report.tables import INTERVALS, describe, directed, leaderboard_ta
 from evomerge.report.verdicts import SURE
 from evomerge.scoring.stats.paired import EXACT, Comparison
 from evomerge.study.after.compare import Compared
+from evomerge.study.after.differences import Difference, Differences
 from evomerge.study.after.rank import Ranked
 from evomerge.types import ItemScore
 
-_NO_TEXTS = "the run kept no texts of its items: older ones have none"
+PROMPT, ANSWER = 300, 200
+"""Characters of a prompt, or of its choices, and of an answer that are shown of an item."""
+
+_NO_TEXTS = "the run kept no texts of these items: older ones have none"
 
 
 def ranked_tables(ranked: Ranked, top: int = 10) -> list[Sheet]:
@@ -112,26 +118,66 @@ def _by_objective(compared: Compared) -> list[str]:
 
 
 def differing_words(compared: Compared) -> list[str]:
-    """Lists the items of each slice on which the two differ most: texts and answers, a line each."""
-    lines = []
-    a, b = _short(describe(compared.first)), _short(describe(compared.second))
-    for name, found in (compared.differences or {}).items():
-        counts = f"{a} is better on {found.first_better}, {b} on {found.second_better} of {found.items} items"
-        lines += ["", f"{name}: {counts}"]
+    """Lists the items of each slice on which the two differ, where these were asked for: excerpts of what was asked and
+    of both answers, each text on one line."""
+    if compared.differences is None:
+        return []
+    lines, names = [], (_short(describe(compared.first)), _short(describe(compared.second)))
+    for slice_, found in compared.differences.items():
+        lines += ["", f"{slice_}: {_counted(found, *names)}"]
         for difference in found.most:
-            document = difference.document
-            lines.append(f"  item {document.number + 1}" if document else f"  item {difference.first.item}")
-            if document is not None:
-                lines += [f"    | {line}" for line in document.prompt.split("\n")]
-                lines += [f"    choice: {choice}" for choice in document.choices]
-                lines += [] if document.answer is None else [f"    right answer: {document.answer}"]
-            lines += [f"    {who}: {_given(score)}" for who, score in ((a, difference.first), (b, difference.second))]
+            lines += _difference(difference, names)
         lines += [] if any(d.document for d in found.most) or not found.most else [f"  {_NO_TEXTS}"]
+    if any(found.differ > len(found.most) for found in compared.differences.values()):
+        lines += ["", "`--most N` lists more of a slice, `--slice NAME` one alone; texts are whole with `--json`"]
+    if compared.without_answers:
+        left_out = ", ".join(compared.without_answers)
+        lines += ["", f"no answers were kept of {left_out}; `--slice NAME` lists the items whose scores differ"]
     return lines
 
 
-def _given(score: ItemScore) -> str:
-    return f"{number(score.score)}{'' if score.answer is None else f', answered: {score.answer}'}"
+def _counted(found: Differences, a: str, b: str) -> str:
+    """On how many items they differ, and how many of these are listed."""
+    parts = []
+    if found.items:
+        parts.append(f"{a} is better on {found.first_better}, {b} on {found.second_better} of {found.items} items")
+    if found.answered:
+        parts.append(f"answers differ on {found.answers_differ} of {found.answered}")
+    elif found.items:
+        parts.append("no answers were kept")
+    if found.differ > len(found.most):
+        parts.append(f"listed: {len(found.most)} of {found.differ}")
+    return "; ".join(parts) or "no items with scores or answers of both"
+
+
+def _difference(difference: Difference, names: tuple[str, str]) -> list[str]:
+    document, item = difference.document, difference.first.item
+    lines = [f"  item {document.number + 1}, {item}" if document else f"  item {item}"]
+    if document is not None:
+        lines.append(f"    asked: {_text(document.prompt, PROMPT)}")
+        lines += (
+            [f"    choices: {_text(' | '.join(map(str.strip, document.choices)), PROMPT)}"] if document.choices else []
+        )
+        lines += [] if document.answer is None else [f"    right answer: {_text(document.answer, ANSWER)}"]
+    for name, score, lengths in zip(names, (difference.first, difference.second), difference.lengths, strict=True):
+        lines += _given(name, score, lengths)
+    return lines
+
+
+def _given(name: str, score: ItemScore, lengths: Mapping[str, float]) -> list[str]:
+    """Its score, what is known of its length, and its answer; below it what a filter took that from."""
+    tokens, truncated = map(lengths.get, LENGTHS)
+    parts = [number(score.score)]
+    parts += [] if tokens is None else [f"{tokens:g} {'token' if tokens == 1 else 'tokens'}"]
+    parts += ["truncated" if truncated == 1 else f"{truncated:.0%} truncated"] if truncated else []
+    parts += [] if score.answer is None else [f"answered: {_text(score.answer, ANSWER)}"]
+    wrote = [] if score.written is None else [f"      wrote: {_text(score.written, ANSWER)}"]
+    return [f"    {name}: {', '.join(parts)}", *wrote]
+
+
+def _text(text: str, most: int) -> str:
+    """An excerpt; of a text without any letter, as Python writes it."""
+    return excerpt(text.strip() or repr(text), most)
 
 
 def _row(comparison: Comparison, info: Mapping[str, Any], total: int) -> list[Cell]:
@@ -152,7 +198,7 @@ def _row(comparison: Comparison, info: Mapping[str, Any], total: int) -> list[Ce
 
 
 def _signed(value: float) -> str:
-    return f"{'+' if value >= 0 else ''}{number(value)}"
+    return f"{'+' if value >= 0 else ''}{number(value + 0.0)}"  # a difference of sizes may be -0.0
 
 
 def _span(interval: tuple[float, float]) -> str:

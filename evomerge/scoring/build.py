@@ -22,7 +22,7 @@ from evomerge.scoring.serving.served_pass import ServedPass
 from evomerge.scoring.serving.serving import Serving
 from evomerge.scoring.slices import RESIDENT, ScoredSlice, SliceInfo
 from evomerge.scoring.splits import SIDES, Deal
-from evomerge.scoring.tasks.answers import answer_by
+from evomerge.scoring.tasks.answers import with_answer
 from evomerge.scoring.tasks.library import TaskLibrary, TaskSet
 from evomerge.scoring.tasks.metrics import resolve
 from evomerge.scoring.tasks.passes import Answers, TaskPass
@@ -131,7 +131,7 @@ class _Builder:
 
         def read(answers: Answers) -> SliceScore:
             score, given = metric.read(answers.rows[metric.filter]), answers.given[metric.filter]
-            items = (replace(i, answer=answer_by(metric.name, i.item, given)) for i in score.items)
+            items = (with_answer(i, metric.name, given) for i in score.items)
             return replace(score, items=tuple(items), loss=answers.loss)
 
         lacking = no_proxy_loss(source, metric, self.split)

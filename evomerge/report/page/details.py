@@ -176,7 +176,9 @@ def item_entry(item: Data, right_or_wrong: bool) -> dict[str, Any]:
 
 
 def _answer(name: str, given: Data) -> list[str]:
-    return [name, "-" if given["score"] is None else f"{given['score']:.4g}", given["answer"] or "-"]
+    wrote = [] if given["written"] is None else [f"wrote: {given['written']}"]
+    score = "-" if given["score"] is None else f"{given['score']:.4g}"
+    return [name, score, "\n".join([given["answer"] or "-", *wrote])]
 
 
 def environment_blocks(data: Data) -> list[Block]:

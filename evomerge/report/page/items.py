@@ -104,11 +104,12 @@ def _item(
         "prompt": document.prompt if document else None,
         "choices": list(document.choices) if document else [],
         "right_answer": document.answer if document else None,
-        "merge": {"score": own[item].score, "answer": own[item].answer},
+        "merge": {"score": own[item].score, "answer": own[item].answer, "written": own[item].written},
         "parents": {
             parent: {
                 "score": found.score,
                 "answer": found.answer,
+                "written": found.written,
                 "better": found.score is not None and sign * (found.score - score) > 0,
             }
             for parent, found in given.items()

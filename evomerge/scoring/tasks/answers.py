@@ -8,18 +8,30 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from evomerge.escape import excerpt
 from evomerge.scoring.tasks.instances import Doc, TaskRequests
 from evomerge.scoring.tasks.losses import right_answers
-from evomerge.types import Document, SplitName
+from evomerge.types import Document, ItemScore, SplitName
 
 PROMPT, ANSWER, CHOICES = 2000, 500, 20
 """Characters of a prompt and of an answer that are kept, and how many choices."""
 
-Given = tuple[str, str]
-"""The answer of a model to a document; of choices the likeliest one, and the likeliest one for its length."""
+
+class Given(NamedTuple):
+    """The answer of a model to a document.
+
+    Attributes:
+        answer: the text that a filter let through; of choices the likeliest one.
+        by_length: the likeliest choice for its length; else the same.
+        written: the text that the filter read, where that is another.
+    """
+
+    answer: str
+    by_length: str
+    written: str | None = None
 
 
 def describe(task: TaskRequests, doc: Doc, number: int, split: SplitName) -> Document:
@@ -48,16 +60,21 @@ def given(task: TaskRequests, filter_name: str) -> dict[str, Given]:
     return answers
 
 
-def answer_by(metric: str, item: str, answers: Mapping[str, Given]) -> str | None:
-    """The answer that a metric goes by: `acc_norm` compares choices by their length."""
-    return answers[item][metric.startswith("acc_norm")] if item in answers else None
+def with_answer(item: ItemScore, metric: str, answers: Mapping[str, Given]) -> ItemScore:
+    """The item with the answer that a metric goes by: `acc_norm` compares choices by their length."""
+    if item.item not in answers:
+        return item
+    given = answers[item.item]
+    answer = given.by_length if metric.startswith("acc_norm") else given.answer
+    return replace(item, answer=answer, written=given.written)
 
 
 def _given(task: Any, instances: Sequence[Any], responses: Sequence[Any]) -> Given | None:
     if instances[0].request_type == "generate_until":
         first = responses[0]
         text = excerpt(first[0] if isinstance(first, list | tuple) and first else first, ANSWER)
-        return text, text
+        written = excerpt(instances[0].resps[0], ANSWER)
+        return Given(text, text, None if written == text else written)
     if task.OUTPUT_TYPE != "multiple_choice" or len(instances) < 2:
         return None
     choices = _choices(task, instances)
@@ -66,7 +83,7 @@ def _given(task: Any, instances: Sequence[Any], responses: Sequence[Any]) -> Giv
         return None
     likeliest = max(pairs, key=lambda pair: pair[1][0])[0]
     by_length = max(pairs, key=lambda pair: pair[1][0] / max(1, len(pair[0])))[0]
-    return excerpt(likeliest, ANSWER), excerpt(by_length, ANSWER)
+    return Given(excerpt(likeliest, ANSWER), excerpt(by_length, ANSWER))
 
 
 def _choices(task: Any, instances: Sequence[Any]) -> list[str]:

@@ -71,8 +71,8 @@ def append_items(folder: Path, trial: int, split: SplitName, items: Mapping[str,
 
 
 def save_items(file: Path, items: Mapping[str, Iterable[ItemScore]]) -> None:
-    """Writes one row an item: slice, item, score (natural direction), weight, cluster, raw (JSON), answer; as lines of
-    JSON where `file` ends in .jsonl, else as Parquet. The file is replaced whole."""
+    """Writes one row an item: slice, item, score (natural direction), weight, cluster, raw (JSON), answer,
+    written; as lines of JSON where `file` ends in .jsonl, else as Parquet. The file is replaced whole."""
     rows = _rows(items)
     if file.suffix == ".jsonl":
         finite = ({**row, "score": row["score"] if math.isfinite(row["score"] or 0) else None} for row in rows)
@@ -87,7 +87,7 @@ def _write_parquet(rows: list[dict[str, Any]], stream: IO[bytes]) -> None:
 
     text, number = pa.string(), pa.float64()
     types = {"slice": text, "item": text, "score": number, "weight": number}
-    types |= dict.fromkeys(("cluster", "raw", "answer"), text)
+    types |= dict.fromkeys(("cluster", "raw", "answer", "written"), text)
     schema = pa.schema(list(types.items()), metadata={_DIGEST: _digest(rows)})
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), stream, write_page_checksum=True)
 
@@ -102,6 +102,7 @@ def _rows(items: Mapping[str, Iterable[ItemScore]]) -> list[dict[str, Any]]:
             "cluster": item.cluster,
             "raw": json.dumps(item.raw, default=str),
             "answer": item.answer,
+            "written": item.written,
         }
         for name, scores in items.items()
         for item in scores
@@ -186,6 +187,7 @@ def _item(row: Mapping[str, Any], raw: bool) -> ItemScore:
         json.loads(row["raw"]) if raw else None,
         row.get("cluster"),
         row.get("answer"),
+        row.get("written"),
     )
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from evomerge.errors import InputError
 from evomerge.report.page.html import LARGEST, page
 from evomerge.report.page.write import write_report
 from evomerge.study.run.documents import documents_file, read_documents
-from evomerge.study.run.items import load_items
+from evomerge.study.run.items import load_items, write_items
 from tests.report.page.made import ITEMS, MadeRun
 
 Study = Callable[..., Path]
@@ -302,18 +303,10 @@ def test_a_search_ends_with_its_page(tiny_study: Study, pages: None, capsys: pyt
     assert read_documents(folder.items) == documents
 
 
-def test_items_on_which_two_trials_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = MadeRun(tmp_path, winner=False).make()
-    assert main(["compare", str(run), "base", "one", "--split", "search", "--items", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["items"]["shipping"]
-    base, one = (load_items(run / "items", number, "search")["shipping"] for number in (0, 1))
-    assert found["first_better"] == sum(base[i].score > one[i].score for i in base)  # type: ignore[operator]
-    assert found["second_better"] == sum(base[i].score < one[i].score for i in base)  # type: ignore[operator]
-    for item in found["differ_most"]:
-        assert item["prompt"].startswith("What does the parcel cost?")
-        assert item["first"]["score"] != item["second"]["score"]
-    assert main(["compare", str(run), "base", "one", "--split", "search", "--items"]) == 0
-    assert "right answer: seven" in capsys.readouterr().out
-    documents_file(run / "items").unlink()
-    assert main(["compare", str(run), "base", "one", "--split", "search", "--items"]) == 0
-    assert "kept no texts" in capsys.readouterr().out
+def test_what_a_filter_read_is_shown_beside_the_answer(tmp_path: Path) -> None:
+    run = MadeRun(tmp_path).make()
+    folder, number = run / "items", read(run)[0]["items"]["trial"]
+    items = load_items(folder, number, "holdout")
+    changed = {n: [replace(i, answer="7", written="so <b>7</b>") for i in of.values()] for n, of in items.items()}
+    write_items(folder, number, "holdout", changed)
+    assert "7 wrote: so <b>7</b>" in read(run)[2].text
