@@ -83,6 +83,11 @@ def tests(options: Options) -> bool:
     # Not the project's own options, some of which need plugins
     words = ["-o", "addopts=", "-p", "no:cacheprovider", "-m", "gpu", "-v", "-rs", "--tb=short", "--gpu-device"]
     command = [sys.executable, "-m", "pytest", *words, options.device, _TESTS]
+    return _streamed(command)
+
+
+def _streamed(command: list[str]) -> bool:
+    """Runs a command and says its lines as they come. Returns whether it went well."""
     process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -92,9 +97,15 @@ def tests(options: Options) -> bool:
 
 
 def vllm(options: Options) -> bool:
-    """Nothing yet."""
-    there = f"vllm {_version('vllm')} is installed" if importlib.util.find_spec("vllm") else "vllm is not installed"
-    raise Skip(f"not built yet: evomerge has no engine for vLLM ({there})")
+    """Generated answers of candidates: vLLM in place, vLLM made anew for each, lm-eval's own class, our decoder."""
+    from evomerge.scoring.serving.choice import lacking
+
+    if reason := lacking():
+        raise Skip(reason)
+    size = ["--params", "3M", "--items", "8", "--candidates", "2"] if options.toy else ["--params", "1B"]
+    script = _ROOT / "benchmarks" / "generate.py"
+    command = [sys.executable, str(script), str(options.work / "generate"), "--device", options.device, *size]
+    return _streamed(command)
 
 
 def stage(name: str) -> Callable[[Options], bool]:

@@ -14,7 +14,7 @@ Needs torch, transformers, safetensors, accelerate, lm-eval and the other packag
 - generation: candidates of 1 B on multiple choice and short written answers, against lm-eval's HFLM on the same
   weights: in float32, where answers have to be equal, and in bfloat16;
 - gradient: gradient steps of the coefficients of such a merge;
-- vllm: not built yet.
+- vllm: `generate.py` with a 1 B model: vLLM in place, vLLM made anew for each candidate, HFLM, the resident decoder.
 
 Each is a process of its own, whose figures are printed as they come. It may take its part of what is left of --limit,
 by the weights below; what a stage does not use is left to those behind it. One that takes longer is ended with all that

@@ -66,8 +66,10 @@ def model_bytes(planned: MergePlan, dtype: str) -> int:
 
 
 def asks_engine(fitness: FitnessSpec) -> bool:
-    """Whether a slice asks for vLLM by name, so that memory is kept for it."""
-    return any(fitness.engine_of(spec) == "vllm" for spec in fitness.slices.values() if spec.task is not None)
+    """Whether a slice asks for vLLM by name, or for its address, so that memory is kept for it."""
+    specs = fitness.slices.values()
+    tasks = any(fitness.engine_of(spec) == "vllm" for spec in specs if spec.task is not None)
+    return tasks or any(spec.command is not None and spec.command.uses("url") for spec in specs)
 
 
 def engine_bytes(weights: int) -> int:
@@ -134,6 +136,8 @@ def start_engine(
     suite.engine.start()
     progress.phase("trying vLLM")
     sources = {id(s.source): s.source for s in suite.slices.values() if isinstance(s.source, ServedPass)}
+    if not sources:  # programs ask it
+        return
     try:
         found = try_engine(suite.engine, list(sources.values()), split, model, become, recipes)
     except TrialError as error:

@@ -304,8 +304,9 @@ def _command(parts: dict[str, Node]) -> Command:
         if name not in PLACEHOLDERS:
             mend = f"{suggestion(name, PLACEHOLDERS)}; a brace that means itself is written twice"
             node.fail(f"has an unknown {{{name}}}", mend)
-    for name in ("model", "scores"):
-        if not command.uses(name):
+    for names in (("model", "url"), ("scores",)):
+        if not any(map(command.uses, names)):
+            name = names[0]
             node.fail(f"has no {{{name}}}, {PLACEHOLDERS[name]}", f"add {{{name}}} where the program takes it")
     return command
 

@@ -164,7 +164,7 @@ SLICE: Keys = {
     "task": Key("any lm-eval task, group or tag, from the `include` folders or lm-eval's own"),
     "python": Key("in place of a task: `module:function` beside the fitness file, called `(model, tokenizer, items)`"),
     "scorer": Key("in place of a task: a scorer that another package adds, by name"),
-    "command": Key("in place of a task: a program, called with `{model}`, `{items}` and `{scores}`; no shell reads it"),
+    "command": Key("in place of a task: a program, called with `{model}` or `{url}`, `{items}` and `{scores}`"),
     "cwd": Key("of `command`: the folder that it is run in", "the fitness file's"),
     "data": Key("of `python`, `scorer` and `command`: a JSONL file with the items", "needed there"),
     "measure": Key("in place of a task: `layers` or `parameters` of the candidate, less is better"),

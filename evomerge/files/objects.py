@@ -235,6 +235,7 @@ class Command:
 
 PLACEHOLDERS = {
     "model": "the folder of the candidate's checkpoint",
+    "url": "the address of an OpenAI-compatible endpoint that serves the candidate by vLLM",
     "scores": "the JSON file that the program writes: a number for each item, by the item's id",
     "items": "a JSONL file of the items that are asked for",
 }

@@ -18,6 +18,7 @@ from evomerge.scoring.file_pass import FilePass
 from evomerge.scoring.measures import MeasurePass, mixture
 from evomerge.scoring.preflight import check_count, check_images, check_name, check_objective
 from evomerge.scoring.python.callables import CallablePass
+from evomerge.scoring.serving.engine import ServingEngine
 from evomerge.scoring.serving.served_pass import ServedPass
 from evomerge.scoring.serving.serving import Serving
 from evomerge.scoring.slices import RESIDENT, ScoredSlice, SliceInfo
@@ -92,8 +93,10 @@ class _Builder:
     def _rows(self, spec: SliceSpec) -> ScoredSlice:
         """A slice over the rows of a file, which code of the user scores."""
         source: FilePass
+        served: ServingEngine | None = None
         if spec.command is not None:
-            source, scorer = CommandPass(self.fitness, spec, self._folder), "a command"
+            served = self._serving.endpoint(spec) if spec.command.uses("url") else None
+            source, scorer = CommandPass(self.fitness, spec, self._folder, served), "a command"
         else:
             source, scorer = CallablePass(self.fitness, spec, self.model, self.tokenizer), "a Python function"
         self._check_counts(spec, source.deal)
@@ -108,6 +111,7 @@ class _Builder:
             n_holdout=len(source.names("holdout")),
             aggregation=source.aggregation,
             no_proxy_loss=f"it is scored by {scorer}, which has no known gradient",
+            engine=RESIDENT if served is None else self._serving.name,
         )
         return ScoredSlice(info, source, _unchanged)
 

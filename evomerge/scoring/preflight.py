@@ -120,6 +120,8 @@ def check_scorer(spec: SliceSpec) -> list[dict[str, Any]]:
         check_function(spec.python, SCORER_TAKES)
     if spec.command is not None:
         check_program(spec)
+        if spec.command is not None and spec.command.uses("url"):
+            check_installed(spec.at("command"), "use {model}, the candidate's folder, in place of {url}")
     if spec.data is None or not spec.data.is_file():
         raise InputError(f"no data file {spec.data}", "name a JSONL file", spec.at("data"))
     return read_items(spec.data)

@@ -23,6 +23,7 @@ from evomerge.scoring.commands.line import check_program, filled
 from evomerge.scoring.commands.program import CommandFailed, run
 from evomerge.scoring.file_pass import FilePass
 from evomerge.scoring.item_files import read_items
+from evomerge.scoring.serving.engine import ServingEngine
 from evomerge.types import SliceScore, SplitName
 
 log = logging.getLogger(__name__)
@@ -43,13 +44,16 @@ class CommandPass(FilePass):
     """Runs a program on each candidate. One that does not take `{items}` scores all items, whichever are asked for: its
     scores are kept as long as the candidate stays."""
 
-    def __init__(self, fitness: FitnessSpec, spec: SliceSpec, folder: CandidateFolder) -> None:
-        """`folder`: of the candidate; slices share it. InputError where the program or its items are missing."""
+    def __init__(
+        self, fitness: FitnessSpec, spec: SliceSpec, folder: CandidateFolder, engine: ServingEngine | None = None
+    ) -> None:
+        """`folder`: of the candidate; slices share it. `engine`: what answers at `{url}`. InputError where the program
+        or its items are missing."""
         assert spec.command is not None
         assert spec.data is not None
         check_program(spec)
         super().__init__(fitness, spec, read_items(spec.data))
-        self.command, self._folder = spec.command, folder
+        self.command, self._folder, self._engine = spec.command, folder, engine
         self.ids = item_ids(self.items)
         self._digest, self._all = "", dict[str, Row]()
 
@@ -58,6 +62,8 @@ class CommandPass(FilePass):
         if candidate.digest != self._digest:
             self._digest, self._all = candidate.digest, {}
         self._folder.become(candidate)
+        if self._engine is not None:
+            self._engine.become(candidate.recipe, candidate.digest)
 
     def run(self, split: SplitName, names: frozenset[str] | None = None) -> SliceScore:
         """Runs the program for a split's items (only those in `names`). TrialError where it fails, or its scores are
@@ -80,12 +86,17 @@ class CommandPass(FilePass):
         return shortened(Path(self.command.arguments[0]).name, 60)
 
     def _scores(self, rows: Sequence[int]) -> dict[str, Row]:
-        place = self._folder.scratch()
+        place = self._folder.scratch(written=self.command.uses("model"))
         try:
             scores, items = place / "scores.json", place / "items.jsonl"
             asked = ({**self.items[row], "id": self.ids[row]} for row in rows)
             items.write_text("".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in asked), encoding="utf-8")
-            self._run({"model": str(self._folder.path()), "scores": str(scores), "items": str(items)})
+            values = {"scores": str(scores), "items": str(items)}
+            if self.command.uses("model"):
+                values["model"] = str(self._folder.path())
+            if self._engine is not None:
+                values["url"] = self._engine.url()
+            self._run(values)
             if not scores.is_file():
                 raise TrialError(f"{self._name} wrote no {{scores}}")
             try:

@@ -28,6 +28,7 @@ class CandidateFolder:
     def __init__(self) -> None:
         self._candidate: Candidate | None = None
         self._place: Path | None = None
+        self._has_model = False
         self._end: weakref.finalize[..., CandidateFolder] | None = None
 
     def become(self, candidate: Candidate) -> None:
@@ -40,13 +41,18 @@ class CandidateFolder:
         """The folder with the candidate's checkpoint, as `evomerge.merge` writes it. TrialError where it cannot be
         written, or has other weights than those in memory."""
         assert self._candidate is not None, "no candidate yet"
-        if self._place is None:
+        if self._place is None or not self._has_model:
+            self._clear()
             self._place = self._written(self._candidate)
+            self._has_model = True
         return self._place / "model"
 
-    def scratch(self) -> Path:
-        """A folder beside it for what a program reads and writes."""
-        self.path()
+    def scratch(self, written: bool = True) -> Path:
+        """A folder beside it for what a program reads and writes. `written`: whether the checkpoint is needed, too."""
+        if written:
+            self.path()
+        elif self._place is None:
+            self._place = self._made(_REST)
         assert self._place is not None
         return Path(tempfile.mkdtemp(dir=self._place))
 
@@ -82,7 +88,7 @@ class CandidateFolder:
         return place
 
     def _clear(self) -> None:
-        self._place = None
+        self._place, self._has_model = None, False
         if self._end is not None:
             self._end()
 

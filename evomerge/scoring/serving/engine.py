@@ -25,7 +25,7 @@ from evomerge.escape import shortened
 from evomerge.recipe.recipe import Recipe, to_data
 from evomerge.scoring.serving.choice import Servable, visible
 from evomerge.scoring.serving.extension import CandidateWorker
-from evomerge.scoring.serving.process import Ask, Call, Forget, Reply, Request, Sleep, Start, Trouble
+from evomerge.scoring.serving.process import Ask, Call, Forget, Reply, Request, Serve, Sleep, Start, Trouble
 
 T = TypeVar("T")
 
@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from evomerge.scoring.serving.process import main; main()"
 )
-_ALIGNED = 64
-"""Lengths of sequences are rounded up to a multiple of it."""
 
 
 class _Died(Exception):
@@ -111,6 +109,11 @@ class ServingEngine:
         """Continues prompts, given as tokens, each by its `SamplingParams`, with the candidate's weights. TrialError
         where that cannot be done."""
         return self._tried(Ask(prompts, parameters)) if prompts else []
+
+    def url(self) -> str:
+        """The address of an OpenAI-compatible endpoint with the candidate's weights. TrialError where it cannot be
+        had."""
+        return str(self._tried(Serve()))
 
     def rest(self) -> None:
         """Gives the memory back until the next prompt, where the resident model needs it."""
@@ -215,12 +218,11 @@ class ServingEngine:
     def _arguments(self) -> Mapping[str, Any]:
         """The arguments of vLLM's `LLM`."""
         on_gpu = self._memory.share is not None
-        length = min(self._servable.longest, -(-self._longest // _ALIGNED) * _ALIGNED)
         return {
             "model": str(self._model),
             "load_format": "dummy",
             "dtype": self._servable.dtype,
-            "max_model_len": length,
+            "max_model_len": self._longest,
             "tensor_parallel_size": len(self._servable.devices),
             "worker_extension_cls": f"{CandidateWorker.__module__}.{CandidateWorker.__qualname__}",
             "enforce_eager": not on_gpu,

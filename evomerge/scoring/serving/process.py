@@ -15,8 +15,10 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from evomerge.scoring.serving.endpoint import Endpoint
 
 _GROUP = "EVOMERGE_ENGINE"
 """The environment variable with the number of the engine's process, which is that of its group."""
@@ -61,7 +63,12 @@ class Ask:
     parameters: Sequence[Any]
 
 
-Request = Start | Call | Forget | Sleep | Ask
+@dataclass(frozen=True)
+class Serve:
+    """Opens the endpoint, unless it is open. Answered with its address."""
+
+
+Request = Start | Call | Forget | Sleep | Ask | Serve
 
 
 @dataclass(frozen=True)
@@ -96,19 +103,33 @@ def main() -> None:
     os.environ[_GROUP] = str(os.getpid())
     threading.Thread(target=_end_with, args=(pipe.fileno(),), daemon=True).start()
     llm: Any = None
+    endpoint: Endpoint | None = None
     while True:
-        request: Request = pipe.recv()
+        request = _next(pipe, llm, endpoint)
         try:
             if isinstance(request, Start):
                 from vllm import LLM, __version__
 
                 llm, answer = LLM(**request.arguments), __version__
+            elif isinstance(request, Serve):
+                endpoint = endpoint or Endpoint()
+                answer = endpoint.url
             else:
                 answer = _done(llm, request)
         except Exception as error:
             traceback.print_exc()
             answer = Trouble(type(error).__name__, str(error))
         pipe.send(answer)
+
+
+def _next(pipe: Connection, llm: Any, endpoint: Endpoint | None) -> Request:
+    """The next request of the search. Meanwhile the endpoint's are answered."""
+    if endpoint is not None:
+        while pipe not in (ready := wait([pipe, endpoint.waiting])):
+            if endpoint.waiting in ready:
+                endpoint.answer(llm)
+    request: Request = pipe.recv()
+    return request
 
 
 def _done(llm: Any, request: Request) -> Any:

@@ -10,6 +10,10 @@ from evomerge.scoring.serving.choice import Servable, installed, is_chosen, obst
 from evomerge.scoring.serving.engine import EngineMemory, ServingEngine
 from evomerge.scoring.tasks.library import TaskSet
 
+_CROWDED = "there is too little memory for vLLM beside the model and its sources"
+_LONGEST = 32_768
+"""Tokens of a sequence, at most, where it is not known what will be asked."""
+
 
 class Serving:
     """Makes the engine once a slice needs it. Slices share it.
@@ -45,11 +49,29 @@ class Serving:
         # vLLM takes ten seconds to import.
         from evomerge.scoring.serving.served import ServedLM
 
-        assert self._memory is not None
-        self.engine = self.engine or ServingEngine(self._servable, self._memory)
+        engine = self._made(self._servable)
         if id(resident) not in self._lms:
-            self._lms[id(resident)] = ServedLM(self.engine, resident)
+            self._lms[id(resident)] = ServedLM(engine, resident)
         return self._lms[id(resident)]
+
+    def endpoint(self, spec: SliceSpec) -> ServingEngine:
+        """The engine for a program that is given its address. InputError where it cannot be had."""
+        if self._servable is None:
+            reason = "this command has no engine, whose address the program needs"
+        elif self._memory is None:
+            reason = _CROWDED
+        else:
+            reason = obstacle(self._servable)
+        if reason or self._servable is None:
+            raise InputError(reason, "use {model}, the candidate's folder, in place of {url}", spec.at("command"))
+        engine = self._made(self._servable)
+        engine.need(min(self._servable.longest, _LONGEST))
+        return engine
+
+    def _made(self, servable: Servable) -> ServingEngine:
+        assert self._memory is not None
+        self.engine = self.engine or ServingEngine(servable, self._memory)
+        return self.engine
 
     def _serves(self, servable: Servable, spec: SliceSpec, tasks: TaskSet, resident: Any, asked: bool) -> bool:
         """Whether the engine answers a slice. InputError where it was asked for in vain."""
@@ -59,7 +81,7 @@ class Serving:
         elif resident.backend != "causal":
             reason = "vLLM serves no model with an encoder"
         elif self._memory is None:
-            reason = "there is too little memory for vLLM beside the model and its sources"
+            reason = _CROWDED
         elif not asked:
             return kinds == {"generate_until"} and is_chosen(servable)
         else:

@@ -18,6 +18,11 @@ __version__ = "0.32.0"
 HERE = pathlib.Path(__file__).parent
 
 
+class SamplingParams:
+    def __init__(self, max_tokens, n=1, temperature=1.0, stop=None, seed=None):
+        self.n = n
+
+
 class LLM:
     def __init__(self, **arguments):
         (HERE / "arguments.json").write_text(json.dumps(arguments))
@@ -51,7 +56,28 @@ class LLM:
     def wake_up(self, tags):
         self.say(f"wake {','.join(tags)}")
 
+    def chat(self, messages, parameters, use_tqdm, tools=None):
+        self.say(f"chat {len(messages)}")
+        texts = [self.said(talk[-1]["content"][::-1], [7, 8], "stop") for talk in messages]
+        return [SimpleNamespace(outputs=[text] * p.n, prompt_token_ids=[1, 2, 3]) for text, p in zip(texts, parameters)]
+
+    def said(self, text, tokens, reason):
+        return SimpleNamespace(text=text, token_ids=tokens, finish_reason=reason)
+
+    def complete(self, prompts, parameters):
+        self.say(f"complete {len(prompts)}")
+        for prompt in prompts:
+            if prompt == "long":
+                raise ValueError("the prompt is longer than the model reads")
+            if prompt == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+        number = int(abs(self.sum) * 1e6)
+        texts = [self.said(f"{prompt} {number}", [9], "length") for prompt in prompts]
+        return [SimpleNamespace(outputs=[text], prompt_token_ids=[1, 2]) for text in texts]
+
     def generate(self, prompts, parameters, use_tqdm):
+        if not isinstance(prompts[0], dict):
+            return self.complete(prompts, parameters)
         asked = prompts[0]["prompt_token_ids"][0]
         once = HERE / "died"
         if asked == 2 or asked == 3 and not once.exists():

@@ -64,7 +64,7 @@ def engine_of(models: Path, memory: EngineMemory = MEMORY) -> ServingEngine:
     base = Checkpoint.open(str(models / "base"))
     files = {"tokenizer.json": (models / "base" / "tokenizer.json").read_bytes()}
     references = (str(models / "base"), str(models / "one"))
-    return ServingEngine(Servable(base.config, files, "float32", ("cpu",), references, longest=64), memory)
+    return ServingEngine(Servable(base.config, files, "float32", ("cpu",), references), memory)
 
 
 def say(engine: ServingEngine, token: int = NORMAL) -> str:
@@ -92,7 +92,7 @@ def test_it_is_started_as_the_candidates_are(engine: ServingEngine, vllm: Path) 
     arguments = json.loads((vllm / "arguments.json").read_text())
     assert arguments["dtype"] == "float32"
     assert arguments["load_format"] == "dummy"
-    assert arguments["max_model_len"] == 64
+    assert arguments["max_model_len"] == 30
     assert arguments["tensor_parallel_size"] == 1
     folder = Path(arguments["model"])
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]

@@ -182,3 +182,36 @@ def test_samples_are_the_same_in_every_run(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     assert both[0]["slices"] == both[1]["slices"]
+
+
+_PROGRAM = """
+import json, sys, urllib.request
+
+url, items, out = sys.argv[1:]
+rows = [json.loads(line) for line in open(items)]
+body = {"prompt": [row["q"] for row in rows], "max_tokens": 10, "temperature": 0, "stop": ["\\n"]}
+request = urllib.request.Request(f"{url}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+choices = json.load(urllib.request.urlopen(request))["choices"]
+scored = [
+    {"id": row["id"], "score": float(choice["text"].count("a")), "answer": choice["text"]}
+    for row, choice in zip(rows, choices)
+]
+json.dump(scored, open(out, "w"))
+"""
+
+
+def test_a_program_asks_the_candidate(study: Path) -> None:
+    (study / "ask.py").write_text(_PROGRAM)
+    command = f"{sys.executable} ask.py {{url}} {{items}} {{scores}}"
+    slices = {
+        "asked": {"command": command, "data": "tasks/first.jsonl"},
+        "first": {"task": "first", "metric": "exact_match", "engine": "vllm", "weight": 0},
+    }
+    fitness = {"include": ["tasks"], "objective": "weighted_mean", "slices": slices}
+    (study / "asked.yaml").write_text(yaml.safe_dump(fitness))
+    run(study, "evaluate", "best.yaml" if (study / "best.yaml").exists() else "models/one", "--fitness", "asked.yaml")
+    said = run(study, "search", "space.yaml", "--fitness", "asked.yaml", "--run", "asked", "--trials", "6")
+    assert "winner" in said
+    found = trials(study, "asked")
+    assert len(found) == 6
+    assert {name for *_, served in found for name in served} == {"asked", "first"}
