@@ -14,7 +14,15 @@ from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluation import Evaluation
 from evomerge.evaluator.models import OpenModels
 from evomerge.evaluator.progress import Progress
-from evomerge.evaluator.serving import asks_engine, engine_bytes, engine_memory, model_bytes, servable, start_engine
+from evomerge.evaluator.serving import (
+    asks_engine,
+    engine_bytes,
+    engine_facts,
+    engine_memory,
+    model_bytes,
+    servable,
+    start_engine,
+)
 from evomerge.evaluator.shares import Share
 from evomerge.evaluator.step_memory import StepMemory, planned_step
 from evomerge.files.objects import FitnessSpec, Measure
@@ -275,6 +283,13 @@ def decompositions(models: OpenModels) -> dict[str, str]:
     return {
         "decompositions": f"{count} of deltas, {taken} in memory; those are computed that are not in {default_folder()}"
     }
+
+
+def engine_needs(models: OpenModels, fitness: FitnessSpec, device: str) -> dict[str, str]:
+    """What an engine that slices ask for takes, as a fact to print."""
+    if not asks_engine(fitness):
+        return {}
+    return engine_facts(model_bytes(_largest(models), models.space.models.dtype), device)
 
 
 def decompose(planned: MergePlan, bank: SourceBank, progress: Progress) -> None:

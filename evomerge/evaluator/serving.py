@@ -97,13 +97,12 @@ def engine_memory(candidates: Servable, placement: Placement) -> EngineMemory | 
     return EngineMemory(round(free / device.total, 4), 0, keep=keep, turns=turns)
 
 
-def engine_facts(fitness: FitnessSpec, weights: int, device: str) -> dict[str, str]:
-    """What an engine that is asked for takes, as a fact to print."""
-    if not asks_engine(fitness):
-        return {}
+def engine_facts(weights: int, device: str) -> dict[str, str]:
+    """What an engine takes for candidates of so many bytes, as a fact to print."""
     on_cpu = choose_devices(device) == [CPU]
-    rest = f"up to {size(_MOST_CACHE)} for keys and values" if on_cpu else "what is left of the GPU for keys and values"
-    return {"engine": f"vLLM: weights {size(weights)}, {rest}, the sources once more"}
+    rest = f"{size(_CACHE)} to {size(_MOST_CACHE)}" if on_cpu else f"{size(_CACHE)} or what is left of the GPU"
+    kept = f"{size(engine_bytes(weights))} are kept free for it"
+    return {"engine": f"vLLM: weights {size(weights)}, keys and values {rest}, the sources once more; {kept}"}
 
 
 def start_engine(

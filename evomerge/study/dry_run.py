@@ -156,10 +156,10 @@ def _devices(device: str, workers: int) -> dict[str, str]:
 
 def _placement(plan: Plan, device: str, memory: str | None, workers: int) -> dict[str, str]:
     # Only with input that is known to be right: torch takes seconds to import.
-    from evomerge.evaluator.evaluator import check_candidates, decompositions, place_candidates
+    from evomerge.evaluator.evaluator import check_candidates, decompositions, engine_needs, place_candidates
 
     check_candidates(plan.models, plan.fitness)
-    needed = decompositions(plan.models)
+    needed = {**decompositions(plan.models), **engine_needs(plan.models, plan.fitness, device.partition(",")[0])}
     if workers == 1:
         return {**place_candidates(plan.models, plan.fitness, device, memory).facts(), **needed}
     shares = deal(listed(device), workers, spare=device == "auto")

@@ -108,17 +108,23 @@ def test_killed_and_resumed_it_ends_with_the_same_trials(study: Path) -> None:
     assert trials(study, "killed") == trials(study, "whole")
 
 
-@pytest.mark.parametrize("engine", ["vllm", "resident"])
-def test_the_exported_winner_scores_the_same_in_both_engines(study: Path, engine: str) -> None:
+def test_the_exported_winner_scores_and_answers_the_same_in_both_engines(study: Path) -> None:
     run(study, "export", "whole", "-o", "best.yaml", "--checkpoint", "best", "--overwrite")
     fitness = yaml.safe_load((study / "fitness.yaml").read_text())
-    (study / f"{engine}.yaml").write_text(yaml.safe_dump({**fitness, "engine": engine}))
-    said = json.loads(run_json(study, "evaluate", "best", "--fitness", f"{engine}.yaml", "--split", "search", "--json"))
     winner = json.loads(run_json(study, "status", "whole", "--json"))["winner"]
-    scored = next(t for t in trials(study, "whole") if t[0] == winner["trial"])
-    assert said["digest"] == scored[4]
-    for name, score in scored[3].items():
-        assert abs(said["slices"][name]["score"]) == pytest.approx(abs(score), abs=1e-6), name
+    scored = next(t for t in trials(study, "whole") if t[0] == winner)
+    answers = []
+    for engine in ("vllm", "resident"):
+        (study / f"{engine}.yaml").write_text(yaml.safe_dump({**fitness, "engine": engine}))
+        arguments = ("best", "--fitness", f"{engine}.yaml", "--split", "search", "--json", "--items", f"{engine}.jsonl")
+        said = json.loads(run_json(study, "evaluate", *arguments))
+        assert said["digest"] == scored[4]
+        for name, score in scored[3].items():
+            assert abs(said["slices"][name]["score"]) == pytest.approx(abs(score), abs=1e-6), name
+        rows = [json.loads(line) for line in (study / f"{engine}.jsonl").read_text().splitlines()]
+        answers.append([(row["slice"], row["item"], row["answer"]) for row in rows if row["slice"] != "texts"])
+    assert answers[0] == answers[1]
+    assert len({answer for _, _, answer in answers[0]}) > 3
 
 
 def run_json(root: Path, *arguments: str) -> str:
