@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 _LOUD = ("lm_eval", "datasets", "transformers", "huggingface_hub", "httpx", "fsspec", "filelock", "evaluate", "absl")
-_BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")
+_BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface", "lm_eval.models.vllm_causallms")
 
 
 @contextmanager

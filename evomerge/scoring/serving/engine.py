@@ -179,6 +179,9 @@ class ServingEngine:
             answer = self._pipe.recv()
         except (OSError, EOFError):
             raise _Died from None
+        except BaseException:
+            self.close()  # the answer would be taken for that of the next request
+            raise
         if isinstance(answer, Trouble):
             if answer.kind == "EngineDeadError" or answer.kind == "EngineGenerateError":
                 raise _Died
@@ -245,7 +248,7 @@ class ServingEngine:
         self._model.mkdir(exist_ok=True)
         for name, content in self._servable.files.items():
             file = self._model / name
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
         (self._model / "config.json").write_text(json.dumps(self._servable.config), encoding="utf-8")
 

@@ -7,16 +7,21 @@ process dies, and when this process is gone (`end_with_engine`). What vLLM print
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+import psutil  # type: ignore[import-untyped]
 
 from evomerge.scoring.serving.endpoint import Endpoint
 
@@ -24,7 +29,10 @@ _GROUP = "EVOMERGE_ENGINE"
 """The environment variable with the number of the engine's process, which is that of its group."""
 
 _LOOK = 0.5
-"""Seconds between two looks whether it still runs."""
+"""Seconds between two looks whether a process still runs."""
+
+_TITLE = "VLLM::"
+"""How vLLM's processes call themselves."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ def main() -> None:
                 from vllm import LLM, __version__
 
                 llm, answer = LLM(**request.arguments), __version__
+                _end_with_any_of(_processes())
             elif isinstance(request, Serve):
                 endpoint = endpoint or Endpoint()
                 answer = endpoint.url
@@ -153,12 +162,39 @@ def _reply(output: Any) -> Reply:
 
 def _end_with(descriptor: int) -> None:
     """Ends the group once the other end of the pipe is closed."""
-    import select
-
     poll = select.poll()
     poll.register(descriptor, select.POLLHUP)  # nothing is read here
     poll.poll()
     os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _processes() -> list[psutil.Process]:
+    """vLLM's processes, which run as long as it does: its core, and the workers."""
+    own = {process.pid for process in multiprocessing.active_children()}
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.pid in own or "".join(process.cmdline()[:1]).startswith(_TITLE):
+                found.append(process)
+    return found
+
+
+def _end_with_any_of(processes: Sequence[psutil.Process]) -> None:
+    """Ends the group soon after one of these has ended: vLLM may wait for its answer for ever."""
+
+    def look() -> None:
+        while all(map(_runs, processes)):
+            time.sleep(_LOOK)
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def end_with_engine() -> None:
@@ -169,14 +205,10 @@ def end_with_engine() -> None:
 
 
 def _watch(process: int) -> None:
-    import psutil  # type: ignore[import-untyped]
-
-    try:
+    with suppress(psutil.NoSuchProcess):
         engine = psutil.Process(process)
-        while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
+        while _runs(engine):
             time.sleep(_LOOK)
-    except psutil.NoSuchProcess:
-        pass
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
