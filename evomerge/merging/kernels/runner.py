@@ -18,9 +18,10 @@ from evomerge.merging.kernels.inputs import Blend
 from evomerge.merging.kernels.magnitudes import locate
 from evomerge.merging.kernels.masks import BLOCK
 from evomerge.merging.kernels.rows import Joint
+from evomerge.merging.kernels.threads import each
 from evomerge.merging.kernels.transfers import is_away, moved_chunks, order_of
 
-_CACHED = 1 << 18  # elements of a chunk on the CPU: large enough for all threads, small enough for their caches
+_CACHED = 1 << 17  # elements of a chunk on the CPU, which one thread merges: small enough for its caches
 _MOVED = 1 << 24  # elements of a chunk that is moved to another device
 _PULLED = 1 << 21  # the same where autograd keeps `_KEPT` tensors in float32 of a chunk's size
 _KEPT = 12
@@ -135,9 +136,18 @@ class Runner:
         counted for the signature `plain`, if there is one: the kernel runs in plain torch."""
         floats = torch.tensor(blend.floats, dtype=wide_dtype(work), device=device)
         begun = time.perf_counter()
+
+        def act_on(part: tuple[slice, Blend]) -> None:
+            act(*part, floats, torch.tensor(blend.ints(part[0].start), dtype=torch.int32, device=device))
+
         size = BLOCK if plain is None else _CACHED if device.type == "cpu" else _MOVED
-        for span, chunk in _chunks(blend, device, size):
-            act(span, chunk, floats, torch.tensor(blend.ints(span.start), dtype=torch.int32, device=device))
+        parts = _chunks(blend, device, size)
+        stored = [t for t in (blend.base, *blend.tensors) if t is not None]
+        if plain is None or device.type != "cpu" or any(is_away(t, device) for t in stored):
+            for part in parts:
+                act_on(part)
+        else:
+            each(act_on, parts)
         if self._compiled is not None and plain is not None:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
