@@ -95,8 +95,11 @@ def consensus(
 
 def _agreeing(changes: Sequence[Tensor], total: Tensor) -> list[Tensor]:
     """The conditions that each delta has the sign of their sum, + where that is 0."""
-    positive = holds(torch.ge, total, 0.0, total.dtype)
-    sign = only(torch.full_like(total, 2.0), positive) - 1.0
+    if torch.compiler.is_compiling():
+        sign = torch.where(total >= 0.0, 1.0, -1.0)
+    else:
+        # A sum of -0 is one of zeros alone, which agree with no sign
+        sign = torch.copysign(torch.ones((), dtype=total.dtype, device=total.device), total.detach())
     return [holds(torch.gt, change * sign, 0.0, total.dtype) for change in changes]
 
 

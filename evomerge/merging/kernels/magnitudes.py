@@ -45,7 +45,7 @@ class _Scan(NamedTuple):
     def position(self) -> int:
         """The index behind that element."""
         before = 0
-        for span in spans(self.n_elements, _SCANNED):
+        for span in spans(self.n_elements, _SHARED):
             codes = _codes(self.delta(span).abs_())
             equal = torch.eq(codes, self.code, out=torch.empty_like(codes))  # into bool takes ten times as long
             here = int(equal.sum())

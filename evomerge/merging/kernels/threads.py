@@ -15,6 +15,10 @@ from typing import TypeVar
 
 import torch
 
+_FREED = 16 << 20
+"""Bytes. The C library keeps twice as much as the largest block that it gave back, up to 32 MB; less, and threads would
+return their memory to the system after each chunk, to have it cleared for the next one."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -35,8 +39,10 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
     def start() -> None:
         torch.set_num_threads(1)
+        torch.get_num_threads()  # without this the first operation would take the number of all threads
         started.wait()
 
+    torch.empty(_FREED, dtype=torch.uint8)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="plain", initializer=start)
     list(pool.map(abs, range(threads)))  # all threads begin now
     torch.set_num_threads(threads)  # theirs is also the number of all threads to come
