@@ -59,7 +59,7 @@ def deltas(
     index = torch.arange(base.shape[-1], dtype=torch.int32, device=base.device)
     scaled = []
     for i, tensor in enumerate(tensors):
-        change = rounded(wide(tensor) - reference, work)
+        change = _change(tensor, base, work)
         factored = change * floats[0, i]
         if keep != "all":
             factored = only(factored, _kept(keep, change, index, floats, ints, i))
@@ -95,8 +95,11 @@ def consensus(
 
 def _agreeing(changes: Sequence[Tensor], total: Tensor) -> list[Tensor]:
     """The conditions that each delta has the sign of their sum, + where that is 0."""
-    positive = holds(torch.ge, total, 0.0, total.dtype)
-    sign = only(torch.full_like(total, 2.0), positive) - 1.0
+    if torch.compiler.is_compiling():
+        sign = torch.where(total >= 0.0, 1.0, -1.0)
+    else:
+        # A sum of -0 is one of zeros alone, which agree with no sign
+        sign = torch.copysign(torch.ones((), dtype=total.dtype, device=total.device), total.detach())
     return [holds(torch.gt, change * sign, 0.0, total.dtype) for change in changes]
 
 
@@ -114,7 +117,7 @@ def masked(
     reference, count = wide(base), len(tensors) // 2
     scaled = []
     for i in range(count):
-        factored = rounded(wide(tensors[i]) - reference, work) * floats[0, i]
+        factored = _change(tensors[i], base, work) * floats[0, i]
         scaled.append(factored * tensors[count + i])
     return consensus(reference, scaled, [floats[1, i] for i in range(count)], floats[2, 0], elect, normalize)
 
@@ -129,7 +132,7 @@ def sce(
     ints[0, 0].
     """
     reference = wide(base)
-    changes = [rounded(wide(tensor) - reference, work) for tensor in tensors]
+    changes = [_change(tensor, base, work) for tensor in tensors]
     # Select: the elements of largest variance
     if select:
         index = torch.arange(base.shape[-1], dtype=torch.int32, device=base.device)
@@ -153,7 +156,7 @@ def ram(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *
     floats[0, 0]: the magnitude above which a delta contributes.
     """
     reference = wide(base)
-    changes, contributing, several, alone = _contributions(reference, tensors, floats[0, 0], work)
+    changes, contributing, several, alone = _contributions(base, tensors, floats[0, 0], work)
     total = _sum(contributing).clamp_min(1.0)
     parts = []
     for i, (change, contributes) in enumerate(zip(changes, contributing, strict=True)):
@@ -170,16 +173,16 @@ def contributions(
 
     floats as in `ram`.
     """
-    _, contributing, several, alone = _contributions(wide(base), tensors, floats[0, 0], work)
+    _, contributing, several, alone = _contributions(base, tensors, floats[0, 0], work)
     return torch.stack([(c * kind).sum(dtype=torch.float64) for kind in (several, alone) for c in contributing])
 
 
 def _contributions(
-    reference: Tensor, tensors: Sequence[Tensor], epsilon: Tensor, work: torch.dtype
+    base: Tensor, tensors: Sequence[Tensor], epsilon: Tensor, work: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     """The deltas; then per element, as 0 or 1: whether each contributes, whether several do, whether one alone does."""
-    changes = [rounded(wide(tensor) - reference, work) for tensor in tensors]
-    dtype = reference.dtype
+    changes = [_change(tensor, base, work) for tensor in tensors]
+    dtype = changes[0].dtype
     contributing = [number(holds(torch.gt, change.abs(), epsilon, dtype), dtype) for change in changes]
     total = _sum(contributing)
     several, alone = (number(holds(compare, total, 1.0, dtype), dtype) for compare in (torch.gt, torch.eq))
@@ -191,12 +194,10 @@ def drawn_norms(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: T
 
     floats[0]: the units of `fixed_point`; ints as in `deltas`.
     """
-    reference = wide(base)
     index = torch.arange(base.shape[-1], dtype=torch.int32, device=base.device)
     norms = []
     for i, tensor in enumerate(tensors):
-        change = rounded(wide(tensor) - reference, work)
-        sizes = fixed_point(change.abs(), floats[0, i])
+        sizes = fixed_point(_change(tensor, base, work).abs(), floats[0, i])
         norms.append(only(sizes, _drawn(index, ints, i, sizes.dtype)).sum(dtype=torch.float64))
     return torch.stack(norms)
 
@@ -206,6 +207,13 @@ def nearswap(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tens
     near, far = wide(base), wide(tensors[0])
     share = (floats[0, 0] / (near - far).abs().clamp_min(1e-6)).clamp(0.0, 1.0)
     return share * far + (1.0 - share) * near
+
+
+def _change(tensor: Tensor, base: Tensor, work: torch.dtype) -> Tensor:
+    """tensor - base, rounded to `work`, then widened."""
+    if work.itemsize == 2 and tensor.dtype == base.dtype == work and not torch.compiler.is_compiling():
+        return wide(tensor - base)  # which rounds likewise, in half of plain torch's steps
+    return rounded(wide(tensor) - wide(base), work)
 
 
 def _kept(keep: str, change: Tensor, index: Tensor, floats: Tensor, ints: Tensor, i: int) -> Tensor:
@@ -219,6 +227,12 @@ def _kept(keep: str, change: Tensor, index: Tensor, floats: Tensor, ints: Tensor
 
 def _largest(size: Tensor, index: Tensor, threshold: Tensor, position: Tensor) -> Tensor:
     """The condition that a magnitude is above the threshold, or equal to it at an index before the position."""
+    if not (torch.compiler.is_compiling() or position.dim() or position.is_cuda):
+        # In plain torch: most chunks lie on one side of the position
+        if position <= 0:
+            return holds(torch.gt, size, threshold, size.dtype)
+        if position >= index.numel():
+            return holds(torch.ge, size, threshold, size.dtype)
     equal = holds(torch.eq, size, threshold, size.dtype)
     before = holds(torch.lt, index, position, size.dtype)
     return either(holds(torch.gt, size, threshold, size.dtype), both(equal, before))
@@ -249,9 +263,9 @@ def fingerprint(
     places = torch.arange(words.shape[-1], dtype=torch.int32, device=words.device) + ints[0, 0]
     first = mix(places, 0x3C6EF372, words)
     second = lowbias32(first)
-    broken = torch.zeros_like(words, dtype=torch.bool)
+    broken = torch.zeros_like(words, dtype=torch.bool if torch.compiler.is_compiling() else words.dtype)
     for bits in exponents:
-        broken = broken | ((words & bits) == bits)
+        broken = broken | holds(torch.eq, words & bits, bits, words.dtype)
     return torch.stack([part.sum(dim=-1, dtype=torch.int64) for part in (first, second, broken)])
 
 

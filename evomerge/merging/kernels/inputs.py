@@ -155,11 +155,15 @@ class Inputs:
 
     def drawn_norms(self, density: Sequence[float]) -> list[float]:
         """The L1 norm of each delta under its random mask, comparable to `full_norms`."""
-        return self._fixed_norms(density, self.draw)
+        scales = self._scales()
+        kernel = Kernel("drawn_norms", (("work", self.work),))
+        blend = Blend(kernel, self.base, self.tensors, [scales], mask_ints(self.draw, density))
+        sums = self.reduce(blend)
+        return [s / scale if d > 0 else 0.0 for s, scale, d in zip(sums, scales, density, strict=True)]
 
     def full_norms(self) -> list[float]:
         """The L1 norm of each delta, summed as `drawn_norms` does."""
-        return self.once("full_norms", lambda: self._fixed_norms([1.0] * len(self), Draw(0, "")))
+        return self.once("full_norms", self._full_norms)
 
     def gram(self, *, deltas: bool, base: bool = False) -> tuple[tuple[float, ...], ...]:
         """All inner products (float64) of the deltas, or of the tensors (after the base if `base`)."""
@@ -220,13 +224,19 @@ class Inputs:
             total += int(fixed_point(size * kept, scale).sum(dtype=torch.float64))
         return total / scale
 
-    def _fixed_norms(self, density: Sequence[float], draw: Draw) -> list[float]:
-        """The L1 norm of each delta under a random mask, summed in fixed point."""
-        scales = [fixed_scale(self.magnitudes(i).largest) for i in range(len(self))]
-        kernel = Kernel("drawn_norms", (("work", self.work),))
-        blend = Blend(kernel, self.base, self.tensors, [scales], mask_ints(draw, density))
-        sums = self.reduce(blend)
-        return [s / scale if d > 0 else 0.0 for s, scale, d in zip(sums, scales, density, strict=True)]
+    def _full_norms(self) -> list[float]:
+        scales = self._scales()
+        counted = [self.magnitudes(i).fixed_norm(scale) for i, scale in enumerate(scales)]
+        sums = [n for n in counted if n is not None]
+        if len(sums) < len(scales):
+            kernel = Kernel("drawn_norms", (("work", self.work),))
+            blend = Blend(kernel, self.base, self.tensors, [scales], mask_ints(Draw(0, ""), [1.0] * len(self)))
+            sums = self.reduce(blend)
+        return [s / scale for s, scale in zip(sums, scales, strict=True)]
+
+    def _scales(self) -> list[float]:
+        """The units of each delta's magnitudes in fixed point."""
+        return [fixed_scale(self.magnitudes(i).largest) for i in range(len(self))]
 
 
 def mask_ints(draw: Draw, density: Sequence[float]) -> Callable[[int], list[list[int]]]:

@@ -5,8 +5,9 @@ To keep the k elements of largest magnitude:
 1. Find the bin of rank k in the cumulated counts, from the largest magnitude down. A bin is one of the 32,768
    magnitudes of a 16-bit delta, or the upper 16 bits of a float32 magnitude.
 2. 16 bits: the threshold is the bin's magnitude. Of the elements equal to it as many are kept as are missing, those of
-   lower index first. Counts per chunk of the tensor tell the chunk in which they run out; only that one is read again:
-   few elements, because a mixture of experts has thousands of tensors, each with a cut of its own for each source.
+   lower index first. The first cut of a delta counts them along the delta. For later ones counts per chunk of the
+   tensor tell the chunk in which they run out; only that one is read again: few elements, because a mixture of experts
+   has thousands of tensors, each with a cut of its own for each source.
 3. float32: the elements of the bin are read and sorted by magnitude, equals by index.
 """
 
@@ -14,24 +15,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evomerge.merging.kernels.arithmetic import spans
+from evomerge.merging.kernels.arithmetic import fixed_point, spans
+from evomerge.merging.kernels.threads import each
 
 _CHUNKS = 1 << 8, 1 << 13  # the least and the most elements of a chunk: their count fits 16 bits, mostly 4
 _SCANNED = 1 << 20  # elements that are looked at together: more memory at a time only costs page faults
+_SHARED = 1 << 18  # the same where threads share a tensor
 
 T = TypeVar("T")
 Block = Callable[[slice], Tensor]
 """A span of the flat delta, in its own dtype (16 bits, float32 or float64)."""
 
 
+class _Scan(NamedTuple):
+    """Looks for the `rank`-th element (1: the first) of a delta of `n_elements` whose magnitude has a code."""
+
+    delta: Block
+    n_elements: int
+    code: int
+    rank: int
+
+    def position(self) -> int:
+        """The index behind that element."""
+        before = 0
+        for span in spans(self.n_elements, _SHARED):
+            codes = _codes(self.delta(span).abs_())
+            equal = torch.eq(codes, self.code, out=torch.empty_like(codes))  # into bool takes ten times as long
+            here = int(equal.sum())
+            if before + here >= self.rank:
+                return int(span.start + equal.nonzero()[self.rank - before - 1]) + 1
+            before += here
+        raise AssertionError("a histogram has counted more elements than there are")
+
+
 class _Search(NamedTuple):
-    """Looks for the `rank`-th element (1: the first) of a delta whose magnitude has a code, that of a table's row."""
+    """`_Scan`, of one chunk of the delta: that in which it ends by a row of a table."""
 
     delta: Block
     table: _Table
@@ -44,12 +69,12 @@ class Cut:
     """A set of elements of largest magnitude: above `value`, or equal to it at an index below `position`. The position
     is looked for when it is first asked for; those of several cuts, by `locate`, with less work."""
 
-    def __init__(self, value: float, position: int | _Search) -> None:
+    def __init__(self, value: float, position: int | _Scan | _Search) -> None:
         self.value, self._position = value, position
 
     @property
     def position(self) -> int:
-        if isinstance(self._position, _Search):
+        if not isinstance(self._position, int):
             locate([self])
         assert isinstance(self._position, int)
         return self._position
@@ -61,6 +86,10 @@ NONE = Cut(math.inf, 0)
 
 def locate(cuts: Iterable[Cut]) -> None:
     """Find the positions of cuts."""
+    cuts = list(cuts)
+    scans = [(cut, cut._position) for cut in cuts if isinstance(cut._position, _Scan)]
+    for (cut, _), position in zip(scans, each(lambda pair: pair[1].position(), scans), strict=True):
+        cut._position = position
     # 1. The chunk of each by its table
     tables = _grouped((search.table.kind(search.row), (cut, search)) for cut, search in _sought(cuts))
     chunks: list[tuple[int, tuple[Cut, _Search, slice, int]]] = []
@@ -83,8 +112,16 @@ def locate(cuts: Iterable[Cut]) -> None:
             cut._position = span.start + place + 1
 
 
+def _each_span(delta: Block, count: int, act: Callable[[slice], T], length: int = 1) -> list[T]:
+    """`act` of the spans of a delta, each but the last of whole chunks of `length`; by several threads on the CPU."""
+    shared = delta(slice(0, 0)).device.type == "cpu"
+    size = (_SHARED if shared else _SCANNED) // length * length
+    cut = spans(count, size)
+    return each(act, cut) if shared else [act(span) for span in cut]
+
+
 def _sought(cuts: Iterable[Cut]) -> Iterator[tuple[Cut, _Search]]:
-    """Those that have no position yet."""
+    """Those that are looked for by a table."""
     return ((cut, cut._position) for cut in cuts if isinstance(cut._position, _Search))
 
 
@@ -108,13 +145,17 @@ class Magnitudes:
     def __init__(self, delta: Block, count: int, dtype: torch.dtype) -> None:
         """One pass over the delta. float64 is counted by its float32 magnitudes' upper bits."""
         self.count, self._exact = count, dtype.itemsize == 2
-        total, zeros, tops = np.zeros(1 << 15, dtype=np.int64), 0, [0.0]
-        for span in spans(count, _SCANNED):
+        total, adding = np.zeros(1 << 15, dtype=np.int64), Lock()
+
+        def add(span: slice) -> tuple[int, float]:
             size = delta(span).abs()
-            total += _histogram(size)
-            if not self._exact:
-                zeros += int((size == 0).sum())
-                tops.append(float(size.max()))
+            counts = torch.bincount(_codes(size), minlength=1 << 15).cpu().numpy()
+            with adding:
+                total[:] += counts
+            return (0, 0.0) if self._exact else (int((size == 0).sum()), float(size.max()))
+
+        added = _each_span(delta, count, add)
+        zeros, tops = sum(zeros for zeros, _ in added), [0.0, *(top for _, top in added)]
         self.nonzero = count - (int(total[0]) if self._exact else zeros)
         self._bins = np.flatnonzero(total)[::-1]  # from the largest magnitude down
         self._counts = total[self._bins]
@@ -122,6 +163,7 @@ class Magnitudes:
         self._values = _values(self._bins, dtype)
         self.largest = float(self._values[0]) if self._exact and count else max(tops)
         self._table: _Table | None = None
+        self._was_cut = False
 
     def cut(self, keep: int, delta: Block) -> Cut:
         """The `keep` elements of largest magnitude, exactly; among equals those of lower index."""
@@ -140,35 +182,48 @@ class Magnitudes:
         taken = np.clip(keep - (self._cumulated - self._counts), 0, self._counts)
         return math.fsum((taken * self._values).tolist())
 
+    def fixed_norm(self, scale: float) -> int | None:
+        """The sum of all magnitudes in `fixed_point`, where the counts alone tell it (16-bit deltas)."""
+        if not self._exact:
+            return None
+        sizes = fixed_point(torch.from_numpy(self._values).to(torch.float32), scale)
+        return int((sizes.to(torch.int64).numpy() * self._counts).sum())
+
     def _cut_at(self, bin_: int, missing: int, delta: Block) -> Cut:
         """The cut that keeps, of the elements with the bin's magnitude, the first `missing` ones."""
         value = float(self._values[bin_])
         if missing == self._counts[bin_]:
             return Cut(value, self.count)
+        code = int(self._bins[bin_])
+        if not self._was_cut:
+            self._was_cut = True
+            return Cut(value, _Scan(delta, self.count, code, missing))
         if self._table is None:
             length = _chunk_length(len(self._bins))
             self._table = _Table(self._tabulate(delta, length), self.count, length)
-        return Cut(value, _Search(delta, self._table, bin_, int(self._bins[bin_]), missing))
+        return Cut(value, _Search(delta, self._table, bin_, code, missing))
 
     def _tabulate(self, delta: Block, length: int) -> np.ndarray:
         """The number of elements by magnitude (rows) and chunk of `length` elements (columns)."""
-        n_bins, parts, rows = len(self._bins), [], None
-        for span in spans(self.count, _SCANNED // length * length):
+        n_bins = len(self._bins)
+        ranks = np.zeros(1 << 15, dtype=np.int32)
+        ranks[self._bins] = np.arange(n_bins)
+        rows = torch.from_numpy(ranks).to(delta(slice(0, 0)).device)
+
+        def counts(span: slice) -> np.ndarray:
             codes = _codes(delta(span).abs_())
-            if rows is None:
-                ranks = np.zeros(1 << 15, dtype=np.int32)
-                ranks[self._bins] = np.arange(n_bins)
-                rows = torch.from_numpy(ranks).to(codes.device)
             # One count over pairs of chunk and magnitude
-            cells = rows[codes.to(torch.int64)]
+            cells = rows.index_select(0, codes.to(torch.int32))
             n_whole = codes.numel() // length
             whole, rest = cells[: n_whole * length].view(n_whole, length), cells[n_whole * length :]
             whole += torch.arange(n_whole, dtype=cells.dtype, device=cells.device)[:, None] * n_bins
             rest += n_whole * n_bins
             n_chunks = n_whole + bool(rest.numel())
-            counts = torch.bincount(cells, minlength=n_chunks * n_bins).view(n_chunks, n_bins)
-            parts.append(counts.T.cpu().numpy().astype(np.uint16))
-        return np.concatenate(parts, axis=1)
+            found = torch.bincount(cells, minlength=n_chunks * n_bins).view(n_chunks, n_bins)
+            tabulated: np.ndarray = found.T.cpu().numpy().astype(np.uint16)
+            return tabulated
+
+        return np.concatenate(_each_span(delta, self.count, counts, length), axis=1)
 
     def _cut_inside(self, bin_: int, missing: int, delta: Block) -> Cut:
         """The cut that keeps the `missing` largest elements of a bin."""
@@ -238,12 +293,6 @@ def _codes(sizes: Tensor) -> Tensor:
     if sizes.dtype.itemsize == 2:
         return sizes.view(torch.int16)
     return (sizes.to(torch.float32).view(torch.int32) >> 16).to(torch.int16)
-
-
-def _histogram(sizes: Tensor) -> np.ndarray:
-    """The number of magnitudes in each of the 32,768 bins."""
-    counts: np.ndarray = torch.bincount(_codes(sizes), minlength=1 << 15).cpu().numpy()
-    return counts
 
 
 def _values(bins: np.ndarray, dtype: torch.dtype) -> np.ndarray:

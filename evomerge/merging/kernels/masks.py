@@ -33,15 +33,15 @@ _FIRST, _SECOND, _THIRD = _signed(0x7FEB352D), _signed(0x846CA68B), _signed(0x9E
 
 
 def _xor_shift(words: Tensor, bits: int) -> Tensor:
-    """words ^ (words >>> bits)."""
+    """words ^ (words >>> bits), in memory of its own: to write into that is twice as fast in plain torch."""
     # int32 shifts right with its sign; the mask makes it the unsigned shift
-    return words ^ ((words >> bits) & ((1 << (32 - bits)) - 1))
+    return (words >> bits).bitwise_and_((1 << (32 - bits)) - 1).bitwise_xor_(words)
 
 
 def lowbias32(words: Tensor) -> Tensor:
     """A permutation of 32-bit words (int32; products wrap)."""
-    words = _xor_shift(words, 16) * _FIRST
-    words = _xor_shift(words, 15) * _SECOND
+    words = _xor_shift(words, 16).mul_(_FIRST)
+    words = _xor_shift(words, 15).mul_(_SECOND)
     return _xor_shift(words, 16)
 
 
@@ -51,9 +51,9 @@ def mix(index: Tensor, first: Tensor | int, second: Tensor | int) -> Tensor:
     It ends in a product: a mask compares, which looks at high bits first, and those a product mixes best. The second
     key comes in the middle, so that masks of different keys are not shifts of each other.
     """
-    words = _xor_shift(index + first, 16) * _FIRST
+    words = _xor_shift(index + first, 16).mul_(_FIRST)
     words = _xor_shift(words, 15) ^ second
-    return _xor_shift(words * _SECOND, 16) * _THIRD
+    return _xor_shift(words.mul_(_SECOND), 16).mul_(_THIRD)
 
 
 def limit(density: float) -> int:

@@ -18,9 +18,11 @@ from evomerge.merging.kernels.inputs import Blend
 from evomerge.merging.kernels.magnitudes import locate
 from evomerge.merging.kernels.masks import BLOCK
 from evomerge.merging.kernels.rows import Joint
+from evomerge.merging.kernels.threads import each
 from evomerge.merging.kernels.transfers import is_away, moved_chunks, order_of
 
-_CACHED = 1 << 18  # elements of a chunk on the CPU: large enough for all threads, small enough for their caches
+_CACHED = 1 << 18  # elements of a chunk on the CPU: small enough for its caches
+_ALONE = 1 << 15  # elements below which torch uses one thread by itself
 _MOVED = 1 << 24  # elements of a chunk that is moved to another device
 _PULLED = 1 << 21  # the same where autograd keeps `_KEPT` tensors in float32 of a chunk's size
 _KEPT = 12
@@ -135,9 +137,18 @@ class Runner:
         counted for the signature `plain`, if there is one: the kernel runs in plain torch."""
         floats = torch.tensor(blend.floats, dtype=wide_dtype(work), device=device)
         begun = time.perf_counter()
-        size = BLOCK if plain is None else _CACHED if device.type == "cpu" else _MOVED
-        for span, chunk in _chunks(blend, device, size):
-            act(span, chunk, floats, torch.tensor(blend.ints(span.start), dtype=torch.int32, device=device))
+
+        def act_on(part: tuple[slice, Blend]) -> None:
+            act(*part, floats, torch.tensor(blend.ints(part[0].start), dtype=torch.int32, device=device))
+
+        size = BLOCK if plain is None else _part(blend.tensors[0].numel()) if device.type == "cpu" else _MOVED
+        parts = _chunks(blend, device, size)
+        stored = [t for t in (blend.base, *blend.tensors) if t is not None]
+        if plain is None or device.type != "cpu" or any(is_away(t, device) for t in stored):
+            for part in parts:
+                act_on(part)
+        else:
+            each(act_on, parts)
         if self._compiled is not None and plain is not None:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
@@ -147,6 +158,12 @@ class Runner:
 def _parts(blends: Sequence[Blend]) -> Iterator[slice]:
     """Cuts blends of one size into parts of at most `_JOINT` elements: compilers number those with 32 bits."""
     return spans(len(blends), max(1, _JOINT // max(1, blends[0].tensors[0].numel())))
+
+
+def _part(count: int) -> int:
+    """The elements of a chunk in plain torch on the CPU: a chunk for each thread at least."""
+    each_one = -(-count // torch.get_num_threads())
+    return min(_CACHED, max(_ALONE, 1 << max(0, each_one - 1).bit_length()))
 
 
 def _chunks(blend: Blend, device: torch.device, size: int) -> Iterator[tuple[slice, Blend]]:
