@@ -141,7 +141,8 @@ def start_engine(
         found = try_engine(suite.engine, list(sources.values()), split, model, become, recipes)
     except TrialError as error:
         suite.close()
-        raise InputError(str(error), "mend that, or write engine: resident in the fitness file") from None
+        problem = f"vLLM cannot serve this model: {error}"
+        raise InputError(problem, "mend that, or write engine: resident in the fitness file") from None
     except InputError:
         suite.close()
         raise

@@ -36,6 +36,10 @@ _START = (
 )
 
 
+_FOLLOWS = ("Engine core initialization failed", "EngineDeadError", "EngineGenerateError")
+"""What vLLM says of an error that it has told before."""
+
+
 class _Died(Exception):
     """The engine's process, or one of vLLM's, has ended."""
 
@@ -263,7 +267,7 @@ class ServingEngine:
         text = self._log.read_text(encoding="utf-8", errors="replace") if self._log.is_file() else ""
         log.info("what vLLM printed:\n%s", text[-20_000:])
         found: list[str] = re.findall(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception): .+)", text)
-        told = [line for line in found if "Engine core initialization failed" not in line]
+        told = [line for line in found if not any(word in line for word in _FOLLOWS)]
         return shortened(told[-1] if told else otherwise, 300)
 
 

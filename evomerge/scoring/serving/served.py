@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import maybe_truncate, postprocess_generated_text
+from lm_eval.models.utils import maybe_truncate, normalize_gen_kwargs, postprocess_generated_text
 from vllm import SamplingParams
 
 from evomerge.errors import InputError, TrialError
@@ -100,6 +100,9 @@ class ServedLM(BoundedChat, VLLM):  # type: ignore[misc]  # lm-eval is untyped
         prompts, parameters, seen = [], [], Counter[tuple[int, ...]]()
         for request, tokens in zip(requests, encoded, strict=True):
             settings, until, limit = self.modify_gen_kwargs(request.args[1], eos, self.max_gen_toks)
+            # Where a task says nothing, lm-eval means greedy; its own class for vLLM leaves that at a temperature of 1
+            if not normalize_gen_kwargs(request.args[1])["do_sample"]:
+                settings["temperature"] = 0.0
             if limit >= self.max_length:
                 problem = f"max_gen_toks {limit} leaves no room for a prompt: the model reads {self.max_length} tokens"
                 raise InputError(problem, "lower it in the task's generation arguments")
