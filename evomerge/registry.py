@@ -60,6 +60,8 @@ class Method:
     least and the most number of models besides the base. `check` finds what is wrong with one source's values of the
     parameters `checked` together (each alone is held to its range); None: nothing is. `differentiable` are
     the parameters in which the merged tensor has slopes, while masks, ranks and elected signs stay as they are.
+    `spectral`: matrices are merged by their singular directions, so the last bits depend on the library for linear
+    algebra, and on the processor. `own`: it is evomerge's own, and mergekit cannot run a recipe of it.
     """
 
     function: str
@@ -67,9 +69,11 @@ class Method:
     base: Literal["subtracted", "optional", "endpoint", "ordinary"]
     sources: tuple[int, float] = (1, math.inf)
     stochastic: bool = False
+    spectral: bool = False
     check: Callable[[Mapping[str, Any]], str | None] | None = None
     checked: tuple[str, ...] = ()
     differentiable: tuple[str, ...] = ()
+    own: bool = False
 
     def parameter(self, name: str) -> Parameter | None:
         return next((p for p in self.parameters if p.name == name), None)
@@ -194,6 +198,16 @@ _NEARSWAP_T = Parameter("t", "tensor", low=0.0, init=1e-3, log=True, meaning="th
 BAND_ARITHMETIC = "band_arithmetic"
 """What recipes of a space call task arithmetic whose weight is per `bands`. mergekit has no such method."""
 
+_ISOTROPY = Parameter(
+    "isotropy",
+    "tensor",
+    low=0.0,
+    high=1.0,
+    default=0.0,
+    init=0.0,
+    meaning="how far the merged delta's singular values go towards their mean: 0 not at all, 1 all the way",
+)
+
 _HERE = "evomerge.merging.methods"
 _SUMMED = ("weight", "lambda")
 """What scales deltas without choosing their elements."""
@@ -227,7 +241,17 @@ _METHODS: Mapping[str, Method] = {
         f"{_HERE}.band_arithmetic:band_arithmetic",
         (replace(WEIGHT, banded=True),),
         "subtracted",
+        spectral=True,
         differentiable=("weight",),
+        own=True,
+    ),
+    "isotropy": Method(
+        f"{_HERE}.isotropy:isotropy",
+        (WEIGHT, _ISOTROPY, flag("normalize", False), LAMBDA),
+        "subtracted",
+        spectral=True,
+        differentiable=("weight", "isotropy", "lambda"),
+        own=True,
     ),
     "ties": Method(f"{_HERE}.ties:ties", _TIES, "subtracted", differentiable=_SUMMED),
     "dare_linear": Method(f"{_HERE}.dare:dare_linear", _DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
@@ -256,6 +280,7 @@ PAPERS: Mapping[str, tuple[str, ...]] = {
     "karcher": ("2603.04972",),
     "task_arithmetic": (_ARITHMETIC_PAPER,),
     BAND_ARITHMETIC: (_ARITHMETIC_PAPER,),
+    "isotropy": ("2502.04959",),
     "ties": (_TIES_PAPER,),
     "dare_linear": (_DARE_PAPER,),
     "dare_ties": (_DARE_PAPER, _TIES_PAPER),
@@ -278,6 +303,12 @@ def _method(point: EntryPoint) -> Method:
 
 
 METHODS: Mapping[str, Method] = Table(_METHODS, lambda: found("methods", {*_METHODS, "uniform_soup"}, _method))
+
+
+def runs_in_mergekit(method: str) -> bool:
+    """Says whether mergekit can run recipes of a method: not those of our own, and of other packages."""
+    return method in _METHODS and not _METHODS[method].own
+
 
 CHOICES: Mapping[str, Choice] = Table(
     {
@@ -340,10 +371,10 @@ OBJECTIVES: Mapping[str, str] = {
 }
 """The number that trials are shown and ordered by; in all but pareto it is what is searched for."""
 
-PLAIN = ("task_arithmetic", "dare_linear", "linear", "ties", "dare_ties", "slerp")
+PLAIN = ("task_arithmetic", "isotropy", "dare_linear", "linear", "ties", "dare_ties", "slerp")
 """Methods that give the parents back at the ends of their ranges, the plainest first."""
 
-NEUTRAL: Mapping[str, float] = {"density": 1.0, "lambda": 1.0}
+NEUTRAL: Mapping[str, float] = {"density": 1.0, "lambda": 1.0, "isotropy": 0.0}
 """The values at which a parameter of these methods changes nothing."""
 
 PAGE = "evomerge.report.page.write:write_page"

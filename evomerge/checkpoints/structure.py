@@ -148,6 +148,11 @@ def is_embedding(name: str) -> bool:
     return bool(_TOKENS.search(name))
 
 
+def is_outer(name: str) -> bool:
+    """Whether the tensor stands between tokens and hidden states: an embedding of any kind, or the output head."""
+    return is_head(name) or bool(_EMBEDDING.search(name))
+
+
 def is_counter(name: str) -> bool:
     """Whether the tensor counts training steps (of batch normalisation) and decides nothing afterwards."""
     return name.endswith("num_batches_tracked")

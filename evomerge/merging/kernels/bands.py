@@ -19,8 +19,7 @@ another number, and the bits that are merged to disk have to be those that were 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor
 from evomerge.merging.kernels.arithmetic import spans
 from evomerge.merging.kernels.digest import tensor_record
 from evomerge.merging.kernels.inputs import Inputs
+from evomerge.merging.kernels.products import one_thread
 from evomerge.recipe.bands import Bands
 
 _CHUNK = 1 << 20
@@ -56,7 +56,7 @@ class Factors:
         They are sampled where that costs less than to find all: where R is more than twice what is sampled.
         """
         matrix = delta.float().cpu()
-        with _one_thread():
+        with one_thread():
             if top is not None and 2 * (top + _EXTRA) < min(matrix.shape):
                 u, s, v = _sampled(matrix, top + _EXTRA)
             else:
@@ -122,7 +122,7 @@ def merged(inputs: Inputs, weight: Sequence[float | Bands]) -> Tensor:
             delta = None if value.top is None else inputs.delta(i)
             for rows in _rows(inputs):
                 u = (parts.u[rows].double() * scales).to(inputs.device)
-                with _one_thread():
+                with one_thread():
                     total[rows] += u @ v
                 if delta is not None:
                     total[rows] += delta[rows].double() * value.rest
@@ -155,16 +155,6 @@ def pull(inputs: Inputs, weight: Sequence[float | Bands], gradient: Tensor) -> l
 def _inner(gradient: Tensor, inputs: Inputs, i: int) -> Tensor:
     """<gradient, delta i>, float64, on the host."""
     return (gradient.float() * inputs.delta(i)).sum(dtype=torch.float64).cpu()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _band(bands: Bands, inputs: Inputs) -> Tensor:

@@ -50,6 +50,20 @@ def combine(
     return Blend(kernel, inputs.base, inputs.tensors, floats, ints, cuts=cuts)
 
 
+def shares(weight: Sequence[float], normalize: bool) -> Sequence[float]:
+    """The weights; if `normalize`, divided by their sum, unless that is 0."""
+    total = sum(weight)
+    return [w / total for w in weight] if normalize and abs(total) >= _ZERO else weight
+
+
+def weighted_sum(inputs: Inputs, weight: Sequence[float]) -> Tensor:
+    """sum of weight_i delta_i, float32, on the device."""
+    total = torch.zeros_like(inputs.reference)
+    for i, w in enumerate(weight):
+        total = total + inputs.delta(i) * w
+    return total
+
+
 def masked(
     inputs: Inputs,
     weight: Sequence[float],

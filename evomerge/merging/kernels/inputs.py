@@ -63,6 +63,8 @@ class Inputs:
         draw: the random masks of this output tensor.
         device: where the result is wanted; the tensors may lie elsewhere.
         kept: of what takes long to compute; None: nothing is kept.
+        is_matrix: whether they are weight matrices, or stacks of them [matrices, rows, columns] (fused experts), whose
+            singular directions mean something.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Inputs:
         remember: Callable[[Hashable, Callable[[], Any]], Any] | None = None,
         run: Callable[[Blend], list[int]] | None = None,
         kept: Kept | None = None,
+        outer: bool = False,
     ) -> None:
-        """`keys` name the tensors, the base first (None: not to be remembered); `run` reduces a Blend to integers."""
+        """`keys` name the tensors, the base first (None: not to be remembered); `run` reduces a Blend to integers;
+        `outer` says that they are embeddings or heads."""
         self.tensors, self.base = tuple(tensors), base
         self.work = work or tensors[0].dtype
         self.draw = draw or Draw(0, "")
@@ -87,6 +91,8 @@ class Inputs:
         self._remember = remember or (lambda key, make: make())
         self._run = run
         self.kept = kept
+        shape = tensors[0].shape
+        self.is_matrix = not outer and len(shape) in (2, 3) and min(shape[-2:]) > 1 and tensors[0].numel() > 0
         self._histograms: dict[int, tuple[Magnitudes, Block]] = {}
 
     def __len__(self) -> int:
@@ -122,6 +128,25 @@ class Inputs:
         assert self.base is not None
         source, base = (t.reshape(-1)[span].to(self.device).to(self.work) for t in (self.tensors[i], self.base))
         return delta(source, base)
+
+    def by_matrix(self, merge: Callable[[Inputs], Tensor]) -> Tensor:
+        """The tensor in which each matrix is `merge` of its inputs."""
+        if len(self.shape) == 2:
+            return merge(self)
+        return torch.stack([merge(self._part(i)) for i in range(self.shape[0])])
+
+    def _part(self, i: int) -> Inputs:
+        """The inputs of one matrix of a stack."""
+        keys = [None if key is None else (key, i) for key in self._keys]
+        return Inputs(
+            [tensor[i] for tensor in self.tensors],
+            None if self.base is None else self.base[i],
+            work=self.work,
+            device=self.device,
+            keys=keys,
+            remember=self._remember,
+            kept=self.kept,
+        )
 
     def _wide(self, tensor: Tensor) -> Tensor:
         return wide(tensor.to(self.device).to(self.work))

@@ -41,7 +41,7 @@ def test_search_export_merge(tiny_study: Study, bands: Any) -> None:
     best = max(steps, key=lambda t: t.objective or 0.0)
     text = evomerge.export("space", "best.yaml", trial=best.number, allow_infeasible=True)
     assert "merge_method: band_arithmetic" in text
-    assert "mergekit knows no bands and cannot run it" in text
+    assert "mergekit has no band_arithmetic: it cannot run it" in text
     assert "mergekit-yaml" not in text
     folder = evomerge.merge("best.yaml", "out")
     assert checkpoint_digest(folder) == best.digest
