@@ -208,6 +208,22 @@ _ISOTROPY = Parameter(
     meaning="how far the merged delta's singular values go towards their mean: 0 not at all, 1 all the way",
 )
 
+_CONSENSUS = (
+    WEIGHT,
+    Parameter(
+        "threshold",
+        "source",
+        low=0.0,
+        default=0.2,
+        init=0.2,
+        meaning="how large its change of an element must be, as a share of all others' together, to need it",
+    ),
+    Parameter("k", "tensor", low=0, default=2, kind=int, meaning="how many sources have to need an element"),
+    flag("normalize", False),
+    LAMBDA,
+)
+_STITCH = (WEIGHT, replace(DENSITY, init=0.1), LAMBDA)
+
 _HERE = "evomerge.merging.methods"
 _SUMMED = ("weight", "lambda")
 """What scales deltas without choosing their elements."""
@@ -253,6 +269,10 @@ _METHODS: Mapping[str, Method] = {
         differentiable=("weight", "isotropy", "lambda"),
         own=True,
     ),
+    "consensus": Method(
+        f"{_HERE}.consensus:consensus", _CONSENSUS, "subtracted", (2, math.inf), differentiable=_SUMMED, own=True
+    ),
+    "stitch": Method(f"{_HERE}.stitch:stitch", _STITCH, "subtracted", differentiable=_SUMMED, own=True),
     "ties": Method(f"{_HERE}.ties:ties", _TIES, "subtracted", differentiable=_SUMMED),
     "dare_linear": Method(f"{_HERE}.dare:dare_linear", _DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
     "dare_ties": Method(f"{_HERE}.dare:dare_ties", _DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
@@ -281,6 +301,8 @@ PAPERS: Mapping[str, tuple[str, ...]] = {
     "task_arithmetic": (_ARITHMETIC_PAPER,),
     BAND_ARITHMETIC: (_ARITHMETIC_PAPER,),
     "isotropy": ("2502.04959",),
+    "consensus": ("2405.07813",),
+    "stitch": ("2408.13656",),
     "ties": (_TIES_PAPER,),
     "dare_linear": (_DARE_PAPER,),
     "dare_ties": (_DARE_PAPER, _TIES_PAPER),

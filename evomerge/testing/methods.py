@@ -31,7 +31,7 @@ WHOLE: dict[str, Any] = {
     "epsilon": 0.0, "r": 0.0, "isotropy": 0.0,
 }  # fmt: skip
 # two sources at least, or only a part of the one model is ever taken
-NOT_ALONE = {"arcee_fusion", "model_stock", "nuslerp"}
+NOT_ALONE = {"arcee_fusion", "consensus", "model_stock", "nuslerp"}
 NOTHING: dict[str, Any] = {"weight": 0.0, "t": 0.0, "select_topk": 0.0, "epsilon": 100.0}
 
 _SPECTRAL = 2e-6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +85,12 @@ def masked(
         floats=floats,
         reusable=False,
     )
+
+
+def stitched(inputs: Inputs, weight: Sequence[float], lambda_: float, kept: Mapping[str, Any]) -> Blend:
+    """`combine` of the elements of a `window`, divided by the number of deltas that keep each."""
+    blend = combine(inputs, weight, elect=False, normalize=False, lambda_=lambda_, **kept)
+    return replace(blend, kernel=Kernel("stitched", (("work", inputs.work), ("keep", kept["keep"]))))
 
 
 def trim_count(density: float, count: int) -> int:
