@@ -51,6 +51,15 @@ class Parameter:
         return "lambda_" if self.name == "lambda" else self.name
 
 
+Decomposed = Literal["all", "parts", "first"]
+"""Which singular directions of deltas methods need: all, the largest ones divided among the sources, the largest."""
+
+
+def directions(kind: Decomposed, count: int, sources: int) -> int:
+    """How many they are for each of so many sources, of a matrix that has `count`."""
+    return {"all": count, "parts": max(1, count // sources), "first": 1}[kind]
+
+
 @dataclass(frozen=True)
 class Method:
     """A merge method: where its function is, and what it takes.
@@ -61,7 +70,8 @@ class Method:
     parameters `checked` together (each alone is held to its range); None: nothing is. `differentiable` are
     the parameters in which the merged tensor has slopes, while masks, ranks and elected signs stay as they are.
     `spectral`: matrices are merged by their singular directions, so the last bits depend on the library for linear
-    algebra, and on the processor. `own`: it is evomerge's own, and mergekit cannot run a recipe of it.
+    algebra, and on the processor. `decomposed`: which directions of the deltas it needs, where any. `own`: it is
+    evomerge's own, and mergekit cannot run a recipe of it.
     """
 
     function: str
@@ -70,6 +80,7 @@ class Method:
     sources: tuple[int, float] = (1, math.inf)
     stochastic: bool = False
     spectral: bool = False
+    decomposed: Decomposed | None = None
     check: Callable[[Mapping[str, Any]], str | None] | None = None
     checked: tuple[str, ...] = ()
     differentiable: tuple[str, ...] = ()
@@ -127,6 +138,7 @@ _FLAGS = {
     "rescale": "whether a thinned delta is scaled up to its size before",
     "nuslerp_flatten": "whether each tensor is one vector",
     "nuslerp_row_wise": "where it is not: whether vectors lie along the first dimension, not the last",
+    "centred": "whether the directions are those of the difference from the mean of the deltas",
     "filter_wise": "whether each row has an angle of its own",
 }
 
@@ -224,6 +236,45 @@ _CONSENSUS = (
 )
 _STITCH = (WEIGHT, replace(DENSITY, init=0.1), LAMBDA)
 
+_RANK = (
+    WEIGHT,
+    Parameter(
+        "rank",
+        "source",
+        low=0.0,
+        high=1.0,
+        default=1.0,
+        init=0.3,
+        meaning="the share of its delta's largest singular directions that is kept",
+    ),
+    Parameter("gain", "tensor", default=1.0, init=1.0, meaning="what the kept directions are multiplied with"),
+    flag("centred", False),
+    flag("normalize", False),
+    LAMBDA,
+)
+_TSV = (
+    WEIGHT,
+    Parameter(
+        "part",
+        "source",
+        low=0.0,
+        high=1.0,
+        default=1.0,
+        init=1.0,
+        meaning="how much of its share of the singular directions it fills: the share is all, divided by the sources",
+    ),
+    LAMBDA,
+)
+_RESMERGE = (
+    WEIGHT,
+    Parameter("rho", "tensor", low=0.0, default=0.2, init=0.2, meaning="how much of the largest directions is added"),
+    Parameter(
+        "beta_min", "tensor", low=0.0, default=0.7, init=0.7, meaning="how much disagreement shrinks, at full agreement"
+    ),
+    Parameter("beta_max", "tensor", low=0.0, default=1.0, init=1.0, meaning="the same, at none"),
+    LAMBDA,
+)
+
 _HERE = "evomerge.merging.methods"
 _SUMMED = ("weight", "lambda")
 """What scales deltas without choosing their elements."""
@@ -273,6 +324,35 @@ _METHODS: Mapping[str, Method] = {
         f"{_HERE}.consensus:consensus", _CONSENSUS, "subtracted", (2, math.inf), differentiable=_SUMMED, own=True
     ),
     "stitch": Method(f"{_HERE}.stitch:stitch", _STITCH, "subtracted", differentiable=_SUMMED, own=True),
+    "rank": Method(
+        f"{_HERE}.rank:rank",
+        _RANK,
+        "subtracted",
+        spectral=True,
+        decomposed="all",
+        differentiable=("weight", "gain", "lambda"),
+        own=True,
+    ),
+    "tsv": Method(
+        f"{_HERE}.tsv:tsv",
+        _TSV,
+        "subtracted",
+        (2, math.inf),
+        spectral=True,
+        decomposed="parts",
+        differentiable=_SUMMED,
+        own=True,
+    ),
+    "resmerge": Method(
+        f"{_HERE}.resmerge:resmerge",
+        _RESMERGE,
+        "subtracted",
+        (2, math.inf),
+        spectral=True,
+        decomposed="first",
+        differentiable=("weight", "rho", "beta_min", "beta_max", "lambda"),
+        own=True,
+    ),
     "ties": Method(f"{_HERE}.ties:ties", _TIES, "subtracted", differentiable=_SUMMED),
     "dare_linear": Method(f"{_HERE}.dare:dare_linear", _DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
     "dare_ties": Method(f"{_HERE}.dare:dare_ties", _DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
@@ -303,6 +383,9 @@ PAPERS: Mapping[str, tuple[str, ...]] = {
     "isotropy": ("2502.04959",),
     "consensus": ("2405.07813",),
     "stitch": ("2408.13656",),
+    "rank": ("2412.12153",),
+    "tsv": ("2412.00081",),
+    "resmerge": ("2606.02252",),
     "ties": (_TIES_PAPER,),
     "dare_linear": (_DARE_PAPER,),
     "dare_ties": (_DARE_PAPER, _TIES_PAPER),
@@ -393,10 +476,10 @@ OBJECTIVES: Mapping[str, str] = {
 }
 """The number that trials are shown and ordered by; in all but pareto it is what is searched for."""
 
-PLAIN = ("task_arithmetic", "isotropy", "dare_linear", "linear", "ties", "dare_ties", "slerp")
+PLAIN = ("task_arithmetic", "isotropy", "rank", "dare_linear", "linear", "ties", "dare_ties", "slerp")
 """Methods that give the parents back at the ends of their ranges, the plainest first."""
 
-NEUTRAL: Mapping[str, float] = {"density": 1.0, "lambda": 1.0, "isotropy": 0.0}
+NEUTRAL: Mapping[str, float] = {"density": 1.0, "lambda": 1.0, "isotropy": 0.0, "rank": 1.0, "gain": 1.0}
 """The values at which a parameter of these methods changes nothing."""
 
 PAGE = "evomerge.report.page.write:write_page"

@@ -8,7 +8,7 @@ Without a configured number, as for plain state dicts, it is the commonest numbe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -148,9 +148,11 @@ def is_embedding(name: str) -> bool:
     return bool(_TOKENS.search(name))
 
 
-def is_outer(name: str) -> bool:
-    """Whether the tensor stands between tokens and hidden states: an embedding of any kind, or the output head."""
-    return is_head(name) or bool(_EMBEDDING.search(name))
+def is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether the tensor is a weight matrix, or a stack of them [matrices, rows, columns] (fused experts), between
+    hidden states: no vector, no embedding of any kind, no output head."""
+    matrices = len(shape) in (2, 3) and min(shape) > 0 and min(shape[-2:]) > 1
+    return matrices and not is_head(name) and not _EMBEDDING.search(name)
 
 
 def is_counter(name: str) -> bool:

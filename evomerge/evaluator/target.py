@@ -14,7 +14,6 @@ from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluator import Evaluator, check_loadable, decompose, resident_model
 from evomerge.evaluator.progress import Progress
 from evomerge.files.objects import FitnessSpec
-from evomerge.merging.kernels.bands import factor_bytes
 from evomerge.merging.plan.alignment import promoted
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan
@@ -105,8 +104,7 @@ def load_evaluator(
     Raises InputError: the model does not fit, or something is wrong with a checkpoint, a task or its data.
     """
     checkpoints = {c.reference: c for c in planned.checkpoints}
-    factored = [(job.shape, w.factored(min(job.shape))) for job in planned.jobs.values() for w in job.factored.values()]
-    factors = sum(factor_bytes(shape, directions) for shape, directions in factored)
+    factors = sum(wanted.bytes(job.shape) for job in planned.jobs.values() for wanted in job.decomposed.values())
     placement = place_models(planned, target.dtype, checkpoints, device, memory, factors=factors)
     for name, fact in placement.facts().items():
         progress.note(f"{name}: {fact}")

@@ -28,10 +28,10 @@ SHAPES = [(37, 23), (48,), (1,), (0,), (3, 4, 5), (7, 1), (1, 9)]
 # where parameters say "this model, whole": weights of 1, the far end of a path, everything kept
 WHOLE: dict[str, Any] = {
     "weight": 1.0, "density": 1.0, "lambda": 1.0, "t": 1.0, "scale": 1.0, "normalize": False, "select_topk": 1.0,
-    "epsilon": 0.0, "r": 0.0, "isotropy": 0.0,
+    "epsilon": 0.0, "r": 0.0, "isotropy": 0.0, "rank": 1.0,
 }  # fmt: skip
 # two sources at least, or only a part of the one model is ever taken
-NOT_ALONE = {"arcee_fusion", "consensus", "model_stock", "nuslerp"}
+NOT_ALONE = {"arcee_fusion", "consensus", "model_stock", "nuslerp", "resmerge", "tsv"}
 NOTHING: dict[str, Any] = {"weight": 0.0, "t": 0.0, "select_topk": 0.0, "epsilon": 100.0}
 
 _SPECTRAL = 2e-6
@@ -42,7 +42,7 @@ DRAW = Draw(3, "model.layers.0.mlp.up_proj.weight")
 
 def parts(share: float) -> dict[str, Any]:
     """Values that let a method do only a part of what it can."""
-    return dict.fromkeys(("density", "select_topk", "isotropy"), share)
+    return dict.fromkeys(("density", "select_topk", "isotropy", "rank", "part"), share)
 
 
 def stays(name: str) -> bool:
@@ -234,6 +234,8 @@ class MethodConformance(Suite):
             "weight": [0.3, 0.5, 0.7],
             "density": [0.8, 0.6, 0.4],
             "gamma": [0.01, 0.02, 0.03],
+            "rank": [0.8, 0.6, 0.4],
+            "part": [0.8, 0.6, 0.4],
         }
         turn = [*range(1, count), 0]
         ordered: dict[str, Any] = {k: v[:count] for k, v in values.items()}

@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 
 from evomerge.checkpoints.headers import SIZES
-from evomerge.merging.kernels.bands import factor_bytes
 from evomerge.merging.kernels.inputs import Kept
 from evomerge.merging.plan.jobs import MergeJob, Operand, Read
 from evomerge.merging.resident.bank import SourceBank
@@ -31,10 +30,10 @@ class StreamingBank(SourceBank):
         super().__init__(keep=False, kept=kept)
 
     def bytes_of(self, job: MergeJob) -> int:
-        """The bytes of a job's result, of all stored tensors that it reads, of the factors that bands need, and of
+        """The bytes of a job's result, of all stored tensors that it reads, of the factors that it needs, and of
         what a merge by singular directions works in."""
         reads = (self.open(read.model).tensors[read.tensor].reading for read in reads_of(job))
-        factors = sum(factor_bytes(job.shape, w.factored(min(job.shape))) for w in job.factored.values())
+        factors = sum(wanted.bytes(job.shape) for wanted in job.decomposed.values())
         elements = torch.Size(job.shape).numel()
         worked = _WORKED * elements if job.method in METHODS and METHODS[job.method].spectral else 0
         return sum(reads) + elements * SIZES[job.out] + factors + worked

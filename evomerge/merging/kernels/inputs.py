@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from evomerge.checkpoints.structure import is_matrix
 from evomerge.merging.kernels.arithmetic import delta, fixed_point, fixed_scale, gram, spans, wide, wide_dtype
 from evomerge.merging.kernels.elementwise import Kernel
 from evomerge.merging.kernels.magnitudes import Block, Cut, Magnitudes
@@ -63,8 +64,7 @@ class Inputs:
         draw: the random masks of this output tensor.
         device: where the result is wanted; the tensors may lie elsewhere.
         kept: of what takes long to compute; None: nothing is kept.
-        is_matrix: whether they are weight matrices, or stacks of them [matrices, rows, columns] (fused experts), whose
-            singular directions mean something.
+        is_matrix: whether they are weight matrices, or stacks of them, whose singular directions mean something.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class Inputs:
         remember: Callable[[Hashable, Callable[[], Any]], Any] | None = None,
         run: Callable[[Blend], list[int]] | None = None,
         kept: Kept | None = None,
-        outer: bool = False,
+        name: str = "",
     ) -> None:
         """`keys` name the tensors, the base first (None: not to be remembered); `run` reduces a Blend to integers;
-        `outer` says that they are embeddings or heads."""
+        `name` is the output's."""
         self.tensors, self.base = tuple(tensors), base
         self.work = work or tensors[0].dtype
         self.draw = draw or Draw(0, "")
@@ -91,8 +91,7 @@ class Inputs:
         self._remember = remember or (lambda key, make: make())
         self._run = run
         self.kept = kept
-        shape = tensors[0].shape
-        self.is_matrix = not outer and len(shape) in (2, 3) and min(shape[-2:]) > 1 and tensors[0].numel() > 0
+        self.is_matrix = is_matrix(name, tensors[0].shape)
         self._histograms: dict[int, tuple[Magnitudes, Block]] = {}
 
     def __len__(self) -> int:

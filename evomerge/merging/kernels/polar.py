@@ -10,18 +10,18 @@ from torch import Tensor
 
 from evomerge.merging.kernels.products import inner, product
 
-_LOWEST = {torch.float32: 1e-4, torch.float64: 1e-8}
+LOWEST = {torch.float32: 1e-4, torch.float64: 1e-8}
 """The least singular value, as a share of the bound of the largest, that is brought to 1. Rounding keeps what is 0 from
 being 0: it must not be raised to 1 as well."""
 
 
-def polar(matrix: Tensor) -> Tensor:
+def polar(matrix: Tensor, lowest: float | None = None) -> Tensor:
     """The polar factor of a matrix [m, n], float32 or float64, on its device. Autograd follows it.
 
     By the Newton-Schulz iteration X <- X (3 - X^T X) / 2, which needs products only. Each step is scaled as is best for
     singular values in [low, 1] (Chen and Chow 2014, "A stable scaling of Newton-Schulz for improving the sign function
     computation of a Hermitian matrix"). Directions without a singular value stay 0; those whose value is below
-    `_LOWEST` come out between 0 and 1.
+    `lowest` (None: what `LOWEST` says for the dtype) come out between 0 and 1.
     """
     rows, columns = matrix.shape
     largest = float(matrix.detach().abs().max()) if matrix.numel() else 0.0
@@ -32,7 +32,7 @@ def polar(matrix: Tensor) -> Tensor:
     squares = product(x, x.T)
     bound = inner(squares, squares).sqrt()
     x, squares = x / bound.sqrt(), squares / bound
-    low, unit = _LOWEST[matrix.dtype], torch.finfo(matrix.dtype).eps
+    low, unit = lowest or LOWEST[matrix.dtype], torch.finfo(matrix.dtype).eps
     while True:
         scale = math.sqrt(3 / (1 + low + low * low))
         x = 1.5 * scale * x - 0.5 * scale**3 * product(squares, x)

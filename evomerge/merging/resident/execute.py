@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.checkpoints.structure import is_outer
 from evomerge.errors import InputError, TrialError
 from evomerge.merging.kernels.digest import NotFinite, Words
 from evomerge.merging.kernels.elementwise import Kernel
@@ -181,7 +180,7 @@ class Execution:
             remember=self._bank.remember,
             run=lambda blend: self._runner.reduce(blend, work, self._device),
             kept=self._bank.kept if None not in keys else None,
-            outer=is_outer(job.tensor),
+            name=job.tensor,
         )
 
     def _cast(self, tensor: Tensor, work: torch.dtype) -> Tensor:

@@ -131,7 +131,7 @@ class BandPull:
 
 
 def _pull(job: MergeJob, bank: SourceBank, device: torch.device) -> Pull | BandPull:
-    return BandPull(job, bank, device) if job.factored else Pull(job, bank, device)
+    return BandPull(job, bank, device) if job.banded else Pull(job, bank, device)
 
 
 class Pulls:

@@ -25,7 +25,7 @@ STEP = 1e-6
 def recipe(models, method: str, weights, lambda_: float, dtype: str, **parameters) -> Recipe:
     declared = METHODS[method]
     names = {p.name for p in declared.parameters}
-    own = [{"weight": w, "density": 0.6, "gamma": 0.1, "epsilon": 0.1} for w in weights]
+    own = [{"weight": w, "density": 0.6, "gamma": 0.1, "epsilon": 0.1, "rank": 0.5} for w in weights]
     sources = ["a"] if declared.sources[1] == 1 else ["a", "b"]
     inputs = [
         Input(str(models[s]), parameters={k: v for k, v in values.items() if k in names})

@@ -11,7 +11,7 @@ import pytest
 import evomerge
 from evomerge.errors import InputError
 from evomerge.merging.disk.stream import checkpoint_digest
-from evomerge.merging.kernels.bands import Factors
+from evomerge.merging.kernels.factors import Factors
 from evomerge.merging.resident.factor_cache import default_folder
 from evomerge.study.after.status import status
 from evomerge.study.dry_run import dry_run
