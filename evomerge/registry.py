@@ -15,6 +15,35 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint
 from typing import Any, Literal
 
+from evomerge.method_parameters import (
+    ARITHMETIC,
+    BREADCRUMBS,
+    CONSENSUS,
+    DARE,
+    DELLA,
+    DELLA_CHECKED,
+    DELLA_LINEAR,
+    ISOTROPY,
+    KARCHER,
+    MULTISLERP,
+    NEARSWAP_T,
+    NUSLERP,
+    RAM_EPSILON,
+    RAMPLUS,
+    RANK,
+    RESMERGE,
+    SCALE,
+    STITCH,
+    TIES,
+    TOPK,
+    TSV,
+    T,
+)
+from evomerge.method_parameters import DENSITY as DENSITY
+from evomerge.method_parameters import LAMBDA as LAMBDA
+from evomerge.method_parameters import WEIGHT as WEIGHT
+from evomerge.method_parameters import Parameter as Parameter
+from evomerge.method_parameters import flag as flag
 from evomerge.plugins import Table, check_target, found, loaded
 
 
@@ -22,33 +51,6 @@ def load(target: str) -> Any:
     """The object that `module:name` names."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of merge methods: its scope, legal range, default, and the range a search starts with.
-
-    `scope` is "source" (one value for each merged model) or "tensor" (one value for all of them).
-    `default` None means that a recipe must give it. Flags and counts (`kind` bool, int) cannot be genes. `log`: a gene
-    whose range starts above 0 is searched on a logarithmic scale unless it says otherwise. `banded`: a recipe may give
-    a number for each band of a matrix (`recipe.bands`). `meaning`: what it does, in a line.
-    """
-
-    name: str
-    scope: Literal["source", "tensor"]
-    low: float = -math.inf
-    high: float = math.inf
-    default: float | bool | None = None
-    kind: type = float
-    init: float = 0.5
-    log: bool = False
-    banded: bool = False
-    meaning: str = ""
-
-    @property
-    def argument(self) -> str:
-        """The keyword by which a method's function takes it (`lambda` is reserved in Python)."""
-        return "lambda_" if self.name == "lambda" else self.name
 
 
 Decomposed = Literal["all", "parts", "first"]
@@ -118,35 +120,6 @@ class Choice:
         return tuple(p for p in METHODS[self.method].parameters if p.name not in self.settled)
 
 
-WEIGHT = Parameter("weight", "source", init=0.5, meaning="how much of it")
-DENSITY = Parameter(
-    "density",
-    "source",
-    low=0.0,
-    high=1.0,
-    default=1.0,
-    init=0.6,
-    meaning="the share of its delta's elements that is kept",
-)
-LAMBDA = Parameter("lambda", "tensor", default=1.0, init=1.0, meaning="what the merged delta is multiplied with")
-T = Parameter("t", "tensor", low=0.0, high=1.0, init=0.5, meaning="where on the path: 0 the base, 1 the other model")
-SCALE = Parameter("scale", "source", default=1.0, init=1.0, meaning="what the layers are multiplied with")
-
-_FLAGS = {
-    "normalize": "whether the sum is divided by that of the weights which take part",
-    "normalize_weights": "whether the weights are divided by their sum",
-    "rescale": "whether a thinned delta is scaled up to its size before",
-    "nuslerp_flatten": "whether each tensor is one vector",
-    "nuslerp_row_wise": "where it is not: whether vectors lie along the first dimension, not the last",
-    "centred": "whether the directions are those of the difference from the mean of the deltas",
-    "filter_wise": "whether each row has an angle of its own",
-}
-
-
-def flag(name: str, default: bool) -> Parameter:
-    return Parameter(name, "tensor", default=default, kind=bool, meaning=_FLAGS.get(name, ""))
-
-
 def _della_range(values: Mapping[str, Any]) -> str | None:
     """DELLA keeps an element with a probability from density - epsilon to density + epsilon; densities of 0 and 1 draw
     nothing (mergekit 0.1.5, sparsify)."""
@@ -159,121 +132,8 @@ def _della_range(values: Mapping[str, Any]) -> str | None:
     return f"density is {density:.8g}; with epsilon {epsilon:g} it must be {legal}"
 
 
-_ARITHMETIC = (WEIGHT, flag("normalize", False), LAMBDA)
-_TIES = (WEIGHT, DENSITY, flag("normalize", True), flag("rescale", False), LAMBDA)
-_DARE = (WEIGHT, DENSITY, flag("normalize", False), flag("rescale", True), LAMBDA)
-_DELLA_EPSILON = Parameter(
-    "epsilon",
-    "source",
-    low=0.0,
-    high=0.5,
-    default=0.15,
-    init=0.15,
-    meaning="how far the probability to be kept differs from the density, for the smallest and the largest elements",
-)
-_RAM_EPSILON = Parameter(
-    "epsilon", "tensor", low=0.0, default=1e-5, init=1e-5, log=True, meaning="changes up to this size count as none"
-)
-_GAMMA = Parameter(
-    "gamma",
-    "source",
-    low=0.0,
-    high=1.0,
-    default=0.01,
-    init=0.01,
-    meaning="the share of its largest elements that is left out",
-)
-_BREADCRUMBS = (WEIGHT, DENSITY, _GAMMA, flag("normalize", False), flag("rescale", False), LAMBDA)
-_DELLA = (WEIGHT, DENSITY, _DELLA_EPSILON, flag("normalize", True), flag("rescale", True), LAMBDA)
-_DELLA_CHECKED = ("density", "epsilon")
-_DELLA_LINEAR = (WEIGHT, DENSITY, _DELLA_EPSILON, flag("normalize", False), flag("rescale", True), LAMBDA)
-_NUSLERP = (WEIGHT, flag("nuslerp_flatten", True), flag("nuslerp_row_wise", False))
-_EPS = Parameter(
-    "eps", "tensor", low=0.0, default=1e-8, init=1e-8, log=True, meaning="added to lengths, so that none is 0"
-)
-_MULTISLERP = (WEIGHT, flag("normalize_weights", True), _EPS)
-_KARCHER = (
-    Parameter(
-        "max_iter", "tensor", low=0, high=10_000, default=10, kind=int, meaning="the most steps of the iteration"
-    ),
-    Parameter("tol", "tensor", low=0.0, default=1e-5, init=1e-5, log=True, meaning="where the iteration stops"),
-)
-_TOPK = Parameter(
-    "select_topk", "tensor", low=0.0, high=1.0, default=1.0, init=0.8, meaning="the share of elements that is merged"
-)
-_RAMPLUS = (
-    Parameter("r", "tensor", default=0.1, init=0.1, meaning="how much elements of one source alone are amplified"),
-    Parameter("alpha", "tensor", low=0.0, default=0.2, init=0.2, meaning="the most of the overlap that counts for it"),
-    _RAM_EPSILON,
-)
-_NEARSWAP_T = Parameter("t", "tensor", low=0.0, init=1e-3, log=True, meaning="the most that an element moves")
 BAND_ARITHMETIC = "band_arithmetic"
 """What recipes of a space call task arithmetic whose weight is per `bands`. mergekit has no such method."""
-
-_ISOTROPY = Parameter(
-    "isotropy",
-    "tensor",
-    low=0.0,
-    high=1.0,
-    default=0.0,
-    init=0.0,
-    meaning="how far the merged delta's singular values go towards their mean: 0 not at all, 1 all the way",
-)
-
-_CONSENSUS = (
-    WEIGHT,
-    Parameter(
-        "threshold",
-        "source",
-        low=0.0,
-        default=0.2,
-        init=0.2,
-        meaning="how large its change of an element must be, as a share of all others' together, to need it",
-    ),
-    Parameter("k", "tensor", low=0, default=2, kind=int, meaning="how many sources have to need an element"),
-    flag("normalize", False),
-    LAMBDA,
-)
-_STITCH = (WEIGHT, replace(DENSITY, init=0.1), LAMBDA)
-
-_RANK = (
-    WEIGHT,
-    Parameter(
-        "rank",
-        "source",
-        low=0.0,
-        high=1.0,
-        default=1.0,
-        init=0.3,
-        meaning="the share of its delta's largest singular directions that is kept",
-    ),
-    Parameter("gain", "tensor", default=1.0, init=1.0, meaning="what the kept directions are multiplied with"),
-    flag("centred", False),
-    flag("normalize", False),
-    LAMBDA,
-)
-_TSV = (
-    WEIGHT,
-    Parameter(
-        "part",
-        "source",
-        low=0.0,
-        high=1.0,
-        default=1.0,
-        init=1.0,
-        meaning="how much of its share of the singular directions it fills: the share is all, divided by the sources",
-    ),
-    LAMBDA,
-)
-_RESMERGE = (
-    WEIGHT,
-    Parameter("rho", "tensor", low=0.0, default=0.2, init=0.2, meaning="how much of the largest directions is added"),
-    Parameter(
-        "beta_min", "tensor", low=0.0, default=0.7, init=0.7, meaning="how much disagreement shrinks, at full agreement"
-    ),
-    Parameter("beta_max", "tensor", low=0.0, default=1.0, init=1.0, meaning="the same, at none"),
-    LAMBDA,
-)
 
 _HERE = "evomerge.merging.methods"
 _SUMMED = ("weight", "lambda")
@@ -288,7 +148,7 @@ def _della(name: str, parameters: tuple[Parameter, ...]) -> Method:
         "subtracted",
         stochastic=True,
         check=_della_range,
-        checked=_DELLA_CHECKED,
+        checked=DELLA_CHECKED,
         differentiable=_SUMMED,
     )
 
@@ -298,11 +158,11 @@ _METHODS: Mapping[str, Method] = {
         f"{_HERE}.linear:linear", (WEIGHT, flag("normalize", True)), "ordinary", differentiable=("weight",)
     ),
     "slerp": Method(f"{_HERE}.slerp:slerp", (T,), "endpoint", (1, 1), differentiable=("t",)),
-    "nuslerp": Method(f"{_HERE}.nuslerp:nuslerp", _NUSLERP, "optional", (2, 2)),
-    "multislerp": Method(f"{_HERE}.multislerp:multislerp", _MULTISLERP, "optional"),
-    "karcher": Method(f"{_HERE}.karcher:karcher", _KARCHER, "ordinary"),
+    "nuslerp": Method(f"{_HERE}.nuslerp:nuslerp", NUSLERP, "optional", (2, 2)),
+    "multislerp": Method(f"{_HERE}.multislerp:multislerp", MULTISLERP, "optional"),
+    "karcher": Method(f"{_HERE}.karcher:karcher", KARCHER, "ordinary"),
     "task_arithmetic": Method(
-        f"{_HERE}.task_arithmetic:task_arithmetic", _ARITHMETIC, "subtracted", differentiable=_SUMMED
+        f"{_HERE}.task_arithmetic:task_arithmetic", ARITHMETIC, "subtracted", differentiable=_SUMMED
     ),
     BAND_ARITHMETIC: Method(
         f"{_HERE}.band_arithmetic:band_arithmetic",
@@ -314,19 +174,19 @@ _METHODS: Mapping[str, Method] = {
     ),
     "isotropy": Method(
         f"{_HERE}.isotropy:isotropy",
-        (WEIGHT, _ISOTROPY, flag("normalize", False), LAMBDA),
+        ISOTROPY,
         "subtracted",
         spectral=True,
         differentiable=("weight", "isotropy", "lambda"),
         own=True,
     ),
     "consensus": Method(
-        f"{_HERE}.consensus:consensus", _CONSENSUS, "subtracted", (2, math.inf), differentiable=_SUMMED, own=True
+        f"{_HERE}.consensus:consensus", CONSENSUS, "subtracted", (2, math.inf), differentiable=_SUMMED, own=True
     ),
-    "stitch": Method(f"{_HERE}.stitch:stitch", _STITCH, "subtracted", differentiable=_SUMMED, own=True),
+    "stitch": Method(f"{_HERE}.stitch:stitch", STITCH, "subtracted", differentiable=_SUMMED, own=True),
     "rank": Method(
         f"{_HERE}.rank:rank",
-        _RANK,
+        RANK,
         "subtracted",
         spectral=True,
         decomposed="all",
@@ -335,7 +195,7 @@ _METHODS: Mapping[str, Method] = {
     ),
     "tsv": Method(
         f"{_HERE}.tsv:tsv",
-        _TSV,
+        TSV,
         "subtracted",
         (2, math.inf),
         spectral=True,
@@ -345,7 +205,7 @@ _METHODS: Mapping[str, Method] = {
     ),
     "resmerge": Method(
         f"{_HERE}.resmerge:resmerge",
-        _RESMERGE,
+        RESMERGE,
         "subtracted",
         (2, math.inf),
         spectral=True,
@@ -353,23 +213,23 @@ _METHODS: Mapping[str, Method] = {
         differentiable=("weight", "rho", "beta_min", "beta_max", "lambda"),
         own=True,
     ),
-    "ties": Method(f"{_HERE}.ties:ties", _TIES, "subtracted", differentiable=_SUMMED),
-    "dare_linear": Method(f"{_HERE}.dare:dare_linear", _DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
-    "dare_ties": Method(f"{_HERE}.dare:dare_ties", _DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
-    "della": _della("della", _DELLA),
-    "della_linear": _della("della_linear", _DELLA_LINEAR),
-    "breadcrumbs": Method(f"{_HERE}.breadcrumbs:breadcrumbs", _BREADCRUMBS, "subtracted", differentiable=_SUMMED),
+    "ties": Method(f"{_HERE}.ties:ties", TIES, "subtracted", differentiable=_SUMMED),
+    "dare_linear": Method(f"{_HERE}.dare:dare_linear", DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
+    "dare_ties": Method(f"{_HERE}.dare:dare_ties", DARE, "subtracted", stochastic=True, differentiable=_SUMMED),
+    "della": _della("della", DELLA),
+    "della_linear": _della("della_linear", DELLA_LINEAR),
+    "breadcrumbs": Method(f"{_HERE}.breadcrumbs:breadcrumbs", BREADCRUMBS, "subtracted", differentiable=_SUMMED),
     "breadcrumbs_ties": Method(
-        f"{_HERE}.breadcrumbs:breadcrumbs_ties", _BREADCRUMBS, "subtracted", differentiable=_SUMMED
+        f"{_HERE}.breadcrumbs:breadcrumbs_ties", BREADCRUMBS, "subtracted", differentiable=_SUMMED
     ),
     "model_stock": Method(
         f"{_HERE}.model_stock:model_stock", (flag("filter_wise", False),), "subtracted", (2, math.inf)
     ),
-    "sce": Method(f"{_HERE}.sce:sce", (_TOPK,), "subtracted"),
-    "ram": Method(f"{_HERE}.ram:ram", (_RAM_EPSILON,), "subtracted"),
-    "ramplus_tl": Method(f"{_HERE}.ram:ramplus_tl", _RAMPLUS, "subtracted"),
+    "sce": Method(f"{_HERE}.sce:sce", (TOPK,), "subtracted"),
+    "ram": Method(f"{_HERE}.ram:ram", (RAM_EPSILON,), "subtracted"),
+    "ramplus_tl": Method(f"{_HERE}.ram:ramplus_tl", RAMPLUS, "subtracted"),
     "arcee_fusion": Method(f"{_HERE}.arcee_fusion:arcee_fusion", (), "subtracted", (1, 1)),
-    "nearswap": Method(f"{_HERE}.nearswap:nearswap", (_NEARSWAP_T,), "endpoint", (1, 1), differentiable=("t",)),
+    "nearswap": Method(f"{_HERE}.nearswap:nearswap", (NEARSWAP_T,), "endpoint", (1, 1), differentiable=("t",)),
     "passthrough": Method(f"{_HERE}.passthrough:passthrough", (SCALE,), "ordinary", (1, 1)),
 }
 
