@@ -49,7 +49,8 @@ def _merged(
         else:
             parts = factors(inputs, i, wanted)
             count = math.ceil(share * len(parts.s))
-            u, v = (parts.u[:, :count] * parts.s[:count]).to(total), parts.v[:count].to(total)
+            # In new memory: libraries may add up in another order where it is aligned otherwise.
+            u, v = (parts.u[:, :count] * parts.s[:count]).to(total), parts.v[:count].to(total, copy=True)
             kept = product(u, v)
         total = total + w * (kept * gain if middle is None else middle + kept * gain)
     return inputs.reference + lambda_ * total
