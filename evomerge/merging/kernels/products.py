@@ -53,4 +53,5 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "product", initializer=torch.set_num_threads, initargs=(1,))
+    """Threads that work inside of `one_thread` only. They set no number themselves: it is that of all threads."""
+    return ThreadPoolExecutor(threads, "product")
