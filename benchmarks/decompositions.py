@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from evomerge.merging.kernels.bands import Factors
+from evomerge.merging.kernels.factors import Factors
 
 T = TypeVar("T")
 

@@ -38,7 +38,7 @@ FLOORS = [
     ["safety"],
     ["numbers"],
     ["types", "errors", "interrupts", "streams", "registry", "versions", "deprecated"],
-    ["plugins"],
+    ["plugins", "method_parameters"],
     ["escape"],
 ]
 """The rooms, top floor first."""

@@ -265,6 +265,10 @@ def _facts(name: str, method: Method) -> str:
     facts = [f"The base is {_BASES[method.base]}."]
     if method.stochastic:
         facts.append("Elements are drawn at random, by the recipe's seed.")
+    if method.spectral:
+        facts.append("The last bits depend on the library for linear algebra and on the processor.")
+    if method.own:
+        facts.append("mergekit has no such method.")
     if method.differentiable:
         facts.append(f"Gradients: {', '.join(f'`{n}`' for n in method.differentiable)}.")
     if name not in CHOICES:

@@ -8,7 +8,7 @@ Without a configured number, as for plain state dicts, it is the commonest numbe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -146,6 +146,13 @@ def is_head(name: str) -> bool:
 def is_embedding(name: str) -> bool:
     """Whether the tensor is the token embedding matrix."""
     return bool(_TOKENS.search(name))
+
+
+def is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether the tensor is a weight matrix, or a stack of them [matrices, rows, columns] (fused experts), between
+    hidden states: no vector, no embedding of any kind, no output head."""
+    matrices = len(shape) in (2, 3) and min(shape) > 0 and min(shape[-2:]) > 1
+    return matrices and not is_head(name) and not _EMBEDDING.search(name)
 
 
 def is_counter(name: str) -> bool:

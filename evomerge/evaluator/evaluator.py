@@ -26,7 +26,7 @@ from evomerge.evaluator.serving import (
 from evomerge.evaluator.shares import Share
 from evomerge.evaluator.step_memory import StepMemory, planned_step
 from evomerge.files.objects import FitnessSpec, Measure
-from evomerge.merging.kernels.bands import are_kept, factor_bytes, factors
+from evomerge.merging.kernels.factors import are_kept, factor_bytes, factors
 from evomerge.merging.kernels.inputs import Inputs
 from evomerge.merging.plan.jobs import MergeJob, MergePlan
 from evomerge.merging.plan.plan import plan as plan_merge
@@ -93,7 +93,7 @@ class Evaluator:
         )
         progress.phase("loading the base and its sources")
         _fill(bank, models, progress)
-        if models.space.banded:
+        if any(models.space.factored()):
             decompose(plan_merge(models.space.recipe(models.space.start), bank.open), bank, progress)
         dtype = models.space.models.dtype
         resident = resident_model(fitness, models.base, bank, dtype, placement.room, merge, tokenizer)
@@ -275,7 +275,8 @@ def _largest(models: OpenModels) -> MergePlan:
 
 
 def decompositions(models: OpenModels) -> dict[str, str]:
-    """What bands need, as a fact to print: how many deltas are decomposed, what that takes, and where they are kept."""
+    """What merges by singular directions need, as a fact to print: how many deltas are decomposed, what that takes, and
+    where they are kept."""
     count = sum(1 for _ in models.space.factored())
     if not count:
         return {}
@@ -293,24 +294,26 @@ def engine_needs(models: OpenModels, fitness: FitnessSpec, device: str) -> dict[
 
 
 def decompose(planned: MergePlan, bank: SourceBank, progress: Progress) -> None:
-    """Decomposes the deltas that the weights of a merge's bands need, so that no candidate waits for it."""
+    """Decomposes the deltas that a merge by singular directions needs, so that no candidate waits for it. Those of
+    stacks wait for the first candidate."""
 
     def inputs(job: MergeJob) -> Inputs:
         return Execution(bank, torch.device(CPU)).inputs(job)
 
-    wanted = [(job, i, bands.top) for job in planned.jobs.values() for i, bands in job.factored.items()]
-    new = sum(not are_kept(inputs(job), i, top) for job, i, top in wanted)
+    matrices = [job for job in planned.jobs.values() if len(job.shape) == 2]
+    wanted = [(job, i, parts) for job in matrices for i, parts in job.decomposed.items()]
+    new = sum(not are_kept(inputs(job), i, parts) for job, i, parts in wanted)
     if wanted:
         progress.phase(f"decomposing deltas ({new} of {len(wanted)} are new)")
     started = time.monotonic()
-    for done, (job, i, top) in enumerate(wanted, start=1):
-        factors(inputs(job), i, top)
+    for done, (job, i, parts) in enumerate(wanted, start=1):
+        factors(inputs(job), i, parts)
         if time.monotonic() - started > _SILENT:
             progress.progress(f"decomposed {done} of {len(wanted)} deltas", done / len(wanted))
 
 
 def _factor_bytes(models: OpenModels) -> int:
-    return sum(factor_bytes(shape, directions) for shape, directions in models.space.factored())
+    return sum(factor_bytes(shape, count) for shape, count in models.space.factored())
 
 
 def _held_bytes(models: OpenModels) -> int:

@@ -15,7 +15,6 @@ from evomerge.evaluator.evaluator import Evaluator, check_loadable, decompose, r
 from evomerge.evaluator.progress import Progress
 from evomerge.evaluator.serving import asks_engine, engine_bytes, engine_memory, model_bytes, servable, start_engine
 from evomerge.files.objects import FitnessSpec
-from evomerge.merging.kernels.bands import factor_bytes
 from evomerge.merging.plan.alignment import promoted
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan
@@ -109,8 +108,7 @@ def load_evaluator(
     Raises InputError: the model does not fit, or something is wrong with a checkpoint, a task or its data.
     """
     checkpoints = {c.reference: c for c in planned.checkpoints}
-    factored = [(job.shape, w.factored(min(job.shape))) for job in planned.jobs.values() for w in job.factored.values()]
-    factors = sum(factor_bytes(shape, directions) for shape, directions in factored)
+    factors = sum(wanted.bytes(job.shape) for job in planned.jobs.values() for wanted in job.decomposed.values())
     engine = engine_bytes(model_bytes(planned, target.dtype)) if serve and asks_engine(spec) else 0
     placement = place_models(planned, target.dtype, checkpoints, device, memory, factors=factors, engine=engine)
     for name, fact in placement.facts().items():

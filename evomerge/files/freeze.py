@@ -110,6 +110,6 @@ def _modules(
 
 def gives_source(choice: str, searched: Collection[str], fixed: Mapping[str, float | bool]) -> bool:
     """Says whether a method gives a source back where its weight is 1 and all others are 0, or at the end of a path."""
-    names = {p.name: p.default for p in CHOICES[choice].parameters}
-    neutral = all(name in searched or fixed.get(name, names[name]) == 1.0 for name in names if name in NEUTRAL)
+    defaults = {p.name: p.default for p in CHOICES[choice].parameters if p.name in NEUTRAL}
+    neutral = all(name in searched or fixed.get(name, value) == NEUTRAL[name] for name, value in defaults.items())
     return choice in PLAIN and neutral

@@ -23,7 +23,7 @@ SOUP = "greedy soup"
 EQUAL_WEIGHTS = (0.2, 0.4, 0.6, 0.8)
 """The ladder of equal weights (where there is one source and a path to it, of places on the path)."""
 
-_AVERAGING = ("task_arithmetic", "dare_linear", "linear")
+_AVERAGING = ("task_arithmetic", "isotropy", "rank", "dare_linear", "linear")
 """The ones among them that give the average of the sources, too."""
 
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from evomerge.checkpoints.structure import is_matrix
 from evomerge.errors import InputError
 from evomerge.files.objects import GeneSpec, SpaceSpec
 from evomerge.recipe.bands import even
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
-from evomerge.registry import BAND_ARITHMETIC, CHOICES, METHODS, Choice, Method, Parameter
+from evomerge.registry import BAND_ARITHMETIC, CHOICES, METHODS, Choice, Method, Parameter, directions
 from evomerge.space.base import Models, SearchSpace, joined
 from evomerge.space.frozen import cut, frozen_layers, frozen_values, kept_value
 from evomerge.space.genes import OTHER, Axes, dimensions, shares_at, value_at
@@ -40,6 +41,7 @@ class Space(SearchSpace):
 
     def factored(self) -> Iterator[tuple[tuple[int, ...], int]]:
         """The shapes of the matrices whose deltas are factored, and in how many directions, one for each source."""
+        yield from self._decomposed()
         gene = next((gene for gene in self.spec.genes if gene.bands is not None), None)
         if gene is not None:
             for name, layer in self.models.tensors.items():
@@ -47,6 +49,19 @@ class Space(SearchSpace):
                     shape = self.models.shapes[name]
                     kept = self.axes.top_of(gene, name) or min(shape)
                     yield from ((shape, kept) for _ in self.models.sources)
+
+    def _decomposed(self) -> Iterator[tuple[tuple[int, ...], int]]:
+        """What `factored` gives for methods that merge by singular directions."""
+        of_methods = (METHODS[CHOICES[name].method].decomposed for name in self.spec.methods)
+        kinds = {kind for kind in of_methods if kind is not None}
+        sources = len(self.models.sources)
+        for name, layer in self.models.tensors.items() if kinds else ():
+            shape = self.models.shapes.get(name, ())
+            if layer not in self.frozen_layers and is_matrix(name, shape):
+                for kind in kinds:
+                    # Parts are held as they are, and orthogonal to the others'.
+                    count = directions(kind, min(shape[-2:]), sources) * (2 if kind == "parts" else 1)
+                    yield from [(shape[-2:], count)] * sources * (shape[0] if len(shape) == 3 else 1)
 
     @property
     def reference_genomes(self) -> dict[str, ReferenceGenome]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from evomerge.checkpoints.structure import Stack, find_stack, is_derived, is_head
+from evomerge.checkpoints.structure import Stack, find_stack, is_derived, is_head, is_matrix
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,24 @@ def test_layer_names_take_apart_and_put_together():
     part = stack.part("model.layers.3.self_attn.q_proj.weight")
     assert part == "self_attn.q_proj.weight"
     assert stack.name(1, part) == "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("model.layers.0.mlp.up_proj.weight", (8, 4), True),
+        ("model.layers.0.mlp.experts.gate_up_proj", (3, 8, 4), True),
+        ("model.layers.0.input_layernorm.weight", (8,), False),
+        ("model.layers.0.linear_attn.conv1d.weight", (8, 1, 4), False),
+        ("model.layers.0.mlp.shared_expert_gate.weight", (1, 8), False),
+        ("model.embed_tokens.weight", (9, 4), False),
+        ("transformer.wpe.weight", (9, 4), False),
+        ("lm_head.weight", (9, 4), False),
+        ("visual.patch_embed.proj.weight", (8, 3, 2, 2), False),
+    ],
+)
+def test_matrices_stand_between_hidden_states(name, shape, expected):
+    assert is_matrix(name, shape) is expected
 
 
 def test_heads_and_derived_buffers():

@@ -8,7 +8,7 @@ import pytest
 
 from evomerge.evaluator import evaluator
 from evomerge.evaluator.progress import Progress
-from evomerge.merging.kernels.bands import Factors
+from evomerge.merging.kernels.factors import Factors
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.execute import execute

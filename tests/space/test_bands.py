@@ -111,7 +111,7 @@ def test_factored_matrices(tmp_path: Path, models: dict[str, Path]) -> None:
 def test_what_is_planned_is_what_recipes_need(tmp_path: Path, models: dict[str, Path]) -> None:
     space = made(tmp_path, models, {"top": 4}, freeze={"layers": [0]})
     jobs = plan(space.recipe(space.start), SourceBank().open).jobs.values()
-    needed = [(job.shape, bands.factored(min(job.shape))) for job in jobs for bands in job.factored.values()]
+    needed = [(job.shape, wanted.top or min(job.shape)) for job in jobs for wanted in job.decomposed.values()]
     assert sorted(needed) == sorted(space.factored())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import tiny_models
 import torch
 import yaml
 
+from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError
 from evomerge.files.space_file import read_space
+from evomerge.merging.kernels.factors import factor_bytes
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.execute import execute
@@ -263,3 +266,17 @@ def test_small_numbers_are_searched_on_a_logarithmic_scale(tmp_path: Path) -> No
     assert scale()
     assert not scale(log=False)
     assert not scale(low=0)
+
+
+@pytest.mark.parametrize("method", ["rank", "tsv", "resmerge", "task_arithmetic"])
+def test_decompositions_are_planned_as_recipes_need_them(method: str, models: dict[str, Path], tmp_path: Path) -> None:
+    space = make(tmp_path, models, [method], ["a", "b"])
+    base = Checkpoint.open(str(models["base"]))
+    tensors = {name: base.stack.place(name) for name in base.tensors}
+    layers = {name: place if isinstance(place, int) else 0 for name, place in tensors.items()}
+    shapes = {name: tuple(info.shape) for name, info in base.tensors.items()}
+    space = Space(space.spec, replace(space.models, tensors=layers, shapes=shapes))
+    jobs = plan(space.recipe(space.start), SourceBank().open).jobs.values()
+    needed = sum(wanted.bytes(job.shape) for job in jobs for wanted in job.decomposed.values())
+    assert sum(factor_bytes(shape, count) for shape, count in space.factored()) == needed
+    assert (needed > 0) == (method != "task_arithmetic")

@@ -12,7 +12,7 @@ from evomerge.checkpoints.checkpoint import IMAGE_FILES, Checkpoint
 from evomerge.merging.disk.naming import Names, PartName
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.recipe.recipe import Recipe, base_of
-from evomerge.registry import PAPERS
+from evomerge.registry import PAPERS, runs_in_mergekit
 from evomerge.safety.read import is_there
 
 TAGS = ("merge", "mergekit", "evomerge")
@@ -77,7 +77,7 @@ class Sources:
             **_filled("language", self._named("languages")),
             **_licence(self.licence),
             **_filled("datasets", self._named("datasets")),
-            "tags": [*TAGS, *(f"arxiv:{paper}" for paper in papers)],
+            "tags": [*_tags(recipe), *(f"arxiv:{paper}" for paper in papers)],
         }
 
     def _pipeline(self, planned: MergePlan) -> str | None:
@@ -89,6 +89,12 @@ class Sources:
             does = "image-text-to-text"
         said = {card.pipeline for card in self.cards.values() if card is not None and card.pipeline}
         return does or (said.pop() if len(said) == 1 else None)
+
+
+def _tags(recipe: Recipe) -> list[str]:
+    """Those of every merge; `mergekit` where its recipe is mergekit's."""
+    theirs = all(runs_in_mergekit(document.method) for document in recipe.documents)
+    return [tag for tag in TAGS if tag != "mergekit" or theirs]
 
 
 def _ordered(recipe: Recipe, names: Names) -> Iterator[PartName]:

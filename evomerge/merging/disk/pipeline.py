@@ -10,12 +10,15 @@ from typing import TypeVar
 import torch
 
 from evomerge.checkpoints.headers import SIZES
-from evomerge.merging.kernels.bands import factor_bytes
 from evomerge.merging.kernels.inputs import Kept
 from evomerge.merging.plan.jobs import MergeJob, Operand, Read
 from evomerge.merging.resident.bank import SourceBank
+from evomerge.registry import METHODS
 
 R = TypeVar("R")
+_WORKED = 5 * SIZES["float32"]
+"""Bytes an element that a merge by singular directions works in: five matrices in float32."""
+
 LIMIT = 1_000_000_000
 """The most bytes of all jobs in flight."""
 
@@ -27,10 +30,13 @@ class StreamingBank(SourceBank):
         super().__init__(keep=False, kept=kept)
 
     def bytes_of(self, job: MergeJob) -> int:
-        """The bytes of a job's result, of all stored tensors that it reads, and of the factors that bands need."""
+        """The bytes of a job's result, of all stored tensors that it reads, of the factors that it needs, and of
+        what a merge by singular directions works in."""
         reads = (self.open(read.model).tensors[read.tensor].reading for read in reads_of(job))
-        factors = sum(factor_bytes(job.shape, w.factored(min(job.shape))) for w in job.factored.values())
-        return sum(reads) + torch.Size(job.shape).numel() * SIZES[job.out] + factors
+        factors = sum(wanted.bytes(job.shape) for wanted in job.decomposed.values())
+        elements = torch.Size(job.shape).numel()
+        worked = _WORKED * elements if job.method in METHODS and METHODS[job.method].spectral else 0
+        return sum(reads) + elements * SIZES[job.out] + factors + worked
 
 
 def reads_of(operand: Operand) -> tuple[Read, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +50,20 @@ def combine(
     return Blend(kernel, inputs.base, inputs.tensors, floats, ints, cuts=cuts)
 
 
+def shares(weight: Sequence[float], normalize: bool) -> Sequence[float]:
+    """The weights; if `normalize`, divided by their sum, unless that is 0."""
+    total = sum(weight)
+    return [w / total for w in weight] if normalize and abs(total) >= _ZERO else weight
+
+
+def weighted_sum(inputs: Inputs, weight: Sequence[float]) -> Tensor:
+    """sum of weight_i delta_i, float32, on the device."""
+    total = torch.zeros_like(inputs.reference)
+    for i, w in enumerate(weight):
+        total = total + inputs.delta(i) * w
+    return total
+
+
 def masked(
     inputs: Inputs,
     weight: Sequence[float],
@@ -71,6 +85,12 @@ def masked(
         floats=floats,
         reusable=False,
     )
+
+
+def stitched(inputs: Inputs, weight: Sequence[float], lambda_: float, kept: Mapping[str, Any]) -> Blend:
+    """`combine` of the elements of a `window`, divided by the number of deltas that keep each."""
+    blend = combine(inputs, weight, elect=False, normalize=False, lambda_=lambda_, **kept)
+    return replace(blend, kernel=Kernel("stitched", (("work", inputs.work), ("keep", kept["keep"]))))
 
 
 def trim_count(density: float, count: int) -> int:

@@ -122,6 +122,41 @@ def masked(
     return consensus(reference, scaled, [floats[1, i] for i in range(count)], floats[2, 0], elect, normalize)
 
 
+def stitched(
+    base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype, keep: str
+) -> Tensor:
+    """`deltas` without election, divided by the number of deltas that keep an element."""
+    reference = wide(base)
+    index = torch.arange(base.shape[-1], dtype=torch.int32, device=base.device)
+    scaled, keepers = [], []
+    for i, tensor in enumerate(tensors):
+        change = rounded(wide(tensor) - reference, work)
+        factored = change * floats[0, i]
+        if keep != "all":
+            kept = _kept(keep, change, index, floats, ints, i)
+            factored = only(factored, kept)
+            keepers.append(number(kept, change.dtype))
+        scaled.append(factored)
+    divisor = _sum(keepers).clamp_min(1.0) if keepers else float(len(scaled))
+    return reference + unsigned_zero(_sum(scaled) / divisor * floats[2, 0])
+
+
+def needed(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype) -> Tensor:
+    """base + lambda * D, D the sum of the weighted deltas, where enough of these are above a share of all the others.
+
+    floats, one row each: weight, lambda (in column 0), that share, and how many are enough (in column 0).
+    """
+    reference = wide(base)
+    scaled = [rounded(wide(tensor) - reference, work) * floats[0, i] for i, tensor in enumerate(tensors)]
+    merged, dtype = _sum(scaled), reference.dtype
+    votes = []
+    for i, change in enumerate(scaled):
+        others = (merged - change).abs() * floats[2, i]
+        votes.append(number(holds(torch.gt, change.abs(), others, dtype), dtype))
+    kept = holds(torch.ge, _sum(votes), floats[3, 0], dtype)
+    return reference + unsigned_zero(only(merged, kept) * floats[1, 0])
+
+
 def sce(
     base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor, *, work: torch.dtype, select: bool
 ) -> Tensor:

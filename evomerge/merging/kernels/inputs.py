@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from evomerge.checkpoints.structure import is_matrix
 from evomerge.merging.kernels.arithmetic import delta, fixed_point, fixed_scale, gram, spans, wide, wide_dtype
 from evomerge.merging.kernels.elementwise import Kernel
 from evomerge.merging.kernels.magnitudes import Block, Cut, Magnitudes
@@ -63,6 +64,7 @@ class Inputs:
         draw: the random masks of this output tensor.
         device: where the result is wanted; the tensors may lie elsewhere.
         kept: of what takes long to compute; None: nothing is kept.
+        is_matrix: whether they are weight matrices, or stacks of them, whose singular directions mean something.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Inputs:
         remember: Callable[[Hashable, Callable[[], Any]], Any] | None = None,
         run: Callable[[Blend], list[int]] | None = None,
         kept: Kept | None = None,
+        name: str = "",
     ) -> None:
-        """`keys` name the tensors, the base first (None: not to be remembered); `run` reduces a Blend to integers."""
+        """`keys` name the tensors, the base first (None: not to be remembered); `run` reduces a Blend to integers;
+        `name` is the output's."""
         self.tensors, self.base = tuple(tensors), base
         self.work = work or tensors[0].dtype
         self.draw = draw or Draw(0, "")
@@ -87,6 +91,7 @@ class Inputs:
         self._remember = remember or (lambda key, make: make())
         self._run = run
         self.kept = kept
+        self.is_matrix = is_matrix(name, tensors[0].shape)
         self._histograms: dict[int, tuple[Magnitudes, Block]] = {}
 
     def __len__(self) -> int:
@@ -122,6 +127,25 @@ class Inputs:
         assert self.base is not None
         source, base = (t.reshape(-1)[span].to(self.device).to(self.work) for t in (self.tensors[i], self.base))
         return delta(source, base)
+
+    def by_matrix(self, merge: Callable[[Inputs], Tensor]) -> Tensor:
+        """The tensor in which each matrix is `merge` of its inputs."""
+        if len(self.shape) == 2:
+            return merge(self)
+        return torch.stack([merge(self._part(i)) for i in range(self.shape[0])])
+
+    def _part(self, i: int) -> Inputs:
+        """The inputs of one matrix of a stack."""
+        keys = [None if key is None else (key, i) for key in self._keys]
+        return Inputs(
+            [tensor[i] for tensor in self.tensors],
+            None if self.base is None else self.base[i],
+            work=self.work,
+            device=self.device,
+            keys=keys,
+            remember=self._remember,
+            kept=self.kept,
+        )
 
     def _wide(self, tensor: Tensor) -> Tensor:
         return wide(tensor.to(self.device).to(self.work))

@@ -15,9 +15,11 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.layouts.naming import rename_between
 from evomerge.checkpoints.layouts.relayout import Pieces, pieces
 from evomerge.checkpoints.modules import Modules, find_modules
-from evomerge.checkpoints.structure import Place, Stack, is_head, text_config
+from evomerge.checkpoints.structure import Place, Stack, is_head, is_matrix, text_config
 from evomerge.checkpoints.vocabulary import Vocabulary
+from evomerge.merging.kernels.factors import Wanted
 from evomerge.recipe.bands import Bands
+from evomerge.registry import METHODS
 
 COPY = "copy"
 """The method of tensors that are not of floating point: all models must agree on them (mergekit 0.1.5)."""
@@ -56,10 +58,22 @@ class MergeJob:
     seed: int = 0
 
     @property
-    def factored(self) -> dict[int, Bands]:
-        """The inputs, by number, whose deltas are factored, as their weights are those of bands."""
+    def banded(self) -> bool:
+        """Whether weights are those of bands."""
         weights = self.parameters.get("weight")
-        return {i: w for i, w in enumerate(weights) if isinstance(w, Bands)} if isinstance(weights, tuple) else {}
+        return isinstance(weights, tuple) and any(isinstance(weight, Bands) for weight in weights)
+
+    @property
+    def decomposed(self) -> dict[int, Wanted]:
+        """The inputs, by number, whose deltas are decomposed, and which of their directions the merge needs."""
+        method = METHODS.get(self.method)
+        if method is not None and method.decomposed is not None and is_matrix(self.tensor, self.shape):
+            centred = bool(self.parameters.get("centred"))
+            wanted = Wanted.of(method.decomposed, self.shape, len(self.inputs), centred)
+            return dict.fromkeys(range(len(self.inputs)), wanted)
+        if not self.banded:
+            return {}
+        return {i: Wanted(w.top) for i, w in enumerate(self.parameters["weight"]) if isinstance(w, Bands)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -180,6 +180,7 @@ class Execution:
             remember=self._bank.remember,
             run=lambda blend: self._runner.reduce(blend, work, self._device),
             kept=self._bank.kept if None not in keys else None,
+            name=job.tensor,
         )
 
     def _cast(self, tensor: Tensor, work: torch.dtype) -> Tensor:

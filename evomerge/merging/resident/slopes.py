@@ -9,6 +9,8 @@ method's parameters. By the chain rule, tensor by tensor, in backward hooks:
 For a weight this is the inner product of the gradient with the trimmed, masked, elected delta. Comparisons (which
 elements are kept, which sign is elected) have no gradient: between two such decisions these are the exact slopes.
 Parameters that only choose elements, such as density, have none.
+
+A method that merges whole tensors is run under autograd, with tensors as parameters, for each part of the gradient.
 """
 
 from __future__ import annotations
@@ -42,14 +44,16 @@ _RUNNER = Runner()
 class Pull:
     """Pulls gradients of one merged tensor back to the parameters of its job.
 
-    Its memory is a few numbers: the tensors that a kept Blend reads are in memory anyway.
+    Its memory is a few numbers: the tensors that a kept Blend reads are in memory anyway. What autograd keeps of a
+    merge of whole tensors is dropped with each part of the gradient.
     """
 
     def __init__(self, job: MergeJob, bank: SourceBank, device: torch.device) -> None:
         self._job, self._bank, self._device = job, bank, device
         self._work = torch_dtype(job.work)
         self._blend: Blend | None = None
-        self._total: Tensor | None = None
+        self._total: Tensor | None = None  # d loss / d numbers of the Blend
+        self._whole: Tensor | None = None  # d loss / d parameters, of merges of whole tensors
         values = {name: job.parameters[name] for name in METHODS[job.method].differentiable}
         numbers = [number for value in values.values() for number in (value if isinstance(value, tuple) else (value,))]
         self._leaf = torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
@@ -61,17 +65,24 @@ class Pull:
 
     def add(self, gradient: Tensor) -> None:
         """Take in (part of) d loss / d parameter of the model, of the job's shape."""
-        blend = self._blend or self._merge()
-        pulled = _RUNNER.pull(blend, _floats(blend), gradient, self._work)
+        merged = self._blend or self._merge()
+        if isinstance(merged, Tensor):
+            [pulled] = torch.autograd.grad(merged, self._leaf, gradient.to(merged.device, merged.dtype))
+            self._whole = pulled if self._whole is None else self._whole + pulled
+            return
+        pulled = _RUNNER.pull(merged, _floats(merged), gradient, self._work)
         self._total = pulled if self._total is None else self._total + pulled
 
     def slopes(self) -> ParameterSlopes:
         """The slopes of the job's parameters from all gradients since the last call; starts again from 0."""
         total, self._total = self._total, None
-        gradient = torch.zeros_like(self._leaf)
+        whole, self._whole = self._whole, None
+        gradient = torch.zeros_like(self._leaf) if whole is None else whole
         if total is not None:
             with torch.enable_grad():
-                numbers = _floats(self._blend or self._merge())
+                blend = self._blend or self._merge()
+                assert isinstance(blend, Blend)
+                numbers = _floats(blend)
             if numbers.requires_grad:
                 [gradient] = torch.autograd.grad(numbers, self._leaf, total.cpu(), retain_graph=True)
         slopes = iter(gradient.tolist())
@@ -80,15 +91,14 @@ class Pull:
             for name, values in self._parameters.items()
         }
 
-    def _merge(self) -> Blend:
-        """The job's Blend, whose numbers are functions of the parameters."""
+    def _merge(self) -> Blend | Tensor:
+        """The job's Blend, whose numbers are functions of the parameters, or the merged tensor, which is one."""
         execution = Execution(self._bank, self._device)
         with torch.enable_grad():
-            blend = execution.merged(self._job, {**self._job.parameters, **self._parameters})
-        assert isinstance(blend, Blend), f"{self._job.method} declares slopes and merges whole tensors"
-        if blend.reusable:
-            self._blend = blend
-        return blend
+            merged = execution.merged(self._job, {**self._job.parameters, **self._parameters})
+        if isinstance(merged, Blend) and merged.reusable:
+            self._blend = merged
+        return merged
 
 
 def _floats(blend: Blend) -> Tensor:
@@ -121,7 +131,7 @@ class BandPull:
 
 
 def _pull(job: MergeJob, bank: SourceBank, device: torch.device) -> Pull | BandPull:
-    return BandPull(job, bank, device) if job.factored else Pull(job, bank, device)
+    return BandPull(job, bank, device) if job.banded else Pull(job, bank, device)
 
 
 class Pulls:

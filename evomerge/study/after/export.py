@@ -11,7 +11,7 @@ from evomerge.merging.disk.record import RECORD, read_record
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.recipe.relocated import relocated
-from evomerge.registry import BAND_ARITHMETIC
+from evomerge.registry import runs_in_mergekit
 from evomerge.safety.durable import write_whole
 from evomerge.study.after.shipped import origin_of
 from evomerge.study.after.status import NothingFeasible, Status, status
@@ -135,10 +135,10 @@ def _header(state: Status, trial: Trial, split: str, missed: list[str]) -> str:
         lines.append(f"{name}: {fact['metric']} {fact['sign'] * value:.4f} on the {split} split{floor}")
     if state.release is not None and not state.finished:
         lines.append(f"chosen after {state.release.after} trials; the run has gone on since")
-    if any(document.method == BAND_ARITHMETIC for document in trial.recipe.documents):
-        return "\n".join(
-            [*lines, "evomerge merge FILE OUT (these very bits); mergekit knows no bands and cannot run it"]
-        )
+    own = sorted({d.method for d in trial.recipe.documents if not runs_in_mergekit(d.method)})
+    if own:
+        why = f"mergekit has no {' and no '.join(own)}: it cannot run it"
+        return "\n".join([*lines, f"evomerge merge FILE OUT (these very bits); {why}"])
     several = len(trial.recipe.documents) > 1
     peer = "mergekit-multi FILE --intermediate-dir TMP --out-path OUT" if several else "mergekit-yaml FILE OUT"
     return "\n".join([*lines, f"evomerge merge FILE OUT (these very bits), or {peer}"])

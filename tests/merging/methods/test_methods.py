@@ -89,6 +89,50 @@ class TestLinear:
         assert found.tolist() == [1.0, 1.0]
 
 
+class TestConsensus:
+    def test_by_hand(self):
+        """Sums 1.2, 1, 0.1, 0. The first is needed by one alone, the second by both; of opposite changes each is all
+        that the other is, and nothing is nobody's."""
+        deltas = [torch.tensor([1.1, 0.6, 0.5, 0.0]), torch.tensor([0.1, 0.4, -0.4, 0.0])]
+        for k, expected in ((1, [1.2, 1.0, 0.1, 0]), (2, [0, 1.0, 0.1, 0]), (3, [0, 0, 0, 0])):
+            found = merge("consensus", deltas, torch.zeros(4), weight=1.0, threshold=0.5, k=k)
+            assert found.tolist() == pytest.approx(expected)
+
+    @given(sizes, seeds, st.lists(weights, min_size=3, max_size=3), st.lists(shares, min_size=3, max_size=3))
+    def test_the_formula(self, count, seed, weight, threshold):
+        deltas = [noise(count, seed + i) for i in range(3)]
+        changes = [w * d.double() for w, d in zip(weight, deltas, strict=True)]
+        total = sum(changes)
+        margins = [c.abs() - t * (total - c).abs() for c, t in zip(changes, threshold, strict=True)]
+        kept = sum((margin > 0).int() for margin in margins) >= 2
+        found = merge("consensus", deltas, torch.zeros(count), weight=weight, threshold=threshold, **{"lambda": 1.5})
+        clear = torch.stack(margins).abs().amin(0) > 1e-5  # else rounding decides
+        assert torch.allclose(found.double()[clear], (1.5 * total * kept)[clear], rtol=1e-5, atol=1e-5)
+
+
+class TestStitch:
+    def test_by_hand(self):
+        """Two elements of each are kept; the one that both keep is averaged."""
+        deltas = [torch.tensor([1.0, -3.0, 0.1, 0.0]), torch.tensor([0.2, 5.0, -2.0, 0.1])]
+        found = merge("stitch", deltas, torch.zeros(4), weight=1.0, density=0.5)
+        assert found.tolist() == pytest.approx([1.0, 1.0, -2.0, 0.0])
+        found = merge("stitch", deltas, torch.zeros(4), weight=[0.5, 2.0], density=[0.5, 0.25], **{"lambda": 2.0})
+        assert found.tolist() == pytest.approx([1.0, 8.5, 0.0, 0.0])
+
+    @given(sizes, seeds, st.lists(shares, min_size=3, max_size=3))
+    def test_the_formula(self, count, seed, density):
+        deltas = [noise(count, seed + i).round(decimals=1) for i in range(3)]  # with equals
+        total, keepers = [0.0] * count, [0] * count
+        for delta, share in zip(deltas, density, strict=True):
+            row = delta.tolist()
+            for i in ranked(row)[: max(1, int(share * count)) if share > 0 else 0]:
+                total[i] += 0.7 * row[i]
+                keepers[i] += 1
+        expected = [t / max(1, k) for t, k in zip(total, keepers, strict=True)]
+        found = merge("stitch", deltas, torch.zeros(count), weight=0.7, density=density)
+        assert torch.allclose(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
 class TestTies:
     @given(sizes, seeds, weights)
     def test_dense_and_alone_it_is_base_plus_weighted_delta(self, count, seed, weight):

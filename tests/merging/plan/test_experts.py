@@ -40,6 +40,7 @@ METHODS = {
     "dare_linear": "{weight: 0.5, density: 0.5}",
     "sce": "{}",
     "model_stock": "{}",
+    "tsv": "{weight: [0.2, 0.9]}",
 }
 
 

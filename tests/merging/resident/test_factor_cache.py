@@ -74,12 +74,12 @@ def test_factors_of_a_file_give_equal_bits(tmp_path: Path) -> None:
 
 _SCRIPT = """
 import sys, torch
-from evomerge.merging.kernels import bands
+from evomerge.merging.kernels.factors import Wanted, factors
 from evomerge.merging.kernels.inputs import Inputs
 from evomerge.merging.resident.factor_cache import FactorCache
 torch.set_num_threads(int(sys.argv[1]))
 base, source = (torch.randn(50, 70, generator=torch.Generator().manual_seed(i)) for i in range(2))
-bands.factors(Inputs([source], base, kept=FactorCache()), 0, 8)
+factors(Inputs([source], base, kept=FactorCache()), 0, Wanted(8))
 """
 
 

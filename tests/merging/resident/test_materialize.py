@@ -42,6 +42,8 @@ def document(method, models, dtype, name=None, seed=11):
         "scale": 0.9,
         "t": (0.2, 0.7),
         "lambda": 1.1,
+        "isotropy": (0.2, 0.7),
+        "rank": (0.2, 0.7),
     }
     of = {s: {p.name: values[p.name] for p in declared.parameters if p.scope == s and p.name in values} for s in
           ("source", "tensor")}  # fmt: skip

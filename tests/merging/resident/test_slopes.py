@@ -25,13 +25,13 @@ STEP = 1e-6
 def recipe(models, method: str, weights, lambda_: float, dtype: str, **parameters) -> Recipe:
     declared = METHODS[method]
     names = {p.name for p in declared.parameters}
-    own = [{"weight": w, "density": 0.6, "gamma": 0.1, "epsilon": 0.1} for w in weights]
+    own = [{"weight": w, "density": 0.6, "gamma": 0.1, "epsilon": 0.1, "rank": 0.5} for w in weights]
     sources = ["a"] if declared.sources[1] == 1 else ["a", "b"]
     inputs = [
         Input(str(models[s]), parameters={k: v for k, v in values.items() if k in names})
         for s, values in zip(sources, own, strict=False)
     ]
-    shared = {"lambda": lambda_, "t": abs(lambda_) / 3, **parameters}
+    shared = {"lambda": lambda_, "t": abs(lambda_) / 3, "isotropy": 0.4, **parameters}
     shared = {k: v for k, v in shared.items() if k in names}
     if method == "linear":
         inputs.append(Input(str(models["base"]), parameters={"weight": 0.3}))
@@ -85,7 +85,8 @@ def test_slopes_are_the_central_differences(models_64, bank, method, flags, weig
 
         for parameter, slopes in found.items():
             expected = [difference(parameter, at) for at in range(len(slopes))]
-            assert slopes == pytest.approx(expected, rel=1e-4, abs=1e-7)
+            # Small singular directions turn far with a step: their differences are less exact.
+            assert slopes == pytest.approx(expected, rel=1e-4, abs=1e-6 if METHODS[method].spectral else 1e-7)
 
 
 @pytest.mark.parametrize("method", DIFFERENTIABLE)

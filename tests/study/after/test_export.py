@@ -79,3 +79,45 @@ def test_a_ranked_winner_is_written_without_paths_too(tiny_study: Study, tmp_pat
     evomerge.search(tiny_study(), trials=8)
     assert main(["rank", "space", "--fitness", "fitness.yaml", "-o", "ranked.yaml"]) == 0
     assert str(tmp_path) not in (tmp_path / "ranked.yaml").read_text()
+
+
+def own(**genes: object) -> Callable[[dict, dict], None]:
+    """A space of methods that mergekit lacks."""
+
+    def change(space: dict, fitness: dict) -> None:
+        weight = {"low": 0.1, "high": 1.0, "init": 0.4, "per": ["sources", "layers"]}
+        space["genes"] = {"weight": weight, **genes}
+        gradient = genes["method"] == "isotropy"
+        space["optimizer"] = {"name": "gradient", "steps": 4} if gradient else {"name": "random"}
+        space["optimizer"]["seed"] = 3
+
+    return change
+
+
+SPACES = [
+    own(method="isotropy", isotropy={"low": 0.0, "high": 1.0, "per": ["layers"]}),
+    own(method={"choices": ["rank", "tsv", "consensus"], "per": ["layers"]}, rank={"low": 0.1, "high": 0.9}),
+    own(method={"choices": ["resmerge", "stitch"], "per": ["layers"]}, density={"low": 0.1, "high": 0.5}),
+]
+
+
+@pytest.mark.parametrize("change", SPACES)
+def test_what_mergekit_cannot_say_is_said_and_merged(tiny_study: Study, change: Callable[[dict, dict], None]) -> None:
+    result = evomerge.search(tiny_study(change), trials=8)
+    trial = result.search.trials[-1]
+    text = evomerge.export("space", "best.yaml", trial=trial.number, allow_infeasible=True)
+    methods = {d["merge_method"] for d in yaml.safe_load_all(text)} - {"passthrough"}
+    header = text.partition("\n\n")[0]
+    assert methods
+    assert f"mergekit has no {' and no '.join(sorted(methods))}: it cannot run it" in header.replace("\n# ", " ")
+    assert "mergekit-" not in text
+    folder = evomerge.merge("best.yaml", "out")
+    assert checkpoint_digest(folder) == trial.digest
+    tags = (folder / "README.md").read_text().partition("\n---")[0]
+    assert "evomerge" in tags
+    assert "mergekit" not in tags
+    if methods == {"isotropy"}:  # which has a slope where it begins, at task arithmetic
+        first = next(t for t in result.search.trials if t.slopes)
+        slopes = dict(zip(first.genome, first.slopes["b"]["slopes"], strict=True))
+        assert {first.genome[key] for key in slopes if key.startswith("isotropy")} == {0.0}
+        assert all(slope for key, slope in slopes.items() if key.startswith("isotropy"))

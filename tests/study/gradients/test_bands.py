@@ -11,7 +11,7 @@ import pytest
 import evomerge
 from evomerge.errors import InputError
 from evomerge.merging.disk.stream import checkpoint_digest
-from evomerge.merging.kernels.bands import Factors
+from evomerge.merging.kernels.factors import Factors
 from evomerge.merging.resident.factor_cache import default_folder
 from evomerge.study.after.status import status
 from evomerge.study.dry_run import dry_run
@@ -41,7 +41,7 @@ def test_search_export_merge(tiny_study: Study, bands: Any) -> None:
     best = max(steps, key=lambda t: t.objective or 0.0)
     text = evomerge.export("space", "best.yaml", trial=best.number, allow_infeasible=True)
     assert "merge_method: band_arithmetic" in text
-    assert "mergekit knows no bands and cannot run it" in text
+    assert "mergekit has no band_arithmetic: it cannot run it" in text
     assert "mergekit-yaml" not in text
     folder = evomerge.merge("best.yaml", "out")
     assert checkpoint_digest(folder) == best.digest
