@@ -158,7 +158,7 @@ def _recipes(space: Path, options: argparse.Namespace) -> list[Recipe]:
 @contextmanager
 def _asked(row: str, space: Path, options: argparse.Namespace) -> Iterator[Answers]:
     """What answers for candidates: weights in place, then all answers."""
-    spec, fitness = read_files(space, ["engine=vllm"] if row == "vllm in place" else ["engine=resident"])
+    spec, fitness = read_files(space, ["fitness.engine=vllm"] if row == "vllm in place" else ["fitness.engine=resident"])
     opened = open_models(spec, fitness)
     evaluator = Evaluator.load(opened, fitness, place_candidates(opened, fitness, options.device, None), Progress())
     source: Any = next(iter(evaluator.suite.slices.values())).source
