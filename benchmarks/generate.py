@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import random
 import shutil
 import sys
@@ -158,7 +159,9 @@ def _recipes(space: Path, options: argparse.Namespace) -> list[Recipe]:
 @contextmanager
 def _asked(row: str, space: Path, options: argparse.Namespace) -> Iterator[Answers]:
     """What answers for candidates: weights in place, then all answers."""
-    spec, fitness = read_files(space, ["fitness.engine=vllm"] if row == "vllm in place" else ["fitness.engine=resident"])
+    spec, fitness = read_files(
+        space, ["fitness.engine=vllm"] if row == "vllm in place" else ["fitness.engine=resident"]
+    )
     opened = open_models(spec, fitness)
     evaluator = Evaluator.load(opened, fitness, place_candidates(opened, fitness, options.device, None), Progress())
     source: Any = next(iter(evaluator.suite.slices.values())).source
@@ -192,6 +195,7 @@ def _reloaded(recipe: Recipe, requests: Sequence[Any], options: argparse.Namespa
     """The merge on disk, and lm-eval's vLLM model of it."""
     from evomerge.scoring.serving.choice import as_vllm
 
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # gigabytes, as few as the engine in place has
     with as_vllm():
         from lm_eval.models.vllm_causallms import VLLM
 

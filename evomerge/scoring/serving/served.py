@@ -120,9 +120,17 @@ class ServedLM(BoundedChat, VLLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def _written(self, asked: Asked) -> list[Written]:
         replies = self.engine.ask([prompt.tokens for prompt in asked.prompts], asked.parameters)
-        return [
-            _text(reply, prompt, self.think_end_token) for reply, prompt in zip(replies, asked.prompts, strict=True)
-        ]
+        return [self._text(reply, prompt) for reply, prompt in zip(replies, asked.prompts, strict=True)]
+
+    def _text(self, reply: Reply, prompt: Prompt) -> Written:
+        """A reply as lm-eval reads and cuts it in transformers: without special tokens, which its class for vLLM leaves
+        in the text."""
+        if not reply.outputs:
+            raise TrialError("vLLM has sent no text")
+        said = reply.outputs[0]
+        text: str = self.tokenizer.decode(list(said.token_ids), skip_special_tokens=True)
+        whole: str = postprocess_generated_text(text, list(prompt.until), self.think_end_token)
+        return Written(whole, len(said.token_ids), said.finish_reason == "length", said.token_ids)
 
     def _model_generate(
         self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None
@@ -132,15 +140,6 @@ class ServedLM(BoundedChat, VLLM):  # type: ignore[misc]  # lm-eval is untyped
             sampling_params = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
         each = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(requests)
         return self.engine.ask(requests, each)
-
-
-def _text(reply: Reply, prompt: Prompt, think_end: str | None) -> Written:
-    """A reply, cut as lm-eval cuts it."""
-    if not reply.outputs:
-        raise TrialError("vLLM has sent no text")
-    said = reply.outputs[0]
-    whole: str = postprocess_generated_text(said.text, list(prompt.until), think_end)
-    return Written(whole, len(said.token_ids), said.finish_reason == "length", said.token_ids)
 
 
 def _seed(tokens: Sequence[int], number: int) -> int:
