@@ -94,9 +94,10 @@ class CommandPass(FilePass):
             values = {"scores": str(scores), "items": str(items)}
             if self.command.uses("model"):
                 values["model"] = str(self._folder.path())
-            if self._engine is not None:
-                values["url"] = self._engine.url()
-            self._run(values)
+            if self._engine is None:
+                self._run(values)
+            else:
+                self._run_beside(self._engine, values, scores)
             if not scores.is_file():
                 raise TrialError(f"{self._name} wrote no {{scores}}")
             try:
@@ -106,6 +107,22 @@ class CommandPass(FilePass):
                 raise TrialError(f"the scores of {self._name}: {problem}") from error
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+    def _run_beside(self, engine: ServingEngine, values: Mapping[str, str], scores: Path) -> None:
+        """Runs the program with the engine's address, and once more where the engine died meanwhile: the program may
+        have counted answers that it did not get as wrong ones. TrialError where that happens again."""
+        for _ in range(2):
+            url, failed = engine.url(), None
+            try:
+                self._run({**values, "url": url})
+            except TrialError as error:
+                failed = error
+            if engine.url() == url:  # one that is started again has another address
+                if failed is not None:
+                    raise failed
+                return
+            scores.unlink(missing_ok=True)
+        raise TrialError(f"vLLM has died twice while {self._name} asked it")
 
     def _run(self, values: Mapping[str, str]) -> None:
         began = time.monotonic()

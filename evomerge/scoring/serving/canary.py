@@ -51,7 +51,7 @@ def try_engine(
     """
     from vllm import SamplingParams
 
-    prompts = _prompts(sources, split)
+    prompts = _prompts(sources, split, min(_MOST_READ, engine.longest - 1))
     greedy = [SamplingParams(temperature=0.0, max_tokens=_TOKENS)] * len(prompts)
     read = [SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)] * len(prompts)
     answers = []
@@ -74,13 +74,13 @@ def try_engine(
     return f"answers with the weights in place; {likely}{asked}"
 
 
-def _prompts(sources: Sequence[ServedPass], split: SplitName) -> list[list[int]]:
-    """Prompts from all slices in turn, each with two tokens or more."""
+def _prompts(sources: Sequence[ServedPass], split: SplitName, most: int) -> list[list[int]]:
+    """Prompts from all slices in turn, the last `most` tokens of each, each with two tokens or more."""
     texts = []
     for source in sources:
         lm: ServedLM = source.asked
         instances = [instance for task in source.requests(split) for instance in task.instances]
-        texts.append([lm.tok_encode(instance.args[0])[-_MOST_READ:] for instance in instances[:_PROMPTS]])
+        texts.append([lm.tok_encode(instance.args[0])[-most:] for instance in instances[:_PROMPTS]])
     mixed = [text for texts_of in zip(*texts, strict=False) for text in texts_of if len(text) > 1]
     return mixed[:_PROMPTS] or [text for each in texts for text in each if len(text) > 1][:_PROMPTS]
 

@@ -28,6 +28,8 @@ _PATIENCE = 3600.0
 
 _SETTINGS = ("temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty")
 _LIMITS = ("max_completion_tokens", "max_tokens")
+_WHOLE = {*_LIMITS, "top_k", "seed", "n"}
+_NUMBERS = {"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"}
 _KNOWN = {*_SETTINGS, *_LIMITS, "model", "n", "stream", "stream_options", "user", "best_of", "logprobs", "echo"}
 _OF_TEXT, _OF_CHAT = {*_KNOWN, "prompt"}, {*_KNOWN, "messages", "tools", "chat_template_kwargs"}
 _SHORT = 16
@@ -66,6 +68,13 @@ class Asked:
         return json.dumps([self.chat, self.extra], sort_keys=True, default=str)
 
 
+class _Server(ThreadingHTTPServer):
+    """One that takes many requests at a time: with Python's own queue, of five connections, others may be reset."""
+
+    request_queue_size = 1024
+    daemon_threads = True
+
+
 class Endpoint:
     """Takes requests on a port of the loopback, and keeps them until `answer` is called.
 
@@ -77,8 +86,7 @@ class Endpoint:
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
         self.waiting, self._wake = os.pipe()
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))  # any free port
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), _handler(self))  # any free port
         self.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
         Thread(target=server.serve_forever, daemon=True).start()
 
@@ -145,6 +153,8 @@ def read(body: Mapping[str, Any], chat: bool) -> Asked:
     for key in ("logprobs", "echo", "best_of"):
         if body.get(key) not in (None, False, 0, 1) or body.get(key) is True:
             raise Refused(f"{key}: not known here")
+    for key, value in body.items():
+        _check(key, value)
     settings = {key: body[key] for key in _SETTINGS if body.get(key) is not None}
     settings["n"] = body.get("n") or 1
     limits = [body[key] for key in _LIMITS if body.get(key) is not None]
@@ -153,8 +163,33 @@ def read(body: Mapping[str, Any], chat: bool) -> Asked:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise Refused("messages: give a list of objects with role and content")
+    if not all(_is_text(message.get("content")) for message in messages):
+        raise Refused("messages: content that is no text is not known here")  # vLLM would fetch it
+    if "chat_template" in (body.get("chat_template_kwargs") or {}):
+        raise Refused("chat_template: it is the candidate's")
     extra = {key: body[key] for key in ("tools", "chat_template_kwargs") if body.get(key)}
     return Asked(True, [messages], limits[0] if limits else None, settings, extra)
+
+
+def _is_text(content: Any) -> bool:
+    """Whether a message holds text only."""
+    if isinstance(content, list):
+        return all(isinstance(part, dict) and part.get("type") == "text" for part in content)
+    return content is None or isinstance(content, str)
+
+
+def _check(key: str, value: Any) -> None:
+    """Raises Refused where a value is of the wrong type. vLLM would say so of some; of others its core would end, or
+    the next request wait for ever."""
+    if value is None:
+        return
+    if key in _WHOLE and not (_is_token(value) and abs(value) < 1 << 63):
+        raise Refused(f"{key}: give a whole number")
+    if key in _NUMBERS and not (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9):
+        raise Refused(f"{key}: give a number")
+    texts = value if isinstance(value, list) else [value]
+    if key == "stop" and not all(isinstance(text, str) for text in texts):
+        raise Refused("stop: give a text, or a list of texts")
 
 
 def _prompts(given: Any) -> list[Any]:
@@ -162,13 +197,18 @@ def _prompts(given: Any) -> list[Any]:
     if isinstance(given, str):
         return [given]
     if isinstance(given, list) and given:
-        if all(isinstance(token, int) for token in given):
+        if all(map(_is_token, given)):
             return [{"prompt_token_ids": given}]
         if all(isinstance(one, str) for one in given):
             return given
-        if all(isinstance(one, list) and one and all(isinstance(t, int) for t in one) for one in given):
+        if all(isinstance(one, list) and one and all(map(_is_token, one)) for one in given):
             return [{"prompt_token_ids": one} for one in given]
     raise Refused("prompt: give a text, or a list of texts")
+
+
+def _is_token(value: Any) -> bool:
+    """Whether this is a whole number. True and False are none, and vLLM's core ends at them."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def written(asked: Asked, outputs: Sequence[Any]) -> dict[str, Any]:
@@ -228,6 +268,9 @@ def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
                     raise Refused("give a JSON object")
                 asked = read(body, chat)
                 answer = written(asked, endpoint.ask(asked))
+            except RecursionError:
+                self._fail(400, "the JSON is nested too deep")
+                return
             except (Refused, ValueError) as error:
                 self._fail(400, str(error))
                 return

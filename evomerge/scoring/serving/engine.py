@@ -66,12 +66,16 @@ class ServingEngine:
     when the first prompt needs them.
 
     An engine that dies is started again, and asked once more; if it dies again, the candidate is lost, not the search.
+
+    Attributes:
+        longest: the most tokens of a sequence.
+        version: of vLLM; empty before it is started.
     """
 
     def __init__(self, servable: Servable, memory: EngineMemory) -> None:
         self._servable, self._memory = servable, memory
         self._folder = TemporaryDirectory(prefix="evomerge-engine-", ignore_cleanup_errors=True)
-        self._longest = 1
+        self.longest = 1
         self._wanted: tuple[str, str] | None = None  # the digest of a candidate, and its recipe
         self._holds: str | None = None
         self._asleep = False
@@ -82,7 +86,7 @@ class ServingEngine:
 
     def need(self, tokens: int) -> None:
         """Has the engine take sequences of so many tokens; called before it is started."""
-        self._longest = max(self._longest, tokens)
+        self.longest = max(self.longest, tokens)
 
     def become(self, recipe: Recipe, digest: str) -> None:
         """Takes in the candidate that answers from now on. `digest`: of its weights in the resident model."""
@@ -229,7 +233,7 @@ class ServingEngine:
             "model": str(self._model),
             "load_format": "dummy",
             "dtype": self._servable.dtype,
-            "max_model_len": self._longest,
+            "max_model_len": self.longest,
             "tensor_parallel_size": len(self._servable.devices),
             "worker_extension_cls": f"{CandidateWorker.__module__}.{CandidateWorker.__qualname__}",
             "enforce_eager": not on_gpu,

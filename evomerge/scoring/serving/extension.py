@@ -9,6 +9,7 @@ the worker's part.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,6 +74,8 @@ class CandidateWorker:
             planned = plan(recipe_from_data(json.loads(recipe)), self.evomerge_bank.open)
             merged = self._evomerge_merged(planned, records)
             self.model_runner.reload_weights(weights_iterator=merged, is_checkpoint_format=True)
+            if self.device.type == "cpu":
+                prepare_tied(self.model_runner.get_model())
         except Exception as error:  # one that is raised here would end the engine without its text
             return ["", f"{type(error).__name__}: {error}"]
         if len(records) < len(planned.jobs):
@@ -86,3 +89,17 @@ class CandidateWorker:
             tensor = execute(job, self.evomerge_bank, self.device, runner)
             records.append(tensor_record(name, tensor, runner))
             yield name, tensor
+
+
+def prepare_tied(model: torch.nn.Module) -> None:
+    """Has vLLM prepare layers again that share their weight with another one, such as a head that is the embeddings.
+
+    On the CPU its kernels keep a packed copy of a weight. Reloading (vLLM 0.32) packs what is loaded, and a tied head
+    is not: it would go on with the copy of the weights before.
+    """
+    layers = [layer for layer in model.modules() if isinstance(getattr(layer, "weight", None), Tensor)]
+    shared = Counter(id(layer.weight) for layer in layers)
+    for layer in layers:
+        method: Any = getattr(layer, "quant_method", None)
+        if shared[id(layer.weight)] > 1 and method is not None:
+            method.process_weights_after_loading(layer)

@@ -27,6 +27,9 @@ with as_vllm():
 
 _MOST_SEED = 1 << 31
 
+_ALWAYS, _SAMPLED = ("repetition_penalty",), ("temperature", "top_k", "top_p", "min_p")
+"""Settings of generation that transformers and vLLM call and take alike."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -101,11 +104,13 @@ class ServedLM(BoundedChat, VLLM):  # type: ignore[misc]  # lm-eval is untyped
         for request, tokens in zip(requests, encoded, strict=True):
             settings, until, limit = self.modify_gen_kwargs(request.args[1], eos, self.max_gen_toks)
             # Where a task says nothing, lm-eval means greedy; its own class for vLLM leaves that at a temperature of 1
-            if not normalize_gen_kwargs(request.args[1])["do_sample"]:
-                settings["temperature"] = 0.0
+            sampled = normalize_gen_kwargs(request.args[1])["do_sample"]
+            settings = {**self._usual(sampled), **settings, **({} if sampled else {"temperature": 0.0})}
             if limit >= self.max_length:
                 problem = f"max_gen_toks {limit} leaves no room for a prompt: the model reads {self.max_length} tokens"
                 raise InputError(problem, "lower it in the task's generation arguments")
+            if not tokens:
+                raise InputError("a prompt has no tokens, and vLLM takes none such", "mend the task's doc_to_text")
             tokens, limit = maybe_truncate(tokens, limit, self.max_length, self.truncation_side)
             prompt = Prompt(tuple(tokens), limit, tuple(until))
             seed = _seed(prompt.tokens, seen[prompt.tokens])
@@ -118,17 +123,25 @@ class ServedLM(BoundedChat, VLLM):  # type: ignore[misc]  # lm-eval is untyped
                 raise InputError(problem, "mend them, or write engine: resident for the slice") from None
         return Asked(requests, prompts, parameters)
 
+    def _usual(self, sampled: bool) -> dict[str, Any]:
+        """What the model's generation_config.json says, which transformers heeds where a task says nothing else, and
+        vLLM does not."""
+        stated = vars(self._resident.model.generation_config)
+        return {
+            name: stated[name] for name in (_ALWAYS, *(_SAMPLED if sampled else ())) if stated.get(name) is not None
+        }
+
     def _written(self, asked: Asked) -> list[Written]:
         replies = self.engine.ask([prompt.tokens for prompt in asked.prompts], asked.parameters)
         return [self._text(reply, prompt) for reply, prompt in zip(replies, asked.prompts, strict=True)]
 
     def _text(self, reply: Reply, prompt: Prompt) -> Written:
-        """A reply as lm-eval reads and cuts it in transformers: without special tokens, which its class for vLLM leaves
-        in the text."""
+        """A reply, read and cut as lm-eval does with what transformers writes: without special tokens. vLLM's own text
+        has them, because stop sequences may be some."""
         if not reply.outputs:
             raise TrialError("vLLM has sent no text")
         said = reply.outputs[0]
-        text: str = self.tokenizer.decode(list(said.token_ids), skip_special_tokens=True)
+        text = self.tokenizer.decode(list(said.token_ids), skip_special_tokens=True)
         whole: str = postprocess_generated_text(text, list(prompt.until), self.think_end_token)
         return Written(whole, len(said.token_ids), said.finish_reason == "length", said.token_ids)
 

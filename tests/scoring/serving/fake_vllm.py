@@ -32,7 +32,7 @@ class LLM:
         kind = type("Worker", (getattr(importlib.import_module(module), name),), {})
         self.worker, self.sum = kind(), 0.0
         self.worker.device = torch.device("cpu")
-        self.worker.model_runner = SimpleNamespace(reload_weights=self.reload)
+        self.worker.model_runner = SimpleNamespace(reload_weights=self.reload, get_model=torch.nn.Module)
 
     def reload(self, weights_iterator, is_checkpoint_format):
         assert is_checkpoint_format

@@ -26,10 +26,10 @@ def write_models(root: Path) -> None:
     save_tiny(root / "two", 3, near=root / "base", scale=0.05)
 
 
-def write_generated(folder: Path, name: str, seed: int, count: int = 16, **changes: Any) -> None:
-    """A task of `count` short texts that are to be continued; an answer is right if it is the item's letter."""
+def write_generated(folder: Path, name: str, seed: int, count: int = 16, letters: int = 6, **changes: Any) -> None:
+    """A task of `count` texts of so many letters that are to be continued. Right answers are the item's letter."""
     draw = random.Random(seed)
-    items = [{"q": "".join(draw.choices("abcdefgh", k=6)), "a": draw.choice("abcdefgh")} for _ in range(count)]
+    items = [{"q": "".join(draw.choices("abcdefgh", k=letters)), "a": draw.choice("abcdefgh")} for _ in range(count)]
     _write(
         folder,
         name,

@@ -66,12 +66,30 @@ def test_conversations(url: str) -> None:
     ("path", "body", "told"),
     [
         ("completions", {"prompt": 3}, "prompt: give a text"),
+        ("completions", {"prompt": [True]}, "prompt: give a text"),
+        ("completions", {"prompt": [[1], [False]]}, "prompt: give a text"),
         ("completions", {"prompt": "a", "echo": True}, "echo: not known here"),
         ("completions", {"prompt": "a", "beams": 3}, "beams: not known here"),
+        ("completions", {"prompt": "a", "seed": 2**70}, "seed: give a whole number"),
+        ("completions", {"prompt": "a", "max_tokens": True}, "max_tokens: give a whole number"),
+        ("completions", {"prompt": "a", "temperature": True}, "temperature: give a number"),
+        ("completions", {"prompt": "a", "top_p": float("nan")}, "top_p: give a number"),
+        ("completions", {"prompt": "a", "stop": [5]}, "stop: give a text"),
         ("completions", {"prompt": "long"}, "longer than the model reads"),
         ("chat/completions", {"messages": []}, "messages: give a list"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a"}}]}]},
+            "content that is no text",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"chat_template": "{{1}}"}},
+            "chat_template",
+        ),
         ("chat/completions", [1], "give a JSON object"),
         ("completions", b"{", "Expecting"),
+        ("completions", b'{"prompt": ' + b"[" * 100_000, "nested too deep"),
     ],
 )
 def test_what_cannot_be_answered(url: str, path: str, body: Any, told: str) -> None:

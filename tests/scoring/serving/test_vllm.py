@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from evomerge.scoring.serving.choice import lacking
-from tests.scoring.serving.models import write_generated, write_models, write_study
+from tests.scoring.serving.models import SHAPE, write_generated, write_models, write_study
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(bool(lacking()), reason=lacking() or "vLLM is there")]
 
@@ -189,6 +189,31 @@ def test_samples_are_the_same_in_every_run(tmp_path: Path) -> None:
         for _ in range(2)
     ]
     assert both[0]["slices"] == both[1]["slices"]
+
+
+def test_a_tied_model_answers_as_transformers_have_it(tmp_path: Path) -> None:
+    """A head that is the embeddings, special tokens in the text, prompts that have to be cut, a repetition penalty in
+    generation_config.json, which also ends texts with one letter."""
+    from tests.conftest import save_tiny
+
+    model = save_tiny(tmp_path / "model", 1, **SHAPE, tie_word_embeddings=True)
+    settings = json.loads((model / "generation_config.json").read_text())
+    changed = {**settings, "repetition_penalty": 1.3, "eos_token_id": [1, 5]}
+    (model / "generation_config.json").write_text(json.dumps(changed))
+    write_generated(tmp_path, "short", 5)
+    write_generated(tmp_path, "long", 6, letters=400)
+    slices = {
+        f"{task}-{engine}": {"task": task, "metric": "exact_match", "engine": engine}
+        for task in ("short", "long")
+        for engine in ("vllm", "resident")
+    }
+    (tmp_path / "fitness.yaml").write_text(yaml.safe_dump({"include": ["."], "slices": slices}))
+    run(tmp_path, "evaluate", "model", "--fitness", "fitness.yaml", "--split", "all", "--items", "items.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    answers = {name: [row["answer"] for row in rows if row["slice"] == name] for name in slices}
+    for task in ("short", "long"):
+        assert answers[f"{task}-vllm"] == answers[f"{task}-resident"]
+        assert len(set(answers[f"{task}-vllm"])) > 3
 
 
 _PROGRAM = """
