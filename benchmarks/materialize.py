@@ -59,6 +59,7 @@ from typing import Any
 
 import torch
 from _candidates import Candidate, candidate, methods
+from _evomerge_worker import TYPICAL
 from _mergekit_env import install
 from _processes import Worker, WorkerError
 from _results import Row, compare, table
@@ -122,7 +123,7 @@ class Benchmark:
         options = self.options
         tried = [candidate(method, i, self.models[0], self.models[1:]) for i in range(options.repeats + 1)]
         row = Row(method, tried[0].models, tried[0].varies, self.copier.bytes)
-        with self._evomerge() as ours, self._mergekit() as theirs:
+        with self._evomerge(method) as ours, self._mergekit() as theirs:
             row.first = self._materialize(ours, tried[0], row, **self._save("ours", 0))
             self._warm_up(ours, row)
             if theirs is None:
@@ -167,9 +168,10 @@ class Benchmark:
         return {"save": str(self.work / f"{side}.safetensors"), "names": self.names} if number == 0 else {}
 
     @contextlib.contextmanager
-    def _evomerge(self) -> Iterator[Worker]:
+    def _evomerge(self, method: str) -> Iterator[Worker]:
         with tempfile.TemporaryDirectory(dir=self.work) as compiled:
-            environment = {"TORCHINDUCTOR_CACHE_DIR": compiled}
+            typical = candidate(method, 0, self.models[0], self.models[1:]).text
+            environment = {"TORCHINDUCTOR_CACHE_DIR": compiled, TYPICAL: typical}
             with self._worker(sys.executable, "_evomerge_worker.py", self.options.device, environment) as worker:
                 yield worker
 

@@ -26,6 +26,7 @@ from evomerge.evaluator.serving import (
 from evomerge.evaluator.shares import Share
 from evomerge.evaluator.step_memory import StepMemory, planned_step
 from evomerge.files.objects import FitnessSpec, Measure
+from evomerge.merging.kernels.compiled import Compiled
 from evomerge.merging.kernels.factors import are_kept, factor_bytes, factors
 from evomerge.merging.kernels.inputs import Inputs
 from evomerge.merging.plan.jobs import MergeJob, MergePlan
@@ -38,6 +39,7 @@ from evomerge.merging.resident.execute import Execution
 from evomerge.merging.resident.factor_cache import FactorCache, default_folder
 from evomerge.merging.resident.materialize import Resident
 from evomerge.merging.resident.placement import CPU, Placement, size
+from evomerge.merging.resident.rehearsal import rehearse
 from evomerge.merging.resident.slopes import ParameterSlopes, Pulls
 from evomerge.merging.resident.stacks import hold_stages, prepare_stacks
 from evomerge.recipe.recipe import Recipe
@@ -92,13 +94,20 @@ class Evaluator:
             merge, models.checkpoints.values(), tokenizer, models.space.models.dtype, placement, varies
         )
         progress.phase("loading the base and its sources")
+        compiled = Compiled()
+        if stack is None:
+            typical = plan_merge(models.space.recipe(models.space.start), bank.open)
+            rehearse(typical, models.checkpoints.values(), next(iter(placement.room)), compiled)
         _fill(bank, models, progress)
         if any(models.space.factored()):
             decompose(plan_merge(models.space.recipe(models.space.start), bank.open), bank, progress)
         dtype = models.space.models.dtype
-        resident = resident_model(fitness, models.base, bank, dtype, placement.room, merge, tokenizer)
+        resident = resident_model(fitness, models.base, bank, dtype, placement.room, merge, tokenizer, compiled)
         if isinstance(resident, Resident):
             resident.most_kept = _KEPT
+        if compiled.is_busy:
+            progress.phase("compiling the merge's kernels")
+            compiled.wait()
         progress.phase("building the tasks")
         serving = Serving(candidates, engine_memory(candidates, placement))
         suite = Suite.build(fitness, resident.model, resident.tokenizer, serving=serving)
@@ -229,12 +238,13 @@ def resident_model(
     room: Mapping[str, int],
     planned: MergePlan,
     tokenizer: OutputTokenizer,
+    compiled: Compiled | None = None,
 ) -> Resident | BuiltResident:
     """Builds the model in memory that candidates are written into: transformers' language model, or the one that the
-    fitness file's `model` builds. InputError where it cannot be built."""
+    fitness file's `model` builds. `compiled`: kernels for the former. InputError where it cannot be built."""
     if fitness.model is None:
         check_configured(base)
-        return Resident(base, bank, dtype, room, planned=planned, tokenizer=tokenizer.load())
+        return Resident(base, bank, dtype, room, planned=planned, tokenizer=tokenizer.load(), compiled=compiled)
     given = None if tokenizer.vocabulary.missing else tokenizer.load()
     try:
         return BuiltResident(base, bank, dtype, room, ModelBuilder(fitness.model), planned=planned, tokenizer=given)

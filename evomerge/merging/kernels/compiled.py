@@ -15,6 +15,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,10 +138,24 @@ class Compiled:
         if total >= self._worth:
             self._start(signature)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Compiles each kernel that is run meanwhile, however little time it has taken."""
+        worth, self._worth = self._worth, 0.0
+        try:
+            yield
+        finally:
+            self._worth = worth
+
     def accompany(self, signature: Signature) -> None:
         """Start to compile a kernel for rows, if it is worth compiling for flat tensors."""
         if replace(signature, apart=None) in self._started:
             self._start(signature)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether kernels are being compiled."""
+        return bool(self._running)
 
     def wait(self) -> None:
         """Wait until all kernels that are being compiled are ready."""

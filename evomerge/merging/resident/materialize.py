@@ -74,6 +74,7 @@ class Resident:
         *,
         planned: MergePlan | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        compiled: Compiled | None = None,
     ) -> None:
         """Load `base` with transformers, without running code from it.
 
@@ -82,6 +83,7 @@ class Resident:
             planned: a merge whose configuration the model gets. If it differs from the base's, or the base is stored
                 quantized, the parameters are not set before the first `materialize`.
             tokenizer: a tokenizer in place of the base's.
+            compiled: kernels that are there, or being compiled, already.
 
         Raises:
             InputError: transformers does not know its architecture or has other names for its parameters, or there is
@@ -103,7 +105,7 @@ class Resident:
         self._assigned: tuple[Skeleton, Layout, bool] | None = None
         self._kept: dict[str, _Candidate] = {}  # the id of a recipe -> its candidate, the latest last
         self.most_kept = 0
-        self.compiled = Compiled()
+        self.compiled = compiled or Compiled()
         self._runner = Runner(self.compiled)
         check_kind(base)
         self.tokenizer = load_tokenizer(base.path) if tokenizer is None else tokenizer

@@ -171,7 +171,9 @@ class ServingEngine:
         other = next((answer[0] for answer in placed if answer[0] != digest), None)
         if trouble is not None or other is not None:
             self.close()  # its weights are a mixture
-            problem = trouble or f"its weights ({(other or '')[:12]}) are not those of the resident model ({digest[:12]})"
+            problem = (
+                trouble or f"its weights ({(other or '')[:12]}) are not those of the resident model ({digest[:12]})"
+            )
             raise TrialError(f"vLLM cannot take the candidate: {shortened(problem, 300)}")
         if self._asleep:
             self._call(Sleep(("kv_cache",)))
