@@ -14,17 +14,28 @@ import pytest
 
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.serving.engine import ServingEngine
-from tests.scoring.serving.test_engine import candidates, engine, say, vllm  # noqa: F401 (fixtures)
+from tests.scoring.serving.fake_vllm import write_fake
+from tests.scoring.serving.test_engine import candidates, engine_of, say  # noqa: F401 (a fixture)
 
 Candidates = dict[str, tuple[Recipe, str]]
 
 
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[ServingEngine]:
+    packages = tmp_path_factory.mktemp("packages")
+    write_fake(packages)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(packages))
+        made = engine_of(tiny_models)
+        yield made
+        made.close()
+
+
 @pytest.fixture
-def url(engine: ServingEngine, candidates: Candidates) -> Iterator[str]:  # noqa: F811
+def url(engine: ServingEngine, candidates: Candidates) -> str:  # noqa: F811
     """The address, with a candidate behind it."""
     engine.become(*candidates["half"])
-    yield engine.url()
-    engine.close()
+    return engine.url()
 
 
 def post(url: str, path: str, body: Any) -> Any:
@@ -113,7 +124,11 @@ def test_a_wrong_request_spoils_no_other(url: str) -> None:
             assert answer["choices"][0]["text"].startswith(f"{prompt} ")
 
 
-def test_it_answers_with_the_candidate_of_the_moment(url: str, engine: ServingEngine, candidates: Candidates) -> None:  # noqa: F811
+def test_it_answers_with_the_candidate_of_the_moment(
+    url: str,
+    engine: ServingEngine,
+    candidates: Candidates,  # noqa: F811
+) -> None:
     def answer() -> str:
         return str(post(url, "completions", {"prompt": "p"})["choices"][0]["text"])
 
@@ -124,7 +139,7 @@ def test_it_answers_with_the_candidate_of_the_moment(url: str, engine: ServingEn
     assert say(engine) == answer().split()[1]
 
 
-def test_where_the_engine_dies(url: str, engine: ServingEngine, vllm: Path) -> None:  # noqa: F811
+def test_where_the_engine_dies(url: str, engine: ServingEngine) -> None:
     with pytest.raises((urllib.error.URLError, ConnectionError)):
         post(url, "completions", {"prompt": "die"})
     again = engine.url()

@@ -34,7 +34,7 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_fake(tmp_path / "packages")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def candidates(tiny_models: Path) -> dict[str, tuple[Recipe, str]]:
     """Two merges, with the digests that the resident model has of them."""
     bank = SourceBank()
