@@ -79,6 +79,7 @@ def test_they_are_the_central_differences(kind: str, tmp_path: Path) -> None:
         assert abs(found) > 1e-4
 
 
+@pytest.mark.slow
 @compiled
 def test_experts_that_are_merged_in_one_call_have_the_digest_of_the_folder(tmp_path, monkeypatch):
     models = write("mixtral", tmp_path)

@@ -179,6 +179,7 @@ def sleeping(argument: str) -> list[psutil.Process]:
     return [process for process in psutil.process_iter(["cmdline"]) if argument in (process.info["cmdline"] or ())]
 
 
+@pytest.mark.slow
 def test_a_killed_search_leaves_nothing_running_and_its_folder_goes_with_the_next(commanded: Command) -> None:
     commanded(answering('import subprocess\nsubprocess.run(["sleep", "62.5"])'))
     before = candidate_folders()
