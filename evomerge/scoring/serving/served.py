@@ -127,9 +127,8 @@ class ServedLM(BoundedChat, VLLM):  # type: ignore[misc]  # lm-eval is untyped
         """What the model's generation_config.json says, which transformers heeds where a task says nothing else, and
         vLLM does not."""
         stated = vars(self._resident.model.generation_config)
-        return {
-            name: stated[name] for name in (_ALWAYS, *(_SAMPLED if sampled else ())) if stated.get(name) is not None
-        }
+        names = (*_ALWAYS, *_SAMPLED) if sampled else _ALWAYS
+        return {name: stated[name] for name in names if stated.get(name) is not None}
 
     def _written(self, asked: Asked) -> list[Written]:
         replies = self.engine.ask([prompt.tokens for prompt in asked.prompts], asked.parameters)
