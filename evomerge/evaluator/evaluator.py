@@ -95,7 +95,7 @@ class Evaluator:
         )
         progress.phase("loading the base and its sources")
         compiled = Compiled()
-        if stack is None:
+        if stack is None and fitness.model is None:
             typical = plan_merge(models.space.recipe(models.space.start), bank.open)
             rehearse(typical, models.checkpoints.values(), next(iter(placement.room)), compiled)
         _fill(bank, models, progress)

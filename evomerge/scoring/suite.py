@@ -112,7 +112,8 @@ class Suite:
             if on_slice is not None:
                 on_slice(name)
             names = items[name] if items is not None else None
-            self._use_model(name)
+            if self.slices[name].info.engine == RESIDENT:
+                self._use_model()
             scores[name] = self._attempt(name, partial(_read, self.slices[name], split, names, results))
         return {name: scores[name] for name in asked}
 
@@ -144,8 +145,7 @@ class Suite:
         if loss is None:
             raise ValueError(f"slice {name} has no proxy loss: {reason}")
         self._model.eval()
-        if self.engine is not None:
-            self.engine.rest()
+        self._use_model()
         if backward:
             return self._attempt(name, partial(loss.backward, items, share, checkpointing))
         return self._attempt(name, partial(loss.value, items))
@@ -193,9 +193,9 @@ class Suite:
         """What tasks probably do otherwise than their authors meant, a line each."""
         return list(dict.fromkeys(line for slice_ in self.slices.values() for line in slice_.info.doubts))
 
-    def _use_model(self, name: str) -> None:
-        """Has the engine give its memory back, if the model needs it for a slice."""
-        if self.engine is not None and self.slices[name].info.engine == RESIDENT:
+    def _use_model(self) -> None:
+        """Has the engine give its memory back, if the model needs it."""
+        if self.engine is not None:
             self.engine.rest()
 
     def _attempt(self, name: str, run: Callable[[], T]) -> T:

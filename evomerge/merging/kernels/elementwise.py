@@ -130,7 +130,7 @@ def stitched(
     index = torch.arange(base.shape[-1], dtype=torch.int32, device=base.device)
     scaled, keepers = [], []
     for i, tensor in enumerate(tensors):
-        change = rounded(wide(tensor) - reference, work)
+        change = _change(tensor, base, work)
         factored = change * floats[0, i]
         if keep != "all":
             kept = _kept(keep, change, index, floats, ints, i)
@@ -147,7 +147,7 @@ def needed(base: Tensor, tensors: Sequence[Tensor], floats: Tensor, ints: Tensor
     floats, one row each: weight, lambda (in column 0), that share, and how many are enough (in column 0).
     """
     reference = wide(base)
-    scaled = [rounded(wide(tensor) - reference, work) * floats[0, i] for i, tensor in enumerate(tensors)]
+    scaled = [_change(tensor, base, work) * floats[0, i] for i, tensor in enumerate(tensors)]
     merged, dtype = _sum(scaled), reference.dtype
     votes = []
     for i, change in enumerate(scaled):

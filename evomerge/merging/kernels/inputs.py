@@ -180,9 +180,7 @@ class Inputs:
     def drawn_norms(self, density: Sequence[float]) -> list[float]:
         """The L1 norm of each delta under its random mask, comparable to `full_norms`."""
         scales = self._scales()
-        kernel = Kernel("drawn_norms", (("work", self.work),))
-        blend = Blend(kernel, self.base, self.tensors, [scales], mask_ints(self.draw, density))
-        sums = self.reduce(blend)
+        sums = self._fixed_sums(scales, self.draw, density)
         return [s / scale if d > 0 else 0.0 for s, scale, d in zip(sums, scales, density, strict=True)]
 
     def full_norms(self) -> list[float]:
@@ -253,10 +251,13 @@ class Inputs:
         counted = [self.magnitudes(i).fixed_norm(scale) for i, scale in enumerate(scales)]
         sums = [n for n in counted if n is not None]
         if len(sums) < len(scales):
-            kernel = Kernel("drawn_norms", (("work", self.work),))
-            blend = Blend(kernel, self.base, self.tensors, [scales], mask_ints(Draw(0, ""), [1.0] * len(self)))
-            sums = self.reduce(blend)
+            sums = self._fixed_sums(scales, Draw(0, ""), [1.0] * len(self))
         return [s / scale for s, scale in zip(sums, scales, strict=True)]
+
+    def _fixed_sums(self, scales: Sequence[float], draw: Draw, density: Sequence[float]) -> list[int]:
+        """The sum of each delta's magnitudes under a random mask, in these units of fixed point."""
+        kernel = Kernel("drawn_norms", (("work", self.work),))
+        return self.reduce(Blend(kernel, self.base, self.tensors, [scales], mask_ints(draw, density)))
 
     def _scales(self) -> list[float]:
         """The units of each delta's magnitudes in fixed point."""

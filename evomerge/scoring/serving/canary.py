@@ -23,6 +23,9 @@ _PROMPTS, _TOKENS = 8, 16
 _MOST_READ = 256
 """Tokens of a prompt, its last ones."""
 
+_GENERATED = "generate_until"
+"""lm-eval's request type of answers that are written."""
+
 TOLERANCES = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 """How far the mean loglikelihoods of a token may lie apart, in nats. In 16 bits kernels round differently."""
 
@@ -109,6 +112,3 @@ def _noise(sources: Sequence[ServedPass], split: SplitName) -> tuple[int, int]:
             first, second = lm.answer(plan), lm.answer(plan)
             other, count = other + sum(a != b for a, b in zip(first, second, strict=True)), count + len(first)
     return other, count
-
-
-_GENERATED = "generate_until"
