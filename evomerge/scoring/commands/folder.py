@@ -17,7 +17,7 @@ from evomerge.merging.disk.stream import merge
 from evomerge.scoring.candidate import Candidate
 
 _MEMORY = Path("/dev/shm")
-_PREFIX, _LOCK = "evomerge-candidate-", "lock"
+_PREFIX, _LOCK, _MODEL = "evomerge-candidate-", "lock", "model"
 _BYTES, _REST = 4, 64 << 20
 """Bytes of a parameter, at most; of what is written besides."""
 
@@ -28,7 +28,6 @@ class CandidateFolder:
     def __init__(self) -> None:
         self._candidate: Candidate | None = None
         self._place: Path | None = None
-        self._has_model = False
         self._end: weakref.finalize[..., CandidateFolder] | None = None
 
     def become(self, candidate: Candidate) -> None:
@@ -41,11 +40,10 @@ class CandidateFolder:
         """The folder with the candidate's checkpoint, as `evomerge.merge` writes it. TrialError where it cannot be
         written, or has other weights than those in memory."""
         assert self._candidate is not None, "no candidate yet"
-        if self._place is None or not self._has_model:
+        if self._place is None or not (self._place / _MODEL).is_dir():
             self._clear()
             self._place = self._written(self._candidate)
-            self._has_model = True
-        return self._place / "model"
+        return self._place / _MODEL
 
     def scratch(self, written: bool = True) -> Path:
         """A folder beside it for what a program reads and writes. `written`: whether the checkpoint is needed, too."""
@@ -61,7 +59,7 @@ class CandidateFolder:
         try:
             folder = merge(
                 candidate.recipe,
-                place / "model",
+                place / _MODEL,
                 device=candidate.device,
                 model_card=False,
                 allow_pickle=are_allowed(),
@@ -88,7 +86,7 @@ class CandidateFolder:
         return place
 
     def _clear(self) -> None:
-        self._place, self._has_model = None, False
+        self._place = None
         if self._end is not None:
             self._end()
 
