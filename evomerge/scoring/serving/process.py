@@ -112,6 +112,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(pipe.fileno(),), daemon=True).start()
     llm: Any = None
     endpoint: Endpoint | None = None
+    processes: Sequence[psutil.Process] = ()
     while True:
         request = _next(pipe, llm, endpoint)
         try:
@@ -119,7 +120,8 @@ def main() -> None:
                 from vllm import LLM, __version__
 
                 llm, answer = LLM(**request.arguments), __version__
-                _end_with_any_of(_processes())
+                processes = _processes()
+                _end_with_any_of(processes)
             elif isinstance(request, Serve):
                 endpoint = endpoint or Endpoint()
                 answer = endpoint.url
@@ -127,6 +129,8 @@ def main() -> None:
                 answer = _done(llm, request)
         except Exception as error:
             traceback.print_exc()
+            if not all(map(_runs, processes)):  # what vLLM says of a worker that died depends on what it was doing
+                os.killpg(os.getpid(), signal.SIGKILL)
             answer = Trouble(type(error).__name__, str(error))
         pipe.send(answer)
 

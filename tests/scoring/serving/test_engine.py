@@ -22,7 +22,7 @@ from evomerge.recipe.mergekit import parse_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.serving.choice import Servable
 from evomerge.scoring.serving.engine import EngineMemory, ServingEngine
-from tests.scoring.serving.fake_vllm import DIE, DIE_ONCE, FAIL, NORMAL, write_fake
+from tests.scoring.serving.fake_vllm import DIE, DIE_ONCE, FAIL, LOSE_WORKER_ONCE, NORMAL, write_fake
 
 MEMORY = EngineMemory(None, 1 << 30)
 
@@ -125,6 +125,14 @@ def test_one_that_dies_is_asked_again_once(
     with pytest.raises(TrialError, match="died twice"):
         say(engine, DIE)
     assert say(engine)
+
+
+def test_an_error_because_a_worker_died_costs_no_candidate(
+    engine: ServingEngine, candidates: dict[str, tuple[Recipe, str]], vllm: Path
+) -> None:
+    engine.become(*candidates["half"])
+    assert say(engine, LOSE_WORKER_ONCE) == say(engine)
+    assert (vllm / "died").exists()
 
 
 def test_an_error_of_vllm_costs_the_candidate(engine: ServingEngine, candidates: dict[str, tuple[Recipe, str]]) -> None:
