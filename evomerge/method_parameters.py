@@ -128,6 +128,19 @@ ISOTROPY = (
     flag("normalize", False),
     LAMBDA,
 )
+SVC = (
+    WEIGHT,
+    Parameter(
+        "alpha",
+        "tensor",
+        low=0.0,
+        default=0.5,
+        init=0.5,
+        meaning="the least that a source counts along a direction; the less, the more a direction may grow",
+    ),
+    flag("normalize", False),
+    LAMBDA,
+)
 CONSENSUS = (
     WEIGHT,
     Parameter(

@@ -34,6 +34,7 @@ from evomerge.method_parameters import (
     RESMERGE,
     SCALE,
     STITCH,
+    SVC,
     TIES,
     TOPK,
     TSV,
@@ -180,6 +181,7 @@ _METHODS: Mapping[str, Method] = {
         differentiable=("weight", "isotropy", "lambda"),
         own=True,
     ),
+    "svc": Method(f"{_HERE}.svc:svc", SVC, "subtracted", spectral=True, own=True),
     "consensus": Method(
         f"{_HERE}.consensus:consensus", CONSENSUS, "subtracted", (2, math.inf), differentiable=_SUMMED, own=True
     ),
@@ -241,6 +243,7 @@ PAPERS: Mapping[str, tuple[str, ...]] = {
     "task_arithmetic": (_ARITHMETIC_PAPER,),
     BAND_ARITHMETIC: (_ARITHMETIC_PAPER,),
     "isotropy": ("2502.04959",),
+    "svc": ("2602.05536",),
     "consensus": ("2405.07813",),
     "stitch": ("2408.13656",),
     "rank": ("2412.12153",),

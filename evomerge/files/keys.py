@@ -72,6 +72,11 @@ SPACE: Keys = {
     "freeze": Key("layers, sources and modules that are not searched", "nothing"),
     "optimizer": Key("a name, or a mapping with the optimizer's own options", "`surrogate`, seed 0"),
     "budget": Key("when the search ends: totals, the first that is reached counts", "100 trials"),
+    "polish": Key(
+        "whether the budget's last trials score other forms of the best merge: `auto` (where a tenth of the budget is "
+        "enough for them), `true` or `false`",
+        "`auto`",
+    ),
     "space": Key(
         "`weights`, `dataflow` or `both`: whether weights are merged, layers are stacked, or both", "`weights`"
     ),

@@ -137,8 +137,8 @@ class Dataflow:
 @dataclass(frozen=True)
 class SpaceSpec:
     """A search-space file. `layers` is a number of equal groups, "each", or explicit [start, end) ranges. `dataflow`:
-    how layers are stacked, where paths are searched. `winner`: the recipe of the model of that name, which is no part
-    of the file."""
+    how layers are stacked, where paths are searched. `polish`: None is auto. `winner`: the recipe of the model of that
+    name, which is no part of the file."""
 
     file: Path
     base: ModelRef
@@ -159,6 +159,7 @@ class SpaceSpec:
     most_items: int | None = None
     seconds: float | None = None
     dataflow: Dataflow | None = None
+    polish: bool | None = None
     winner: str | None = field(default=None, compare=False)
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 

@@ -37,6 +37,8 @@ def space_data(spec: SpaceSpec) -> dict[str, Any]:
         },
         "fitness": str(spec.fitness),
     }
+    if spec.polish is not None:
+        data["polish"] = spec.polish
     if spec.dtype:
         data["dtype"] = spec.dtype
     return data

@@ -88,6 +88,7 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
         most_items=items,
         seconds=seconds,
         dataflow=dataflow,
+        polish=_polish(parts.get("polish")),
         where=index(root),
     )
 
@@ -183,6 +184,11 @@ def _budget(node: Node | None) -> tuple[int | None, float | None, int | None]:
     trials = limits["trials"].integer(1, _MOST_TRIALS) if "trials" in limits else None
     items = limits["items"].integer(1) if "items" in limits else None
     return (100 if trials is None and seconds is None and items is None else trials), seconds, items
+
+
+def _polish(node: Node | None) -> bool | None:
+    """None: the budget decides."""
+    return None if node is None or node.value == "auto" else node.boolean()
 
 
 def _optimizer(node: Node | None) -> dict[str, Any]:

@@ -39,6 +39,14 @@ class Budget:
         trials, items = (None if n is None else n - n // 10 for n in (self.trials, self.items))
         return Budget(trials, None if self.seconds is None else 0.9 * self.seconds, items)
 
+    def without(self, trials: int) -> Budget:
+        """What is left of it where so many trials are kept for later; of other limits a twentieth is."""
+        if not trials:
+            return self
+        items = None if self.items is None else self.items - self.items // 20
+        seconds = None if self.seconds is None else 0.95 * self.seconds
+        return Budget(None if self.trials is None else self.trials - trials, seconds, items)
+
     def left(self, session: Session, at_once: int, in_flight: int = 0) -> int:
         """How many of `at_once` trials may be started while others are in flight."""
         trials, seconds = session.trials.spent()

@@ -21,7 +21,7 @@ from evomerge.optimize.build import build
 from evomerge.safety.durable import write_whole
 from evomerge.scoring.slices import SliceInfo
 from evomerge.scoring.tasks.benchmarks import benchmark_doubts
-from evomerge.study import holdout, loop
+from evomerge.study import holdout, loop, polish
 from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
 from evomerge.study.documents import keep_documents
@@ -311,7 +311,8 @@ def _searched(session: Session, budget: loop.Budget) -> Result:
     if session.executor.num_workers > 1 and make(Start()).generation.askable == 1:
         problem = f"{spec.optimizer['name']} proposes one candidate at a time, which is work for one worker"
         session.observer.warn(f"{problem}; a search launched with --asynchronous uses all of them")
-    loop.run(session, make, budget, between=look_ahead)
+    loop.run(session, make, budget.without(polish.kept(session, budget)), between=look_ahead)
+    polish.polish(session, budget)
     gained = None
     if session.gradients is not None:
         gained = contributions(session.trials.as_ended, session.outcome, session.plan.space.dimensions)

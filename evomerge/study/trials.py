@@ -96,12 +96,12 @@ class Trials:
         """Notes a trial that was begun or ended."""
         self.leaderboard.put(self.store.promoted(trial))
         self.as_ended.put(trial)
-        if trial.kind == "search":
+        if trial.is_proposed:
             place = self._places.setdefault(trial.number, len(self.searched))
             self.searched[place : place + 1] = [trial]
         if trial.state == "running":
             return
-        self.n_told += trial.kind == "search"
+        self.n_told += trial.is_proposed
         self._n_finished += 1
         self.n_items += trial.items_scored
         self._seconds += trial.seconds.get("elapsed", trial.seconds.get("total", 0.0))
@@ -140,9 +140,11 @@ class Trials:
         needs_gradient: bool = False,
         duplicate_of: int | None = None,
         generation: int | None = None,
+        polished: int | None = None,
     ) -> Trial:
         """Writes a new trial down."""
-        n_told = self.n_told if self._asynchronous and kind == "search" else None
+        proposed = kind == "search" and polished is None
+        n_told = self.n_told if self._asynchronous and proposed else None
         trial = self.store.start(
             kind,
             label,
@@ -153,6 +155,7 @@ class Trials:
             needs_gradient=needs_gradient,
             duplicate_of=duplicate_of,
             generation=generation,
+            polished=polished,
             numbers=self._unknown,
         )
         self._take_in(trial)

@@ -41,7 +41,7 @@ _SURE = 1.959963984540054
 def importance_data(run: Run) -> dict[str, Any] | None:
     """Returns the genes with the largest effects on the objective, largest first; None where there are no genes, or too
     few trials."""
-    trials = [t for t in run.searched() if t.ranked and t.genome and t.duplicate_of is None]
+    trials = [t for t in run.searched() if t.ranked and t.is_proposed and t.duplicate_of is None]
     trials = [t for t in trials if t.genome.keys() == trials[0].genome.keys()]
     if len(trials) < LEAST:
         return None

@@ -49,6 +49,7 @@ def starting_point(run: str, models: OpenModels) -> StartingPoint:
     space = models.space
     assert isinstance(space, Space), "a path begins with another run's winner as a model"
     name, state, trial = starting_trial(run, space.spec)
+    trial = proposed(state, trial)
     # Its optimizer does not matter: it may be one that was removed.
     old = read_space(state.folder.space, optimizer="random", fitness=state.folder.fitness)
     if old.dataflow is not None:
@@ -71,6 +72,11 @@ def starting_trial(run: str, spec: SpaceSpec) -> tuple[str, Status, Trial]:
         raise InputError(f"{run!r} names no run", "give RUN or RUN:TRIAL", _FLAG)
     state = status(RunFolder.existing(name, _FLAG).path)
     return name, state, _trial(state, name, number)
+
+
+def proposed(state: Status, trial: Trial) -> Trial:
+    """The trial whose genome this one has: another form of a merge (`study.polish`) is no genome of its own."""
+    return trial if trial.polished is None else next(t for t in state.search.trials if t.number == trial.polished)
 
 
 def check_models(name: str, environment: Environment, models: OpenModels) -> None:

@@ -48,6 +48,8 @@ def _faults(frozen: FrozenTrial, attributes: Mapping[str, Any]) -> Iterator[str]
         yield f"it was scored on {attributes['evaluated']} of {attributes['items']} items"
     if attributes.get("duplicate_of", -1) >= frozen.number:
         yield f"it is a duplicate of trial {attributes['duplicate_of']}"
+    if attributes.get("polished", -1) >= frozen.number:
+        yield f"it is another form of trial {attributes['polished']}"
     if attributes.get("told", 0) > frozen.number:
         yield f"its told is {attributes['told']}"
     if frozen.state is TrialState.FAIL and "reason" not in attributes:
@@ -181,6 +183,7 @@ _TRIAL: Mapping[str, Predicate] = {
     "slopes": _by_name(_with(loss=_number, checked=_number, slopes=_listed(_number))),
     "duplicate_of": _count,
     "generation": _count,
+    "polished": _count,
 }
 
 _RESCORED = _with(**_SCORES, objective=_known)

@@ -150,6 +150,7 @@ class Store:
         needs_gradient: bool = False,
         duplicate_of: int | None = None,
         generation: int | None = None,
+        polished: int | None = None,
         numbers: Mapping[str, float] | None = None,
     ) -> Trial:
         """Writes a trial down before it is evaluated (see `Trial`). `numbers` come to stand in front of what is long
@@ -166,6 +167,7 @@ class Store:
             **({"sloped": True} if needs_gradient else {}),
             **({} if duplicate_of is None else {"duplicate_of": duplicate_of}),
             **({} if generation is None else {"generation": generation}),
+            **({} if polished is None else {"polished": polished}),
         }
         template = create_trial(
             state=TrialState.RUNNING,

@@ -53,5 +53,6 @@ def read_trial(frozen: FrozenTrial) -> Trial:
         slopes=attributes.get("slopes"),
         duplicate_of=attributes.get("duplicate_of"),
         generation=attributes.get("generation"),
+        polished=attributes.get("polished"),
         engines=attributes.get("engines", {}),
     )

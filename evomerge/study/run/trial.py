@@ -46,6 +46,8 @@ class Trial:
         engines: what answered the slices that the resident model did not answer.
         generation: of the optimizer, in which it was proposed, from 1; None for references and in older runs.
         duplicate_of: the number of an earlier trial of the same recipe, whose scores it takes over.
+        polished: the number of an earlier trial, whose genome it has, and whose merge it is another form of
+            (`study.polish`).
     """
 
     number: int
@@ -73,6 +75,7 @@ class Trial:
     slopes: Mapping[str, Mapping[str, Any]] | None = None
     duplicate_of: int | None = None
     generation: int | None = None
+    polished: int | None = None
     engines: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -97,6 +100,11 @@ class Trial:
     def items_scored(self) -> int:
         """The number of items that it was scored on: none, where its scores are another one's."""
         return 0 if self.duplicate_of is not None else self.evaluated
+
+    @property
+    def is_proposed(self) -> bool:
+        """Whether an optimizer proposed it."""
+        return self.kind == "search" and self.polished is None
 
     @property
     def lacks_gradient(self) -> bool:
