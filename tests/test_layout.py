@@ -46,7 +46,7 @@ FLOORS = [
 INSIDE = {
     "study": [
         ["search", "dry_run"],
-        ["look", "page"],
+        ["look", "page", "polish"],
         ["loop", "holdout", "repair", "documents"],
         ["session"],
         ["prepare"],
