@@ -1,16 +1,16 @@
 """Takes the change that a merge makes to its base apart, into a LoRA adapter.
 
-A matrix changes by D = U S V^T, of which the r largest singular directions are kept: B = U S^1/2 and A = S^1/2 V^T. By
-Eckart and Young (1936) nothing of rank r is nearer to D. What is left out has the norm (|D|^2 - s_1^2 - ... -
-s_r^2)^1/2.
-Vectors and all that has no rows and columns is held whole.
+In general, a matrix changes by D = U S V^T, of which the r largest singular directions are kept: B = U S^1/2 and A =
+S^1/2 V^T. By Eckart and Young (1936) nothing of rank r is nearer to D. What is left out has the norm (|D|^2 - s_1^2 -
+... - s_r^2)^1/2.
+Vectors and all that has no rows and columns is held whole. A merge in Core Space is U C V^T already: B = U C, A = V^T.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ from evomerge.merging.disk.adapter_places import AdapterPlace, adapter_places
 from evomerge.merging.disk.pipeline import StreamingBank, run_in_order
 from evomerge.merging.kernels.factors import Factors
 from evomerge.merging.kernels.products import product
+from evomerge.merging.plan.core_space import Applied, applied
 from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan
-from evomerge.merging.resident.execute import execute
+from evomerge.merging.resident.execute import Execution, execute
 
 _FLAG = Where("--rank")
 _WORKED = 6
@@ -39,7 +40,7 @@ class AdaptedTensor:
         module: what PEFT calls its module; None: no adapter can hold its change.
         norm: of its change (Frobenius).
         error: the norm of the part of it that the adapter lacks.
-        energy: the sums of the squares of the largest singular values, one more each time; none of tensors held whole.
+        energy: the sums of the squares of its largest singular values, one more each time; none of tensors held whole.
     """
 
     name: str
@@ -53,8 +54,8 @@ class AdaptedTensor:
         """The share of the change that is lacking."""
         return self.error / self.norm if self.norm else 0.0
 
-    def error_at(self, rank: int) -> float:
-        """The norm of what would be lacking at a lower rank."""
+    def least_at(self, rank: int) -> float:
+        """The norm of what must be lacking at a rank."""
         if not self.energy:
             return self.error
         return math.sqrt(max(0.0, self.norm**2 - self.energy[min(rank, len(self.energy)) - 1]))
@@ -94,11 +95,10 @@ class AdapterContent:
 
     @property
     def by_rank(self) -> dict[int, float]:
-        """The same at lower ranks: powers of two, then the adapter's own rank."""
+        """The least share that must be lacking at lower ranks, which are powers of two, and at the adapter's own."""
         ranks = [2**i for i in range(self.rank.bit_length()) if 2**i < self.rank]
         norm = self.norm or 1.0
-        lower = {rank: math.hypot(*(t.error_at(rank) for t in self.adapted)) / norm for rank in ranks}
-        return {**lower, self.rank: self.error}
+        return {rank: math.hypot(*(t.least_at(rank) for t in self.adapted)) / norm for rank in [*ranks, self.rank]}
 
     @property
     def lost(self) -> list[AdaptedTensor]:
@@ -113,8 +113,10 @@ def adapter_content(
     bank: StreamingBank,
     device: str = "cpu",
     progress: Callable[[str, float], None] | None = None,
+    whole: MergePlan | None = None,
 ) -> AdapterContent:
-    """The adapter that turns `base` into a planned merge, as far as its rank allows.
+    """The adapter that turns `base` into a planned merge, as far as its rank allows. `whole`: the plan with all
+    directions of Core Space, which errors are measured against; None: `planned`.
 
     Raises:
         InputError: the rank is none, the merge has other layers, tensors or tokens than the base, or equals it.
@@ -126,6 +128,10 @@ def adapter_content(
     parts: list[_Part] = []
 
     def run(job: MergeJob) -> _Part | None:
+        merged = applied(job)
+        if merged is not None:
+            against = merged if whole is None else applied(whole.jobs[job.tensor])
+            return _core_part(job, merged, against or merged, places.get(job.tensor, ()), bank, device)
         return _part(job, base, rank, places.get(job.tensor, ()), bank, device)
 
     def size(job: MergeJob) -> int:
@@ -179,6 +185,35 @@ def _part(
     lacking = float(torch.linalg.vector_norm(delta.sub_(product(left, right)), dtype=torch.float64))
     energy = tuple(found.s.double().square().cumsum(0).tolist())
     return _Part(AdaptedTensor(job.tensor, module, norm, lacking, energy), places, (left, right))
+
+
+def _core_part(
+    job: MergeJob,
+    merged: Applied,
+    against: Applied,
+    places: tuple[AdapterPlace, ...],
+    bank: StreamingBank,
+    device: str,
+) -> _Part | None:
+    """The change of a merge in Core Space, and what it lacks of another one."""
+    fetch = Execution(bank, torch.device(device)).fetch
+    left, right = merged.factors(fetch)
+    b, a = (left, right) if against is merged else against.factors(fetch)
+    # |B A|^2 = |B R^T|^2 with A^T = Q R: no product is as large as the matrix.
+    values = torch.linalg.svdvals(product(b, torch.linalg.qr(a.T).R.T).double())
+    energy = values.square().cumsum(0).tolist()
+    norm = math.sqrt(energy[-1])
+    if norm == 0:
+        return None
+    lacking = 0.0
+    if against is not merged:
+        both = product(torch.cat([b, -left], dim=1), torch.linalg.qr(torch.cat([a, right]).T).R.T)
+        lacking = float(torch.linalg.vector_norm(both, dtype=torch.float64))
+    told = AdaptedTensor(job.tensor, places[0].module if places else None, norm, lacking, tuple(energy))
+    if places and all(place.low_rank for place in places):
+        return _Part(told, places, (left, right))
+    held = replace(told, error=0.0 if places else norm, energy=())
+    return _Part(held, places, whole=execute(job, bank, device).cpu().float() if places else None)
 
 
 def _stored(tensor: str, base: Checkpoint) -> str:

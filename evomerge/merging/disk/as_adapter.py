@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from evomerge.checkpoints.checkpoint import Checkpoint
@@ -14,6 +15,8 @@ from evomerge.merging.disk.adapter import AdapterContent, adapter_content
 from evomerge.merging.disk.adapter_files import write_adapter
 from evomerge.merging.disk.naming import Names
 from evomerge.merging.disk.pipeline import StreamingBank
+from evomerge.merging.plan.core_space import applied
+from evomerge.merging.plan.jobs import MergePlan
 from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.factor_cache import FactorCache
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice, base_of
@@ -47,7 +50,7 @@ def write_as_adapter(
     if reference is None:
         raise InputError("the recipe has no base_model, and an adapter needs one", "leave out --as-adapter")
     bank = StreamingBank(FactorCache())
-    content = _write(made, bank, bank.open(reference), out, rank, made, device, overwrite, progress, note)
+    content = _write(made, bank, bank.open(reference), out, rank, True, device, overwrite, progress, note)
     for line in adapter_words(content):
         if note:
             note(line)
@@ -76,7 +79,7 @@ def write_extracted(
     weights = {base: 0.0, model: 1.0}
     inputs = tuple(Input(name, parameters={"weight": weight}) for name, weight in weights.items())
     taken = Recipe((Document("linear", (Slice(inputs),), base=base),))
-    return _write(taken, bank, opened, out, rank, None, device, overwrite, progress, note)
+    return _write(taken, bank, opened, out, rank, False, device, overwrite, progress, note)
 
 
 def _check_form(base: Checkpoint, model: Checkpoint) -> None:
@@ -97,7 +100,7 @@ def _write(
     base: Checkpoint,
     out: Path,
     rank: int | None,
-    told: Recipe | None,
+    merged: bool,
     device: str,
     overwrite: bool,
     progress: Callable[[str, float], None] | None,
@@ -107,6 +110,9 @@ def _write(
         problem = f"the base is {' with '.join(base.parts)}, which PEFT does not load as one model"
         raise InputError(problem, "write it as a checkpoint first (`evomerge merge`)")
     planned = plan(recipe, bank.open)
+    recipe, rank, whole = _compressed(recipe, planned, rank)
+    if whole is not None:
+        planned = plan(recipe, bank.open)
     if planned.donor.resolved() != base.resolved():
         raise InputError(f"the merge has the form of {planned.donor.reference}, not of its base", "name base_model")
     inputs = [*(c.path for c in planned.checkpoints), *(f for c in planned.checkpoints for f in c.files())]
@@ -114,21 +120,48 @@ def _write(
     for line in planned.notes:
         if note:
             note(line)
-    if rank is None:
-        raise InputError("an adapter needs a rank", "give --rank", Where("--rank"))
-    content = adapter_content(planned, base, rank, bank, device, progress)
+    content = adapter_content(planned, base, rank, bank, device, progress, whole)
     kind = model_class(base.config)
     check_unchanged(planned.checkpoints, "while it was read", "run the same command again")
     names = Names(recipe, planned.checkpoints)
     causal = kind is not None and kind.__name__.endswith(_CAUSAL)
-    write_adapter(content, base.resolved(), base.tensors, out, told, names, causal=causal, overwrite=overwrite)
+    write_adapter(
+        content,
+        base.resolved(),
+        base.tensors,
+        out,
+        recipe if merged else None,
+        names,
+        causal=causal,
+        overwrite=overwrite,
+    )
     for lost in content.lost:
         if note:
             note(f"warning: no adapter can hold the change of {lost.name}: it is left out")
     return content
 
 
+def _compressed(recipe: Recipe, planned: MergePlan, rank: int | None) -> tuple[Recipe, int, MergePlan | None]:
+    """The recipe of an adapter of this rank, the rank, and the plan that it falls short of. In Core Space the rank of
+    all adapters together is enough, and a smaller one keeps so many of its directions (Compress-then-Merge)."""
+    flag = Where("--rank")
+    spaces = [found.changes for job in planned.jobs.values() if (found := applied(job)) is not None]
+    full = max((max(space.core) for space in spaces), default=None)
+    if full is None:
+        if rank is None:
+            raise InputError("an adapter needs a rank", "give --rank", flag)
+        return recipe, rank, None
+    rank = full if rank is None else rank
+    if not 1 <= rank <= full:
+        problem = f"{rank} is no rank of this merge: its adapters have {full} together"
+        raise InputError(problem, f"give 1 to {full}", flag)
+    if rank == full:
+        return recipe, rank, None
+    cut = tuple(replace(d, core_rank=rank) if d.core else d for d in recipe.documents)
+    return Recipe(cut), rank, planned
+
+
 def adapter_words(content: AdapterContent) -> list[str]:
     """Lines on how much of the change the adapter lacks, at its rank and at lower ones."""
     by_rank = ", ".join(f"{rank} {error:.2%}" for rank, error in content.by_rank.items())
-    return [f"the adapter lacks {content.error:.2%} of the change (Frobenius norms); by rank: {by_rank}"]
+    return [f"the adapter lacks {content.error:.2%} of the change (Frobenius norms); at least, by rank: {by_rank}"]

@@ -74,5 +74,5 @@ def _even(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
 def _left(matrix: Tensor) -> Tensor:
     """The left singular vectors of a matrix with few columns."""
     found = torch.linalg.qr(matrix)
-    left: Tensor = torch.linalg.svd(found.R, full_matrices=False).U
-    return found.Q @ left
+    vectors: Tensor = found.Q @ torch.linalg.svd(found.R, full_matrices=False).U
+    return vectors

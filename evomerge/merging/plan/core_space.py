@@ -61,6 +61,12 @@ class LowRankChanges:
         rows, columns = (min(self.total, n, self.rank or n) for n in self.matrix)
         return rows, columns
 
+    @property
+    def bytes(self) -> int:
+        """Of the space."""
+        (rows, columns), (left, right) = self.matrix, self.core
+        return 4 * (rows * left + right * columns + len(self.steps) * left * right)
+
     def build(self, fetch: Fetch) -> torch.Tensor:
         """The space, flat. InputError where a change holds NaN or Inf."""
         return CoreSpace.of([None if s is None else self._read(s) for s in self.steps], self.rank).flat()
@@ -123,6 +129,19 @@ class Applied:
         """The change alone as B [rows, k] and A [k, columns], float32, on the host."""
         space = self.changes.space(fetch)
         return product(space.u, fetch(self.core).cpu().float()), space.v
+
+
+def applied(job: MergeJob) -> Applied | None:
+    """The merge in Core Space that a job is, maybe behind documents that only stack the outputs of others; else
+    None."""
+    while job.method == "passthrough" and job.parameters["scale"] == (1.0,):
+        [operand] = job.inputs
+        if isinstance(operand, Applied):
+            return operand
+        if not isinstance(operand, MergeJob):
+            return None
+        job = operand
+    return None
 
 
 class CorePlanner:
@@ -194,13 +213,12 @@ class CorePlanner:
         return tuple(steps)
 
     def _check(self, checkpoints: Mapping[str, Checkpoint]) -> None:
-        document, method = self._document, METHODS[self._document.method]
-        if not merges_changes(document.method):
+        document = self._document
+        if not METHODS[document.method].merges_changes:
             problem = f"{document.method} merges models, and Core Space holds changes of them"
             raise InputError(problem, "use task_arithmetic or ties, or leave out adapters: core", document.where)
         if document.base is None:
             raise InputError("adapters: core needs a base_model", "name the adapters' base", document.where)
-        assert method.base in ("subtracted", "optional")
         base = checkpoints.get(document.base)
         for entry in (entry for slice_ in document.all_slices for entry in slice_.inputs):
             model = checkpoints.get(entry.model)
@@ -210,8 +228,3 @@ class CorePlanner:
                 problem = f"{entry.model} is no LoRA adapter of {document.base}"
                 mend = "list adapters of one base alone, or leave out adapters: core"
                 raise InputError(problem, mend, entry.where)
-
-
-def merges_changes(method: str) -> bool:
-    """Whether a method merges changes of a base, and not models."""
-    return METHODS[method].base in ("subtracted", "optional")

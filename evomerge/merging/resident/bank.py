@@ -3,7 +3,7 @@ place that the placement plan chose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -67,17 +67,24 @@ class SourceBank:
         """Every checkpoint that was opened."""
         return list({id(checkpoint): checkpoint for checkpoint in self._checkpoints.values()}.values())
 
-    def load(self, ref: str, where: Where | None = None, progress: Callable[[int], None] | None = None) -> None:
+    def load(
+        self,
+        ref: str,
+        where: Where | None = None,
+        progress: Callable[[int], None] | None = None,
+        names: Collection[str] | None = None,
+    ) -> None:
         """Read all of a checkpoint's tensors now, so that damaged weights are found before a search starts.
 
-        `progress`: called with the bytes of each tensor once it is in its place.
+        `progress`: called with the bytes of each tensor once it is in its place. `names`: of those to read; None: all.
 
         Raises:
             InputError: a tensor holds NaN or Inf, or the stored head of a tied model differs from its embeddings.
         """
         checkpoint = self.open(ref, where)
         for name, info in checkpoint.tensors.items():
-            self.tensor(ref, name)
+            if names is None or name in names:
+                self.tensor(ref, name)
             if progress:
                 progress(info.bytes)
 

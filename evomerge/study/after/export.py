@@ -143,6 +143,7 @@ def _header(state: Status, trial: Trial, split: str, missed: list[str]) -> str:
     if state.release is not None and not state.finished:
         lines.append(f"chosen after {state.release.after} trials; the run has gone on since")
     own = sorted({d.method for d in trial.recipe.documents if not runs_in_mergekit(d.method)})
+    own += ["Core Space"] if any(d.core for d in trial.recipe.documents) else []
     if own:
         why = f"mergekit has no {' and no '.join(own)}: it cannot run it"
         return "\n".join([*lines, f"evomerge merge FILE OUT (these very bits); {why}"])
