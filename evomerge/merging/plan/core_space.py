@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -18,11 +19,12 @@ from evomerge.checkpoints.read import read_tensor
 from evomerge.errors import InputError, Where
 from evomerge.merging.kernels.core_space import CoreSpace
 from evomerge.merging.kernels.products import product
-from evomerge.merging.plan.alignment import promoted
 from evomerge.merging.plan.jobs import MergeJob, Operand, Read
 from evomerge.recipe.recipe import Document
 from evomerge.registry import METHODS
 
+_WORK = "float32"
+"""What cores are, and are merged in."""
 Fetch = Callable[[Operand], torch.Tensor]
 Passed = Callable[[MergeJob, Operand], MergeJob]
 
@@ -44,6 +46,13 @@ class LowRankChanges:
     owner: str = field(compare=False, default="")
     where: Where | None = field(compare=False, default=None)
     operands: tuple[()] = ()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.steps, self.matrix, self.rank))
 
     @property
     def key(self) -> Hashable:
@@ -171,13 +180,12 @@ class CorePlanner:
         rows, columns = job.shape
         changes = LowRankChanges(steps, (rows, columns), self._document.core_rank, job.tensor, self._document.where)
         self.largest = max(self.largest, changes.total)
-        work = promoted([job.work, "float32"])
         merged = replace(
             job,
             inputs=tuple(Core(changes, i) for i in range(len(steps))),
             base=Core(changes, None),
-            work=work,
-            out=work,
+            work=_WORK,
+            out=_WORK,
             shape=changes.core,
         )
         return self._passed(job, Applied(job.base, merged, changes))

@@ -38,7 +38,7 @@ class SourceBank:
         self._pinned = Slabs() if placement is not None and placement.pinned else None
         self._checkpoints: dict[str, Checkpoint] = {}
         self._tensors: dict[Hashable, Tensor] = {}
-        self._addresses: set[int] = set()  # the addresses of these tensors
+        self._addresses: set[int] = set()  # the addresses of these tensors, and of remembered ones
         self._rows: dict[str, dict[str, _Row]] = {}  # by the checkpoint's resolved reference
         self._checked: set[Hashable] = set()
         self.held: dict[str, MergePlan] = {}  # by the recipe's id
@@ -195,7 +195,9 @@ class SourceBank:
         if not self._keep:
             return make()
         if key not in self._remembered:
-            self._remembered[key] = make()
+            made = self._remembered[key] = make()
+            if isinstance(made, Tensor):
+                self._addresses.add(made.data_ptr())
         value: T = self._remembered[key]
         return value
 
