@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import evomerge
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.cli import main
 from evomerge.errors import InputError
@@ -315,6 +316,22 @@ def test_at_a_lower_rank_it_is_compressed_then_merged(models: dict[str, str], tm
     # and the recipe beside it makes the very weights
     written = parse_recipe((tmp_path / "adapter" / "mergekit_config.yml").read_text())
     assert (written.output.core, written.output.core_rank) == (True, 3)
+
+
+def test_adapters_of_a_tied_head(tmp_path: Path, logits: Logits) -> None:
+    """Embeddings that are the head, too: an adapter holds both changes, and so does the merge of adapters."""
+    base = tiny_models.write(tmp_path / "base", tiny_models.base_tensors(tied=True), tie_word_embeddings=True)
+    for number in (1, 2):
+        tuned = tiny_models.tuned(tiny_models.base_tensors(tied=True), number, 0.2)
+        tiny_models.write(tmp_path / f"tuned-{number}", tuned, tie_word_embeddings=True)
+        evomerge.extract(base, tmp_path / f"tuned-{number}", tmp_path / f"lora-{number}", rank=2)
+    inputs = [Input(f"{base}+{tmp_path / f'lora-{i}'}", None, {"weight": 0.5}) for i in (1, 2)]
+    slices = (Slice((*inputs, Input(str(base)))),)
+    made, said = Recipe((Document("task_arithmetic", slices, str(base), core=True),)), list[str]()
+    merge(made, tmp_path / "adapter", as_adapter=True, note=said.append)
+    assert "lacks 0.00%" in said[-1]
+    wanted = logits(merge(made, tmp_path / "whole"), None)
+    assert (logits(base, tmp_path / "adapter") - wanted).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("rank", "said"), [("0", "0 is no rank"), ("8", "have 7 together; give 1 to 7")])

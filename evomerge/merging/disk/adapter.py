@@ -121,8 +121,9 @@ def adapter_content(
     Raises:
         InputError: the rank is none, the merge has other layers, tensors or tokens than the base, or equals it.
     """
-    places = adapter_places(base.config, {name: info.shape for name, info in base.tensors.items()})
     jobs = [job for job in planned.jobs.values() if job.method != COPY]
+    # A head that is the base's embeddings can have a change of its own.
+    places = adapter_places(base.config, {job.tensor: job.shape for job in jobs})
     _check_shapes(jobs, base)
     _check_rank(rank, jobs, places)
     parts: list[_Part] = []
