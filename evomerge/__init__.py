@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evomerge.examine.check import check
     from evomerge.examine.doctor import doctor
     from evomerge.examine.evaluate import evaluate
+    from evomerge.examine.extract import extract
     from evomerge.examine.init import init
     from evomerge.examine.path import path
     from evomerge.examine.reproduce import reproduce
@@ -47,6 +48,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "export",
+    "extract",
     "init",
     "merge",
     "merge_tensors",
@@ -76,6 +78,7 @@ _HOMES = {
     "doctor": "evomerge.examine.doctor",
     "evaluate": "evomerge.examine.evaluate",
     "export": "evomerge.study.after.export",
+    "extract": "evomerge.examine.extract",
     "init": "evomerge.examine.init",
     "merge": "evomerge.merging.disk.stream",
     "merge_tensors": "evomerge.merging.state_dicts",

@@ -188,8 +188,8 @@ COMMANDS = {
         "write a run's best recipe as mergekit YAML",
         _RUN,
         (
-            "output", "trial", "allow_infeasible", "portable", "checkpoint", "device", "overwrite", "push_to_hub",
-            "public",
+            "output", "trial", "allow_infeasible", "portable", "checkpoint", "as_adapter", "rank", "device",
+            "overwrite", "push_to_hub", "public",
         ),
         {
             "output": {"help": "default: stdout"},
@@ -241,7 +241,7 @@ COMMANDS = {
             "recipe": {"metavar": "RECIPE.yaml", "help": "a recipe in mergekit's form"},
             "out": {"metavar": "OUT_DIR", "nargs": "?", "help": "the folder to write"},
         },
-        ("device", "allow_pickle", *merge_options.OPTIONS),
+        ("as_adapter", "rank", "device", "allow_pickle", *merge_options.OPTIONS),
         {"device": {"default": "cpu", "help": "where to compute: cpu, cuda, cuda:1 or auto"}},
     ),
     "reproduce": Command(
@@ -291,6 +291,20 @@ COMMANDS = {
         {
             "fitness": {"required": True},
             "output": {"default": "path.png", "help": "the picture: .png, .svg or .pdf (default: path.png)"},
+        },
+    ),
+    "extract": Command(
+        commands.run_extract,
+        "write the change from a base to a model as a LoRA adapter, with what it lacks of each module's",
+        {
+            "base": {"metavar": "BASE", "help": "the checkpoint that the adapter belongs to"},
+            "model": {"metavar": "MODEL", "help": "a fine-tune of it, or an adapter"},
+            "out": {"metavar": "OUT", "help": "the folder to write"},
+        },
+        ("rank", "device", "overwrite", "allow_pickle"),
+        {
+            "rank": {"required": True},
+            "device": {"default": "cpu", "help": "where a merged model is computed: cpu, cuda, cuda:1 or auto"},
         },
     ),
     "align": Command(

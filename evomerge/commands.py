@@ -17,9 +17,11 @@ from typing import Any
 from evomerge.answers import DONE, INTERRUPTED, NO, call, complain, end, print_data, show, view
 from evomerge.arguments import listed, named_models
 from evomerge.errors import InputError, Where
+from evomerge.evaluator.device import choose_device
 from evomerge.examine.align import align
 from evomerge.examine.doctor import doctor, glance
 from evomerge.examine.evaluate import evaluate
+from evomerge.examine.extract import extract
 from evomerge.examine.findings.finding import Finding
 from evomerge.examine.path import PathInterrupted, path
 from evomerge.outputs import output_file, save
@@ -243,6 +245,17 @@ def run_align(options: argparse.Namespace) -> int:
     if options.json:
         return print_data(options, {**alignment_data(result), "written": options.out})
     return show(alignment_table(result), *alignment_summary(result), f"wrote {options.out}")
+
+
+def run_extract(options: argparse.Namespace) -> int:
+    with view() as observer:
+        result = call(extract, options, device=choose_device(options.device), observer=observer)
+    from evomerge.merging.disk.as_adapter import adapter_words
+    from evomerge.report.models.extractions import extraction_data, extraction_table
+
+    if options.json:
+        return print_data(options, {**extraction_data(result), "written": options.out})
+    return show(extraction_table(result), *adapter_words(result), f"wrote {options.out}")
 
 
 def run_quickstart(options: argparse.Namespace) -> int:

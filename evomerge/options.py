@@ -120,6 +120,12 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {**_FLAG, "help": "name local models by their folders alone, not by paths: a recipe to publish"},
     ),
     "checkpoint": (("--checkpoint",), {"metavar": "DIR", "help": "also merge it: write the checkpoint there"}),
+    # a change as a LoRA adapter
+    "as_adapter": (
+        ("--as-adapter",),
+        {**_FLAG, "help": "write a LoRA adapter of the base, as PEFT loads it, in place of a checkpoint"},
+    ),
+    "rank": (("--rank",), {"type": whole_number, "metavar": "R", "help": "of the adapter"}),
     "models": (
         ("--models",),
         {

@@ -89,6 +89,11 @@ class Method:
     differentiable: tuple[str, ...] = ()
     own: bool = False
 
+    @property
+    def merges_changes(self) -> bool:
+        """Whether it merges changes of a base, and not models."""
+        return self.base in ("subtracted", "optional")
+
     def parameter(self, name: str) -> Parameter | None:
         return next((p for p in self.parameters if p.name == name), None)
 
@@ -262,6 +267,9 @@ PAPERS: Mapping[str, tuple[str, ...]] = {
     "ramplus_tl": (_RAM_PAPER,),
 }
 """Method -> the arXiv numbers of the papers that it is from; the others have none there."""
+
+CORE_PAPERS = ("2509.17786",)
+"""Those of Core Space."""
 
 
 def _method(point: EntryPoint) -> Method:

@@ -70,9 +70,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     "status": {"--watch": False, "--runs": "runs"},
     "dashboard": {"--port": 8080, "--host": "127.0.0.1"},
     "export": {
-        **dict.fromkeys(["-o", "--output", "--trial", "--checkpoint", "--push-to-hub"]),
+        **dict.fromkeys(["-o", "--output", "--trial", "--checkpoint", "--rank", "--push-to-hub"]),
         "--device": "cpu",
-        **dict.fromkeys(["--allow-infeasible", "--portable", "--overwrite", "--public"], False),
+        **dict.fromkeys(["--allow-infeasible", "--portable", "--as-adapter", "--overwrite", "--public"], False),
     },
     "rank": {"--fitness": REQUIRED, "-o": None, "--output": None},
     "compare": {"--split": None, "--slice": [], "--answers": False, "--most": None},
@@ -80,12 +80,12 @@ FLAGS: dict[str, dict[str, Any]] = {
     "merge": {
         "--device": "cpu",
         "--out-shard-size": "5GB",
-        **dict.fromkeys(["-j", "--num-threads", "--random-seed", "-I", "--intermediate-dir"]),
+        **dict.fromkeys(["-j", "--num-threads", "--random-seed", "-I", "--intermediate-dir", "--rank"]),
         **dict.fromkeys([f"--{no}{name}" for name in SWITCHES.split() for no in ("", "no-")], False),
         **dict.fromkeys(
             [f"--{no}{name}" for name in ("copy-tokenizer", "write-model-card") for no in ("", "no-")], True
         ),
-        **dict.fromkeys(["--overwrite", "-v", "--allow-pickle", "--public"], False),
+        **dict.fromkeys(["--as-adapter", "--overwrite", "-v", "--allow-pickle", "--public"], False),
         **dict.fromkeys([*VALUES.split(), "--push-to-hub"]),
     },
     "reproduce": {
@@ -124,6 +124,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--memory": None,
         "--trust-tasks": False,
         "--allow-pickle": False,
+    },
+    "extract": {
+        "--rank": REQUIRED,
+        "--device": "cpu",
+        **dict.fromkeys(["--overwrite", "--allow-pickle"], False),
     },
     "align": {
         **dict.fromkeys(["--spec", "--fitness", "--memory"]),
@@ -333,6 +338,7 @@ REFUSED: dict[str, list[str]] = {
     "evaluate": ["~nosuchuser/x", "--fitness", "fitness.yaml"],
     "doctor": ["nothing"],
     "path": ["loop", "other", "--fitness", "fitness.yaml"],
+    "extract": ["nothing/a", "nothing/b/c", "out", "--rank", "4"],
     "align": ["nothing/a", "nothing/b/c", "out"],
 }
 

@@ -260,6 +260,10 @@ class Checkpoint:
         """The name of the token embedding matrix."""
         return next((name for name in self.tensors if is_embedding(name)), None)
 
+    def adapted_to(self, base: Checkpoint) -> bool:
+        """Whether it is `base` with a LoRA adapter."""
+        return self._adapter is not None and self.parts[:-1] == base.parts
+
     def is_computed(self, name: str) -> bool:
         """Whether an adapter computes the tensor when it is read; else it is stored as in `tensors`."""
         return name in self._changes

@@ -71,8 +71,11 @@ class CheckpointWriter:
         shard_bytes: int = SHARD_BYTES,
         overwrite: bool = False,
         where: Where | None = None,
+        names: tuple[str, str] = (WEIGHTS, CONFIG),
     ) -> None:
+        """`names`: of the file of weights, if there is one only, and of the configuration."""
         self.target, self.layout, self.where = real_folder(target, where), dict(layout), where
+        self._weights_name, self._config_name = names
         self._overwrite, self._shards = overwrite, _shards(self.layout, shard_bytes)
         self._expected = [name for shard in self._shards for name in shard]
         self._files = [f"weights-{i:05d}.part" for i in range(len(self._shards))]
@@ -150,7 +153,7 @@ class CheckpointWriter:
         if self._sealed:
             return
         assert self._written == len(self._expected), "every tensor of the layout must be added"
-        names = _final_names(len(self._shards))
+        names = _final_names(len(self._shards), self._weights_name)
         with self._explained():
             self._close()
             for part, name in zip(self._files, names, strict=True):
@@ -159,7 +162,7 @@ class CheckpointWriter:
             if len(names) > 1:
                 self.text(INDEX, json.dumps(self._index(names), indent=2) + "\n")
             if self._config:
-                self.text(CONFIG, config_json(self._config))
+                self.text(self._config_name, config_json(self._config))
             if self._summary is not None:
                 name, write = self._summary
                 self.text(name, write(dict(sorted(self._hashes.items()))))
@@ -341,8 +344,8 @@ def _shards(layout: Mapping[str, TensorLayout], limit: int) -> list[list[str]]:
     return shards
 
 
-def _final_names(count: int) -> list[str]:
-    return [WEIGHTS] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+def _final_names(count: int, single: str) -> list[str]:
+    return [single] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
 
 def _header(tensors: Mapping[str, TensorLayout]) -> bytes:

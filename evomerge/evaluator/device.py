@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,6 +96,7 @@ def place_models(
     step: int = 0,
     factors: int = 0,
     engine: int = 0,
+    unread: Collection[Hashable] = (),
 ) -> Placement:
     """Plans what lives where in a study of such merges, with a resident model of this dtype.
 
@@ -105,15 +106,16 @@ def place_models(
         memory: as parse_memory takes it.
         share: the part of devices, host and limits that this is for, where several workers share them.
         step: bytes that a gradient step takes beside the weights.
-        factors: bytes of the factors of deltas that bands need.
+        factors: bytes of the factors of deltas that merges need.
         engine: bytes that a serving engine takes beside the model, on each device.
+        unread: keys of tensors that no candidate reads.
 
     Raises:
         InputError: there is no such device, the limits are none, or the model does not fit.
     """
     elements = {name: math.prod(job.shape) for name, job in planned.jobs.items()}
     sizes = ModelSizes.of(elements, dtype, planned.stack)
-    return place_sizes(sizes, checkpoints, device, memory, share, step, factors, engine)
+    return place_sizes(sizes, checkpoints, device, memory, share, step, factors, engine, unread)
 
 
 def place_sizes(
@@ -125,6 +127,7 @@ def place_sizes(
     step: int = 0,
     factors: int = 0,
     engine: int = 0,
+    unread: Collection[Hashable] = (),
 ) -> Placement:
     """As place_models, of a resident model whose sizes are known. Raises InputError."""
     limits, share = parse_memory(memory), share or Share(device, spare=device == "auto")
@@ -138,7 +141,16 @@ def place_sizes(
     try:
         speed = rates(names[0])
         return place(
-            model, checkpoints, devices, host, speed, bounds, first_that_fits=share.spare, step=step, factors=factors
+            model,
+            checkpoints,
+            devices,
+            host,
+            speed,
+            bounds,
+            first_that_fits=share.spare,
+            step=step,
+            factors=factors,
+            unread=unread,
         )
     except InputError as error:
         if engine:

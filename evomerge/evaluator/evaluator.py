@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 
 import torch
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.preflight import check_configured
 from evomerge.errors import InputError, TrialError
+from evomerge.evaluator.core_space import prepare_spaces, space_bytes, unread
 from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluation import Evaluation
 from evomerge.evaluator.models import OpenModels
@@ -38,7 +39,7 @@ from evomerge.merging.resident.built import BuiltResident
 from evomerge.merging.resident.execute import Execution
 from evomerge.merging.resident.factor_cache import FactorCache, default_folder
 from evomerge.merging.resident.materialize import Resident
-from evomerge.merging.resident.placement import CPU, Placement, size
+from evomerge.merging.resident.placement import CPU, Placement, size, tensor_key
 from evomerge.merging.resident.rehearsal import rehearse
 from evomerge.merging.resident.slopes import ParameterSlopes, Pulls
 from evomerge.merging.resident.stacks import hold_stages, prepare_stacks
@@ -99,6 +100,8 @@ class Evaluator:
             typical = plan_merge(models.space.recipe(models.space.start), bank.open)
             rehearse(typical, models.checkpoints.values(), next(iter(placement.room)), compiled)
         _fill(bank, models, progress)
+        if models.space.spec.core:
+            prepare_spaces(_typical(models), bank, progress)
         if any(models.space.factored()):
             decompose(plan_merge(models.space.recipe(models.space.start), bank.open), bank, progress)
         dtype = models.space.models.dtype
@@ -272,7 +275,16 @@ def place_candidates(
     taken = _factor_bytes(models) + _held_bytes(models)
     dtype = models.space.models.dtype
     engine = engine_bytes(model_bytes(merge, dtype)) if asks_engine(fitness) else 0
-    return place_models(merge, dtype, models.checkpoints, device, memory, share, step, taken, engine)
+    without: Collection[Hashable] = ()
+    if models.space.spec.core:
+        typical = _typical(models)
+        taken, without = taken + space_bytes(typical), unread(typical, models.checkpoints.values())
+    return place_models(merge, dtype, models.checkpoints, device, memory, share, step, taken, engine, without)
+
+
+def _typical(models: OpenModels) -> MergePlan:
+    """The plan of the candidate that a search begins with."""
+    return plan_merge(models.space.recipe(models.space.start), _opened(models).open)
 
 
 def _largest(models: OpenModels) -> MergePlan:
@@ -350,5 +362,7 @@ def _fill(bank: SourceBank, models: OpenModels, progress: Progress) -> None:
         done += count
         progress.progress(f"loaded {size(done)} of {size(total)}", done / max(1, total))
 
+    without = unread(_typical(models), models.checkpoints.values()) if models.space.spec.core else frozenset()
     for checkpoint in models.checkpoints.values():
-        bank.load(checkpoint.reference, progress=advance)
+        names = {name for name in checkpoint.tensors if tensor_key(checkpoint, name) not in without}
+        bank.load(checkpoint.reference, progress=advance, names=names)

@@ -79,6 +79,7 @@ def open_models(spec: SpaceSpec, fitness: FitnessSpec) -> OpenModels:
         check_family(base, sources, where)
     tokens = token_changes(base, sources, spec.tokenizer, where)
     _check_distinct({"base": base, **sources}, where)
+    _check_adapters(spec, base, sources, where)
     ready_made = [name for name, text in spec.modules.items() if text == READY_MADE]
     spec = with_filters(spec, base.tensors)
     _check_modules(spec, base, {*ready_made, *spec.freeze.modules})
@@ -91,6 +92,16 @@ def _check_distinct(checkpoints: Mapping[str, Checkpoint], where: Callable[[str]
         other = seen.setdefault(checkpoint.resolved(), name)
         if other != name:
             raise InputError(f"{name} is the same checkpoint as {other}", "list each model once", where(name))
+
+
+def _check_adapters(
+    spec: SpaceSpec, base: Checkpoint, sources: Mapping[str, Checkpoint], where: Callable[[str], Where]
+) -> None:
+    """InputError where a source of a space of adapters is none of the base."""
+    other = next((n for n, source in sources.items() if not source.adapted_to(base)), None) if spec.core else None
+    if other is not None:
+        problem = f"{other} is no LoRA adapter of {base.reference}, and `adapters: core` merges these alone"
+        raise InputError(problem, "leave it out, or write adapters: full", where(other))
 
 
 def _check_modules(spec: SpaceSpec, base: Checkpoint, needed: Collection[str]) -> None:

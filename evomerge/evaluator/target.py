@@ -10,6 +10,7 @@ from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.identity import check_unchanged
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.errors import InputError
+from evomerge.evaluator.core_space import prepare_spaces, space_bytes, unread
 from evomerge.evaluator.device import place_models
 from evomerge.evaluator.evaluator import Evaluator, check_loadable, decompose, resident_model
 from evomerge.evaluator.progress import Progress
@@ -110,7 +111,11 @@ def load_evaluator(
     checkpoints = {c.reference: c for c in planned.checkpoints}
     factors = sum(wanted.bytes(job.shape) for job in planned.jobs.values() for wanted in job.decomposed.values())
     engine = engine_bytes(model_bytes(planned, target.dtype)) if serve and asks_engine(spec) else 0
-    placement = place_models(planned, target.dtype, checkpoints, device, memory, factors=factors, engine=engine)
+    factors += space_bytes(planned)
+    without = unread(planned, planned.checkpoints)
+    placement = place_models(
+        planned, target.dtype, checkpoints, device, memory, factors=factors, engine=engine, unread=without
+    )
     for name, fact in placement.facts().items():
         progress.note(f"{name}: {fact}")
     tokenizer = output_tokenizer(target.recipe.output, target.planned)
@@ -122,6 +127,7 @@ def load_evaluator(
         bank.add(checkpoint)
     prepare_stacks(bank, target.recipe)
     decompose(planned, bank, progress)
+    prepare_spaces(planned, bank, progress)
     resident = resident_model(spec, target.shape, bank, target.dtype, placement.room, target.planned, tokenizer)
     progress.phase("building the tasks")
     candidates = servable(target.planned, read, tokenizer, target.dtype, placement) if serve else None

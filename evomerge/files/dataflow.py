@@ -22,11 +22,13 @@ _FOREIGN: Mapping[str, Mapping[str, str]] = {
         "interpolate": "is of the values of genes, and `space: dataflow` has none",
         "modules": "tells genes apart, and `space: dataflow` has none",
         "freeze": "keeps layers from being merged, and `space: dataflow` merges none",
+        "adapters": "says how changes are merged, and `space: dataflow` merges none",
     },
     "both": {
         "layers": "groups layers, and in `space: both` the blocks do",
         "interpolate": "needs layers in their places, and blocks move",
         "freeze": "keeps layers in their places, and blocks move",
+        "adapters": "needs layers in their places, and blocks move",
         "path": "orders the models of a path, and in `space: both` each block is a merge of all models",
         "repeats": "repeats slots, and `space: both` has blocks",
         "scales": "is of the hops between layers as they are, and `space: both` merges them",

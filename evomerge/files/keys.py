@@ -71,6 +71,10 @@ SPACE: Keys = {
     "fixed": Key("parameters of the methods that are not searched", "the method's defaults"),
     "freeze": Key("layers, sources and modules that are not searched", "nothing"),
     "optimizer": Key("a name, or a mapping with the optimizer's own options", "`surrogate`, seed 0"),
+    "adapters": Key(
+        "`full` or `core`: whether LoRA sources are merged as changes of whole weights, or in Core Space", "`full`"
+    ),
+    "core_rank": Key("of `adapters: core`: so many of its directions are kept", "all"),
     "budget": Key("when the search ends: totals, the first that is reached counts", "100 trials"),
     "polish": Key(
         "whether the budget's last trials score other forms of the best merge: `auto` (where a tenth of the budget is "

@@ -137,8 +137,9 @@ class Dataflow:
 @dataclass(frozen=True)
 class SpaceSpec:
     """A search-space file. `layers` is a number of equal groups, "each", or explicit [start, end) ranges. `dataflow`:
-    how layers are stacked, where paths are searched. `polish`: None is auto. `winner`: the recipe of the model of that
-    name, which is no part of the file."""
+    how layers are stacked, where paths are searched. `core`: whether the changes of LoRA sources are merged in Core
+    Space, with `core_rank` of its directions (None: all). `polish`: None is auto. `winner`: the recipe of the model of that name, which is no
+    part of the file."""
 
     file: Path
     base: ModelRef
@@ -158,6 +159,8 @@ class SpaceSpec:
     trials: int | None = 100
     most_items: int | None = None
     seconds: float | None = None
+    core: bool = False
+    core_rank: int | None = None
     dataflow: Dataflow | None = None
     polish: bool | None = None
     winner: str | None = field(default=None, compare=False)

@@ -50,6 +50,8 @@ def _merges(spec: SpaceSpec) -> dict[str, Any]:
         "layers": spec.layers if isinstance(spec.layers, int | str) else [list(r) for r in spec.layers],
         "modules": spec.modules,
         "interpolate": spec.interpolate,
+        **({"adapters": "core"} if spec.core else {}),
+        **({} if spec.core_rank is None else {"core_rank": spec.core_rank}),
         "genes": _genes(spec),
         "fixed": spec.fixed,
         **_freeze(spec),

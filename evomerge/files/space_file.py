@@ -17,7 +17,7 @@ from evomerge.files.module_groups import GROUPS, READY_MADE
 from evomerge.files.nodes import MOST_LAYERS, Node
 from evomerge.files.objects import GeneSpec, ModelRef, SpaceSpec
 from evomerge.files.settings import override
-from evomerge.registry import OPTIMIZER_KEYS, OPTIMIZERS, REMOVED_OPTIMIZERS
+from evomerge.registry import CHOICES, METHODS, OPTIMIZER_KEYS, OPTIMIZERS, REMOVED_OPTIMIZERS
 from evomerge.safety.names import check_name
 
 _DEFAULT_OPTIMIZER = "surrogate"
@@ -68,6 +68,7 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
     if kind == "both":
         check_blocks(parts["genes"].value, genes)
     trials, seconds, items = _budget(parts.get("budget"))
+    core, core_rank = _core(parts, genes, methods)
     return SpaceSpec(
         file=file,
         base=read_model(parts["base"]),
@@ -87,6 +88,8 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
         trials=trials,
         most_items=items,
         seconds=seconds,
+        core=core,
+        core_rank=core_rank,
         dataflow=dataflow,
         polish=_polish(parts.get("polish")),
         where=index(root),
@@ -189,6 +192,21 @@ def _budget(node: Node | None) -> tuple[int | None, float | None, int | None]:
 def _polish(node: Node | None) -> bool | None:
     """None: the budget decides."""
     return None if node is None or node.value == "auto" else node.boolean()
+
+
+def _core(parts: Mapping[str, Node], genes: Sequence[GeneSpec], methods: Sequence[str]) -> tuple[bool, int | None]:
+    """Whether changes are merged in Core Space, and how many of its directions are kept."""
+    core = "adapters" in parts and parts["adapters"].one_of(("full", "core"), "form") == "core"
+    rank = parts["core_rank"].integer(1) if "core_rank" in parts else None
+    if rank is not None and not core:
+        parts["core_rank"].fail("is of Core Space, where nothing is merged here", "add adapters: core")
+    other = next((name for name in methods if not METHODS[CHOICES[name].method].merges_changes), None)
+    if core and other is not None:
+        problem = f"{other} merges models, and Core Space holds changes of them"
+        parts["genes"].value["method"].fail(problem, "use methods such as task_arithmetic and ties, or adapters: full")
+    if core and any(gene.bands is not None for gene in genes):
+        parts["adapters"].fail("has no bands: they are of whole matrices", "give the weight without `bands`")
+    return core, rank
 
 
 def _optimizer(node: Node | None) -> dict[str, Any]:

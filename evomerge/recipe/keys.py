@@ -1,4 +1,4 @@
-"""The keys of a recipe, with what they mean: mergekit's (0.1.5), and `experts`."""
+"""The keys of a recipe, with what they mean: mergekit's (0.1.5), `experts`, `adapters` and `core_rank`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ DOCUMENT: Keys = {
         "`each` or `fused`: whether a mixture's experts are merged each by itself, or those of a layer as one tensor",
         "`each`",
     ),
+    "adapters": Key(
+        "`full` or `core`: whether LoRA sources are merged as changes of whole weights, or in the small space of their "
+        "changes (Core Space)",
+        "`full`",
+    ),
+    "core_rank": Key("of `adapters: core`: so many directions of that space are kept (Compress-then-Merge)", "all"),
     "name": Key("of a document that others use as a model; the one without a name is the output", "none: the output"),
 }
 INPUT: Keys = {

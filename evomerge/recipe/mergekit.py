@@ -1,8 +1,8 @@
 """Reads and writes mergekit's YAML (mergekit docs, `mergekit.config.MergeConfiguration` and `mergekit-multi`).
 
 A file holds one document, or several in any order, all but one of them named. Keys that mergekit ignores are ignored
-here too, except `random_seed`, which selects the random masks, and `experts`, which says whether those of a layer are
-merged as one tensor.
+here too, except `random_seed`, which selects the random masks, `experts`, which says whether those of a layer are
+merged as one tensor, and `adapters` and `core_rank`, which say whether adapters are merged in Core Space.
 """
 
 from __future__ import annotations
@@ -126,6 +126,10 @@ def _document(node: Node) -> Document:
         close = next((suggestion(k, DOCUMENT) for k in parts if k not in DOCUMENT), "give one of them")
         node.fail("needs exactly one of models, slices and modules", close)
     base = _base(parts)
+    core = is_set(parts.get("adapters")) and parts["adapters"].one_of(("full", "core"), "form") == "core"
+    core_rank = parts["core_rank"].integer(1) if is_set(parts.get("core_rank")) else None
+    if core_rank is not None and not core:
+        parts["core_rank"].fail("is of Core Space, where nothing is merged here", "add adapters: core")
     return Document(
         method=parts["merge_method"].one_of(METHODS, "merge method"),
         slices=() if written == ["modules"] else _stacked(parts, base),
@@ -140,6 +144,8 @@ def _document(node: Node) -> Document:
         seed=parts["random_seed"].integer(0, 2**63 - 1) if is_set(parts.get("random_seed")) else 0,
         where=node.where,
         fused_experts=is_set(parts.get("experts")) and parts["experts"].one_of(("each", "fused"), "form") == "fused",
+        core=core,
+        core_rank=core_rank,
     )
 
 

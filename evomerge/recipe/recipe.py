@@ -97,7 +97,8 @@ class TokenizerPolicy:
 class Document:
     """One merge, of `slices` or of `modules`. `name` is set on all documents but the last: later documents use it as
     a model. `seed` selects random masks (DARE, DELLA); mergekit ignores the key. `fused_experts`: whether the experts
-    of a layer are merged as one tensor; else each matrix by itself.
+    of a layer are merged as one tensor; else each matrix by itself. `core`: whether the changes of LoRA adapters are
+    merged in Core Space; `core_rank`: so many of its directions are kept (None: all).
     """
 
     method: str
@@ -113,6 +114,8 @@ class Document:
     where: Where = field(default=Where(), compare=False)
     modules: tuple[Module, ...] = ()
     fused_experts: bool = False
+    core: bool = False
+    core_rank: int | None = None
 
     @property
     def whole(self) -> bool:
@@ -225,6 +228,10 @@ def _document_data(document: Document) -> dict[str, Any]:
         data["chat_template"] = document.chat_template
     if document.fused_experts:
         data["experts"] = "fused"
+    if document.core:
+        data["adapters"] = "core"
+    if document.core_rank is not None:
+        data["core_rank"] = document.core_rank
     if document.seed:
         data["random_seed"] = document.seed
     return data

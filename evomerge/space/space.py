@@ -55,7 +55,8 @@ class Space(SearchSpace):
         of_methods = (METHODS[CHOICES[name].method].decomposed for name in self.spec.methods)
         kinds = {kind for kind in of_methods if kind is not None}
         sources = len(self.models.sources)
-        for name, layer in self.models.tensors.items() if kinds else ():
+        # Those of cores take no time, and no memory.
+        for name, layer in self.models.tensors.items() if kinds and not self.spec.core else ():
             shape = self.models.shapes.get(name, ())
             if layer not in self.frozen_layers and is_matrix(name, shape):
                 for kind in kinds:
@@ -162,7 +163,8 @@ class Space(SearchSpace):
             return self._document(BAND_ARITHMETIC, tuple(slices), self.models.base, None, stage)
         names = {p.name for p in choice.parameters}
         fixed = {k: v for k, v in self.spec.fixed.items() if k in names}
-        return self._document(choice.method, tuple(slices), self.models.base, {**choice.settled, **fixed}, stage)
+        merged = self._document(choice.method, tuple(slices), self.models.base, {**choice.settled, **fixed}, stage)
+        return replace(merged, core=self.spec.core, core_rank=self.spec.core_rank)
 
     def _slices(self, genome: Genome, choice: Choice) -> list[Slice]:
         each_layer = self.axes.interpolate or any("tensors" in gene.per for gene in self.spec.genes)

@@ -12,7 +12,7 @@ from evomerge.checkpoints.checkpoint import IMAGE_FILES, Checkpoint
 from evomerge.merging.disk.naming import Names, PartName
 from evomerge.merging.plan.jobs import MergePlan
 from evomerge.recipe.recipe import Recipe, base_of
-from evomerge.registry import PAPERS, runs_in_mergekit
+from evomerge.registry import CORE_PAPERS, PAPERS, runs_in_mergekit
 from evomerge.safety.read import is_there
 
 TAGS = ("merge", "mergekit", "evomerge")
@@ -70,6 +70,7 @@ class Sources:
         """The keys of the front matter, as the hub names them; those that nothing is known of are left out."""
         hubs = list(dict.fromkeys(part.name for part in _ordered(recipe, names) if part.hub))
         papers = dict.fromkeys(p for document in recipe.documents for p in PAPERS.get(document.method, ()))
+        papers |= dict.fromkeys(p for document in recipe.documents if document.core for p in CORE_PAPERS)
         return {
             **({"base_model": hubs, "base_model_relation": "merge"} if hubs else {}),
             **({"library_name": "transformers"} if "model_type" in planned.config else {}),
@@ -93,7 +94,7 @@ class Sources:
 
 def _tags(recipe: Recipe) -> list[str]:
     """Those of every merge; `mergekit` where its recipe is mergekit's."""
-    theirs = all(runs_in_mergekit(document.method) for document in recipe.documents)
+    theirs = all(runs_in_mergekit(document.method) and not document.core for document in recipe.documents)
     return [tag for tag in TAGS if tag != "mergekit" or theirs]
 
 

@@ -11,13 +11,14 @@ import torch
 
 from evomerge.checkpoints.headers import SIZES
 from evomerge.merging.kernels.inputs import Kept
+from evomerge.merging.plan.core_space import Applied
 from evomerge.merging.plan.jobs import MergeJob, Operand, Read
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.registry import METHODS
 
 R = TypeVar("R")
 _WORKED = 5 * SIZES["float32"]
-"""Bytes an element that a merge by singular directions works in: five matrices in float32."""
+"""Bytes an element that a merge by singular directions, or in Core Space, works in: five matrices in float32."""
 
 LIMIT = 1_000_000_000
 """The most bytes of all jobs in flight."""
@@ -31,11 +32,12 @@ class StreamingBank(SourceBank):
 
     def bytes_of(self, job: MergeJob) -> int:
         """The bytes of a job's result, of all stored tensors that it reads, of the factors that it needs, and of
-        what a merge by singular directions works in."""
+        what a merge by singular directions, or in Core Space, works in."""
         reads = (self.open(read.model).tensors[read.tensor].reading for read in reads_of(job))
         factors = sum(wanted.bytes(job.shape) for wanted in job.decomposed.values())
         elements = torch.Size(job.shape).numel()
-        worked = _WORKED * elements if job.method in METHODS and METHODS[job.method].spectral else 0
+        whole = (job.method in METHODS and METHODS[job.method].spectral) or isinstance(job.inputs[0], Applied)
+        worked = _WORKED * elements if whole else 0
         return sum(reads) + elements * SIZES[job.out] + factors + worked
 
 

@@ -24,6 +24,7 @@ from evomerge.checkpoints.write import (
     real_folder,
 )
 from evomerge.errors import InputError, TrialError, Where
+from evomerge.merging.disk.as_adapter import write_as_adapter
 from evomerge.merging.disk.documents import Documents
 from evomerge.merging.disk.doubts import doubts
 from evomerge.merging.disk.loadable import check_loads
@@ -65,6 +66,8 @@ def merge(
     shard_bytes: int = SHARD_BYTES,
     push_to_hub: str | None = None,
     public: bool = False,
+    as_adapter: bool = False,
+    rank: int | None = None,
     origin: Origin | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
@@ -87,6 +90,8 @@ def merge(
         allow_pickle: read pickled weights, too, where a model has no others (see `checkpoints/pickled.py`).
         shard_bytes: the most bytes of a weights file.
         push_to_hub: also upload the checkpoint, to a new repository of this name: private, unless `public`.
+        as_adapter: write a LoRA adapter of the base, of this `rank`, in place of a checkpoint. `note` is told how much
+            of the change it lacks.
         origin: the search that the recipe comes from; `evomerge.export` tells it.
         progress: called with a text (tensor, rate, remaining time) and the share that is done (0 to 1).
         note: called, before the first tensor is merged, with lines on what not all models of the merge store, on
@@ -112,6 +117,16 @@ def merge(
         if not 0 <= seed < 2**63:
             raise InputError(f"{seed} is no seed", "give a whole number from 0 to 2^63 - 1", Where("--random-seed"))
         whole = Recipe(tuple(replace(document, seed=seed) for document in whole.documents))
+    if rank is not None and not as_adapter:
+        raise InputError("a checkpoint has no rank", "add --as-adapter, or leave --rank out", Where("--rank"))
+    if as_adapter:
+        if intermediate is not None or truncate_embeddings or mix_types:
+            problem = "an adapter has its base's form, and nothing beside it"
+            raise InputError(problem, "leave out the other options", Where("--as-adapter"))
+        folder = Path(out).absolute()
+        write_as_adapter(whole, folder, rank, device=device, overwrite=overwrite, progress=progress, note=note)
+        _push(upload, folder, note)
+        return folder
     origin = origin or Origin()
     given = file.read_text(encoding="utf-8") if file and seed is None else None
     text = origin.text or given or write_recipe(whole, origin.header)
@@ -161,11 +176,15 @@ def merge(
             # Last: an error here leaves nothing, and from now on nothing is read.
             check_unchanged(planned.checkpoints, "while it was merged", "merge again")
             writer.seal()
+    _push(upload, target, note)
+    return target
+
+
+def _push(upload: Upload | None, folder: Path, note: Callable[[str], None] | None) -> None:
     if upload is not None:
-        address = upload.push(target)
+        address = upload.push(folder)
         if note:
             note(f"pushed to {address}")
-    return target
 
 
 @dataclass(frozen=True)

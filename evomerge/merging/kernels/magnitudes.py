@@ -8,7 +8,8 @@ To keep the k elements of largest magnitude:
    lower index first. The first cut of a delta counts them along the delta. For later ones counts per chunk of the
    tensor tell the chunk in which they run out; only that one is read again: few elements, because a mixture of experts
    has thousands of tensors, each with a cut of its own for each source.
-3. float32: the elements of the bin are read and sorted by magnitude, equals by index.
+3. float32: the elements of the bin are read and sorted by magnitude, equals by index. A small delta is sorted as a
+   whole, once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from evomerge.merging.kernels.threads import each
 _CHUNKS = 1 << 8, 1 << 13  # the least and the most elements of a chunk: their count fits 16 bits, mostly 4
 _SCANNED = 1 << 20  # elements that are looked at together: more memory at a time only costs page faults
 _SHARED = 1 << 18  # the same where threads share a tensor
+
+_SORTED = 1 << 15  # elements of a float32 delta that is sorted as a whole: 12 bytes for each are kept
 
 T = TypeVar("T")
 Block = Callable[[slice], Tensor]
@@ -163,6 +166,7 @@ class Magnitudes:
         self._values = _values(self._bins, dtype)
         self.largest = float(self._values[0]) if self._exact and count else max(tops)
         self._table: _Table | None = None
+        self._sorted: tuple[np.ndarray, np.ndarray] | None = None  # magnitudes, falling, and their places
         self._was_cut = False
 
     def cut(self, keep: int, delta: Block) -> Cut:
@@ -171,6 +175,8 @@ class Magnitudes:
             return NONE
         if keep >= self.count:
             return ALL
+        if not self._exact and self.count <= _SORTED:
+            return self._cut_sorted(keep, delta)
         bin_ = int(self._cumulated.searchsorted(keep))
         missing = keep - (int(self._cumulated[bin_ - 1]) if bin_ else 0)
         return self._cut_at(bin_, missing, delta) if self._exact else self._cut_inside(bin_, missing, delta)
@@ -224,6 +230,14 @@ class Magnitudes:
             return tabulated
 
         return np.concatenate(_each_span(delta, self.count, counts, length), axis=1)
+
+    def _cut_sorted(self, keep: int, delta: Block) -> Cut:
+        """The cut of a delta that is sorted as a whole."""
+        if self._sorted is None:
+            size = delta(slice(0, self.count)).abs_().cpu()
+            values, places = size.sort(descending=True, stable=True)
+            self._sorted = values.numpy(), places.numpy()
+        return Cut(float(self._sorted[0][keep - 1]), int(self._sorted[1][keep - 1]) + 1)
 
     def _cut_inside(self, bin_: int, missing: int, delta: Block) -> Cut:
         """The cut that keeps the `missing` largest elements of a bin."""

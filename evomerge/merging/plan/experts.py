@@ -15,7 +15,8 @@ from typing import Any
 from evomerge.checkpoints.lora_names import Parameter, ParameterNames
 from evomerge.errors import InputError, Where
 from evomerge.merging.plan.alignment import promoted
-from evomerge.merging.plan.jobs import Block, BlockOf, MergeJob, Once, StackedMatrices, TensorRef
+from evomerge.merging.plan.jobs import Block, BlockOf, MergeJob, StackedMatrices, TensorRef
+from evomerge.merging.plan.once import Once
 from evomerge.merging.plan.stacking import Member, OutputTensor
 
 _EXPERT = re.compile(r"(^|\.)experts\.\d+\..*weight$")

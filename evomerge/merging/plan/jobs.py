@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,6 +17,7 @@ from evomerge.checkpoints.modules import Modules, find_modules
 from evomerge.checkpoints.structure import Place, Stack, is_head, is_matrix, text_config
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.merging.kernels.factors import Wanted
+from evomerge.merging.plan.once import Once
 from evomerge.recipe.bands import Bands
 from evomerge.registry import METHODS
 
@@ -240,25 +240,22 @@ class BlockOf:
         return self.block.of(self.once.get(lambda: fetch(self.job)))
 
 
-class Once:
-    """Keeps a tensor until as many have got it as are to get it, in any thread; then it would be made again."""
+class Made(Protocol):
+    """An operand that is made of others."""
 
-    def __init__(self, count: int) -> None:
-        self._count, self._left, self._lock = count, 0, threading.Lock()
-        self._tensor: torch.Tensor | None = None
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal contents; None: they change with the candidate."""
 
-    def get(self, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The tensor, of `make` if it is not there."""
-        with self._lock:
-            if self._tensor is None:
-                self._tensor, self._left = make(), self._count
-            tensor, self._left = self._tensor, self._left - 1
-            if not self._left:
-                self._tensor = None
-            return tensor
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """Those that it is made of."""
+
+    def build(self, fetch: Callable[[Operand], torch.Tensor], /) -> torch.Tensor:
+        """The tensor. `fetch` gives an operand's."""
 
 
-Operand = Read | MergeJob | RebuiltMatrix | Relaid | StackedMatrices | BlockOf
+Operand = Read | MergeJob | Made
 
 
 @dataclass(frozen=True)

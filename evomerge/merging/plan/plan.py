@@ -21,8 +21,9 @@ from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.checkpoints.vocabulary_tensors import vocabulary_axes, with_rows
 from evomerge.errors import InputError, Where, suggestion
 from evomerge.merging.plan.alignment import Alignment, promoted, truncated
+from evomerge.merging.plan.core_space import CorePlanner
 from evomerge.merging.plan.experts import expert_stacks
-from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, TensorRef
+from evomerge.merging.plan.jobs import COPY, MergeJob, MergePlan, Model, Operand, TensorRef
 from evomerge.merging.plan.models import held_stage, staged_model, stored_model
 from evomerge.merging.plan.output_config import LayerRun, follow_tokens, lost_token, output_config
 from evomerge.merging.plan.settings import Settings
@@ -79,7 +80,7 @@ def plan(
         stages[name], models[name] = stage, staged_model(name, stage, key)
         opened.update({checkpoint.reference: checkpoint for checkpoint in stage.checkpoints})
     for document in recipe.documents[begin:]:
-        planner = _DocumentPlanner(document, find, find_vocabulary, truncate_embeddings, mix_types)
+        planner = _DocumentPlanner(document, find, find_vocabulary, truncate_embeddings, mix_types, opened)
         jobs, lead = planner.jobs(), planner.lead
         result = MergePlan(
             config=planner.config(jobs),
@@ -99,6 +100,11 @@ def plan(
     return result
 
 
+def _passing(job: MergeJob, operand: Operand) -> MergeJob:
+    """A job that passes an operand through, with the dtypes of another."""
+    return replace(job, method=_ALONE, inputs=(operand,), base=None, parameters=_ALONE_PARAMETERS)
+
+
 class _DocumentPlanner:
     """Plans one document."""
 
@@ -109,6 +115,7 @@ class _DocumentPlanner:
         find_vocabulary: Callable[[str, Where | None], Vocabulary],
         truncate: bool,
         mix_types: bool,
+        opened: Mapping[str, Checkpoint],
     ) -> None:
         self.document, self._find_vocabulary, self._truncate = document, find_vocabulary, truncate
         first = document.all_slices[0].inputs[0]
@@ -131,6 +138,7 @@ class _DocumentPlanner:
         self._padding: list[str] = []
         self._settings = Settings()
         self._alignment = self._aligned()
+        self._core = CorePlanner(document, opened, _passing) if document.core else None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -148,6 +156,8 @@ class _DocumentPlanner:
         fused = self._fused(outputs) if self.document.fused_experts else {}
         jobs = [fused.get(output.name) or self._job(output) for output in outputs]
         passed = [self._passed(name, tensor) for name, tensor in added.items()]
+        if self._core is not None:
+            self._core.check_rank()
         return {job.tensor: job for job in (*jobs, *passed, *self._unnamed()) if job is not None}
 
     def notes(self) -> list[str]:
@@ -324,7 +334,7 @@ class _DocumentPlanner:
             _ALONE_PARAMETERS if group.alone else self._settings.of(group.levels, members, name, output.t, shape)
         )
         work = document.dtype or promoted([tensor.dtype for tensor in tensors])
-        return MergeJob(
+        job = MergeJob(
             tensor=name,
             method=_ALONE if group.alone else document.method,
             inputs=tuple(tensor.operand for _, _, tensor in chosen),
@@ -335,6 +345,7 @@ class _DocumentPlanner:
             shape=shape,
             seed=document.seed,
         )
+        return job if self._core is None or group.alone else self._core.job(job)
 
     def _fitted(self, name: str, group: Group, stored: Sequence[TensorRef]) -> Sequence[TensorRef]:
         """The tensors, brought to one vocabulary. InputError if their shapes differ all the same."""

@@ -3,7 +3,7 @@ place that the placement plan chose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ class SourceBank:
         self._pinned = Slabs() if placement is not None and placement.pinned else None
         self._checkpoints: dict[str, Checkpoint] = {}
         self._tensors: dict[Hashable, Tensor] = {}
-        self._addresses: set[int] = set()  # the addresses of these tensors
+        self._addresses: set[int] = set()  # the addresses of these tensors, and of remembered ones
         self._rows: dict[str, dict[str, _Row]] = {}  # by the checkpoint's resolved reference
         self._checked: set[Hashable] = set()
         self.held: dict[str, MergePlan] = {}  # by the recipe's id
@@ -67,17 +67,24 @@ class SourceBank:
         """Every checkpoint that was opened."""
         return list({id(checkpoint): checkpoint for checkpoint in self._checkpoints.values()}.values())
 
-    def load(self, ref: str, where: Where | None = None, progress: Callable[[int], None] | None = None) -> None:
+    def load(
+        self,
+        ref: str,
+        where: Where | None = None,
+        progress: Callable[[int], None] | None = None,
+        names: Collection[str] | None = None,
+    ) -> None:
         """Read all of a checkpoint's tensors now, so that damaged weights are found before a search starts.
 
-        `progress`: called with the bytes of each tensor once it is in its place.
+        `progress`: called with the bytes of each tensor once it is in its place. `names`: of those to read; None: all.
 
         Raises:
             InputError: a tensor holds NaN or Inf, or the stored head of a tied model differs from its embeddings.
         """
         checkpoint = self.open(ref, where)
         for name, info in checkpoint.tensors.items():
-            self.tensor(ref, name)
+            if names is None or name in names:
+                self.tensor(ref, name)
             if progress:
                 progress(info.bytes)
 
@@ -188,7 +195,9 @@ class SourceBank:
         if not self._keep:
             return make()
         if key not in self._remembered:
-            self._remembered[key] = make()
+            made = self._remembered[key] = make()
+            if isinstance(made, Tensor):
+                self._addresses.add(made.data_ptr())
         value: T = self._remembered[key]
         return value
 

@@ -93,6 +93,7 @@ class Execution:
     def __init__(self, bank: SourceBank, device: torch.device, runner: Runner = _PLAIN) -> None:
         self._bank, self._device, self._runner = bank, device, runner
         self._done: dict[int, Tensor] = {}
+        self._made: dict[Hashable, Tensor] = {}
 
     def write(self, job: MergeJob, out: Tensor) -> None:
         target = out if _takes(out, job) else None
@@ -114,7 +115,7 @@ class Execution:
             out.copy_(result)
         return None
 
-    def _fetch(self, operand: Operand) -> Tensor:
+    def fetch(self, operand: Operand) -> Tensor:
         """The operand's tensor: a stored one in the bank's place for it, a computed one on the device."""
         if isinstance(operand, Read):
             return self._bank.tensor(operand.model, operand.tensor)
@@ -124,14 +125,15 @@ class Execution:
             return self._done[id(operand)]
         key = _key(operand)
         if key is None:
-            return operand.build(self._fetch)
-        rebuilt: Tensor = self._bank.remember(key, lambda: operand.build(self._fetch))
-        return rebuilt
+            return operand.build(self.fetch)
+        if key not in self._made:  # a bank that keeps nothing would make it for each that asks
+            self._made[key] = self._bank.remember(key, lambda: operand.build(self.fetch))
+        return self._made[key]
 
     def _run(self, job: MergeJob, out: Tensor | None) -> Tensor:
         """The job's result, written into `out` unless it is None."""
         if job.method == COPY:
-            return _copied([self._fetch(operand) for operand in job.inputs], job)
+            return _copied([self.fetch(operand) for operand in job.inputs], job)
         return self._result(job, self.merged(job, job.parameters), out)
 
     def _result(self, job: MergeJob, merged: Blend | Tensor, out: Tensor | None) -> Tensor:
@@ -166,7 +168,7 @@ class Execution:
     def _inputs(self, job: MergeJob) -> Inputs:
         method, work = METHODS[job.method], torch_dtype(job.work)
         operands = [*([job.base] if job.base is not None else []), *job.inputs]
-        tensors = [self._cast(self._fetch(operand), work) for operand in operands]
+        tensors = [self._cast(self.fetch(operand), work) for operand in operands]
         keys: list[Hashable] = [_key(operand) for operand in operands]
         if job.base is None:
             keys.insert(0, "no base")

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from evomerge.checkpoints.checkpoint import Checkpoint
@@ -172,6 +172,7 @@ def place(
     first_that_fits: bool = False,
     step: int = 0,
     factors: int = 0,
+    unread: Collection[Hashable] = (),
 ) -> Placement:
     """Plan the place of every tensor.
 
@@ -184,7 +185,8 @@ def place(
         limits: the user's limits.
         first_that_fits: use only the first device that holds the model and the reserve; all if none does.
         step: bytes that a gradient step takes beside the weights, on each device.
-        factors: bytes of the factors of deltas that bands need, on the host.
+        factors: bytes of the factors of deltas that merges need, on the host.
+        unread: keys of tensors (`tensor_key`) that no candidate reads: they are given no place.
 
     Raises:
         InputError: the resident model alone does not fit, or a limit is for memory that has no part in it.
@@ -202,13 +204,13 @@ def place(
     if on_cpu and limits.device is not None:
         problem = "--memory bounds a device's memory, and the search runs on the CPU"
         raise InputError(problem, "write host=SIZE", Where("--memory"))
-    tables = _tables(checkpoints) + factors
+    tables = _tables(checkpoints, unread) + factors
     used = {CPU if on_cpu else HOST: tables + (reserve[CPU] if on_cpu else _LEAST)}
     room = (
         {} if on_cpu else {d.name: _room(d.free - resident[d.name] - reserve[d.name], limits.device) for d in devices}
     )
     room[HOST] = _room(host.free - sum(used.values()) - (resident[CPU] if on_cpu else 0), limits.host)
-    homes, weights = _homes(checkpoints, blocks, model.stack, room, pinned=not on_cpu)
+    homes, weights = _homes(checkpoints, blocks, model.stack, room, pinned=not on_cpu, unread=unread)
     stored = {p: sum(w.get(p, 0) for w in weights.values()) for p in (*room, FILE)}
     if on_cpu:
         peaks = {CPU: resident[CPU] + stored[HOST] + used[CPU]}
@@ -249,10 +251,10 @@ def _reserve(model: ModelSizes, device: Device) -> int:
     return max(_LEAST, int(share * device.total), 3 * 4 * model.largest)
 
 
-def _tables(checkpoints: Mapping[str, Checkpoint]) -> int:
+def _tables(checkpoints: Mapping[str, Checkpoint], unread: Collection[Hashable]) -> int:
     """The bytes of all tables of magnitudes."""
-    halves = (i.bytes for c in checkpoints.values() for i in c.tensors.values() if i.dtype in ("bfloat16", "float16"))
-    return int(_TABLES * sum(halves))
+    read = (i for c in checkpoints.values() for n, i in c.tensors.items() if tensor_key(c, n) not in unread)
+    return int(_TABLES * sum(info.bytes for info in read if info.dtype in ("bfloat16", "float16")))
 
 
 def _room(free: int, limit: int | None) -> int:
@@ -277,6 +279,7 @@ def _homes(
     stack: Stack,
     room: dict[str, int],
     pinned: bool,
+    unread: Collection[Hashable],
 ) -> tuple[dict[Hashable, str], dict[str, dict[str, int]]]:
     """The home of every tensor, and the bytes of every model by place."""
     left, homes = dict(room), dict[Hashable, str]()
@@ -285,7 +288,7 @@ def _homes(
     # Tensors that an adapter computes when they are read come first: they cannot stay in files
     for name, checkpoint, tensor in sorted(every, key=lambda item: not item[1].is_computed(item[2])):
         key = tensor_key(checkpoint, tensor)
-        if key in homes:
+        if key in homes or key in unread:
             continue
         count = checkpoint.tensors[tensor].bytes
         taken = {HOST: _pinned_bytes(count) if pinned else count}

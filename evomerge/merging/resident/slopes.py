@@ -26,6 +26,7 @@ from evomerge.checkpoints.layouts.layout import Slot
 from evomerge.merging.kernels import bands
 from evomerge.merging.kernels.inputs import Blend
 from evomerge.merging.kernels.runner import Runner
+from evomerge.merging.plan.core_space import Applied, applied
 from evomerge.merging.plan.jobs import COPY, MergeJob
 from evomerge.merging.resident.bank import SourceBank, torch_dtype
 from evomerge.merging.resident.execute import Execution
@@ -130,7 +131,27 @@ class BandPull:
         return {"weight": tuple(slopes if isinstance(value, Bands) else slopes[0] for slopes, value in pairs)}
 
 
-def _pull(job: MergeJob, bank: SourceBank, device: torch.device) -> Pull | BandPull:
+class CorePull:
+    """Pulls gradients of a matrix that was merged in Core Space back to the parameters of the merge of the cores, like
+    `Pull`: W + U C V^T has the slope U^T (dL/dW) V along C."""
+
+    def __init__(self, merged: Applied, bank: SourceBank, device: torch.device) -> None:
+        self._merged, self._bank, self._device = merged, bank, device
+        self._pull = Pull(merged.core, bank, device)
+
+    def add(self, gradient: Tensor) -> None:
+        space = self._merged.changes.space(Execution(self._bank, self._device).fetch)
+        u, v = (side.to(gradient.device) for side in (space.u, space.v))
+        self._pull.add(u.T @ gradient.float() @ v.T)
+
+    def slopes(self) -> ParameterSlopes:
+        return self._pull.slopes()
+
+
+def _pull(job: MergeJob, bank: SourceBank, device: torch.device) -> Pull | BandPull | CorePull:
+    merged = applied(job)
+    if merged is not None:
+        return CorePull(merged, bank, device)
     return BandPull(job, bank, device) if job.banded else Pull(job, bank, device)
 
 
@@ -141,11 +162,13 @@ class Pulls:
         """`slots`: the place of every output tensor. Where two share one (a head that is the embeddings), it holds the
         later job's result."""
         last_written = {slot.tensor.data_ptr(): name for name, slot in slots.items() if slot.tensor.numel()}
-        self._pulls: dict[str, Pull | BandPull] = {}
+        self._pulls: dict[str, Pull | BandPull | CorePull] = {}
         self._slots: dict[str, Slot] = {}
         for name in last_written.values():
             job, tensor = _origin(jobs[name]), slots[name].tensor
-            if job.method != COPY and METHODS[job.method].differentiable and tensor.is_floating_point():
+            merged = applied(job)
+            method = job.method if merged is None else merged.core.method
+            if method != COPY and METHODS[method].differentiable and tensor.is_floating_point():
                 self._pulls[name], self._slots[name] = _pull(job, bank, tensor.device), slots[name]
 
     def slopes(self) -> dict[str, ParameterSlopes]:

@@ -31,6 +31,8 @@ def export(
     checkpoint: str | Path | None = None,
     device: str = "cpu",
     overwrite: bool = False,
+    as_adapter: bool = False,
+    rank: int | None = None,
     push_to_hub: str | None = None,
     public: bool = False,
     progress: Callable[[str, float], None] | None = None,
@@ -43,6 +45,7 @@ def export(
     Args:
         portable: models that are here only go by the names of their folders: for others to read.
         checkpoint: also merge the recipe, into this folder. Its card has the run's scores.
+        as_adapter, rank: write that merge as a LoRA adapter of the base, of this rank, in place of a checkpoint.
         device, overwrite, push_to_hub, public, progress, note: of that merge.
 
     Raises:
@@ -51,6 +54,8 @@ def export(
     """
     if checkpoint is None and (push_to_hub is not None or public):
         raise InputError("a recipe alone is not pushed", "add --checkpoint DIR", Where("--push-to-hub"))
+    if checkpoint is None and (as_adapter or rank is not None):
+        raise InputError("a recipe alone is no adapter", "add --checkpoint DIR", Where("--as-adapter"))
     state = status(run)
     chosen, leaderboard, split = _chosen(state, trial)
     missed = [v.slice for v in leaderboard.verdicts(chosen) if not v.passed]
@@ -71,6 +76,8 @@ def export(
             checkpoint,
             device=device,
             overwrite=overwrite,
+            as_adapter=as_adapter,
+            rank=rank,
             push_to_hub=push_to_hub,
             public=public,
             allow_pickle=Environment.read(state.folder).launch.allow_pickle,
@@ -78,7 +85,7 @@ def export(
             progress=progress,
             note=note,
         )
-        if note is not None and read_record(folder / RECORD).digest != chosen.digest:
+        if note is not None and not as_adapter and read_record(folder / RECORD).digest != chosen.digest:
             note(f"warning: these are not the weights that were scored ({chosen.digest}); merge on the same device")
     if output is not None:
         try:
@@ -136,6 +143,7 @@ def _header(state: Status, trial: Trial, split: str, missed: list[str]) -> str:
     if state.release is not None and not state.finished:
         lines.append(f"chosen after {state.release.after} trials; the run has gone on since")
     own = sorted({d.method for d in trial.recipe.documents if not runs_in_mergekit(d.method)})
+    own += ["Core Space"] if any(d.core for d in trial.recipe.documents) else []
     if own:
         why = f"mergekit has no {' and no '.join(own)}: it cannot run it"
         return "\n".join([*lines, f"evomerge merge FILE OUT (these very bits); {why}"])

@@ -114,6 +114,8 @@ class _Transfer:
         cuts = [[gene.bands for gene in space.spec.genes if gene.bands is not None] for space in (old, new)]
         if cuts[0] != cuts[1]:
             self._refuse("a weight of bands is another merge", "keep `per` and `bands` of the weight")
+        if (old.spec.core, old.spec.core_rank) != (new.spec.core, new.spec.core_rank):
+            self._refuse("a merge in Core Space is another one than that of weights", "keep `adapters`, `core_rank`")
         if old.spec.interpolate or new.spec.interpolate:
             same = old.axes.groups == new.axes.groups and old.axes.knots == new.axes.knots
             if not (same and old.spec.interpolate == new.spec.interpolate):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +15,10 @@ from evomerge.merging.plan.plan import plan
 from evomerge.merging.resident.bank import SourceBank
 from evomerge.merging.resident.execute import execute
 from evomerge.merging.resident.materialize import Resident
-from evomerge.merging.resident.slopes import Pull
+from evomerge.merging.resident.slopes import Pull, _pull
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 from evomerge.registry import METHODS
+from tests.merging.test_core_space import write_adapter
 
 DIFFERENTIABLE = sorted(name for name, method in METHODS.items() if method.differentiable)
 STEP = 1e-6
@@ -170,3 +172,27 @@ def test_only_wanted_tensors_take_part(models) -> None:
     assert seen == ["model.norm.weight"]
     assert any(slopes["model.norm.weight"]["weight"])
     assert not any(slopes["model.layers.0.mlp.up_proj.weight"]["weight"])
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "isotropy"])
+def test_slopes_through_core_space(tmp_path, method) -> None:
+    """A matrix W + U C V^T, whose cores are merged: against differences of the merged matrix."""
+    base = tiny_models.write(tmp_path / "base", tiny_models.base_tensors())
+    sources = [f"{base}+{write_adapter(tmp_path / str(i), ['up_proj'], 2, 10 * i)}" for i in range(2)]
+    family, bank = dict(zip("ab", sources, strict=True)) | {"base": base}, SourceBank()
+
+    def job(weights):
+        made = recipe(family, method, weights, 0.9, "float32")
+        made = Recipe((replace(made.output, core=True),))
+        return plan(made, bank.open).jobs["model.layers.0.mlp.up_proj.weight"]
+
+    gradient = torch.randn(job((0.7, 0.4)).shape, generator=torch.Generator().manual_seed(2))
+    pull = _pull(job((0.7, 0.4)), bank, torch.device("cpu"))
+    pull.add(gradient)
+
+    def loss(weights):
+        return float((execute(job(weights), bank) * gradient).sum(dtype=torch.float64))
+
+    for at, slope in enumerate(pull.slopes()["weight"]):
+        ends = [loss(tuple(w + by * (i == at) for i, w in enumerate((0.7, 0.4)))) for by in (1e-2, -1e-2)]
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=1e-3, abs=1e-3)
