@@ -55,7 +55,7 @@ INSIDE = {
         ["racing"],
         ["gradients"],
         ["trials"],
-        ["finalists", "advice", "aligned", "matched"],
+        ["finalists", "advice", "aligned", "matched", "subsets"],
         ["observer"],
         ["run"],
     ],

@@ -35,12 +35,13 @@ class ReferenceKind(StrEnum):
     SOURCE = "source"
     UNIFORM = "uniform average"
     EQUAL_WEIGHTS = "equal weights"
+    SUBSET = "subset"
 
 
 @dataclass(frozen=True)
 class ReferenceGenome:
-    """A genome that stands for a well-known model. The models of all kinds but EQUAL_WEIGHTS are a study's references
-    (the average's but for the last bit)."""
+    """A genome that stands for a well-known model. The models of all kinds but EQUAL_WEIGHTS and SUBSET are a study's
+    references (the average's but for the last bit)."""
 
     genome: Genome
     kind: ReferenceKind
@@ -77,6 +78,27 @@ def reference_genomes(
         if genome is not None:
             references[label] = ReferenceGenome(genome, kind)
     return references
+
+
+def subset_genome(
+    dimensions: Sequence[Dimension], methods: Sequence[str], fixed: Mapping[str, float | bool], members: Sequence[str]
+) -> Genome:
+    """The genome of the plain average of some sources, as near as the ranges come to it."""
+    method = next((m for m in PLAIN if m in methods), None)
+    averages = method is not None and (method == "linear" or _is_normalised(method, fixed))
+    weight = 1.0 if averages else 1.0 / len(members)
+    genome: Genome = {}
+    for dimension in dimensions:
+        member = dimension.place.get("sources") in (None, *members)
+        value: Value = NEUTRAL.get(dimension.gene, dimension.init)
+        if dimension.gene == "method" and method in dimension.choices:
+            value = method
+        if dimension.gene == "weight":
+            value = weight if member else 0.0
+        if dimension.gene == INCLUDE:
+            value = float(member)
+        genome[dimension.key] = dimension.tidy(value)
+    return genome
 
 
 def equal_labels() -> list[str]:

@@ -16,7 +16,13 @@ from evomerge.registry import BAND_ARITHMETIC, CHOICES, METHODS, Choice, Method,
 from evomerge.space.base import Models, SearchSpace, joined
 from evomerge.space.frozen import cut, frozen_layers, frozen_values, kept_value
 from evomerge.space.genes import OTHER, Axes, dimension_key, dimensions, shares_at, takes_part, value_at
-from evomerge.space.reference_genomes import UNIFORM, ReferenceGenome, ReferenceKind, reference_genomes
+from evomerge.space.reference_genomes import (
+    UNIFORM,
+    ReferenceGenome,
+    ReferenceKind,
+    reference_genomes,
+    subset_genome,
+)
 from evomerge.space.trajectory import decay_weights
 from evomerge.types import Genome, Value
 
@@ -78,6 +84,16 @@ class Space(SearchSpace):
             for label, reference in references.items()
             if self._holds(reference)
         }
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a merge can leave sources out."""
+        return INCLUDE in self._genes
+
+    def subset(self, members: Sequence[str]) -> ReferenceGenome:
+        """The genome of the plain average of some sources, as near as the ranges come to it."""
+        genome = subset_genome(self._searched, self.spec.methods, self.spec.fixed, members)
+        return ReferenceGenome(genome, ReferenceKind.SUBSET)
 
     def _holds(self, reference: ReferenceGenome) -> bool:
         """Whether the genome, without what is frozen, is still that model: with another frozen value, or frozen layers,
