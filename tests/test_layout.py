@@ -55,7 +55,7 @@ INSIDE = {
         ["racing"],
         ["gradients"],
         ["trials"],
-        ["finalists", "advice", "aligned"],
+        ["finalists", "advice", "aligned", "matched", "subsets"],
         ["observer"],
         ["run"],
     ],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.headers import FLOATS
@@ -35,16 +37,18 @@ from evomerge.space.build import space_of
 
 @dataclass(frozen=True)
 class OpenModels:
-    """Base and sources of a search space (headers only), the space over them, and how their tokens change."""
+    """Base and sources of a search space (headers only), the space over them, and how their tokens change. `earlier`:
+    the checkpoints of trajectories but the newest, as ``run/ckpt-20``."""
 
     base: Checkpoint
     sources: dict[str, Checkpoint]
     space: SearchSpace
     tokens: TokenChanges
+    earlier: dict[str, Checkpoint] = field(default_factory=dict)
 
     @property
     def checkpoints(self) -> dict[str, Checkpoint]:
-        return {"base": self.base, **self.sources}
+        return {"base": self.base, **self.sources, **self.earlier}
 
     @property
     def reordered(self) -> list[str]:
@@ -58,7 +62,7 @@ class OpenModels:
     @property
     def tensor_notes(self) -> list[str]:
         """Lines on what not all models store, where they are merged."""
-        return [] if self.space.spec.stacks else tensor_notes(self.base, self.sources)
+        return [] if self.space.spec.stacks else tensor_notes(self.base, {**self.sources, **self.earlier})
 
     @property
     def quantized(self) -> list[str]:
@@ -70,20 +74,35 @@ def open_models(spec: SpaceSpec, fitness: FitnessSpec) -> OpenModels:
     """Opens base and sources and checks that they can be merged. Raises InputError."""
     base = _open(spec.base)
     sources = {name: _open(ref, base) for name, ref in spec.sources.items()}
-    where = _where_models_stand(spec)
+    refs = _earlier(spec)
+    earlier = {name: _open(ref, base) for name, ref in refs.items()}
+    merged = {**sources, **earlier}
+    where = _where_models_stand(spec, refs)
     if fitness.model is None:
         check_configured(base, where("base"))
     if spec.stacks:
         check_stackable({"base": base, **sources}, where)
     else:
-        check_family(base, sources, where)
-    tokens = token_changes(base, sources, spec.tokenizer, where)
-    _check_distinct({"base": base, **sources}, where)
-    _check_adapters(spec, base, sources, where)
+        check_family(base, merged, where)
+    tokens = token_changes(base, merged, spec.tokenizer, where)
+    _check_distinct({"base": base, **merged}, where)
+    _check_adapters(spec, base, merged, where)
     ready_made = [name for name, text in spec.modules.items() if text == READY_MADE]
     spec = with_filters(spec, base.tensors)
     _check_modules(spec, base, {*ready_made, *spec.freeze.modules})
-    return OpenModels(base, sources, space_of(spec, space_models(spec, base, sources, tokens)), tokens)
+    space = space_of(spec, space_models(spec, base, sources, tokens, earlier))
+    return OpenModels(base, sources, space, tokens, earlier)
+
+
+def _earlier(spec: SpaceSpec) -> dict[str, ModelRef]:
+    """The checkpoints of trajectories but the newest, by the names of their folders where these differ."""
+    named: dict[str, ModelRef] = {}
+    for source, trajectory in spec.trajectories.items():
+        refs = trajectory.checkpoints
+        names = [Path(ref.path).name for ref in refs]
+        distinct = len(set(names)) == len(names)
+        named |= {f"{source}/{n if distinct else ref}": ref for n, ref in zip(names[:-1], refs, strict=False)}
+    return named
 
 
 def _check_distinct(checkpoints: Mapping[str, Checkpoint], where: Callable[[str], Where]) -> None:
@@ -118,9 +137,9 @@ def _check_modules(spec: SpaceSpec, base: Checkpoint, needed: Collection[str]) -
             raise InputError(problem, suggestion(text, parts), spec.at(f"modules.{name}"))
 
 
-def _where_models_stand(spec: SpaceSpec) -> Callable[[str], Where]:
+def _where_models_stand(spec: SpaceSpec, earlier: Mapping[str, ModelRef]) -> Callable[[str], Where]:
     """Maps a model's name, or another key, to its place in the space file."""
-    models = {"base": spec.base.where, **{name: ref.where for name, ref in spec.sources.items()}}
+    models = {"base": spec.base.where, **{name: ref.where for name, ref in {**spec.sources, **earlier}.items()}}
     return lambda name: models.get(name) or spec.at(name)
 
 
@@ -128,8 +147,14 @@ def _open(ref: ModelRef, base: Checkpoint | None = None) -> Checkpoint:
     return Checkpoint.open(str(ref.copy or ref), ref.where, base)
 
 
-def space_models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoint], tokens: TokenChanges) -> Models:
-    """Describes the opened checkpoints as the space needs them."""
+def space_models(
+    spec: SpaceSpec,
+    base: Checkpoint,
+    sources: Mapping[str, Checkpoint],
+    tokens: TokenChanges,
+    earlier: Mapping[str, Checkpoint] = MappingProxyType({}),
+) -> Models:
+    """Describes the opened checkpoints as the space needs them. `earlier`: those of trajectories, but the newest."""
     references = {name: checkpoint.resolved() for name, checkpoint in sources.items()}
     policy = None
     if tokens.changes or spec.tokenizer in references:
@@ -145,10 +170,14 @@ def space_models(spec: SpaceSpec, base: Checkpoint, sources: dict[str, Checkpoin
         dtype=spec.dtype or base.dtype,
         tokenizer=policy,
         chat_template=_chat_template(spec, {"base": base, **sources}),
+        trajectories={
+            name: (*(c.resolved() for key, c in earlier.items() if key.partition("/")[0] == name), references[name])
+            for name in spec.trajectories
+        },
         tensors=_layer_of_each_tensor(base),
         tied=base.tied,
         shapes={name: tuple(info.shape) for name, info in base.tensors.items()},
-        uneven=not spec.stacks and bool(tensor_notes(base, sources)),
+        uneven=not spec.stacks and bool(tensor_notes(base, {**sources, **earlier})),
         path=None if spec.dataflow is None else _path_models(spec, spec.dataflow, {"base": base, **sources}),
     )
 

@@ -65,7 +65,7 @@ def _model(node: Node, text: str) -> ModelRef:
 
 def _placed(node: Node) -> Where:
     """Where a model is named, with the folder at which its path starts."""
-    return replace(node.where, folder=_start(node))
+    return replace(node.where, folder=start_of(node))
 
 
 def resolve(node: Node, text: str | None = None) -> Path:
@@ -74,10 +74,11 @@ def resolve(node: Node, text: str | None = None) -> Path:
     named = node.text() if text is None else text
     if any(not c.isprintable() for c in named):
         node.fail(f"{quoted(named, 80)} holds characters that no path has", "check the path")
-    return absolute(named, _start(node), node.where)
+    return absolute(named, start_of(node), node.where)
 
 
-def _start(node: Node) -> Path:
+def start_of(node: Node) -> Path:
+    """The folder at which relative paths of a node start."""
     file = node.where.file
     return node.where.folder or (file.absolute().parent if isinstance(file, Path) else Path.cwd())
 

@@ -49,7 +49,10 @@ PATHS: Keys = {
 
 SPACE: Keys = {
     "base": Key("the common ancestor: a folder, or a hub id (`org/name@revision`)", None),
-    "sources": Key("its fine-tunes, by name; a LoRA adapter is one like any other", None),
+    "sources": Key(
+        "its fine-tunes, by name, as a list, or as a pool: `{pool: models/*}`; a LoRA adapter is one like any other",
+        None,
+    ),
     "genes": Key("what is searched: the method, and ranges of its parameters", None),
     "fitness": Key("the fitness file", None),
     "tokenizer": Key(
@@ -97,6 +100,26 @@ SOURCE: Keys = {
         "`true`, or the path of a specification: its hidden units are brought into the base's order first", "`false`"
     ),
 }
+TRAJECTORY: Keys = {
+    "glob": Key("a pattern that the checkpoints' folders match; numbers in their names order them", "or `checkpoints`"),
+    "checkpoints": Key("a list of folders or hub ids, oldest first", "or `glob`"),
+    "curve": Key("how the last ones are weighted: `decay`, differences of a learning rate's decay", "`decay`"),
+}
+"""A source that is the checkpoints of one training run."""
+
+SOURCE_GENES: Keys = {
+    "include": Key(
+        "`true`: each source has a number of its own, and takes no part below 0.5", "`true` for a pool, else `false`"
+    ),
+    "window": Key("of trajectories: a range of how many of the last checkpoints are averaged", "1 to all, at most 16"),
+    "exponent": Key(
+        "of trajectories: a range of the decay's exponent; 1 weighs checkpoints alike, below it older ones more, above "
+        "it newer ones",
+        "0.25 to 4, from 0.5",
+    ),
+}
+"""Genes that no method has."""
+
 GENE: Keys = {
     "low": Key("the lower end of the range", None),
     "high": Key("the upper end of the range", None),

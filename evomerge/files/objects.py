@@ -15,6 +15,15 @@ Cut = int | tuple[float, ...] | Literal["each"]
 """How directions of a matrix are cut into bands: into so many of equal size, by shares, or each one by itself."""
 
 
+INCLUDE, WINDOW, EXPONENT = "include", "window", "exponent"
+"""The genes that no method has: whether a source takes part, how many of a trajectory's last checkpoints do, and the
+exponent of the curve that gives them their weights."""
+
+DECAY = "decay"
+CURVES = (DECAY,)
+"""How a trajectory's checkpoints are weighted."""
+
+
 @dataclass(frozen=True)
 class Top:
     """The cut of a matrix's `count` largest directions; all others are one more band, the rest. A matrix that has no
@@ -67,6 +76,29 @@ class ModelRef:
         whole = Path(self.path)
         pair = "+" in self.path and not whole.is_dir()
         return all(Path(half).is_absolute() for half in self.path.split("+")) if pair else whole.is_absolute()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Checkpoints of one training run, oldest first, of which the last few are averaged along a curve."""
+
+    checkpoints: tuple[ModelRef, ...]
+    curve: str = DECAY
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What the patterns of a space's sources matched when the file was read.
+
+    Attributes:
+        models: the paths of all models among it.
+        notes: a line for each pattern that did not make sources of all.
+        pool: whether the sources are a pool, each of which a merge may leave out.
+    """
+
+    models: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    pool: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,8 +170,9 @@ class Dataflow:
 class SpaceSpec:
     """A search-space file. `layers` is a number of equal groups, "each", or explicit [start, end) ranges. `dataflow`:
     how layers are stacked, where paths are searched. `core`: whether the changes of LoRA sources are merged in Core
-    Space, with `core_rank` of its directions (None: all). `polish`: None is auto. `winner`: the recipe of the model of that name, which is no
-    part of the file."""
+    Space, with `core_rank` of its directions (None: all). `polish`: None is auto. `trajectories`: the sources that are
+    averages of checkpoints; in `sources` each is its newest one. `winner`: the recipe of the model of that name, which
+    is no part of the file, as is what patterns `matched`."""
 
     file: Path
     base: ModelRef
@@ -163,12 +196,30 @@ class SpaceSpec:
     core_rank: int | None = None
     dataflow: Dataflow | None = None
     polish: bool | None = None
+    trajectories: dict[str, Trajectory] = field(default_factory=dict)
     winner: str | None = field(default=None, compare=False)
+    matched: Matched | None = field(default=None, compare=False)
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 
     def at(self, key: str) -> Where:
         """Where `key` stands in the file."""
         return self.where.get(key, Where(self.file, None, key))
+
+    @property
+    def models(self) -> tuple[ModelRef, ...]:
+        """All checkpoints: the base, the sources, and the earlier ones of trajectories."""
+        earlier = (ref for trajectory in self.trajectories.values() for ref in trajectory.checkpoints[:-1])
+        return (self.base, *self.sources.values(), *earlier)
+
+    @property
+    def source_names(self) -> dict[str, str]:
+        """The sources in words, by name."""
+        shown = {name: str(ref) for name, ref in self.sources.items()}
+        for name, trajectory in self.trajectories.items():
+            first, last = trajectory.checkpoints[0], trajectory.checkpoints[-1]
+            if first != last:
+                shown[name] = f"{len(trajectory.checkpoints)} checkpoints, {first} to {last}"
+        return shown
 
     @property
     def stacks(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from evomerge.files.fitness_file import read_fitness
@@ -18,6 +18,7 @@ def read_files(
     optimizer: str | None = None,
     fitness: Path | None = None,
     folder: Path | None = None,
+    known: Collection[str] | None = None,
 ) -> tuple[SpaceSpec, FitnessSpec]:
     """Reads and validates both files.
 
@@ -26,11 +27,12 @@ def read_files(
         settings: ``dotted.key=value`` overrides; those that start with ``fitness.`` are of the fitness file.
         optimizer, fitness: in place of the file's.
         folder: where relative paths in settings start.
+        known: the only paths that patterns of sources may match; None: all.
 
     Raises:
         InputError: something in them is wrong.
     """
     inner = [s.strip().removeprefix(_FITNESS) for s in settings if s.strip().startswith(_FITNESS)]
     outer = [s for s in settings if not s.strip().startswith(_FITNESS)]
-    spec = read_space(file, outer, optimizer, fitness, folder)
+    spec = read_space(file, outer, optimizer, fitness, folder, known)
     return spec, read_fitness(spec.fitness, inner, folder, spec.at("fitness"))

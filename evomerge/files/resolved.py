@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from evomerge.files.objects import (
+    INCLUDE,
     OLD_KEYS,
     Cut,
     Dataflow,
@@ -25,7 +26,7 @@ from evomerge.files.objects import (
 def space_data(spec: SpaceSpec) -> dict[str, Any]:
     data: dict[str, Any] = {
         "base": _model(spec.base),
-        "sources": {name: _model(ref) for name, ref in spec.sources.items()},
+        "sources": {name: _source(spec, name) for name in spec.sources},
         "tokenizer": spec.tokenizer,
         "chat_template": spec.chat_template,
         **(_merges(spec) if spec.dataflow is None else _paths(spec, spec.dataflow)),
@@ -68,6 +69,13 @@ def _paths(spec: SpaceSpec, flow: Dataflow) -> dict[str, Any]:
     return {"space": "dataflow", "path": list(flow.path), **repeats, **stated, "scales": asdict(flow.scales)}
 
 
+def _source(spec: SpaceSpec, name: str) -> str | dict[str, Any]:
+    trajectory = spec.trajectories.get(name)
+    if trajectory is None:
+        return _model(spec.sources[name])
+    return {"checkpoints": [_model(ref) for ref in trajectory.checkpoints], "curve": trajectory.curve}
+
+
 def _model(ref: ModelRef) -> str | dict[str, Any]:
     if not ref.revision and not ref.align:
         return ref.path
@@ -90,7 +98,9 @@ def _freeze(spec: SpaceSpec) -> dict[str, Any]:
     return {"freeze": {**layers, "sources": dict(freeze.sources), **modules}}
 
 
-def _gene(gene: GeneSpec) -> dict[str, Any]:
+def _gene(gene: GeneSpec) -> Any:
+    if gene.name == INCLUDE:
+        return True
     data: dict[str, Any] = {"choices": list(gene.choices)}
     if not gene.choices:
         data = {"low": gene.low, "high": gene.high, "log": gene.log}

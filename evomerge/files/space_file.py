@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import RemovedError, Where
-from evomerge.files.common import index, read_model, read_seconds, read_source, resolve
+from evomerge.files.common import index, read_model, read_seconds, resolve
 from evomerge.files.dataflow import check_blocks, read_dataflow, read_kind
 from evomerge.files.freeze import read_freeze
 from evomerge.files.genes import check_genes, read_fixed, read_genes
@@ -17,6 +17,14 @@ from evomerge.files.module_groups import GROUPS, READY_MADE
 from evomerge.files.nodes import MOST_LAYERS, Node
 from evomerge.files.objects import GeneSpec, ModelRef, SpaceSpec
 from evomerge.files.settings import override
+from evomerge.files.source_genes import (
+    check_trajectories,
+    last_checkpoints,
+    read_source_genes,
+    with_weight,
+    without_own,
+)
+from evomerge.files.sources import SourceReader, Sources
 from evomerge.registry import CHOICES, METHODS, OPTIMIZER_KEYS, OPTIMIZERS, REMOVED_OPTIMIZERS
 from evomerge.safety.names import check_name
 
@@ -33,10 +41,11 @@ def read_space(
     optimizer: str | None = None,
     fitness: Path | None = None,
     folder: Path | None = None,
+    known: Collection[str] | None = None,
 ) -> SpaceSpec:
     """Reads and validates a search-space file. `settings` are ``key=value`` overrides, with paths relative to `folder`
-    (default: the current one); `optimizer` and `fitness` replace what the file names. Raises InputError with file,
-    line and key."""
+    (default: the current one); `optimizer` and `fitness` replace what the file names; `known` are the only paths that
+    patterns of sources may match (default: all). Raises InputError with file, line and key."""
     root = load_space(file)
     for setting in settings:
         override(root, setting, folder)
@@ -45,7 +54,7 @@ def read_space(
         parts["optimizer"] = _other_optimizer(parts.get("optimizer"), optimizer)
     if fitness is not None:
         parts["fitness"] = Node(str(fitness.absolute()), Where("--fitness"))
-    return space_from(root, file)
+    return space_from(root, file, known)
 
 
 def _other_optimizer(node: Node | None, name: str) -> Node:
@@ -56,22 +65,27 @@ def _other_optimizer(node: Node | None, name: str) -> Node:
     return Node({**kept, "name": Node(name, where)}, where)
 
 
-def space_from(root: Node, file: Path) -> SpaceSpec:
+def space_from(root: Node, file: Path, known: Collection[str] | None = None) -> SpaceSpec:
     kind = read_kind(root.mapping(example="base: path/of/the/base"))
     alone = kind == "dataflow" and "path" in root.value  # the path may be the base's
     needed = ["sources"] * (not alone) + ["genes"] * (kind != "dataflow")
     parts = root.mapping(["base", *needed, "fitness"], SPACE)
-    sources = _sources(parts["sources"], can_be_none=alone) if "sources" in parts else {}
+    base, found = read_model(parts["base"]), Sources()
+    if "sources" in parts:
+        found = SourceReader(base, known).read(parts["sources"], alone, last_checkpoints(parts.get("genes")))
+    if found.trajectories and kind != "weights":
+        parts["space"].fail("layers of single models are stacked, and a trajectory is an average", "write weights")
+    sources = found.refs
     dataflow = read_dataflow(parts, kind, sources)
     modules = _modules(parts.get("modules"))
-    genes, methods, fixed = _genes(parts, len(sources), modules) if kind != "dataflow" else ((), (), {})
+    genes, methods, fixed = _genes(parts, found, modules, kind == "both") if kind != "dataflow" else ((), (), {})
     if kind == "both":
         check_blocks(parts["genes"].value, genes)
     trials, seconds, items = _budget(parts.get("budget"))
     core, core_rank = _core(parts, genes, methods)
     return SpaceSpec(
         file=file,
-        base=read_model(parts["base"]),
+        base=base,
         sources=sources,
         genes=genes,
         methods=methods,
@@ -92,35 +106,25 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
         core_rank=core_rank,
         dataflow=dataflow,
         polish=_polish(parts.get("polish")),
+        trajectories=found.trajectories,
+        matched=found.matched,
         where=index(root),
     )
 
 
 def _genes(
-    parts: Mapping[str, Node], sources: int, modules: Collection[str]
+    parts: Mapping[str, Node], sources: Sources, modules: Collection[str], blocks: bool
 ) -> tuple[tuple[GeneSpec, ...], tuple[str, ...], dict[str, float | bool]]:
-    """Genes, methods, and what is fixed."""
-    genes, methods = read_genes(parts["genes"], sources)
+    """Genes, methods, and what is fixed. `blocks`: whether merges are of blocks."""
+    genes, methods = read_genes(without_own(parts["genes"]), len(sources.refs))
     for gene in genes:
         if "modules" in gene.per and not modules:
             parts["genes"].value[gene.name].fail("is per modules, and no module is named", "add modules: {mlp: mlp}")
-    fixed = read_fixed(parts.get("fixed"), methods, {g.name for g in genes})
+    names = {g.name for g in genes}
+    fixed = with_weight(read_fixed(parts.get("fixed"), methods, names), names, sources)
+    check_trajectories(parts["genes"], sources.trajectories, genes)
     check_genes(parts["genes"], methods, genes, fixed, parts.get("fixed"))
-    return genes, methods, fixed
-
-
-def _sources(node: Node, can_be_none: bool = False) -> dict[str, ModelRef]:
-    if not isinstance(node.value, dict):
-        node.fail(f"is {node.shown()}, and each source needs a name", "write for example sources: {code: path/of/it}")
-    sources = {}
-    for name, child in node.mapping().items():
-        check_name(name, "source", child.where)
-        if name in ("base", "best_source", "uniform") or not name.replace("-", "_").replace(".", "_").isidentifier():
-            child.fail(f"{name!r} cannot name a source", "use letters, digits, - and _; base is taken")
-        sources[name] = read_source(child)
-    if not sources and not can_be_none:
-        node.fail("names no source", "add at least one fine-tune of the base")
-    return sources
+    return (*genes, *read_source_genes(parts["genes"], sources, methods, blocks)), methods, fixed
 
 
 def _tokenizer(node: Node, sources: dict[str, ModelRef]) -> str:

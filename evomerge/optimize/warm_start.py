@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
+from evomerge.files.objects import INCLUDE
 from evomerge.optimize.base import GenomeId, Optimizer, Proposal, Reason, Start, identity
 from evomerge.optimize.ordering import rank_key
 from evomerge.optimize.phased import Phased
 from evomerge.optimize.planned import Batches, Planned
+from evomerge.space.genes import takes_part
 from evomerge.space.reference_genomes import SOUP, ReferenceKind, sources_of
 from evomerge.types import Dimension, Genome, Outcome
 
@@ -104,6 +106,8 @@ class Soup:
         values = [member[dimension.key] for member in members]
         if dimension.choices:
             return values[0]
+        if dimension.gene == INCLUDE:  # what any of them merges
+            return max(values)
         return dimension.tidy(sum(float(v) for v in values) / len(values))
 
 
@@ -124,11 +128,20 @@ class _SoupPhase(_Soups):
     """The best genome, and the parents and their average taken into it, best first."""
 
     def _plan(self) -> Batches:
-        references = self.start.references.values()
-        parents = {identity(r.genome) for r in references if r.kind is not ReferenceKind.EQUAL_WEIGHTS}
+        parents = self._parents()
         best = min(self.start.known, key=lambda pair: rank_key(pair[1]))
         yield from self._mixtures([best[0], *(g for g, _ in self.start.known if identity(g) in parents)])
         return "every parent was tried"
+
+    def _parents(self) -> set[GenomeId]:
+        """The parents and their average; of a pool, from which subsets were proposed, the sources in these."""
+        references = self.start.references
+        proposed = [r.genome for r in references.values() if r.kind is ReferenceKind.SUBSET]
+        if proposed:
+            keys = {d.place["sources"]: d.key for d in self.dimensions if d.gene == INCLUDE}
+            named = {s for s, key in keys.items() if any(takes_part(genome[key]) for genome in proposed)}
+            return {identity(genome) for source, genome in sources_of(references).items() if source in named}
+        return {identity(r.genome) for r in references.values() if r.kind is not ReferenceKind.EQUAL_WEIGHTS}
 
     def _proposal(self, genome: Genome) -> Proposal:
         return Proposal(genome, Reason.SOUP, label=SOUP)

@@ -84,7 +84,7 @@ class _SliceNoise:
 
     def __init__(self, info: SliceInfo, references: Mapping[str, Scored]) -> None:
         self._info = info
-        self._weights = _item_weights(info, references["base"])
+        self._weights = item_weights(info, references["base"])
         # The holdout's score minus the search's: its standard error is sqrt(1 + n / n_holdout) times the search's.
         self._growth = math.sqrt(1 + len(info.items) / (info.n_holdout or len(info.items) or 1))
         self._reference, self._factor = _floor_reference(info, references)
@@ -157,8 +157,8 @@ class _SliceNoise:
         return summed
 
 
-def _item_weights(info: SliceInfo, base: Scored) -> ItemWeights | None:
-    """None where the score is no mean of its items."""
+def item_weights(info: SliceInfo, base: Scored) -> ItemWeights | None:
+    """How a slice's score is made of its items, by the base's; None where it is no mean of them."""
     answers = base.items.get(info.name, {})
     if info.aggregation is None or any(item not in answers for item in info.items):
         return None

@@ -60,6 +60,7 @@ class Models:
         shapes: the shapes of `tensors`.
         uneven: whether some of them lack tensors that others store (`checkpoints.layouts.uneven`).
         path: of a space of paths, the models whose layers it uses.
+        trajectories: of the sources that are averages, the references of their checkpoints, oldest first.
     """
 
     base: str
@@ -73,6 +74,7 @@ class Models:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     uneven: bool = False
     path: PathModels | None = None
+    trajectories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class SearchSpace(ABC):

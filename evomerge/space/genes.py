@@ -68,6 +68,11 @@ class Axes:
         return next(i for i, (start, end) in enumerate(self.groups) if start <= layer < end)
 
 
+def takes_part(value: Value) -> bool:
+    """Whether a source with this value of `include` is merged."""
+    return float(value) >= 0.5
+
+
 def dimension_key(gene: str, places: Sequence[str]) -> str:
     return f"{gene}[{','.join(places)}]" if places else gene
 

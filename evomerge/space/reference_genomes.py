@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from evomerge.files.objects import EXPONENT, INCLUDE, WINDOW
 from evomerge.registry import CHOICES, METHODS, NEUTRAL, PLAIN
 from evomerge.types import Dimension, Genome, Value
 
@@ -34,12 +35,13 @@ class ReferenceKind(StrEnum):
     SOURCE = "source"
     UNIFORM = "uniform average"
     EQUAL_WEIGHTS = "equal weights"
+    SUBSET = "subset"
 
 
 @dataclass(frozen=True)
 class ReferenceGenome:
-    """A genome that stands for a well-known model. The models of all kinds but EQUAL_WEIGHTS are a study's references
-    (the average's but for the last bit)."""
+    """A genome that stands for a well-known model. The models of all kinds but EQUAL_WEIGHTS and SUBSET are a study's
+    references (the average's but for the last bit)."""
 
     genome: Genome
     kind: ReferenceKind
@@ -72,10 +74,31 @@ def reference_genomes(
             wanted[label] = ReferenceKind.EQUAL_WEIGHTS, dict.fromkeys(sources, weight)
     references = {}
     for label, (kind, weights) in wanted.items():
-        genome = _genome(dimensions, method, gene, weights)
+        genome = _genome(dimensions, method, gene, weights, kind)
         if genome is not None:
             references[label] = ReferenceGenome(genome, kind)
     return references
+
+
+def subset_genome(
+    dimensions: Sequence[Dimension], methods: Sequence[str], fixed: Mapping[str, float | bool], members: Sequence[str]
+) -> Genome:
+    """The genome of the plain average of some sources, as near as the ranges come to it."""
+    method = next((m for m in PLAIN if m in methods), None)
+    averages = method is not None and (method == "linear" or _is_normalised(method, fixed))
+    weight = 1.0 if averages else 1.0 / len(members)
+    genome: Genome = {}
+    for dimension in dimensions:
+        member = dimension.place.get("sources") in (None, *members)
+        value: Value = NEUTRAL.get(dimension.gene, dimension.init)
+        if dimension.gene == "method" and method in dimension.choices:
+            value = method
+        if dimension.gene == "weight":
+            value = weight if member else 0.0
+        if dimension.gene == INCLUDE:
+            value = float(member)
+        genome[dimension.key] = dimension.tidy(value)
+    return genome
 
 
 def equal_labels() -> list[str]:
@@ -100,8 +123,12 @@ def _is_neutral(dimensions: Sequence[Dimension], method: str, fixed: Mapping[str
     return neutral and all(d.low <= NEUTRAL[d.gene] <= d.high for d in dimensions if d.gene in NEUTRAL)
 
 
-def _genome(dimensions: Sequence[Dimension], method: str, gene: str, weights: Mapping[str, float]) -> Genome | None:
-    """The genome with these weights; None where a range does not reach one of them."""
+def _genome(
+    dimensions: Sequence[Dimension], method: str, gene: str, weights: Mapping[str, float], kind: ReferenceKind
+) -> Genome | None:
+    """The genome with these weights; None where a range does not reach one of them. A trajectory's source is its newest
+    checkpoint, and its average that of all."""
+    curves = {ReferenceKind.SOURCE: {WINDOW: 1.0}, ReferenceKind.UNIFORM: {EXPONENT: 1.0}}.get(kind, {})
     genome: Genome = {}
     for dimension in dimensions:
         value: Value = NEUTRAL.get(dimension.gene, dimension.init)
@@ -112,6 +139,14 @@ def _genome(dimensions: Sequence[Dimension], method: str, gene: str, weights: Ma
             if source is None and len(set(weights.values())) > 1:
                 return None
             value = weights[source or next(iter(weights))]
+            if not dimension.low <= value <= dimension.high:
+                return None
+        if dimension.gene == INCLUDE:
+            value = float(weights[dimension.place["sources"]] != 0)
+        if dimension.gene == WINDOW and kind is ReferenceKind.UNIFORM:
+            value = dimension.high
+        if dimension.gene in curves:
+            value = curves[dimension.gene]
             if not dimension.low <= value <= dimension.high:
                 return None
         genome[dimension.key] = dimension.tidy(value)

@@ -9,14 +9,21 @@ from typing import Any
 
 from evomerge.checkpoints.structure import is_matrix
 from evomerge.errors import InputError
-from evomerge.files.objects import GeneSpec, SpaceSpec
+from evomerge.files.objects import EXPONENT, INCLUDE, WINDOW, GeneSpec, SpaceSpec
 from evomerge.recipe.bands import even
 from evomerge.recipe.recipe import Document, Input, Recipe, Slice
 from evomerge.registry import BAND_ARITHMETIC, CHOICES, METHODS, Choice, Method, Parameter, directions
 from evomerge.space.base import Models, SearchSpace, joined
 from evomerge.space.frozen import cut, frozen_layers, frozen_values, kept_value
-from evomerge.space.genes import OTHER, Axes, dimensions, shares_at, value_at
-from evomerge.space.reference_genomes import UNIFORM, ReferenceGenome, ReferenceKind, reference_genomes
+from evomerge.space.genes import OTHER, Axes, dimension_key, dimensions, shares_at, takes_part, value_at
+from evomerge.space.reference_genomes import (
+    UNIFORM,
+    ReferenceGenome,
+    ReferenceKind,
+    reference_genomes,
+    subset_genome,
+)
+from evomerge.space.trajectory import decay_weights
 from evomerge.types import Genome, Value
 
 
@@ -27,7 +34,11 @@ class Space(SearchSpace):
         """Raises InputError where the layer groups, or what is frozen, do not fit the base's layers."""
         super().__init__(spec, models)
         self.axes = _axes(spec, models)
-        self._all = dimensions(spec.genes, self.axes)
+        self._all = tuple(
+            d
+            for d in dimensions(spec.genes, self.axes)
+            if d.gene not in (WINDOW, EXPONENT) or d.place["sources"] in models.trajectories
+        )
         self.frozen_layers = frozen_layers(spec, models.layers)
         self.frozen_values: Genome = frozen_values(self._all, spec, self.axes, self.frozen_layers)
         self._spans = cut(self.axes.groups, self.frozen_layers)
@@ -75,6 +86,16 @@ class Space(SearchSpace):
             if self._holds(reference)
         }
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a merge can leave sources out."""
+        return INCLUDE in self._genes
+
+    def subset(self, members: Sequence[str]) -> ReferenceGenome:
+        """The genome of the plain average of some sources, as near as the ranges come to it."""
+        genome = subset_genome(self._searched, self.spec.methods, self.spec.fixed, members)
+        return ReferenceGenome(genome, ReferenceKind.SUBSET)
+
     def _holds(self, reference: ReferenceGenome) -> bool:
         """Whether the genome, without what is frozen, is still that model: with another frozen value, or frozen layers,
         it would be one with unknown scores."""
@@ -106,10 +127,32 @@ class Space(SearchSpace):
         models = [*self.models.sources.values(), self.models.base]
         return self._average({model: float(model == reference) for model in models})
 
+    def included(self, genome: Genome) -> tuple[str, ...]:
+        """The sources that take part in a genome's merge."""
+        if INCLUDE not in self._genes:
+            return tuple(self.models.sources)
+        values = {**self.frozen_values, **genome}
+        return tuple(s for s in self.models.sources if takes_part(values[dimension_key(INCLUDE, [s])]))
+
+    def shares_of(self, source: str, genome: Genome) -> dict[str, float]:
+        """What of a source's weight each of its models has: all of it, or that of a trajectory's curve."""
+        members = self.models.trajectories.get(source)
+        if members is None:
+            return {self.models.sources[source]: 1.0}
+        values = {**self.frozen_values, **genome}
+        window, exponent = (float(values[dimension_key(gene, [source])]) for gene in (WINDOW, EXPONENT))
+        weights = decay_weights(window, exponent, len(members))
+        return {member: share for member, share in zip(members, weights, strict=True) if share}
+
     def uniform(self) -> Recipe:
-        """The plain average of all sources (model soup, Wortsman et al. 2022, section 2)."""
+        """The plain average of all sources (model soup, Wortsman et al. 2022, section 2); of a trajectory, that of all
+        its checkpoints."""
+        weights: dict[str, float] = {}
+        for source, reference in self.models.sources.items():
+            members = self.models.trajectories.get(source, (reference,))
+            weights |= dict(zip(members, decay_weights(len(members), 1.0, len(members)), strict=True))
         # The base, at weight 0, decides config and tokenizer, which mergekit otherwise takes from any model.
-        return self._average({**dict.fromkeys(self.models.sources.values(), 1.0), self.models.base: 0.0})
+        return self._average({**weights, self.models.base: 0.0})
 
     def _average(self, weights: Mapping[str, float]) -> Recipe:
         inputs = tuple(Input(model, parameters={"weight": weight}) for model, weight in weights.items())
@@ -119,6 +162,8 @@ class Space(SearchSpace):
         """The recipe of a genome: one document, or, where the method differs by layer group, one document for each
         method and a last one that stacks each group's layers from the document of its method (mergekit-multi)."""
         genome = {**self.frozen_values, **genome}
+        if not self.included(genome):
+            return self.parent(self.models.base)
         starts, frozen = [start for start, _ in self._spans], self.frozen_layers
         searched = [self._method_at(genome, start) for start in starts if start not in frozen]
         methods = [searched[0] if start in frozen else self._method_at(genome, start) for start in starts]
@@ -174,10 +219,15 @@ class Space(SearchSpace):
     def _slice(self, genome: Genome, choice: Choice, span: tuple[int, int]) -> Slice:
         method = METHODS[choice.method]
         searched = [p for p in choice.parameters if p.name in self._genes]
-        inputs = [
-            Input(reference, span, self._values(genome, searched, "source", source, span[0]))
-            for source, reference in self.models.sources.items()
-        ]
+        inputs: list[Input] = []
+        for source in self.included(genome):
+            values = self._values(genome, searched, "source", source, span[0])
+            if source in self.models.trajectories:
+                weight = values.get("weight", self.spec.fixed.get("weight", 1.0))
+                shares = self.shares_of(source, genome)
+                inputs += [Input(m, span, {**values, "weight": scaled(weight, s)}) for m, s in shares.items()]
+            else:
+                inputs.append(Input(self.models.sources[source], span, values))
         if span[0] in self.frozen_layers:
             inputs = [Input(i.model, i.layers, {**i.parameters, **_still(method, "source")}) for i in inputs]
         if _listed(method):
@@ -246,6 +296,13 @@ class Space(SearchSpace):
             entries.append(entry)
         # A source can store a head of its own where the base's is its embeddings.
         return [*entries, {"value": self.value(gene, genome, source, layer, "", names[0])}]
+
+
+def scaled(value: Any, share: float) -> Any:
+    """A number, or one filtered entry for each module or tensor, times a share."""
+    if isinstance(value, list):
+        return [{**entry, "value": scaled(entry["value"], share)} for entry in value]
+    return float(value) * share
 
 
 def _listed(method: Method) -> bool:

@@ -78,7 +78,7 @@ def dry_run(
 
     spec, former = with_winner(spec, from_run)
     check_files(spec, scores)
-    models = {"base": spec.base, **spec.sources}
+    models = {"base": str(spec.base), **spec.source_names}
     try:
         plan, unknown = make_plan(spec, scores, former), ""
     except UnreachableError as error:
@@ -100,7 +100,7 @@ def dry_run(
     return {
         "space": str(space),
         "fitness": str(spec.fitness),
-        "models": {name: str(ref) for name, ref in models.items()},
+        "models": models,
         **({"methods": list(spec.methods)} if spec.methods else {}),
         "genes": len(searched.dimensions) if searched else None,
         **(searched.facts() if searched else {}),
@@ -114,6 +114,7 @@ def dry_run(
         "budget": {"trials": spec.trials, **{limit: most for limit, most in budget.items() if most is not None}},
         "slices": list(scores.slices),
         **({"timeouts": timeouts} if timeouts else {}),
+        **({"sources": list(spec.matched.notes)} if spec.matched and spec.matched.notes else {}),
         **({"warnings": lines} if lines else {}),
         **({"code that is run": code} if (code := list(code_listed(scores))) else {}),
         "not checked": [unknown] if unknown else ["weights", "items"],
@@ -177,6 +178,8 @@ def _unopened(spec: SpaceSpec) -> SearchSpace | None:
     layers = spec.layers if isinstance(spec.layers, int) else spec.layers[-1][1]
     assert isinstance(layers, int)
     sources = {name: str(ref) for name, ref in spec.sources.items()}
-    space = Space(spec, Models(str(spec.base), sources, layers, spec.dtype or "bfloat16"))
+    averaged = {name: tuple(map(str, trajectory.checkpoints)) for name, trajectory in spec.trajectories.items()}
+    models = Models(str(spec.base), sources, layers, spec.dtype or "bfloat16", trajectories=averaged)
+    space = Space(spec, models)
     check_start(spec, space)
     return space

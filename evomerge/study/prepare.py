@@ -12,7 +12,7 @@ from evomerge.checkpoints.references import check_reference
 from evomerge.errors import InputError, RemovedError, Where
 from evomerge.evaluator.models import OpenModels, open_models
 from evomerge.files.common import LONGEST_SPAN
-from evomerge.files.objects import PRUNERS, FitnessSpec, GeneSpec, SpaceSpec
+from evomerge.files.objects import INCLUDE, PRUNERS, WINDOW, FitnessSpec, GeneSpec, SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.optimize.declarations import (
     UNWEIGHTED,
@@ -27,6 +27,7 @@ from evomerge.registry import CHOICES, METHODS, OPTIMIZERS, PARETO
 from evomerge.scoring.preflight import check_fitness, check_images_taken
 from evomerge.space.base import SearchSpace
 from evomerge.study.aligned import alignable, aligned_copies, with_copies
+from evomerge.study.matched import as_launched, check_matched, without_copies
 from evomerge.study.observer import Observer
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.former import FormerWinner, with_recorded
@@ -36,12 +37,13 @@ from evomerge.study.run.manifest import Environment, Launch
 @dataclass(frozen=True)
 class Plan:
     """A study that passed its checks: both files, and the models that they name, opened by their headers. `former`: the
-    trial of another run that is one of them."""
+    trial of another run that is one of them. `notes`: what patterns of sources matched beside them, in lines."""
 
     spec: SpaceSpec
     fitness: FitnessSpec
     models: OpenModels
     former: FormerWinner | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def space(self) -> SearchSpace:
@@ -72,7 +74,7 @@ def new_run(space: str | Path, run: str | Path | None, storage: str | None) -> t
 
 def check_places(spec: SpaceSpec) -> None:
     """InputError where a model is neither a folder nor a possible hub id. Nothing is opened or fetched."""
-    for ref in (spec.base, *spec.sources.values()):
+    for ref in spec.models:
         check_reference(str(ref), ref.where)
 
 
@@ -88,7 +90,11 @@ def launched_plan(launch: Launch, begin: str | None = None) -> Plan:
     plan = make_plan(spec, fitness, former)
     if former is not None and begin is not None:
         check_winner(begin, plan.models)
-    return plan
+    distinct, copies = without_copies(spec, plan.checkpoints)
+    if copies:
+        check_files(distinct, fitness)
+        plan = make_plan(distinct, fitness, former)
+    return replace(plan, notes=(*(spec.matched.notes if spec.matched else ()), *copies))
 
 
 @contextmanager
@@ -96,7 +102,7 @@ def aligned_plan(plan: Plan, folder: RunFolder, observer: Observer) -> Iterator[
     """The plan of a new run over the aligned copies that its space asks for, which are written first. They are deleted
     if the run is not launched in the context. Raises InputError."""
     with aligned_copies(plan.spec, plan.models.base, plan.models.sources, folder, observer) as spec:
-        yield plan if spec is plan.spec else make_plan(spec, plan.fitness, plan.former)
+        yield plan if spec is plan.spec else replace(make_plan(spec, plan.fitness, plan.former), notes=plan.notes)
 
 
 def resumed_plan(folder: RunFolder, environment: Environment) -> Plan:
@@ -111,13 +117,18 @@ def resumed_plan(folder: RunFolder, environment: Environment) -> Plan:
         raise InputError(problem, mend, error.where) from None
     spec = with_recorded(spec, folder, environment)
     environment.check_files(folder, spec, fitness)
+    notes: tuple[str, ...] = ()
+    launched = Path(environment.launch.space)
+    if launched.is_file() and environment.matched:
+        notes = check_matched(folder, environment, spec, environment.launch.read()[0])
     plan = make_plan(with_copies(spec, folder), fitness, FormerWinner.recorded(environment))
-    if Path(environment.launch.space).is_file():
-        mine, scores = environment.launch.read()
+    if launched.is_file():
+        mine, scores = environment.launch.read(environment.matched or None)
+        mine = as_launched(mine, spec) if environment.matched else mine
         environment.check_files(folder, with_recorded(mine, folder, environment), scores)
     check_files(spec, fitness)
     environment.check_checkpoints(folder, plan.checkpoints)
-    return plan
+    return replace(plan, notes=notes)
 
 
 def make_plan(spec: SpaceSpec, fitness: FitnessSpec, former: FormerWinner | None = None) -> Plan:
@@ -250,6 +261,7 @@ def check_slopes(spec: SpaceSpec, fitness: FitnessSpec) -> None:
     if not uses_gradient(name, spec.options):
         return
     alone = declaration(name).needs_gradient
+    _check_source_genes(spec, name)
     _check_methods(spec, "use another optimizer" if alone else "use `warm_start: true`")
     differentiable = [gene for gene in spec.genes if not gene.choices and _has_slope(spec, gene)]
     other = next((gene for gene in spec.genes if gene not in differentiable), None)
@@ -261,6 +273,15 @@ def check_slopes(spec: SpaceSpec, fitness: FitnessSpec) -> None:
         mend = f"{held}, or use `warm_start: gradient` of another optimizer, which searches it without"
         raise InputError(problem, mend if alone else "search a weight, or use `warm_start: true`", other.where)
     _check_slices(fitness, name, alone)
+
+
+def _check_source_genes(spec: SpaceSpec, optimizer: str) -> None:
+    """Which models are merged, and how many, changes in steps."""
+    gene = next((gene for gene in spec.genes if gene.name in (INCLUDE, WINDOW)), None)
+    if gene is not None:
+        problem = f"{gene.name} says which models are merged, and has no slope for {optimizer} to follow"
+        mend = "write `include: false`" if gene.name == INCLUDE else "use another optimizer, or `warm_start: true`"
+        raise InputError(problem, mend, gene.where)
 
 
 def _check_methods(spec: SpaceSpec, mend: str) -> None:

@@ -170,6 +170,8 @@ def search(
             observer.warn(line)
         for topic, line in plan.space.facts().items():
             observer.note(f"{topic}: {line}")
+        for line in plan.notes:
+            observer.note(f"sources: {line}")
         first = starting_point(from_run, plan.models) if from_run is not None and plan.former is None else None
         with (
             _executor(plan, device, memory, workers, observer) as executor,
@@ -179,6 +181,7 @@ def search(
         ):
             facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
             facts |= {"begin": asdict(first)} if first else {}
+            facts |= {"matched": list(plan.spec.matched.models)} if plan.spec.matched else {}
             facts |= {"trackers": names} if (names := tracker_names(trackers)) else {}
             facts |= {"engines": executor.info.engines} if executor.info.engines else {}
             if plan.former is not None and plan.spec.winner is not None:
@@ -223,6 +226,8 @@ def resume(
         allow_pickles(environment.launch.allow_pickle)
         tracking = make_trackers(environment.trackers if trackers is None else trackers)
         plan = resumed_plan(folder, environment)
+        for line in plan.notes:
+            observer.warn(line)
         store = _reopen(folder, environment, plan, observer)
         if device is None and memory is None:
             memory = environment.memory

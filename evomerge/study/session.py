@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
@@ -17,6 +17,7 @@ from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.gates import scales, settle
 from evomerge.scoring.item_noise import ItemNoise
 from evomerge.space.base import FORMER_WINNER
+from evomerge.space.reference_genomes import ReferenceGenome
 from evomerge.space.space import Space
 from evomerge.study.after.transfer import StartingPoint
 from evomerge.study.gradients.trial_gradients import TrialGradients
@@ -30,8 +31,12 @@ from evomerge.study.run.notes import holdout_note, metric_name, released_note, s
 from evomerge.study.run.release import Release, looked
 from evomerge.study.run.store import Store, duplicate_label
 from evomerge.study.run.trial import Trial
+from evomerge.study.subsets import propose
 from evomerge.study.trials import AIM, Trials
 from evomerge.types import Outcome
+
+_SUBSETS = "subsets"
+"""The fact that holds the subsets of a pool that are tried first: label -> sources."""
 
 _ERRORS = "errors"
 """The fact that holds the references' `Trial.errors`: label -> slice -> error."""
@@ -269,11 +274,25 @@ class Session:
     def start(self) -> Start:
         """What is known before the search: the genomes of well-known models, and the outcomes of the references."""
         scored = {t.label: t for t in self.store.as_ended() if t.kind == "reference" and t.state != "running"}
-        references = self.plan.space.reference_genomes
+        references = {**self._subsets(), **self.plan.space.reference_genomes}
         errors = self.store.facts.get(_ERRORS, {})
         scored = {label: replace(t, errors=errors.get(label, {})) for label, t in scored.items()}
         known = [(r.genome, self.outcome(scored[label])) for label, r in references.items() if label in scored]
         return Start(self.starting_point.genome if self.starting_point else None, references, known)
+
+    def _subsets(self) -> dict[str, ReferenceGenome]:
+        """The subsets of the sources that are tried first, by label, where a merge can leave some out. They stay what
+        the references' scores first said."""
+        space = self.plan.space
+        if not isinstance(space, Space) or not space.leaves_out:
+            return {}
+        if _SUBSETS not in self.store.facts:
+            sources = [*space.models.sources]
+            parents = [t for t in self.store.as_ended() if t.is_parent and t.state == "complete"]
+            scored = {t.label: self.trials.scored(t) for t in parents}
+            self.store.record(_SUBSETS, propose(self.executor.info, sources, scored))
+        found: Mapping[str, list[str]] = self.store.facts[_SUBSETS]
+        return {label: space.subset(members) for label, members in found.items()}
 
     def history(self) -> list[Asked]:
         """The optimizer's proposals and what it was told of each: by its record in an asynchronous search; else each

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from evomerge.errors import InputError, Where
 from evomerge.evaluator.models import OpenModels
-from evomerge.files.objects import SpaceSpec
+from evomerge.files.objects import INCLUDE, WINDOW, SpaceSpec
 from evomerge.files.space_file import read_space
 from evomerge.optimize.declarations import declaration
 from evomerge.registry import CHOICES
@@ -57,7 +57,8 @@ def starting_point(run: str, models: OpenModels) -> StartingPoint:
         raise InputError(problem, "begin from a run of weights, or write `space: dataflow`", _FLAG)
     check_models(name, Environment.read(state.folder), models)
     sources = {source: space.models.sources[source] for source in old.sources}
-    before = Space(old, replace(space.models, sources=sources))
+    averaged = {name: space.models.trajectories[name] for name in old.trajectories}
+    before = Space(old, replace(space.models, sources=sources, trajectories=averaged))
     genome = _Transfer(before, space, trial.genome).genome()
     return StartingPoint(name, trial.number, genome, trial.digest)
 
@@ -110,6 +111,7 @@ class _Transfer:
 
     def __init__(self, old: Space, new: Space, genome: Genome) -> None:
         self._old, self._new, self._genome = old, new, {**old.frozen_values, **genome}
+        self._leave_out()
         self._genes = {gene.name: gene for gene in old.spec.genes}
         cuts = [[gene.bands for gene in space.spec.genes if gene.bands is not None] for space in (old, new)]
         if cuts[0] != cuts[1]:
@@ -122,6 +124,14 @@ class _Transfer:
                 self._refuse(
                     "values between knots are no values of other layer groups", "keep `layers` and `interpolate`"
                 )
+
+    def _leave_out(self) -> None:
+        """Gives weight 0 to the sources that the old genome leaves out, which this space may merge."""
+        absent = self._old.models.sources.keys() - {*self._old.included(self._genome)}
+        weights = {d.key: 0.0 for d in self._old.dimensions if d.gene == "weight" and d.place.get("sources") in absent}
+        if absent and not weights and not any(gene.name == INCLUDE for gene in self._new.spec.genes):
+            self._refuse(f"{min(absent)} was left out", "write `include: true`")
+        self._genome = {**self._genome, **weights}
 
     def genome(self) -> Genome:
         genome = {d.key: self._at(d) for d in self._new.dimensions}
@@ -149,6 +159,8 @@ class _Transfer:
         source = dimension.place.get("sources", next(iter(self._old.models.sources)))
         if source not in self._old.models.sources:
             value: Value = 0.0 if dimension.gene == "weight" else dimension.init
+        elif dimension.gene == WINDOW and source not in self._old.models.trajectories:
+            value = 1.0  # its newest checkpoint alone
         else:
             band = int(dimension.place.get("bands", 0))
             read = (self._read(dimension.gene, source, tensor, band) for tensor in self._tensors(dimension))
@@ -196,11 +208,13 @@ def _effect(space: Space, genome: Genome, source: str, tensor: str) -> dict[str,
         return space.value(genes[name], genome, source, layer, module, tensor) if name in genes else otherwise
 
     method = str(value("method", space.spec.methods[0]))
+    shares = space.shares_of(source, genome)
+    curve = {"curve": str(shares)} if len(shares) > 1 else {}
     fixed = space.spec.fixed
     values = {p.name: value(p.name, fixed.get(p.name, p.default)) for p in CHOICES[method].parameters}
     if layer in space.frozen_layers:
         values |= dict.fromkeys(values.keys() & {"weight", "t"}, 0.0)
-    return {"method": method, **values}
+    return {"method": method, **values, **curve}
 
 
 def _idle(effect: Mapping[str, Value | None]) -> bool:

@@ -4,7 +4,7 @@ same checkpoints, files and items, or it would mix two studies."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "space": _NAME, "settings": (list,), "optimizer": _NAME_OR_NONE, "fitness": _NAME_OR_NONE, "folder": _NAME,
     "trust_tasks": (bool,), "allow_pickle": (bool,), "study": _NAME, "identity": (dict,), "versions": (dict,),
     "device": _NAME, "storage": _NAME_OR_NONE, "memory": _NAME_OR_NONE, "workers": (int,), "begin": (dict, type(None)),
-    "trackers": (list,), "engines": (dict,),
+    "trackers": (list,), "engines": (dict,), "matched": (list,),
 }  # fmt: skip
 """What the fields of `environment.json` hold: those of `Launch`, and the others of `Environment`."""
 
@@ -44,10 +44,11 @@ class Launch:
     trust_tasks: bool = False
     allow_pickle: bool = False
 
-    def read(self) -> tuple[SpaceSpec, FitnessSpec]:
-        """Both files as the user has them now. Raises InputError."""
+    def read(self, known: Collection[str] | None = None) -> tuple[SpaceSpec, FitnessSpec]:
+        """Both files as the user has them now. `known`: the only paths that patterns of sources may match; None: all.
+        Raises InputError."""
         file = Path(self.fitness) if self.fitness else None
-        spec, fitness = read_files(Path(self.space), self.settings, self.optimizer, file, Path(self.folder))
+        spec, fitness = read_files(Path(self.space), self.settings, self.optimizer, file, Path(self.folder), known)
         return spec, replace(fitness, trust_tasks=self.trust_tasks)
 
 
@@ -81,7 +82,7 @@ def write_launch(
 
 @dataclass(frozen=True)
 class Environment:
-    """`environment.json`."""
+    """`environment.json`. `matched`: all models that patterns of sources matched at the launch."""
 
     launch: Launch
     study: str
@@ -94,6 +95,7 @@ class Environment:
     begin: dict[str, Any] | None = None
     trackers: tuple[str, ...] = ()
     engines: Mapping[str, str] = field(default_factory=dict)
+    matched: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: RunFolder) -> Environment:
@@ -108,7 +110,8 @@ class Environment:
             if data.get("workers", 1) < 1:
                 raise ValueError(f"workers is {data['workers']}")
             data["identity"] = current_keys(data["identity"])
-            data["trackers"] = tuple(map(str, data.get("trackers", ())))
+            for key in ("trackers", "matched"):
+                data[key] = tuple(map(str, data.get(key, ())))
             return cls(launch=Launch(**{**launch, "settings": tuple(map(str, launch["settings"]))}), **data)
         except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
             what = error.problem if isinstance(error, InputError) else f"{type(error).__name__}: {error}"

@@ -61,7 +61,7 @@ def study_note(name: str, spec: SpaceSpec, fitness: FitnessSpec, slices: Mapping
 def _study_lines(
     name: str, spec: SpaceSpec, fitness: FitnessSpec, slices: Mapping[str, SliceInfo], genes: int
 ) -> Iterator[str]:
-    sources = ", ".join(f"{markdown(source)} ({code(model)})" for source, model in spec.sources.items())
+    sources = ", ".join(f"{markdown(source)} ({code(model)})" for source, model in spec.source_names.items())
     yield f"# evomerge run {markdown(name)}\n"
     yield f"A search for the best merge of {sources} on the base {code(spec.base)}.\n"
     yield f"- optimizer {code(spec.optimizer['name'])}, seed {spec.optimizer['seed']}, {genes} searched values"
