@@ -40,8 +40,10 @@ from evomerge.study.prepare import (
     resumed_plan,
 )
 from evomerge.study.repair import restore_items
+from evomerge.study.run.database import without_password
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.guarding import diagnosed, logged
+from evomerge.study.run.holding import held
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.manifest import Environment, Launch, write_launch
 from evomerge.study.run.release import (
@@ -177,7 +179,8 @@ def search(
             folder.claim(plan.spec.to_align),
             logged(folder),
         ):
-            facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
+            facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "workers": workers}
+            facts |= {"storage": without_password(url)}
             facts |= {"begin": asdict(first)} if first else {}
             facts |= {"trackers": names} if (names := tracker_names(trackers)) else {}
             facts |= {"engines": executor.info.engines} if executor.info.engines else {}
@@ -186,9 +189,10 @@ def search(
                 facts |= {"begin": plan.former.facts()}
             write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
             opened = open_storage(folder.journal, url, observer.warn)
-            store = Store.create(opened, folder.name, plan.space.dimensions)
-            session = Session(folder, store, plan, executor, observer, first)
-            return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds, plan.spec.most_items), tracking)
+            with held(opened, folder.name, observer.warn) as hold:
+                store = Store.create(opened, folder.name, plan.space.dimensions, hold)
+                session = Session(folder, store, plan, executor, observer, first)
+                return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds, plan.spec.most_items), tracking)
 
 
 @listening()
@@ -223,12 +227,14 @@ def resume(
         allow_pickles(environment.launch.allow_pickle)
         tracking = make_trackers(environment.trackers if trackers is None else trackers)
         plan = resumed_plan(folder, environment)
-        store = _reopen(folder, environment, plan, observer)
         if device is None and memory is None:
             memory = environment.memory
         count = workers or environment.workers
         place = device or resumed_device(environment.device, environment.workers, count)
-        with _executor(plan, place, memory, count, observer) as executor:
+        with (
+            _reopened(folder, environment, plan, observer) as store,
+            _executor(plan, place, memory, count, observer) as executor,
+        ):
             environment.check_items(folder, executor.digests)
             served = environment.check_engines(folder, executor.info.engines)
             if changed := ", ".join(filter(None, (environment.changed_versions(), served))):
@@ -261,15 +267,18 @@ def _executor(plan: Plan, device: str, memory: str | None, workers: int, observe
         pool.close()
 
 
-def _reopen(folder: RunFolder, environment: Environment, plan: Plan, observer: Observer) -> Store:
-    """The run's study; a run that died before its study was made gets it now."""
+@contextmanager
+def _reopened(folder: RunFolder, environment: Environment, plan: Plan, observer: Observer) -> Iterator[Store]:
+    """The run's study, held; a run that died before its study was made gets it now."""
     storage = open_storage(folder.journal, environment.storage, observer.warn)
-    store = Store.open(storage, environment.study, plan.space.dimensions)
-    if store is None:
-        if lost := environment.study_missing(folder):
+    with held(storage, environment.study, observer.warn) as hold:
+        store = Store.open(storage, environment.study, plan.space.dimensions, hold)
+        if (store is None or not store.as_ended()) and (lost := environment.study_missing(folder)):
             raise lost
-        store = Store.create(storage, environment.study, plan.space.dimensions)
-    return store
+        if store is None:
+            store = Store.create(storage, environment.study, plan.space.dimensions, hold)
+        store.take()
+        yield store
 
 
 def _run(session: Session, budget: loop.Budget, trackers: Sequence[Tracker]) -> Result:

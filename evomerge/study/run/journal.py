@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 
 from evomerge.errors import InputError
@@ -194,6 +195,17 @@ class Journal(BaseJournalBackend):
         kept, behind = content[:offset], content[offset:]
         ended = {*_ENDED.findall(behind), *_SCORED.findall(behind)} - {*_SCORED.findall(kept)}
         return DamagedJournal(self.file, line, what, intact, offset, len(ended))
+
+
+def replayed(file: Path) -> JournalStorage:
+    """The storage of a journal. InputError where it is damaged."""
+    journal = Journal(file)
+    try:
+        return JournalStorage(journal)
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        raise journal.damage(f"cannot be applied ({type(error).__name__})") from None
 
 
 def cut(damage: DamagedJournal, file: Path) -> Path:

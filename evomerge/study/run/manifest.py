@@ -117,7 +117,7 @@ class Environment:
 
     def study_missing(self, folder: RunFolder) -> InputError | None:
         """The error where the storage holds no study: None for a run that died before it was made, else it was lost."""
-        if not folder.items.is_dir() or not any(folder.items.iterdir()):
+        if not any(folder.items.glob("trial-*")):
             return None
         problem = f"the run {folder.name!r} has scores, and its storage holds no study {self.study!r}"
         return InputError(problem, f"restore {self.storage or folder.journal}")
