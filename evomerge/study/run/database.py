@@ -88,21 +88,13 @@ def open_database(url: str) -> BaseStorage:
         return optuna.storages.get_storage(storage)
     except Exception as error:
         cause = cause_of(error)
-        raise InputError(f"cannot open {_shown(url)!r} ({cause})", _mend(url, cause), _FLAG) from None
+        raise InputError(f"cannot open {url!r} ({cause})", _mend(url, cause), _FLAG) from None
 
 
 def _parsed(url: str) -> URL:
     import sqlalchemy
 
     return sqlalchemy.make_url(url)
-
-
-def _shown(url: str) -> str:
-    """The URL in messages. One that cannot be read as it is: what may be a password there is masked by its form."""
-    try:
-        return without_password(url) or url
-    except Exception:
-        return url
 
 
 def _connection(url: URL) -> dict[str, Any]:

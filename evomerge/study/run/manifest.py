@@ -26,7 +26,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "space": _NAME, "settings": (list,), "optimizer": _NAME_OR_NONE, "fitness": _NAME_OR_NONE, "folder": _NAME,
     "trust_tasks": (bool,), "allow_pickle": (bool,), "study": _NAME, "identity": (dict,), "versions": (dict,),
     "device": _NAME, "storage": _NAME_OR_NONE, "memory": _NAME_OR_NONE, "workers": (int,), "begin": (dict, type(None)),
-    "trackers": (list,), "engines": (dict,),
+    "trackers": (list,), "engines": (dict,), "copy_items": _NAME_OR_NONE,
 }  # fmt: skip
 """What the fields of `environment.json` hold: those of `Launch`, and the others of `Environment`."""
 
@@ -94,6 +94,7 @@ class Environment:
     begin: dict[str, Any] | None = None
     trackers: tuple[str, ...] = ()
     engines: Mapping[str, str] = field(default_factory=dict)
+    copy_items: str | None = None
 
     @classmethod
     def read(cls, folder: RunFolder) -> Environment:
