@@ -16,14 +16,22 @@ kept: see `recall`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from evomerge.optimize.base import GenomeId, Proposal, Sequential, check, identity
-from evomerge.optimize.gaussian_process import Believer, GaussianProcess, Group, Matrix, acquisition
+from evomerge.optimize.gaussian_process import (
+    Believer,
+    GaussianProcess,
+    Group,
+    Matrix,
+    Vector,
+    acquisition,
+    unexplained,
+)
 from evomerge.optimize.mutation import Mutation
 from evomerge.optimize.ordering import FAILED, RankKey, rank_key
 from evomerge.space.vector import Encoding
@@ -83,6 +91,7 @@ class Surrogate(Sequential):
         self._batch_size = max(1, at_a_time // _SHARE)
         self._opened = _Opened(0, 0, ())
         self._batch: list[Genome] = []
+        self._vectors: dict[GenomeId, Vector] = {}
 
     def _askable(self) -> int:
         if self.asynchronous:
@@ -141,9 +150,16 @@ class Surrogate(Sequential):
             others = [*(genome for genome, _ in scored), *pending]
             hopeless = not any(outcome.feasible for _, outcome in scored)
             taken = self._encoded(others) if hopeless else None
-            for vectors in self._candidates(scored, pending, missing, generator):
-                number = opened.count + len(batch)
-                add(self._new([self._encoding.decode(v) for v in vectors], number, proposed, taken, generator))
+            candidates = self._candidates(scored, pending, missing, generator)
+            while len(batch) < self._batch_size:
+                vectors = next(candidates, None)
+                if vectors is None:
+                    add(self._novel(self._anywhere(generator), proposed, generator))
+                    continue
+                genomes = [self._encoding.decode(v) for v in vectors]
+                if missing > 1 and self._genome_count is None and identity(genomes[0]) in proposed:
+                    continue
+                add(self._new(genomes, opened.count + len(batch), proposed, taken, generator))
         return batch
 
     def _new(
@@ -180,9 +196,9 @@ class Surrogate(Sequential):
 
     def _candidates(
         self, scored: Sequence[Scored], pending: Sequence[Genome], count: int, generator: np.random.Generator
-    ) -> list[Matrix]:
-        """For each of `count` genomes some vectors [k, d], the best first. `pending`: genomes that are being
-        evaluated."""
+    ) -> Iterator[Matrix]:
+        """For one genome after the other some vectors [k, d], the best first; enough for `count` of them. `pending`:
+        genomes that are being evaluated."""
         # 1. Fit the model to the best outcomes, and add its predictions at pending genomes.
         hyperparameters = self._hyperparameters(scored)
         best_scored = _best_of(scored)
@@ -196,16 +212,22 @@ class Surrogate(Sequential):
         # 2. Maximize the acquisition function by mutation: the best mutants are the next parents, in smaller steps.
         kept, n_kept, pool = inputs[:_PARENTS], max(_KEPT, count), max(_POOL, 2 * count)
         values = np.full(len(kept), -math.inf)  # their outcomes are known
-        seen = []
+        seen: list[tuple[Matrix, Matrix, Matrix]] = []
         for turn in range(_ROUNDS + 1):
             size, reach = (pool // 2, 0.75 ** (turn - 1)) if turn else (pool, 1.0)
             mutants = self._mutation.around(kept, size, reach, generator)
-            seen.append(mutants)
+            mean, explained = model.explained(mutants)
+            if count > 1:
+                seen.append((mutants, mean, explained.T))
             kept = np.concatenate([kept, mutants])
-            values = np.concatenate([values, acquisition(*model.predict(mutants), best)])
+            values = np.concatenate([values, acquisition(mean, model.scaled(np.sqrt(unexplained(explained))), best)])
             order = np.argsort(-values, kind="stable")[:n_kept]
             kept, values = kept[order], values[order]
-        return [kept] if count == 1 else [vector[None] for vector in _pick(model, np.concatenate(seen), count, best)]
+        if count == 1:
+            yield kept
+        else:
+            mutants, mean, explained = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+            yield from _pick(Believer(model, mutants, mean, explained.T), mutants, best)
 
     def _fit_at(self, n_scored: int) -> int:
         """How many of the scored genomes the hyperparameters are fitted to. Those of single proposals are fitted to
@@ -228,7 +250,14 @@ class Surrogate(Sequential):
         return GaussianProcess(inputs, targets([outcome for _, outcome in first]), self._groups).hyperparameters
 
     def _encoded(self, genomes: Sequence[Genome]) -> Matrix:
-        return np.array([self._encoding.encode(genome) for genome in genomes])
+        return np.array([self._vector(genome) for genome in genomes])
+
+    def _vector(self, genome: Genome) -> Vector:
+        """Encoded once: each model takes in hundreds of genomes that the last one had."""
+        key = identity(genome)
+        if key not in self._vectors:
+            self._vectors[key] = self._encoding.encode(genome)
+        return self._vectors[key]
 
 
 @dataclass(frozen=True)
@@ -249,17 +278,16 @@ def _best_of(scored: Sequence[Scored]) -> list[Scored]:
     return sorted(scored, key=_rank)[:_MOST_DATA]
 
 
-def _pick(model: GaussianProcess, vectors: Matrix, count: int, best: float | None) -> list[Matrix]:
-    """`count` of the vectors [k, d], one after the other the one of the highest acquisition value, if the predictions
-    at those before it come true (kriging believer): what is known at one of them leaves less to learn beside it."""
-    believer = Believer(model, vectors)
+def _pick(believer: Believer, vectors: Matrix, best: float | None) -> Iterator[Matrix]:
+    """The vectors, each as [1, d]: one after the other the one of the highest acquisition value, if the
+    predictions at those before it come true. What is known at one of them leaves less to learn beside it."""
     picked: list[int] = []
-    for _ in range(min(count, len(vectors))):
+    while len(picked) < len(vectors):
         values = acquisition(believer.mean, believer.std, best)
         values[picked] = -math.inf
         picked.append(int(values.argmax()))
+        yield vectors[picked[-1:]]
         believer.believe(picked[-1])
-    return [vectors[place] for place in picked]
 
 
 def _best(model: GaussianProcess, inputs: Matrix, feasible: Sequence[bool]) -> float | None:

@@ -69,7 +69,7 @@ class GaussianProcess:
         """[k, m] means and standard deviations (of the function, without the noise) at [k, d] inputs."""
         # variance: 1 - |L⁻¹ k*|², times the squared amplitude (equation 2.26)
         mean, explained = self.explained(inputs)
-        return mean, self.scaled(np.sqrt(np.maximum(1.0 - (explained**2).sum(axis=0), 1e-12)))
+        return mean, self.scaled(np.sqrt(unexplained(explained)))
 
     def explained(self, inputs: Matrix) -> tuple[Matrix, Matrix]:
         """[k, m] means at [k, d] inputs, and L⁻¹ k* [n, k], whose squares sum to the shares of the variances that the
@@ -204,6 +204,12 @@ class GaussianProcess:
         self._weights = solve_triangular(self._factor.T, residual, lower=False, check_finite=False)
 
 
+def unexplained(explained: Matrix) -> Vector:
+    """[k], the shares of the variances that are left (`GaussianProcess.explained`)."""
+    left: Vector = np.maximum(1.0 - (explained**2).sum(axis=0), 1e-12)
+    return left
+
+
 class Believer:
     """Predictions at fixed inputs, as one after the other of them is taken for an outcome ("kriging believer"). The
     means stay what they are, the standard deviations shrink: an update of rank one each, where a new process would need
@@ -213,11 +219,10 @@ class Believer:
         mean, std: [k, m], as `GaussianProcess.predict` gives them.
     """
 
-    def __init__(self, model: GaussianProcess, inputs: Matrix) -> None:
-        """`inputs`: [k, d]."""
-        self._model, self._inputs = model, inputs
-        self.mean, self._explained = model.explained(inputs)
-        self._variance = np.maximum(1.0 - (self._explained**2).sum(axis=0), 1e-12)
+    def __init__(self, model: GaussianProcess, inputs: Matrix, mean: Matrix, explained: Matrix) -> None:
+        """`inputs`: [k, d]. `mean`, `explained`: what `GaussianProcess.explained` says of them."""
+        self._model, self._inputs, self.mean, self._explained = model, inputs, mean, explained
+        self._variance = unexplained(explained)
         self._updates = np.zeros((0, len(inputs)))
 
     @property
