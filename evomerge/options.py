@@ -43,6 +43,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {**_FLAG, "help": "ask for the next candidate as soon as a worker is free, not a generation at a time"},
     ),
     "storage": (("--storage",), {"metavar": "URL", "help": "an Optuna storage in place of the run's journal"}),
+    "copy_items": (
+        ("--copy-items",),
+        {"metavar": "URL", "help": "also copy every item's score there: s3://..., another disk, what fsspec knows"},
+    ),
     "settings": (
         ("--set",),
         {

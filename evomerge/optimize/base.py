@@ -18,7 +18,7 @@ from evomerge.types import Dimension, Genome, Outcome, Value
 GenomeId = tuple[Value, ...]
 
 _MOST_IN_FLIGHT = 256
-"""The most genomes that are asked and not told, asynchronously."""
+"""The most genomes that are asked and not told, asynchronously; more where more can be scored at a time."""
 
 _MOST_STEPS = 200
 """The most steps from a genome that was proposed before to one that was not."""
@@ -210,7 +210,8 @@ class Sequential(ABC):
 
     def _askable(self) -> int:
         """How many more genomes can be asked now, where something is left to propose."""
-        return (_MOST_IN_FLIGHT if self.asynchronous else 1) - len(self._asked)
+        most = max(_MOST_IN_FLIGHT, self.num_workers) if self.asynchronous else 1
+        return most - len(self._asked)
 
     def _n_told(self) -> int:
         """`Generation.told`."""

@@ -5,25 +5,46 @@ floor depend on the genes. The next candidate has the highest acquisition value 
 (`gaussian_process.acquisition`). It is looked for by mutation around the best so far: in single genes, in all genes of
 a source, a layer, a module at once, in steps of all sizes.
 
-Proposals are a function of the seed and of the outcomes told. Nothing else is kept: see `recall`.
+Many workers ask faster than a model can be fitted and searched for each of them. So genomes are proposed in batches: a
+quarter of what is scored at a time comes of one model and one search (`_pick`), and the model's hyperparameters are
+fitted anew when a tenth more is known.
+
+Proposals are a function of the seed, of the outcomes told, and of how asking and telling took turns. Nothing else is
+kept: see `recall`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from evomerge.optimize.base import Proposal, Sequential, check, identity
-from evomerge.optimize.gaussian_process import GaussianProcess, Group, Matrix, acquisition
+from evomerge.optimize.base import GenomeId, Proposal, Sequential, check, identity
+from evomerge.optimize.gaussian_process import (
+    Believer,
+    GaussianProcess,
+    Group,
+    Matrix,
+    Vector,
+    acquisition,
+    unexplained,
+)
 from evomerge.optimize.mutation import Mutation
 from evomerge.optimize.ordering import FAILED, RankKey, rank_key
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome, Outcome
 
 Scored = tuple[Genome, Outcome]
+
+_SHARE = 4
+"""A batch is so great a share of the genomes that are scored at a time: the outcomes of the other three quarters are
+known, or come while it is scored."""
+
+_GROWTH = 1.1
+"""The model of a batch is fitted anew when so many times as many outcomes are known."""
 
 _POOL, _ROUNDS, _KEPT = 300, 8, 8
 """The number of first mutants; how often the `_KEPT` best of them are mutated again, into half as many."""
@@ -48,7 +69,7 @@ hopeless must not hide the differences between the others."""
 
 class Surrogate(Sequential):
     """Asks for `population` genomes at a time (auto: as many as can be scored at a time). For the later of them, the
-    predictions of the earlier ones count as outcomes."""
+    predictions of the earlier ones count as outcomes. From 8 workers on, several come of one model (`_SHARE`)."""
 
     def __init__(
         self,
@@ -66,6 +87,11 @@ class Surrogate(Sequential):
         self._mutation = Mutation(self._encoding)
         self._groups = groups_of(self._encoding)
         self._fitted: tuple[int, list[float]] | None = None
+        at_a_time = self.num_workers if self.asynchronous else min(self.num_workers, self._population)
+        self._batch_size = max(1, at_a_time // _SHARE)
+        self._opened = _Opened(0, 0, ())
+        self._batch: list[Genome] = []
+        self._vectors: dict[GenomeId, Vector] = {}
 
     def _askable(self) -> int:
         if self.asynchronous:
@@ -79,28 +105,78 @@ class Surrogate(Sequential):
         """Takes the genome as it is recorded. The proposal is a function of the seed and the outcomes, but by many
         floating-point operations, which another processor may round otherwise."""
         check(self.dimensions, genome)
+        self._place_in_batch()
         return self._take(genome)
 
     def _propose(self) -> Genome:
-        generator = self._generator(self.count)
-        n_learned = len(self.history) - self._n_told()
-        scored = [*self.start.known, *self.history[:n_learned]]
-        pending = [*(genome for genome, _ in self.history[n_learned:]), *self._asked]
-        proposed = {identity(genome) for genome in (*pending, *(genome for genome, _ in scored))}
+        place = self._place_in_batch()
+        if not self._batch:  # it begins here, or the process does
+            self._batch = self._proposed_by(self._opened)
+        return self._batch[place]
+
+    def _place_in_batch(self) -> int:
+        """The next genome's place in its batch. With the first one, what is known is noted: the batch goes by that,
+        also where a later process proposes the rest of it."""
+        place = (self.count if self.asynchronous else self.count % self._population) % self._batch_size
+        if place == 0:
+            n_learned = len(self.history) - self._n_told()
+            pending = *(genome for genome, _ in self.history[n_learned:]), *self._asked
+            self._opened, self._batch = _Opened(self.count, n_learned, pending), []
+        return place
+
+    def _proposed_by(self, opened: _Opened) -> list[Genome]:
+        """The genomes of a batch."""
+        scored = [*self.start.known, *self.history[: opened.n_learned]]
+        proposed = {identity(genome) for genome in (*opened.pending, *(genome for genome, _ in scored))}
+        batch: list[Genome] = []
+
+        def add(genome: Genome) -> None:
+            batch.append(genome)
+            proposed.add(identity(genome))
+
         # 1. The initial genome, then random ones, until there are enough outcomes for a model.
-        if identity(self._initial()) not in proposed:
-            return self._initial()
         usable = sum(rank_key(outcome)[0] != FAILED for _, outcome in scored)
-        if usable < 2 or len(proposed) < self._startup:
-            return self._novel(self._anywhere(generator), proposed, generator)
-        # 2. The new genome with the highest acquisition value.
-        genomes = [self._encoding.decode(vector) for vector in self._candidates(scored, pending, generator)]
-        if self._choices and self.count % _OTHER_CHOICE == 0:
+        while len(batch) < self._batch_size:
+            generator = self._generator(opened.count + len(batch))
+            if identity(self._initial()) not in proposed:
+                add(self._initial())
+            elif usable < 2 or len(proposed) < self._startup:
+                add(self._novel(self._anywhere(generator), proposed, generator))
+            else:
+                break
+        # 2. New genomes of the highest acquisition value.
+        if missing := self._batch_size - len(batch):
+            pending = [*opened.pending, *batch]
+            others = [*(genome for genome, _ in scored), *pending]
+            hopeless = not any(outcome.feasible for _, outcome in scored)
+            taken = self._encoded(others) if hopeless else None
+            candidates = self._candidates(scored, pending, missing, generator)
+            while len(batch) < self._batch_size:
+                vectors = next(candidates, None)
+                if vectors is None:
+                    add(self._novel(self._anywhere(generator), proposed, generator))
+                    continue
+                genomes = [self._encoding.decode(v) for v in vectors]
+                if missing > 1 and self._genome_count is None and identity(genomes[0]) in proposed:
+                    continue
+                add(self._new(genomes, opened.count + len(batch), proposed, taken, generator))
+        return batch
+
+    def _new(
+        self,
+        genomes: list[Genome],
+        number: int,
+        proposed: set[GenomeId],
+        taken: Matrix | None,
+        generator: np.random.Generator,
+    ) -> Genome:
+        """The first genome that was not proposed before; or another one, for the reasons that follow. `taken`: where
+        genomes are, if nothing feasible is known."""
+        if self._choices and number % _OTHER_CHOICE == 0:
             genomes = [self._other_choice(genome, generator) for genome in genomes]
         new = next((genome for genome in genomes if identity(genome) not in proposed), genomes[0])
-        # 3. A random one in its place where the model keeps looking where nothing is feasible.
-        others = [*(genome for genome, _ in scored), *pending]
-        if not any(outcome.feasible for _, outcome in scored) and self._crowded(new, others):
+        # A random one in its place where the model keeps looking where nothing is feasible.
+        if taken is not None and self._crowded(new, taken):
             new = self._anywhere(generator)
         return self._novel(new, proposed, generator)
 
@@ -113,49 +189,105 @@ class Surrogate(Sequential):
         others = [option for option in dimension.choices if option != genome[dimension.key]]
         return {**genome, dimension.key: others[generator.integers(len(others))]}
 
-    def _crowded(self, genome: Genome, others: Sequence[Genome]) -> bool:
+    def _crowded(self, genome: Genome, others: Matrix) -> bool:
         """Whether `_CROWD` other genomes are next to it."""
-        distances = np.abs(self._encoded(others) - self._encoding.encode(genome)).max(axis=1)
+        distances = np.abs(others - self._encoding.encode(genome)).max(axis=1)
         return int((distances < _NEAR).sum()) >= _CROWD
 
     def _candidates(
-        self, scored: Sequence[Scored], pending: Sequence[Genome], generator: np.random.Generator
-    ) -> Matrix:
-        """[_KEPT, d] vectors, the highest acquisition value first. `pending`: genomes that are being evaluated."""
+        self, scored: Sequence[Scored], pending: Sequence[Genome], count: int, generator: np.random.Generator
+    ) -> Iterator[Matrix]:
+        """For one genome after the other some vectors [k, d], the best first; enough for `count` of them. `pending`:
+        genomes that are being evaluated."""
         # 1. Fit the model to the best outcomes, and add its predictions at pending genomes.
-        n_scored = len(scored)
-        scored = sorted(scored, key=_rank)[:_MOST_DATA]
-        inputs = self._encoded([genome for genome, _ in scored])
-        model = self._model(inputs, [outcome for _, outcome in scored], n_scored)
-        best = _best(model, inputs, [outcome.feasible for _, outcome in scored])
+        hyperparameters = self._hyperparameters(scored)
+        best_scored = _best_of(scored)
+        inputs = self._encoded([genome for genome, _ in best_scored])
+        outcomes = [outcome for _, outcome in best_scored]
+        model = GaussianProcess(inputs, targets(outcomes), self._groups, hyperparameters)
+        self._fitted = self._fit_at(len(scored)), model.hyperparameters
+        best = _best(model, inputs, [outcome.feasible for outcome in outcomes])
         if pending:
             model.add_fantasies(self._encoded(pending))
         # 2. Maximize the acquisition function by mutation: the best mutants are the next parents, in smaller steps.
-        kept = inputs[:_PARENTS]
+        kept, n_kept, pool = inputs[:_PARENTS], max(_KEPT, count), max(_POOL, 2 * count)
         values = np.full(len(kept), -math.inf)  # their outcomes are known
+        seen: list[tuple[Matrix, Matrix, Matrix]] = []
         for turn in range(_ROUNDS + 1):
-            count, reach = (_POOL // 2, 0.75 ** (turn - 1)) if turn else (_POOL, 1.0)
-            mutants = self._mutation.around(kept, count, reach, generator)
+            size, reach = (pool // 2, 0.75 ** (turn - 1)) if turn else (pool, 1.0)
+            mutants = self._mutation.around(kept, size, reach, generator)
+            mean, explained = model.explained(mutants)
+            if count > 1:
+                seen.append((mutants, mean, explained.T))
             kept = np.concatenate([kept, mutants])
-            values = np.concatenate([values, acquisition(*model.predict(mutants), best)])
-            order = np.argsort(-values, kind="stable")[:_KEPT]
+            values = np.concatenate([values, acquisition(mean, model.scaled(np.sqrt(unexplained(explained))), best)])
+            order = np.argsort(-values, kind="stable")[:n_kept]
             kept, values = kept[order], values[order]
-        return kept
+        if count == 1:
+            yield kept
+        else:
+            mutants, mean, explained = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+            yield from _pick(Believer(model, mutants, mean, explained.T), mutants, best)
 
-    def _model(self, inputs: Matrix, outcomes: Sequence[Outcome], n_scored: int) -> GaussianProcess:
-        """The model of these outcomes. Its hyperparameters are fitted once for all genomes that are asked while
-        `n_scored` outcomes are known."""
-        fitted = self._fitted[1] if self._fitted and self._fitted[0] == n_scored else None
-        model = GaussianProcess(inputs, targets(outcomes), self._groups, fitted)
-        self._fitted = n_scored, model.hyperparameters
-        return model
+    def _fit_at(self, n_scored: int) -> int:
+        """How many of the scored genomes the hyperparameters are fitted to. Those of single proposals are fitted to
+        all; those of batches when `_GROWTH` times as many are known, so that they are a function of the outcomes,
+        whatever process proposes."""
+        if self._batch_size == 1 or n_scored <= self._startup:
+            return n_scored
+        steps = math.floor(math.log(n_scored / self._startup, _GROWTH))
+        return min(n_scored, math.ceil(self._startup * _GROWTH**steps))
+
+    def _hyperparameters(self, scored: Sequence[Scored]) -> list[float] | None:
+        """Those of the outcomes that `_fit_at` names; None where the model's own are to be fitted."""
+        count = self._fit_at(len(scored))
+        if self._fitted is not None and self._fitted[0] == count:
+            return self._fitted[1]
+        if count == len(scored):
+            return None
+        first = _best_of(scored[:count])
+        inputs = self._encoded([genome for genome, _ in first])
+        return GaussianProcess(inputs, targets([outcome for _, outcome in first]), self._groups).hyperparameters
 
     def _encoded(self, genomes: Sequence[Genome]) -> Matrix:
-        return np.array([self._encoding.encode(genome) for genome in genomes])
+        return np.array([self._vector(genome) for genome in genomes])
+
+    def _vector(self, genome: Genome) -> Vector:
+        """Encoded once: each model takes in hundreds of genomes that the last one had."""
+        key = identity(genome)
+        if key not in self._vectors:
+            self._vectors[key] = self._encoding.encode(genome)
+        return self._vectors[key]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a batch of proposals goes by: how many genomes were asked before it, how many of these were learned from,
+    and the genomes that were being scored."""
+
+    count: int
+    n_learned: int
+    pending: tuple[Genome, ...]
 
 
 def _rank(pair: Scored) -> RankKey:
     return rank_key(pair[1])
+
+
+def _best_of(scored: Sequence[Scored]) -> list[Scored]:
+    return sorted(scored, key=_rank)[:_MOST_DATA]
+
+
+def _pick(believer: Believer, vectors: Matrix, best: float | None) -> Iterator[Matrix]:
+    """The vectors, each as [1, d]: one after the other the one of the highest acquisition value, if the
+    predictions at those before it come true. What is known at one of them leaves less to learn beside it."""
+    picked: list[int] = []
+    while len(picked) < len(vectors):
+        values = acquisition(believer.mean, believer.std, best)
+        values[picked] = -math.inf
+        picked.append(int(values.argmax()))
+        yield vectors[picked[-1:]]
+        believer.believe(picked[-1])
 
 
 def _best(model: GaussianProcess, inputs: Matrix, feasible: Sequence[bool]) -> float | None:

@@ -67,12 +67,32 @@ class GaussianProcess:
 
     def predict(self, inputs: Matrix) -> tuple[Matrix, Matrix]:
         """[k, m] means and standard deviations (of the function, without the noise) at [k, d] inputs."""
-        # mean: mu + k*ᵀ K⁻¹ (y - mu); variance: 1 - |L⁻¹ k*|², times the squared amplitude (equations 2.25, 2.26)
-        cross = self._kernel(self._squares(inputs, self._inputs), self.hyperparameters)
+        # variance: 1 - |L⁻¹ k*|², times the squared amplitude (equation 2.26)
+        mean, explained = self.explained(inputs)
+        return mean, self.scaled(np.sqrt(unexplained(explained)))
+
+    def explained(self, inputs: Matrix) -> tuple[Matrix, Matrix]:
+        """[k, m] means at [k, d] inputs, and L⁻¹ k* [n, k], whose squares sum to the shares of the variances that the
+        data explain."""
+        # mean: mu + k*ᵀ K⁻¹ (y - mu) (equation 2.25)
+        cross = self.kernel(inputs, self._inputs)
         mean = self._mean + cross @ self._weights
-        explained = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
-        std = np.sqrt(np.maximum(1.0 - (explained**2).sum(axis=0), 1e-12))
-        return mean * self._unit + self._center, std[:, None] * (self._amplitude * self._unit)
+        explained: Matrix = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+        return mean * self._unit + self._center, explained
+
+    def scaled(self, std: Vector) -> Matrix:
+        """[k, m] standard deviations of the outputs, of [k] that are shares of the amplitudes."""
+        scaled: Matrix = std[:, None] * (self._amplitude * self._unit)
+        return scaled
+
+    def kernel(self, first: Matrix, second: Matrix) -> Matrix:
+        """The kernel between inputs: [k, l]."""
+        return self._kernel(self._squares(first, second), self.hyperparameters)
+
+    @property
+    def noise_share(self) -> float:
+        """The noise's variance, as a share of the signal's."""
+        return math.exp(self.hyperparameters[-1]) + _JITTER
 
     def predict_differences(self, center: Vector, places: Group, low: Vector, high: Vector) -> tuple[Vector, Vector]:
         """How much the first output changes when one coordinate of `center` goes from a low to a high value and all
@@ -182,6 +202,42 @@ class GaussianProcess:
         self._factor, self._mean, residual, amplitudes = self._factored(self.hyperparameters)
         self._amplitude: Vector = np.sqrt(amplitudes)
         self._weights = solve_triangular(self._factor.T, residual, lower=False, check_finite=False)
+
+
+def unexplained(explained: Matrix) -> Vector:
+    """[k], the shares of the variances that are left (`GaussianProcess.explained`)."""
+    left: Vector = np.maximum(1.0 - (explained**2).sum(axis=0), 1e-12)
+    return left
+
+
+class Believer:
+    """Predictions at fixed inputs, as one after the other of them is taken for an outcome ("kriging believer"). The
+    means stay what they are, the standard deviations shrink: an update of rank one each, where a new process would need
+    a new Cholesky factor.
+
+    Attributes:
+        mean, std: [k, m], as `GaussianProcess.predict` gives them.
+    """
+
+    def __init__(self, model: GaussianProcess, inputs: Matrix, mean: Matrix, explained: Matrix) -> None:
+        """`inputs`: [k, d]. `mean`, `explained`: what `GaussianProcess.explained` says of them."""
+        self._model, self._inputs, self.mean, self._explained = model, inputs, mean, explained
+        self._variance = unexplained(explained)
+        self._updates = np.zeros((0, len(inputs)))
+
+    @property
+    def std(self) -> Matrix:
+        return self._model.scaled(np.sqrt(self._variance))
+
+    def believe(self, place: int) -> None:
+        """Takes the prediction at an input for an outcome, with the noise of one."""
+        # c(x) = k(x, x*) - k_xᵀ K⁻¹ k_*: the covariance with the input, of which earlier updates took their parts
+        covariance = self._model.kernel(self._inputs, self._inputs[[place]])[:, 0]
+        covariance = covariance - self._explained[:, place] @ self._explained
+        covariance = covariance - self._updates[:, place] @ self._updates
+        update = covariance / math.sqrt(self._variance[place] + self._model.noise_share)
+        self._updates = np.concatenate([self._updates, update[None]])
+        self._variance = np.maximum(self._variance - update**2, 1e-12)
 
 
 def acquisition(mean: Matrix, std: Matrix, best: float | None) -> Vector:

@@ -30,6 +30,7 @@ from evomerge.study.prepare import (
     make_plan,
     new_run,
 )
+from evomerge.study.run.copies import absolute_place, items_copy
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.trackers.tracker import Tracker, make_trackers
 
@@ -53,6 +54,7 @@ def dry_run(
     trust_tasks: bool = False,
     allow_pickle: bool = False,
     storage: str | None = None,
+    copy_items: str | None = None,
     from_run: str | None = None,
     trackers: Sequence[str | Tracker] = (),
 ) -> dict[str, Any]:
@@ -69,6 +71,7 @@ def dry_run(
     parse_memory(memory)
     make_trackers(trackers)
     folder, _ = new_run(space, run, storage)
+    items_copy(absolute_place(copy_items), folder, print)
     settings = [*settings, *launch_settings(trials, time, seed, asynchronous, items)]
     spec, scores = read_files(Path(space), settings, optimizer, Path(fitness) if fitness else None)
     check_places(spec)

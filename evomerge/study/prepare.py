@@ -64,7 +64,8 @@ def new_run(space: str | Path, run: str | Path | None, storage: str | None) -> t
     if storage is None:
         return folder, None
     # optuna takes a second to import.
-    from evomerge.study.run.store import Store, absolute_url, check_storage, open_storage
+    from evomerge.study.run.database import absolute_url, check_storage
+    from evomerge.study.run.store import Store, open_storage
 
     url = absolute_url(storage)
     if check_storage(url) and Store.open(open_storage(folder.journal, url), folder.name) is not None:

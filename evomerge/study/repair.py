@@ -19,13 +19,17 @@ Lost = tuple[Trial, SplitName]
 
 
 def restore_items(session: Session) -> None:
-    """Scores the items of finished trials again that are damaged or missing, on the weights of their digest. A trial in
-    flight loses damaged items, and is then scored as if it had none."""
+    """Reads the items of finished trials that are damaged or missing from their copy, or scores them again, on the
+    weights of their digest. A trial in flight loses damaged items, and is then scored as if it had none."""
     folder = session.folder.items
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is no folder", "remove it, and resume: its items are scored again")
     folder.mkdir(exist_ok=True)
     lost = list(_lost(session))
+    if lost and session.trials.items_copy is not None:
+        for trial, split in lost:
+            session.trials.items_copy.fetch(trial.number, split)
+        lost = list(_lost(session))
     if not lost:
         return
     names = ", ".join(f"{trial.name} ({split})" for trial, split in lost[:8])

@@ -40,8 +40,11 @@ from evomerge.study.prepare import (
     resumed_plan,
 )
 from evomerge.study.repair import restore_items
+from evomerge.study.run.copies import ItemsCopy, absolute_place, copying, items_copy
+from evomerge.study.run.database import without_password
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.guarding import diagnosed, logged
+from evomerge.study.run.holding import held
 from evomerge.study.run.leaderboard import Floors, Leaderboard
 from evomerge.study.run.manifest import Environment, Launch, write_launch
 from evomerge.study.run.release import (
@@ -113,6 +116,7 @@ def search(
     memory: str | None = None,
     fitness: str | Path | None = None,
     storage: str | None = None,
+    copy_items: str | None = None,
     settings: Sequence[str] = (),
     workers: int = 1,
     asynchronous: bool = False,
@@ -133,7 +137,9 @@ def search(
             the model fits there, else all; without any, the CPU).
         memory: the most memory for the base and the sources: on the device ("20GB"; on the CPU, of the host), or
             "device=20GB,host=64GB". What has no room is read from the files. Default: what is free.
-        storage: an Optuna storage URL in place of the run's own journal.
+        storage: an Optuna storage URL in place of the run's own journal. The run remembers it without its password
+            (`study.run.database`).
+        copy_items: a URL that fsspec knows, or a path, where the run's items are copied to.
         settings: further ``dotted.key=value`` overrides of the space file (``fitness.`` ones of the fitness file).
         workers: so many processes score candidates, each with a model of its own. They share the devices (see
             `shares.deal`; "auto" means all GPUs then) and `memory`, and `time` is the time that passes.
@@ -156,6 +162,7 @@ def search(
     parse_memory(memory)
     tracking = make_trackers(trackers)
     folder, url = new_run(space, run, storage)
+    copy = items_copy(copy_items := absolute_place(copy_items), folder, observer.warn)
     launch = Launch(
         space=str(Path(space).absolute()),
         settings=(*settings, *launch_settings(trials, time, seed, asynchronous, items)),
@@ -179,7 +186,10 @@ def search(
             folder.claim(plan.spec.to_align),
             logged(folder),
         ):
-            facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
+            facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "workers": workers}
+            facts |= {"storage": without_password(url)} | ({"copy_items": copy_items} if copy else {})
+            if copy is not None:
+                copy.claim()
             facts |= {"begin": asdict(first)} if first else {}
             facts |= {"matched": list(plan.spec.matched.models)} if plan.spec.matched else {}
             facts |= {"trackers": names} if (names := tracker_names(trackers)) else {}
@@ -189,9 +199,11 @@ def search(
                 facts |= {"begin": plan.former.facts()}
             write_launch(folder, launch, plan.spec, plan.fitness, plan.checkpoints, executor.digests, facts)
             opened = open_storage(folder.journal, url, observer.warn)
-            store = Store.create(opened, folder.name, plan.space.dimensions)
-            session = Session(folder, store, plan, executor, observer, first)
-            return _run(session, loop.Budget(plan.spec.trials, plan.spec.seconds, plan.spec.most_items), tracking)
+            with held(opened, folder.name, observer.warn) as hold:
+                store = Store.create(opened, folder.name, plan.space.dimensions, hold)
+                session = Session(folder, store, plan, executor, observer, first)
+                budget = loop.Budget(plan.spec.trials, plan.spec.seconds, plan.spec.most_items)
+                return _run(session, budget, tracking, copy)
 
 
 @listening()
@@ -206,12 +218,13 @@ def resume(
     device: str | None = None,
     memory: str | None = None,
     workers: int | None = None,
+    copy_items: str | None = None,
     trackers: Sequence[str | Tracker] | None = None,
     observer: Observer | None = None,
 ) -> Result:
     """Continue a run exactly where it stopped, however it stopped. `trials`, `time` and `items` are new totals;
-    `device` and `memory` are the launch's unless one of them is given, and so are the number of `workers` and the names
-    of `trackers`.
+    `device` and `memory` are the launch's unless one of them is given, and so are the number of `workers`, the URL of
+    `copy_items` and the names of `trackers`.
 
     Raises:
         InputError: there is no such run, or its checkpoints, files or items changed since its launch.
@@ -225,22 +238,25 @@ def resume(
         environment = Environment.read(folder)
         allow_pickles(environment.launch.allow_pickle)
         tracking = make_trackers(environment.trackers if trackers is None else trackers)
+        copy = items_copy(absolute_place(copy_items) or environment.copy_items, folder, observer.warn)
         plan = resumed_plan(folder, environment)
         for line in plan.notes:
             observer.warn(line)
-        store = _reopen(folder, environment, plan, observer)
         if device is None and memory is None:
             memory = environment.memory
         count = workers or environment.workers
         place = device or resumed_device(environment.device, environment.workers, count)
-        with _executor(plan, place, memory, count, observer) as executor:
+        with (
+            _reopened(folder, environment, plan, observer) as store,
+            _executor(plan, place, memory, count, observer) as executor,
+        ):
             environment.check_items(folder, executor.digests)
             served = environment.check_engines(folder, executor.info.engines)
             if changed := ", ".join(filter(None, (environment.changed_versions(), served))):
                 observer.warn(f"other versions than at the launch, scores may differ slightly: {changed}")
             first = StartingPoint(**environment.begin) if environment.begin and plan.former is None else None
             session = Session(folder, store, plan, executor, observer, first)
-            return _run(session, _extended(session, trials, time, items), tracking)
+            return _run(session, _extended(session, trials, time, items), tracking, copy)
 
 
 @contextmanager
@@ -266,22 +282,31 @@ def _executor(plan: Plan, device: str, memory: str | None, workers: int, observe
         pool.close()
 
 
-def _reopen(folder: RunFolder, environment: Environment, plan: Plan, observer: Observer) -> Store:
-    """The run's study; a run that died before its study was made gets it now."""
+@contextmanager
+def _reopened(folder: RunFolder, environment: Environment, plan: Plan, observer: Observer) -> Iterator[Store]:
+    """The run's study, held; a run that died before its study was made gets it now."""
     storage = open_storage(folder.journal, environment.storage, observer.warn)
-    store = Store.open(storage, environment.study, plan.space.dimensions)
-    if store is None:
-        if lost := environment.study_missing(folder):
+    with held(storage, environment.study, observer.warn) as hold:
+        store = Store.open(storage, environment.study, plan.space.dimensions, hold)
+        if (store is None or not store.as_ended()) and (lost := environment.study_missing(folder)):
             raise lost
-        store = Store.create(storage, environment.study, plan.space.dimensions)
-    return store
+        if store is None:
+            store = Store.create(storage, environment.study, plan.space.dimensions, hold)
+        store.take()
+        yield store
 
 
-def _run(session: Session, budget: loop.Budget, trackers: Sequence[Tracker]) -> Result:
+def _run(session: Session, budget: loop.Budget, trackers: Sequence[Tracker], copy: ItemsCopy | None) -> Result:
+    session.trials.items_copy = copy
     restore_items(session)
-    last = released(session.store)
-    if last is not None and _is_last(last, session, budget):
-        return _as_released(session, last)
+    with copying(copy):
+        last = released(session.store)
+        if last is not None and _is_last(last, session, budget):
+            return _as_released(session, last)
+        return _tracked(session, budget, trackers)
+
+
+def _tracked(session: Session, budget: loop.Budget, trackers: Sequence[Tracker]) -> Result:
     plan = session.plan
     config = {"space": space_data(plan.spec), "fitness": fitness_data(plan.fitness), "versions": versions()}
     with tracked(session.trials, trackers, config) as tracking:

@@ -17,6 +17,7 @@ from evomerge.safety.durable import write_whole
 from evomerge.safety.read import read_text
 from evomerge.scoring.item_noise import ItemNoise, Scored
 from evomerge.study.observer import Observer
+from evomerge.study.run.copies import ItemsCopy
 from evomerge.study.run.evaluation import Criteria, TrialResult
 from evomerge.study.run.folder import RunFolder
 from evomerge.study.run.items import Items, append_items, load_items, write_items
@@ -42,6 +43,7 @@ class Trials:
         n_told: how many searched trials have ended.
         item_noise: of the margins above the floors; None until the references are scored.
         n_items: on how many items of the search split the ended trials, references included, were scored.
+        items_copy: of the items' files, somewhere else; None where there is none.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Trials:
         slices = criteria.info.slices
         self._signs, self._unknown = {name: info.sign for name, info in slices.items()}, unknown(slices)
         self.item_noise: ItemNoise | None = None
+        self.items_copy: ItemsCopy | None = None
         self.searched: list[Trial] = []
         self._places: dict[int, int] = {}  # number -> place in `searched`
         self.n_told = 0
@@ -299,10 +302,14 @@ class Trials:
 
     def keep_items(self, trial: Trial, split: SplitName, items: Mapping[str, Iterable[ItemScore]]) -> None:
         write_items(self.folder.items, trial.number, split, items)
+        if self.items_copy is not None:
+            self.items_copy.changed(trial.number, split)
 
     def add_items(self, trial: Trial, items: Mapping[str, Iterable[ItemScore]]) -> None:
         """Keeps further items of the search split."""
         append_items(self.folder.items, trial.number, "search", items)
+        if self.items_copy is not None:
+            self.items_copy.changed(trial.number, "search")
 
     # best.yaml
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from evomerge.optimize.base import Start
 from evomerge.optimize.bayesian import Surrogate, targets
 from evomerge.optimize.build import build
 from evomerge.optimize.gaussian_process import (
+    Believer,
     GaussianProcess,
     acquisition,
     log_expected_improvement,
 )
 from evomerge.optimize.mutation import Mutation
+from evomerge.optimize.replay import Asked, replay_interleaved
 from evomerge.space.vector import Encoding
 from evomerge.types import Dimension, Genome, Outcome
 
@@ -61,6 +64,69 @@ def test_a_smooth_problem_with_an_active_floor_is_solved_in_few_trials() -> None
 def test_a_population_finds_nearly_as_much() -> None:
     assert best_of(build("surrogate", WEIGHTS, 0, {"population": 6}), 60) > -(0.5**2) / 8 - 0.02
     assert build("surrogate", WEIGHTS, 0, {}, num_workers=5).generation.askable == 5
+
+
+def raced(asynchronous: bool, workers: int, trials: int) -> list[Asked]:
+    """The record of a search by so many workers, whose evaluations end in an order of their own."""
+    optimizer = build("surrogate", WEIGHTS, 0, {}, asynchronous=asynchronous, num_workers=workers)
+    record: list[Asked] = []
+    flying: list[int] = []
+    n_told = 0
+    while n_told < trials:
+        while len(flying) < workers and optimizer.generation.askable and len(record) < trials:
+            flying.append(len(record))
+            record.append(Asked(optimizer.ask().genome, n_told))
+        number = flying.pop(7 * n_told % len(flying) if asynchronous else 0)
+        outcome = merge(record[number].genome)
+        optimizer.tell(record[number].genome, outcome)
+        record[number] = replace(record[number], outcome=outcome, place=n_told)
+        n_told += 1
+    return record
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_many_workers_are_given_batches_and_a_later_process_goes_on_inside_of_one(asynchronous: bool) -> None:
+    record = raced(asynchronous, 16, 96)
+    assert len({tuple(asked.genome.values()) for asked in record}) == 96
+    feasible = [asked.outcome.objective for asked in record if asked.outcome and asked.outcome.feasible]
+    assert max(feasible) > -(0.5**2) / 8 - 0.02
+    for cut in (0, 5, 33, 50, 79):
+        # What a killed process leaves: what had been asked, and which of it was told by then.
+        left = [
+            asked if asked.place is not None and asked.place < record[cut].n_told else Asked(asked.genome, asked.n_told)
+            for asked in record[:cut]
+        ]
+        optimizer = build("surrogate", WEIGHTS, 0, {}, asynchronous=asynchronous, num_workers=16)
+        replay_interleaved(optimizer, left)
+        until = next((at for at in range(cut, 96) if record[at].n_told > record[cut].n_told), 96)
+        assert [optimizer.ask().genome for _ in range(cut, until)] == [asked.genome for asked in record[cut:until]]
+
+
+def test_more_workers_than_usual_all_have_work() -> None:
+    optimizer = build("surrogate", WEIGHTS, 0, {}, asynchronous=True, num_workers=1000)
+    assert optimizer.generation.askable == 1000
+
+
+def test_believed_predictions_leave_the_means_and_what_a_new_process_says() -> None:
+    generator = np.random.default_rng(0)
+    inputs, new = generator.random((30, 3)), generator.random((20, 3))
+    outputs = np.sin(3 * inputs[:, :1]) + inputs[:, 1:2]
+    groups = [np.array([0, 1]), np.array([2])]
+    model = GaussianProcess(inputs, outputs, groups)
+    believer = Believer(model, new, *model.explained(new))
+    for place in (3, 11, 3):
+        believer.believe(place)
+    mean, std = model.predict(new)
+    assert np.allclose(believer.mean, mean)
+    known = GaussianProcess(
+        np.concatenate([inputs, new[[3, 11, 3]]]),
+        np.concatenate([outputs, mean[[3, 11, 3]]]),
+        groups,
+        model.hyperparameters,
+    )
+    ratio = believer.std / known.predict(new)[1]  # but for the amplitude, which the data set
+    assert np.allclose(ratio, ratio[0], rtol=1e-4)
+    assert (believer.std < std).all()
 
 
 def test_what_is_recorded_is_taken_as_it_is() -> None:

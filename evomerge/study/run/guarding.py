@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evomerge.errors import EvomergeError, InputError, is_disk_full
 from evomerge.escape import LogFormatter
+from evomerge.study.run.database import cause_of, is_of_storage
 from evomerge.study.run.folder import RunFolder
 
 
@@ -38,7 +39,7 @@ def logged(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not (isinstance(error, (EvomergeError, OSError)) or _of_storage(error)):
+        if not (isinstance(error, (EvomergeError, OSError)) or is_of_storage(error)):
             logger.exception("a fault of evomerge's own")
             error.add_note(f"{folder.log} shows more")
         raise
@@ -62,15 +63,10 @@ def diagnosed(folder: RunFolder) -> Iterator[None]:
         mend = "free some space" if is_disk_full(error) else "make it possible"
         raise _ended(folder, f"{file if of_run else folder.path} cannot be written: {reason}", mend) from None
     except Exception as error:
-        if not _of_storage(error):
+        if not is_of_storage(error):
             raise
-        cause = str(error.__cause__ or error).partition("\n")[0]
-        raise _ended(folder, f"the storage of the run {folder.name!r} failed ({cause})", "mend it") from error
-
-
-def _of_storage(error: Exception) -> bool:
-    """Whether a database in place of the journal failed."""
-    return type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy")
+        problem = f"the storage of the run {folder.name!r} failed ({cause_of(error)})"
+        raise _ended(folder, problem, "mend it") from error
 
 
 def _ended(folder: RunFolder, problem: str, mend: str) -> InputError:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 
 from evomerge.errors import InputError
@@ -85,17 +86,18 @@ class Journal(BaseJournalBackend):
         # The lines and bytes up to the last digest; before the first one, those that were read.
         self._intact = (0, 0)
         self._confirmed = False
-        self._together = False
+        self._together: IO[bytes] | None = None
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Entries that are written inside are on the disk at its end, by one fsync."""
-        self._together = True
-        try:
-            yield
-        finally:
-            self._together = False
-            with named(self.file), self._open("r+b") as stream:
+        """Entries that are written inside are on the disk at its end: the file is locked, opened and synced once."""
+        with named(self.file), self._locked(), self._open("r+b") as stream:
+            self._catch_up(stream)
+            self._together = stream
+            try:
+                yield
+            finally:
+                self._together = None
                 os.fsync(stream.fileno())
 
     @property
@@ -119,19 +121,22 @@ class Journal(BaseJournalBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Writes entries down, durably (inside `together`: at its end)."""
-        with named(self.file), self._locked(), self._open("r+b") as stream:
-            self._catch_up(stream)
-            stream.truncate(self._written.offset)
-            stream.seek(self._written.offset)
-            place = self._written.copy()
-            for log in logs:
-                line = self._with_digest(log, place)
-                stream.write(line)
-                place.add(line)
-            stream.flush()
-            if not self._together:
-                os.fsync(stream.fileno())
-            self._written = place
+        if self._together is not None:
+            self._append(logs, self._together)
+            return
+        with self.together():
+            self.append_logs(logs)
+
+    def _append(self, logs: list[dict[str, Any]], stream: IO[bytes]) -> None:
+        stream.truncate(self._written.offset)
+        stream.seek(self._written.offset)
+        place = self._written.copy()
+        for log in logs:
+            line = self._with_digest(log, place)
+            stream.write(line)
+            place.add(line)
+        stream.flush()
+        self._written = place
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -194,6 +199,17 @@ class Journal(BaseJournalBackend):
         kept, behind = content[:offset], content[offset:]
         ended = {*_ENDED.findall(behind), *_SCORED.findall(behind)} - {*_SCORED.findall(kept)}
         return DamagedJournal(self.file, line, what, intact, offset, len(ended))
+
+
+def replayed(file: Path) -> JournalStorage:
+    """The storage of a journal. InputError where it is damaged."""
+    journal = Journal(file)
+    try:
+        return JournalStorage(journal)
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        raise journal.damage(f"cannot be applied ({type(error).__name__})") from None
 
 
 def cut(damage: DamagedJournal, file: Path) -> Path:

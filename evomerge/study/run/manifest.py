@@ -26,7 +26,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "space": _NAME, "settings": (list,), "optimizer": _NAME_OR_NONE, "fitness": _NAME_OR_NONE, "folder": _NAME,
     "trust_tasks": (bool,), "allow_pickle": (bool,), "study": _NAME, "identity": (dict,), "versions": (dict,),
     "device": _NAME, "storage": _NAME_OR_NONE, "memory": _NAME_OR_NONE, "workers": (int,), "begin": (dict, type(None)),
-    "trackers": (list,), "engines": (dict,), "matched": (list,),
+    "trackers": (list,), "engines": (dict,), "matched": (list,), "copy_items": _NAME_OR_NONE,
 }  # fmt: skip
 """What the fields of `environment.json` hold: those of `Launch`, and the others of `Environment`."""
 
@@ -96,6 +96,7 @@ class Environment:
     trackers: tuple[str, ...] = ()
     engines: Mapping[str, str] = field(default_factory=dict)
     matched: tuple[str, ...] = ()
+    copy_items: str | None = None
 
     @classmethod
     def read(cls, folder: RunFolder) -> Environment:
@@ -120,7 +121,7 @@ class Environment:
 
     def study_missing(self, folder: RunFolder) -> InputError | None:
         """The error where the storage holds no study: None for a run that died before it was made, else it was lost."""
-        if not folder.items.is_dir() or not any(folder.items.iterdir()):
+        if not any(folder.items.glob("trial-*")):
             return None
         problem = f"the run {folder.name!r} has scores, and its storage holds no study {self.study!r}"
         return InputError(problem, f"restore {self.storage or folder.journal}")

@@ -8,49 +8,55 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from evomerge.errors import InputError, Where
+from evomerge.errors import InputError
 from evomerge.escape import shortened
-from evomerge.interrupts import deferred
 from evomerge.optimize.optuna_samplers import distribution
 from evomerge.recipe.recipe import Recipe, to_data
-from evomerge.safety.paths import absolute
 from evomerge.study.run.checks import attribute_fault, content_fault, fact_fault, is_own
+from evomerge.study.run.database import cause_of, is_of_storage, open_database
 from evomerge.study.run.evaluation import TrialResult
-from evomerge.study.run.journal import DamagedJournal, Journal, cut
+from evomerge.study.run.holding import Hold
+from evomerge.study.run.journal import DamagedJournal, Journal, cut, replayed
 from evomerge.study.run.notes import write_note
 from evomerge.study.run.stored import OPEN, read_trial
 from evomerge.study.run.trial import Kind, Trial
 from evomerge.types import Dimension, Genome
 
+T = TypeVar("T")
+
 _NOTES = "notes"
 """The fact that holds the versions of the notes as they were written here."""
-
-_FLAG, _SQLITE = Where("--storage"), "sqlite:///"
 
 
 class Store:
     """One study in one storage, read once when it is opened. InputError if it is damaged; with its dimensions, also the
     content of its trials is checked.
 
-    Only the process that holds the run's lock may write. It keeps the trials that it writes in memory, so that no step
-    reads the others again. Interruptions wait for writes.
+    Only the process that holds the run's lock may write, by its `hold` of the study. It keeps the trials that it writes
+    in memory, so that no step reads the others again. Interruptions wait for writes.
     """
 
-    def __init__(self, storage: BaseStorage, study_id: int, dimensions: Sequence[Dimension] = ()) -> None:
+    def __init__(
+        self,
+        storage: BaseStorage,
+        study_id: int,
+        dimensions: Sequence[Dimension] = (),
+        hold: Hold | None = None,
+    ) -> None:
         self._storage, self._study = storage, study_id
+        self._hold = hold or Hold()
         self.engines: Mapping[str, str] = {}
         """Slice -> what answers it, where that is not the resident model: every trial that ends says so."""
         self._distributions = {d.key: distribution(d) for d in dimensions}
@@ -78,19 +84,39 @@ class Store:
         return InputError(f"the study {name!r} is damaged: {fault}", "restore its storage from a copy")
 
     @classmethod
-    @deferred()
-    def create(cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension]) -> Store:
+    def create(
+        cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension], hold: Hold | None = None
+    ) -> Store:
         """A new study."""
-        return cls(storage, storage.create_new_study([StudyDirection.MAXIMIZE], name), dimensions)
+
+        def write() -> Store:
+            return cls(storage, storage.create_new_study([StudyDirection.MAXIMIZE], name), dimensions, hold)
+
+        store = (hold or Hold()).write(write, lambda: cls.open(storage, name, dimensions, hold))
+        store.take()
+        return store
 
     @classmethod
-    def open(cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension] = ()) -> Store | None:
-        """The study of that name, or None."""
+    def open(
+        cls, storage: BaseStorage, name: str, dimensions: Sequence[Dimension] = (), hold: Hold | None = None
+    ) -> Store | None:
+        """The study of that name, or None. InputError where it cannot be read, or is not one of a search."""
         try:
             study_id = storage.get_study_id_from_name(name)
+            if storage.get_study_directions(study_id) != [StudyDirection.MAXIMIZE]:
+                problem = f"the study {name!r} in the storage is none of evomerge's"
+                raise InputError(problem, "restore the run's study, or launch under another --run NAME")
+            return cls(storage, study_id, dimensions, hold)
         except KeyError:
             return None
-        return cls(storage, study_id, dimensions)
+        except Exception as error:
+            if not is_of_storage(error):
+                raise
+            raise InputError(f"the storage cannot be read ({cause_of(error)})", "see that it is whole") from error
+
+    def take(self) -> None:
+        """Marks the study as this process's, which holds it."""
+        self._hold.mark(self._storage, self._study)
 
     # Facts of the whole study (settled floors, holdout scores).
 
@@ -98,24 +124,30 @@ class Store:
     def facts(self) -> Mapping[str, Any]:
         return self._facts
 
-    @deferred()
     def record(self, key: str, value: Any) -> None:
         """Writes a fact down, unless it stands there already."""
         as_read = json.loads(json.dumps(value))
-        if key not in self._facts or self._facts[key] != as_read:
+        if key in self._facts and self._facts[key] == as_read:
+            return
+
+        def write() -> None:
             self._storage.set_study_user_attr(self._study, key, value)
             self._facts[key] = as_read
+
+        self._write(write)
 
     def name_metric(self, name: str) -> None:
         """Names the objective in Optuna's tools."""
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             study_name = self._storage.get_study_name_from_id(self._study)
-            optuna.load_study(study_name=study_name, storage=self._storage).set_metric_names([name])
+            study = optuna.load_study(study_name=study_name, storage=self._storage)
+            self._write(lambda: study.set_metric_names([name]))
 
     def annotate(self, text: str, trial: Trial | None = None) -> None:
         """Writes the note of the study, or of a trial, that optuna-dashboard shows (`notes.write_note`)."""
         trial_id = None if trial is None else self._ids[trial.number]
-        version = write_note(self._storage, self._study, trial_id, text, self._facts.get(_NOTES, {}))
+        known = self._facts.get(_NOTES, {})
+        version = self._write(lambda: write_note(self._storage, self._study, trial_id, text, known))
         self.record(_NOTES, {**self._facts.get(_NOTES, {}), **version})
 
     # Trials.
@@ -137,7 +169,6 @@ class Store:
         scores = self._facts.get(_promotion_key(trial.number))
         return replace(trial, state="complete", reason=None, pruned_by=None, **scores) if scores else trial
 
-    @deferred()
     def start(
         self,
         kind: Kind,
@@ -175,10 +206,13 @@ class Store:
             distributions={k: self._distributions[k] for k in genome},
             user_attrs=attributes,
         )
-        trial_id = self._storage.create_new_trial(self._study, template_trial=template)
-        return self._keep(self._storage.get_trial(trial_id))
 
-    @deferred()
+        def write() -> Trial:
+            trial_id = self._storage.create_new_trial(self._study, template_trial=template)
+            return self._keep(self._storage.get_trial(trial_id))
+
+        return self._write(write, self._begun)
+
     def end(
         self,
         trial: Trial,
@@ -216,28 +250,38 @@ class Store:
         if not settled and not result.failed:
             attributes[OPEN] = result.objective  # with it, the trial has ended: last
             return self._update(trial, attributes)
-        with self._together():
-            self._set(trial_id, attributes)
-            if result.failed:
-                self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-            else:
-                assert result.objective is not None
-                self._end(trial_id, result.objective, constraints, result.pruned_by is not None)
-        return self._keep(self._storage.get_trial(trial_id))
+        constraints = list(constraints)
+
+        def write() -> Trial:
+            with self._together():
+                self._set(trial_id, attributes)
+                if result.failed:
+                    self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+                else:
+                    assert result.objective is not None
+                    self._end(trial_id, result.objective, constraints, result.pruned_by is not None)
+            return self._keep(self._storage.get_trial(trial_id))
+
+        return self._write(write, lambda: self._ended(trial_id))
 
     @property
     def unclosed(self) -> list[Trial]:
         """The references that have ended here, and not yet in the storage."""
         return [self._trials[number] for number in self._unclosed]
 
-    @deferred()
     def close(self, trial: Trial, constraints: Iterable[float], numbers: Mapping[str, float]) -> None:
         """Ends such a reference in the storage, too."""
         trial_id = self._ids[trial.number]
-        assert trial.objective is not None
-        with self._together():
-            self._set(trial_id, numbers)
-            self._end(trial_id, trial.objective, constraints)
+        objective, constraints = trial.objective, list(constraints)
+        assert objective is not None
+
+        def write() -> Trial:
+            with self._together():
+                self._set(trial_id, numbers)
+                self._end(trial_id, objective, constraints)
+            return trial
+
+        self._write(write, lambda: self._ended(trial_id))
         self._unclosed.remove(trial.number)
 
     def _end(self, trial_id: int, objective: float, constraints: Iterable[float], pruned: bool = False) -> None:
@@ -245,12 +289,10 @@ class Store:
         state = TrialState.PRUNED if pruned else TrialState.COMPLETE
         self._storage.set_trial_state_values(trial_id, state, [objective])
 
-    @deferred()
     def note(self, trial: Trial, digest: str, seconds: Mapping[str, float]) -> None:
         """Writes down how far a trial in flight has come. The digest comes last: with it, the trial's items count."""
         self._update(trial, {"seconds": dict(seconds), "digest": digest})
 
-    @deferred()
     def note_slopes(self, trial: Trial, slopes: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float]) -> Trial:
         """Writes down the slopes of a trial in flight."""
         return self._update(trial, {"slopes": slopes, "seconds": dict(seconds)})
@@ -271,9 +313,28 @@ class Store:
 
     def _update(self, trial: Trial, attributes: Mapping[str, Any]) -> Trial:
         trial_id = self._ids[trial.number]
-        with self._together():
-            self._set(trial_id, attributes)
-        return self._keep(self._storage.get_trial(trial_id))
+
+        def write() -> Trial:
+            with self._together():
+                self._set(trial_id, attributes)
+            return self._keep(self._storage.get_trial(trial_id))
+
+        return self._write(write)
+
+    def _write(self, write: Callable[[], T], written: Callable[[], T | None] = lambda: None) -> T:
+        """Does a write, with the study held (`Hold.write`)."""
+        return self._hold.write(write, written)
+
+    def _begun(self) -> Trial | None:
+        """The trial that was written down while the connection was lost: no other process begins any."""
+        frozen = self._storage.get_all_trials(self._study, deepcopy=False)
+        new = (f for f in frozen if is_own(f) and f.number not in self._ids)
+        return next(map(self._keep, new), None)
+
+    def _ended(self, trial_id: int) -> Trial | None:
+        """The trial, if it has ended in the storage."""
+        frozen = self._storage.get_trial(trial_id)
+        return self._keep(frozen) if frozen.state.is_finished() else None
 
     def _together(self) -> AbstractContextManager[None]:
         """Entries that belong together: a journal has them on the disk at once."""
@@ -310,29 +371,6 @@ def _promotion_key(number: int) -> str:
     return f"promoted.{number}"
 
 
-def absolute_url(url: str | None) -> str | None:
-    """An SQLite URL with a path relative to the current folder, as one that means the same everywhere."""
-    if url is None or not url.startswith(_SQLITE) or url.startswith(_SQLITE + "/"):
-        return url
-    return _SQLITE + str(Path(url.removeprefix(_SQLITE)).absolute())
-
-
-def check_storage(url: str | None) -> bool:
-    """Whether there is a storage to look into: an SQLite file that is not there yet is not made for that.
-
-    Raises:
-        InputError: there is no folder for that file, or it is no file at all.
-    """
-    if url == "sqlite://":
-        raise InputError("it keeps the study in memory only", "name a file: sqlite:///study.db", _FLAG)
-    if url is None or not url.startswith(_SQLITE):
-        return url is not None
-    file = absolute(url.removeprefix(_SQLITE).partition("?")[0], where=_FLAG)
-    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-        raise InputError(f"there is no folder {file.parent} that can be written", "create it", _FLAG)
-    return file.exists()
-
-
 def open_storage(journal: Path, url: str | None, warn: Callable[[str], None] | None = None) -> BaseStorage:
     """Opens the run's own journal, or any Optuna storage by URL.
 
@@ -348,29 +386,15 @@ def open_storage(journal: Path, url: str | None, warn: Callable[[str], None] | N
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna").setLevel(logging.ERROR)
     if url is not None:
-        try:
-            return optuna.storages.get_storage(url)
-        except Exception as error:
-            problem = f"cannot open {url!r} ({error})"
-            raise InputError(problem, "give an Optuna storage URL", _FLAG) from None
+        return open_database(url)
     if warn is None:
-        return _replayed(journal)
+        return replayed(journal)
     journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
     try:
-        return _replayed(journal)
+        return replayed(journal)
     except DamagedJournal as damage:
         if not damage.intact or damage.lost > 1:
             raise
         copy = cut(damage, journal)
         warn(f"{damage.problem}: what stood behind line {damage.intact} is evaluated again ({copy.name} keeps it)")
-    return _replayed(journal)
-
-
-def _replayed(file: Path) -> JournalStorage:
-    journal = Journal(file)
-    try:
-        return JournalStorage(journal)
-    except (InputError, OSError):
-        raise
-    except Exception as error:
-        raise journal.damage(f"cannot be applied ({type(error).__name__})") from None
+    return replayed(journal)
