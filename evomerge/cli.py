@@ -153,7 +153,7 @@ COMMANDS = {
         },
         (
             "tasks", "run", "trials", "time", "most_items", "optimizer", "seed", "device", "memory", "workers",
-            "asynchronous", "fitness", "storage", "settings", "from_run", "trackers", "full", "trust_tasks",
+            "ray", "asynchronous", "fitness", "storage", "settings", "from_run", "trackers", "full", "trust_tasks",
             "allow_pickle", "dry_run",
         ),
         {"fitness": {"help": "in place of the file's"}, "trackers": {"default": []}},
@@ -162,13 +162,14 @@ COMMANDS = {
         commands.run_resume,
         "continue a run exactly where it stopped",
         _RUN,
-        ("trials", "time", "most_items", "device", "memory", "workers", "trackers"),
+        ("trials", "time", "most_items", "device", "memory", "workers", "ray", "trackers"),
         {
             "trials": {"metavar": "TOTAL", "help": "new total budget of trials"},
             "time": {"help": "new total budget of evaluation time"},
             "most_items": {"metavar": "TOTAL", "help": "new total budget of items"},
             "device": {"default": None, "help": "in place of the launch's"},
-            "workers": {"default": None, "help": f"{WORKERS}; in place of the launch's"},
+            "workers": {"help": f"{WORKERS}; in place of the launch's"},
+            "ray": {"help": "the Ray cluster, in place of the launch's; off: this machine alone"},
         },
     ),
     "status": Command(

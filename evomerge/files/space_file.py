@@ -16,6 +16,7 @@ from evomerge.files.kinds import load_space
 from evomerge.files.module_groups import GROUPS, READY_MADE
 from evomerge.files.nodes import MOST_LAYERS, Node
 from evomerge.files.objects import GeneSpec, ModelRef, SpaceSpec
+from evomerge.files.ray import read_ray
 from evomerge.files.settings import override
 from evomerge.registry import OPTIMIZER_KEYS, OPTIMIZERS, REMOVED_OPTIMIZERS
 from evomerge.safety.names import check_name
@@ -88,6 +89,7 @@ def space_from(root: Node, file: Path) -> SpaceSpec:
         most_items=items,
         seconds=seconds,
         dataflow=dataflow,
+        ray=read_ray(parts.get("ray")),
         where=index(root),
     )
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.checkpoints.pickled import allow_pickles, with_pickles
 from evomerge.deprecated import renamed
-from evomerge.evaluator.device import listed, parse_memory
+from evomerge.evaluator.cluster.connect import connected
+from evomerge.evaluator.cluster.ray_pool import RayPool
+from evomerge.evaluator.device import listed, number_of_workers, parse_memory
 from evomerge.evaluator.executor import Executor, InProcess
-from evomerge.evaluator.pool import WorkerPool
+from evomerge.evaluator.pool import Pool, WorkerPool
 from evomerge.evaluator.shares import check_workers, deal, resumed_device
 from evomerge.files.resolved import fitness_data, space_data
 from evomerge.interrupts import listening
@@ -114,7 +116,8 @@ def search(
     fitness: str | Path | None = None,
     storage: str | None = None,
     settings: Sequence[str] = (),
-    workers: int = 1,
+    workers: int | Literal["auto"] | None = None,
+    ray: str | None = None,
     asynchronous: bool = False,
     trust_tasks: bool = False,
     allow_pickle: bool = False,
@@ -136,7 +139,10 @@ def search(
         storage: an Optuna storage URL in place of the run's own journal.
         settings: further ``dotted.key=value`` overrides of the space file (``fitness.`` ones of the fitness file).
         workers: so many processes score candidates, each with a model of its own. They share the devices (see
-            `shares.deal`; "auto" means all GPUs then) and `memory`, and `time` is the time that passes.
+            `shares.deal`; "auto" means all GPUs then) and `memory`, and `time` is the time that passes. "auto": one for
+            each GPU, on a Ray cluster as many as there is room for at any time. Default: 1, on a cluster "auto".
+        ray: the address of a Ray cluster on whose nodes the workers are ("auto": of the one that runs here, "local":
+            one of this machine alone is started). `memory` is that of each node then.
         asynchronous: ask the optimizer as soon as a worker is free, in place of the file's ``optimizer.asynchronous``.
         trust_tasks: tasks may run code that stands outside of the folders under the fitness file's ``include``, or
             comes from the hub.
@@ -152,7 +158,7 @@ def search(
         InputError: something that was given is wrong; nothing was written.
     """
     observer = observer or Observer()
-    check_workers(workers)
+    count = number_of_workers(workers, device, ray)
     parse_memory(memory)
     tracking = make_trackers(trackers)
     folder, url = new_run(space, run, storage)
@@ -172,12 +178,14 @@ def search(
             observer.note(f"{topic}: {line}")
         first = starting_point(from_run, plan.models) if from_run is not None and plan.former is None else None
         with (
-            _executor(plan, device, memory, workers, observer) as executor,
+            _executor(plan, device, memory, count, ray, observer) as executor,
             diagnosed(folder),
             folder.claim(plan.spec.to_align),
             logged(folder),
         ):
-            facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url, "workers": workers}
+            facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url}
+            facts |= {"workers": executor.num_workers}
+            facts |= {"ray": {"address": ray, "workers": count}} if ray is not None else {}
             facts |= {"begin": asdict(first)} if first else {}
             facts |= {"trackers": names} if (names := tracker_names(trackers)) else {}
             facts |= {"engines": executor.info.engines} if executor.info.engines else {}
@@ -202,13 +210,14 @@ def resume(
     items: int | None = None,
     device: str | None = None,
     memory: str | None = None,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
+    ray: str | None = None,
     trackers: Sequence[str | Tracker] | None = None,
     observer: Observer | None = None,
 ) -> Result:
     """Continue a run exactly where it stopped, however it stopped. `trials`, `time` and `items` are new totals;
-    `device` and `memory` are the launch's unless one of them is given, and so are the number of `workers` and the names
-    of `trackers`.
+    `device` and `memory` are the launch's unless one of them is given, and so are the number of `workers`, the address
+    of the cluster (`ray`; "off": the workers are on this machine) and the names of `trackers`.
 
     Raises:
         InputError: there is no such run, or its checkpoints, files or items changed since its launch.
@@ -216,7 +225,8 @@ def resume(
     """
     observer = observer or Observer()
     check_budget(trials, time, items)
-    check_workers(workers)
+    if workers != "auto":
+        check_workers(workers)
     folder = RunFolder.existing(run)
     with diagnosed(folder), folder.lock(), logged(folder):
         environment = Environment.read(folder)
@@ -226,9 +236,10 @@ def resume(
         store = _reopen(folder, environment, plan, observer)
         if device is None and memory is None:
             memory = environment.memory
-        count = workers or environment.workers
+        cluster, launched = environment.workers_of(ray)
+        count = number_of_workers(launched if workers is None else workers, device or "auto", cluster)
         place = device or resumed_device(environment.device, environment.workers, count)
-        with _executor(plan, place, memory, count, observer) as executor:
+        with _executor(plan, place, memory, count, cluster, observer) as executor:
             environment.check_items(folder, executor.digests)
             served = environment.check_engines(folder, executor.info.engines)
             if changed := ", ".join(filter(None, (environment.changed_versions(), served))):
@@ -239,10 +250,12 @@ def resume(
 
 
 @contextmanager
-def _executor(plan: Plan, device: str, memory: str | None, workers: int, observer: Observer) -> Iterator[Executor]:
-    """A model in this process, or several workers, which end with the session."""
+def _executor(
+    plan: Plan, device: str, memory: str | None, workers: int | None, ray: str | None, observer: Observer
+) -> Iterator[Executor]:
+    """A model in this process, or several workers here or on the cluster `ray`, which end with the session."""
     parse_memory(memory)
-    if workers == 1:
+    if workers == 1 and ray is None:
         # torch, transformers and lm-eval take seconds to import: only once the input is known to be right.
         from evomerge.evaluator.evaluator import Evaluator, place_candidates
 
@@ -253,12 +266,16 @@ def _executor(plan: Plan, device: str, memory: str | None, workers: int, observe
         finally:
             evaluator.close()
         return
-    shares = deal(listed(device), workers, spare=device == "auto")
-    pool = WorkerPool(plan.spec, plan.fitness, shares, memory, observer)
-    try:
+    with ExitStack() as stack:
+        pool: Pool
+        if ray is not None:
+            stack.enter_context(connected(ray, workers, plan.spec.ray.runtime_env))
+            pool = RayPool(plan.spec, plan.fitness, plan.checkpoints, device, memory, workers, observer)
+        else:
+            shares = deal(listed(device), workers or 1, spare=device == "auto")
+            pool = WorkerPool(plan.spec, plan.fitness, shares, memory, observer)
+        stack.callback(pool.close)
         yield pool
-    finally:
-        pool.close()
 
 
 def _reopen(folder: RunFolder, environment: Environment, plan: Plan, observer: Observer) -> Store:
