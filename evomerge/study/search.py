@@ -184,7 +184,7 @@ def search(
             logged(folder),
         ):
             facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "storage": url}
-            facts |= {"workers": executor.num_workers}
+            facts |= {"workers": count or executor.num_workers}
             facts |= {"ray": {"address": ray, "workers": count}} if ray is not None else {}
             facts |= {"begin": asdict(first)} if first else {}
             facts |= {"trackers": names} if (names := tracker_names(trackers)) else {}

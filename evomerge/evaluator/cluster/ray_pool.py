@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.errors import InputError, StoppedError, Where
@@ -14,6 +15,8 @@ from evomerge.evaluator.cluster.actor_worker import ActorWorker
 from evomerge.evaluator.cluster.connect import FLAG, ask_for_nodes, nodes, started_sender
 from evomerge.evaluator.cluster.nodes import Node, demanded, seats
 from evomerge.evaluator.cluster.sources import anywhere, parts
+from evomerge.evaluator.cluster.stragglers import Stragglers
+from evomerge.evaluator.jobs import Job
 from evomerge.evaluator.messages import Failed, FromWorker, Ready, Refused
 from evomerge.evaluator.pool import Pool
 from evomerge.evaluator.progress import Progress
@@ -73,6 +76,7 @@ class RayPool(Pool):
         self._wanted, self._device = workers, device
         self._barred: dict[str, InputError] = {}  # nodes that are not used, by their id, and why
         self._failures: Counter[str] = Counter()
+        self._stragglers = Stragglers()
         self._looked, self._peopled = float("-inf"), time.monotonic()
         self._started = time.monotonic()
         self._demand = demanded(spec.ray, nodes(), workers, device)
@@ -154,6 +158,30 @@ class RayPool(Pool):
         super()._listen()
         self._fill()
         self._check_left()
+
+    def _hand_out(self) -> None:
+        """As in every pool; a job that takes long while workers are idle is given to one of them, too."""
+        super()._hand_out()
+        idle = [worker for worker in self.actors if worker.ready and worker.job is None]
+        for worker in self.actors if idle and not self._queue else ():
+            if idle and worker.job is not None and self._stragglers.is_late(worker.job, worker.since):
+                other = idle.pop()
+                self._progress.note(f"{worker.name} takes long; its candidate is scored on {other.node.name}, too")
+                self._stragglers.repeat(worker.job)
+                other.run(worker.job)
+
+    def _answer(self, worker: Worker, job: Job, result: Any) -> None:
+        assert isinstance(worker, ActorWorker)
+        if self._stragglers.first(job, result):
+            self._stragglers.learn(job, time.monotonic() - worker.since)
+            super()._answer(worker, job, result)
+        elif not self._stragglers.agrees(job, result):
+            self._progress.warn(f"{worker.name} merged a candidate to other weights than another node did")
+
+    def _retry(self, job: Job, cause: str, twice: str) -> None:
+        """As in every pool, unless the job is answered, or runs elsewhere, too."""
+        if not self._stragglers.is_answered(job) and all(worker.job is not job for worker in self._workers):
+            super()._retry(job, cause, twice)
 
     def _take(self, worker: Worker, message: FromWorker) -> None:
         assert isinstance(worker, ActorWorker)
