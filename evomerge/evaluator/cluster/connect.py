@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from evomerge.evaluator.cluster.sources import Part, Sender
 FLAG = Where("--ray")
 LOCAL = "local"
 """No address: Ray is started here, and listens to this machine alone."""
+_REACHED = 10.0
+"""Seconds in which a cluster's head answers."""
 
 
 @contextmanager
@@ -52,8 +55,9 @@ def connected(address: str, workers: int | None, runtime_env: dict[str, Any]) ->
         settings |= {"address": os.environ.get("RAY_ADDRESS", "auto") if address == LOCAL else address}
     with _own_signals():
         try:
+            _check_reachable(settings["address"])
             ray.init(**settings, runtime_env=runtime_env or None)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             what = str(error).strip().splitlines()
             problem = f"there is no Ray cluster at {settings['address']} ({what[0] if what else type(error).__name__})"
             raise InputError(problem, "start one: `ray start --head`", FLAG) from None
@@ -61,6 +65,13 @@ def connected(address: str, workers: int | None, runtime_env: dict[str, Any]) ->
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """OSError where nothing listens there: Ray tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host:
+        socket.create_connection((host.strip("[]"), int(port)), _REACHED).close()
 
 
 @contextmanager
