@@ -238,7 +238,8 @@ def resume(
             memory = environment.memory
         cluster, launched = environment.workers_of(ray)
         count = number_of_workers(launched if workers is None else workers, device or "auto", cluster)
-        place = device or resumed_device(environment.device, environment.workers, count)
+        before = environment.workers if environment.ray is cluster is None else None
+        place = device or resumed_device(environment.device, before, count)
         with _executor(plan, place, memory, count, cluster, observer) as executor:
             environment.check_items(folder, executor.digests)
             served = environment.check_engines(folder, executor.info.engines)

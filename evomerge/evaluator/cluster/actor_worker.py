@@ -85,7 +85,7 @@ class ActorWorker(Worker):
     def end(self) -> str:
         import ray
 
-        if self._gone is None:
+        if self._gone is None and self.begun:
             with suppress(ray.exceptions.RayError):
                 ray.get(self._actor.kill.remote(), timeout=_CALL)
         ray.kill(self._actor)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from evomerge.errors import InputError, Where
+from evomerge.errors import InputError, StoppedError, Where
 from evomerge.evaluator.cluster.nodes import Demand, Node
 from evomerge.evaluator.cluster.sources import Part, Sender
 
@@ -43,23 +43,22 @@ def connected(address: str, workers: int | None, runtime_env: dict[str, Any]) ->
     if ray.is_initialized():  # by the program that calls us
         yield
         return
-    if "://" in address:
-        mend = "start the search on a node of the cluster, by `ray job submit` for example"
-        raise InputError(f"{address} is an address of Ray's client, which has no files", mend, FLAG)
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": False}
-    if address == LOCAL and "RAY_ADDRESS" not in os.environ:
+    if address == LOCAL:
+        address = os.environ.get("RAY_ADDRESS", LOCAL)
+    if "://" in address:
+        mend = "start the search on a node of the cluster, or by `ray job submit`, and give HOST:PORT"
+        raise InputError(f"{address} is not the address of a head, but of a service beside it", mend, FLAG)
+    if address == LOCAL:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        settings |= {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
-        settings |= {"num_cpus": max(cores, workers or 1)}
-    else:
-        settings |= {"address": os.environ.get("RAY_ADDRESS", "auto") if address == LOCAL else address}
+        settings |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "num_cpus": max(cores, workers or 1)}
     with _own_signals():
         try:
-            _check_reachable(settings["address"])
-            ray.init(**settings, runtime_env=runtime_env or None)
+            _check_reachable(address)
+            ray.init(address, **settings, runtime_env=runtime_env or None)
         except (OSError, RuntimeError, ValueError) as error:
             what = str(error).strip().splitlines()
-            problem = f"there is no Ray cluster at {settings['address']} ({what[0] if what else type(error).__name__})"
+            problem = f"there is no Ray cluster at {address} ({what[0] if what else type(error).__name__})"
             raise InputError(problem, "start one: `ray start --head`", FLAG) from None
     try:
         yield
@@ -89,10 +88,15 @@ def _own_signals() -> Iterator[None]:
 
 
 def nodes() -> list[Node]:
-    """The nodes of the cluster that are alive."""
+    """The nodes of the cluster that are alive. StoppedError where its head does not answer."""
     import ray
 
-    return [_node(data) for data in ray.nodes() if data["Alive"]]
+    try:
+        known = ray.nodes()
+    except (ray.exceptions.RayError, OSError) as error:
+        problem = f"the head of the Ray cluster does not answer ({type(error).__name__}); all that was scored is kept"
+        raise StoppedError(problem, "resume it when there is one") from None
+    return [_node(data) for data in known if data["Alive"]]
 
 
 def _node(data: dict[str, Any]) -> Node:

@@ -314,7 +314,7 @@ def test_a_straggler_is_scored_a_second_time(
     ("given", "said"),
     [
         ({"ray": "127.0.0.1:1"}, r"--ray: there is no Ray cluster at 127\.0\.0\.1:1"),
-        ({"ray": "ray://head:10001"}, r"--ray: ray://head:10001 is an address of Ray's client"),
+        ({"ray": "ray://head:10001"}, r"--ray: ray://head:10001 is not the address of a head"),
     ],
 )
 def test_a_wrong_address_is_an_error_of_one_line(tiny_study: Study, given: dict[str, str], said: str) -> None:
