@@ -238,7 +238,7 @@ def resume(
             memory = environment.memory
         cluster, launched = environment.workers_of(ray)
         count = number_of_workers(launched if workers is None else workers, device or "auto", cluster)
-        before = environment.workers if environment.ray is cluster is None else None
+        before = environment.workers if environment.ray is None and cluster is None else None
         place = device or resumed_device(environment.device, before, count)
         with _executor(plan, place, memory, count, cluster, observer) as executor:
             environment.check_items(folder, executor.digests)
