@@ -18,14 +18,14 @@ Study = Callable[..., Path]
 
 
 def test_what_a_worker_takes_is_read_and_written_again(tiny_study: Study, tmp_path: Path) -> None:
-    asked = {
+    asked: dict[str, Any] = {
         "num_gpus": 0.5,
         "resources": {"fast": 1},
         "labels": {"card": "x"},
         "runtime_env": {"env_vars": {"A": "b"}},
     }
     spec = read_space(tiny_study(lambda space, fitness: space.update(ray=asked)))
-    assert spec.ray == RaySpec(None, 0.5, {"fast": 1}, {"card": "x"}, given)
+    assert spec.ray == RaySpec(None, 0.5, {"fast": 1}, {"card": "x"}, asked["runtime_env"])
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(space_data(spec)))
     assert read_space(tmp_path / "again.yaml").ray == spec.ray
     assert "ray" not in space_data(read_space(tiny_study()))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from evomerge.errors import InputError
+from evomerge.escape import shortened
 from evomerge.evaluator.cluster.nodes import CPUS, GPUS, Demand, Node
 from evomerge.evaluator.cluster.remote import RemoteWorker
 from evomerge.evaluator.jobs import Job
 from evomerge.evaluator.messages import Ended, FromWorker, Load, Setup
 from evomerge.evaluator.worker_process import Worker
+
+logger = logging.getLogger(__name__)
 
 _CALL = 10.0
 """Seconds that a call to an actor waits for a message of its worker."""
@@ -66,6 +70,7 @@ class ActorWorker(Worker):
         try:
             said: list[FromWorker] = ray.get(self.call)
         except ray.exceptions.RayError as error:
+            logger.warning("%s: %s", self.name, shortened(" ".join(str(error).split()), 1000))
             self._gone = _how(error)
             raise EOFError from None
         self.begun = True
@@ -101,5 +106,4 @@ class ActorWorker(Worker):
 
 def _how(error: Exception) -> str:
     """How an actor was lost."""
-    text = str(error).lower()
-    return f"its {'node' if 'node' in text and 'dead' in text else 'actor'} was lost"
+    return f"its {'node' if 'its node has died' in str(error) else 'actor'} was lost"
