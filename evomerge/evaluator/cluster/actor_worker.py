@@ -106,4 +106,4 @@ class ActorWorker(Worker):
 
 def _how(error: Exception) -> str:
     """How an actor was lost."""
-    return f"its {'node' if 'its node has died' in str(error) else 'actor'} was lost"
+    return f"its {'node' if 'node has died' in str(error) else 'actor'} was lost"
