@@ -123,7 +123,10 @@ BUDGET: Keys = {
     "items": Key("items of the search split on which references and candidates were scored", "no limit"),
 }
 RAY: Keys = {
-    "num_cpus": Key("processors of a worker; a part of one is shared", "1 beside a GPU, else as many as there are"),
+    "num_cpus": Key(
+        "processors of a worker; a part of one is shared",
+        "those of its node, dealt to its GPUs; without GPUs as many as there are",
+    ),
     "num_gpus": Key(
         "GPUs of a worker, between which its model is cut if it has to be; a part of one is shared",
         "1 where the cluster has some, else 0",

@@ -58,15 +58,19 @@ class Demand:
 
 
 def demanded(spec: RaySpec, nodes: Sequence[Node], workers: int | None, device: str) -> Demand:
-    """What each worker takes where the space file does not say it: a GPU, or, where there are none, as many processors
-    as leave room for all of them. `workers`: how many there shall be; None: as many as there is room for."""
+    """What each worker takes where the space file does not say it: a GPU and its part of the node's processors, or, where
+    there are no GPUs, as many processors as leave room for all workers. `workers`: how many there shall be; None: as
+    many as there is room for."""
     able = [node for node in nodes if _fits(node, spec.labels)]
     gpus = spec.num_gpus
     if gpus is None:
         gpus = 1.0 if device != CPU and any(node.resources.get(GPUS) for node in able) else 0.0
     cpus = spec.num_cpus
-    if cpus is None:
-        cpus = 1.0 if gpus else _processors([int(node.resources.get(CPUS, 0)) for node in able], workers or len(able))
+    if cpus is None and gpus:
+        parts = [n.resources.get(CPUS, 0) * gpus / n.resources[GPUS] for n in able if n.resources.get(GPUS)]
+        cpus = float(max(1, math.floor(min(parts, default=1))))
+    elif cpus is None:
+        cpus = _processors([int(node.resources.get(CPUS, 0)) for node in able], workers or len(able))
     return Demand({CPUS: cpus, GPUS: gpus, **spec.resources}, spec.labels)
 
 

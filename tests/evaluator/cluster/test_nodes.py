@@ -18,8 +18,9 @@ def node(name: str, cpus: float = 0, gpus: float = 0, **labels: str) -> Node:
 @pytest.mark.parametrize(
     ("spec", "nodes", "workers", "device", "asked"),
     [
-        (RaySpec(), [node("a", 16, 8), node("b", 2)], None, "auto", {"CPU": 1, "GPU": 1}),
-        (RaySpec(num_gpus=2), [node("a", 16, 8)], 4, "auto", {"CPU": 1, "GPU": 2}),
+        (RaySpec(), [node("a", 16, 8), node("b", 2)], None, "auto", {"CPU": 2, "GPU": 1}),
+        (RaySpec(num_gpus=2), [node("a", 16, 8)], 4, "auto", {"CPU": 4, "GPU": 2}),
+        (RaySpec(num_gpus=0.5), [node("a", 2, 4)], None, "auto", {"CPU": 1, "GPU": 0.5}),
         (RaySpec(), [node("a", 16, 8)], 2, "cpu", {"CPU": 8, "GPU": 0}),
         (RaySpec(), [node("a", 16), node("b", 16)], 3, "auto", {"CPU": 8, "GPU": 0}),
         (RaySpec(), [node("a", 2), node("b", 64), node("c", 64)], None, "auto", {"CPU": 32, "GPU": 0}),
