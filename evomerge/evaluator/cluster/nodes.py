@@ -58,7 +58,7 @@ class Demand:
 
 
 def demanded(spec: RaySpec, nodes: Sequence[Node], workers: int | None, device: str) -> Demand:
-    """What each worker takes where the space file does not say it: a GPU and its part of the node's processors, or, where
+    """What each worker takes where the space file does not say it: a GPU and its part of the node's processors; where
     there are no GPUs, as many processors as leave room for all workers. `workers`: how many there shall be; None: as
     many as there is room for."""
     able = [node for node in nodes if _fits(node, spec.labels)]
