@@ -104,6 +104,11 @@ def number(text: str) -> float:
     return _read(float, text, "a number")
 
 
+def number_or_auto(text: str) -> int | str:
+    """Reads a whole number, or the word "auto", for argparse."""
+    return text if text == "auto" else _read(int, text, "a whole number or auto")
+
+
 def listed(text: str) -> list[str]:
     """Reads words with commas between them, for argparse."""
     return [word for part in text.split(",") if (word := part.strip())]

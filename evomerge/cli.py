@@ -153,7 +153,7 @@ COMMANDS = {
         },
         (
             "tasks", "run", "trials", "time", "most_items", "optimizer", "seed", "device", "memory", "workers",
-            "asynchronous", "fitness", "storage", "copy_items", "settings", "from_run", "trackers", "full",
+            "ray", "asynchronous", "fitness", "storage", "copy_items", "settings", "from_run", "trackers", "full",
             "trust_tasks", "allow_pickle", "dry_run",
         ),
         {"fitness": {"help": "in place of the file's"}, "trackers": {"default": []}},
@@ -162,14 +162,15 @@ COMMANDS = {
         commands.run_resume,
         "continue a run exactly where it stopped",
         _RUN,
-        ("trials", "time", "most_items", "device", "memory", "workers", "copy_items", "trackers"),
+        ("trials", "time", "most_items", "device", "memory", "workers", "ray", "copy_items", "trackers"),
         {
             "trials": {"metavar": "TOTAL", "help": "new total budget of trials"},
             "time": {"help": "new total budget of evaluation time"},
             "most_items": {"metavar": "TOTAL", "help": "new total budget of items"},
             "device": {"default": None, "help": "in place of the launch's"},
+            "workers": {"help": f"{WORKERS}; in place of the launch's"},
+            "ray": {"help": "the Ray cluster, in place of the launch's; off: this machine alone"},
             "copy_items": {"help": "copy every item's score there, in place of the launch's URL"},
-            "workers": {"default": None, "help": f"{WORKERS}; in place of the launch's"},
         },
     ),
     "status": Command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evomerge import merge_options
-from evomerge.arguments import listed, number, whole_number
+from evomerge.arguments import listed, number, number_or_auto, whole_number
 from evomerge.errors import Where
 from evomerge.files.common import parse_seconds
 
@@ -97,7 +97,20 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "files",
         },
     ),
-    "workers": (("--workers",), {"type": whole_number, "default": 1, "metavar": "N", "help": WORKERS}),
+    "workers": (
+        ("--workers",),
+        {"type": number_or_auto, "metavar": "N", "help": f"{WORKERS} (auto: one for each)"},
+    ),
+    "ray": (
+        ("--ray",),
+        {
+            "nargs": "?",
+            "const": "local",
+            "metavar": "ADDRESS",
+            "help": "workers on the nodes of this Ray cluster (auto: the one that runs here; no address: one of this "
+            "machine alone)",
+        },
+    ),
     "folder": (
         ("--dir",),
         {"default": "evomerge-quickstart", "help": "where models, runs and files go (default: evomerge-quickstart)"},

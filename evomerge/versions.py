@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 SCORING = ("evomerge", "torch", "transformers", "lm-eval", "optuna", "cma", "numpy", "safetensors")
 """Those that compute scores."""
@@ -22,3 +22,10 @@ def versions(packages: Sequence[str] = SCORING) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def differing(others: Mapping[str, str]) -> str:
+    """The packages of which this process has other versions, in words; empty where there are none."""
+    here = versions([name for name in others if name not in ("python", "platform")])
+    different = [name for name in others if name != "platform" and here[name] != others[name]]
+    return ", ".join(f"{name} {here[name]}, and the run {others[name]}" for name in different)

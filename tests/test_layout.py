@@ -47,7 +47,7 @@ INSIDE = {
     "study": [
         ["search", "dry_run"],
         ["look", "page", "polish"],
-        ["loop", "holdout", "repair", "documents"],
+        ["loop", "holdout", "repair", "documents", "executors"],
         ["session"],
         ["prepare"],
         ["after"],

@@ -155,6 +155,7 @@ def space_file() -> str:
             f"Removed: {removed}.\n",
             _keys("The budget", files.BUDGET, "`budget`."),
             _keys("Scales of a path", files.SCALES, "`scales`, written as a mapping."),
+            _keys("A cluster", files.RAY, "`ray`."),
             "## Ready-made modules\n\nNames that `modules` may list, and the parts of tensor names that they stand "
             "for: the first that the base has.\n",
             table(["module", "parts of names"], ready),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from evomerge.checkpoints import hub
@@ -12,6 +13,13 @@ from evomerge.escape import shortened
 from evomerge.safety.paths import absolute, expanded, folders_in, is_folder, nearest_folder, status
 
 _CONFIGS = ("config.json", "adapter_config.json")
+_elsewhere: dict[str, Path] = {}
+
+
+def relocate(places: Mapping[str, str]) -> None:
+    """From now on these references lead to other places of this machine, and keep their names. `places`: reference ->
+    folder, or file of weights."""
+    _elsewhere.update({reference: Path(place) for reference, place in places.items()})
 
 
 def split_adapter(ref: str, where: Where | None = None) -> tuple[str, str | None]:
@@ -84,7 +92,7 @@ def resolve(ref: str, where: Where | None = None) -> tuple[Path, str]:
     """
     folder = locate(ref, where)
     if folder is not None:
-        return folder, str(folder)
+        return folder, ref if ref in _elsewhere else str(folder)
     name, revision = hub.split_revision(ref)
     folder, commit = hub.fetch(name, revision, where=where)
     return folder, f"{name}@{commit}"
@@ -120,6 +128,8 @@ def _close(ref: str, where: Where | None) -> Path | None:
 def _there(ref: str, where: Where | None) -> Path | None:
     """The path of a reference, if there is a file or folder. InputError for one that means two of them, here and
     beside the file."""
+    if ref in _elsewhere:
+        return _elsewhere[ref]
     there = [path for path in _places(ref, where) if ref and status(path, where) is not None]
     if len(there) > 1 and not os.path.samefile(there[0], there[1]):
         problem = f"{shortened(ref)} is in the current folder, and beside the file ({there[1]})"

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.write import parse_size
 from evomerge.errors import InputError, Where
-from evomerge.evaluator.shares import Share
+from evomerge.evaluator.shares import Share, check_workers
 from evomerge.merging.resident.placement import CPU, Device, Limits, ModelSizes, Placement, Rates, place
 
 if TYPE_CHECKING:
@@ -67,6 +67,16 @@ def listed(name: str) -> list[str]:
     if name == "auto":
         return choose_devices(name)
     return list(dict.fromkeys(part.strip() for part in name.split(",")))
+
+
+def number_of_workers(workers: int | Literal["auto"] | None, device: str, ray: str | None) -> int | None:
+    """The number of workers that is meant; None: as many as a cluster has room for. InputError where it is none."""
+    if workers is not None and workers != "auto":
+        check_workers(workers)
+        return workers
+    if ray is not None:
+        return None
+    return len(listed(device)) if workers == "auto" else 1
 
 
 def parse_memory(text: str | None) -> Callable[[bool], Limits]:

@@ -121,7 +121,6 @@ def run_tasks(
     """
     waiting: dict[Job, _Waiting[T]] = {}
     running = 0
-    most = executor.num_workers if at_once is None else min(executor.num_workers, at_once)
 
     def advance(task: EvalTask[T], step: Callable[[], Job | Sequence[Job]]) -> Iterator[T]:
         nonlocal running
@@ -140,6 +139,8 @@ def run_tasks(
             yield from advance(task, state.resume)
 
     while True:
+        # Looked at each time: a pool may grow.
+        most = executor.num_workers if at_once is None else min(executor.num_workers, at_once)
         while running < most and (task := next_task()) is not None:
             running += 1
             yield from advance(task, partial(next, task))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from evomerge.errors import InputError
@@ -17,7 +17,8 @@ from evomerge.scoring.slices import SuiteInfo
 @dataclass(frozen=True)
 class Setup:
     """Says what a worker evaluates, on which share of the machine, and how often it says that it is `Alive`, in
-    seconds. `allow_pickle`: whether it may read pickled weights."""
+    seconds. `allow_pickle`: whether it may read pickled weights. `elsewhere`: reference -> where that model is on the
+    worker's machine, if it is not where the reference says."""
 
     spec: SpaceSpec
     fitness: FitnessSpec
@@ -25,6 +26,7 @@ class Setup:
     memory: str | None
     beat: float
     allow_pickle: bool = False
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,20 @@ class Failed:
     """The worker could not load."""
 
     error: InputError
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The worker's node cannot be used."""
+
+    error: InputError
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The worker's process has ended: how, in words."""
+
+    how: str
 
 
 @dataclass(frozen=True)
@@ -106,4 +122,4 @@ class SliceStarted:
 Reported = PhaseStarted | Noted | Warned | Progressed | SliceStarted
 """Calls of the worker's `Progress`."""
 
-FromWorker = Alive | Placed | Ready | Failed | Finished | Logged | Reported
+FromWorker = Alive | Placed | Ready | Failed | Refused | Ended | Finished | Logged | Reported

@@ -72,7 +72,7 @@ def check_workers(workers: int | None) -> None:
         raise InputError(f"{workers} workers score nothing", "give at least 1", Where("--workers"))
 
 
-def resumed_device(launched: str, before: int, workers: int) -> str:
-    """Returns the devices of a resumed run for which none were named: the launch's if there are as many workers, else
-    all of that kind."""
-    return launched if workers == before or launched == CPU else "auto"
+def resumed_device(launched: str, before: int | None, workers: int | None) -> str:
+    """Returns the devices of a resumed run for which none were named: the launch's if there are as many workers as
+    `before` (None: on other machines), else all of that kind."""
+    return launched if launched == CPU or (before is not None and workers == before) else "auto"

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from evomerge.checkpoints.pickled import allow_pickles
+from evomerge.checkpoints.references import relocate
 from evomerge.errors import InputError
 from evomerge.evaluator.executor import run_job
 from evomerge.evaluator.messages import (
@@ -62,6 +63,7 @@ def _serve(pipe: WorkerPipe) -> None:
 
     _use_device(setup.share.device)
     allow_pickles(setup.allow_pickle)
+    relocate(setup.elsewhere)
     models = open_models(setup.spec, setup.fitness)
     placement = place_candidates(models, setup.fitness, setup.share.device, setup.memory, setup.share)
     pipe.send(Placed())

@@ -84,6 +84,7 @@ SPACE: Keys = {
         "enough for them), `true` or `false`",
         "`auto`",
     ),
+    "ray": Key("of a search on a Ray cluster: what each worker takes of a node, and of which nodes", "what suits it"),
     "space": Key(
         "`weights`, `dataflow` or `both`: whether weights are merged, layers are stacked, or both", "`weights`"
     ),
@@ -152,6 +153,19 @@ BUDGET: Keys = {
     "trials": Key("trials, references and failures included", "no limit; 100 where no other is set"),
     "time": Key("time of evaluation: `90s`, `20m`, `4h`, `2d`", "no limit"),
     "items": Key("items of the search split on which references and candidates were scored", "no limit"),
+}
+RAY: Keys = {
+    "num_cpus": Key(
+        "processors of a worker; a part of one is shared",
+        "those of its node, dealt to its GPUs; without GPUs as many as there are",
+    ),
+    "num_gpus": Key(
+        "GPUs of a worker, between which its model is cut if it has to be; a part of one is shared",
+        "1 where the cluster has some, else 0",
+    ),
+    "resources": Key("further resources of a worker, by Ray's names", "none"),
+    "labels": Key("labels that a node has to have, with their values", "any node"),
+    "runtime_env": Key("Ray's runtime environment of the workers, as Ray's documentation says", "none"),
 }
 SCALES: Keys = {
     "form": Key(

@@ -167,6 +167,24 @@ class Dataflow:
 
 
 @dataclass(frozen=True)
+class RaySpec:
+    """What a worker takes of a node of a Ray cluster, and which nodes are used.
+
+    Attributes:
+        num_cpus, num_gpus: of a worker; parts of one are shared. None: what suits the cluster.
+        resources: further ones, by name.
+        labels: that a node has.
+        runtime_env: Ray's runtime environment, as its documentation says.
+    """
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    resources: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SpaceSpec:
     """A search-space file. `layers` is a number of equal groups, "each", or explicit [start, end) ranges. `dataflow`:
     how layers are stacked, where paths are searched. `core`: whether the changes of LoRA sources are merged in Core
@@ -199,6 +217,7 @@ class SpaceSpec:
     trajectories: dict[str, Trajectory] = field(default_factory=dict)
     winner: str | None = field(default=None, compare=False)
     matched: Matched | None = field(default=None, compare=False)
+    ray: RaySpec = field(default=RaySpec(), compare=False)
     where: dict[str, Where] = field(default_factory=dict, compare=False)
 
     def at(self, key: str) -> Where:

@@ -42,6 +42,8 @@ def space_data(spec: SpaceSpec) -> dict[str, Any]:
         data["polish"] = spec.polish
     if spec.dtype:
         data["dtype"] = spec.dtype
+    if ray := {key: value for key, value in asdict(spec.ray).items() if value not in (None, {})}:
+        data["ray"] = ray
     return data
 
 

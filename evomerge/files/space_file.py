@@ -16,6 +16,7 @@ from evomerge.files.kinds import load_space
 from evomerge.files.module_groups import GROUPS, READY_MADE
 from evomerge.files.nodes import MOST_LAYERS, Node
 from evomerge.files.objects import GeneSpec, ModelRef, SpaceSpec
+from evomerge.files.ray import read_ray
 from evomerge.files.settings import override
 from evomerge.files.source_genes import (
     check_trajectories,
@@ -108,6 +109,7 @@ def space_from(root: Node, file: Path, known: Collection[str] | None = None) -> 
         polish=_polish(parts.get("polish")),
         trajectories=found.trajectories,
         matched=found.matched,
+        ray=read_ray(parts.get("ray")),
         where=index(root),
     )
 

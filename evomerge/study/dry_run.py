@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evomerge.checkpoints.pickled import with_pickles
 from evomerge.errors import UnreachableError
-from evomerge.evaluator.device import choose_devices, listed, parse_memory
-from evomerge.evaluator.shares import check_workers, deal, describe
+from evomerge.evaluator.device import choose_devices, listed, number_of_workers, parse_memory
+from evomerge.evaluator.shares import deal, describe
 from evomerge.files.objects import SpaceSpec
 from evomerge.files.pair import read_files
 from evomerge.merging.resident.placement import size
@@ -49,7 +49,8 @@ def dry_run(
     memory: str | None = None,
     fitness: str | Path | None = None,
     settings: Sequence[str] = (),
-    workers: int = 1,
+    workers: int | Literal["auto"] | None = None,
+    ray: str | None = None,
     asynchronous: bool = False,
     trust_tasks: bool = False,
     allow_pickle: bool = False,
@@ -67,7 +68,7 @@ def dry_run(
     Raises:
         InputError: something that was given is wrong.
     """
-    check_workers(workers)
+    count = number_of_workers(workers, device, ray)
     parse_memory(memory)
     make_trackers(trackers)
     folder, _ = new_run(space, run, storage)
@@ -113,7 +114,7 @@ def dry_run(
         **({"tokens": tokens} if tokens else {}),
         **_aligned(spec, plan, folder),
         **({"starts from": first} if first else {}),
-        **(_placement(plan, device, memory, workers) if plan else _devices(device, workers)),
+        **_placed(plan, device, memory, count, ray),
         "budget": {"trials": spec.trials, **{limit: most for limit, most in budget.items() if most is not None}},
         "slices": list(scores.slices),
         **({"timeouts": timeouts} if timeouts else {}),
@@ -147,6 +148,14 @@ def _start(begin: str, spec: SpaceSpec, plan: Plan | None) -> str:
         return str(starting_point(begin, plan.models))
     name, _, trial = starting_trial(begin, spec)
     return f"trial {trial.number} of {name}"
+
+
+def _placed(plan: Plan | None, device: str, memory: str | None, workers: int | None, ray: str | None) -> dict[str, str]:
+    """Where the models will be, as far as that can be known from here."""
+    if ray is not None or workers is None:
+        asked = "as many as there is room for" if workers is None else str(workers)
+        return {"workers": f"{asked}, on the nodes of a Ray cluster ({ray}), which are looked at when it starts"}
+    return _placement(plan, device, memory, workers) if plan else _devices(device, workers)
 
 
 def _devices(device: str, workers: int) -> dict[str, str]:

@@ -87,8 +87,7 @@ def _by_generations(
     between: Callable[[Session, Budget], None],
 ) -> None:
     """Asks as much as can be, scores that, and tells it in the order asked; `n_told` outcomes are told already."""
-    together = session.racer is not None or session.executor.num_workers > 1
-    while count := budget.left(session, _askable(optimizer, together)):
+    while count := budget.left(session, _askable(optimizer, session)):
         between(session, budget)
         generation = optimizer.generation
         number = _generation(session, n_told, generation)
@@ -142,6 +141,7 @@ def _ended(session: Session, trial: Trial) -> EvalTask[Trial]:
     return session.end(trial, result)
 
 
-def _askable(optimizer: Optimizer, together: bool) -> int:
+def _askable(optimizer: Optimizer, session: Session) -> int:
     askable = optimizer.generation.askable
+    together = session.racer is not None or session.executor.num_workers > 1
     return askable if together else min(1, askable)

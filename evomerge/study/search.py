@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.checkpoints.pickled import allow_pickles, with_pickles
 from evomerge.deprecated import renamed
-from evomerge.evaluator.device import listed, parse_memory
-from evomerge.evaluator.executor import Executor, InProcess
-from evomerge.evaluator.pool import WorkerPool
-from evomerge.evaluator.shares import check_workers, deal, resumed_device
+from evomerge.evaluator.device import number_of_workers, parse_memory
+from evomerge.evaluator.shares import check_workers, resumed_device
 from evomerge.files.resolved import fitness_data, space_data
 from evomerge.interrupts import listening
 from evomerge.optimize.base import Optimizer, Start
@@ -25,6 +23,7 @@ from evomerge.study import holdout, loop, polish
 from evomerge.study.after.dataframe import trials_dataframe
 from evomerge.study.after.transfer import StartingPoint, starting_point
 from evomerge.study.documents import keep_documents
+from evomerge.study.executors import executor_of
 from evomerge.study.gradients.contributions import contributions
 from evomerge.study.look import look_ahead
 from evomerge.study.observer import Observer
@@ -118,7 +117,8 @@ def search(
     storage: str | None = None,
     copy_items: str | None = None,
     settings: Sequence[str] = (),
-    workers: int = 1,
+    workers: int | Literal["auto"] | None = None,
+    ray: str | None = None,
     asynchronous: bool = False,
     trust_tasks: bool = False,
     allow_pickle: bool = False,
@@ -142,7 +142,10 @@ def search(
         copy_items: a URL that fsspec knows, or a path, where the run's items are copied to.
         settings: further ``dotted.key=value`` overrides of the space file (``fitness.`` ones of the fitness file).
         workers: so many processes score candidates, each with a model of its own. They share the devices (see
-            `shares.deal`; "auto" means all GPUs then) and `memory`, and `time` is the time that passes.
+            `shares.deal`; "auto" means all GPUs then) and `memory`, and `time` is the time that passes. "auto": one for
+            each GPU, on a Ray cluster as many as there is room for at any time. Default: 1, on a cluster "auto".
+        ray: the address of a Ray cluster on whose nodes the workers are ("auto": of the one that runs here, "local":
+            one of this machine alone is started). `memory` is that of each node then.
         asynchronous: ask the optimizer as soon as a worker is free, in place of the file's ``optimizer.asynchronous``.
         trust_tasks: tasks may run code that stands outside of the folders under the fitness file's ``include``, or
             comes from the hub.
@@ -158,7 +161,7 @@ def search(
         InputError: something that was given is wrong; nothing was written.
     """
     observer = observer or Observer()
-    check_workers(workers)
+    count = number_of_workers(workers, device, ray)
     parse_memory(memory)
     tracking = make_trackers(trackers)
     folder, url = new_run(space, run, storage)
@@ -181,13 +184,15 @@ def search(
             observer.note(f"sources: {line}")
         first = starting_point(from_run, plan.models) if from_run is not None and plan.former is None else None
         with (
-            _executor(plan, device, memory, workers, observer) as executor,
+            executor_of(plan, device, memory, count, ray, observer) as executor,
             diagnosed(folder),
             folder.claim(plan.spec.to_align),
             logged(folder),
         ):
-            facts: dict[str, Any] = {"device": executor.devices, "memory": memory, "workers": workers}
+            facts: dict[str, Any] = {"device": executor.devices, "memory": memory}
+            facts |= {"workers": count or executor.num_workers}
             facts |= {"storage": without_password(url)} | ({"copy_items": copy_items} if copy else {})
+            facts |= {"ray": {"address": ray, "workers": count}} if ray is not None else {}
             if copy is not None:
                 copy.claim()
             facts |= {"begin": asdict(first)} if first else {}
@@ -217,14 +222,15 @@ def resume(
     items: int | None = None,
     device: str | None = None,
     memory: str | None = None,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
+    ray: str | None = None,
     copy_items: str | None = None,
     trackers: Sequence[str | Tracker] | None = None,
     observer: Observer | None = None,
 ) -> Result:
     """Continue a run exactly where it stopped, however it stopped. `trials`, `time` and `items` are new totals;
-    `device` and `memory` are the launch's unless one of them is given, and so are the number of `workers`, the URL of
-    `copy_items` and the names of `trackers`.
+    `device` and `memory` are the launch's unless one of them is given, and so are the number of `workers`, the address
+    of the cluster (`ray`; "off": the workers are on this machine), the URL of `copy_items` and the names of `trackers`.
 
     Raises:
         InputError: there is no such run, or its checkpoints, files or items changed since its launch.
@@ -232,7 +238,8 @@ def resume(
     """
     observer = observer or Observer()
     check_budget(trials, time, items)
-    check_workers(workers)
+    if workers != "auto":
+        check_workers(workers)
     folder = RunFolder.existing(run)
     with diagnosed(folder), folder.lock(), logged(folder):
         environment = Environment.read(folder)
@@ -244,11 +251,13 @@ def resume(
             observer.warn(line)
         if device is None and memory is None:
             memory = environment.memory
-        count = workers or environment.workers
-        place = device or resumed_device(environment.device, environment.workers, count)
+        cluster, launched = environment.workers_of(ray)
+        count = number_of_workers(launched if workers is None else workers, device or "auto", cluster)
+        before = environment.workers if environment.ray is None and cluster is None else None
+        place = device or resumed_device(environment.device, before, count)
         with (
             _reopened(folder, environment, plan, observer) as store,
-            _executor(plan, place, memory, count, observer) as executor,
+            executor_of(plan, place, memory, count, cluster, observer) as executor,
         ):
             environment.check_items(folder, executor.digests)
             served = environment.check_engines(folder, executor.info.engines)
@@ -257,29 +266,6 @@ def resume(
             first = StartingPoint(**environment.begin) if environment.begin and plan.former is None else None
             session = Session(folder, store, plan, executor, observer, first)
             return _run(session, _extended(session, trials, time, items), tracking, copy)
-
-
-@contextmanager
-def _executor(plan: Plan, device: str, memory: str | None, workers: int, observer: Observer) -> Iterator[Executor]:
-    """A model in this process, or several workers, which end with the session."""
-    parse_memory(memory)
-    if workers == 1:
-        # torch, transformers and lm-eval take seconds to import: only once the input is known to be right.
-        from evomerge.evaluator.evaluator import Evaluator, place_candidates
-
-        placement = place_candidates(plan.models, plan.fitness, device, memory)
-        evaluator = Evaluator.load(plan.models, plan.fitness, placement, observer)
-        try:
-            yield InProcess(evaluator, observer)
-        finally:
-            evaluator.close()
-        return
-    shares = deal(listed(device), workers, spare=device == "auto")
-    pool = WorkerPool(plan.spec, plan.fitness, shares, memory, observer)
-    try:
-        yield pool
-    finally:
-        pool.close()
 
 
 @contextmanager

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import evomerge
 from evomerge.cli import main
 from evomerge.errors import InputError
-from evomerge.evaluator.device import choose_devices, host_memory, parse_memory, rates
+from evomerge.evaluator.device import choose_devices, host_memory, number_of_workers, parse_memory, rates
 from evomerge.merging.resident.placement import Limits
 from evomerge.study.dry_run import dry_run
 from evomerge.study.observer import Observer
@@ -121,3 +122,16 @@ def test_limits_of_a_device_that_takes_no_part(tiny_study: Study, capsys: pytest
     assert main(["search", "space.yaml", "--memory", "lots", "--dry-run"]) == 2
     assert main(["evaluate", "models/one", "--fitness", "fitness.yaml", "--memory", "lots"]) == 2
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("workers", "ray", "count"),
+    [(None, None, 1), ("auto", None, 1), (3, None, 3), (None, "local", None), ("auto", "local", None), (3, "local", 3)],
+)
+def test_the_number_of_workers(workers: Any, ray: str | None, count: int | None) -> None:
+    assert number_of_workers(workers, "cpu", ray) == count
+
+
+def test_no_workers_are_an_error() -> None:
+    with pytest.raises(InputError, match="--workers: 0 workers score nothing; give at least 1"):
+        number_of_workers(0, "cpu", None)

@@ -17,7 +17,7 @@ import pytest
 
 import evomerge
 from evomerge.errors import InputError, StoppedError, TrialError
-from evomerge.evaluator import pool
+from evomerge.evaluator import pool, worker_process
 from evomerge.evaluator.pool import WorkerPool
 from evomerge.evaluator.shares import Share
 from evomerge.files.objects import FitnessSpec, SliceSpec
@@ -47,7 +47,7 @@ class Heard(Observer):
 @pytest.fixture
 def hire(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Workers without a model."""
-    monkeypatch.setattr(pool, "_START", fake_worker.START)
+    monkeypatch.setattr(worker_process, "_START", fake_worker.START)
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
 
@@ -154,12 +154,12 @@ def test_none_is_left_behind_by_a_killed_process(tmp_path: Path, state: signal.S
     program = """
 import sys
 from pathlib import Path
-from evomerge.evaluator import pool
+from evomerge.evaluator import pool, worker_process
 from evomerge.evaluator.shares import Share
 from evomerge.files.objects import FitnessSpec
 from evomerge.study.observer import Observer
 from tests.evaluator import fake_worker
-pool._START = fake_worker.START
+worker_process._START = fake_worker.START
 made = pool.WorkerPool(None, FitnessSpec(Path("x"), {}), [Share("cpu", 1, 2)] * 2, None, Observer())
 for how in ("loop", "child"):
     made.submit(fake_worker.Saying("x", dies=True, how=how))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evomerge.checkpoints.checkpoint import Checkpoint
 from evomerge.checkpoints.identity import check_unchanged
@@ -27,6 +27,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "trust_tasks": (bool,), "allow_pickle": (bool,), "study": _NAME, "identity": (dict,), "versions": (dict,),
     "device": _NAME, "storage": _NAME_OR_NONE, "memory": _NAME_OR_NONE, "workers": (int,), "begin": (dict, type(None)),
     "trackers": (list,), "engines": (dict,), "matched": (list,), "copy_items": _NAME_OR_NONE,
+    "ray": (dict, type(None)),
 }  # fmt: skip
 """What the fields of `environment.json` hold: those of `Launch`, and the others of `Environment`."""
 
@@ -97,6 +98,7 @@ class Environment:
     engines: Mapping[str, str] = field(default_factory=dict)
     matched: tuple[str, ...] = ()
     copy_items: str | None = None
+    ray: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: RunFolder) -> Environment:
@@ -125,6 +127,14 @@ class Environment:
             return None
         problem = f"the run {folder.name!r} has scores, and its storage holds no study {self.study!r}"
         return InputError(problem, f"restore {self.storage or folder.journal}")
+
+    def workers_of(self, ray: str | None) -> tuple[str | None, int | Literal["auto"]]:
+        """The address of the cluster and the number of workers of a resumed run. `ray`: the address that is given now;
+        "off" for this machine."""
+        address = ray or (self.ray or {}).get("address")
+        if address is None or address == "off":
+            return None, self.workers
+        return address, (self.ray or {}).get("workers") or "auto"
 
     def check_files(self, folder: RunFolder, spec: SpaceSpec, fitness: FitnessSpec) -> None:
         """InputError where the files are not what was launched."""
@@ -170,9 +180,9 @@ class Environment:
 
 
 def _of_files(spec: SpaceSpec, fitness: FitnessSpec) -> dict[str, Any]:
-    """The content of both files, without what may change between sessions: the budget, the slices' time limits, and
-    where the fitness file lies."""
-    space = {k: v for k, v in space_data(spec).items() if k not in ("budget", "fitness")}
+    """The content of both files, without what may change between sessions: the budget, the slices' time limits, the
+    workers' parts of a cluster, and where the fitness file lies."""
+    space = {k: v for k, v in space_data(spec).items() if k not in ("budget", "fitness", "ray")}
     untimed = replace(fitness, slices={name: replace(s, timeout=None) for name, s in fitness.slices.items()})
     identity: dict[str, Any] = json.loads(json.dumps({"space file": space, "fitness file": fitness_data(untimed)}))
     return identity
