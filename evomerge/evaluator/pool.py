@@ -45,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 _TRIES = 2
 """A job whose worker dies is run again by another one; a job that kills two of them has failed."""
+_PARTING = 2.0
+"""Seconds that workers have to end by themselves."""
+
 _LOOK = 1.0
 """Seconds between looks at which workers are alive, while none says anything."""
 _BEAT, _SILENCE = 10.0, 300.0
@@ -105,6 +108,11 @@ class Pool(ABC):
     def close(self) -> None:
         """Ends all workers, busy, stopped or idle."""
         with deferred():
+            for worker in self._workers:
+                worker.dismiss()
+            end = time.monotonic() + _PARTING
+            while any(not worker.has_died() for worker in self._workers) and time.monotonic() < end:
+                time.sleep(0.01)
             for worker in self._workers:
                 worker.kill()
             for worker in self._workers:

@@ -37,6 +37,7 @@ from evomerge.evaluator.messages import (
 )
 from evomerge.evaluator.models import open_models
 from evomerge.evaluator.progress import Progress
+from evomerge.safety.own_folder import remove_own_folders
 
 
 def main() -> None:
@@ -123,7 +124,8 @@ class WorkerPipe:
 
 
 def _end() -> None:
-    """Ends this process, with those that it started (`merging/kernels/compiled.py`)."""
+    """Ends this process, with those that it started (`merging/kernels/compiled.py`), and its folders."""
+    remove_own_folders()
     os.killpg(os.getpid(), signal.SIGKILL)
 
 

@@ -60,6 +60,10 @@ class Worker(ABC):
     @abstractmethod
     def has_died(self) -> bool: ...
 
+    def dismiss(self) -> None:
+        """Has it end, and remove what it has on disk, where it can."""
+        self.kill()
+
     @abstractmethod
     def kill(self) -> None:
         """Kills the process and those that it started, also where it is stopped."""
@@ -102,6 +106,9 @@ class WorkerProcess(Worker):
 
     def has_died(self) -> bool:
         return self.process.poll() is not None
+
+    def dismiss(self) -> None:
+        self.pipe.close()  # which it notices at any time
 
     def kill(self) -> None:
         with suppress(OSError):

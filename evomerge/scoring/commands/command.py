@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,12 @@ log = logging.getLogger(__name__)
 
 _ANSWER = 500
 """Characters of an answer that are kept."""
+
+_LEFT = 60.0
+"""Seconds in which an engine has to be done with what a program that has ended had asked of it."""
+
+_LARGEST = 1e100
+"""Of a score: the sum of all items has to be a number, too."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class CommandPass(FilePass):
                 self._run({**values, "url": url})
             except TrialError as error:
                 failed = error
-            if engine.url() == url:  # one that is started again has another address
+            if engine.lived(url, _LEFT):
                 if failed is not None:
                     raise failed
                 return
@@ -137,8 +142,15 @@ class CommandPass(FilePass):
     def digest(self) -> str:
         """sha256 over the command line, the files of its folder that it names, the items and the side of each."""
         files = [self.command.folder / part for part in self.command.arguments]
-        named = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+        named = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if _is_file(file)]
         return self.digest_with([*self.command.arguments, *named])
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a whole program as an argument is no name
+        return False
 
 
 def item_ids(items: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -163,7 +175,7 @@ def read_scores(data: Any, legal: Sequence[str], name: str) -> dict[str, Row]:
             raise TrialError(f"{name} scored {quoted(key)}, which is no item's id; {suggestion(key, legal)}")
         if key in rows:
             raise TrialError(f"{name} scored item {quoted(key)} twice")
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or not abs(value) <= _LARGEST:
             raise TrialError(f"{name} gave item {quoted(key)} the score {quoted(value, 80)}, not a finite number")
         rows[key] = Row(float(value), None if answer is None else excerpt(str(answer), _ANSWER))
     return rows

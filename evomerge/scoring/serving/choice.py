@@ -14,6 +14,9 @@ from evomerge.errors import InputError, Where
 LOWEST, ABOVE = (0, 28), (0, 34)
 """The versions of vLLM that are known to work: from the first, below the second."""
 
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+"""What configurations call the most tokens of a sequence."""
+
 _UNKNOWN = 2048
 """Tokens of a sequence where the configuration does not say it."""
 
@@ -49,8 +52,8 @@ class Servable:
     def longest(self) -> int:
         """The most tokens of a sequence, as far as the configuration says it."""
         text = self.config.get("text_config") or {}
-        stated = self.config.get("max_position_embeddings") or text.get("max_position_embeddings")
-        return int(stated) if stated else _UNKNOWN
+        stated = [part[name] for part in (self.config, text) for name in _LENGTHS if part.get(name)]
+        return int(stated[0]) if stated else _UNKNOWN
 
     @property
     def on_gpu(self) -> bool:

@@ -121,6 +121,7 @@ def _answer(llm: Any, group: Sequence[Asked]) -> None:
         else:
             found = llm.generate(prompts, parameters, use_tqdm=False)
     except Exception as error:
+        give_up(llm)
         if len(group) > 1 and type(error).__name__ != "EngineDeadError":
             for asked in group:
                 _answer(llm, [asked])
@@ -138,6 +139,14 @@ def _answer(llm: Any, group: Sequence[Asked]) -> None:
         asked.done.set()
 
 
+def give_up(llm: Any) -> None:
+    """Has vLLM forget the requests that an error has left behind: the next call would wait for them for ever."""
+    engine = getattr(llm, "llm_engine", None)
+    states = getattr(getattr(engine, "output_processor", None), "request_states", None)
+    if engine is not None and states:
+        engine.abort_request(list(states), True)
+
+
 def _parameters(llm: Any, asked: Asked) -> Any:
     from vllm import SamplingParams
 
@@ -153,6 +162,7 @@ def read(body: Mapping[str, Any], chat: bool) -> Asked:
     for key in ("logprobs", "echo", "best_of"):
         if body.get(key) not in (None, False, 0, 1) or body.get(key) is True:
             raise Refused(f"{key}: not known here")
+    _check_texts(body)
     for key, value in body.items():
         _check(key, value)
     settings = {key: body[key] for key in _SETTINGS if body.get(key) is not None}
@@ -169,6 +179,14 @@ def read(body: Mapping[str, Any], chat: bool) -> Asked:
         raise Refused("chat_template: it is the candidate's")
     extra = {key: body[key] for key in ("tools", "chat_template_kwargs") if body.get(key)}
     return Asked(True, [messages], limits[0] if limits else None, settings, extra)
+
+
+def _check_texts(body: Mapping[str, Any]) -> None:
+    """Raises Refused where a text has half of a character: vLLM's core cannot be sent it."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Refused("a text has half of a character (a lone surrogate)") from None
 
 
 def _is_text(content: Any) -> bool:
@@ -190,6 +208,10 @@ def _check(key: str, value: Any) -> None:
     texts = value if isinstance(value, list) else [value]
     if key == "stop" and not all(isinstance(text, str) for text in texts):
         raise Refused("stop: give a text, or a list of texts")
+    if key == "chat_template_kwargs" and not isinstance(value, dict):
+        raise Refused("chat_template_kwargs: give an object")
+    if key == "tools" and not (isinstance(value, list) and all(isinstance(tool, dict) for tool in value)):
+        raise Refused("tools: give a list of objects")
 
 
 def _prompts(given: Any) -> list[Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
+import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,16 +17,16 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from evomerge.checkpoints.pickled import are_allowed
 from evomerge.errors import InputError, TrialError
 from evomerge.escape import shortened
 from evomerge.recipe.recipe import Recipe, to_data
+from evomerge.safety.own_folder import OwnFolder
 from evomerge.scoring.serving.choice import Servable, visible
 from evomerge.scoring.serving.extension import CandidateWorker
-from evomerge.scoring.serving.process import Ask, Call, Forget, Reply, Request, Serve, Sleep, Start, Trouble
+from evomerge.scoring.serving.process import Ask, Call, Forget, Reply, Request, Serve, Sleep, Start, Trouble, end_group
 
 T = TypeVar("T")
 
@@ -35,6 +36,9 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from evomerge.scoring.serving.process import main; main()"
 )
 
+
+_LONGEST_PATH = 64
+"""Characters of a folder in which vLLM makes sockets."""
 
 _FOLLOWS = ("Engine core initialization failed", "EngineDeadError", "EngineGenerateError")
 """What vLLM says of an error that it has told before."""
@@ -74,7 +78,7 @@ class ServingEngine:
 
     def __init__(self, servable: Servable, memory: EngineMemory) -> None:
         self._servable, self._memory = servable, memory
-        self._folder = TemporaryDirectory(prefix="evomerge-engine-", ignore_cleanup_errors=True)
+        self._folder: OwnFolder | None = None
         self.longest = 1
         self._wanted: tuple[str, str] | None = None  # the digest of a candidate, and its recipe
         self._holds: str | None = None
@@ -123,6 +127,21 @@ class ServingEngine:
         had."""
         return str(self._tried(Serve()))
 
+    def lived(self, url: str, seconds: float) -> bool:
+        """Whether the engine at this address has lived until now. One that is busy for longer than `seconds`, with what
+        nobody waits for any more, is ended."""
+        if self._pipe is None:
+            return False
+        try:
+            self._pipe.send(Serve())
+            if not self._pipe.poll(seconds):
+                self.close()
+                return True
+            return bool(self._pipe.recv() == url)
+        except (OSError, EOFError):
+            self.close()
+            return False
+
     def rest(self) -> None:
         """Gives the memory back until the next prompt, where the resident model needs it."""
         if self._memory.turns and self._process is not None and not self._asleep:
@@ -142,7 +161,7 @@ class ServingEngine:
         died = False
         while True:
             try:
-                self._place()
+                self._put_in_place()
                 return self._call(request)
             except _Died:
                 self.close()
@@ -152,7 +171,7 @@ class ServingEngine:
                 died = True
                 log.warning("vLLM has died (%s): it is started again", reason)
 
-    def _place(self) -> None:
+    def _put_in_place(self) -> None:
         """Has the workers merge the candidate, unless they hold it. TrialError where they cannot, or got other weights
         than the resident model has."""
         assert self._wanted is not None, "no candidate yet"
@@ -226,7 +245,17 @@ class ServingEngine:
             "HF_HUB_OFFLINE": "1",
             "NO_COLOR": "1",
         }
-        return {**os.environ, **own, **visible(self._servable.devices, os.environ)}
+        return {**os.environ, **own, **self._temporary(), **visible(self._servable.devices, os.environ)}
+
+    def _temporary(self) -> dict[str, str]:
+        """The variables by which what vLLM leaves in the folder for temporary files is removed with the engine's own.
+        What torch compiles stays where it is found again. Sockets have short names: a long path is not taken."""
+        folder, usual = self._place / "tmp", Path(tempfile.gettempdir())
+        if len(str(folder)) > _LONGEST_PATH:
+            return {}
+        folder.mkdir(exist_ok=True)
+        compiled = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(usual / f"torchinductor_{getpass.getuser()}"))
+        return {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": compiled}
 
     def _arguments(self) -> Mapping[str, Any]:
         """The arguments of vLLM's `LLM`."""
@@ -246,12 +275,18 @@ class ServingEngine:
         }
 
     @property
+    def _place(self) -> Path:
+        """A folder of the engine's own, for its files and those that vLLM leaves behind."""
+        self._folder = self._folder or OwnFolder("evomerge-engine-")
+        return self._folder.path
+
+    @property
     def _model(self) -> Path:
-        return Path(self._folder.name) / "model"
+        return self._place / "model"
 
     @property
     def _log(self) -> Path:
-        return Path(self._folder.name) / "engine.log"
+        return self._place / "engine.log"
 
     def _write_folder(self) -> None:
         """Writes all of a checkpoint but its weights."""
@@ -272,6 +307,8 @@ class ServingEngine:
         """The last error that vLLM has printed; the whole goes to the run's log."""
         text = self._log.read_text(encoding="utf-8", errors="replace") if self._log.is_file() else ""
         log.info("what vLLM printed:\n%s", text[-20_000:])
+        # Of pydantic's errors the next line says what is wrong.
+        text = re.sub(r"ValidationError: \d+ validation errors? for (\w+)\n\s*", r"ValidationError: \1: ", text)
         found: list[str] = re.findall(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception): .+)", text)
         told = [line for line in found if not any(word in line for word in _FOLLOWS)]
         return shortened(told[-1] if told else otherwise, 300)
@@ -279,6 +316,5 @@ class ServingEngine:
 
 def _end(process: subprocess.Popen[bytes], pipe: Connection) -> None:
     pipe.close()
-    with suppress(ProcessLookupError):  # the group is there as long as one of its processes is
-        os.killpg(process.pid, signal.SIGKILL)
+    end_group(process.pid)
     process.wait()

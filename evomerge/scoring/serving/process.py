@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import select
 import signal
 import sys
@@ -19,11 +20,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from evomerge.scoring.serving.endpoint import Endpoint
+from evomerge.scoring.serving.endpoint import Endpoint, give_up
 
 _GROUP = "EVOMERGE_ENGINE"
 """The environment variable with the number of the engine's process, which is that of its group."""
@@ -130,7 +132,8 @@ def main() -> None:
         except Exception as error:
             traceback.print_exc()
             if not all(map(_runs, processes)):  # what vLLM says of a worker that died depends on what it was doing
-                os.killpg(os.getpid(), signal.SIGKILL)
+                end_group(os.getpid())
+            give_up(llm)
             answer = Trouble(type(error).__name__, str(error))
         pipe.send(answer)
 
@@ -169,7 +172,7 @@ def _end_with(descriptor: int) -> None:
     poll = select.poll()
     poll.register(descriptor, select.POLLHUP)  # nothing is read here
     poll.poll()
-    os.killpg(os.getpid(), signal.SIGKILL)
+    end_group(os.getpid())
 
 
 def _processes() -> list[psutil.Process]:
@@ -189,7 +192,7 @@ def _end_with_any_of(processes: Sequence[psutil.Process]) -> None:
     def look() -> None:
         while all(map(_runs, processes)):
             time.sleep(_LOOK)
-        os.killpg(os.getpid(), signal.SIGKILL)
+        end_group(os.getpid())
 
     threading.Thread(target=look, daemon=True).start()
 
@@ -208,12 +211,31 @@ def end_with_engine() -> None:
         threading.Thread(target=_watch, args=(group,), name="evomerge-watch", daemon=True).start()
 
 
+def end_group(group: int) -> None:
+    """Kills the processes of a group, and removes the memory that they shared, which would outlive them."""
+    for place in _shared_memory(group):
+        place.unlink(missing_ok=True)
+    with suppress(ProcessLookupError):  # the group is there as long as one of its processes is
+        os.killpg(group, signal.SIGKILL)
+
+
+def _shared_memory(group: int) -> set[Path]:
+    """The files of shared memory that a group's processes hold, by the names that Python gives them."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) == group:
+                maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8", errors="replace")
+                found.update(re.findall(r" (/dev/shm/(?:psm_|sem\.)[^\s/]+)$", maps, re.MULTILINE))
+    return {Path(place) for place in found}
+
+
 def _watch(process: int) -> None:
     with suppress(psutil.NoSuchProcess):
         engine = psutil.Process(process)
         while _runs(engine):
             time.sleep(_LOOK)
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    end_group(os.getpgrp())
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ class ServedLM(BoundedChat, VLLM):  # type: ignore[misc]  # lm-eval is untyped
                 self.engine.need(len(prompt.tokens) + prompt.limit)
             return asked
         planned = Plan(self._resident, kind, requests)
-        self.engine.need(planned.longest + 2)  # its last token is only scored, and vLLM has to write one
+        # Its last token is only scored, and vLLM has to write one. lm-eval cuts longer ones.
+        self.engine.need(min(planned.longest + 2, self.max_length))
         return planned
 
     def answer(self, plan: Any) -> list[Any]:

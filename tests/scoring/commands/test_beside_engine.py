@@ -31,7 +31,7 @@ def asked(folder: Path, *urls: str) -> CommandPass:
     (folder / "fitness.yaml").write_text(json.dumps({"slices": {"c": {"command": command, "data": "items.jsonl"}}}))
     fitness = read_fitness(folder / "fitness.yaml")
     left = iter(urls)
-    engine: Any = SimpleNamespace(url=lambda: next(left))
+    engine: Any = SimpleNamespace(url=lambda: next(left), lived=lambda url, seconds: next(left) == url)
     scratch = folder / "scratch"
     files: Any = SimpleNamespace(scratch=lambda written: scratch.mkdir() or scratch)
     return CommandPass(fitness, fitness.slices["c"], cast(CandidateFolder, files), engine)

@@ -196,6 +196,19 @@ def test_a_killed_search_leaves_nothing_running_and_its_folder_goes_with_the_nex
     assert candidate_folders() <= before
 
 
+@pytest.mark.slow
+def test_workers_leave_no_checkpoints_behind(commanded: Command) -> None:
+    before = candidate_folders()
+    evomerge.search(commanded(), workers=2)
+    assert candidate_folders() <= before
+
+
+def test_a_program_may_stand_in_the_command(commanded: Command) -> None:
+    code = f"import sys; exec(open('eval.py').read()) # {'long ' * 60}"
+    told = f'{sys.executable} -IS -c "{code}" --model {{model}} --items {{items}} --out {{scores}}'
+    assert {t.state for t in evomerge.search(commanded(command=told)).search.trials} == {"complete"}
+
+
 def wait_for(what: Callable[[], bool]) -> None:
     end = time.monotonic() + 60
     while not what():

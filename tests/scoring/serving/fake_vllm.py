@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NORMAL, DIE, DIE_ONCE, FAIL, LOSE_WORKER_ONCE = 1, 2, 3, 4, 5
+NORMAL, DIE, DIE_ONCE, FAIL, LOSE_WORKER_ONCE, LEAVE = 1, 2, 3, 4, 5, 6
 """First tokens of prompts: what the engine does when it is asked."""
 
 _SOURCE = """
-import importlib, json, multiprocessing, os, pathlib, signal, time
+import importlib, json, multiprocessing, os, pathlib, signal, tempfile, time
+from multiprocessing.shared_memory import SharedMemory
 from types import SimpleNamespace
 
 import torch
@@ -33,6 +34,10 @@ class LLM:
         self.worker, self.sum = kind(), 0.0
         self.core = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(1000,), daemon=True)
         self.core.start()
+        self.shared = SharedMemory(create=True, size=4096)
+        pathlib.Path(tempfile.gettempdir(), "socket").touch()
+        (HERE / "shared").write_text(self.shared.name)
+        self.llm_engine = SimpleNamespace(output_processor=SimpleNamespace(request_states={}), abort_request=self.abort)
         self.worker.device = torch.device("cpu")
         self.worker.model_runner = SimpleNamespace(reload_weights=self.reload, get_model=torch.nn.Module)
 
@@ -43,6 +48,14 @@ class LLM:
 
     def collective_rpc(self, method, args=()):
         return [getattr(self.worker, method)(*args)]
+
+    def abort(self, names, internal):
+        for name in names:
+            del self.llm_engine.output_processor.request_states[name]
+
+    def wait(self):
+        while self.llm_engine.output_processor.request_states:
+            time.sleep(0.05)
 
     def say(self, word):
         with (HERE / "calls").open("a") as file:
@@ -67,8 +80,14 @@ class LLM:
         return SimpleNamespace(text=text, token_ids=tokens, finish_reason=reason)
 
     def complete(self, prompts, parameters):
+        self.wait()
         self.say(f"complete {len(prompts)}")
         for prompt in prompts:
+            if prompt == "left":
+                self.llm_engine.output_processor.request_states["left"] = 1
+                raise UnicodeError("it cannot be sent")
+            if prompt == "slow":
+                time.sleep(60)
             if prompt == "long":
                 raise ValueError("the prompt is longer than the model reads")
             if prompt == "die":
@@ -80,6 +99,7 @@ class LLM:
     def generate(self, prompts, parameters, use_tqdm):
         if not isinstance(prompts[0], dict):
             return self.complete(prompts, parameters)
+        self.wait()
         asked = prompts[0]["prompt_token_ids"][0]
         once = HERE / "died"
         if asked == 2 or asked == 3 and not once.exists():
@@ -90,6 +110,9 @@ class LLM:
             self.core.kill()
             self.core.join()
             raise RuntimeError("cancelled")
+        if asked == 6:
+            self.llm_engine.output_processor.request_states["left"] = 1
+            raise RuntimeError("no kernel for that")
         if asked == 4:
             raise RuntimeError("no kernel for that")
         number = int(abs(self.sum) * 1e6)

@@ -96,3 +96,13 @@ def test_a_file_that_asks_for_it_in_vain(install: Install, tmp_path: Path) -> No
 )
 def test_an_engine_sees_its_own_gpus(devices: tuple[str, ...], shown: str | None, seen: dict[str, str]) -> None:
     assert visible(devices, {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}) == seen
+
+
+def test_the_longest_sequence_is_what_the_configuration_says() -> None:
+    for config, longest in (
+        ({"max_position_embeddings": 512}, 512),
+        ({"n_positions": 256}, 256),
+        ({"text_config": {"max_position_embeddings": 64}}, 64),
+        ({}, 2048),
+    ):
+        assert Servable(config, {}, "float32", ("cpu",), ()).longest == longest

@@ -144,3 +144,16 @@ def test_where_the_engine_dies(url: str, engine: ServingEngine) -> None:
         post(url, "completions", {"prompt": "die"})
     again = engine.url()
     assert post(again, "completions", {"prompt": "p"})["choices"]
+
+
+def test_what_vllm_cannot_be_sent_is_refused(url: str) -> None:
+    half = b'{"prompt": "a", "stop": "\\ud800"}'
+    assert post(url, "completions", half) == (400, "a text has half of a character (a lone surrogate)")
+    talk = {"messages": [{"role": "user", "content": "a"}]}
+    assert post(url, "chat/completions", {**talk, "chat_template_kwargs": 5})[1].startswith("chat_template_kwargs:")
+    assert post(url, "chat/completions", {**talk, "tools": {"a": 1}})[1].startswith("tools:")
+
+
+def test_a_request_that_failed_is_not_waited_for(url: str) -> None:
+    assert post(url, "completions", {"prompt": "left"})[0] == 400
+    assert post(url, "completions", {"prompt": "one"})["choices"]

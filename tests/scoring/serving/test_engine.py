@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from evomerge.recipe.mergekit import parse_recipe
 from evomerge.recipe.recipe import Recipe
 from evomerge.scoring.serving.choice import Servable
 from evomerge.scoring.serving.engine import EngineMemory, ServingEngine
-from tests.scoring.serving.fake_vllm import DIE, DIE_ONCE, FAIL, LOSE_WORKER_ONCE, NORMAL, write_fake
+from tests.scoring.serving.fake_vllm import DIE, DIE_ONCE, FAIL, LEAVE, LOSE_WORKER_ONCE, NORMAL, write_fake
 
 MEMORY = EngineMemory(None, 1 << 30)
 
@@ -135,11 +137,33 @@ def test_an_error_because_a_worker_died_costs_no_candidate(
     assert (vllm / "died").exists()
 
 
-def test_an_error_of_vllm_costs_the_candidate(engine: ServingEngine, candidates: dict[str, tuple[Recipe, str]]) -> None:
+@pytest.mark.parametrize("token", [FAIL, LEAVE])
+def test_an_error_of_vllm_costs_the_candidate(
+    engine: ServingEngine, candidates: dict[str, tuple[Recipe, str]], token: int
+) -> None:
     engine.become(*candidates["half"])
     with pytest.raises(TrialError, match="RuntimeError: no kernel for that"):
-        say(engine, FAIL)
-    assert say(engine)
+        say(engine, token)
+    assert say(engine)  # nothing that it left behind is waited for
+
+
+def test_what_nobody_waits_for_ends_with_the_engine(
+    engine: ServingEngine, candidates: dict[str, tuple[Recipe, str]]
+) -> None:
+    engine.become(*candidates["half"])
+    before = say(engine)
+    url = engine.url()
+    assert engine.lived(url, 30.0)
+    assert not engine.lived("http://127.0.0.1:1/v1", 30.0)
+    body = json.dumps({"prompt": "slow", "max_tokens": 3}).encode()
+    host, _, port = url.removeprefix("http://").removesuffix("/v1").partition(":")
+    with socket.create_connection((host, int(port)), 30) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        client.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+    assert engine.lived(url, 0.5)
+    assert say(engine) == before  # by a new one
 
 
 def test_what_vllm_refuses_is_one_line(engine: ServingEngine, vllm: Path) -> None:
@@ -188,8 +212,12 @@ def gone(folder: Path) -> bool:
 def test_nothing_is_left_of_it(engine: ServingEngine, vllm: Path) -> None:
     engine.start()
     assert processes(vllm.parent)
+    shared = Path("/dev/shm") / (vllm / "shared").read_text()
+    assert shared.exists()
+    assert not (Path(tempfile.gettempdir()) / "socket").exists()  # it has a folder of its own
     engine.close()
     assert gone(vllm.parent)
+    assert not shared.exists()
 
 
 def test_nothing_is_left_where_the_search_is_killed(vllm: Path, tiny_models: Path, tmp_path: Path) -> None:
@@ -206,5 +234,7 @@ time.sleep(60)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as search:
         assert search.stdout is not None
         assert search.stdout.readline() == b"started\n"
+        shared = Path("/dev/shm") / (vllm / "shared").read_text()
         search.send_signal(signal.SIGKILL)
     assert gone(vllm.parent)
+    assert not shared.exists()
