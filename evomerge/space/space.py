@@ -128,11 +128,14 @@ class Space(SearchSpace):
         return self._average({model: float(model == reference) for model in models})
 
     def included(self, genome: Genome) -> tuple[str, ...]:
-        """The sources that take part in a genome's merge."""
+        """The sources that take part in a genome's merge; at least one, that with the largest number."""
+        sources = tuple(self.models.sources)
         if INCLUDE not in self._genes:
-            return tuple(self.models.sources)
+            return sources
         values = {**self.frozen_values, **genome}
-        return tuple(s for s in self.models.sources if takes_part(values[dimension_key(INCLUDE, [s])]))
+        numbers = [float(values[dimension_key(INCLUDE, [source])]) for source in sources]
+        included = tuple(s for s, number in zip(sources, numbers, strict=True) if takes_part(number))
+        return included or (sources[numbers.index(max(numbers))],)
 
     def shares_of(self, source: str, genome: Genome) -> dict[str, float]:
         """What of a source's weight each of its models has: all of it, or that of a trajectory's curve."""
@@ -162,8 +165,6 @@ class Space(SearchSpace):
         """The recipe of a genome: one document, or, where the method differs by layer group, one document for each
         method and a last one that stacks each group's layers from the document of its method (mergekit-multi)."""
         genome = {**self.frozen_values, **genome}
-        if not self.included(genome):
-            return self.parent(self.models.base)
         starts, frozen = [start for start, _ in self._spans], self.frozen_layers
         searched = [self._method_at(genome, start) for start in starts if start not in frozen]
         methods = [searched[0] if start in frozen else self._method_at(genome, start) for start in starts]

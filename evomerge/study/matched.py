@@ -16,7 +16,8 @@ from evomerge.study.run.manifest import Environment
 def without_copies(spec: SpaceSpec, checkpoints: Mapping[str, Checkpoint]) -> tuple[SpaceSpec, tuple[str, ...]]:
     """The space of a pool without the models that hold the same files as the base, or as one before them, and a line
     for each of these. InputError where a trajectory has a checkpoint twice."""
-    if spec.matched is None:
+    pool = spec.matched is not None and spec.matched.pool
+    if not pool and not spec.trajectories:
         return spec, ()
     first: dict[str, str] = {}
     copies: dict[str, str] = {}
@@ -24,10 +25,14 @@ def without_copies(spec: SpaceSpec, checkpoints: Mapping[str, Checkpoint]) -> tu
         same = first.setdefault(checkpoint.fingerprint(), name)
         if same != name and name not in spec.sources:
             raise InputError(f"{name} holds the files of {same}", "name each checkpoint once", spec.at("sources"))
-        if same != name and spec.matched.pool:
+        if same != name and pool:
             copies[name] = same
     if len(copies) == len(spec.sources):
         raise InputError("holds copies of the base, and no fine-tune", "name other models", spec.at("sources"))
+    used = {spec.tokenizer, spec.chat_template, *spec.freeze.sources, *spec.freeze.modules.values()}
+    if named := next((name for name in copies if name in used), None):
+        problem = f"{named} holds the files of {copies[named]}, and only that is a source"
+        raise InputError(problem, f"write {copies[named]} in its place", spec.at("sources"))
     notes = tuple(f"{name} is left out: its files are those of {same}" for name, same in copies.items())
     return _without(spec, copies), notes
 

@@ -185,7 +185,7 @@ def test_another_optimizer_keeps_the_seed_and_drops_the_options(files: tuple[Pat
         ("genes", ["ties"], "for example {method: ties, weight: {low: 0, high: 1}}"),
         ("optimizer", "CMA_ES", "unknown optimizer 'CMA_ES'; did you mean 'cma-es'?"),
         ("optimizer", {"name": 5}, "is 5, not the name of an optimizer; use one of: "),
-        ("sources", ["../a", "../b"], "each source needs a name; write for example sources: {code: path/of/it}"),
+        ("sources", "../a", "each source needs a name; write for example sources: {code: path/of/it}"),
         ("sources", {"a/b": "x"}, "sources.a/b: 'a/b' is a path, so it cannot name a source"),
         ("sources", {"a" * 200: "x"}, "has 200 characters, so it cannot name a source"),
         ("sources", {"one": "~nosuchuser/x"}, "sources.one: ~nosuchuser/x"),

@@ -10,7 +10,7 @@ from evomerge.optimize.build import build
 from evomerge.optimize.planned import Planned
 from evomerge.optimize.replay import replay
 from evomerge.optimize.warm_start import WarmStart
-from evomerge.space.reference_genomes import ReferenceKind, reference_genomes
+from evomerge.space.reference_genomes import ReferenceGenome, ReferenceKind, reference_genomes, subset_genome
 from evomerge.types import Dimension, Genome, Outcome
 
 SOURCES = ("a", "b", "c")
@@ -108,3 +108,27 @@ def test_a_source_with_the_name_of_the_ladder_is_a_parent() -> None:
 
     assert len(soups(SOURCES)) == 3
     assert soups(("equal-mix", "b", "c")) == soups(SOURCES)
+
+
+def test_subsets_of_a_pool_come_before_the_ladder_and_the_soup_tries_what_is_in_them() -> None:
+    sources = ("a", "b", "c", "d")
+    places = [{"sources": s} for s in sources]
+    weights = [Dimension(f"weight[{s['sources']}]", 0.0, 1.0, 0.5, gene="weight", place=s) for s in places]
+    included = [Dimension(f"include[{s['sources']}]", 0.0, 1.0, 1.0, gene="include", place=s) for s in places]
+    dimensions = [*weights, *included]
+    subset = ReferenceGenome(subset_genome(dimensions, ("task_arithmetic",), {}, ("b", "c")), kind=ReferenceKind.SUBSET)
+    assert tuple(subset.genome.values()) == (0.0, 0.5, 0.5, 0.0, 0.0, 1.0, 1.0, 0.0)
+    references = {"experts b + c": subset, **reference_genomes(dimensions, sources, ("task_arithmetic",), {})}
+    at = score((0.0, 0.4, 0.6, 0.0, 0.0, 1.0, 1.0, 0.0))
+    known = [(r.genome, at(r.genome)) for label, r in references.items() if label in ("base", *sources, "uniform")]
+    optimizer = build("surrogate", dimensions, 0, {}, Start(references=references, known=known))
+    asked = []
+    for _ in range(10):
+        asked.append(optimizer.ask())
+        optimizer.tell(asked[-1].genome, at(asked[-1].genome))
+    assert [p.label for p in asked[:3]] == ["", "experts b + c", "equal 0.2"]
+    soups = [p.genome for p in asked if p.reason is Reason.SOUP]
+    assert 0 < len(soups) <= 2
+    for genome in soups:  # a and d are in no subset, and what is mixed takes part
+        assert [genome[f"include[{s}]"] for s in sources] == [0.0, 1.0, 1.0, 0.0]
+        assert genome["weight[a]"] == genome["weight[d]"] == 0.0

@@ -55,10 +55,12 @@ def test_a_source_takes_part_from_one_half_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "linear", "ties", "karcher"])
-def test_without_any_source_the_base_is_left(tmp_path: Path, method: str) -> None:
+def test_the_one_with_the_largest_number_takes_part_in_any_case(tmp_path: Path, method: str) -> None:
     genes: dict[str, Any] = {"method": method, "include": True}
     space = make(tmp_path, genes if method == "karcher" else {**genes, "weight": WEIGHT})
-    assert space.recipe({**space.start, **included()}) == space.references()["base"]
+    genome = {**space.start, **included(), "include[b]": 0.3, "include[c]": 0.2}
+    assert set(weights(space.recipe(genome))) == {"/m/b"}
+    assert space.included({**genome, **included()}) == ("a",)
 
 
 def test_a_recipe_without_some_sources_is_one_that_mergekit_reads(tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_reference_genomes_leave_out_what_has_no_weight(tmp_path: Path) -> None:
     space = make(tmp_path, GENES)
     references = space.reference_genomes
     assert space.included(references["b"].genome) == ("b",)
-    assert space.included(references["base"].genome) == ()
+    assert weights(space.recipe(references["base"].genome)) == {"/m/a": 0.0}
     assert space.included(references["uniform"].genome) == NAMES
 
 

@@ -236,4 +236,5 @@ _FACTS: Mapping[str, Predicate] = {
         parts=_listed(lambda row: isinstance(row, list) and len(row) == 4),
     ),
     "surrogates": _by_name(_by_name(_listed(_number))),
+    "subsets": _by_name(_listed(_text)),
 }
