@@ -8,7 +8,9 @@ facts known: what a later candidate of a search costs without `adapters: core`. 
 layers (--measured), as all are alike, so that five models need not be in memory. "cores" is the merge in Core Space
 alone: the candidate as it is searched, and as an adapter holds it. "cores, written" is the same with the model's
 weights made of it, by which it is scored. "spaces" is what is found once for a search. Times are medians of candidates
-with weights of their own. Exits with 1 where the cores take more than a fiftieth of the time of the full weights.
+with weights of their own, in seconds of the processor, so that a busy machine changes little; those of work that
+threads share are divided by their number. Cores and spaces are the work of one. Exits with 1 where the cores take more
+than a fiftieth of the time of the full weights.
 
 The base is zeros, in a file that takes no room; the adapters are drawn. Takes 3 GB of memory, and a minute or two, most
 of it for compiling.
@@ -62,6 +64,7 @@ def main() -> int:
         measured = min(options.layers, options.measured)
         full = full_weights(models, options.method, measured) * options.layers / measured
         spaces, cores, written, size = core_space(models, options.method)
+    full, written = full / options.threads, written / options.threads
     print(f"{options.method}, {options.layers} layers, {options.threads} threads, seconds a candidate")
     print(f"{'full weights':15}{full:9.3f}")
     print(f"{'cores':15}{cores:9.3f}{full / cores:8.1f}x  {size / 1e6:.1f} MB")
@@ -130,7 +133,7 @@ def core_space(models: Sequence[str], method: str) -> tuple[float, float, float,
         cores_of(plans[0], bank, runner)
     compiled.wait()
     cores = [timed(partial(cores_of, jobs, bank, runner)) for jobs in plans]
-    written = [timed(partial(write_all, jobs, bank, runner)) for jobs in plans[:4]]
+    written = [timed(partial(write_all, jobs, bank, runner)) for jobs in plans[:3]]
     size = sum(4 * math.prod(merge.changes.core) for merge in merges)
     return spaces, median(cores[WARM:]), median(written[1:]), size
 
@@ -144,13 +147,14 @@ def write_all(jobs: Mapping[str, MergeJob], bank: SourceBank, runner: Runner) ->
 def cores_of(jobs: Mapping[str, MergeJob], bank: SourceBank, runner: Runner) -> list[Tensor]:
     """The merged cores of a candidate."""
     found: list[Applied | None] = [applied(job) for job in jobs.values()]
-    return [Execution(bank, CPU, runner).fetch(merge.core) for merge in found if merge is not None]
+    return [merge.merged(Execution(bank, CPU, runner).fetch) for merge in found if merge is not None]
 
 
 def timed(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    """Seconds of the processor, of all threads."""
+    started = time.process_time()
     run()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def write_models(folder: Path, layers: int) -> list[str]:

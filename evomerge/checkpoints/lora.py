@@ -173,6 +173,9 @@ class FittedAdapter:
     def _change(self, name: str) -> tuple[str, Change]:
         """The base's name of the tensor that the adapter calls `name`, and its change so far."""
         stored = self._names.find(name)
+        if stored is None and is_head(name):  # some files call a head otherwise than the model does
+            heads = [n for n in self._base.stored if is_head(n)]
+            stored = heads[0] if len(heads) == 1 else None
         if self._base.tied and self._embedding and is_head(name):
             stored = stored or name
             source = self._base.stored[self._embedding]

@@ -18,6 +18,7 @@ from evomerge.merging.disk.documents import RECIPE_FILE
 from evomerge.merging.disk.naming import Names
 from evomerge.recipe.mergekit import write_recipe
 from evomerge.recipe.recipe import Recipe
+from evomerge.recipe.relocated import relocated
 
 
 def write_adapter(
@@ -47,7 +48,8 @@ def write_adapter(
         for name, tensor in content.tensors.items():
             writer.add(name, tensor)
         if recipe is not None:
-            writer.text(RECIPE_FILE, write_recipe(names.named()))
+            seen = names.seen_from(writer.target) if names.local else dict[str, str]()
+            writer.text(RECIPE_FILE, write_recipe(relocated(recipe, seen) if seen else recipe))
         hub = None if Path(base).is_absolute() else base
         writer.text(CARD, _card(out.name, content, hub, recipe, names))
         writer.config(_config(content, hub, shapes, causal))

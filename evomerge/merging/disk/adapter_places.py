@@ -4,7 +4,7 @@ files, and has other matrices for embeddings than for linear layers."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.checkpoints.layouts.layout import layout
@@ -13,12 +13,15 @@ from evomerge.checkpoints.structure import is_head
 from evomerge.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 PREFIX = "base_model.model."
 """What PEFT has before the name of a module in memory."""
 
 Kind = Literal["linear", "embedding", "whole"]
+
+_FUSED = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), "out_proj"
+"""Model types, and their layer whose weight kernels read by themselves: PEFT refuses an adapter on it."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,22 @@ def adapter_places(
         held = names.get(id(slot.home), []) if slot.tensor is slot.home else []
         if head_apart:
             held = [name for name in held if is_head(name) == is_head(stored)] or held[:1]
-        found = [_place(model, name) for name in held]
-        if found and None not in found:
-            places[stored] = tuple(place for place in found if place is not None)
+        found = [place for name in held if (place := _place(model, name)) is not None]
+        if found and len(found) == len(held):
+            low = all(place.low_rank for place in found)
+            places[stored] = tuple(place if low else replace(place, kind="whole", turned=False) for place in found)
     return places
 
 
-def _place(model: nn.Module, name: str) -> AdapterPlace | None:
+def _place(model: PreTrainedModel, name: str) -> AdapterPlace | None:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     path, _, parameter = name.rpartition(".")
     module = model.get_submodule(path)
+    types, fused = _FUSED
+    if model.config.model_type in types and path.endswith(f".{fused}"):
+        return AdapterPlace(path, parameter, "whole")
     if parameter == "weight" and type(module) is nn.Linear:
         return AdapterPlace(path, parameter, "linear")
     if parameter == "weight" and type(module) is Conv1D:

@@ -18,7 +18,7 @@ from evomerge.checkpoints.lora_steps import LowRank
 from evomerge.checkpoints.read import read_tensor
 from evomerge.errors import InputError, Where
 from evomerge.merging.kernels.core_space import CoreSpace
-from evomerge.merging.kernels.products import product
+from evomerge.merging.kernels.products import one_thread, product
 from evomerge.merging.plan.jobs import MergeJob, Operand, Read
 from evomerge.recipe.recipe import Document
 from evomerge.registry import METHODS
@@ -132,12 +132,17 @@ class Applied:
 
     def build(self, fetch: Fetch) -> torch.Tensor:
         """The matrix, on the device of the merged core."""
-        return self.changes.space(fetch).applied(fetch(self.base), fetch(self.core))
+        return self.changes.space(fetch).applied(fetch(self.base), self.merged(fetch))
+
+    def merged(self, fetch: Fetch) -> torch.Tensor:
+        """The merged core. One thread makes it: several would wait for each other longer than they compute."""
+        with one_thread():
+            return fetch(self.core)
 
     def factors(self, fetch: Fetch) -> tuple[torch.Tensor, torch.Tensor]:
         """The change alone as B [rows, k] and A [k, columns], float32, on the host."""
         space = self.changes.space(fetch)
-        return product(space.u, fetch(self.core).cpu().float()), space.v
+        return product(space.u, self.merged(fetch).cpu()), space.v
 
 
 def applied(job: MergeJob) -> Applied | None:
