@@ -6,7 +6,6 @@ calls of the executor), and jumps to the next end of a job when the driver waits
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
 import random
@@ -86,6 +85,7 @@ class VirtualPool(FreeExecutor):
     def __init__(self, plan: Any, items: int, workers: int, times: Times, clock: Clock, right: Any) -> None:
         """`right`: (job, slice) -> the share of the items that are answered right."""
         super().__init__(plan, items)
+        self._items = items
         self.num_workers, self.clock, self._times, self._right = workers, clock, times, right
         self._free = workers
         self._ends: list[tuple[float, int, Any, bool]] = []
@@ -97,8 +97,10 @@ class VirtualPool(FreeExecutor):
         """From when to when a worker was at work."""
 
     def answers(self, job: Any) -> Any:
-        skills = {name: self._right(job, name) for name in self.info.slices}
-        return lambda name, place, _: _spread(name, place) < skills[name]
+        # Items are evenly hard, those of each slice between those of the others.
+        names = list(self.info.slices)
+        skills = {name: self._right(job, name) * self._items - at / len(names) for at, name in enumerate(names)}
+        return lambda name, place, _: place < skills[name]
 
     def submit(self, job: Any) -> None:
         self.clock.stop()
@@ -161,8 +163,3 @@ class VirtualPool(FreeExecutor):
         """The share of the workers' time that they were at work."""
         worked = math.fsum(max(0.0, min(b, end) - max(a, begin)) for a, b in self.busy)
         return worked / (self.num_workers * (end - begin)) if end > begin else math.nan
-
-
-def _spread(name: str, place: int) -> float:
-    """How hard an item is, in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(f"{name}/{place}".encode()).digest()[:6], "big") / 2**48

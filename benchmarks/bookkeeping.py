@@ -120,9 +120,9 @@ def measure(folder: Path, kind: str, trials: int) -> dict[str, float]:
         session = Session(run, store, plan, scorer, Watch())
         begin = session.begin
 
-        def noted(proposal: Any) -> Any:
+        def noted(proposal: Any, *generation: Any) -> Any:
             scorer.genomes[plan.space.recipe(proposal.genome).id] = proposal.genome
-            return begin(proposal)
+            return begin(proposal, *generation)
 
         session.begin = noted  # type: ignore[method-assign]
 

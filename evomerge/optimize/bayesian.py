@@ -49,6 +49,9 @@ _GROWTH = 1.1
 _POOL, _ROUNDS, _KEPT = 300, 8, 8
 """The number of first mutants; how often the `_KEPT` best of them are mutated again, into half as many."""
 
+_CHOICE = 256
+"""So many mutants, or eight times as many as it needs, are what a batch is picked from."""
+
 _PARENTS = 5
 """The mutants' first parents are so many of the best genomes."""
 
@@ -212,21 +215,25 @@ class Surrogate(Sequential):
         # 2. Maximize the acquisition function by mutation: the best mutants are the next parents, in smaller steps.
         kept, n_kept, pool = inputs[:_PARENTS], max(_KEPT, count), max(_POOL, 2 * count)
         values = np.full(len(kept), -math.inf)  # their outcomes are known
-        seen: list[tuple[Matrix, Matrix, Matrix]] = []
+        seen: list[tuple[Vector, Matrix, Matrix, Matrix]] = []
         for turn in range(_ROUNDS + 1):
             size, reach = (pool // 2, 0.75 ** (turn - 1)) if turn else (pool, 1.0)
             mutants = self._mutation.around(kept, size, reach, generator)
             mean, explained = model.explained(mutants)
+            worth = acquisition(mean, model.scaled(np.sqrt(unexplained(explained))), best)
             if count > 1:
-                seen.append((mutants, mean, explained.T))
+                seen.append((worth, mutants, mean, explained.T))
             kept = np.concatenate([kept, mutants])
-            values = np.concatenate([values, acquisition(mean, model.scaled(np.sqrt(unexplained(explained))), best)])
+            values = np.concatenate([values, worth])
             order = np.argsort(-values, kind="stable")[:n_kept]
             kept, values = kept[order], values[order]
         if count == 1:
             yield kept
         else:
-            mutants, mean, explained = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+            # 3. Of all that was seen, the best are what a batch is picked from.
+            worth, *whole = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+            order = np.argsort(-worth, kind="stable")[: max(_CHOICE, 8 * count)]
+            mutants, mean, explained = (part[order] for part in whole)
             yield from _pick(Believer(model, mutants, mean, explained.T), mutants, best)
 
     def _fit_at(self, n_scored: int) -> int:

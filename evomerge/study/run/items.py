@@ -100,13 +100,18 @@ def _rows(items: Mapping[str, Iterable[ItemScore]]) -> list[dict[str, Any]]:
             "score": None if item.score is None or math.isnan(item.score) else float(item.score),
             "weight": float(item.weight),
             "cluster": item.cluster,
-            "raw": json.dumps(item.raw, default=str),
+            "raw": _text(item.raw),
             "answer": item.answer,
             "written": item.written,
         }
         for name, scores in items.items()
         for item in scores
     ]
+
+
+def _text(raw: Any) -> str:
+    """As JSON. Most metrics return a number for each item, whose text is Python's own."""
+    return repr(raw) if type(raw) is float and math.isfinite(raw) else json.dumps(raw, default=str)
 
 
 def _digest(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -109,7 +109,7 @@ class Journal(BaseJournalBackend):
         """The entries from this number on. DamagedJournal where a line is not as it was written."""
         if log_number_from < self._read.lines:
             self._read = _Place()
-        with self._open("rb") as stream:
+        with nullcontext(self._together) if self._together is not None else self._open("rb") as stream:
             stream.seek(self._read.offset)
             while (line := stream.readline(LONGEST)).endswith(b"\n"):
                 entry = self._checked(line)
