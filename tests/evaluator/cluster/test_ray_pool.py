@@ -190,7 +190,7 @@ def test_a_cluster_of_this_machine_listens_to_it_alone(tiny_study: Study) -> Non
 
     evomerge.search(tiny_study(), trials=6, workers=2, ray="local", observer=Heard(6, do=look))
     assert listening
-    assert {connection.laddr.ip for connection in listening} <= {"127.0.0.1", "::1"}
+    assert {connection.laddr.ip for connection in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert not [p for p in psutil.Process().children(recursive=True) if p.name() in ("raylet", "gcs_server")]
 
