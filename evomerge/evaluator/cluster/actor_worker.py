@@ -90,10 +90,11 @@ class ActorWorker(Worker):
     def end(self) -> str:
         import ray
 
-        if self._gone is None and self.begun:
-            with suppress(ray.exceptions.RayError):
+        with suppress(ray.exceptions.RayError):
+            if self._gone is None and self.begun:
                 ray.get(self._actor.kill.remote(), timeout=_CALL)
-        ray.kill(self._actor)
+        with suppress(ray.exceptions.RayError):  # it has not even been made
+            ray.kill(self._actor)
         return self._gone or "killed"
 
     @property

@@ -208,10 +208,10 @@ class RayPool(Pool):
             self._bar(worker.node, worker.refused)
         elif worker.ready:
             self._count_death(cause, _DEATHS * max(1, self.num_workers))
-        elif worker.begun:
+        else:
             self._failures[worker.host] += 1
             if self._failures[worker.host] >= _FAILURES:
-                problem = f"a worker died twice while it loaded; the last: {cause}"
+                problem = f"{_FAILURES} workers died there before they had loaded; the last: {cause}"
                 self._bar(worker.node, InputError(problem, "use fewer --workers", Where("--workers")))
 
     def _bar(self, node: Node, error: InputError) -> None:
