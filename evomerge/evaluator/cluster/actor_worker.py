@@ -95,6 +95,9 @@ class ActorWorker(Worker):
                 ray.get(self._actor.kill.remote(), timeout=_CALL)
         with suppress(ray.exceptions.RayError):  # it has not even been made
             ray.kill(self._actor)
+        # A connection to another cluster numbers its actors alike, and would take the end of this handle for that of
+        # one of its own.
+        self._actor = self.call = None
         return self._gone or "killed"
 
     @property

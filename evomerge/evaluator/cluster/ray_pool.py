@@ -82,8 +82,7 @@ class RayPool(Pool):
         self._demand = demanded(spec.ray, nodes(), workers, device)
         progress.phase("taking the models' fingerprints")
         found = parts(checkpoints.values())
-        self._sender = started_sender(found)
-        self._given = versions(), found, self._sender
+        self._given: tuple[Any, ...] = versions(), found, started_sender(found)
         try:
             self._fill()
             self._describe()
@@ -103,7 +102,9 @@ class RayPool(Pool):
         import ray
 
         super().close()
-        ray.kill(self._sender)
+        if self._given:
+            ray.kill(self._given[-1])
+        self._given = ()
 
     def _describe(self) -> None:
         """Says where the workers are. InputError where there is room for none."""
