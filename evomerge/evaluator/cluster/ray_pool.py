@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -103,7 +104,8 @@ class RayPool(Pool):
 
         super().close()
         if self._given:
-            ray.kill(self._given[-1])
+            with suppress(ray.exceptions.RayError):
+                ray.kill(self._given[-1])
         self._given = ()
 
     def _describe(self) -> None:
