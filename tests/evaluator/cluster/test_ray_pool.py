@@ -82,9 +82,9 @@ class Heard(Observer):
 
 
 def actors() -> list[psutil.Process]:
-    """The processes of the actors on this machine."""
+    """The processes of the actors of clusters that this process has started."""
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         try:
             if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::RemoteWorker"):
                 found.append(process)
