@@ -60,13 +60,14 @@ FLAGS: dict[str, dict[str, Any]] = {
             ]
         ),
         "--device": "auto",
-        "--workers": 1,
+        "--workers": None,
+        "--ray": None,
         "--set": [],
         "--tasks": [],
         "--track": [],
         **dict.fromkeys(["--asynchronous", "--full", "--dry-run", "--trust-tasks", "--allow-pickle"], False),
     },
-    "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers", "--track"]),
+    "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers", "--ray", "--track"]),
     "status": {"--watch": False, "--runs": "runs"},
     "dashboard": {"--port": 8080, "--host": "127.0.0.1"},
     "export": {

@@ -90,10 +90,14 @@ class ActorWorker(Worker):
     def end(self) -> str:
         import ray
 
-        if self._gone is None and self.begun:
-            with suppress(ray.exceptions.RayError):
+        with suppress(ray.exceptions.RayError):
+            if self._gone is None and self.begun:
                 ray.get(self._actor.kill.remote(), timeout=_CALL)
-        ray.kill(self._actor)
+        with suppress(ray.exceptions.RayError):  # it has not even been made
+            ray.kill(self._actor)
+        # A connection to another cluster numbers its actors alike, and would take the end of this handle for that of
+        # one of its own.
+        self._actor = self.call = None
         return self._gone or "killed"
 
     @property

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from evomerge.errors import InputError, StoppedError, Where
@@ -17,6 +17,7 @@ from evomerge.evaluator.cluster.sources import Part, Sender
 FLAG = Where("--ray")
 LOCAL = "local"
 """No address: Ray is started here, and listens to this machine alone."""
+_LOOPBACK = "127.0.0.1"
 _REACHED = 10.0
 """Seconds in which a cluster's head answers."""
 
@@ -51,8 +52,8 @@ def connected(address: str, workers: int | None, runtime_env: dict[str, Any]) ->
         raise InputError(f"{address} is not the address of a head, but of a service beside it", mend, FLAG)
     if address == LOCAL:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        settings |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "num_cpus": max(cores, workers or 1)}
-    with _own_signals():
+        settings |= {"include_dashboard": False, "num_cpus": max(cores, workers or 1)}
+    with _own_signals(), _loopback() if address == LOCAL else nullcontext():
         try:
             _check_reachable(address)
             ray.init(address, **settings, runtime_env=runtime_env or None)
@@ -61,9 +62,29 @@ def connected(address: str, workers: int | None, runtime_env: dict[str, Any]) ->
             problem = f"there is no Ray cluster at {address} ({what[0] if what else type(error).__name__})"
             raise InputError(problem, "start one: `ray start --head`", FLAG) from None
     try:
+        if address == LOCAL and (listening := ray.nodes()[0]["NodeManagerAddress"]) != _LOOPBACK:
+            problem = f"this version of Ray ({ray.__version__}) listens at {listening}, not to this machine alone"
+            raise InputError(problem, "start a cluster (`ray start --head`), and give its address", FLAG)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray is started as it is where it makes no clusters of machines: it has the address 127.0.0.1 and listens there.
+    Its setting of an address takes the machine's own in place of that one."""
+    from ray._private import ray_constants
+
+    setting = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before, was = os.environ.get(setting), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[setting], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = was
+        del os.environ[setting]
+        os.environ |= {} if before is None else {setting: before}
 
 
 def _check_reachable(address: str) -> None:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -82,8 +83,7 @@ class RayPool(Pool):
         self._demand = demanded(spec.ray, nodes(), workers, device)
         progress.phase("taking the models' fingerprints")
         found = parts(checkpoints.values())
-        self._sender = started_sender(found)
-        self._given = versions(), found, self._sender
+        self._given: tuple[Any, ...] = versions(), found, started_sender(found)
         try:
             self._fill()
             self._describe()
@@ -103,7 +103,10 @@ class RayPool(Pool):
         import ray
 
         super().close()
-        ray.kill(self._sender)
+        if self._given:
+            with suppress(ray.exceptions.RayError):
+                ray.kill(self._given[-1])
+        self._given = ()
 
     def _describe(self) -> None:
         """Says where the workers are. InputError where there is room for none."""
@@ -208,10 +211,10 @@ class RayPool(Pool):
             self._bar(worker.node, worker.refused)
         elif worker.ready:
             self._count_death(cause, _DEATHS * max(1, self.num_workers))
-        elif worker.begun:
+        else:
             self._failures[worker.host] += 1
             if self._failures[worker.host] >= _FAILURES:
-                problem = f"a worker died twice while it loaded; the last: {cause}"
+                problem = f"{_FAILURES} workers died there before they had loaded; the last: {cause}"
                 self._bar(worker.node, InputError(problem, "use fewer --workers", Where("--workers")))
 
     def _bar(self, node: Node, error: InputError) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,9 @@ from evomerge.evaluator.messages import Alive, Ended, Failed, FromWorker, Load, 
 from evomerge.evaluator.shares import environment
 from evomerge.evaluator.worker_process import WorkerProcess
 from evomerge.versions import differing
+
+_LOOK = 1.0
+"""Seconds between looks at whether Ray still runs on this node."""
 
 
 class RemoteWorker:
@@ -30,6 +34,7 @@ class RemoteWorker:
         """
         self._messages: queue.SimpleQueue[FromWorker] = queue.SimpleQueue()
         self._worker: WorkerProcess | None = None
+        threading.Thread(target=self._end_with, args=(os.getppid(),), daemon=True).start()
         threading.Thread(target=self._work, args=(setup, versions, parts, sender), daemon=True).start()
 
     def hear(self, seconds: float) -> list[FromWorker]:
@@ -55,6 +60,14 @@ class RemoteWorker:
     def process(self) -> int:
         """The id of the actor's process."""
         return os.getpid()
+
+    def _end_with(self, raylet: int) -> None:
+        """Ends this process and the worker's with Ray's process on this node: actors outlive one that was killed, and
+        would go on in the way of those that are started next."""
+        while os.getppid() == raylet:
+            time.sleep(_LOOK)
+        self.kill()
+        os._exit(1)
 
     def _work(self, setup: Setup, versions: dict[str, str], parts: tuple[Part, ...], sender: Any) -> None:
         try:

@@ -17,7 +17,6 @@ from evomerge.checkpoints.identity import FileDigest, file_digest, fingerprint, 
 from evomerge.checkpoints.references import resolve
 from evomerge.errors import InputError
 from evomerge.files.objects import ModelRef, SpaceSpec
-from evomerge.merging.resident.factor_cache import default_folder
 
 _PIECE = 64 << 20
 """Bytes of a file that are on their way at a time, twice."""
@@ -113,6 +112,9 @@ def prepared(parts: Iterable[Part], sender: Any) -> dict[str, str]:
 
 def cache() -> Path:
     """The folder of this node that keeps what was sent."""
+    # torch takes a second to import.
+    from evomerge.merging.resident.factor_cache import default_folder
+
     return default_folder().parent / "sources"
 
 

@@ -39,6 +39,8 @@ class Nodes:
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
         self.nodes: list[Any] = []
+        self.left: list[psutil.Process] = []
+        """Actors of nodes that were killed."""
 
     def add(self, **resources: Any) -> None:
         self.nodes.append(self._cluster.add_node(num_cpus=2, **resources))
@@ -46,7 +48,9 @@ class Nodes:
     def kill(self) -> None:
         """SIGKILL for the raylet of the oldest node."""
         [raylet] = self.nodes.pop(0).all_processes["raylet"]
+        left = psutil.Process(raylet.process.pid).children(recursive=True)
         raylet.process.kill()
+        self.left += [p for p in left if p.name().startswith("ray::Remote")]
 
     def shutdown(self) -> None:
         self._cluster.shutdown()
@@ -82,9 +86,9 @@ class Heard(Observer):
 
 
 def actors() -> list[psutil.Process]:
-    """The processes of the actors on this machine."""
+    """The processes of the actors of clusters that this process has started."""
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         try:
             if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::RemoteWorker"):
                 found.append(process)
@@ -140,6 +144,8 @@ def test_killed_nodes_cost_nothing_and_others_join(tiny_study: Study) -> None:
         cluster.shutdown()
     assert facts("two") == facts("one")
     assert sum("a worker starts on" in line for line in killer.lines) >= KILLS - 1
+    assert cluster.left
+    assert not psutil.wait_procs(cluster.left, timeout=30)[1]
 
 
 def killed(command: Sequence[str], line: str) -> None:
@@ -190,7 +196,7 @@ def test_a_cluster_of_this_machine_listens_to_it_alone(tiny_study: Study) -> Non
 
     evomerge.search(tiny_study(), trials=6, workers=2, ray="local", observer=Heard(6, do=look))
     assert listening
-    assert {connection.laddr.ip for connection in listening} <= {"127.0.0.1", "::1"}
+    assert {connection.laddr.ip for connection in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert not [p for p in psutil.Process().children(recursive=True) if p.name() in ("raylet", "gcs_server")]
 
