@@ -48,7 +48,7 @@ def _drawn(*parts: str) -> float:
 
 @contextmanager
 def free_executor(plan: Any, *_: Any) -> Iterator[Drawn]:
-    """In place of `study.search._executor`."""
+    """In place of `study.search.executor_of`."""
     yield Drawn(plan, ITEMS)
 
 

@@ -91,7 +91,7 @@ def fork(folder: Path, arguments: Sequence[str], free: bool = False) -> int:
         from evomerge.study import search
 
         if free:
-            search._executor = free_executor  # type: ignore[assignment]
+            search.executor_of = free_executor  # type: ignore[assignment]
         code = main(list(arguments))
     except BaseException:
         import traceback

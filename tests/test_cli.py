@@ -56,6 +56,7 @@ FLAGS: dict[str, dict[str, Any]] = {
                 "--memory",
                 "--fitness",
                 "--storage",
+                "--copy-items",
                 "--from",
             ]
         ),
@@ -67,7 +68,9 @@ FLAGS: dict[str, dict[str, Any]] = {
         "--track": [],
         **dict.fromkeys(["--asynchronous", "--full", "--dry-run", "--trust-tasks", "--allow-pickle"], False),
     },
-    "resume": dict.fromkeys(["--trials", "--time", "--items", "--device", "--memory", "--workers", "--ray", "--track"]),
+    "resume": dict.fromkeys(
+        ["--trials", "--time", "--items", "--device", "--memory", "--workers", "--ray", "--copy-items", "--track"]
+    ),
     "status": {"--watch": False, "--runs": "runs"},
     "dashboard": {"--port": 8080, "--host": "127.0.0.1"},
     "export": {
@@ -266,6 +269,7 @@ def test_dry_run_writes_nothing(tiny_study: Study, capsys: pytest.CaptureFixture
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_search_says_how_to_go_on(tiny_study: Study, how: signal.Signals) -> None:
     tiny_study()

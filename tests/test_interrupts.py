@@ -270,6 +270,7 @@ def test_one_in_a_merge_leaves_nothing(tiny_models: Path, tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["recipe.yaml"]
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_ends_the_search_and_its_workers(tiny_study: Callable[..., Path]) -> None:
     """A real one: the process leads its session, and its output is there."""
     tiny_study()

@@ -89,6 +89,7 @@ def test_a_stream_that_is_not_the_process_stdout_stays(capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "result\n"
 
 
+@pytest.mark.slow
 def test_a_reader_of_the_progress_that_has_left_costs_nothing(tiny_study: Study) -> None:
     tiny_study()
     reader, writer = os.pipe()
@@ -125,6 +126,7 @@ def score(model, tokenizer, items):
 """
 
 
+@pytest.mark.slow
 def test_a_scorer_neither_breaks_the_json_nor_ends_the_search(tiny_study: Study) -> None:
     def change(space: dict[str, Any], fitness: dict[str, Any]) -> None:
         fitness["slices"] = {"x": {"python": "noisy:score", "data": "items.jsonl", "timeout": "1s"}}

@@ -142,6 +142,7 @@ def test_what_headers_show_is_said_before_a_download(hub: Hub, tmp_path: Path) -
     assert hub.asked == ["model.safetensors bytes=0-99999"]
 
 
+@pytest.mark.slow
 def test_a_merge_of_models_on_the_hub(hub: Hub, tmp_path: Path) -> None:
     base = tiny_models.base_tensors()
     for seed, name in enumerate(("model", "tuned")):
@@ -159,6 +160,7 @@ def test_a_merge_of_models_on_the_hub(hub: Hub, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_dry_run_goes_by_headers(hub: Hub, tmp_path: Path) -> None:
     base = tiny_models.base_tensors()
     hub.repositories["org/model"] = tiny_models.write(tmp_path / "model", base)
@@ -191,6 +193,7 @@ def test_a_hub_that_fails_on_the_way_is_one_line(hub: Hub, tmp_path: Path) -> No
 CHECK = "from evomerge.cli import main; import sys; sys.exit(main({words!r}))"
 
 
+@pytest.mark.slow
 def test_models_on_the_hub_are_checked_by_their_headers(hub: Hub, tmp_path: Path) -> None:
     """No weight is downloaded, a card's licence is read, and a space names the revision that was read."""
     for number, name in enumerate(("model", "tuned")):

@@ -15,7 +15,7 @@ import evomerge
 from evomerge.errors import InputError, TrialError
 from evomerge.evaluator.executor import InProcess, run_all, run_job
 from evomerge.evaluator.jobs import Job
-from evomerge.study import search
+from evomerge.study import executors
 from evomerge.study.after.status import Status
 from evomerge.study.observer import Observer
 from evomerge.study.run.folder import RunFolder
@@ -77,7 +77,7 @@ def test_with_generations_nothing_depends_on_who_ends_first(
 ) -> None:
     space = tiny_study(with_pruning(pruning))
     one = evomerge.search(space, run="one", trials=36)
-    monkeypatch.setattr(search, "InProcess", Juggler)
+    monkeypatch.setattr(executors, "InProcess", Juggler)
     many = evomerge.search(space, run="many", trials=36)
     assert facts("many") == facts("one")
     on_holdout = [[(t.number, t.scores, t.state) for t in r.holdout.trials] for r in (many, one)]
@@ -95,7 +95,7 @@ def test_with_generations_nothing_depends_on_who_ends_first(
 def test_an_asynchronous_search_goes_on_as_it_was_wherever_it_was_cut(
     tiny_study: Study, monkeypatch: pytest.MonkeyPatch, optimizer: str, pruning: bool
 ) -> None:
-    monkeypatch.setattr(search, "InProcess", Juggler)
+    monkeypatch.setattr(executors, "InProcess", Juggler)
     space = tiny_study(with_pruning(pruning))
     with pytest.raises(KeyboardInterrupt):
         evomerge.search(space, optimizer=optimizer, asynchronous=True, trials=30, observer=StopAfter(9))
@@ -134,7 +134,7 @@ def test_one_at_a_time_asynchronous_and_not_are_the_same(tiny_study: Study) -> N
 
 
 def test_budgets_hold_for_what_is_in_flight(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "InProcess", Juggler)
+    monkeypatch.setattr(executors, "InProcess", Juggler)
     space = tiny_study()
     for trials in (5, 8):
         evomerge.search(space, run=f"r{trials}", optimizer="random", asynchronous=True, trials=trials)
@@ -142,7 +142,7 @@ def test_budgets_hold_for_what_is_in_flight(tiny_study: Study, monkeypatch: pyte
 
 
 def test_the_time_of_several_is_the_time_that_passes(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "InProcess", Juggler)
+    monkeypatch.setattr(executors, "InProcess", Juggler)
     space = tiny_study(lambda space, fitness: space.update(budget={"time": "1s"}))
     result = evomerge.search(space, optimizer="random", asynchronous=True)
     trials = sorted(result.search.trials, key=lambda t: -1 if t.order is None else t.order)

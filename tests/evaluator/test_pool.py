@@ -111,6 +111,7 @@ def test_a_slice_beyond_its_time_is_scored_again_once(hire: Callable[..., Any], 
         assert len(heard.warnings) == 2
 
 
+@pytest.mark.slow
 def test_one_without_a_sign_of_life_is_replaced(hire: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_BEAT", 0.2)
     monkeypatch.setattr(pool, "_SILENCE", 1.5)
@@ -125,6 +126,7 @@ def test_one_without_a_sign_of_life_is_replaced(hire: Callable[..., Any], monkey
         )
 
 
+@pytest.mark.slow
 def test_one_that_works_for_long_is_left_alone(hire: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_BEAT", 0.1)
     monkeypatch.setattr(pool, "_SILENCE", 2.5)
@@ -260,6 +262,7 @@ class Murderer(Observer):
             self.killed += 1
 
 
+@pytest.mark.slow
 def test_two_workers_find_what_one_finds_though_one_of_them_is_killed(tiny_study: Study) -> None:
     space = tiny_study()
     one = evomerge.search(space, run="one", trials=20)
@@ -302,6 +305,7 @@ def test_an_asynchronous_search_that_is_interrupted_and_killed_loses_nothing(tin
     check_record(evomerge.status("space"), 40)
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_is_said_as_by_one_process(tiny_study: Study) -> None:
     with pytest.raises(InputError, match=r"--device: no device 'cuda:9[78]' here"):
         evomerge.search(tiny_study(), workers=2, device="cuda:97,cuda:98")

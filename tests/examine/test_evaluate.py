@@ -51,6 +51,7 @@ def test_json_says_all_that_a_pipeline_decides_by(tiny_study: Study, capsys: Sai
     assert told["slices"]["b"]["floor"] == pytest.approx(told["references"]["base"]["b"] - 0.5)
 
 
+@pytest.mark.slow
 def test_the_exit_code_reaches_the_shell(tiny_study: Study) -> None:
     def strict(space: dict[str, Any], fitness: dict[str, Any]) -> None:
         fitness["slices"]["b"]["floor"] = 0.99

@@ -75,6 +75,7 @@ def test_the_cause_is_named(models: Models, change: Change, name: str, said: str
     assert said in found[0].evidence[0].what
 
 
+@pytest.mark.slow
 def test_a_beginning_of_text_that_is_added_twice(models: Models, tmp_path: Path) -> None:
     start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
 
@@ -92,6 +93,7 @@ def test_a_beginning_of_text_that_is_added_twice(models: Models, tmp_path: Path)
     assert str(found.evidence[0].value).startswith("<s> <s>")
 
 
+@pytest.mark.slow
 def test_an_end_of_text_that_is_no_number(models: Models, tmp_path: Path) -> None:
     """transformers fails with a TypeError over it."""
     found = _after(models, lambda f: edit_json(f, "generation_config.json", eos_token_id="</s>"), tmp_path, quick=False)
@@ -103,6 +105,7 @@ def test_a_recipe_that_cannot_be_read_is_told(models: Models, tmp_path: Path) ->
     assert found.notes[0].startswith("mergekit_config.yml cannot be read (is not valid YAML")
 
 
+@pytest.mark.slow
 def test_json_leaves_out_the_texts_tokens(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", str(models.root / "merge"), "--json", "--device", "cpu"]) == 0
     assert "tokens" not in json.loads(capsys.readouterr().out)["behaviour"]["the merge"]

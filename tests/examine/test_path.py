@@ -245,6 +245,7 @@ def test_what_is_wrong_is_one_line(words: list[str], problem: str, tiny_study: S
     assert problem in last
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_scored_points_on_stdout(tiny_study: Study) -> None:
     tiny_study()
     words = ["path", "models/one", "models/two", "--fitness", "fitness.yaml", "--reference", "base=models/base"]

@@ -51,6 +51,7 @@ def test_evaluate_shows_base_sources_and_model(recipe: str, tmp_path: Path, caps
     assert "the model" in said
 
 
+@pytest.mark.slow
 def test_doctor_shows_them_too(recipe: str, capsys: Said) -> None:
     evomerge.merge(recipe, "out")
     command = ["doctor", "out", "--device", "cpu", "--prompt", "abc"]

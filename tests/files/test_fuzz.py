@@ -202,6 +202,7 @@ def test_recipes(request: pytest.FixtureRequest, sandbox: Path) -> None:
     run()
 
 
+@pytest.mark.slow
 def test_task_files(request: pytest.FixtureRequest, sandbox: Path) -> None:
     from evomerge.files.objects import SliceSpec
     from evomerge.scoring.preflight import check_task

@@ -52,6 +52,7 @@ def test_the_first_line_says_what_to_do() -> None:
     assert runs_table([made.status(finished=True)]).legend == []
 
 
+@pytest.mark.slow
 def test_status_of_a_real_search(tiny_study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     """While it runs, killed, and finished."""
     tiny_study()

@@ -50,6 +50,7 @@ def load(model: Any, name: str) -> None:
     model.tie_weights()
 
 
+@pytest.mark.slow
 def test_bits_per_byte_are_the_independent_scorers(specialists: Bench, base: tuple[Any, Any]) -> None:
     for model, row in TABLE.items():
         slices = {name: {"task": f"{name}_text", "metric": "bits_per_byte"} for name in row}

@@ -42,7 +42,7 @@ def finished(request: pytest.FixtureRequest, tiny_study: Study, monkeypatch: pyt
     """The folder of a finished run `study`, in the current folder; scores are a function of the recipe."""
     tiny_study()
     write_free_study(Path(), Path("models").absolute(), str(request.param))
-    monkeypatch.setattr("evomerge.study.search._executor", free_executor)
+    monkeypatch.setattr("evomerge.study.search.executor_of", free_executor)
     return evomerge.search("space.yaml", run="study", settings=WHOLE).folder.path
 
 

@@ -36,17 +36,17 @@ WAYS: dict[str, dict[str, Any]] = {
 def study(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study of a few trials. Its models are loaded once for all runs."""
     loaded: list[Any] = []
-    real = module._executor
+    real = module.executor_of
 
     @contextmanager
-    def executor(plan: Any, device: str, memory: str | None, workers: int, observer: Any) -> Iterator[Any]:
+    def executor(*about: Any) -> Iterator[Any]:
         if not loaded:
-            with real(plan, device, memory, workers, observer) as first:
+            with real(*about) as first:
                 assert isinstance(first, InProcess)
                 loaded.append(first._evaluator)
-        yield InProcess(loaded[0], observer)
+        yield InProcess(loaded[0], about[-1])
 
-    monkeypatch.setattr(module, "_executor", executor)
+    monkeypatch.setattr(module, "executor_of", executor)
     return tiny_study()
 
 

@@ -57,6 +57,7 @@ def write(root: Path, shared: Path, methods: list[str], sources: tuple[str, ...]
     return root / "s.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["surrogate", "cma-es"])
 def test_every_method_stays_reachable_and_the_recipe_rebuilds(
     name: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -40,6 +40,7 @@ def test_a_search_remembers_that_it_may(space: Path, capfd: pytest.CaptureFixtur
     assert "[6/6]" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_workers_may_too(space: Path) -> None:
     result = evomerge.search(space, trials=5, workers=2, device="cpu", allow_pickle=True)
     assert [t.state for t in result.search.trials] == ["complete"] * 5

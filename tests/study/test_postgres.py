@@ -43,7 +43,7 @@ from _damage import free_executor
 import evomerge
 from evomerge.study import search
 from evomerge.study.observer import Observer
-search._executor = free_executor
+search.executor_of = free_executor
 class Watch(Observer):
     left = int(sys.argv[2])
     def trial_finished(self, trial, leaderboard):
@@ -84,7 +84,7 @@ def study(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Writes a study whose scores are a function of the recipe. Returns the trials that it has in a journal."""
     tiny_study()
     write_free_study(Path(), Path("models").absolute(), "racing", TRIALS)
-    monkeypatch.setattr("evomerge.study.search._executor", free_executor)
+    monkeypatch.setattr("evomerge.study.search.executor_of", free_executor)
     evomerge.search("space.yaml", run="journal")
     return facts("journal")
 

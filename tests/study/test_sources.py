@@ -106,6 +106,7 @@ def test_a_run_is_not_written_down_with_other_files_than_it_loaded(
     assert not Path("runs/space/environment.json").exists()
 
 
+@pytest.mark.slow
 def test_a_running_process_ends_with_one_line(whole: dict[int, Any]) -> None:
     command = [*INTERRUPTIBLE, "search", "space.yaml", "--trials", "400", "--memory", "1MB", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -155,6 +155,7 @@ def large(folder: Path, seed: int) -> Path:
     return tiny_models.write(folder, tensors, **sizes)
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_nothing_like_a_checkpoint(tmp_path):
     base, source = large(tmp_path / "base", 0), large(tmp_path / "source", 1)
     file, out = tmp_path / "recipe.yaml", tmp_path / "out"
@@ -287,6 +288,7 @@ def test_the_folder_may_stand_behind_options(recipe, tmp_path):
     assert main(["merge", str(recipe), "-j", "1", str(tmp_path / "out")]) == 0
 
 
+@pytest.mark.slow
 def test_the_cache_of_hub_models(models, tmp_path):
     """In a process of its own: the hub's library reads the setting once."""
     commit, cache = "c" * 40, tmp_path / "cache"

@@ -111,6 +111,7 @@ def test_a_rounding_inside_a_formula_is_not_optimized_away(dtype, dropped):
     assert torch.equal(out, values.to(dtype).to(torch.float32))
 
 
+@pytest.mark.slow
 def test_a_kernel_is_compiled_beside_the_work_and_then_used():
     merged, base = tensors(5003, torch.float32, 1)
     blend, compiled = Blend(Kernel("nearswap"), base, merged, [[0.01]]), Compiled(worth=0)
@@ -124,6 +125,7 @@ def test_a_kernel_is_compiled_beside_the_work_and_then_used():
     assert torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_stays_plain_torch(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "/nonexistent")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

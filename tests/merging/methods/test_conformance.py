@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from evomerge.registry import METHODS
 from evomerge.testing.methods import MethodConformance
 
@@ -14,6 +16,7 @@ class TestMethods(MethodConformance):
     names = sorted(METHODS)
 
 
+@pytest.mark.slow
 def test_results_do_not_move_with_the_hash_seed() -> None:
     code = (
         "import hashlib; from evomerge.registry import METHODS; from evomerge.testing.methods import run\n"

@@ -126,6 +126,7 @@ options.out.write_text(json.dumps({row["id"]: row["target"] * weight for row in 
     assert merges <= len(Path("runs.txt").read_text()) <= merges + len(result.holdout.trials)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_as_if_nothing_had_been(commanded: Command) -> None:
     space = commanded()
     whole = evomerge.search(space, run="whole", trials=6)
@@ -158,6 +159,7 @@ def test_what_a_program_may_do_wrong_is_one_line(answer: str, commanded: Command
     assert re.search(BAD[answer], line), line
 
 
+@pytest.mark.slow
 def test_a_program_that_hangs_is_ended_with_all_that_it_started(commanded: Command) -> None:
     hang = """
 import subprocess, time

@@ -394,6 +394,7 @@ def flaky(tiny_study: Callable[..., Path]) -> Path:
     return space
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_and_keeps_the_traceback_in_its_log(flaky: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["search", "space.yaml", "--trials", "16", "--json"])
     printed = capsys.readouterr()

@@ -119,6 +119,7 @@ def test_a_source_that_is_gone(
     assert say(engine)
 
 
+@pytest.mark.slow
 def test_one_that_dies_is_asked_again_once(
     engine: ServingEngine, candidates: dict[str, tuple[Recipe, str]], vllm: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_an_error_of_vllm_costs_the_candidate(
     assert say(engine)  # nothing that it left behind is waited for
 
 
+@pytest.mark.slow
 def test_what_nobody_waits_for_ends_with_the_engine(
     engine: ServingEngine, candidates: dict[str, tuple[Recipe, str]]
 ) -> None:

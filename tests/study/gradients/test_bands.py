@@ -47,6 +47,7 @@ def test_search_export_merge(tiny_study: Study, bands: Any) -> None:
     assert checkpoint_digest(folder) == best.digest
 
 
+@pytest.mark.slow
 def test_what_was_decomposed_once_is_not_decomposed_again(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """By no other search of these models, no merge and no evaluation; and nothing depends on the folder."""
     file = tiny_study(banded({"top": 2}))
@@ -80,6 +81,7 @@ def test_what_was_decomposed_once_is_not_decomposed_again(tiny_study: Study, mon
     assert facts[0] == facts[1] == facts[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bands", [2, {"top": 3, "cut": 2}])
 def test_a_resumed_search_is_the_same(tiny_study: Study, bands: Any) -> None:
     file = tiny_study(banded(bands))

@@ -367,6 +367,7 @@ def test_where_no_slice_has_slopes_nothing_can_begin_along_them(tiny_study: Stud
     assert "which has no slope for surrogate to follow; add a slice of texts" in refused(tiny_study, change)
 
 
+@pytest.mark.slow
 def test_a_density_is_held_during_the_steps_and_searched_after_them(tiny_study: Study) -> None:
     def change(space: dict[str, Any], fitness: dict[str, Any]) -> None:
         started(space, fitness)

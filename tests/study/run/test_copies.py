@@ -45,7 +45,7 @@ def study(tiny_study: Study, monkeypatch: pytest.MonkeyPatch) -> MemoryFileSyste
     several files."""
     tiny_study()
     write_free_study(Path(), Path("models").absolute(), "racing", 24)
-    monkeypatch.setattr("evomerge.study.search._executor", free_executor)
+    monkeypatch.setattr("evomerge.study.search.executor_of", free_executor)
     system = fsspec.filesystem("memory")
     system.store.clear()
     return system
