@@ -3,6 +3,7 @@ models are."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -184,21 +185,40 @@ def test_a_killed_driver_loses_nothing(tiny_study: Study, cluster: Nodes, kind: 
         assert now == facts("one")
 
 
+ALONE = """
+import json, os, psutil, evomerge
+from tests.evaluator.cluster.test_ray_pool import Heard
+
+found = {"names": [], "addresses": []}
+
+def look():
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        found["names"].append(process.name())
+        listening = (c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN)
+        found["addresses"] += [c.laddr.ip for c in listening]
+
+evomerge.search("space.yaml", trials=6, workers=2, ray="local", observer=Heard(6, do=look))
+found["left"] = [p.name() for p in psutil.Process().children(recursive=True)]
+found["statistics"] = os.environ["RAY_USAGE_STATS_ENABLED"]
+print(json.dumps(found))
+"""
+
+
 def test_a_cluster_of_this_machine_listens_to_it_alone(tiny_study: Study) -> None:
-    listening: list[Any] = []
-
-    def look() -> None:
-        mine = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        names = {process.name() for process in mine}
-        assert {"gcs_server", "raylet"} <= names
-        for process in mine:
-            listening.extend(c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN)
-
-    evomerge.search(tiny_study(), trials=6, workers=2, ray="local", observer=Heard(6, do=look))
-    assert listening
-    assert {connection.laddr.ip for connection in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-    assert not [p for p in psutil.Process().children(recursive=True) if p.name() in ("raylet", "gcs_server")]
+    """In a process of its own, which has started no other cluster."""
+    tiny_study()
+    path = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", ALONE]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {"gcs_server", "raylet"} <= set(found["names"])
+    assert found["addresses"]
+    assert set(found["addresses"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert found["statistics"] == "0"
+    assert not {"raylet", "gcs_server"} & set(found["left"])
 
 
 @pytest.fixture
